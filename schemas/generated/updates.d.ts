@@ -1,6 +1,6 @@
-// Generated from the schema files by `make contract`: change those instead.
+// Generated from the schema files by `make contract`. Change the schema files instead.
 
-/** The update types, and what the data of each is. An interface, so that you can declare types of your own in it. */
+/** The update types, each with its data. An interface, so that you can declare your own types in it. */
 export interface UpdateData {
   "entity-activity": EntityActivity;
   event: KillboardEvent;
@@ -11,13 +11,13 @@ export interface UpdateData {
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update: switch on its type, and its data is known. One of a type that is not here may come: ignore it. */
+/** Any update. A switch on its type narrows its data. Updates of other types may arrive: ignore them. */
 export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
 
-/** The same as a client gets it that asked for ids. */
+/** Any update for clients that asked for ids. */
 export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[UpdateType];
 
-/** What the bridge itself tells a client that asked for ids, and the data of each. */
+/** The bridge's own messages to clients that asked for ids, each with its data. */
 export interface MessageData {
   gap: Gap;
   resume: Resume;
@@ -25,7 +25,7 @@ export interface MessageData {
 
 export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof MessageData];
 
-/** Whatever a client gets that asked for ids: switch on its type. */
+/** Any message to clients that asked for ids. A switch on its type narrows its data. */
 export type Received = UpdateWithId | Message;
 
 /**

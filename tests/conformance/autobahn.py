@@ -1,8 +1,9 @@
-"""Autobahn's cases against a server that never answers a message; the outcomes, in JSON, go to standard output.
+"""Runs Autobahn's cases against a server that never answers a message. Writes the outcomes as JSON to standard output.
 
-Run as a process of its own, `python -m tests.conformance.autobahn URL`: kosoku puts its cases' folders in front of
-Python's path and changes `binascii` for them. The cases are sent as they are. Only where one waits for an echo, a ping
-follows, and its pong is waited for instead: then all before it has been read, and the connection still serves.
+Run it as a separate process, `python -m tests.conformance.autobahn URL`, because kosoku puts its folders of cases at
+the front of Python's path and changes `binascii`. The cases are sent unchanged. If a case waits for an echo, a ping
+follows, and the case waits for its pong instead. The pong shows that the bridge has read everything before it, and that
+the connection still works.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ STILL_THERE = "still there?"
 PING = 9
 
 CONCURRENCY = 64
-"""Most of the time is spent in cases that wait for a second on purpose."""
+"""Cases that wait for a second take most of the time."""
 
-PATIENCE_S = 10.0
-"""Instead of the half or whole second after which the cases give up on a server: it may share a busy machine."""
+TIMEOUT_S = 10.0
+"""Replaces the cases' timeouts of 0.5 or 1 s, because the machine may be busy."""
 
 
-class Line:
-    """What a case sees of its connection, and the place where the end of what it sends shows."""
+class CaseProtocol:
+    """The protocol of a case. It sends a ping after the case's last message."""
 
     def __init__(self, protocol: Any, case: Any) -> None:
         vars(self).update(_protocol=protocol, _case=case)
@@ -37,36 +38,36 @@ class Line:
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._protocol, name, value)
 
-    def killAfter(self, _seconds: float) -> None:  # noqa: N802 - the cases' name for it
+    def killAfter(self, _seconds: float) -> None:  # noqa: N802 - the cases call it
         self._expect_no_echo()
-        self._protocol.killAfter(PATIENCE_S)
+        self._protocol.killAfter(TIMEOUT_S)
 
-    def closeAfter(self, seconds: float) -> None:  # noqa: N802 - the cases call it so
+    def closeAfter(self, seconds: float) -> None:  # noqa: N802 - the cases call it
         self._expect_no_echo()
         self._protocol.closeAfter(seconds)
 
     def _expect_no_echo(self) -> None:
         case = self._case
-        owed = [event for event in case.expected[case.OK] if event[0] != "message"]
-        # Where the server must fail the connection, or the case closes it by itself, no echo need come in any case.
-        if owed != case.expected[case.OK] and case.expectedClose["closedByMe"] and not case.suppressClose:
-            case.expected = {case.OK: [*owed, ("pong", STILL_THERE)]}
+        expected = [event for event in case.expected[case.OK] if event[0] != "message"]
+        # If the server must fail the connection, or the case closes it itself, the case does not wait for an echo.
+        if expected != case.expected[case.OK] and case.expectedClose["closedByMe"] and not case.suppressClose:
+            case.expected = {case.OK: [*expected, ("pong", STILL_THERE)]}
             self._protocol.sendFrame(opcode=PING, payload=STILL_THERE)
 
 
 def without_echo(case: type) -> type:
-    """The case, seeing its connection through a `Line`."""
+    """Returns the case with a `CaseProtocol`."""
 
-    def __init__(self: Any, protocol: Any) -> None:  # noqa: N807 - of the class below
-        case.__init__(self, Line(protocol, self))  # type: ignore[misc]  # of this very class
+    def __init__(self: Any, protocol: Any) -> None:  # noqa: N807 - a method of the class below
+        case.__init__(self, CaseProtocol(protocol, self))  # type: ignore[misc]  # `self` is of the class below
 
     return type(case.__name__, (case,), {"__init__": __init__})
 
 
 async def outcomes(url: str) -> list[dict[str, Any]]:
-    """What came of each case, as kosoku recorded it."""
-    import kosoku  # noqa: PLC0415 - it changes sys.path and binascii: nothing else is to be imported behind it
-    from kosoku.cases import CASES  # noqa: PLC0415 - behind kosoku, which makes it importable
+    """Returns kosoku's result of each case."""
+    import kosoku  # noqa: PLC0415 - it changes sys.path and binascii, so it is imported last
+    from kosoku.cases import CASES  # noqa: PLC0415 - importable only after kosoku
 
     CASES.update({number: without_echo(case) for number, case in CASES.items()})
     try:
@@ -92,5 +93,5 @@ async def outcomes(url: str) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     sys.stdout.buffer.write(orjson.dumps(asyncio.run(outcomes(sys.argv[1]))))
     sys.stdout.flush()
-    # Past the interpreter's own end: one of kosoku's threads may still want it then, and aborts the process.
+    # Skips the interpreter's shutdown: a running thread of kosoku could abort the process then.
     os._exit(0)

@@ -1,7 +1,8 @@
 """Random mutations of the vectors' values, on which the two validators must agree.
 
-`python -m tests.conformance.mutations --count 200000 --seed 7` judges as many and prints what they disagree about. What
-one parser takes and the other does not (numbers that overflow, lone surrogates, deep nesting) is not made here.
+`python -m tests.conformance.mutations --count 200000 --seed 7` validates 200,000 mutations and prints the
+disagreements. Mutations never contain values that only one of the parsers accepts: numbers that overflow, lone
+surrogates and deep nesting.
 """
 
 import argparse
@@ -13,23 +14,23 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from tests.conformance import judges, vectors
-from tests.conformance.judges import Case, Judgement
+from tests.conformance import validators, vectors
 from tests.conformance.odd import CHARACTERS, DATE_TIME_PARTS, FRACTIONS, NAMES, NUMBERS, STRINGS, ZONES
+from tests.conformance.validators import Case, Result
 
 CHUNK = 50_000
-"""Cases for one process of Node's."""
+"""The number of cases for one process of Node."""
 
 
 class Number(str):
-    """A number as it is spelled: 587.0 and 5.87e2 are different texts of the same number."""
+    """The text of a number: 587.0 and 5.87e2 are different texts of the same number."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class Members:
-    """An object, in which a name may be there twice."""
+    """An object, in which a name can occur twice."""
 
     pairs: list[tuple[str, "Value"]]
 
@@ -38,13 +39,13 @@ Value = None | bool | str | Number | list["Value"] | Members
 
 
 def parse(text: bytes) -> Value:
-    """JSON text to what can be mutated."""
+    """Parses JSON text to a value that can be mutated."""
     value: Value = json.loads(text, object_pairs_hook=Members, parse_int=Number, parse_float=Number)
     return value
 
 
 def write(value: Value) -> str:
-    """What can be mutated to JSON text."""
+    """Writes a value as JSON text."""
     if isinstance(value, Number):
         return str(value)
     if isinstance(value, Members):
@@ -56,16 +57,16 @@ def write(value: Value) -> str:
 
 @dataclass(slots=True)
 class Mutator:
-    """Makes one case after the other, the same ones for the same seed."""
+    """Generates cases. The same seed gives the same cases."""
 
     random: Random
 
     def cases(self) -> Iterator[Case]:
-        """Without end."""
-        judged = [(vector.valid, vector.judged) for vector in vectors.everything() if vector.judged is not None]
-        # What is broken already shows little when more of it breaks.
-        weights = [5 if valid else 1 for valid, _ in judged]
-        bases = [(schema, parse(text)) for _, (schema, text) in judged]
+        """Yields cases without end."""
+        validated = [(vector.valid, vector.validated) for vector in vectors.everything() if vector.validated]
+        # Mutations of invalid values find less than those of valid values.
+        weights = [5 if valid else 1 for valid, _ in validated]
+        bases = [(schema, parse(text)) for _, (schema, text) in validated]
         while True:
             schema, value = self.random.choices(bases, weights)[0]
             for _ in range(self.random.choice([1, 1, 1, 2, 3])):
@@ -73,7 +74,7 @@ class Mutator:
             yield schema, write(value).encode()
 
     def mutated(self, value: Value) -> Value:
-        """The value, changed somewhere."""
+        """Returns the value with one random change."""
         chance = self.random.random()
         if isinstance(value, Members) and value.pairs and chance < 0.97:
             return Members(self._members(list(value.pairs)))
@@ -86,7 +87,7 @@ class Mutator:
         return self.anything(value)
 
     def anything(self, value: Value) -> Value:
-        """Something else in its place."""
+        """Returns a random replacement for the value."""
         makers: list[Callable[[], Value]] = [
             lambda: None,
             lambda: self.random.random() < 0.5,
@@ -134,7 +135,7 @@ class Mutator:
         elif what < 0.9:
             items.insert(at, self.anything(items[at]))
         elif write(items[at]).count(",") < 9:
-            # Up to and beyond the 100 that some lists may hold.
+            # Up to and beyond the limit of 100 items that some lists have.
             items.extend([items[at]] * self.random.choice([1, 2, 98, 99, 100]))
         return items
 
@@ -184,23 +185,25 @@ class Mutator:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A case on which the validators say different things."""
+    """A case with different results."""
 
     schema: str
     text: str
-    jsonschema: Judgement
-    ajv: Judgement
+    jsonschema: Result
+    ajv: Result
 
 
 def disagreements(node: str, cases: Sequence[Case]) -> Iterator[Disagreement]:
-    """The cases on which the validators differ in whether, or in where, something is wrong."""
-    for (schema, text), ours, theirs in zip(cases, judges.jsonschema(cases), judges.ajv(node, cases), strict=True):
+    """Yields the cases for which the validators find different violations, or violations at different places."""
+    for (schema, text), ours, theirs in zip(
+        cases, validators.jsonschema(cases), validators.ajv(node, cases), strict=True
+    ):
         if ours != theirs:
             yield Disagreement(schema, text.decode(), ours, theirs)
 
 
 def main() -> int:
-    """Judges as many cases as asked for; exit code 1 where there is a disagreement."""
+    """Validates random cases. The exit code is 1 if the validators disagree."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.mutations", description=main.__doc__)
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -209,15 +212,15 @@ def main() -> int:
     if node is None:
         parser.error("node is not installed")
     cases = Mutator(Random(arguments.seed)).cases()
-    found = valid = judged = 0
-    while chunk := list(islice(cases, min(CHUNK, arguments.count - judged))):
-        judged += len(chunk)
-        valid += sum(not judgement for judgement in judges.jsonschema(chunk))
+    found = valid = total = 0
+    while chunk := list(islice(cases, min(CHUNK, arguments.count - total))):
+        total += len(chunk)
+        valid += sum(not result for result in validators.jsonschema(chunk))
         for disagreement in disagreements(node, chunk):
             found += 1
             if found <= 20:
                 sys.stdout.write(f"{disagreement}\n")
-    sys.stdout.write(f"seed {arguments.seed}: {judged} cases, {valid} of them valid, {found} disagreements\n")
+    sys.stdout.write(f"seed {arguments.seed}: {total} cases, {valid} of them valid, {found} disagreements\n")
     return 1 if found else 0
 
 

@@ -1,4 +1,4 @@
-"""Odd values for mutations: what validators, parsers and programmers' assumptions differ about."""
+"""Unusual values for mutations. Validators, parsers and programmers treat them differently."""
 # ruff: noqa: SIM905 - as list literals, one value on each line, these would be hundreds of lines
 
 NUMBERS = """
@@ -10,7 +10,7 @@ NUMBERS = """
     18446744073709551615 18446744073709551616 -18446744073709551616 10000000000000000000000000000000000000000
     1.7976931348623157e308 0.1 0.30000000000000004 0.99999999999999999 1.0000000000000001 1e-7 1e-20
 """.split()
-"""JSON texts, because the spelling is part of what is odd."""
+"""JSON texts, because the notation matters too."""
 
 STRINGS = [
     *"0 1 -1 null true x killmail corporation battle a-b a--b -a http://a https:// https://killboard.example/".split(),
@@ -32,7 +32,7 @@ CHARACTERS: list[str] = [
     "\u017f",
     "\u212a",
 ]
-"""Among them digits, a minus and letters that are not ASCII, but like it."""
+"""They include digits, a minus sign and letters that look like ASCII but are not."""
 
 DATE_TIME_PARTS = [
     (0, 4, "0000 0001 1899 1900 2000 2023 2024 2100 9999".split()),
@@ -42,7 +42,7 @@ DATE_TIME_PARTS = [
     (14, 16, "00 29 30 59 60 89 99".split()),
     (17, 19, "00 58 59 60 61".split()),
 ]
-"""Of `2024-10-22T10:30:00Z`: where a part starts and ends, and what may be there instead."""
+"""The start and the end of each part of `2024-10-22T10:30:00Z`, and its replacements."""
 
 FRACTIONS = ["", *". .0 .5 .000 .999999999 .9999999999 .12345678901234567890 ,5 .5e1 .-5 .\u0662".split()]
 

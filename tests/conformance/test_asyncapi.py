@@ -1,4 +1,4 @@
-"""The AsyncAPI document, as AsyncAPI's own parser reads it: the committed one, a running bridge's, an operator's."""
+"""AsyncAPI's own parser accepts the committed document, and that of a bridge with an operator's schemas."""
 
 import asyncio
 import ssl
@@ -22,7 +22,7 @@ OWN = {
     "$id": "urn:example:fleet-move",
     "title": "FleetMove",
     "type": "object",
-    # Nothing to draft 2020-12, but something else to AsyncAPI.
+    # Without a meaning in draft 2020-12, but with one in AsyncAPI.
     "schema": 5,
     "discriminator": {"propertyName": "kind"},
     "externalDocs": "see the wiki",
@@ -31,7 +31,7 @@ OWN = {
             "$anchor": "place",
             "properties": {
                 "system": {"$ref": "urn:edk-bridge:schema:killmail#/properties/systemId"},
-                "next": {"$ref": "#place", "description": "A schema within itself."},
+                "next": {"$ref": "#place", "description": "A recursive schema."},
             },
         },
         "größe %/~": {"type": "number"},
@@ -56,7 +56,7 @@ OWN = {
 
 
 def find(node: str, *documents: bytes) -> list[list[str]]:
-    """What the parser has to say of each document, but that there is a newer version of AsyncAPI."""
+    """Returns the parser's messages about each document, except that AsyncAPI has a newer version."""
     sources = orjson.dumps([document.decode() for document in documents])
     done = subprocess.run([node, "asyncapi.mjs"], cwd=NODE, input=sources, capture_output=True, timeout=60, check=False)
     assert (done.stderr, done.returncode) == (b"", 0)
@@ -65,10 +65,10 @@ def find(node: str, *documents: bytes) -> list[list[str]]:
 
 
 def test_committed_document_is_up_to_date() -> None:
-    assert ASYNCAPI.read_bytes() == asyncapi_document(), "`make contract` writes it anew"
+    assert ASYNCAPI.read_bytes() == asyncapi_document(), "run `make contract` to update the document"
 
 
-async def test_bridge_serves_a_valid_document_that_leads_to_it(
+async def test_bridge_serves_a_valid_document_with_its_address(
     node: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     (tmp_path / "fleet move.json").write_bytes(orjson.dumps(OWN))
@@ -77,16 +77,16 @@ async def test_bridge_serves_a_valid_document_that_leads_to_it(
         status, document = await get(port, "/asyncapi.json")
         assert status == 200
     assert find(node, document) == [[]]
-    made = orjson.loads(document)
-    assert made["servers"]["websocket"]["host"] == f"localhost:{port}"
-    assert made["channels"]["updates"]["address"] == "/kills"
+    served = orjson.loads(document)
+    assert served["servers"]["websocket"]["host"] == f"localhost:{port}"
+    assert served["channels"]["updates"]["address"] == "/kills"
     packaged = catalog.load([catalog.PACKAGED])
     sent = {*packaged.types, *packaged.messages, "fleet_20_move"}
-    assert set(made["channels"]["updates"]["messages"]) == sent
-    asked = made["channels"]["updates"]["bindings"]["ws"]["query"]["properties"]
-    assert "fleet move" in asked["type"]["items"]["enum"]
-    assert asked["size"]["items"] == {"type": "number"}
-    [channel] = [channel for channel in made["channels"].values() if channel["title"] == exchange]
+    assert set(served["channels"]["updates"]["messages"]) == sent
+    query = served["channels"]["updates"]["bindings"]["ws"]["query"]["properties"]
+    assert "fleet move" in query["type"]["items"]["enum"]
+    assert query["size"]["items"] == {"type": "number"}
+    [channel] = [channel for channel in served["channels"].values() if channel["title"] == exchange]
     assert "`fleet move`" in channel["description"]
     assert broker.url not in document.decode()
 
@@ -99,30 +99,30 @@ BROKEN = {
     "reference": (b"schemas/killmail", b"schemas/killmall", "killmall"),
     "version": (b'"asyncapi": "3.0.0"', b'"asyncapi": "2.0.0"', "must"),
 }
-"""What is replaced in a valid document, by what, and a word that the parser says of it."""
+"""A text in a valid document, its wrong replacement, and a part of the parser's message."""
 
 
 @pytest.fixture(scope="module")
-def said(node: str) -> dict[str, list[str]]:
-    """What the parser says of the valid document, and of each broken one. It starts once: that takes it seconds."""
+def messages(node: str) -> dict[str, list[str]]:
+    """The messages about the valid document and each broken one. Parsed at once: the parser's start takes seconds."""
     document = asyncapi_document()
     documents = {"valid": document} | {name: document.replace(old, new) for name, (old, new, _) in BROKEN.items()}
     return dict(zip(documents, find(node, *documents.values()), strict=True))
 
 
-def test_committed_document_is_valid(said: dict[str, list[str]]) -> None:
+def test_committed_document_is_valid(messages: dict[str, list[str]]) -> None:
     assert ASYNCAPI.read_bytes() == asyncapi_document()
-    assert said["valid"] == []
+    assert messages["valid"] == []
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_document_is_found_out(said: dict[str, list[str]], name: str) -> None:
+def test_parser_reports_a_broken_document(messages: dict[str, list[str]], name: str) -> None:
     old, _, words = BROKEN[name]
     assert old in asyncapi_document()
-    assert any(line.startswith("error ") and words in line for line in said[name]), said[name]
+    assert any(line.startswith("error ") and words in line for line in messages[name]), messages[name]
 
 
-async def test_bridge_with_a_certificate_says_wss(broker: Broker, exchange: str, tmp_path: Path) -> None:
+async def test_document_of_a_bridge_with_a_certificate_has_wss(broker: Broker, exchange: str, tmp_path: Path) -> None:
     certificate_file, key_file = certificate(tmp_path, "here")
     flags = {"exchanges": f"{exchange}=killmail", "tls_certificate": certificate_file, "tls_key": key_file}
     tls_context = ssl.create_default_context(cafile=str(certificate_file))

@@ -1,6 +1,6 @@
-"""Autobahn's cases of RFC 6455 against a bridge, on either kind of loop: each has what a server owes that only emits.
+"""Autobahn's cases of RFC 6455 against a bridge, which never answers a message, with both event loops.
 
-Sections 9, 12 and 13 measure speed and compression; the others are here in full, 247 cases.
+Sections 9, 12 and 13 measure speed and compression. All cases of the other sections are here: 247 cases.
 """
 
 import asyncio
@@ -25,27 +25,27 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 CASES_LIMIT_S = 60
-"""They take two seconds; where many fail, as long as `autobahn` has patience, a few times over."""
+"""The cases take 2 s. If many fail, they take a multiple of autobahn.TIMEOUT_S."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that a client gets from the bridge in a case, with each octet counted.
+    """Everything that a client receives from the bridge in a case, with the number of octets.
 
-    kosoku reads no further than to the close frame and what comes with it, and ends the TCP connection then: whether
-    the bridge would have done so is for the integration tests.
+    kosoku reads until the close frame, and then closes the TCP connection. The integration tests check that the bridge
+    closes it too.
     """
 
     passed: bool
-    """The case's own verdict."""
+    """Whether the case itself passed."""
     received: tuple[tuple[str, str], ...]
-    """Pongs with their payloads, a character for each byte, and the pauses in between that a case told of."""
+    """Pongs with their payloads (one character for each byte), and the pauses that a case reported."""
     code: int | None
-    """Of the close frame that the bridge sent, and so is the reason."""
+    """The code and the reason of the bridge's close frame."""
     reason: str
     closes_first: str
     clean: bool
-    """Close frames went both ways."""
+    """Whether both sides sent a close frame."""
     frames: int
     octets: int
 
@@ -54,14 +54,14 @@ def pongs(*payloads: str) -> tuple[tuple[str, str], ...]:
     return tuple(("pong", payload) for payload in payloads)
 
 
-def owed(
+def outcome(
     received: tuple[tuple[str, str], ...],
     code: int | None,
     reason: str = "",
     *,
     closes_first: str = "client",
 ) -> Outcome:
-    """What was received, in frames without a mask, and a close frame behind it; nothing else."""
+    """The expected outcome: the received frames and a close frame, unmasked, and nothing else."""
     payloads = [payload for kind, payload in received if kind == "pong"]
     close_octets = 0 if code is None else 2 + len(reason)
     return Outcome(
@@ -77,33 +77,33 @@ def owed(
 
 
 def closed(code: int | None, *payloads: str) -> Outcome:
-    """The client's pings are answered, and so is its close, with its own code."""
-    return owed(pongs(*payloads), code)
+    """The bridge answers the client's pings, and its close frame with the same code."""
+    return outcome(pongs(*payloads), code)
 
 
 def ignored(*payloads: str) -> Outcome:
-    """The same, and the client's message brings nothing: a ping behind it is answered."""
+    """The same, but the bridge ignores the client's message and answers the ping after it."""
     return closed(1000, *payloads, STILL_THERE)
 
 
 def failed(reason: CloseReason, *pauses: str) -> Outcome:
-    """The bridge fails the connection, before it reads on."""
-    return owed(tuple(("timeout", pause) for pause in pauses), reason.code, reason.phrase, closes_first="bridge")
+    """The bridge fails the connection before it reads more."""
+    return outcome(tuple(("timeout", pause) for pause in pauses), reason.code, reason.phrase, closes_first="bridge")
 
 
-def refused(reason: CloseReason) -> Outcome:
-    """It is the client's close frame that breaks the protocol, and it is answered by one that says so."""
-    return owed((), reason.code, reason.phrase)
+def invalid_close(reason: CloseReason) -> Outcome:
+    """The client's close frame violates the protocol. The bridge's close frame has the reason."""
+    return outcome((), reason.code, reason.phrase)
 
 
 VIOLATION = CloseReason.PROTOCOL_ERROR
 INVALID = CloseReason.INVALID_UTF8
 TEN = [f"payload-{number}" for number in range(10)]
 
-OWED = [
-    # A message of up to 128 KiB, in one frame, in reads of any size
+EXPECTED = [
+    # A message of up to 128 KiB in one frame, in reads of any size
     ("1.1.1-8 1.2.1-8", ignored()),
-    # Pings, up to the longest, and pongs that nobody asked for
+    # Pings up to the longest, and unsolicited pongs
     ("2.1", closed(1000, "")),
     ("2.2", closed(1000, "Hello, world!")),
     ("2.3", closed(1000, "\x00\xff\xfe\xfd\xfc\xfb\x00\xff")),
@@ -112,32 +112,32 @@ OWED = [
     ("2.7-8", closed(1000)),
     ("2.9", closed(1000, "ping payload")),
     ("2.10-11", closed(1000, *TEN)),
-    # Reserved bits, unknown opcodes
+    # Reserved bits and unknown opcodes
     ("3.1-7", failed(VIOLATION)),
     ("4.1.1-5 4.2.1-5", failed(VIOLATION)),
-    # Fragmented control frames; fragments, with and without pings in between; continuations of nothing
+    # Fragmented control frames, fragments with and without pings between them, continuations without a first frame
     ("5.1-2", failed(VIOLATION)),
     ("5.3-5", ignored()),
     ("5.6-8", ignored("ping payload")),
     ("5.9-18", failed(VIOLATION)),
     ("5.19-20", ignored("pongme 1!", "pongme 2!")),
-    # UTF-8, valid
+    # Valid UTF-8
     ("6.1.1-3 6.2.1-4 6.5.1-5 6.6.2 6.6.5 6.6.7 6.6.9 6.6.11 6.7.1-4 6.9.1-4 6.11.1-4 6.22.1-34 6.23.1-7", ignored()),
-    # and not: whole characters' worth, cut short, beyond Unicode, overlong, surrogates
+    # Invalid UTF-8: complete and truncated sequences, beyond Unicode, overlong, surrogates
     ("6.3.1-2 6.6.1 6.6.3-4 6.6.6 6.6.8 6.6.10 6.8.1-2 6.10.1-3 6.11.5 6.12.1-8 6.13.1-5", failed(INVALID)),
     ("6.14.1-10 6.15.1 6.16.1-3 6.17.1-5 6.18.1-5 6.19.1-5 6.20.1-7 6.21.1-8", failed(INVALID)),
-    # In pieces, with a pause before the invalid one and another behind it: failed before the second
+    # Invalid UTF-8 in pieces, with a pause before and after the invalid piece: the bridge fails before the second pause
     ("6.4.1-4", failed(INVALID, "A")),
-    # A close behind a message, before other frames, between fragments
+    # A close frame after a message, before other frames, and between fragments
     ("7.1.1", ignored()),
     ("7.1.2-6", closed(1000)),
-    # without a code, with half of one, with reasons up to the longest, with a longer one
+    # A close frame without a code, with half a code, with reasons up to the longest, with a longer reason
     ("7.3.1", closed(None)),
-    ("7.3.2", refused(VIOLATION)),
+    ("7.3.2", invalid_close(VIOLATION)),
     ("7.3.3-5", closed(1000)),
-    ("7.3.6", refused(VIOLATION)),
-    ("7.5.1", refused(INVALID)),
-    # with codes that may be sent, with others
+    ("7.3.6", invalid_close(VIOLATION)),
+    ("7.5.1", invalid_close(INVALID)),
+    # A close frame with valid and with invalid codes
     ("7.7.1", closed(1000)),
     ("7.7.2", closed(1001)),
     ("7.7.3", closed(1002)),
@@ -151,11 +151,11 @@ OWED = [
     ("7.7.11", closed(3999)),
     ("7.7.12", closed(4000)),
     ("7.7.13", closed(4999)),
-    ("7.9.1-9 7.13.1-2", refused(VIOLATION)),
+    ("7.9.1-9 7.13.1-2", invalid_close(VIOLATION)),
     # A message in 51 fragments
     ("10.1.1", ignored()),
 ]
-"""Of each case. `1.2.3-5` are three."""
+"""The outcome of each case. `1.2.3-5` are three cases."""
 
 
 def cases(ranges: str) -> Iterator[str]:
@@ -167,8 +167,8 @@ def cases(ranges: str) -> Iterator[str]:
             yield f"{before}{number}"
 
 
-async def seen(url: str) -> dict[str, Outcome]:
-    """What came of each case that kosoku has in these sections."""
+async def run_cases(url: str) -> dict[str, Outcome]:
+    """Returns the outcome of each case."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.conformance.autobahn", url, stdout=asyncio.subprocess.PIPE
     )
@@ -184,17 +184,17 @@ async def seen(url: str) -> dict[str, Outcome]:
     outcomes = {
         result.pop("case"): Outcome(received=tuple(map(tuple, result.pop("received"))), **result) for result in results
     }
-    assert len(outcomes) == len(results), "a case came twice"
+    assert len(outcomes) == len(results), "two cases have the same number"
     return outcomes
 
 
 @pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
-def test_each_case_has_the_outcome_that_a_server_owes_which_only_emits(
+def test_each_case_has_the_outcome_of_a_server_that_only_sends(
     broker: Broker, exchange: str, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     with capture_logs() as logged, asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_each_case(broker, exchange))
-    # A line for a client that breaks the protocol or sends a message in a thousand pieces, none for what else one says.
+    # The log has protocol violations and a message in a thousand pieces, but no other client messages.
     throttled = "client throttled"
     assert {line["log_level"] for line in logged} == {"info"}
     assert {line["event"] for line in logged} - {throttled} == {
@@ -207,26 +207,26 @@ def test_each_case_has_the_outcome_that_a_server_owes_which_only_emits(
 
 
 async def _each_case(broker: Broker, exchange: str) -> None:
-    numbers = [(number, outcome) for ranges, outcome in OWED for number in cases(ranges)]
-    all_owed = dict(numbers)
-    assert len(all_owed) == len(numbers) == 247
+    numbers = [(number, outcome) for ranges, outcome in EXPECTED for number in cases(ranges)]
+    expected = dict(numbers)
+    assert len(expected) == len(numbers) == 247
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         url = f"ws://127.0.0.1:{port_of(bridge)}/updates"
         async with connect(url) as listener:
-            all_seen = await seen(url)
+            actual = await run_cases(url)
             wrong = [
-                f"{number}:\n  owed {all_owed.get(number)}\n  seen {all_seen.get(number)}"
-                for number in {**all_owed, **all_seen}
-                if all_owed.get(number) != all_seen.get(number)
+                f"{number}:\n  expected {expected.get(number)}\n  actual   {actual.get(number)}"
+                for number in {**expected, **actual}
+                if expected.get(number) != actual.get(number)
             ]
-            assert not wrong, "\n".join([f"{len(wrong)} cases deviate", *wrong])
+            assert not wrong, "\n".join([f"{len(wrong)} cases differ", *wrong])
             await eventually(
                 "only the listener is left", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
             )
-            reasons = [outcome.reason for outcome in all_owed.values()]
+            reasons = [outcome.reason for outcome in expected.values()]
             for reason in (VIOLATION, INVALID):
                 assert sample(bridge, "bridge_evictions_total", reason=reason.slug) == reasons.count(reason.phrase)
-            # None of it has reached the others, or kept them from what comes.
+            # The listener received nothing from the cases, and receives updates after them.
             async with await aio_pika.connect(broker.url, timeout=10) as amqp:
                 await publish(amqp, exchange, EXAMPLE)
             assert orjson.loads(await listener.recv())["data"] == EXAMPLE

@@ -1,7 +1,7 @@
-"""The handshakes that real libraries send: each is answered with 101, however it is split and whatever its line ends.
+"""The handshakes of real libraries: the bridge answers each with 101, at any split of the request.
 
-The requests in `handshakes.json` were written down from runs of the libraries. `integration/test_libraries.py` runs
-those that can be installed.
+The requests in `handshakes.json` were recorded from runs of the libraries. `integration/test_libraries.py` runs the
+libraries that can be installed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_handshake_of_a_library_is_answered_with_an_upgrade(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HANDSHAKES)
-def test_handshake_of_a_library_is_the_same_wherever_it_is_split(name: str) -> None:
+def test_handshake_of_a_library_is_the_same_at_any_split(name: str) -> None:
     handshake = HANDSHAKES[name]
     for at in range(1, len(handshake)):
         reader = RequestReader()
@@ -58,6 +58,6 @@ def test_handshake_of_a_library_is_the_same_wherever_it_is_split(name: str) -> N
 
 @pytest.mark.parametrize("name", HANDSHAKES)
 def test_handshake_of_a_library_to_another_name_of_the_bridge_is_answered_with_an_upgrade(name: str) -> None:
-    """A library that sends an Origin sends that of the URL it connects to, but for Go's example."""
+    """A library that sends an Origin sends that of its URL, except Go's example."""
     handshake = HANDSHAKES[name].replace(b"127.0.0.1", b"bridge")
     assert_is_upgraded(parse(handshake))

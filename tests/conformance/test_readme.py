@@ -6,7 +6,7 @@ import sys
 
 from bridge.contract.catalog import PACKAGED
 from tests.conformance import vectors
-from tests.conformance.judges import SCHEMAS
+from tests.conformance.validators import SCHEMAS
 from tests.support.prepare import NODE
 
 EXPECTED = sorted(f"{name}: {len(vectors.load(name)[1])} vectors, 0 judged otherwise" for name in SCHEMAS)

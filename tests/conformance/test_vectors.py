@@ -1,4 +1,4 @@
-"""Every vector of `schemas/vectors`, through the bridge's own pipeline; and whether the vectors leave anything out."""
+"""The bridge's pipeline agrees with every vector of `schemas/vectors`, and the vectors cover all schemas."""
 
 import re
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ import pytest
 from bridge.contract import catalog
 from bridge.contract.envelope import date_time
 from bridge.contract.pipeline import Accepted, Pipeline, Reason, Rejected
-from tests.conformance import judges, vectors
-from tests.conformance.judges import SCHEMAS
+from tests.conformance import validators, vectors
+from tests.conformance.validators import SCHEMAS
 from tests.conformance.vectors import EVENTS, Vector, resolve, steps
 
 NOW_MS = 1697962000000
 PIPELINE = Pipeline(catalog.load([catalog.PACKAGED]), 4 * 2**20)
-FORMS = {name for name, schema in SCHEMAS.items() if schema.get("x-role") == "form"}
+SOURCE_FORMATS = {name for name, schema in SCHEMAS.items() if schema.get("x-role") == "form"}
 ALL = vectors.everything()
 PUBLISHED = [vector for vector in ALL if vector.published]
 
 
-# What the bridge says
+# The bridge's result
 
 
 @pytest.mark.parametrize("vector", [vector for vector in PUBLISHED if vector.valid], ids=str)
@@ -32,15 +32,15 @@ def test_valid_event_becomes_the_update(vector: Vector) -> None:
     assert outcome.type == update["type"] == vector.members.get("type", vector.type)
     assert update["timestamp"] == NOW_MS
     data, expected = update["data"], vector.members.get("data", vector.members.get("value"))
-    if vector.schema in FORMS:
-        assert judges.jsonschema([("killmail", orjson.dumps(data))]) == [frozenset()]
+    if vector.schema in SOURCE_FORMATS:
+        assert validators.jsonschema([("killmail", orjson.dumps(data))]) == [frozenset()]
         assert data.pop("timestamp") == date_time(NOW_MS)
     assert data == expected
     assert _kinds(data) == _kinds(expected)
 
 
 def _kinds(value: Any) -> Any:
-    """Tells 1 from true, which Python holds equal; not 1 from 1.0, which JSON does not."""
+    """The types of all values. Distinguishes 1 from true, which are equal in Python, but not 1 from 1.0."""
     if isinstance(value, dict):
         return {name: _kinds(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -62,15 +62,13 @@ def test_invalid_event_is_rejected_with_reason_and_pointer(vector: Vector) -> No
         assert problems == {vector.pointer}
 
 
-def test_schema_alone_says_the_same_of_validity() -> None:
-    judged = [(vector, vector.judged) for vector in ALL if vector.judged is not None]
-    judgements = judges.jsonschema([case for _, case in judged])
-    assert [
-        vector for (vector, _), judgement in zip(judged, judgements, strict=True) if not vector.agrees(judgement)
-    ] == []
+def test_schema_alone_agrees_with_every_vector() -> None:
+    cases = [(vector, vector.validated) for vector in ALL if vector.validated is not None]
+    results = validators.jsonschema([case for _, case in cases])
+    assert [vector for (vector, _), result in zip(cases, results, strict=True) if not vector.agrees(result)] == []
 
 
-# Whether the files are what they say
+# The format of the files
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
@@ -82,13 +80,13 @@ def test_each_schema_has_vectors(name: str) -> None:
     assert {vector.valid for vector in its} == {True, False}
 
 
-def test_there_is_no_file_of_vectors_without_a_schema() -> None:
+def test_each_file_of_vectors_has_a_schema() -> None:
     assert {file.stem for file in vectors.FOLDER.iterdir()} == {*SCHEMAS, EVENTS}
 
 
-def test_each_reason_has_a_vector_but_those_that_no_body_shows() -> None:
-    shown = {vector.members["reason"] for vector in PUBLISHED if not vector.valid}
-    assert shown == set(Reason) - {Reason.TOO_LARGE, Reason.INTERNAL_ERROR}
+def test_each_reason_that_a_body_can_cause_has_a_vector() -> None:
+    reasons = {vector.members["reason"] for vector in PUBLISHED if not vector.valid}
+    assert reasons == set(Reason) - {Reason.TOO_LARGE, Reason.INTERNAL_ERROR}
 
 
 @pytest.mark.parametrize("file", sorted({vector.file for vector in ALL}))
@@ -97,7 +95,7 @@ def test_names_are_unique_in_their_file(file: str) -> None:
     assert len(names) == len(set(names))
 
 
-def test_vectors_have_the_members_that_they_should() -> None:
+def test_each_vector_has_the_documented_members() -> None:
     assert [vector for vector in ALL if not _well_formed(vector)] == []
 
 
@@ -108,7 +106,7 @@ def _well_formed(vector: Vector) -> bool:
         need |= {"value"}
         if not vector.valid:
             need |= {"pointer", "reason"} if vector.published else {"pointer"}
-        elif vector.schema in FORMS:
+        elif vector.schema in SOURCE_FORMATS:
             need |= {"data"}
         return has == need
     bodies = {"event", "body", "base64"} & has
@@ -125,11 +123,11 @@ def _well_formed(vector: Vector) -> bool:
     return len(bodies) == 1 and properties <= {"type", "content_encoding"} and need <= has <= need | may
 
 
-# Whether they leave anything out
+# Coverage of the schemas
 
 
 def _members(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """All named members and items of a schema, as far as the file itself describes them."""
+    """Yields all members and items that the schema file itself describes."""
     for name, inner in schema.get("properties", {}).items():
         yield (*path, name), inner
         yield from _members(inner, (*path, name))
@@ -145,35 +143,35 @@ def _required(schema: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_there_is_a_vector_without_each_member_that_is_required(name: str) -> None:
-    without = [vector.pointer for vector in vectors.load(name)[1] if vector.pointer and not _pointed(vector)]
+def test_each_required_member_is_missing_in_a_vector(name: str) -> None:
+    without = [vector.pointer for vector in vectors.load(name)[1] if vector.pointer and not _has_value(vector)]
     assert [path for path in _required(SCHEMAS[name]) if not any(_at(path, pointer) for pointer in without)] == []
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_there_is_a_vector_in_which_each_member_is_invalid(name: str) -> None:
-    wrong = [vector.pointer for vector in vectors.load(name)[1] if vector.pointer and _pointed(vector)]
+def test_each_member_is_invalid_in_a_vector(name: str) -> None:
+    wrong = [vector.pointer for vector in vectors.load(name)[1] if vector.pointer and _has_value(vector)]
     constrained = [path for path, inner in _members(SCHEMAS[name]) if {"type", "$ref"} & inner.keys()]
     assert [path for path in constrained if not any(_at(path, pointer) for pointer in wrong)] == []
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_there_is_a_valid_vector_with_each_member(name: str) -> None:
+def test_each_member_is_present_in_a_valid_vector(name: str) -> None:
     values = [vector.members["value"] for vector in vectors.load(name)[1] if vector.valid]
-    assert [path for path, _ in _members(SCHEMAS[name]) if not any(_there(value, path) for value in values)] == []
+    assert [path for path, _ in _members(SCHEMAS[name]) if not any(_has_member(value, path) for value in values)] == []
 
 
 def _at(path: tuple[str, ...], pointer: str) -> bool:
     return tuple("*" if step.isdecimal() else step for step in steps(pointer)) == path
 
 
-def _there(value: Any, path: tuple[str, ...]) -> bool:
-    """Whether the value has that member."""
+def _has_member(value: Any, path: tuple[str, ...]) -> bool:
+    """Whether the value has the member."""
     return _resolves(value, "".join(f"/{'0' if step == '*' else step}" for step in path))
 
 
-def _pointed(vector: Vector) -> bool:
-    """Whether there is anything where the vector's pointer points."""
+def _has_value(vector: Vector) -> bool:
+    """Whether the vector's pointer leads to a value."""
     return _resolves(vector.members["value"], str(vector.pointer))
 
 
@@ -185,7 +183,7 @@ def _resolves(value: Any, pointer: str) -> bool:
     return True
 
 
-# Limits, of which those that are too large for a file are shown nowhere else
+# Limits. Some are too large for a file of vectors.
 
 
 def _limits() -> Iterator[tuple[str, tuple[str, ...], str, int]]:
@@ -197,7 +195,9 @@ def _limits() -> Iterator[tuple[str, tuple[str, ...], str, int]]:
 
 
 @pytest.mark.parametrize(("name", "path", "keyword", "limit"), list(_limits()), ids=str)
-def test_limit_holds_and_bites(name: str, path: tuple[str, ...], keyword: str, limit: int) -> None:
+def test_value_at_the_limit_is_valid_and_above_it_invalid(
+    name: str, path: tuple[str, ...], keyword: str, limit: int
+) -> None:
     (member,) = path
     schema = SCHEMAS[name]["properties"][member]
     value = next(
@@ -214,4 +214,4 @@ def test_limit_holds_and_bites(name: str, path: tuple[str, ...], keyword: str, l
         return str(value[member]).ljust(length, "a")
 
     cases = [(name, orjson.dumps({**value, member: long(length)})) for length in (limit, limit + 1)]
-    assert judges.jsonschema(cases) == [frozenset(), frozenset({f"/{member}"})]
+    assert validators.jsonschema(cases) == [frozenset(), frozenset({f"/{member}"})]

@@ -1,4 +1,4 @@
-"""The conformance vectors of `schemas/vectors`, read as a client in any language would read them."""
+"""Reads the conformance vectors of `schemas/vectors` in the same way as a client in another language."""
 
 import base64
 from collections.abc import Set
@@ -13,21 +13,21 @@ from bridge.contract.pipeline import Event, Reason
 
 FOLDER = PACKAGED / "vectors"
 EVENTS = "events"
-"""The file of whole events; each of the others is named for the schema that it is about."""
+"""The file of complete events. Each other file has the name of its schema."""
 
 DEFAULT_TYPE = "killmail"
-"""What the exchange of a whole event carries, where the vector does not say."""
+"""The exchange's type, if the vector of a complete event does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """One vector, and what its file says for all of its vectors."""
+    """A vector, with the common members of its file."""
 
     file: str
     name: str
     members: dict[str, Any]
     type: str | None
-    """The update type as which the value is published; None in a file of what is never published."""
+    """The update type of the value. None if the file's values are not events."""
 
     @property
     def valid(self) -> bool:
@@ -35,30 +35,30 @@ class Vector:
 
     @property
     def pointer(self) -> str | None:
-        """Where it is wrong; None where it is not, or in several places of which none comes first."""
+        """The wrong place. None if the vector is valid, or has several wrong places."""
         pointer: str | None = self.members.get("pointer")
         return pointer
 
     @property
     def published(self) -> bool:
-        """Whether it is an event, which the bridge has a verdict on."""
+        """Whether the vector is an event, which the bridge accepts or rejects."""
         return self.file == EVENTS or self.type is not None
 
     @property
     def schema(self) -> str | None:
-        """The name of the schema that it is held against; None where it is rejected before that."""
+        """The name of the schema for the value. None if the event is rejected before it is validated."""
         name: str | None = self.members.get("schema") if self.file == EVENTS else self.file
         return name
 
     @property
     def at(self) -> str:
-        """JSON Pointer to what is held against the schema."""
+        """JSON Pointer to the part that the schema validates."""
         pointer: str = self.members.get("at", "")
         return pointer
 
     @property
     def event(self) -> Event:
-        """What is published."""
+        """The event to publish."""
         members = self.members
         if self.file != EVENTS:
             return Event(orjson.dumps(members["value"]), self.type, None, None)
@@ -74,8 +74,8 @@ class Vector:
         )
 
     @property
-    def judged(self) -> tuple[str, bytes] | None:
-        """The name of a schema and the JSON text that is held against it; None where there is no such text."""
+    def validated(self) -> tuple[str, bytes] | None:
+        """The name of a schema and the JSON text that it validates. None if there is no such text."""
         if self.schema is None:
             return None
         if self.at:
@@ -83,9 +83,9 @@ class Vector:
         return self.schema, self.event.body
 
     def agrees(self, pointers: Set[str]) -> bool:
-        """Whether a validator says the same: that all is well, or that it is wrong at the pointer and nowhere else.
+        """Whether a validator agrees: it finds no violation, or one only at the pointer.
 
-        Where a killmail should be there is a placeholder: it breaks the schema at the pointer or beneath it.
+        A placeholder violates the schema at the pointer or below it.
         """
         if self.valid or self.pointer is None:
             return self.valid == (not pointers)
@@ -100,23 +100,23 @@ class Vector:
 
 @cache
 def load(name: str) -> tuple[dict[str, Any], list[Vector]]:
-    """A file, whole, and the vectors in it."""
+    """Returns the content of a file, and its vectors."""
     content: dict[str, Any] = orjson.loads((FOLDER / f"{name}.json").read_bytes())
     return content, [Vector(name, each["name"], each, content.get("type")) for each in content["vectors"]]
 
 
 def everything() -> list[Vector]:
-    """All vectors of all files."""
+    """Returns all vectors of all files."""
     return [vector for file in sorted(FOLDER.glob("*.json")) for vector in load(file.stem)[1]]
 
 
 def steps(pointer: str) -> list[str]:
-    """A JSON Pointer's steps (RFC 6901)."""
+    """Returns the steps of a JSON Pointer (RFC 6901)."""
     return [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
 
 
 def resolve(document: Any, pointer: str) -> Any:
-    """What a JSON Pointer points at. Raises KeyError, IndexError or TypeError where there is nothing."""
+    """Returns the value at a JSON Pointer. Raises KeyError, IndexError or TypeError if there is none."""
     for step in steps(pointer):
         document = document[int(step)] if isinstance(document, list) else document[step]
     return document

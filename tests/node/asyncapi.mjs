@@ -1,5 +1,5 @@
-// Prints what the AsyncAPI parser finds in the documents on standard input, a JSON array of strings: for each a JSON
-// array, on a line of its own, of lines "severity path: message".
+// Prints the AsyncAPI parser's messages about the documents on standard input, a JSON array of strings. Each line of
+// the output is a JSON array of messages "severity path: message" about one document.
 
 import { text } from "node:stream/consumers";
 import process from "node:process";

@@ -1,4 +1,4 @@
-// Connects to the URL given, says so, and prints each message as a line: what Node's ws makes of the bridge's frames.
+// Connects to the given URL with Node's ws. Prints a line when it is connected, and a line for each message.
 
 import process from "node:process";
 

@@ -1,4 +1,4 @@
-// `node clients.mjs LIBRARY URL`: connects with a WebSocket library as its documentation shows, prints one message.
+// `node clients.mjs LIBRARY URL` connects with a WebSocket library, as in its documentation, and prints one message.
 const [library, url, ...protocols] = process.argv.slice(2);
 
 const print = (message) => {

@@ -1,5 +1,5 @@
-// Prints TypeScript declarations for the schema files in the folder given: an interface for each file, a map of the
-// update types, and the unions of all updates and of all else that a client may get.
+// Prints TypeScript declarations for the schema files in the given folder: an interface for each file, a map of the
+// update types, and unions of all updates and of all messages that a client can receive.
 
 import { readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
@@ -8,30 +8,30 @@ import process from "node:process";
 import { compile } from "json-schema-to-typescript";
 import { format } from "prettier";
 
-const HEADER = `// Generated from the schema files by \`make contract\`: change those instead.
+const HEADER = `// Generated from the schema files by \`make contract\`. Change the schema files instead.
 `;
 
-const UPDATES = `/** The update types, and what the data of each is. An interface, so that you can declare types of your own in it. */
+const UPDATES = `/** The update types, each with its data. An interface, so that you can declare your own types in it. */
 export interface UpdateData {
   TYPES
 }
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update: switch on its type, and its data is known. One of a type that is not here may come: ignore it. */
+/** Any update. A switch on its type narrows its data. Updates of other types may arrive: ignore them. */
 export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
 
-/** The same as a client gets it that asked for ids. */
+/** Any update for clients that asked for ids. */
 export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[UpdateType];
 
-/** What the bridge itself tells a client that asked for ids, and the data of each. */
+/** The bridge's own messages to clients that asked for ids, each with its data. */
 export interface MessageData {
   MESSAGES
 }
 
 export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof MessageData];
 
-/** Whatever a client gets that asked for ids: switch on its type. */
+/** Any message to clients that asked for ids. A switch on its type narrows its data. */
 export type Received = UpdateWithId | Message;
 `;
 
@@ -45,10 +45,10 @@ const schemas = new Map(
 const byId = new Map([...schemas.values()].map((schema) => [schema.$id, schema]));
 
 const OPTIONS = {
-  // Members that nobody declared may come, but a misspelled one should not compile.
+  // Unknown members may arrive, but a misspelled member should not compile.
   additionalProperties: false,
   bannerComment: "",
-  // What a file refers to is declared by its own.
+  // A referenced file has its own declaration.
   declareExternallyReferenced: false,
   format: false,
   ignoreMinAndMaxItems: true,
@@ -60,16 +60,17 @@ const OPTIONS = {
   },
 };
 
-/** The same schema, in which what says nothing of a value says so: the generator takes it for an object. */
-function outspoken(schema) {
+/** Returns the schema with the type `unknown` for parts that only have a description. The generator would take these
+parts for objects. */
+function withUnknown(schema) {
   return JSON.parse(JSON.stringify(schema), (key, value) =>
     typeof value?.description === "string" && Object.keys(value).length === 1 ? { ...value, tsType: "unknown" } : value,
   );
 }
 
-const declared = (schema) => compile(outspoken(schema), schema.title, OPTIONS);
+const declared = (schema) => compile(withUnknown(schema), schema.title, OPTIONS);
 
-// Generic, so that its type and its data belong together.
+// Generic, so that the type determines the data.
 async function enveloped(name, types, data) {
   const envelope = structuredClone(schemas.get("update"));
   envelope.title = name;
@@ -80,7 +81,7 @@ async function enveloped(name, types, data) {
 
 const generic = (declaration, name, rest) => declaration.replace(`interface ${name}`, () => `interface ${name}${rest}`);
 
-// Nothing but the id: the rest comes from the envelope without one.
+// Declares only the id, and extends the envelope without an id.
 const { title, description, properties } = schemas.get("update-with-id");
 const withId = { title: `${title}Of`, description, type: "object", required: ["id"], properties: { id: properties.id } };
 

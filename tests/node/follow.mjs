@@ -1,7 +1,7 @@
-// Follows a bridge by the example for Node, node.mjs, that lies beside it: prints a line for each thing that it is told,
+// Follows a bridge with the example for Node, node.mjs, in the same folder. Prints a line for each callback and update:
 // ["update", ...], ["missed", ...], ["connected", id], ["disconnected", why], ["refused", sentence].
 //
-// A line on standard input ends it; "slow" as the third argument has it take no update but the first before that.
+// A line on standard input ends the program. With "slow" as the third argument, it reads only one update before that.
 
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -16,8 +16,8 @@ const line = new Promise((resolve) => input.once("line", resolve));
 line.then(() => speed !== "slow" && ending.abort());
 
 try {
-  const told = { onState: say, onMissed: (data) => say("missed", data), signal: ending.signal };
-  for await (const update of updates(url, { ...told, ...JSON.parse(options) })) {
+  const callbacks = { onState: say, onMissed: (data) => say("missed", data), signal: ending.signal };
+  for await (const update of updates(url, { ...callbacks, ...JSON.parse(options) })) {
     say("update", update);
     if (speed === "slow") await line;
   }

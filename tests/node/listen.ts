@@ -1,5 +1,5 @@
-// A typed client: connects to the URL given, and prints a line of each update's own fields. What is declared in
-// schemas/generated/updates.d.ts is all that it knows; `tsc --strict` says whether that is enough.
+// A typed client: connects to the given URL, and prints a line with the members of each update. It uses only the types
+// of schemas/generated/updates.d.ts, and must compile with `tsc --strict`.
 
 import process from "node:process";
 

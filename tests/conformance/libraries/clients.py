@@ -1,4 +1,4 @@
-"""`python clients.py LIBRARY URL`: connects with a WebSocket library as its documentation shows, prints one message."""
+"""`python clients.py LIBRARY URL` connects with a WebSocket library as documented, and prints one message."""
 
 import asyncio
 import sys

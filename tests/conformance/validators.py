@@ -1,7 +1,7 @@
-"""Two validators that must agree: jsonschema-rs, as the bridge uses it, and Ajv, as many clients will.
+"""Two validators that must agree: jsonschema-rs, which the bridge uses, and Ajv, which many clients use.
 
-A case is the name of a schema and a JSON text; a judgement is the JSON Pointers of all that is wrong, empty where the
-text is valid. Each parses the text with its own language's means: orjson, and JSON.parse.
+A case is the name of a schema and a JSON text. A result has the JSON Pointers of all violations; it is empty if the
+text is valid. Each validator uses a parser of its language: orjson, and JSON.parse.
 """
 
 import subprocess
@@ -15,10 +15,10 @@ from bridge.contract.text import json_pointer
 from tests.support.prepare import NODE
 
 Case = tuple[str, bytes]
-Judgement = frozenset[str]
+Result = frozenset[str]
 
 SCHEMAS = {file.stem: orjson.loads(file.read_bytes()) for file in sorted(PACKAGED.glob("*.json"))}
-"""All schema files by name, those that the bridge validates nothing with included."""
+"""All schema files by name, including those that the bridge does not use for validation."""
 
 _REGISTRY = jsonschema_rs.Registry([(schema["$id"], schema) for schema in SCHEMAS.values()])
 _VALIDATORS = {
@@ -27,8 +27,8 @@ _VALIDATORS = {
 }
 
 
-def jsonschema(cases: Sequence[Case]) -> list[Judgement]:
-    """As jsonschema-rs judges."""
+def jsonschema(cases: Sequence[Case]) -> list[Result]:
+    """Validates the cases with jsonschema-rs."""
     return [frozenset(map(_pointer, _VALIDATORS[schema].iter_errors(orjson.loads(text)))) for schema, text in cases]
 
 
@@ -40,12 +40,12 @@ def _pointer(error: jsonschema_rs.ValidationError) -> str:
     return json_pointer(path)
 
 
-def ajv(node: str, cases: Sequence[Case]) -> list[Judgement]:
-    """As Ajv judges, in one process of the node command that is given."""
+def ajv(node: str, cases: Sequence[Case]) -> list[Result]:
+    """Validates the cases with Ajv, in one process of the command `node`."""
     lines = b"".join(orjson.dumps({"schema": schema, "text": text.decode()}) + b"\n" for schema, text in cases)
     answer = subprocess.run(
         [node, "ajv.mjs", str(PACKAGED.resolve())], cwd=NODE, input=lines, stdout=subprocess.PIPE, check=True
     ).stdout
-    judgements = [frozenset[str](orjson.loads(line)) for line in answer.splitlines()]
-    assert len(judgements) == len(cases)
-    return judgements
+    results = [frozenset[str](orjson.loads(line)) for line in answer.splitlines()]
+    assert len(results) == len(cases)
+    return results
