@@ -1,4 +1,4 @@
-"""The TypeScript declarations: what the generator makes of the schema files, and what a typed client makes of them."""
+"""The TypeScript declarations: the generated file is up to date, and a client that uses them compiles and runs."""
 
 import subprocess
 from pathlib import Path
@@ -8,6 +8,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.contract import catalog
 from tests.support.broker.find import Broker
+from tests.support.documentation import adapted, code_block
 from tests.support.followers import node_line, node_program
 from tests.support.generated import DECLARATIONS, declarations
 from tests.support.killmail import EXAMPLE
@@ -21,7 +22,7 @@ PRICE = {"timestamp": "2024-10-22T10:30:00.000Z", "typeId": 587, "price": 512000
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, node: str) -> Path:
-    """A folder for TypeScript, with the declarations where listen.ts has them."""
+    """A folder for TypeScript, with the declarations at the path that listen.ts imports."""
     root = tmp_path_factory.mktemp("typescript")
     project = root / "tests/node"
     project.mkdir(parents=True)
@@ -31,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, node: str) -> Path:
 
 
 def compiled(project: Path, *files: str) -> list[str]:
-    """What the compiler has to say of files of the project; it makes JavaScript of them if that is nothing."""
+    """Compiles files of the project to JavaScript. Returns the compiler's messages."""
     done = subprocess.run(
         [
             "node_modules/.bin/tsc",
@@ -51,7 +52,7 @@ def compiled(project: Path, *files: str) -> list[str]:
 
 
 def test_committed_declarations_are_up_to_date(node: str) -> None:
-    assert DECLARATIONS.read_bytes() == declarations(node), "`make contract` writes them anew"
+    assert DECLARATIONS.read_bytes() == declarations(node), "run `make contract` to update the declarations"
 
 
 WITH_IDS = """
@@ -93,35 +94,48 @@ WRONG = {
     "misspelled-message": (WITH_IDS, '    case "gap":', '    case "hole":', "not comparable"),
     "no-id": (WITH_IDS, 'case "resume":\n', 'case "resume": return message.id;\n', "'id' does not exist"),
     "wrong-type-of-message": (WITH_IDS, "data.reason.trim", "data.reason.toFixed", "does not exist"),
-    "plain-has-none": (WITH_IDS, "(message: Received): string", "(message: Update): string", "not comparable"),
-    "message-is-no-update": (WITH_IDS, ' || message.type === "gap"', "", "not assignable"),
+    "update-without-id-has-no-resume": (
+        WITH_IDS,
+        "(message: Received): string",
+        "(message: Update): string",
+        "not comparable",
+    ),
+    "message-is-not-an-update": (WITH_IDS, ' || message.type === "gap"', "", "not assignable"),
 }
-"""A client that compiles, what is replaced in it, by what, and a word that the compiler says of it then."""
+"""A client that compiles, a text in it, the wrong replacement, and a part of the compiler's message."""
 
 
 @pytest.fixture(scope="module")
-def said(project: Path) -> list[str]:
-    """What the compiler says of all clients, each in a file of its own. It starts once: that takes it seconds."""
-    clients = {"with-ids": WITH_IDS} | {name: client.replace(old, new) for name, (client, old, new, _) in WRONG.items()}
+def messages(project: Path) -> list[str]:
+    """The compiler's messages about all clients, each in a separate file. Compiled at once: a start takes seconds."""
+    own_type = adapted(
+        code_block("schemas/README.md", "Adding a type", 4), ('"./updates"', '"../../schemas/generated/updates"')
+    )
+    clients = {"with-ids": WITH_IDS, "own-type": own_type}
+    clients |= {name: client.replace(old, new) for name, (client, old, new, _) in WRONG.items()}
     for name, client in clients.items():
         (project / f"{name}.ts").write_text(client)
     return compiled(project, "--noEmit", *(f"{name}.ts" for name in clients))
 
 
-def of(name: str, said: list[str]) -> list[str]:
-    """What the compiler says of one client."""
-    return [line for line in said if line.startswith(f"{name}.ts(")]
+def about(name: str, messages: list[str]) -> list[str]:
+    """The compiler's messages about one client."""
+    return [line for line in messages if line.startswith(f"{name}.ts(")]
 
 
-def test_client_that_asks_for_ids_is_typed_too(said: list[str]) -> None:
-    assert of("with-ids", said) == []
+def test_client_that_asks_for_ids_compiles(messages: list[str]) -> None:
+    assert about("with-ids", messages) == []
+
+
+def test_client_that_declares_its_own_type_compiles(messages: list[str]) -> None:
+    assert about("own-type", messages) == []
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_use_does_not_compile(said: list[str], name: str) -> None:
+def test_wrong_use_does_not_compile(messages: list[str], name: str) -> None:
     client, old, _, words = WRONG[name]
     assert old in client
-    assert any("error TS" in line and words in line for line in of(name, said)), said
+    assert any("error TS" in line and words in line for line in about(name, messages)), messages
 
 
 async def test_typed_client_reads_updates(

@@ -1,4 +1,4 @@
-"""What the README shows is what happens: a type of one's own in five lines, and the publisher's example."""
+"""The publisher's example of `schemas/publishers/README.md` works."""
 
 import asyncio
 import os
@@ -11,20 +11,11 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from tests.support.broker.find import Broker
-from tests.support.clients import RawClient
 from tests.support.publishing import bind, take
-from tests.support.running import bridge_process
 from tests.support.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-
-
-def lines_below(document: str, sentence: str) -> list[str]:
-    """The indented lines below a sentence, without the comments among them."""
-    found = re.search(re.escape(sentence) + r"\n\n((?: {4}.*\n)+)", (ROOT / document).read_text())
-    assert found is not None
-    return [line.strip() for line in found[1].splitlines() if not line.strip().startswith("#")]
 
 
 async def run(command: str, folder: Path, **variables: str) -> bytes:
@@ -38,26 +29,6 @@ async def run(command: str, folder: Path, **variables: str) -> bytes:
         output, _ = await process.communicate()
     assert process.returncode == 0, output
     return output
-
-
-async def test_type_of_ones_own_is_a_file(broker: Broker, exchange: str, tmp_path: Path) -> None:
-    *make, serve, publish = lines_below(
-        "schemas/README.md", "[`schemas/README.md`](schemas/README.md#adding-a-type) says what may be in it:"
-    )
-    assert len(make) + 2 <= 5
-    for line in make:
-        await run(line, tmp_path)
-    assert serve.startswith("edk-bridge serve ")
-    exchanges = f"{exchange}=killmail"
-    arguments = serve.removeprefix("edk-bridge serve ").replace("my-schemas", str(tmp_path / "my-schemas")).split()
-    async with bridge_process(broker.url, *arguments, BRIDGE_EXCHANGES=exchanges) as process:
-        await process.consuming()
-        client = await RawClient.open(await process.port())
-        said = await run(publish, tmp_path, BRIDGE_AMQP_URL=broker.url, BRIDGE_EXCHANGES=exchanges)
-        assert said == b"1 event published, 0 invalid\n"
-        update = orjson.loads(await client.text())
-        assert (update["type"], update["data"]) == ("sighting", {"pilot": "Chribba"})
-        await client.close()
 
 
 @pytest.mark.parametrize(
