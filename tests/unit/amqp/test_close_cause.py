@@ -19,7 +19,7 @@ async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[CloseCause]]:
     return amqp, channel, closed_future(amqp.amqp, channel)
 
 
-async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_first_one_counts() -> None:
+async def test_cause_is_that_of_the_first_close_of_connection_channel_or_consumer() -> None:
     amqp, channel, ended = await opened()
     await asyncio.sleep(0)
     assert not ended.done()
@@ -40,7 +40,7 @@ async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_firs
 
 
 @pytest.mark.parametrize("how", ["cancelled", "in order"])
-async def test_end_without_an_error_has_words_too(how: str) -> None:
+async def test_close_without_an_error_has_a_reason_too(how: str) -> None:
     amqp, _, ended = await opened()
     if how == "cancelled":
         amqp.closing.cancel()
@@ -76,12 +76,12 @@ def test_broker_stays_up_only_if_it_gives_a_reason_other_than_a_shutdown(
     assert CloseCause.of(error).broker_stayed_up is broker_stayed_up
 
 
-async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
+async def test_library_without_an_event_for_blocking_is_no_fault() -> None:
     watch_blocked(cast("Any", object()), lambda reason: None)
 
 
 async def test_missing_heartbeats_are_a_lost_connection() -> None:
-    """aiormq cancels its own reader then."""
+    """In this case, aiormq cancels its own reader."""
     amqp, _, closed = await opened()
     amqp.lose(asyncio.CancelledError())
     assert await closed == CloseCause("the broker sent no more heartbeats", broker_stayed_up=False)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # Connecting
 
 
-class Line:
-    """Stands for aio-pika's connections: what each node's does, by its host."""
+class FakeConnections:
+    """Stands for aio-pika's connections: the behaviour of each node, by its host."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **nodes: object) -> None:
         self.nodes = nodes
@@ -41,23 +41,23 @@ class Line:
         monkeypatch.setattr(compat, "Connection", self._connection)
 
     def _connection(self, url: URL, client_properties: dict[str, str], transport_factory: object) -> object:
-        line, host = self, str(url.host)
+        connections, host = self, str(url.host)
         self.urls.append(str(url))
 
         class Connection:
             transport: SimpleNamespace | None = None
 
             async def connect(self) -> None:
-                line.asked.append(host)
-                answer = line.nodes[host]
+                connections.asked.append(host)
+                answer = connections.nodes[host]
                 if answer is HANGS:
                     await asyncio.Event().wait()
                 if isinstance(answer, BaseException):
                     raise answer
-                self.transport = SimpleNamespace(connection=line.amqp)
+                self.transport = SimpleNamespace(connection=connections.amqp)
 
             async def close(self) -> None:
-                line.closed.append(host)
+                connections.closed.append(host)
 
         return Connection()
 
@@ -81,22 +81,22 @@ def nodes(*hosts: str) -> tuple[Node, ...]:
     ],
     ids=["refused", "password", "closed", "silent"],
 )
-async def test_first_node_that_answers_is_used_whatever_is_wrong_with_those_before(
+async def test_first_node_that_answers_is_used_whatever_the_error_of_the_nodes_before(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, failure: object
 ) -> None:
-    line = Line(monkeypatch, one=failure, two=failure, three=None, four=None)
+    connections = FakeConnections(monkeypatch, one=failure, two=failure, three=None, four=None)
     async with connection.open_connection(nodes("one", "two", "three", "four"), "a bridge") as amqp:
-        assert amqp is line.amqp  # type: ignore[comparison-overlap]  # the fake stands for it
-        assert line.asked == ["one", "two", "three"]
-        assert line.closed == ["one", "two"]
-    assert "three" in line.closed
+        assert amqp is connections.amqp  # type: ignore[comparison-overlap]  # the fake stands for it
+        assert connections.asked == ["one", "two", "three"]
+        assert connections.closed == ["one", "two"]
+    assert "three" in connections.closed
 
 
 async def test_opened_and_closed_connection_is_logged_at_debug_without_the_password(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "bridge.amqp")
-    Line(monkeypatch, one=None)
+    FakeConnections(monkeypatch, one=None)
     async with connection.open_connection(nodes("one"), "a bridge"):
         assert [record.getMessage() for record in caplog.records] == ["connection opened"]
     fields = [
@@ -106,34 +106,36 @@ async def test_opened_and_closed_connection_is_logged_at_debug_without_the_passw
     assert fields == [("connection opened", "a bridge", node), ("connection closed", "a bridge", node)]
 
 
-async def test_last_nodes_error_is_raised_where_none_answers(
+async def test_error_of_the_last_node_is_raised_if_none_answers(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    line = Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("no"), two=OSError(111, "Refused"))
+    connections = FakeConnections(
+        monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("no"), two=OSError(111, "Refused")
+    )
     with pytest.raises(ConnectionError, match=r"amqp://guest:\*\*\*@two:5672/kills: Refused"):
         async with connection.open_connection(nodes("one", "two"), "a bridge"):
-            raise AssertionError("there is none")
-    assert line.asked == ["one", "two"]
+            raise AssertionError("no connection is opened")
+    assert connections.asked == ["one", "two"]
 
 
-async def test_node_that_says_nothing_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch, clock: VirtualTime) -> None:
-    Line(monkeypatch, one=HANGS)
+async def test_node_that_sends_nothing_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch, clock: VirtualTime) -> None:
+    FakeConnections(monkeypatch, one=HANGS)
     before_s = clock.now_s
     with pytest.raises(
         ConnectionError, match=f"@one:5672/kills does not answer within {DEFAULT.connect_timeout_s:g} s"
     ):
         async with connection.open_connection(nodes("one"), "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
     assert clock.now_s - before_s == pytest.approx(DEFAULT.connect_timeout_s, abs=0.01)
 
 
 async def test_wrong_password_is_a_refusal_that_does_not_show_it(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"))
+    FakeConnections(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"))
     with pytest.raises(BrokerRefusal, match="refuses the user name or the password in its URL: ACCESS_REFUSED") as told:
         async with connection.open_connection(nodes("one"), "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
     assert "secret" not in str(told.value)
 
 
@@ -165,24 +167,24 @@ async def test_wrong_password_is_a_refusal_that_does_not_show_it(
 async def test_refused_mechanism_is_a_refusal_that_names_the_possible_ones(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, query: str, error: Exception, words: str
 ) -> None:
-    Line(monkeypatch, one=error)
+    FakeConnections(monkeypatch, one=error)
     with pytest.raises(BrokerRefusal, match=words):
         async with connection.open_connection((Node(f"amqps://guest:secret@one/kills?{query}"),), "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
 
 
-async def test_alert_that_comes_after_the_handshake_is_said_as_any_other(
+async def test_alert_after_the_handshake_is_reported_like_any_other(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    """With TLS 1.3, a broker that demands a certificate says so when the client thinks that all is well."""
+    """With TLS 1.3, a broker requests a missing certificate after the client has completed the handshake."""
     error = aiormq.exceptions.AMQPConnectionError("Server communication error")
     alert = ssl.SSLError(1, "alert")
     alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
     error.__cause__ = alert
-    Line(monkeypatch, one=error)
+    FakeConnections(monkeypatch, one=error)
     with pytest.raises(ConnectionError, match="it requires a client certificate"):
         async with connection.open_connection(nodes("one"), "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
 
 
 @pytest.mark.parametrize("cause", [asyncio.IncompleteReadError(b"", 1), ConnectionResetError("reset")], ids=repr)
@@ -191,14 +193,14 @@ async def test_connection_that_ends_before_the_broker_sends_anything_has_a_hint_
 ) -> None:
     error = aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed")
     error.__cause__ = cause
-    Line(monkeypatch, one=error)
+    FakeConnections(monkeypatch, one=error)
     with pytest.raises(ConnectionError, match=r"use amqps:// in the URL$"):
         async with connection.open_connection(nodes("one"), "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
 
 
 class Closed(aiormq.exceptions.AMQPError):
-    """What aiormq raises where the broker closes the connection instead of opening the virtual host."""
+    """aiormq raises it if the broker closes the connection instead of opening the virtual host."""
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ class Closed(aiormq.exceptions.AMQPError):
     ],
     ids=["virtual host", "limit", "shutdown"],
 )
-async def test_close_instead_of_an_opening_is_a_refusal_where_it_does_not_pass(
+async def test_close_instead_of_open_is_a_refusal_unless_it_is_temporary(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, code: int, words: str, kind: type[Exception], said: str
 ) -> None:
     async def connect() -> None:
@@ -223,8 +225,8 @@ async def test_close_instead_of_an_opening_is_a_refusal_where_it_does_not_pass(
         assert frame.reply_code == code
         raise Closed("<Connection.Close object at 0x7f>")
 
-    line = Line(monkeypatch, one=None)
-    make = line._connection
+    connections = FakeConnections(monkeypatch, one=None)
+    make = connections._connection
 
     def make_refused(url: URL, client_properties: dict[str, str], transport_factory: object) -> object:
         connection: Any = make(url, client_properties, transport_factory)
@@ -234,19 +236,19 @@ async def test_close_instead_of_an_opening_is_a_refusal_where_it_does_not_pass(
     monkeypatch.setattr(compat, "Connection", make_refused)
     with pytest.raises(kind, match=said):
         async with connection.open_connection(nodes("one"), "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
 
 
 @pytest.mark.parametrize(
     ("url", "asked"),
     [("amqp://one/", "heartbeat=10"), ("amqp://one/?heartbeat=33", "heartbeat=33")],
 )
-async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
+async def test_heartbeat_is_short_unless_the_url_sets_it(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, url: str, asked: str
 ) -> None:
-    line = Line(monkeypatch, one=None)
+    connections = FakeConnections(monkeypatch, one=None)
     async with connection.open_connection((Node(url),), "a bridge"):
-        [used] = line.urls
+        [used] = connections.urls
         assert used.endswith(f"?{asked}")
 
 
@@ -269,7 +271,7 @@ class Closing:
             self._aborted.set()
 
     async def close(self) -> None:
-        # aio-pika, too, leaves a second call to the first.
+        # In aio-pika too, a second call waits for the first one.
         if self._is_closing:
             return
         self._is_closing = True
@@ -293,7 +295,7 @@ async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualT
     assert closable.ended.is_set()
 
 
-async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: VirtualTime) -> None:
+async def test_close_that_a_cancellation_does_not_end_is_abandoned_in_time(clock: VirtualTime) -> None:
     closable = Closing(ignores_cancellation=True)
     before_s = clock.now_s
     closing = asyncio.create_task(connection._close(closable, closable, DEFAULT))  # type: ignore[arg-type]  # a fake for both
@@ -323,12 +325,12 @@ async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
 ) -> None:
     monkeypatch.setattr(connection_errors, "detect_container", lambda: place)
     with socket.socket() as unused:
-        # Bound, and not listening: the kernel refuses.
+        # The socket is bound and does not listen, so the kernel refuses.
         unused.bind(("127.0.0.1", 0))
         node = Node(f"amqp://{host}:{unused.getsockname()[1]}/")
         with pytest.raises(ConnectionError, match="Connection refused") as raised:
             async with connection.open_connection([node], "a bridge"):
-                raise AssertionError("there is none")
+                raise AssertionError("no connection is opened")
     assert (f"in a container, {host} is {place} itself: " in str(raised.value)) is hinted
     assert str(raised.value).isprintable()
 
@@ -337,14 +339,14 @@ async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pyt
     monkeypatch.setattr(connection_errors, "detect_container", lambda: Container.CONTAINER)
     with pytest.raises(ConnectionError) as raised:
         async with connection.open_connection([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
     assert "in a container" not in str(raised.value)
 
 
 @pytest.mark.parametrize("host", ["a" * 64, "xn--zz"])
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
-async def test_host_that_can_not_be_encoded_is_a_connection_that_is_not_made(scheme: str, host: str) -> None:
+async def test_host_that_can_not_be_encoded_is_a_connection_error(scheme: str, host: str) -> None:
     with pytest.raises(ConnectionError, match=f"^{scheme}://guest:\\*\\*\\*@{host}:") as raised:
         async with connection.open_connection([Node(f"{scheme}://guest:s3cret@{host}:1/")], "a bridge"):
-            raise AssertionError("there is none")
+            raise AssertionError("no connection is opened")
     assert "s3cret" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""The texts of errors name what is wrong and what to do, without addresses and passwords."""
+"""The texts of errors name the fault and the cure, without addresses and passwords."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_error_text_is_the_last_part_of_the_error(error: BaseException, words: s
     ],
     ids=str,
 )
-def test_words_for_a_connection_that_is_not_made_have_no_addresses(error: OSError, words: str) -> None:
+def test_text_for_a_failed_connect_has_no_addresses(error: OSError, words: str) -> None:
     assert os_error_text(error) == words
 
 
@@ -76,7 +76,7 @@ def refused(code: int, message: str) -> ssl.SSLCertVerificationError:
 
 
 def failed(reason: str | None) -> ssl.SSLError:
-    error = ssl.SSLError(1, "words of OpenSSL's")
+    error = ssl.SSLError(1, "a text of OpenSSL")
     if reason is not None:
         error.reason = reason
     return error
@@ -136,7 +136,7 @@ def test_early_eof_text_names_possible_causes(scheme: str, *, has_certificate: b
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "container": "oci"}, ("/run/.containerenv",), Container.POD),
     ],
 )
-def test_container_is_seen_by_a_file_or_a_variable(
+def test_container_is_detected_by_a_file_or_a_variable(
     environment: dict[str, str], files: tuple[str, ...], found: Container | None
 ) -> None:
     assert detect_container(environment, files.__contains__) is found

@@ -39,7 +39,7 @@ def test_url_is_read_again_for_each_connection(nodes: NodesFile, file: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "secret", b"\xff", None], ids=["empty", "no URL", "no text", "gone"])
-def test_file_that_can_not_be_used_leaves_the_last_url_and_is_said_once_without_its_content(
+def test_unusable_file_leaves_the_last_url_and_is_logged_once_without_its_content(
     nodes: NodesFile, file: Path, text: str | bytes | None
 ) -> None:
     if text is None:
@@ -56,7 +56,7 @@ def test_file_that_can_not_be_used_leaves_the_last_url_and_is_said_once_without_
     file.unlink()
     with capture_logs() as logged:
         assert [*nodes] == [Node(NEW)]
-    assert len(logged) == 1, "it is said again of the next time"
+    assert len(logged) == 1, "the next failure is logged again"
 
 
 def test_byte_order_mark_of_a_file_that_is_read_again_is_named(nodes: NodesFile, file: Path) -> None:
@@ -78,7 +78,7 @@ def test_only_the_url_of_a_file_is_read_again(file: Path, tmp_path: Path) -> Non
         assert settings.amqp_url_file is None
         assert broker_nodes(settings.amqp_url, settings.amqp_url_file) == tuple(map(Node, settings.amqp_url))
     overridden = load({"amqp_url": OLD}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)
-    assert overridden.amqp_url_file is None, "a flag wins, and is no file"
+    assert overridden.amqp_url_file is None, "a flag overrides the file"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ async def test_node_whose_setup_fails_is_tried_last() -> None:
 
 
 @pytest.mark.parametrize("error", [None, BrokerRefusal("a permission is missing")])
-async def test_node_whose_setup_succeeds_or_is_refused_stays_the_first(error: Exception | None) -> None:
+async def test_node_whose_setup_succeeds_or_is_refused_stays_first(error: Exception | None) -> None:
     nodes = NodeRotation([Node("amqp://one/"), Node("amqp://two/")])
     with nullcontext() if error is None else pytest.raises(BrokerRefusal):
         async with nodes.setup(1.0):

@@ -1,4 +1,4 @@
-"""What is said of a connection to the broker, by a clock that a test turns."""
+"""The status of a connection to the broker, with a clock that a test sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ANSWER_VALID_S = DEFAULT.answer_valid_s
 
 
 class Time:
-    """The monotonic clock, turned by hand."""
+    """The monotonic clock. A test sets it."""
 
     def __init__(self) -> None:
         self.now_s = 500.0
@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 @pytest.fixture
 def since(clock: Time) -> Status:
-    """A status that was made just now."""
+    """A status that was just created."""
     return Status(since_s=clock.now_s)
 
 
@@ -48,7 +48,7 @@ def test_new_status_is_connecting_and_proves_nothing(since: Status) -> None:
     }
 
 
-def test_status_is_of_the_moment_it_is_made() -> None:
+def test_status_begins_when_it_is_created() -> None:
     assert Status().report()["for_s"] == 0.0
 
 
@@ -65,7 +65,7 @@ def test_change_is_dated(since: Status, clock: Time) -> None:
     }
 
 
-def test_error_that_is_over_says_when_it_was(since: Status, clock: Time) -> None:
+def test_past_error_is_reported_with_its_time(since: Status, clock: Time) -> None:
     since.enter(State.LOST, "no route to host")
     clock.now_s += 60
     since.enter(State.WORKING)
@@ -91,28 +91,30 @@ def test_working_forgets_the_attempts_and_keeps_the_last_error(since: Status) ->
     assert (since.ever_connected, since.attempts, since.error) == (True, 0, "connection refused")
 
 
-def test_status_that_worked_once_has_worked(since: Status) -> None:
+def test_ever_connected_stays_true(since: Status) -> None:
     since.enter(State.WORKING)
     since.enter(State.LOST, "gone")
     assert since.ever_connected
 
 
 @pytest.mark.parametrize(("age_s", "is_fresh"), [(0.0, True), (ANSWER_VALID_S, True), (ANSWER_VALID_S + 0.1, False)])
-def test_working_is_a_proof_that_grows_old(since: Status, clock: Time, age_s: float, *, is_fresh: bool) -> None:
+def test_answer_proves_the_connection_for_a_limited_time(
+    since: Status, clock: Time, age_s: float, *, is_fresh: bool
+) -> None:
     since.enter(State.WORKING)
     clock.now_s += age_s
     assert since.is_fresh is is_fresh
 
 
-def test_answer_of_the_broker_proves_anew(since: Status, clock: Time) -> None:
+def test_new_answer_proves_the_connection_again(since: Status, clock: Time) -> None:
     since.enter(State.WORKING)
     clock.now_s += 2 * ANSWER_VALID_S
     since.touch(clock.now_s)
     assert since.is_fresh
 
 
-def test_answer_proves_nothing_about_the_time_since_its_question(since: Status, clock: Time) -> None:
-    """A bridge that stood still reads old answers late."""
+def test_answer_proves_nothing_about_the_time_since_its_request(since: Status, clock: Time) -> None:
+    """A bridge that was frozen reads old answers late."""
     since.enter(State.WORKING)
     requested_s = clock.now_s
     clock.now_s += 2 * ANSWER_VALID_S
@@ -120,10 +122,10 @@ def test_answer_proves_nothing_about_the_time_since_its_question(since: Status, 
     assert not since.is_fresh
     since.touch(clock.now_s)
     since.touch(requested_s)
-    assert since.last_answered_s == clock.now_s, "a late answer takes nothing back"
+    assert since.last_answered_s == clock.now_s, "a late answer does not set the time back"
 
 
-def test_gap_is_reported_in_the_time_of_people_and_machines() -> None:
+def test_gap_is_reported_in_rfc3339() -> None:
     gap = Gap(1_697_962_000.0, 1_697_962_003.25, "Connection refused")
     assert gap.report() == {
         "since": "2023-10-22T08:06:40.000Z",

@@ -1,4 +1,4 @@
-"""One session after another, with sessions that a test scripts and pauses of no length."""
+"""One session after another: a test scripts the sessions, and the pauses take no time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ End = str | BaseException
 
 
 class NoBackoff:
-    """A Backoff whose pauses are none; it counts how often it was asked, and how often it was reset."""
+    """A Backoff without pauses. It counts the requests for a pause, and the resets."""
 
     asked: int
     resets: int
@@ -32,7 +32,7 @@ class NoBackoff:
 
 
 class Time:
-    """The monotonic clock, turned by hand."""
+    """The monotonic clock. A test sets it."""
 
     def __init__(self) -> None:
         self.now_s = 500.0
@@ -48,7 +48,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ScriptedSessions:
-    """Sessions that end as the test scripts it. After the last of them, a stop is requested."""
+    """Sessions that end as the test scripts it. After the last one, a stop is requested."""
 
     def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
         self.status = Status()
@@ -120,7 +120,7 @@ async def test_refusal_after_only_lost_connections_is_raised() -> None:
 
 
 @pytest.mark.parametrize(("works", "wait"), [(True, False), (False, True)])
-async def test_refusal_after_having_worked_or_with_wait_is_tried_again(*, works: bool, wait: bool) -> None:
+async def test_refusal_after_a_working_session_or_with_wait_is_retried(*, works: bool, wait: bool) -> None:
     sessions = ScriptedSessions(BrokerRefusal("wrong password"), works=works, wait=wait)
     await sessions.run()
     assert sessions.begun == 2
@@ -141,13 +141,13 @@ async def test_unexpected_error_is_logged_with_its_frames_and_without_its_text(
     [entry] = caplog.records
     assert entry.levelname == "ERROR"
     assert "ValueError" in caplog.text
-    assert "in run_session" in caplog.text, "the frames are what a bug is found by"
+    assert "in run_session" in caplog.text, "a developer needs the frames to find the bug"
     assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize(("lasted_s", "resets"), [(DEFAULT.stable_s - 0.1, 0), (DEFAULT.stable_s, 1)])
 @pytest.mark.parametrize("end", ["channel closed", OSError("reset by peer"), BrokerRefusal("no permission")], ids=repr)
-async def test_pauses_begin_anew_after_a_session_that_lasted_and_only_then(
+async def test_pauses_are_reset_after_a_session_that_lasted_and_only_then(
     monkeypatch: pytest.MonkeyPatch, end: End, lasted_s: float, resets: int
 ) -> None:
     clock = Time()
@@ -159,7 +159,7 @@ async def test_pauses_begin_anew_after_a_session_that_lasted_and_only_then(
         clock.now_s += lasted_s
         return await run_session()
 
-    sessions.run_session = run_session_for_a_while  # type: ignore[method-assign]  # a session that takes its time
+    sessions.run_session = run_session_for_a_while  # type: ignore[method-assign]  # a session that lasts
     await sessions.run()
     assert sessions.begun == 2
     assert NoBackoff.resets == resets
@@ -174,7 +174,7 @@ async def test_each_attempt_is_counted_until_one_works() -> None:
     assert working.status.attempts == 0
 
 
-async def test_end_is_told_before_the_status_changes() -> None:
+async def test_end_is_reported_before_the_status_changes() -> None:
     status, stopping, seen = Status(), asyncio.Event(), []
 
     async def run_session() -> str:
@@ -200,21 +200,21 @@ async def test_stop_before_the_start_runs_no_session() -> None:
     assert sessions.status.state is State.STOPPED
 
 
-async def test_stop_within_a_session_is_the_end_and_no_loss() -> None:
+async def test_stop_within_a_session_is_no_loss() -> None:
     sessions = ScriptedSessions()
     await sessions.run()
     assert (sessions.begun, sessions.lost, sessions.status.state) == (1, [], State.STOPPED)
 
 
 async def test_error_while_stopping_is_no_loss() -> None:
-    sessions = ScriptedSessions(OSError("closed by us"))
+    sessions = ScriptedSessions(OSError("closed by the bridge"))
     run_session = sessions.run_session
 
     async def run_session_and_stop() -> str:
         sessions.stopping.set()
         return await run_session()
 
-    sessions.run_session = run_session_and_stop  # type: ignore[method-assign]  # a session that is stopped while it runs
+    sessions.run_session = run_session_and_stop  # type: ignore[method-assign]  # a session that ends with a stop
     await sessions.run()
     assert (sessions.begun, sessions.lost, sessions.status.state) == (1, [], State.STOPPED)
 
@@ -234,7 +234,7 @@ async def test_cancellation_from_outside_ends_it() -> None:
     async def run_session() -> str:
         begun.set()
         await asyncio.Event().wait()
-        raise AssertionError("nobody sets it")
+        raise AssertionError("the session never ends")
 
     sessions = ScriptedSessions()
     sessions.run_session = run_session  # type: ignore[method-assign]  # a session without an end
@@ -246,7 +246,7 @@ async def test_cancellation_from_outside_ends_it() -> None:
     assert sessions.lost == []
 
 
-async def test_stray_cancellation_of_a_task_that_went_on_after_a_requested_one_is_a_loss() -> None:
+async def test_stray_cancellation_of_a_task_that_continued_after_a_requested_one_is_a_loss() -> None:
     sessions = ScriptedSessions(asyncio.CancelledError("stray"))
     task = asyncio.create_task(_run_after_a_cancellation(sessions))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Limits of waiting for the broker: they pass in time, unless the bridge's own loop is slow to turn."""
+"""Timeouts for the broker: they expire in time, unless the bridge's own loop is slow."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     return VirtualTime(monkeypatch)
 
 
-async def test_request_that_takes_longer_than_it_may_is_a_lost_connection(clock: VirtualTime) -> None:
+async def test_request_beyond_its_limit_is_a_lost_connection(clock: VirtualTime) -> None:
     with pytest.raises(ConnectionError, match=r"the broker does not answer within 2\.5 s"):
         async with rpc_timeout(2.5):
             await asyncio.sleep(2.6)
@@ -22,15 +22,15 @@ async def test_request_that_takes_longer_than_it_may_is_a_lost_connection(clock:
         await asyncio.sleep(2.4)
 
 
-async def test_time_in_which_the_loop_did_not_turn_hardly_counts(clock: VirtualTime) -> None:
-    """Twenty turns of 10 s each: of a limit of 20 s, they take a fifth."""
+async def test_slow_turns_of_the_loop_hardly_count(clock: VirtualTime) -> None:
+    """Twenty turns of 10 s each count for a fifth of a limit of 20 s."""
     async with lag_tolerant_timeout(20.0):
         for _ in range(20):
             clock.now_s += 10.0
             await asyncio.sleep(0)
 
 
-async def test_broker_that_is_silent_for_that_many_turns_is_given_up_however_slow_they_are(clock: VirtualTime) -> None:
+async def test_timeout_expires_after_its_number_of_turns_however_slow_they_are(clock: VirtualTime) -> None:
     turns = 0
 
     async def wait() -> None:
@@ -46,13 +46,13 @@ async def test_broker_that_is_silent_for_that_many_turns_is_given_up_however_slo
     assert TICKS <= turns <= 2 * TICKS + 2
 
 
-async def test_limit_is_no_more_when_the_work_is_done(clock: VirtualTime) -> None:
+async def test_timeout_ends_with_the_block(clock: VirtualTime) -> None:
     async with lag_tolerant_timeout(1.0):
         pass
     await asyncio.sleep(2.0)
 
 
-async def test_sleep_takes_its_time_and_is_not_over_when_the_loop_stood_still_for_it(clock: VirtualTime) -> None:
+async def test_sleep_lasts_its_time_and_a_blocked_loop_does_not_end_it(clock: VirtualTime) -> None:
     before_s = clock.now_s
     await timeouts.lag_tolerant_sleep(3.0)
     assert clock.now_s - before_s == pytest.approx(3.0, abs=0.01)
@@ -64,7 +64,7 @@ async def test_sleep_takes_its_time_and_is_not_over_when_the_loop_stood_still_fo
     assert clock.now_s - before_s == pytest.approx(62.0, abs=0.01)
 
 
-async def test_expiry_is_told_of_when_the_limit_is_reached_and_only_then(clock: VirtualTime) -> None:
+async def test_on_expiry_is_called_at_the_limit_and_only_then(clock: VirtualTime) -> None:
     expired: list[float] = []
     async with lag_tolerant_timeout(1.0, lambda: expired.append(clock.now_s)):
         pass

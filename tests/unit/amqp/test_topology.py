@@ -23,9 +23,9 @@ ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
 
 
 class Returning:
-    """A broker that has just been started: whoever looks is too early, and whoever declares is not.
+    """A broker that has just started: a passive declaration fails, and an active one succeeds.
 
-    RabbitMQ is so for some 50 ms of its start, and a test can't hit them.
+    RabbitMQ does this for about 50 ms after its start, which is too short for a test.
     """
 
     def __init__(self, words: str) -> None:
@@ -44,15 +44,15 @@ class Returning:
         pass
 
 
-async def test_queue_that_is_not_up_yet_is_not_taken_for_one_that_was_just_made() -> None:
-    """What the broker had confirmed for it may be lost, and who has just made a queue says nothing of that."""
+async def test_queue_that_is_not_up_yet_does_not_count_as_declared() -> None:
+    """It may have lost confirmed events. For a new queue, the bridge would not report this loss."""
     broker = Returning(NOT_UP)
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity, match="is down or inaccessible"):
         await ensure_queue(cast("Connection", broker), "kept", {})
     assert broker.declared == []
 
 
-async def test_queue_that_does_not_exist_is_made() -> None:
+async def test_missing_queue_is_declared() -> None:
     broker = Returning(ABSENT)
     assert await ensure_queue(cast("Connection", broker), "kept", {})
     assert broker.declared == ["kept"]
@@ -69,7 +69,7 @@ def mismatch(argument: str, current: str) -> aiormq.exceptions.ChannelPreconditi
 
 
 class Made:
-    """Sets up the exchange `kills` with the queue `kept`, and says how often something was made."""
+    """Sets up the exchange `kills` with the queue `kept`, and counts the declarations of missing parts."""
 
     def __init__(self, *, queue_made: bool = False) -> None:
         self.times = 0
@@ -88,7 +88,7 @@ class Made:
 
 
 @pytest.mark.parametrize("queue_made", [True, False])
-async def test_exchange_and_queue_that_exist_are_used_and_what_was_made_is_told(*, queue_made: bool) -> None:
+async def test_existing_exchange_and_queue_are_used_and_a_declaration_is_reported(*, queue_made: bool) -> None:
     made = Made(queue_made=queue_made)
     found = await made.set_up(amqp := FakeAmqp())
     assert found == Topology((Exchange("kills", "fanout"),), "kept")
@@ -96,7 +96,7 @@ async def test_exchange_and_queue_that_exist_are_used_and_what_was_made_is_told(
     assert all(channel.is_closed for channel in amqp.channels)
 
 
-async def test_exchange_that_is_missing_is_made_a_durable_fanout_and_that_is_told() -> None:
+async def test_missing_exchange_is_declared_as_durable_fanout_and_reported() -> None:
     made = Made()
     amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE)
     await made.set_up(amqp)
@@ -105,7 +105,7 @@ async def test_exchange_that_is_missing_is_made_a_durable_fanout_and_that_is_tol
     assert made.times == 1
 
 
-async def test_what_was_made_is_told_also_where_the_rest_fails() -> None:
+async def test_declaration_is_reported_even_if_a_later_step_fails() -> None:
     made = Made()
     amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE).on("bind kept to kills #", ConnectionError("gone"))
     with pytest.raises(ConnectionError):
@@ -113,7 +113,7 @@ async def test_what_was_made_is_told_also_where_the_rest_fails() -> None:
     assert made.times == 1
 
 
-async def test_exchange_is_known_by_what_the_broker_says_of_it() -> None:
+async def test_properties_of_an_exchange_are_found_in_the_brokers_errors() -> None:
     amqp = FakeAmqp()
     amqp.on("exchange kills fanout durable", mismatch("durable", "false"))
     amqp.on("exchange kills fanout", mismatch("type", "topic"))
@@ -136,13 +136,13 @@ async def test_direct_exchange_is_a_refusal() -> None:
     ],
     ids=["permission", "arguments", "never agrees"],
 )
-async def test_exchange_that_can_not_be_known_is_used_all_the_same(answer: Exception) -> None:
+async def test_exchange_with_unknown_properties_is_still_used(answer: Exception) -> None:
     amqp = FakeAmqp().on("exchange kills fanout durable", answer).on("exchange kills x durable", answer)
     found = await Made().set_up(amqp)
     assert found.exchanges == (Exchange("kills", None),)
 
 
-async def test_exchange_that_vanished_and_can_not_be_known_is_for_its_owner_to_make() -> None:
+async def test_missing_exchange_with_unknown_properties_is_not_declared() -> None:
     made = Made()
     amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE)
     with pytest.raises(
@@ -173,10 +173,10 @@ async def test_existing_exchange_with_a_reserved_name_is_used() -> None:
     assert found.exchanges == (Exchange("amq.fanout", "fanout"),)
 
 
-# What the user may not look at
+# Missing permissions
 
 
-async def test_exchange_that_may_not_be_looked_at_is_used_and_told() -> None:
+async def test_inaccessible_exchange_is_used_and_reported() -> None:
     made = Made()
     amqp = FakeAmqp().on("exchange kills passive", REFUSED).on("exchange kills fanout durable", REFUSED)
     found = await made.set_up(amqp)
@@ -184,7 +184,7 @@ async def test_exchange_that_may_not_be_looked_at_is_used_and_told() -> None:
     assert made.times == 0
 
 
-# Is it there?
+# Existence
 
 
 async def test_exchange_exists_or_does_not_or_is_not_up_yet() -> None:
@@ -194,4 +194,6 @@ async def test_exchange_exists_or_does_not_or_is_not_up_yet() -> None:
     assert not await exchange_exists(FakeAmqp().on(look, NO_EXCHANGE).amqp, "killmails")
     with pytest.raises(ConnectionError, match="is down or inaccessible"):
         await exchange_exists(FakeAmqp().on(look, not_up).amqp, "killmails")
-    assert await exchange_exists(FakeAmqp().on(look, REFUSED).amqp, "killmails"), "whoever uses it will see"
+    assert await exchange_exists(FakeAmqp().on(look, REFUSED).amqp, "killmails"), (
+        "the next request reports the missing permission"
+    )

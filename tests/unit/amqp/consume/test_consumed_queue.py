@@ -1,4 +1,4 @@
-"""The queues that can be consumed: what each is declared and consumed with, and what is done before it goes."""
+"""The kinds of queues: the arguments of their declaration and consumer, and what happens before a queue is left."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 async def channel_of(amqp: FakeAmqp) -> Any:
-    """A fake, for whoever expects a channel of aiormq's."""
+    """Returns a fake channel, typed as aiormq's."""
     return await amqp.channel(publisher_confirms=False)
 
 
-async def test_named_queue_that_is_made_has_bounds_and_is_kept() -> None:
+async def test_declared_named_queue_has_bounds_and_is_kept() -> None:
     channel = await channel_of(amqp := FakeAmqp().on("queue kept passive", NO_QUEUE))
     assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", created=True)
     assert amqp.channels[-1].arguments == [NAMED_QUEUE_ARGUMENTS]
 
 
-async def test_queue_that_may_not_be_looked_at_is_not_declared() -> None:
+async def test_inaccessible_queue_is_not_declared() -> None:
     channel = await channel_of(amqp := FakeAmqp().on("queue kept passive", REFUSED))
     assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", created=False)
     assert amqp.requests == ["channel", "channel", "queue kept passive"]
 
 
-async def test_newest_consumer_of_a_named_queue_comes_first() -> None:
+async def test_newest_consumer_of_a_named_queue_has_the_highest_priority() -> None:
     queue = NamedQueue("kept")
     first: Any = queue.arguments()
     second: Any = queue.arguments()
@@ -59,7 +59,7 @@ async def exclusive(amqp: FakeAmqp, *exchanges: str) -> ExclusiveQueue:
     return queue
 
 
-async def test_exclusive_queue_is_unbound_from_all_exchanges_before_it_goes() -> None:
+async def test_exclusive_queue_is_unbound_from_all_exchanges_before_it_is_deleted() -> None:
     queue = await exclusive(amqp := FakeAmqp(), "kills", "prices")
     await queue.leave(amqp.amqp)
     assert amqp.requests == ["channel", "unbind amq.gen-1 from kills #", "unbind amq.gen-1 from prices #"]
@@ -69,7 +69,7 @@ async def test_exclusive_queue_is_unbound_from_all_exchanges_before_it_goes() ->
 
 
 @pytest.mark.parametrize("answer", [HANGS, REFUSED, OSError("reset"), aiormq.exceptions.ConnectionClosed(320, "gone")])
-async def test_broker_that_does_not_unbind_is_waited_for_a_second_at_most(answer: object, clock: VirtualTime) -> None:
+async def test_unbind_takes_a_second_at_most(answer: object, clock: VirtualTime) -> None:
     queue = await exclusive(amqp := FakeAmqp().on("unbind amq.gen-1 from kills #", answer))
     before_s = clock.now_s
     with capture_logs() as logged:
@@ -78,14 +78,14 @@ async def test_broker_that_does_not_unbind_is_waited_for_a_second_at_most(answer
     assert [line["log_level"] for line in logged] == ["info"]
 
 
-async def test_nothing_is_asked_on_a_connection_that_is_lost() -> None:
+async def test_no_request_is_sent_on_a_lost_connection() -> None:
     queue = await exclusive(amqp := FakeAmqp())
     amqp.lose()
     await queue.leave(amqp.amqp)
     assert amqp.requests == []
 
 
-async def test_session_that_never_had_its_queue_unbinds_nothing() -> None:
+async def test_session_without_a_queue_unbinds_nothing() -> None:
     queue = ExclusiveQueue(("kills",))
     await queue.leave((amqp := FakeAmqp()).amqp)
     assert amqp.requests == []

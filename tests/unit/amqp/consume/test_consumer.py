@@ -1,4 +1,4 @@
-"""One session of a consumer after another: what is logged and counted, what is a refusal, and how it stops."""
+"""The sessions of a consumer: logs and metrics, refusals, and the stop."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class RunningConsumer:
         await eventually("it consumes", lambda: self.consumer.status.state is State.WORKING)
 
     async def is_lost(self) -> None:
-        await eventually("it has lost its broker", lambda: self.consumer.status.state is State.LOST, limit_s=60)
+        await eventually("the broker is lost", lambda: self.consumer.status.state is State.LOST, limit_s=60)
 
     async def stop(self) -> None:
         self.consumer.stop()
@@ -97,7 +97,7 @@ class RunningConsumer:
         return self.metrics.registry.get_sample_value(name)
 
     def come(self, *tags: int) -> None:
-        """Deliveries come on the consumer's channel."""
+        """Delivers events on the consumer's channel."""
         fast_channel = self.broker.fast_channel
         assert fast_channel is not None
         assert fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
@@ -120,7 +120,7 @@ async def running(broker: FakeBroker) -> AsyncIterator[RunningConsumer]:
 
 @pytest.fixture
 async def exclusive(broker: FakeBroker) -> AsyncIterator[RunningConsumer]:
-    """A consumer of a queue of its own."""
+    """A consumer of an exclusive queue."""
     running = RunningConsumer(broker, None)
     yield running
     await end(running)
@@ -176,7 +176,7 @@ async def test_channel_is_logged_at_debug_when_it_consumes_and_when_it_is_closed
     assert closed.__dict__["reason"] == "CONNECTION_FORCED - shutdown"
 
 
-async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: RunningConsumer) -> None:
+async def test_exclusive_queue_has_no_priority(exclusive: RunningConsumer) -> None:
     exclusive.broker.connections.append(amqp := FakeAmqp())
     exclusive.begin()
     await exclusive.works()
@@ -185,7 +185,7 @@ async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: Run
     assert amqp.channels[0].arguments[-1] is None
 
 
-async def test_deliveries_are_of_the_channel_that_consumes_and_come_before_its_consent(
+async def test_deliveries_may_arrive_before_consume_ok(
     running: RunningConsumer,
 ) -> None:
     running.broker.connections.append(FakeAmqp().on("consume kept", lambda: running.come(1)))
@@ -195,10 +195,10 @@ async def test_deliveries_are_of_the_channel_that_consumes_and_come_before_its_c
     assert running.recorder.bodies == [b"body", b"body"]
 
 
-async def test_newest_connection_comes_first_whatever_the_clock_does(
+async def test_newest_connection_has_the_highest_priority_whatever_the_clock_shows(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
-    """The broker may still believe in the old connection: it must not get every other event."""
+    """The broker may not have noticed the end of the old connection, which must not get every other event."""
     connections = [FakeAmqp() for _ in range(3)]
     running.broker.connections += connections
     running.begin()
@@ -214,7 +214,7 @@ async def test_newest_connection_comes_first_whatever_the_clock_does(
     assert (second, third) == (first + 1, first + 2)
 
 
-async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
+async def test_broker_that_does_not_answer_during_the_setup_is_given_up(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
     running.broker.connections.append(FakeAmqp().on("qos 20", HANGS))
@@ -255,7 +255,7 @@ async def test_refusal_to_consume_ends_the_bridge(running: RunningConsumer, erro
     ],
     ids=["exclusive use", "another argument"],
 )
-async def test_what_passes_is_no_refusal_and_tried_again(running: RunningConsumer, error: Exception) -> None:
+async def test_temporary_error_is_no_refusal_and_is_retried(running: RunningConsumer, error: Exception) -> None:
     running.broker.connections += [FakeAmqp().on("consume kept", error), FakeAmqp()]
     running.begin()
     await running.works()
@@ -263,7 +263,7 @@ async def test_what_passes_is_no_refusal_and_tried_again(running: RunningConsume
     assert running.consumer.status.error == str(error.args[-1])
 
 
-async def test_refusal_is_waited_out_where_that_is_asked_for_and_said_once(broker: FakeBroker) -> None:
+async def test_refusal_with_wait_is_retried_and_logged_once(broker: FakeBroker) -> None:
     broker.connections += [FakeAmqp().on("consume kept", REFUSED) for _ in range(3)]
     broker.connections.append(FakeAmqp())
     running = RunningConsumer(broker, wait=True)
@@ -290,24 +290,24 @@ async def test_broker_that_is_away_is_logged_once_and_counted_as_attempts(runnin
     assert running.count("bridge_broker_losses_total") == 0
 
 
-async def test_attempts_that_reach_no_node_are_counted(running: RunningConsumer) -> None:
+async def test_attempts_without_a_connection_are_counted(running: RunningConsumer) -> None:
     running.broker.connections += [ConnectionError("refused"), ConnectionError("refused")]
     running.begin()
-    await eventually("it tries once more", lambda: running.broker.attempts == 3)
+    await eventually("there is another attempt", lambda: running.broker.attempts == 3)
     assert running.consumer.status.failed_connects == 3
 
 
-async def test_attempt_that_reaches_a_broker_does_not_count_as_unreached(
+async def test_attempt_with_a_connection_does_not_count_as_failed_connect(
     running: RunningConsumer,
 ) -> None:
     running.broker.connections += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
     running.begin()
-    await eventually("it tries once more", lambda: running.broker.attempts == 3)
+    await eventually("there is another attempt", lambda: running.broker.attempts == 3)
     assert running.consumer.status.failed_connects == 1
 
 
 async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
-    """A named queue that was there all the time has kept everything."""
+    """A named queue that still exists has kept everything."""
     first = FakeAmqp()
     running.broker.connections += [first, ConnectionError("refused"), FakeAmqp()]
     running.begin()
@@ -326,7 +326,7 @@ async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(ru
     assert running.recorder.gaps == []
 
 
-async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
+async def test_queue_that_was_declared_again_is_a_gap_since_the_last_answer(
     exclusive: RunningConsumer, clock: VirtualTime
 ) -> None:
     first = FakeAmqp()
@@ -349,15 +349,15 @@ async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
     assert exclusive.count("bridge_gaps_total") == 1
 
 
-async def test_gap_begins_where_the_queue_was_seen_empty_last(exclusive: RunningConsumer, clock: VirtualTime) -> None:
-    """What waited in an exclusive queue goes with it, however lately the broker has answered."""
+async def test_gap_begins_when_the_queue_was_last_empty(exclusive: RunningConsumer, clock: VirtualTime) -> None:
+    """The events in an exclusive queue are lost with it, however recent the broker's last answer is."""
     first = FakeAmqp()
     look = "queue amq.gen-1 passive"
     first.on(look, None, commands.Queue.DeclareOk("amq.gen-1", 3, 1))
     exclusive.broker.connections += [first, FakeAmqp()]
     exclusive.begin()
     await exclusive.works()
-    await eventually("it is seen empty", lambda: look in first.requests, limit_s=60)
+    await eventually("the queue is empty", lambda: look in first.requests, limit_s=60)
     empty_s = clock.time()
     await asyncio.sleep(20)
     first.lose()
@@ -380,9 +380,9 @@ async def test_gap_begins_where_the_queue_was_seen_empty_last(exclusive: Running
             True,
         ),
     ],
-    ids=["with a word", "without a word", "without a word, then with one"],
+    ids=["with a reason", "without a reason", "without a reason, then with one"],
 )
-async def test_loss_without_a_word_is_known_until_the_broker_works_again(
+async def test_loss_without_a_reason_is_recorded_until_the_broker_works_again(
     running: RunningConsumer, ends: list[Exception], *, broker_may_have_restarted: bool
 ) -> None:
     first, *others = ends
@@ -391,7 +391,7 @@ async def test_loss_without_a_word_is_known_until_the_broker_works_again(
     running.begin()
     await running.works()
     working.lose(first)
-    await eventually("it has tried again", lambda: running.broker.attempts == len(ends) + 1)
+    await eventually("there are more attempts", lambda: running.broker.attempts == len(ends) + 1)
     assert running.consumer.status.broker_may_have_restarted is broker_may_have_restarted
     running.broker.connections.append(FakeAmqp())
     assert running.running is not None
@@ -406,7 +406,7 @@ INTERNAL_ERROR = aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR")
 
 
 async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -> list[float]:
-    """Loses that many connections as soon as they consume. Returns the pauses (s) between them."""
+    """Loses `times` connections as soon as they consume. Returns the pauses (s) between them."""
     connections = [FakeAmqp() for _ in range(times)]
     for amqp in connections:
         amqp.on("consume kept", lambda amqp=amqp: asyncio.get_running_loop().call_soon(amqp.lose, error) and None)
@@ -414,7 +414,7 @@ async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -
     begun_s = []
     running.begin()
     for attempt in range(times + 1):
-        await eventually("it tries", lambda: running.broker.attempts > attempt, limit_s=100)  # noqa: B023 - over before the next turn
+        await eventually("there is another attempt", lambda: running.broker.attempts > attempt, limit_s=100)  # noqa: B023 - over before the next turn
         begun_s.append(asyncio.get_running_loop().time())
     return [later - earlier for earlier, later in pairwise(begun_s)]
 
@@ -422,7 +422,7 @@ async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -
 async def test_connection_that_ends_at_each_delivery_is_retried_later_and_reported(running: RunningConsumer) -> None:
     with capture_logs() as logged:
         pauses_s = await lost_at_once(running, INTERNAL_ERROR, 9)
-        assert pauses_s[0] < 1.5, "once is no news"
+        assert pauses_s[0] < 1.5, "a single loss is not reported"
         assert 15 <= pauses_s[-1] < 30 + 2.5
         assert running.consumer.warnings == [CLOSED_EARLY]
         await running.works()
@@ -440,7 +440,7 @@ async def test_connection_that_is_lost_at_once_again_and_again_is_not_blamed_on_
     assert running.consumer.warnings == [LOST_EARLY]
 
 
-async def test_connection_on_which_the_broker_has_answered_did_not_end_at_once(running: RunningConsumer) -> None:
+async def test_connection_with_an_answer_of_the_broker_was_not_lost_early(running: RunningConsumer) -> None:
     connections = [FakeAmqp(), FakeAmqp(), FakeAmqp()]
     running.broker.connections += connections
     running.begin()
@@ -460,7 +460,7 @@ async def test_bridge_that_stops_does_not_wait_for_the_next_session(running: Run
     assert running.broker.attempts == attempts
 
 
-async def test_reduced_prefetch_is_given_up_on_the_same_channel_when_there_is_room(running: RunningConsumer) -> None:
+async def test_prefetch_is_restored_on_the_same_channel_when_there_is_room(running: RunningConsumer) -> None:
     running.broker.connections += [first := FakeAmqp(), second := FakeAmqp()]
     running.recorder.holds = True
     running.begin()
@@ -473,7 +473,7 @@ async def test_reduced_prefetch_is_given_up_on_the_same_channel_when_there_is_ro
     assert "qos 3" in second.requests
     running.flow_control.set_full(True)
     running.flow_control.set_full(False)
-    await eventually("it consumes anew", lambda: second.requests.count("consume kept") == 2)
+    await eventually("there is a second consumer", lambda: second.requests.count("consume kept") == 2)
     of_the_channel = [each for each in second.requests if each.startswith(("qos", "consume", "cancel"))]
     assert of_the_channel == ["qos 3", "consume kept", "cancel tag-1", "qos 20", "consume kept"]
     running.come(1)
@@ -494,7 +494,7 @@ async def test_exclusive_queue_is_unbound_before_its_connection_is_closed(exclus
     assert amqp.requests[-1] == "unbind amq.gen-1 from killmails #"
 
 
-async def test_gap_is_reported_before_the_first_delivery_behind_it(exclusive: RunningConsumer) -> None:
+async def test_gap_is_reported_before_the_first_delivery_after_it(exclusive: RunningConsumer) -> None:
     first = FakeAmqp()
     exclusive.broker.connections += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
     exclusive.begin()
@@ -506,10 +506,10 @@ async def test_gap_is_reported_before_the_first_delivery_behind_it(exclusive: Ru
     assert came != gap
 
 
-async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_next_session(
+async def test_exchange_that_a_failed_attempt_declared_is_a_gap_of_the_next_session(
     running: RunningConsumer,
 ) -> None:
-    """What was published before it was made is in no queue of the bridge's, whichever attempt made it."""
+    """Earlier events are in no queue of the bridge, whichever attempt has declared the exchange."""
     first = FakeAmqp()
     failing = FakeAmqp().on(LOOK, ConnectionError("gone again"))
     failing.on("exchange killmails passive", NO_EXCHANGE)
@@ -525,10 +525,10 @@ async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_
     running.broker.connections.append(FakeAmqp())
     await running.is_lost()
     await running.works()
-    assert len(running.recorder.gaps) == 1, "it was told"
+    assert len(running.recorder.gaps) == 1, "the gap was reported"
 
 
-async def test_exchange_that_vanishes_is_made_again_as_it_was(running: RunningConsumer) -> None:
+async def test_missing_exchange_is_declared_as_it_was(running: RunningConsumer) -> None:
     mismatch = aiormq.exceptions.ChannelPreconditionFailed(
         "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'killmails' in vhost '/': received 'fanout' but "
         "current is 'topic'"
@@ -581,7 +581,9 @@ async def test_loss_of_any_part_ends_the_session_with_its_reason(running: Runnin
     ],
     ids=["there", "gone", "down", "silent"],
 )
-async def test_queue_is_said_to_be_gone_only_if_it_is(running: RunningConsumer, answer: object, words: str) -> None:
+async def test_queue_is_reported_as_gone_only_if_it_is_absent(
+    running: RunningConsumer, answer: object, words: str
+) -> None:
     first = FakeAmqp().on(LOOK, None, answer)
     running.broker.connections += [first, FakeAmqp()]
     running.begin()
@@ -592,7 +594,7 @@ async def test_queue_is_said_to_be_gone_only_if_it_is(running: RunningConsumer, 
     assert running.consumer.status.error == words
 
 
-async def test_node_that_leaves_a_request_without_an_answer_is_the_last_to_be_tried_again(broker: FakeBroker) -> None:
+async def test_node_that_does_not_answer_a_request_is_tried_last(broker: FakeBroker) -> None:
     running = RunningConsumer(broker, nodes=("one", "two", "three"))
     broker.connections += [FakeAmqp().on("qos 20", HANGS), FakeAmqp()]
     running.begin()
@@ -602,10 +604,10 @@ async def test_node_that_leaves_a_request_without_an_answer_is_the_last_to_be_tr
     await end(running)
 
 
-# The topology, looked at again and again
+# The topology check
 
 
-async def test_look_at_the_topology_is_a_sign_of_session(running: RunningConsumer, clock: VirtualTime) -> None:
+async def test_topology_check_proves_that_the_connection_works(running: RunningConsumer, clock: VirtualTime) -> None:
     running.broker.connections.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
@@ -633,9 +635,7 @@ async def test_look_at_the_topology_is_a_sign_of_session(running: RunningConsume
     ],
     ids=["gone", "cancelled"],
 )
-async def test_topology_that_has_changed_ends_the_session(
-    running: RunningConsumer, answer: object, reason: str
-) -> None:
+async def test_changed_topology_ends_the_session(running: RunningConsumer, answer: object, reason: str) -> None:
     running.broker.connections += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
     running.begin()
     await running.works()
@@ -644,7 +644,7 @@ async def test_topology_that_has_changed_ends_the_session(
     await running.works()
 
 
-async def test_broker_that_answers_nothing_any_more_ends_the_session(running: RunningConsumer) -> None:
+async def test_broker_that_stops_answering_ends_the_session(running: RunningConsumer) -> None:
     first = FakeAmqp().on(LOOK, None, HANGS)
     first.on("exchange killmails passive", None, HANGS).on("bind kept to killmails #", None, HANGS)
     running.broker.connections += [first, FakeAmqp()]
@@ -675,7 +675,7 @@ async def test_other_consumers_of_the_queue_are_logged_once_and_so_is_their_end(
     assert running.count("bridge_queue_other_consumers") == 1
 
 
-async def test_queue_of_ones_own_has_no_others(exclusive: RunningConsumer) -> None:
+async def test_exclusive_queue_has_no_other_consumers(exclusive: RunningConsumer) -> None:
     exclusive.broker.connections.append(FakeAmqp().on("queue amq.gen-1 passive", consumers(5)))
     exclusive.begin()
     await exclusive.works()
@@ -684,18 +684,18 @@ async def test_queue_of_ones_own_has_no_others(exclusive: RunningConsumer) -> No
     assert (logged, exclusive.consumer.other_consumers) == ([], 0)
 
 
-async def test_others_are_forgotten_with_the_connection(running: RunningConsumer) -> None:
+async def test_other_consumers_are_forgotten_with_the_connection(running: RunningConsumer) -> None:
     first = FakeAmqp().on(LOOK, None, consumers(2))
     running.broker.connections += [first, ConnectionError("refused")]
     running.begin()
     await running.works()
-    await eventually("others are seen", lambda: running.consumer.other_consumers)
+    await eventually("other consumers are reported", lambda: running.consumer.other_consumers)
     first.lose()
     await running.is_lost()
     assert running.consumer.other_consumers == 0
 
 
-async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and_not_tried_again(
+async def test_unverified_binding_is_logged_for_each_connection_and_not_retried(
     running: RunningConsumer,
 ) -> None:
     def guarded() -> FakeAmqp:
@@ -720,7 +720,7 @@ async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and
 # Stop
 
 
-async def test_stop_cancels_settles_what_is_in_hand_and_closes(running: RunningConsumer) -> None:
+async def test_stop_cancels_the_consumer_waits_for_settlement_and_closes(running: RunningConsumer) -> None:
     running.broker.connections.append(amqp := FakeAmqp())
     running.recorder.holds = True
     running.begin()
@@ -743,8 +743,8 @@ async def test_stop_cancels_settles_what_is_in_hand_and_closes(running: RunningC
     assert (logged, running.count("bridge_broker_losses_total")) == ([], 0)
 
 
-async def test_what_is_settled_at_the_last_moment_is_acknowledged(running: RunningConsumer) -> None:
-    """It would come again otherwise, to the next bridge."""
+async def test_delivery_that_is_settled_at_the_last_moment_is_acknowledged(running: RunningConsumer) -> None:
+    """Otherwise, the next bridge would get it again."""
 
     def settle() -> None:
         running.recorder.deliveries[0].settle()
@@ -785,7 +785,7 @@ async def test_deliveries_not_settled_in_time_are_logged_with_whether_the_broker
     [HANGS, aiormq.exceptions.ConnectionClosed(320, "gone"), OSError("reset"), RuntimeError("closed")],
     ids=["silent", "lost", "reset", "closed"],
 )
-async def test_stop_that_the_broker_does_not_confirm_is_logged_and_waits_for_nothing(
+async def test_cancel_that_the_broker_does_not_confirm_is_logged_and_the_stop_continues(
     running: RunningConsumer, clock: VirtualTime, answer: object
 ) -> None:
     running.broker.connections.append(FakeAmqp().on("cancel tag-1", answer))
@@ -812,7 +812,7 @@ async def test_delivery_that_bypasses_the_fast_channel_is_a_fault_of_ours(runnin
 # A stream
 
 
-async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
+async def test_stream_is_consumed_from_the_offset_of_its_reader(
     broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.connections.append(amqp := FakeAmqp())
@@ -839,7 +839,7 @@ async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
 
 
 class FakeStallDetector:
-    """Stands in for `StallDetector`: notes what it is given, and finds what a test says."""
+    """Stands in for `StallDetector`: records its arguments, and stalls when a test demands it."""
 
     instances: list[FakeStallDetector]
 
@@ -881,8 +881,8 @@ async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
         reading.begin()
         await reading.works()
         FakeStallDetector.instances[0].stalled.set()
-        await eventually("there is another life", lambda: len(FakeStallDetector.instances) == 2)
-    assert events(logged).count(("warning", "broker lost")) == 0, "it is no loss"
+        await eventually("there is another session", lambda: len(FakeStallDetector.instances) == 2)
+    assert events(logged).count(("warning", "broker lost")) == 0, "the reread is not logged as a loss"
     assert reading.count("bridge_broker_losses_total") == 0
     [line] = [line for line in logged if "rereading" in line["event"]]
     assert (line["log_level"], line["reason"]) == ("warning", STALLED)
@@ -898,7 +898,7 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     assert fast_channel is not None
     may_deliver = [detector.may_deliver()]
     for tag in (1, 2):
-        # The offset takes 64 bits, as a broker's offsets do.
+        # The offset takes 64 bits, like a broker's offsets.
         properties = commands.Basic.Properties(headers={"x-stream-offset": 2**40 + tag})
         assert fast_channel.feed(method(tag) + header(5, properties) + part(b"event")) == b""
         may_deliver.append(detector.may_deliver())
@@ -923,7 +923,7 @@ async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> No
 async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
     reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    """Otherwise they repeat without a pause, and each leaves a mark in the stream."""
+    """Otherwise they would repeat without a pause, and each would leave a marker in the stream."""
     reader = reading.consumer.stream_reader
     assert reader is not None
     began_s: list[float] = []
@@ -946,7 +946,7 @@ async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
 
 
 @pytest.mark.parametrize("stops", [False, True])
-async def test_stream_is_read_once_more_where_that_is_asked_for_and_it_is_no_loss(
+async def test_reread_after_a_possible_gap_is_no_loss(
     running: RunningConsumer, monkeypatch: pytest.MonkeyPatch, *, stops: bool
 ) -> None:
     reasons = iter([POSSIBLE_GAP, POSSIBLE_GAP, "gone"])

@@ -1,4 +1,4 @@
-"""Deliveries that come back again and again: when that is said, and for how long."""
+"""Events that are delivered again and again: when the bridge warns of them, and for how long."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.fake_amqp import OWN, FakeAmqp, header, method, part, payload
 
 
 def properties(count: FieldValue) -> MessageProperties:
-    """The properties of a message with that delivery count."""
+    """Returns the properties of a message with this delivery count."""
     return MessageProperties(payload_of(header(0, commands.Basic.Properties(headers={"x-delivery-count": count}))))
 
 
-def test_event_that_came_back_often_is_warned_of_until_it_is_settled() -> None:
+def test_event_with_many_deliveries_is_warned_of_until_it_is_settled() -> None:
     counts = DeliveryCounts()
     with capture_logs() as logged:
         counts.note(1, properties(WARNED - 1))
@@ -29,7 +29,7 @@ def test_event_that_came_back_often_is_warned_of_until_it_is_settled() -> None:
         counts.note(3, properties(WARNED + 2))
     [warning] = counts.warnings
     assert f"was delivered {WARNED + 2} times before" in warning
-    assert [line["log_level"] for line in logged] == ["warning"], "once, until it is twice as often"
+    assert [line["log_level"] for line in logged] == ["warning"], "one warning, until the count has doubled"
     counts.settle(3)
     assert f"was delivered {WARNED} times before" in counts.warnings[0]
     counts.settle(2)
@@ -48,7 +48,7 @@ def test_warning_is_logged_again_when_the_count_has_doubled_and_after_all_was_se
     assert [str(count) in line["event"] for count, line in zip((5, 10, 20, 5), logged, strict=True)] == [True] * 4
 
 
-def test_session_that_ends_takes_its_deliveries_along() -> None:
+def test_end_of_a_session_forgets_its_deliveries() -> None:
     counts = DeliveryCounts()
     counts.note(1, properties(WARNED))
     counts.begin_session()
@@ -56,7 +56,7 @@ def test_session_that_ends_takes_its_deliveries_along() -> None:
 
 
 @pytest.mark.parametrize("count", [None, "many", ["7"]])
-def test_header_that_is_no_number_says_nothing(count: FieldValue) -> None:
+def test_header_that_is_not_a_number_is_ignored(count: FieldValue) -> None:
     counts = DeliveryCounts()
     counts.note(1, properties(count))
     counts.note(2, MessageProperties(payload_of(header(0))))
@@ -64,7 +64,7 @@ def test_header_that_is_no_number_says_nothing(count: FieldValue) -> None:
 
 
 @pytest.mark.parametrize("redelivered", [True, False])
-async def test_only_what_the_broker_calls_redelivered_is_looked_at(*, redelivered: bool) -> None:
+async def test_only_redelivered_events_are_counted(*, redelivered: bool) -> None:
     recorder, counts = Recorder(), DeliveryCounts()
     recorder.holds = True
     fast_channel, channel = FastChannel(), FakeAmqp().open_channel()

@@ -1,4 +1,4 @@
-"""When nothing is read from the broker, and how much the next session takes."""
+"""When reading from the broker pauses, and the prefetch of the next session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stage:
 
     @property
     def paused(self) -> list[bool]:
-        """Of each call of the transport, whether it paused reading."""
+        """The calls of the transport: True for each pause, False for each resume."""
         return self.transport.paused
 
 
@@ -35,7 +35,7 @@ async def stage() -> Stage:
     return Stage()
 
 
-async def test_reading_stops_and_goes_on(stage: Stage) -> None:
+async def test_reading_pauses_and_resumes(stage: Stage) -> None:
     stage.begin_session()
     stage.flow_control.set_full(True)
     assert stage.flow_control.paused
@@ -46,19 +46,17 @@ async def test_reading_stops_and_goes_on(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(("outstanding", "prefetch"), [(3, 3), (0, 1)])
-async def test_session_that_follows_one_in_which_nothing_was_read_takes_what_there_was_room_for(
-    stage: Stage, outstanding: int, prefetch: int
-) -> None:
+async def test_session_after_a_paused_one_has_a_reduced_prefetch(stage: Stage, outstanding: int, prefetch: int) -> None:
     stage.begin_session()
     stage.flow_control.set_full(True)
     with capture_logs() as logged:
         stage.flow_control.end_session(outstanding)
     assert stage.flow_control.prefetch == prefetch
     assert [(line["log_level"], line["prefetch"]) for line in logged] == [("warning", prefetch)]
-    assert stage.paused == [True, False], "what the broker says at the end is heard"
+    assert stage.paused == [True, False], "the broker's last frames are read"
 
 
-async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(stage: Stage) -> None:
+async def test_with_a_reduced_prefetch_reading_does_not_pause(stage: Stage) -> None:
     stage.begin_session()
     stage.flow_control.set_full(True)
     stage.flow_control.end_session(3)
@@ -82,7 +80,7 @@ async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(
     assert stage.paused == [True]
 
 
-async def test_room_that_fills_while_the_full_prefetch_is_agreed_ends_the_reading(stage: Stage) -> None:
+async def test_reading_pauses_if_the_room_is_filled_while_the_prefetch_is_restored(stage: Stage) -> None:
     stage.begin_session()
     stage.flow_control.set_full(True)
     stage.flow_control.end_session(3)
@@ -90,7 +88,7 @@ async def test_room_that_fills_while_the_full_prefetch_is_agreed_ends_the_readin
     stage.begin_session()
     for full in (True, False, True):
         stage.flow_control.set_full(full)
-    assert stage.paused == [], "the broker's consent is still to be read"
+    assert stage.paused == [], "the broker's answer must still be read"
     stage.flow_control.on_prefetch_restored()
     assert (stage.paused, stage.flow_control.paused) == ([True], True)
 
@@ -106,7 +104,7 @@ async def test_reduced_prefetch_lasts_for_one_session(stage: Stage) -> None:
 
 
 async def test_one_delivery_at_a_time_is_always_read() -> None:
-    """The broker sends nothing more, and a connection from which nothing is read is lost."""
+    """A prefetch of 0 would be unlimited, and the broker closes a connection that is not read."""
     stage = Stage(1)
     stage.begin_session()
     stage.flow_control.set_full(True)
@@ -115,7 +113,7 @@ async def test_one_delivery_at_a_time_is_always_read() -> None:
     assert not stage.flow_control.prefetch_restorable.is_set(), "there is nothing to restore"
 
 
-async def test_between_two_sessions_there_is_nothing_to_hold(stage: Stage) -> None:
+async def test_between_two_sessions_nothing_is_paused(stage: Stage) -> None:
     stage.flow_control.set_full(True)
     stage.begin_session()
     assert (stage.paused, stage.flow_control.paused) == ([], False)

@@ -1,4 +1,4 @@
-"""Which gaps are counted and kept, and when they were."""
+"""Which gaps are counted and kept, and their times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.delivery_handler import Recorder
 from tests.support.virtual_time import VirtualTime
 
 
-def test_own_gap_is_reported_counted_and_kept_and_gap_of_another_bridge_is_only_reported() -> None:
+def test_own_gap_is_reported_counted_and_kept_and_that_of_another_bridge_is_only_reported() -> None:
     recorder, metrics = Recorder(), Metrics()
     gaps, own, others = GapReporter(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
     with capture_logs() as logged:
@@ -30,7 +30,7 @@ def test_own_gap_is_reported_counted_and_kept_and_gap_of_another_bridge_is_only_
     assert metrics.registry.get_sample_value("bridge_gaps_total") == 1
 
 
-async def test_loss_is_reported_since_the_last_moment_at_which_nothing_was_missed(
+async def test_loss_is_reported_since_the_last_complete_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = VirtualTime(monkeypatch, module)
@@ -39,7 +39,7 @@ async def test_loss_is_reported_since_the_last_moment_at_which_nothing_was_misse
     gaps.report_loss("early")
     complete_s, complete_unix_s = clock.monotonic(), clock.time()
     gaps.confirm_complete(complete_s)
-    gaps.confirm_complete(complete_s - 5)  # an older proof takes nothing back
+    gaps.confirm_complete(complete_s - 5)  # an older proof changes nothing
     await asyncio.sleep(20)
     gaps.report_loss("away")
     assert [(gap.since_s, gap.until_s) for gap in recorder.gaps] == [

@@ -1,4 +1,4 @@
-"""Pauses before the sessions that follow the same failure again and again."""
+"""Pauses before sessions that follow repeated failures."""
 
 import asyncio
 
@@ -21,14 +21,14 @@ async def waited_s(failures: RepeatedFailures, stopping: asyncio.Event) -> float
     return loop.time() - before_s
 
 
-async def test_only_repeated_failures_are_waited_for_and_longer_each_time() -> None:
+async def test_only_repeated_failures_cause_pauses_and_they_grow() -> None:
     failures, stopping = RepeatedFailures(30.0), asyncio.Event()
     assert await waited_s(failures, stopping) == 0
     assert failures.note("here")
     assert await waited_s(failures, stopping) == 0
     assert not failures.note("here")
     assert 0.5 <= await waited_s(failures, stopping) <= 1
-    assert await waited_s(failures, stopping) == 0, "another loss has nothing to do with it"
+    assert await waited_s(failures, stopping) == 0, "another failure does not count"
     assert not failures.note("here")
     assert 1 <= await waited_s(failures, stopping) <= 2
     assert failures.note("there")
@@ -47,7 +47,7 @@ async def test_pause_has_a_bound() -> None:
     assert 15 <= pause_s <= 30
 
 
-async def test_what_is_over_is_counted_anew() -> None:
+async def test_reset_restarts_the_count() -> None:
     failures = RepeatedFailures(30.0)
     failures.note()
     failures.note()

@@ -1,4 +1,4 @@
-"""One channel's deliveries on their way to the handler, and the acknowledgements on their way back."""
+"""The deliveries of one channel to the handler, and their acknowledgements to the broker."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ HALF = PREFETCH // 2
 FLUSH = "flush"
 
 Sent = tuple[int, bool]
-"""A tag that was acknowledged; True for it and all before it."""
+"""A tag that was acknowledged, and True if all tags before it were acknowledged too."""
 
 
 class Handler:
-    """Handles the deliveries of a session, and keeps what the session writes to the broker."""
+    """Handles the deliveries of a session, and records the session's writes to the broker."""
 
     def __init__(self) -> None:
         self.log: list[int | str | list[Sent]] = []
-        """In order: tags delivered, FLUSH, and a list of acknowledgements for each write to the line."""
+        """In order: delivered tags, FLUSH, and a list of acknowledgements for each write to the transport."""
         self.deliveries: list[Delivery] = []
         self.held: set[int] = set()
         """Tags that a flush does not settle."""
         self._settled: set[int] = set()
         self.settles_at_once = False
-        """Each delivery is settled while it is delivered, as a duplicate is."""
+        """True to settle each delivery while it is delivered, like a duplicate."""
         self.fast_channel = FastChannel()
         self.fast_channel.attach(self)
         channel = FakeAmqp().open_channel()
@@ -57,7 +57,7 @@ class Handler:
         raise AssertionError("only a stream has markers")
 
     def on_caught_up(self) -> None:
-        raise AssertionError("only a stream has a past")
+        raise AssertionError("only a stream has a history")
 
     def on_gap(self, gap: Gap) -> None:
         raise AssertionError("a session reports no gaps")
@@ -86,17 +86,17 @@ class Handler:
     resume_reading = pause_reading
 
     def come(self, *tags: int) -> None:
-        """These deliveries come together."""
+        """Delivers these tags in one read."""
         assert self.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
     def settle(self, *tags: int) -> None:
-        """The handler settles them."""
+        """Settles deliveries, as a handler does."""
         self._settled.update(tags)
         for tag in tags:
             next(each for each in self.deliveries if each.tag == tag).settle()
 
     def new(self) -> list[int | str | list[Sent]]:
-        """What was added to the log since it was asked for last."""
+        """Returns what was recorded since the last call."""
         log, self.log = self.log, []
         return log
 
@@ -107,21 +107,21 @@ async def handler() -> Handler:
 
 
 async def turn() -> None:
-    """One turn of the loop: what was scheduled before has run."""
+    """Waits for one turn of the loop: all scheduled calls have then run."""
     await asyncio.sleep(0)
 
 
-# Deliveries that come together
+# Deliveries of one read
 
 
-async def test_deliveries_that_come_together_are_flushed_once_and_acknowledged_in_one_write(handler: Handler) -> None:
-    """All in the call that brings them: there is no other turn of the loop in between."""
+async def test_deliveries_of_one_read_are_flushed_once_and_acknowledged_in_one_write(handler: Handler) -> None:
+    """Everything happens in the call that receives them, without another turn of the loop."""
     handler.come(1, 2, 3)
     assert handler.new() == [1, 2, 3, FLUSH, [(3, True)]]
     handler.come(4)
     assert handler.new() == [4, FLUSH, [(4, True)]]
     await turn()
-    assert handler.new() == [], "nothing is left to do"
+    assert handler.new() == [], "the next turn does nothing"
 
 
 async def test_delivery_has_the_fields_of_its_frames() -> None:
@@ -152,7 +152,7 @@ async def test_delivery_that_is_settled_while_it_is_delivered_is_acknowledged_wi
     assert handler.new() == []
 
 
-async def test_nothing_is_written_where_nothing_was_settled(handler: Handler) -> None:
+async def test_without_settled_deliveries_nothing_is_written(handler: Handler) -> None:
     handler.held = {1, 2}
     handler.come(1, 2)
     await turn()
@@ -163,12 +163,12 @@ async def test_nothing_is_written_where_nothing_was_settled(handler: Handler) ->
 # Settled later
 
 
-async def test_what_is_settled_later_is_acknowledged_in_the_next_turn_and_once(handler: Handler) -> None:
+async def test_delivery_that_is_settled_later_is_acknowledged_once_in_the_next_turn(handler: Handler) -> None:
     handler.held = {1, 2, 3}
     handler.come(1, 2, 3)
     handler.new()
     handler.settle(2, 1)
-    assert handler.new() == [], "there may be more to settle in this turn"
+    assert handler.new() == [], "more deliveries may be settled in this turn"
     handler.settle(3)
     await turn()
     assert handler.new() == [[(3, True)]]
@@ -176,7 +176,7 @@ async def test_what_is_settled_later_is_acknowledged_in_the_next_turn_and_once(h
     assert handler.new() == []
 
 
-async def test_each_turn_in_which_something_is_settled_has_its_own_acknowledgement(handler: Handler) -> None:
+async def test_each_turn_with_settled_deliveries_has_its_own_acknowledgement(handler: Handler) -> None:
     handler.held = {1, 2}
     handler.come(1, 2)
     handler.new()
@@ -186,7 +186,7 @@ async def test_each_turn_in_which_something_is_settled_has_its_own_acknowledgeme
         assert handler.new() == [[(tag, True)]]
 
 
-async def test_what_is_settled_before_the_next_deliveries_come_is_acknowledged_with_them(handler: Handler) -> None:
+async def test_delivery_that_is_settled_before_the_next_read_is_acknowledged_with_it(handler: Handler) -> None:
     handler.held = {1}
     handler.come(1)
     handler.settle(1)
@@ -199,7 +199,7 @@ async def test_what_is_settled_before_the_next_deliveries_come_is_acknowledged_w
 # Not settled
 
 
-async def test_delivery_that_is_not_settled_holds_back_those_behind_it(handler: Handler) -> None:
+async def test_unsettled_delivery_holds_back_the_acknowledgements_of_later_ones(handler: Handler) -> None:
     handler.held = {2}
     handler.come(1, 2, 3)
     assert handler.new() == [1, 2, 3, FLUSH, [(1, True)]]
@@ -212,7 +212,7 @@ async def test_delivery_that_is_not_settled_holds_back_those_behind_it(handler: 
 
 
 async def test_deliveries_after_an_unsettled_one_are_acknowledged_at_half_of_the_prefetch(handler: Handler) -> None:
-    """One delivery that nobody can settle must not use up the prefetch: the broker would send nothing more."""
+    """A delivery that can't be settled must not use up the prefetch: the broker would send nothing more."""
     handler.held = {1}
     alone = range(2, 2 + HALF)
     handler.come(1, *alone)
@@ -229,7 +229,7 @@ async def test_deliveries_after_an_unsettled_one_are_acknowledged_at_half_of_the
 # The end of the channel
 
 
-async def test_nothing_is_acknowledged_once_the_channel_is_gone(handler: Handler) -> None:
+async def test_nothing_is_acknowledged_after_the_end_of_the_channel(handler: Handler) -> None:
     handler.held = {1, 2}
     handler.come(1, 2)
     handler.settle(1)
@@ -242,7 +242,7 @@ async def test_nothing_is_acknowledged_once_the_channel_is_gone(handler: Handler
     assert not handler.session.all_settled.is_set()
 
 
-async def test_delivery_that_comes_after_the_end_is_left_to_come_again(handler: Handler) -> None:
+async def test_delivery_after_the_end_is_dropped(handler: Handler) -> None:
     handler.session.end()
     handler.come(1)
     await turn()
@@ -259,7 +259,7 @@ async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_be
     await turn()
     assert not settled.is_set()
     handler.settle(2)
-    assert not settled.is_set(), "it is settled, and the broker does not know yet"
+    assert not settled.is_set(), "the delivery is settled but not acknowledged"
     await turn()
     assert handler.new()[-1] == [(2, True)]
     assert await waiting

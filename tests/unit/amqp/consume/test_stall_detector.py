@@ -1,4 +1,4 @@
-"""Probes for the stream's end: when they are made, and what follows from their answers."""
+"""Probes for the stream's end: their times, and the consequences of their answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class Stream:
-    """A broker with a stream, and what a consumer of it was delivered."""
+    """A broker with a stream, and the deliveries of its consumer."""
 
     def __init__(self) -> None:
         self.newest = START
@@ -50,18 +50,18 @@ class Stream:
         self.position = self.reader.position
         self.position.begin_session(0)
         self.probes_s: list[float] = []
-        """When it was asked for what follows the last delivery."""
+        """The times of probes for a message after the last delivery."""
         self.ends_s: list[float] = []
-        """When it was asked for the next message that is published."""
+        """The times of probes for the next published message."""
         self.proofs_s: list[float] = []
         self.may_deliver = True
         self.amqp = FakeAmqp().on(CONSUME, self.deliver)
         self.waiting: Callable[[Any], Any] | None = None
-        """A probe that waits for the next message."""
+        """A probe that waits for the next published message."""
         self._taking: list[asyncio.Task[None]] = []
 
     def read(self, number: int) -> None:
-        """The consumer is delivered a message."""
+        """Delivers a message to the consumer."""
         assert self.position.observe(number, 1) is Verdict.NEW
 
     @asynccontextmanager
@@ -76,7 +76,7 @@ class Stream:
         await asyncio.gather(*self._taking)
 
     def deliver(self) -> None:
-        """Gives a new consumer what it asks for: everything from an offset on."""
+        """Delivers all messages from the requested offset on to a new consumer."""
         channel = self.amqp.channels[-1]
         arguments: Any = channel.arguments[-1]
         assert channel.consumer is not None
@@ -91,7 +91,7 @@ class Stream:
             self._give(channel.consumer, range(first, self.newest + 1))
 
     def come(self) -> None:
-        """A message is published: the consumer reads it, and so does a probe that waits for the next."""
+        """Publishes a message: the consumer gets it, and also a probe that waits for the next message."""
         self.newest += 1
         self.read(self.newest)
         if self.waiting is not None:
@@ -105,7 +105,7 @@ class Stream:
 
     @property
     def complete_s(self) -> float:
-        """The last moment that was proven at the stream's end."""
+        """The last moment until which the events are known to be complete."""
         return self.gaps._complete_until_s
 
     async def probed(self, times: int) -> None:
@@ -130,7 +130,7 @@ async def test_stall_is_confirmed_by_a_second_probe(stream: Stream, clock: Virtu
     assert [request for request in stream.amqp.requests if request.startswith("channel")] == ["channel without a bound"]
 
 
-async def test_stream_of_which_nothing_was_ever_read_may_stall(stream: Stream) -> None:
+async def test_stream_may_stall_before_the_first_delivery(stream: Stream) -> None:
     async with stream.detecting() as detecting:
         with pytest.raises(ConnectionError, match=STALLED):
             await detecting
@@ -149,8 +149,10 @@ async def test_pauses_between_probes_grow_while_there_is_nothing_newer(stream: S
         stream.read(11)
         before_s = asyncio.get_running_loop().time()
         await stream.probed(7)
-        # One more probe may be under way.
-        assert stream.probes_s[-1] - before_s < 2 * FIRST_S + 2 * CHECK_S, "as soon as at first"
+        # One more probe may be in progress.
+        assert stream.probes_s[-1] - before_s < 2 * FIRST_S + 2 * CHECK_S, (
+            "the pauses begin again with the shortest one"
+        )
     assert stream.proofs_s == []
 
 
@@ -190,7 +192,7 @@ async def test_delivery_during_a_probe_prevents_a_stall(stream: Stream) -> None:
 
 
 async def test_silence_begins_when_the_broker_may_deliver(stream: Stream) -> None:
-    """What is held for long may be on a cold disk."""
+    """A broker may have to read events from a slow disk if they were held for long."""
     stream.may_deliver = False
     async with stream.detecting() as detecting:
         await asyncio.sleep(10 * FIRST_S)
@@ -239,7 +241,7 @@ async def probe(stream: Stream, offset: int) -> int | None:
     return await first_offset(channel, "past", offset, 1.0)
 
 
-async def test_probe_asks_for_what_follows_and_cancels_its_consumer(stream: Stream, clock: VirtualTime) -> None:
+async def test_probe_requests_the_next_message_and_cancels_its_consumer(stream: Stream, clock: VirtualTime) -> None:
     stream.newest = 41
     before_s = clock.now_s
     assert await probe(stream, 40) == 40
@@ -248,15 +250,15 @@ async def test_probe_asks_for_what_follows_and_cancels_its_consumer(stream: Stre
     assert stream.amqp.channels[0].arguments == [{"x-stream-offset": 40}]
 
 
-async def test_silence_is_nothing_newer(stream: Stream, clock: VirtualTime) -> None:
+async def test_probe_without_a_delivery_finds_nothing_newer(stream: Stream, clock: VirtualTime) -> None:
     before_s = clock.now_s
     assert await probe(stream, START + 1) is None
     assert clock.now_s - before_s == pytest.approx(1.0)
     assert stream.amqp.requests[-1] == CANCEL
 
 
-async def test_channel_that_ends_meanwhile_is_reported_in_the_brokers_words(stream: Stream) -> None:
-    """RabbitMQ agrees to consume before it looks into the stream."""
+async def test_channel_that_is_closed_during_a_probe_raises_the_brokers_error(stream: Stream) -> None:
+    """RabbitMQ confirms the consumer before it reads the stream."""
 
     def end() -> None:
         stream.amqp.channels[0].closing.set_exception(NOT_RUNNING)
@@ -266,10 +268,10 @@ async def test_channel_that_ends_meanwhile_is_reported_in_the_brokers_words(stre
         await probe(stream, 40)
 
 
-# The last moment at which nothing was missed
+# The last complete moment
 
 
-async def test_silence_proves_that_the_end_was_reached_when_the_probe_began(stream: Stream, clock: VirtualTime) -> None:
+async def test_probe_without_a_delivery_proves_the_end_at_its_start(stream: Stream, clock: VirtualTime) -> None:
     stream.newest = 10
     stream.read(10)
     async with stream.detecting():
@@ -290,8 +292,8 @@ async def test_probe_that_fails_proves_nothing(stream: Stream, answer: object) -
     assert stream.complete_s == before_s
 
 
-async def test_end_is_looked_for_while_deliveries_come(stream: Stream, clock: VirtualTime) -> None:
-    """The next message that comes to a probe proves that all before it was published before."""
+async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: VirtualTime) -> None:
+    """The next message that a probe gets proves that all messages before it were published before."""
     stream.read(stream.newest)
     async with stream.detecting() as detecting:
         for _ in range(100):
@@ -304,7 +306,7 @@ async def test_end_is_looked_for_while_deliveries_come(stream: Stream, clock: Vi
 
 
 async def test_end_is_proven_only_when_it_is_read(stream: Stream, clock: VirtualTime) -> None:
-    """The reader is slower than the publishers: what comes to the probe is far ahead."""
+    """The reader is slower than the publishers: the probe's message is far ahead."""
     stream.newest = 1000
     stream.read(10)
     before_s = stream.complete_s

@@ -1,4 +1,4 @@
-"""Finding the end of a stream, with a broker that answers, is silent or fails."""
+"""The probe for the end of a stream, with a broker that answers, is silent or fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 def comes(channel: FakeChannel, body: bytes, offset: int = 41) -> asyncio.Task[None]:
-    """A message of the stream is delivered."""
+    """Delivers a message of the stream."""
     properties = commands.Basic.Properties(headers={"x-stream-offset": offset})
     message = SimpleNamespace(body=body, header=SimpleNamespace(properties=properties), delivery_tag=7)
     assert channel.consumer is not None
@@ -75,10 +75,10 @@ async def test_marker_of_another_bridge_is_not_the_end(clock: VirtualTime) -> No
     assert not finding.done()
     await comes(channel, stream_markers.encode(StreamMarker("mine", None)), 42)
     await comes(channel, stream_markers.encode(StreamMarker("mine", None)), 43)
-    assert await finding == 42, "the first one, where it was published twice"
+    assert await finding == 42, "the first of two published markers counts"
 
 
-async def test_what_comes_before_the_marker_is_asked_for_is_no_end(clock: VirtualTime) -> None:
+async def test_delivery_before_the_marker_is_published_is_not_the_end(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     await comes(amqp.channels[0], b"anything")
@@ -86,8 +86,8 @@ async def test_what_comes_before_the_marker_is_asked_for_is_no_end(clock: Virtua
 
 
 @pytest.mark.parametrize("answer", [NACK, HANGS, None], ids=["nack", "silence", "confirmed and dropped"])
-async def test_marker_that_does_not_come_back_is_published_again(clock: VirtualTime, answer: object) -> None:
-    """A broker that has just started confirms messages, and drops them, until the stream has a leader."""
+async def test_marker_that_is_not_read_back_is_published_again(clock: VirtualTime, answer: object) -> None:
+    """A broker that has just started confirms and drops messages until the stream has a leader."""
     amqp = FakeAmqp()
     amqp.on(PUBLISH, answer, answer, Delivers(amqp))
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
@@ -102,10 +102,10 @@ async def test_marker_that_does_not_come_back_is_published_again(clock: VirtualT
     assert clock.now_s - before_s == pytest.approx(2 * DEFAULT.marker_retry_s, abs=0.01)
     last = stream_markers.decode(amqp.channels[0].published[-1][0])
     assert last is not None
-    assert last.gap == Gap(0.0, 3.0, "away"), "a gap that goes on is longer each time"
+    assert last.gap == Gap(0.0, 3.0, "away"), "the gap grows with each attempt"
 
 
-async def test_marker_that_no_queue_gets_is_published_again(clock: VirtualTime) -> None:
+async def test_unroutable_marker_is_published_again(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, returned(), Delivers(amqp))
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
@@ -130,15 +130,13 @@ async def test_refusal_to_publish_is_found_if_the_channel_ends_first(clock: Virt
         await asyncio.sleep(DEFAULT.marker_retry_s / 2)
         raise REFUSED
 
-    channel.basic_publish = refuse  # type: ignore[method-assign]  # a broker that is quick
+    channel.basic_publish = refuse  # type: ignore[method-assign]  # a fast broker
     with pytest.raises(BrokerRefusal, match=r"write on amq\.default"):
         await probe.end("mine", lambda: None)
 
 
 @pytest.mark.parametrize("answer", [HANGS, None, NACK], ids=["silence", "confirmed and dropped", "nack"])
-async def test_connection_that_is_lost_meanwhile_is_said_in_the_brokers_words(
-    clock: VirtualTime, answer: object
-) -> None:
+async def test_connection_that_is_lost_meanwhile_raises_the_brokers_reason(clock: VirtualTime, answer: object) -> None:
     amqp = FakeAmqp().on(PUBLISH, answer)
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     asyncio.get_running_loop().call_later(0.1, amqp.lose)
@@ -146,7 +144,7 @@ async def test_connection_that_is_lost_meanwhile_is_said_in_the_brokers_words(
         await probe.end("mine", lambda: None)
 
 
-async def test_lost_connection_is_said_in_the_brokers_words_if_publishing_fails_first(
+async def test_lost_connection_raises_the_brokers_reason_if_publishing_fails_first(
     clock: VirtualTime,
 ) -> None:
     amqp = FakeAmqp()
@@ -156,14 +154,14 @@ async def test_lost_connection_is_said_in_the_brokers_words_if_publishing_fails_
     async def fail(*_: Any, **__: Any) -> None:
         loop = asyncio.get_running_loop()
         loop.call_later(DEFAULT.marker_retry_s / 2, channel.closing.set_exception, RuntimeError("node is going down"))
-        raise aiormq.exceptions.ChannelInvalidStateError("no words of the broker")
+        raise aiormq.exceptions.ChannelInvalidStateError("no reason of the broker")
 
-    channel.basic_publish = fail  # type: ignore[method-assign]  # a library that is quick
+    channel.basic_publish = fail  # type: ignore[method-assign]  # a fast library
     with pytest.raises(ConnectionError, match="was not found: node is going down"):
         await probe.end("mine", lambda: None)
 
 
-async def test_marker_that_can_not_be_published_for_another_reason_is_said(clock: VirtualTime) -> None:
+async def test_other_error_of_publishing_is_raised(clock: VirtualTime) -> None:
     amqp = FakeAmqp().on(PUBLISH, RuntimeError("the writer is closed"))
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     with pytest.raises(RuntimeError, match="the writer is closed"):
@@ -171,7 +169,7 @@ async def test_marker_that_can_not_be_published_for_another_reason_is_said(clock
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_broker_that_takes_nothing_to_publish_is_not_waited_for(clock: VirtualTime, *, before: bool) -> None:
+async def test_blocked_broker_is_not_waited_for(clock: VirtualTime, *, before: bool) -> None:
     amqp = FakeAmqp().on(PUBLISH, HANGS)
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     if before:
@@ -199,12 +197,12 @@ async def test_broker_that_takes_nothing_to_publish_is_not_waited_for(clock: Vir
     ],
     ids=["no stream", "permission"],
 )
-async def test_queue_that_can_not_be_listened_to_is_a_refusal(error: Exception, words: str) -> None:
+async def test_queue_that_can_not_be_consumed_as_a_stream_is_a_refusal(error: Exception, words: str) -> None:
     with pytest.raises(BrokerRefusal, match=words):
         await StreamEndProbe.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)
 
 
-async def test_other_error_of_listening_is_no_refusal() -> None:
+async def test_other_error_of_consuming_is_no_refusal() -> None:
     error = aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - no leader yet")
     with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed):
         await StreamEndProbe.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)

@@ -1,4 +1,4 @@
-"""Markers, encoded and decoded, and messages of other publishers in their place."""
+"""Markers, encoded and decoded, and messages of other publishers that look like markers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GAP = Gap(1.5, 2.5, "the broker was away")
     [({}, "broker-away"), ({"slug": "stream-recreated"}, "stream-recreated"), ({"slug": "x"}, "broker-away")]
     + [({"slug": slug}, "broker-away") for slug in (None, 1, ["broker-away"])],
 )
-def test_slug_is_one_that_is_known(members: dict[str, object], slug: str) -> None:
+def test_unknown_slug_becomes_a_known_one(members: dict[str, object], slug: str) -> None:
     marker = stream_markers.decode(
         orjson.dumps({"token": "t", "gap": {"since": 1, "until": 2, "reason": "r"} | members})
     )
@@ -34,7 +34,7 @@ def test_marker_is_read_as_it_was_written(gap: Gap | None) -> None:
     assert stream_markers.decode(stream_markers.encode(StreamMarker("token", gap))) == StreamMarker("token", gap)
 
 
-def test_reason_is_printable_and_bounded_on_its_way_in_and_out() -> None:
+def test_reason_is_printable_and_bounded_when_it_is_encoded_and_decoded() -> None:
     body = stream_markers.encode(StreamMarker("token", Gap(1.0, 2.0, "\n" * 10**5)))
     assert len(body) < MAX_BYTES
     marker = stream_markers.decode(
@@ -47,7 +47,7 @@ def test_reason_is_printable_and_bounded_on_its_way_in_and_out() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"0123456789abcdef", b"[]", b"{}", b'{"token":1}', b"\xff"])
-def test_what_has_no_token_is_no_marker_of_a_bridge(body: bytes) -> None:
+def test_body_without_a_token_is_no_marker_of_a_bridge(body: bytes) -> None:
     assert stream_markers.decode(body) is None
 
 
@@ -71,12 +71,12 @@ def test_marker_has_a_bound(size: int, is_read: bool) -> None:
         {"reason": 1},
     ],
 )
-def test_gap_that_makes_no_sense_is_none(change: dict[str, object]) -> None:
+def test_invalid_gap_is_omitted(change: dict[str, object]) -> None:
     members = {"since": 1, "until": 2, "reason": "r"} | change
     assert stream_markers.decode(orjson.dumps({"token": "t", "gap": members})) == StreamMarker("t", None)
     assert stream_markers.decode(orjson.dumps({"token": "t", "gap": [members]})) == StreamMarker("t", None)
 
 
-def test_times_are_numbers_of_either_kind() -> None:
+def test_times_are_integers_or_floats() -> None:
     members = {"since": 1, "until": 2.5, "reason": "r"}
     assert stream_markers.decode(orjson.dumps({"token": "t", "gap": members})) == StreamMarker("t", Gap(1.0, 2.5, "r"))

@@ -1,4 +1,4 @@
-"""What follows from the offsets and tags of a stream, session after session."""
+"""The verdicts on the offsets and tags of a stream, session after session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEW, ALREADY_READ, OTHER_STREAM, POSSIBLE_GAP = (
 
 
 def tag_of(offset: int) -> int:
-    """The tag of a message of the usual stream. Other streams have other tags."""
+    """Returns the tag of a message in the usual stream. Other streams have other tags."""
     return offset * 7 + 1
 
 
@@ -28,7 +28,7 @@ def observe(position: StreamPosition, *offsets: int) -> list[Verdict]:
 
 @pytest.fixture
 def position() -> StreamPosition:
-    """One that has read 5 to 10, and lost its connection."""
+    """A position that has read 5 to 10, and lost its connection."""
     position = StreamPosition(window=5)
     assert position.begin_session(10) == 5
     observe(position, *range(5, 11))
@@ -44,7 +44,7 @@ def test_first_session_begins_a_window_before_the_end(end: int, window: int, sta
     assert StreamPosition(window).begin_session(end) == start
 
 
-def test_all_is_new_and_nothing_is_lost_where_the_stream_begins_later_than_asked_for() -> None:
+def test_nothing_is_lost_if_the_stream_begins_after_the_first_offset() -> None:
     position = StreamPosition(100)
     assert position.begin_session(50) == 0
     assert observe(position, 46, 48, 50) == [NEW] * 3
@@ -52,31 +52,31 @@ def test_all_is_new_and_nothing_is_lost_where_the_stream_begins_later_than_asked
     assert position.last == UpdateId(50, tag_of(50))
 
 
-def test_past_ends_with_the_end_and_only_once() -> None:
+def test_history_ends_with_the_end_and_only_once() -> None:
     position = StreamPosition(100)
     position.begin_session(10)
     assert [position.catches_up(number) for number in (0, 9, 10, 11)] == [False, False, True, False]
     assert position.caught_up
 
 
-def test_past_ends_as_well_where_the_end_itself_is_not_there_any_more() -> None:
+def test_history_also_ends_if_the_end_itself_was_dropped() -> None:
     position = StreamPosition(100)
     position.begin_session(10)
     assert [position.catches_up(number) for number in (9, 12)] == [False, True]
 
 
-def test_session_that_ends_before_all_of_the_past_is_read_is_gone_on_with() -> None:
+def test_session_that_ends_within_the_history_is_continued() -> None:
     position = StreamPosition(100)
     position.begin_session(10)
     observe(position, 0, 1, 2)
     assert position.begin_session(20) == 2
     assert observe(position, 2, 3) == [ALREADY_READ, NEW]
-    assert not position.catches_up(10), "what came meanwhile belongs to the past as well"
+    assert not position.catches_up(10), "messages from between the sessions are history too"
     assert position.catches_up(20)
     assert position.loss is None
 
 
-def test_session_that_ends_before_anything_is_read_is_begun_anew() -> None:
+def test_session_that_ends_before_the_first_message_begins_again() -> None:
     position = StreamPosition(5)
     position.begin_session(10)
     assert position.begin_session(30) == 25
@@ -87,20 +87,20 @@ def test_session_that_ends_before_anything_is_read_is_begun_anew() -> None:
 # Later sessions
 
 
-def test_later_session_begins_with_what_was_read_last_and_goes_on_behind_it(position: StreamPosition) -> None:
+def test_later_session_begins_with_the_last_message_and_continues_after_it(position: StreamPosition) -> None:
     assert position.begin_session(20) == 10
     assert observe(position, 10, 11, 13) == [ALREADY_READ, NEW, NEW]
     assert position.loss is None
-    assert not position.catches_up(20), "that was long ago"
+    assert not position.catches_up(20), "the history was read before"
 
 
-def test_chunk_that_begins_earlier_is_known(position: StreamPosition) -> None:
+def test_messages_before_the_offset_are_already_read(position: StreamPosition) -> None:
     position.begin_session(20)
     assert observe(position, 8, 9, 10, 11) == [ALREADY_READ, ALREADY_READ, ALREADY_READ, NEW]
     assert position.loss is None
 
 
-def test_offset_that_comes_again_within_a_session_is_known(position: StreamPosition) -> None:
+def test_offset_that_is_delivered_again_is_already_read(position: StreamPosition) -> None:
     position.begin_session(20)
     assert observe(position, 10, 11, 12, 11, 12, 13, 10, 14) == [
         ALREADY_READ,
@@ -121,7 +121,7 @@ def test_messages_dropped_before_they_were_read_are_a_loss(position: StreamPosit
     assert position.loss == TRUNCATED
     position.loss = None
     assert observe(position, 18) == [NEW]
-    assert position.loss is None, "it is said once"
+    assert position.loss is None, "the loss is reported once"
 
 
 @pytest.mark.parametrize("next_one", [11, 12])
@@ -132,7 +132,7 @@ def test_single_missing_offset_is_no_gap(position: StreamPosition, next_one: int
 def test_possible_gap_ends_the_session_and_is_accepted_if_the_last_message_still_exists(
     position: StreamPosition,
 ) -> None:
-    """Nothing was dropped: else the last one, which is older, would not be there any more."""
+    """Nothing was dropped: otherwise the last message, which is older, would be gone too."""
     assert observe(position, 13) == [POSSIBLE_GAP]
     assert position.begin_session(20) == 10
     assert observe(position, 10, 13, 14) == [ALREADY_READ, NEW, NEW]
@@ -141,13 +141,13 @@ def test_possible_gap_ends_the_session_and_is_accepted_if_the_last_message_still
 
 def test_possible_gap_is_a_loss_if_the_last_message_was_dropped_too(position: StreamPosition) -> None:
     assert observe(position, 30) == [POSSIBLE_GAP]
-    assert position.last == UpdateId(10, tag_of(10)), "nothing behind them counts as read"
+    assert position.last == UpdateId(10, tag_of(10)), "no later message counts as read"
     assert position.begin_session(40) == 10
     assert observe(position, 32, 33) == [NEW, NEW]
     assert position.loss == TRUNCATED
 
 
-def test_other_missing_places_than_those_that_were_doubted_are_doubted_again(position: StreamPosition) -> None:
+def test_another_missing_offset_is_another_possible_gap(position: StreamPosition) -> None:
     observe(position, 13)
     position.begin_session(20)
     assert observe(position, 10, 15) == [ALREADY_READ, POSSIBLE_GAP]
@@ -155,32 +155,32 @@ def test_other_missing_places_than_those_that_were_doubted_are_doubted_again(pos
     assert observe(position, 10, 15, 18) == [ALREADY_READ, NEW, POSSIBLE_GAP]
 
 
-def test_first_delivery_of_all_is_not_doubted() -> None:
+def test_first_delivery_is_never_a_possible_gap() -> None:
     position = StreamPosition(5)
     position.begin_session(100)
     assert observe(position, 99) == [NEW]
 
 
-def test_end_is_that_of_each_session(position: StreamPosition) -> None:
+def test_each_session_has_its_own_end(position: StreamPosition) -> None:
     assert position.at_end
     position.begin_session(20)
     assert not position.at_end
     observe(position, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
     assert not position.at_end
     observe(position, 21)
-    assert position.at_end, "the end itself may be gone"
+    assert position.at_end, "the end itself may have been dropped"
     position.begin_session(3)
     assert not position.at_end
 
 
 @pytest.mark.parametrize("end", [0, 9, 10])
-def test_shorter_stream_is_another_and_is_read_from_its_beginning(position: StreamPosition, end: int) -> None:
+def test_shorter_stream_is_another_one_and_is_read_from_its_beginning(position: StreamPosition, end: int) -> None:
     assert position.begin_session(end) == 0
     assert position.loss == RECREATED
-    assert observe(position, 0, 1) == [NEW, NEW], "all of it, whatever was read of the other one"
+    assert observe(position, 0, 1) == [NEW, NEW], "the new stream is read from its beginning"
 
 
-def test_longer_stream_is_another_where_the_check_says_so(position: StreamPosition) -> None:
+def test_longer_stream_is_another_one_if_the_tag_differs(position: StreamPosition) -> None:
     assert position.begin_session(20) == 10
     assert position.observe(10, tag_of(10) + 1) is OTHER_STREAM
     assert position.loss == RECREATED
@@ -200,7 +200,7 @@ def test_other_stream_that_vanishes_before_it_is_read_is_followed_by_the_next_on
 def test_every_message_is_new_once_and_in_order_however_often_it_is_interrupted(
     steps: list[int], sessions: list[int], chunk: int
 ) -> None:
-    """Each session has so many deliveries, the last ones all of them, and begins up to a chunk too early."""
+    """Each session has some deliveries, and begins up to a chunk too early. The last session has all of them."""
     stream = [sum(steps[: at + 1]) for at in range(len(steps))]
     position = StreamPosition(window=10**6)
     read: list[int] = []

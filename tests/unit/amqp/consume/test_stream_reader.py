@@ -1,4 +1,4 @@
-"""Why a bridge thinks that events were lost on their way into the stream, and whose gap a marker reports."""
+"""When a bridge suspects that events did not reach the stream, and which gaps of markers it reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ABSENT = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'kept' in
 
 
 class FakeEndProbe:
-    """Finds the end at once, and keeps token and gap of the marker."""
+    """Finds the end at once, and records token and gap of the marker."""
 
     end_at = 10
     instances: list[FakeEndProbe]
@@ -64,7 +64,7 @@ class Reader:
         self.reader = StreamReader(STREAM, self.gaps, self.status, ("one", "two") if several_nodes else ("one",))
 
     async def begin(self, amqp: FakeAmqp | None = None, *, created: bool = False) -> Gap | None:
-        """Begins a session; returns the gap in its marker."""
+        """Begins a session, and returns the gap in its marker."""
         await self.reader.prepare((amqp or FakeAmqp()).amqp)
         await self.reader.begin_session(created)
         return FakeEndProbe.instances[-1].gap
@@ -94,7 +94,7 @@ def assert_gap(gap: Gap | None, since_s: float, until_s: float, reason: str) -> 
     assert gap.reason == reason
 
 
-# What is declared
+# Declaration
 
 
 def test_stream_is_declared_with_bounds_and_small_segments() -> None:
@@ -106,14 +106,14 @@ def test_stream_is_declared_with_bounds_and_small_segments() -> None:
     }
 
 
-async def test_stream_that_does_not_exist_is_made_with_its_bounds(stage: Reader) -> None:
+async def test_missing_stream_is_declared_with_its_bounds(stage: Reader) -> None:
     amqp = FakeAmqp().on(LOOK, ABSENT)
     queue = await stage.reader.prepare(amqp.amqp)
     assert (queue.name, queue.created) == ("kept", True)
     assert STREAM.arguments in [argument for channel in amqp.channels for argument in channel.arguments]
 
 
-async def test_stream_that_exists_is_used_as_it_is(stage: Reader) -> None:
+async def test_existing_stream_is_used_as_it_is(stage: Reader) -> None:
     amqp = FakeAmqp()
     with capture_logs() as logged:
         queue = await stage.reader.prepare(amqp.amqp)
@@ -121,7 +121,7 @@ async def test_stream_that_exists_is_used_as_it_is(stage: Reader) -> None:
     assert amqp.channels[-1].is_closed
 
 
-async def test_other_limits_of_a_stream_that_exists_are_said_once(stage: Reader) -> None:
+async def test_other_limits_of_an_existing_stream_are_logged_once(stage: Reader) -> None:
     words = "PRECONDITION_FAILED - inequivalent arg 'x-max-age' for queue 'kept' in vhost '/': received '1h'"
     amqp = FakeAmqp().on(DECLARE, aiormq.exceptions.ChannelPreconditionFailed(words))
     with capture_logs() as logged:
@@ -131,7 +131,7 @@ async def test_other_limits_of_a_stream_that_exists_are_said_once(stage: Reader)
     assert (line["log_level"], line["difference"]) == ("warning", words)
 
 
-async def test_stream_that_may_not_be_declared_is_used_where_it_exists(stage: Reader) -> None:
+async def test_stream_that_may_not_be_declared_is_used_if_it_exists(stage: Reader) -> None:
     with capture_logs() as logged:
         assert not (await stage.reader.prepare(FakeAmqp().on(DECLARE, REFUSED).amqp)).created
     assert logged == []
@@ -160,7 +160,7 @@ TOO_OLD = r"can't declare the stream 'kept', which needs RabbitMQ 3\.9 or newer,
     ],
     ids=["another queue", "an exclusive queue", "permission", "before 3.9", "feature flag"],
 )
-async def test_stream_that_can_not_be_had_is_a_refusal(
+async def test_stream_that_can_not_be_used_is_a_refusal(
     stage: Reader, look: object, declare: object, words: str
 ) -> None:
     with pytest.raises(BrokerRefusal, match=words):
@@ -183,7 +183,7 @@ async def test_first_session_of_a_bridge_has_missed_nothing(stage: Reader) -> No
     assert stage.reader.position.end == FakeEndProbe.end_at
 
 
-async def test_begin_is_a_sign_of_session_and_a_node_that_was_reached(stage: Reader, clock: VirtualTime) -> None:
+async def test_begin_of_a_session_proves_that_the_connection_works(stage: Reader, clock: VirtualTime) -> None:
     stage.status.failed_connects = 3
     await stage.begin()
     assert stage.status.failed_connects == 0
@@ -192,7 +192,7 @@ async def test_begin_is_a_sign_of_session_and_a_node_that_was_reached(stage: Rea
 
 @pytest.mark.parametrize("broker_may_have_restarted", [True, False])
 @pytest.mark.parametrize("away_s", [0.0, 100.0])
-async def test_broker_that_was_lost_without_a_word_may_have_lost_events_however_soon_it_is_back(
+async def test_broker_that_was_lost_without_a_reason_may_have_lost_events_however_soon_it_is_back(
     stage: Reader, clock: VirtualTime, away_s: float, *, broker_may_have_restarted: bool
 ) -> None:
     await stage.begin()
@@ -238,16 +238,12 @@ async def test_node_that_was_away_may_have_lost_events_whatever_the_time(
     assert (gap and gap.reason) == (AWAY if is_gap else None)
 
 
-async def test_bridge_that_never_worked_does_not_take_its_own_silence_for_the_brokers(
-    stage: Reader, clock: VirtualTime
-) -> None:
+async def test_bridge_that_never_worked_does_not_blame_the_broker(stage: Reader, clock: VirtualTime) -> None:
     clock.now_s += 100
     assert await stage.begin() is None
 
 
-async def test_gap_of_a_bridge_that_never_heard_its_broker_begins_with_the_bridge(
-    stage: Reader, clock: VirtualTime
-) -> None:
+async def test_gap_of_a_bridge_without_any_answer_begins_with_the_bridge(stage: Reader, clock: VirtualTime) -> None:
     began_s = clock.time()
     clock.now_s += 100
     stage.status.failed_connects = 1
@@ -255,7 +251,7 @@ async def test_gap_of_a_bridge_that_never_heard_its_broker_begins_with_the_bridg
     assert_gap(gap, began_s, clock.time(), AWAY)
 
 
-async def test_stream_that_was_made_just_now_has_lost_nothing(stage: Reader) -> None:
+async def test_stream_that_was_just_declared_has_lost_nothing(stage: Reader) -> None:
     stage.status.failed_connects = 1
     assert await stage.begin(FakeAmqp().on(LOOK, ABSENT), created=True) is None
 
@@ -263,7 +259,7 @@ async def test_stream_that_was_made_just_now_has_lost_nothing(stage: Reader) -> 
 @pytest.mark.parametrize(
     ("error", "reason"), [("gone", "gone"), (None, "an exchange, a queue or a stream was missing")]
 )
-async def test_what_had_to_be_made_again_is_a_gap_with_the_error_for_its_reason(
+async def test_missing_part_is_a_gap_with_the_last_error_as_its_reason(
     stage: Reader, error: str | None, reason: str
 ) -> None:
     await stage.begin()
@@ -276,7 +272,7 @@ async def test_what_had_to_be_made_again_is_a_gap_with_the_error_for_its_reason(
     assert stage.reader.gap_possible
 
 
-async def test_stream_that_was_made_anew_may_have_a_gap_by_what_was_read_of_the_old_one(stage: Reader) -> None:
+async def test_stream_that_was_declared_again_has_a_gap_if_the_old_one_was_read(stage: Reader) -> None:
     await stage.begin()
     stage.status.enter(State.WORKING)
     stage.reader.position.observe(20, 1)
@@ -285,8 +281,8 @@ async def test_stream_that_was_made_anew_may_have_a_gap_by_what_was_read_of_the_
     assert stage.reader.start_offset == 0
 
 
-async def test_stream_that_is_made_again_while_it_is_read_is_reported_by_its_reader(stage: Reader) -> None:
-    """Not by the new queue, which would report a gap before it is known whether events were missed."""
+async def test_stream_that_is_declared_again_while_it_is_read_is_reported_by_its_reader(stage: Reader) -> None:
+    """The new queue must not report a gap before it is known whether events were missed."""
     await stage.begin()
     stage.reader.position.observe(10, 1)
     queue = await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)
@@ -312,7 +308,7 @@ def marker(token: str, gap: Gap | None = GAP) -> bytes:
     return stream_markers.encode(StreamMarker(token, gap))
 
 
-async def test_gap_of_an_own_marker_is_said_counted_and_the_last_one(stage: Reader) -> None:
+async def test_gap_of_an_own_marker_is_logged_counted_and_kept(stage: Reader) -> None:
     with capture_logs() as logged:
         stage.reader.on_marker(marker(f"{stage.reader._instance}1"))
     assert stage.recorder.gaps == [GAP]
@@ -336,7 +332,7 @@ async def test_marker_that_was_published_twice_is_reported_once(stage: Reader, *
     assert stage.recorder.gaps == [GAP]
 
 
-async def test_markers_of_as_many_bridges_as_may_come_back_together_are_reported_apart(stage: Reader) -> None:
+async def test_markers_of_many_bridges_that_reconnect_together_are_reported_separately(stage: Reader) -> None:
     for _ in range(2):
         for number in range(TOKENS):
             stage.reader.on_marker(marker(f"bridge {number}"))
@@ -347,21 +343,21 @@ async def test_markers_of_as_many_bridges_as_may_come_back_together_are_reported
 
 
 @pytest.mark.parametrize("body", [b"no mark", marker("theirs", None)])
-async def test_marker_without_a_gap_tells_of_none(stage: Reader, body: bytes) -> None:
+async def test_marker_without_a_gap_reports_none(stage: Reader, body: bytes) -> None:
     stage.reader.on_marker(body)
     assert stage.recorder.gaps == []
     stage.reader.on_marker(marker("theirs"))
     assert stage.recorder.gaps == [GAP], "only markers with a gap are remembered"
 
 
-# What is said
+# Reports
 
 
 @pytest.mark.parametrize(
     ("lost", "slug"),
     [(TRUNCATED, "stream-truncated"), (RECREATED, "stream-recreated"), ("of a kind to come", "broker-away")],
 )
-async def test_lost_events_are_reported_since_the_streams_end_was_reached_last_and_once(
+async def test_lost_events_are_reported_once_since_the_last_proven_end(
     stage: Reader, clock: VirtualTime, lost: str, slug: str
 ) -> None:
     clock.now_s += 60
@@ -382,10 +378,10 @@ async def test_lost_events_are_reported_since_the_streams_end_was_reached_last_a
     assert stage.counted == 1
 
 
-async def test_end_is_proven_when_it_is_read_and_the_first_proof_due_is_not_put_off(
+async def test_end_is_proven_when_it_is_read_and_a_pending_proof_is_not_replaced(
     stage: Reader, clock: VirtualTime
 ) -> None:
-    """A reader that is always behind, and looks for the end again and again, would prove nothing."""
+    """Otherwise a reader that always lags would prove nothing, however often it probes the end."""
     began_s = clock.monotonic()
     await stage.begin()
     assert stage.reader.expected_end == FakeEndProbe.end_at
@@ -407,14 +403,14 @@ async def test_end_that_is_read_already_is_proven_at_once(stage: Reader, clock: 
     assert stage.gaps._complete_until_s == clock.monotonic()
 
 
-async def test_readiness_says_how_far_the_stream_is_read(stage: Reader) -> None:
+async def test_readiness_reports_the_position_in_the_stream(stage: Reader) -> None:
     assert stage.reader.report() == {"stream": "kept", "read": False, "last": None, "end": 0}
     await stage.begin()
     stage.reader.position.observe(FakeEndProbe.end_at, 7)
     assert stage.reader.report() == {"stream": "kept", "read": True, "last": 10, "end": 10}
 
 
-async def test_end_of_the_past_is_said_with_its_time(stage: Reader, clock: VirtualTime) -> None:
+async def test_end_of_the_history_is_logged_with_its_time(stage: Reader, clock: VirtualTime) -> None:
     stage.reader.position.observe(5, 7)
     clock.now_s += 3
     with capture_logs() as logged:

@@ -1,4 +1,4 @@
-"""A stream's deliveries, between the connection and the handler: what is reported and settled, and in which order."""
+"""The deliveries of a stream: which are reported and settled, and in which order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.fake_amqp import OWN, FakeAmqp, FakeTransport, header, method
 
 STREAM = StreamConfig("history", 3600.0, 2**20, window=100)
 BASE = 2**40
-"""Where the stream of these tests begins: the library encodes a smaller number in fewer bytes than a broker."""
+"""The first offset in these tests. The library encodes a smaller number in fewer bytes than a broker."""
 
 
 def id_of(at: int, body: bytes = b"event") -> UpdateId:
@@ -43,7 +43,7 @@ class FedReader:
         self.session = self.begin(0)
 
     def begin(self, end: int) -> StreamSession:
-        """The next session."""
+        """Begins the next session."""
         self.reader.position.begin_session(BASE + end)
         self.fast_channel = FastChannel()
         self.fast_channel.attach(self.transport)
@@ -59,7 +59,7 @@ class FedReader:
         self.opened += 1
 
     def come(self, *places: int, body: bytes = b"event", kind: str = "killmail", exchange: str = "killmails") -> None:
-        """Messages that come together."""
+        """Delivers messages in one read."""
         data = b""
         for at in places:
             self._tag += 1
@@ -68,12 +68,12 @@ class FedReader:
         self.fast_channel.feed(data)
 
     def marker(self, at: int, body: bytes = b"token") -> None:
-        """A marker of this reader or of another one."""
+        """Delivers a marker of this reader or of another one."""
         self.come(at, body=body, kind=MARKER_TYPE, exchange="")
 
     @property
     def counted(self) -> float | None:
-        """Gaps that were counted."""
+        """Returns the number of counted gaps."""
         return self.metrics.registry.get_sample_value("bridge_gaps_total")
 
 
@@ -82,7 +82,7 @@ async def reader() -> FedReader:
     return FedReader()
 
 
-async def test_deliveries_have_ids_and_markers_are_reported_of_and_settled(reader: FedReader) -> None:
+async def test_deliveries_have_ids_and_markers_are_recorded_and_settled(reader: FedReader) -> None:
     reader.begin(5)
     reader.come(1, 2)
     reader.marker(3)
@@ -94,10 +94,10 @@ async def test_deliveries_have_ids_and_markers_are_reported_of_and_settled(reade
         Delivered(b"event", id_of(4)),
     ]
     assert reader.session.outstanding == 0
-    assert len(reader.transport.written) == 3, "one for each of what came together"
+    assert len(reader.transport.written) == 3, "one write for each read"
 
 
-async def test_event_that_calls_itself_a_marker_is_none(reader: FedReader) -> None:
+async def test_event_with_the_type_of_a_marker_is_an_event(reader: FedReader) -> None:
     reader.begin(5)
     reader.come(1, kind=MARKER_TYPE)
     assert reader.recorder.log == [Delivered(b"event", id_of(1))]
@@ -109,7 +109,7 @@ async def test_event_of_the_default_exchange_is_an_event(reader: FedReader) -> N
     assert reader.recorder.log == [Delivered(b"event", id_of(1))]
 
 
-async def test_past_ends_behind_the_own_marker_and_once(reader: FedReader) -> None:
+async def test_history_ends_once_after_the_own_marker(reader: FedReader) -> None:
     reader.begin(3)
     reader.marker(1)
     reader.come(2)
@@ -121,7 +121,7 @@ async def test_past_ends_behind_the_own_marker_and_once(reader: FedReader) -> No
     assert reader.recorder.log.count(CAUGHT_UP) == 1
 
 
-async def test_past_ends_before_the_first_event_that_is_news_where_the_marker_is_not_there_any_more(
+async def test_history_ends_before_the_first_new_event_if_the_marker_was_dropped(
     reader: FedReader,
 ) -> None:
     reader.begin(3)
@@ -129,7 +129,7 @@ async def test_past_ends_before_the_first_event_that_is_news_where_the_marker_is
     assert reader.recorder.log == [Delivered(b"event", id_of(2)), CAUGHT_UP, Delivered(b"event", id_of(4))]
 
 
-async def test_what_was_read_before_is_settled_and_not_handed_out(reader: FedReader) -> None:
+async def test_message_that_was_read_before_is_settled_and_not_delivered(reader: FedReader) -> None:
     reader.begin(3)
     reader.come(1, 2, 2, 1)
     reader.marker(3)
@@ -143,8 +143,8 @@ async def test_what_was_read_before_is_settled_and_not_handed_out(reader: FedRea
     assert reader.recorder.gaps == []
 
 
-async def test_session_without_news_says_nothing(reader: FedReader) -> None:
-    """The silent end: only the last one again, and the marker of this session."""
+async def test_session_without_new_messages_reports_nothing(reader: FedReader) -> None:
+    """The session only gets the last message again, and its own marker."""
     reader.begin(3)
     reader.marker(3)
     log = [*reader.recorder.log]
@@ -154,7 +154,7 @@ async def test_session_without_news_says_nothing(reader: FedReader) -> None:
     assert reader.recorder.log == [*log, IdOnly(id_of(4, b"token"))]
 
 
-async def test_gap_is_reported_before_the_first_delivery_behind_it(reader: FedReader) -> None:
+async def test_gap_is_reported_before_the_first_delivery_after_it(reader: FedReader) -> None:
     reader.begin(1)
     reader.marker(1)
     reader.begin(9)
@@ -166,7 +166,7 @@ async def test_gap_is_reported_before_the_first_delivery_behind_it(reader: FedRe
     assert reader.counted == 1
 
 
-async def test_gap_that_a_marker_bears_is_reported_in_its_place_and_once(reader: FedReader) -> None:
+async def test_gap_of_a_marker_is_reported_once_in_its_place(reader: FedReader) -> None:
     """The gap of another bridge is not the last gap of this one, and not counted. Its marker may be published twice."""
     gap = Gap(1.0, 2.0, "away")
     body = stream_markers.encode(StreamMarker("theirs", gap))
@@ -186,7 +186,7 @@ async def test_gap_that_a_marker_bears_is_reported_in_its_place_and_once(reader:
     assert reader.counted == 0
 
 
-async def test_gap_that_an_own_marker_bears_is_the_last_one_and_counted(reader: FedReader) -> None:
+async def test_gap_of_an_own_marker_is_kept_and_counted(reader: FedReader) -> None:
     gap = Gap(1.0, 2.0, "away")
     reader.begin(9)
     reader.marker(2, stream_markers.encode(StreamMarker(f"{reader.reader._instance}1", gap)))
@@ -195,13 +195,13 @@ async def test_gap_that_an_own_marker_bears_is_the_last_one_and_counted(reader: 
     assert reader.counted == 1
 
 
-async def test_marker_without_a_gap_tells_of_none(reader: FedReader) -> None:
+async def test_marker_without_a_gap_reports_none(reader: FedReader) -> None:
     reader.begin(9)
     reader.marker(1, stream_markers.encode(StreamMarker("theirs", None)))
     assert reader.recorder.gaps == []
 
 
-async def test_missing_places_end_the_session_and_nothing_behind_them_is_handed_out(reader: FedReader) -> None:
+async def test_missing_offsets_end_the_session_and_no_later_message_is_delivered(reader: FedReader) -> None:
     reader.begin(1)
     reader.marker(1)
     log = [*reader.recorder.log]
@@ -214,7 +214,7 @@ async def test_missing_places_end_the_session_and_nothing_behind_them_is_handed_
     assert reader.recorder.log[len(log) :] == [Delivered(b"event", id_of(9)), Delivered(b"event", id_of(10))]
 
 
-async def test_other_stream_ends_the_session_and_nothing_of_it_is_handed_out(reader: FedReader) -> None:
+async def test_other_stream_ends_the_session_and_none_of_its_messages_is_delivered(reader: FedReader) -> None:
     reader.begin(1)
     reader.come(1)
     log = [*reader.recorder.log]
@@ -233,7 +233,7 @@ async def test_message_without_an_offset_ends_the_session(reader: FedReader) -> 
     assert reader.recorder.log == []
 
 
-async def test_message_without_an_offset_in_one_read_with_others_leaves_those_to_come_again(reader: FedReader) -> None:
+async def test_message_without_an_offset_returns_the_others_of_its_read_to_the_broker(reader: FedReader) -> None:
     reader.begin(1)
     reader.fast_channel.feed(method(1) + header(0))
     reader.come(1)
@@ -249,7 +249,7 @@ async def test_session_is_opened_before_its_first_delivery_and_once(reader: FedR
     assert reader.opened == 1
 
 
-async def test_whoever_reads_the_end_has_missed_nothing_until_then(reader: FedReader) -> None:
+async def test_reader_at_the_end_has_missed_nothing_until_then(reader: FedReader) -> None:
     reader.begin(9)
     reader.reader.expect_end(BASE + 9, complete_s := reader.gaps._complete_until_s + 60)
     reader.come(7, 8)
@@ -258,11 +258,11 @@ async def test_whoever_reads_the_end_has_missed_nothing_until_then(reader: FedRe
     assert reader.gaps._complete_until_s == complete_s
 
 
-async def test_gap_begins_before_the_end_that_was_reached_by_the_events_behind_it(reader: FedReader) -> None:
-    """What comes behind the missing events proves that the end was reached, and the gap begins before."""
+async def test_gap_begins_before_the_end_that_later_events_prove(reader: FedReader) -> None:
+    """The events after the missing ones prove that the end was reached. The gap begins before that."""
     reader.come(1)
     reader.begin(9)
     reader.reader.expect_end(BASE + 9, reader.gaps._complete_until_s + 60)
     reader.come(9)
     [gap] = reader.recorder.gaps
-    assert gap.since_s <= gap.until_s, "the proof is of a time to come"
+    assert gap.since_s <= gap.until_s, "the proof has a later time"

@@ -1,4 +1,4 @@
-"""The questions about the topology: what they find, and what it means that one is refused or gets no answer."""
+"""The requests of the topology check: their results, and the effect of a refused or unanswered request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Watched:
 
     def __init__(self, amqp: FakeAmqp, found: Topology) -> None:
         self.requested_s: list[float] = []
-        """When each question was asked that was answered."""
+        """The times of all requests that were answered."""
         self.complete_s: list[float] = []
         self.check = TopologyCheck(
             amqp.amqp, found, self.requested_s.append, self.complete_s.append, FlowControl(20), named=True
@@ -59,7 +59,7 @@ async def watched(amqp: FakeAmqp, found: Topology = FOUND) -> AsyncIterator[Watc
     await asyncio.wait([watched.running])
 
 
-async def test_every_question_is_asked_in_each_round_and_each_on_a_channel_of_its_own() -> None:
+async def test_every_request_is_repeated_and_each_has_its_own_channel() -> None:
     async with watched(amqp := FakeAmqp()) as watching:
         await asyncio.sleep(ROUND_S)
         assert sorted(amqp.requests) == [BIND, "channel", "channel", "channel", EXCHANGE, KIND, QUEUE]
@@ -70,15 +70,15 @@ async def test_every_question_is_asked_in_each_round_and_each_on_a_channel_of_it
         assert watching.check.warnings == []
 
 
-async def test_whether_an_exchange_is_there_is_asked_before_it_is_declared() -> None:
-    """The declaration would make it, and nobody would know that anything was missed."""
+async def test_exchange_is_declared_passively_first() -> None:
+    """An active declaration would create the exchange, and the bridge would not notice the loss."""
     async with watched(amqp := FakeAmqp().on(EXCHANGE, NO_EXCHANGE)) as watching:
         with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
             await watching.running
     assert KIND not in amqp.requests
 
 
-async def test_what_the_user_may_not_do_from_the_start_is_not_asked() -> None:
+async def test_request_that_was_refused_at_the_start_is_not_repeated() -> None:
     found = Topology(
         (Exchange("a", "fanout"), Exchange("b", None), Exchange("c", None)),
         "kept",
@@ -99,7 +99,7 @@ async def test_what_the_user_may_not_do_from_the_start_is_not_asked() -> None:
 
 
 @pytest.mark.parametrize(("request_", "error"), [(EXCHANGE, NO_EXCHANGE), (QUEUE, NO_QUEUE), (BIND, NO_EXCHANGE)])
-async def test_what_is_gone_ends_it_and_all_its_questions(request_: str, error: Exception) -> None:
+async def test_missing_part_ends_the_check_and_all_its_requests(request_: str, error: Exception) -> None:
     async with watched(amqp := FakeAmqp().on(request_, None, error)) as watching:
         with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
             await watching.running
@@ -117,9 +117,7 @@ async def test_what_is_gone_ends_it_and_all_its_questions(request_: str, error: 
         (BIND, "bind the queue 'kept' to the exchange 'kills'"),
     ],
 )
-async def test_permission_that_is_taken_away_is_a_warning_until_it_is_granted_again(
-    request_: str, purpose: str
-) -> None:
+async def test_revoked_permission_is_a_warning_until_it_is_granted_again(request_: str, purpose: str) -> None:
     amqp = FakeAmqp().on(request_, None, REFUSED, REFUSED, None)
     with capture_logs() as logged:
         async with watched(amqp) as watching:
@@ -129,7 +127,7 @@ async def test_permission_that_is_taken_away_is_a_warning_until_it_is_granted_ag
             answers = watching.answers
             await asyncio.sleep(2 * ROUND_S)
             assert amqp.requests.count(request_) == 2, "the broker logs each refusal"
-            assert watching.answers > answers, "the others go on"
+            assert watching.answers > answers, "the other requests continue"
             await asyncio.sleep(2 * DEFAULT.refused_interval_s)
             assert watching.check.warnings == []
     assert [(line["log_level"], line["event"]) for line in logged] == [
@@ -139,7 +137,7 @@ async def test_permission_that_is_taken_away_is_a_warning_until_it_is_granted_ag
 
 
 @pytest.mark.parametrize("request_", [EXCHANGE, QUEUE, BIND])
-async def test_question_without_an_answer_is_a_warning_while_others_are_answered(request_: str) -> None:
+async def test_unanswered_request_is_a_warning_while_others_are_answered(request_: str) -> None:
     majority = asyncio.Event()
     amqp = FakeAmqp().on(request_, None, majority.wait, None)
 
@@ -151,13 +149,13 @@ async def test_question_without_an_answer_is_a_warning_while_others_are_answered
         return await FakeAmqp.ask(amqp, request, default)
 
     amqp.on(request_)
-    amqp.ask = answer  # type: ignore[method-assign]  # one answer that comes late
+    amqp.ask = answer  # type: ignore[method-assign]  # one late answer
     with capture_logs() as logged:
         async with watched(amqp) as watching:
             await asyncio.sleep(2 * LIMIT_S)
             [warning] = watching.check.warnings
             assert "the broker answers other requests, but not the one to" in warning
-            assert amqp.requests.count(request_) == 3, "it is asked once, not again and again"
+            assert amqp.requests.count(request_) == 3, "a pending request is not repeated"
             majority.set()
             await asyncio.sleep(ROUND_S)
             assert watching.check.warnings == []
@@ -175,7 +173,7 @@ async def test_broker_that_answers_nothing_is_given_up_after_the_limit(clock: Vi
             with pytest.raises(ConnectionError, match=rf"the broker does not answer within {LIMIT_S:g} s"):
                 await watching.running
     assert clock.now_s - before_s == pytest.approx(2 * DEFAULT.check_interval_s + LIMIT_S, abs=LIMIT_S / 50)
-    assert logged == [], "who gives the broker up says so"
+    assert logged == [], "the caller logs the lost broker"
 
 
 async def test_channel_that_can_not_be_opened_counts_as_silence() -> None:
@@ -185,15 +183,15 @@ async def test_channel_that_can_not_be_opened_counts_as_silence() -> None:
             await watching.running
 
 
-async def test_cancellation_that_nobody_asked_for_ends_it() -> None:
-    """aiormq cancels whoever waits for a channel that goes away."""
+async def test_stray_cancellation_ends_the_check() -> None:
+    """aiormq cancels each task that waits for a channel that is closed."""
     async with watched(FakeAmqp().on(BIND, asyncio.CancelledError())) as watching:
         await asyncio.wait([watching.running])
         assert watching.running.cancelled()
 
 
-async def test_answer_is_reported_with_the_time_of_its_question(clock: VirtualTime) -> None:
-    """A bridge that stood still reads it much later."""
+async def test_answer_is_reported_with_the_time_of_its_request(clock: VirtualTime) -> None:
+    """A bridge that was frozen reads the answer much later."""
     amqp = FakeAmqp().on(EXCHANGE, HANGS).on(BIND, HANGS)
     began_s = clock.monotonic()
 
@@ -202,20 +200,18 @@ async def test_answer_is_reported_with_the_time_of_its_question(clock: VirtualTi
             await asyncio.sleep(12)
         return await FakeAmqp.ask(amqp, request, default)
 
-    amqp.ask = answer_late  # type: ignore[method-assign]  # an answer that comes late
+    amqp.ask = answer_late  # type: ignore[method-assign]  # a late answer
     async with watched(amqp) as watching:
         assert not watching.check.answered
         await asyncio.sleep(ROUND_S + 12)
         assert watching.check.answered
         assert watching.requested_s == [pytest.approx(began_s + DEFAULT.check_interval_s, abs=0.1)]
-        assert watching.complete_s == [], "the others are not answered yet"
+        assert watching.complete_s == [], "the other requests are not answered yet"
 
 
 @pytest.mark.parametrize("late", [EXCHANGE, QUEUE, BIND])
-async def test_everything_was_in_its_place_when_the_first_of_all_questions_was_asked(
-    clock: VirtualTime, late: str
-) -> None:
-    """One that gets no answer proves nothing: an exchange that is another one by now has taken its binding along."""
+async def test_everything_existed_at_the_time_of_the_earliest_request(clock: VirtualTime, late: str) -> None:
+    """An unanswered request proves nothing: if the exchange was replaced, its binding is gone."""
     amqp = FakeAmqp().on(late, None, HANGS)
     began_s = clock.monotonic()
     async with watched(amqp) as watching:
@@ -225,7 +221,7 @@ async def test_everything_was_in_its_place_when_the_first_of_all_questions_was_a
         assert watching.complete_s == [pytest.approx(first_s, abs=0.1)] * len(watching.complete_s)
 
 
-async def test_messages_that_wait_in_the_queue_may_be_lost_with_it(clock: VirtualTime) -> None:
+async def test_queue_with_waiting_messages_is_not_complete(clock: VirtualTime) -> None:
     waiting = commands.Queue.DeclareOk("kept", 7, 1)
     async with watched(FakeAmqp().on(QUEUE, waiting, None)) as watching:
         await asyncio.sleep(ROUND_S)
@@ -235,7 +231,7 @@ async def test_messages_that_wait_in_the_queue_may_be_lost_with_it(clock: Virtua
         assert watching.complete_s[-1] == pytest.approx(empty_s, abs=DEFAULT.check_interval_s)
 
 
-async def test_broker_is_not_blamed_while_nothing_is_read_from_it(clock: VirtualTime) -> None:
+async def test_silence_does_not_count_while_reading_is_paused(clock: VirtualTime) -> None:
     amqp, flow_control = FakeAmqp(), FlowControl(20)
     flow_control.paused = True
     for request in (EXCHANGE, QUEUE, BIND):

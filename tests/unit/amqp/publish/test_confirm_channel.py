@@ -1,4 +1,4 @@
-"""One attempt to publish: confirmed, not confirmed, or given up; and the channel that it goes out on."""
+"""An attempt to publish, which is confirmed, not confirmed or cancelled, and its channel."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class RunningChannel:
     def __init__(self, broker: FakeBroker) -> None:
         self.broker = broker
         self.error: Exception | None = None
-        """Raised by the setup."""
+        """The setup raises it."""
         self.hangs = False
         """True if the setup never ends."""
         self.opened = 0
         self.blocked: list[str | None] = []
         self.frame_max = 0
-        """The argument of the last call that made properties."""
+        """The frame limit in the last call for properties."""
         self.stopping = asyncio.Event()
         self.channel = ConfirmChannel((), "a bridge", self, Status(), self.stopping)
         self.tasks: list[asyncio.Task[str]] = []
         self.published: list[commands.Basic.Properties] = []
-        """Of the messages that were handed over and not confirmed at once."""
+        """The properties of the messages that were reported as published."""
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
-        assert not self.channel.is_open, "nothing is published before all is there"
+        assert not self.channel.is_open, "the channel opens after the setup"
         if self.hangs:
             await asyncio.Event().wait()
         if self.error is not None:
@@ -69,11 +69,11 @@ class RunningChannel:
         return self.tasks[-1]
 
     async def open(self, amqp: FakeAmqp) -> asyncio.Task[str]:
-        """Starts the next session, and returns when its channel is open."""
+        """Starts the next session, and waits until its channel is open."""
         self.broker.connections.append(amqp)
         opened = self.opened
         task = self.run_session()
-        await eventually("it is open", lambda: self.opened > opened)
+        await eventually("the channel is open", lambda: self.opened > opened)
         return task
 
     def _properties(self, message_id: str | None) -> Callable[[int], commands.Basic.Properties]:
@@ -130,14 +130,14 @@ async def test_opened_and_closed_channel_is_logged_at_debug(
     assert opened.__dict__["channel"] == closed.__dict__["channel"] == amqp.channels[0].number
 
 
-async def test_session_ends_when_it_is_asked_to(running: RunningChannel) -> None:
+async def test_session_ends_with_the_stop(running: RunningChannel) -> None:
     session = await running.open(FakeAmqp())
     running.stopping.set()
     assert await session == "stopped"
     assert not running.channel.is_open
 
 
-async def test_session_that_can_not_be_set_up_is_none(running: RunningChannel) -> None:
+async def test_session_whose_setup_fails_does_not_open(running: RunningChannel) -> None:
     running.error = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND")
     running.broker.connections.append(FakeAmqp())
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
@@ -145,7 +145,7 @@ async def test_session_that_can_not_be_set_up_is_none(running: RunningChannel) -
     assert (running.opened, running.channel.is_open, running.broker.closed) == (0, False, 1)
 
 
-async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
+async def test_broker_that_does_not_answer_during_the_setup_is_given_up(
     running: RunningChannel, clock: VirtualTime
 ) -> None:
     running.hangs = True
@@ -165,7 +165,7 @@ async def test_owner_is_notified_of_a_blocked_connection_until_it_is_unblocked_o
     amqp.lose()
     await session
     await running.open(FakeAmqp())
-    assert running.channel.blocked is None, "another connection may be another node's"
+    assert running.channel.blocked is None, "the next connection may be to another node"
 
 
 # An attempt
@@ -183,7 +183,7 @@ async def test_owner_is_notified_of_a_blocked_connection_until_it_is_unblocked_o
     ],
     ids=["returned", "nack", "closed", "stray cancellation", "lost", "bare exception"],
 )
-async def test_attempt_that_is_not_confirmed_says_why_and_where(
+async def test_unconfirmed_attempt_has_the_reason_and_the_channel(
     running: RunningChannel, answer: BaseException, kind: type[Unconfirmed], words: str
 ) -> None:
     await running.open(amqp := FakeAmqp().on(PUBLISH, answer))
@@ -203,17 +203,17 @@ async def test_message_is_reported_as_published_before_its_confirm(running: Runn
     await asyncio.wait([attempt])
 
 
-async def test_message_that_the_library_does_not_take_is_not_reported_as_published(running: RunningChannel) -> None:
+async def test_message_that_the_library_refuses_is_not_reported_as_published(running: RunningChannel) -> None:
     await running.open(FakeAmqp().on(PUBLISH, aiormq.exceptions.ChannelInvalidStateError("closed")))
     with pytest.raises(Unconfirmed):
         await running.publish()
     assert running.published == []
 
 
-async def test_attempt_that_is_given_up_is_no_loss(running: RunningChannel) -> None:
+async def test_cancelled_attempt_is_no_loss(running: RunningChannel) -> None:
     await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
     attempt = asyncio.create_task(running.publish())
-    await eventually("it is under way", lambda: PUBLISH in amqp.requests)
+    await eventually("the message is published", lambda: PUBLISH in amqp.requests)
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
@@ -238,10 +238,10 @@ async def test_attempts_wait_for_a_channel_and_keep_their_order(running: Running
 
 
 @pytest.mark.parametrize(("ids", "at_once"), [(("a", "a"), 1), (("a", "b"), 2), ((None, None), 2)])
-async def test_two_messages_of_the_same_id_are_not_under_way_at_once(
+async def test_two_messages_of_the_same_id_are_published_one_by_one(
     running: RunningChannel, ids: tuple[str | None, ...], at_once: int
 ) -> None:
-    """aiormq tells by the id alone which one was returned: the other would count as confirmed."""
+    """aiormq identifies a returned message by its id alone: the other message would count as confirmed."""
     await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
     attempts = [asyncio.create_task(running.publish(each)) for each in ids]
     await asyncio.sleep(0.1)
@@ -260,12 +260,12 @@ async def test_reset_ends_the_session_with_its_reason(running: RunningChannel) -
     session = await running.open(amqp := FakeAmqp())
     [channel] = amqp.channels
     running.channel.reset(channel, "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
-    assert not running.channel.is_open, "whoever comes now waits for the next channel"
+    assert not running.channel.is_open, "new attempts wait for the next channel"
     assert await session == "the queue is gone"
 
 
 async def test_channel_that_is_closed_ends_no_other_session(running: RunningChannel) -> None:
-    """Of hundreds that were returned on one channel, each asks for another."""
+    """Each of hundreds of returned messages requests a reset of the same channel."""
     session = await running.open(first := FakeAmqp())
     first.lose()
     await session
@@ -293,14 +293,14 @@ async def test_fail_raises_in_waiting_and_later_attempts(running: RunningChannel
     assert [str(result) for result in results] == ["never"] * 3
 
 
-async def test_failure_is_nothing_to_an_open_channel(running: RunningChannel) -> None:
+async def test_fail_does_not_affect_an_open_channel(running: RunningChannel) -> None:
     await running.open(FakeAmqp())
     running.channel.fail(ValueError("never"))
     await running.publish()
 
 
 @pytest.mark.parametrize(("agreed", "used"), [(8192, 8192), (0, LARGEST_FRAME)], ids=["small", "without a limit"])
-async def test_properties_are_made_for_the_connection_that_takes_them(
+async def test_properties_are_created_for_the_connection_that_publishes_them(
     running: RunningChannel, agreed: int, used: int
 ) -> None:
     amqp = FakeAmqp()
@@ -310,8 +310,8 @@ async def test_properties_are_made_for_the_connection_that_takes_them(
     assert running.frame_max == used
 
 
-async def test_node_on_which_nothing_can_be_set_up_is_tried_last(running: RunningChannel) -> None:
-    """A node of a cluster without its majority lets the bridge in, and answers no further."""
+async def test_node_whose_setup_fails_is_tried_last(running: RunningChannel) -> None:
+    """A cluster node without a majority accepts the connection, and answers no further requests."""
     nodes = tuple(Node(f"amqp://{name}/") for name in ("one", "two", "three"))
     running.channel._nodes = NodeRotation(nodes)
     running.hangs = True

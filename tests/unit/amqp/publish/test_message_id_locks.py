@@ -23,7 +23,7 @@ async def test_only_messages_with_the_same_id_wait_for_each_other(ids: tuple[str
         assert acquired == at_once
 
 
-async def test_lock_is_kept_only_while_a_message_has_it() -> None:
+async def test_lock_is_kept_only_while_a_message_holds_it() -> None:
     locks = MessageIdLocks()
     async with locks.lock("a"):
         assert len(locks) == 1

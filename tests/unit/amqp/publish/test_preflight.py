@@ -34,7 +34,7 @@ async def test_missing_exchange_is_a_fault_of_the_settings(broker: FakeBroker) -
         await check_broker((), "killmails")
 
 
-async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_the_bridge(broker: FakeBroker) -> None:
+async def test_missing_exchange_with_a_reserved_name_has_another_hint(broker: FakeBroker) -> None:
     absent = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'amq.mine' in vhost '/'")
     broker.connections.append(FakeAmqp().on("exchange amq.mine passive", absent))
     with pytest.raises(
@@ -45,7 +45,7 @@ async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_t
 
 
 @pytest.mark.parametrize("error", [ConnectionError("refused"), BrokerRefusal("wrong password")], ids=repr)
-async def test_broker_that_can_not_be_reached_is_said_as_it_is(broker: FakeBroker, error: Exception) -> None:
+async def test_error_of_the_connection_is_raised_unchanged(broker: FakeBroker, error: Exception) -> None:
     broker.connections.append(error)
     with pytest.raises(type(error), match=str(error)):
         await check_broker((), "killmails")

@@ -44,15 +44,15 @@ async def test_update_is_published_persistent_to_its_exchange(broker: FakeBroker
     assert broker.closed == 1
 
 
-async def test_update_that_no_queue_gets_is_told_by_false(broker: FakeBroker) -> None:
+async def test_unroutable_update_returns_false(broker: FakeBroker) -> None:
     broker.connections.append(FakeAmqp().on(PUBLISH, returned(), None))
     async with Publisher() as publisher:
         assert not await publisher.broadcast("killmail", EXAMPLE)
         assert await publisher.broadcast("killmail", EXAMPLE)
 
 
-async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker: FakeBroker) -> None:
-    """It was refused, and then somebody granted the permission: the publisher need not be started again."""
+async def test_refused_publisher_tries_again_with_the_next_update(broker: FakeBroker) -> None:
+    """If an operator grants the permission, the publisher works without a restart."""
     broker.connections += [BrokerRefusal("no permission"), BrokerRefusal("still none"), FakeAmqp()]
     async with Publisher() as publisher:
         for refusal in ("no permission", "still none"):
@@ -62,7 +62,9 @@ async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker
     assert broker.attempts == 3
 
 
-async def test_exchange_that_may_not_be_made_is_a_refusal_and_can_be_used_once_it_may(broker: FakeBroker) -> None:
+async def test_exchange_that_may_not_be_declared_is_a_refusal_until_the_permission_is_granted(
+    broker: FakeBroker,
+) -> None:
     broker.connections += [
         FakeAmqp().on(LOOK, NO_EXCHANGE).on("exchange killmails fanout durable", REFUSED),
         FakeAmqp(),
@@ -76,8 +78,8 @@ async def test_exchange_that_may_not_be_made_is_a_refusal_and_can_be_used_once_i
 MADE = "exchange killmails fanout durable"
 
 
-async def test_exchange_that_is_missing_raises_an_error_that_names_it_and_is_not_made(broker: FakeBroker) -> None:
-    """It is misspelled, or the bridge is not there yet: once the exchange is, the same publisher can use it."""
+async def test_missing_exchange_raises_an_error_that_names_it_and_is_not_declared(broker: FakeBroker) -> None:
+    """The name is wrong, or the bridge has not started yet. The same publisher works when the exchange exists."""
     broker.connections += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
     async with Publisher() as publisher:
         with pytest.raises(ExchangeNotFound, match=r"no exchange 'killmails': .*start the bridge.*declare=True"):
@@ -107,7 +109,7 @@ async def test_missing_exchange_with_a_reserved_name_is_not_to_be_declared(broke
         (["amqp://localhost", "x" * 200], "a name of 1 to 127"),
     ],
 )
-def test_what_can_be_no_address_is_refused_at_once(arguments: list[str], words: str) -> None:
+def test_invalid_url_or_name_is_refused_at_once(arguments: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Publisher(*arguments)
 
@@ -118,7 +120,7 @@ def test_folder_without_schemas_is_refused_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")], ids=str)
-async def test_number_that_json_does_not_have_is_refused_and_not_taken_for_null(number: float) -> None:
+async def test_number_that_json_does_not_have_is_refused_and_does_not_become_null(number: float) -> None:
     publisher = Publisher("amqp://localhost")
     with pytest.raises(InvalidUpdate, match="not JSON compliant"):
         await publisher.broadcast("killmail", killmail(1, victimId=number))
@@ -126,7 +128,7 @@ async def test_number_that_json_does_not_have_is_refused_and_not_taken_for_null(
         await publisher.broadcast("killmail", killmail(1, victim=dataclasses.make_dataclass("Victim", ["id"])(number)))
 
 
-async def test_exchange_with_a_reserved_name_that_is_to_be_declared_is_an_error() -> None:
+async def test_declaring_an_exchange_with_a_reserved_name_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"exchange: 'amq\.mine' can't be declared: RabbitMQ reserves names that begin"
     ):
@@ -140,7 +142,7 @@ async def test_timeout_that_is_not_above_zero_is_an_error(timeout_s: float) -> N
 
 
 @pytest.mark.parametrize("max_message_bytes", [0, -1])
-async def test_largest_message_of_no_bytes_is_an_error(max_message_bytes: int) -> None:
+async def test_limit_of_zero_bytes_is_an_error(max_message_bytes: int) -> None:
     with pytest.raises(ValueError, match="max_message_bytes: expected a number of bytes above 0; got "):
         Publisher(max_message_bytes=max_message_bytes)
 
@@ -150,7 +152,7 @@ async def test_largest_message_of_no_bytes_is_an_error(max_message_bytes: int) -
     [("", "the update type is empty"), (None, "the update type is empty"), ("binary", "'binary' is no update type")],
 )
 @pytest.mark.parametrize("data", [EXAMPLE, {"type": "killmail", "data": EXAMPLE}], ids=["plain", "wrapped"])
-async def test_name_of_no_update_type_is_an_error_that_says_so(
+async def test_unknown_update_type_is_an_error_that_names_the_known_ones(
     broker: FakeBroker, update_type: str | None, problem: str, data: object
 ) -> None:
     publisher = Publisher()
@@ -159,14 +161,14 @@ async def test_name_of_no_update_type_is_an_error_that_says_so(
     assert broker.attempts == 0
 
 
-async def test_exchange_that_is_missing_is_made_on_demand(broker: FakeBroker) -> None:
+async def test_missing_exchange_is_declared_on_demand(broker: FakeBroker) -> None:
     broker.connections.append(amqp := FakeAmqp().on(LOOK, NO_EXCHANGE))
     async with Publisher(declare=True) as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
     assert MADE in amqp.requests
 
 
-async def test_exchange_that_the_user_may_not_see_is_taken_to_exist(broker: FakeBroker) -> None:
+async def test_inaccessible_exchange_counts_as_existing(broker: FakeBroker) -> None:
     broker.connections.append(FakeAmqp().on(LOOK, REFUSED))
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
@@ -178,37 +180,41 @@ async def test_exchange_that_vanishes_later_is_waited_for(broker: FakeBroker) ->
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: publisher._channel is not None and not publisher._channel.is_open)
+        await eventually(
+            "the channel is closed", lambda: publisher._channel is not None and not publisher._channel.is_open
+        )
         assert await publisher.broadcast("killmail", EXAMPLE)
     assert broker.attempts == 3
 
 
-async def test_exchange_that_vanishes_for_good_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
+async def test_exchange_that_vanishes_for_good_is_the_reason_of_notconfirmed(broker: FakeBroker) -> None:
     first = FakeAmqp()
     broker.connections += [first, *(FakeAmqp().on(LOOK, NO_EXCHANGE) for _ in range(100))]
     async with Publisher(timeout_s=5) as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: publisher._channel is not None and not publisher._channel.is_open)
+        await eventually(
+            "the channel is closed", lambda: publisher._channel is not None and not publisher._channel.is_open
+        )
         with pytest.raises(NotConfirmed, match="no exchange 'killmails'"):
             await publisher.broadcast("killmail", EXAMPLE)
 
 
-async def test_exchange_that_may_not_be_written_to_is_a_refusal_and_not_tried_again(broker: FakeBroker) -> None:
+async def test_exchange_that_may_not_be_written_to_is_a_refusal_without_a_retry(broker: FakeBroker) -> None:
     broker.connections += [FakeAmqp().on(PUBLISH, REFUSED), FakeAmqp()]
     async with Publisher() as publisher:
         with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
             await publisher.broadcast("killmail", EXAMPLE)
 
 
-async def test_update_that_the_broker_does_not_take_is_tried_again(broker: FakeBroker) -> None:
+async def test_update_that_the_broker_does_not_accept_is_published_again(broker: FakeBroker) -> None:
     broker.connections.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
     assert amqp.requests.count(PUBLISH) == 3
 
 
-async def test_update_that_is_never_confirmed_says_why(broker: FakeBroker) -> None:
+async def test_update_that_is_never_confirmed_raises_the_reason(broker: FakeBroker) -> None:
     broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
     async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(
@@ -217,7 +223,7 @@ async def test_update_that_is_never_confirmed_says_why(broker: FakeBroker) -> No
             await publisher.broadcast("killmail", EXAMPLE)
 
 
-async def test_trouble_that_is_over_is_not_given_for_the_reason_of_another(broker: FakeBroker) -> None:
+async def test_past_failure_is_not_the_reason_of_a_later_one(broker: FakeBroker) -> None:
     broker.connections.append(FakeAmqp().on(PUBLISH, NACK, None, HANGS))
     async with Publisher(timeout_s=5) as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
@@ -225,7 +231,7 @@ async def test_trouble_that_is_over_is_not_given_for_the_reason_of_another(broke
             await publisher.broadcast("killmail", EXAMPLE)
 
 
-async def test_trouble_that_is_over_with_an_update_that_no_queue_gets_is_forgotten_too(broker: FakeBroker) -> None:
+async def test_unroutable_update_also_clears_a_past_failure(broker: FakeBroker) -> None:
     broker.connections.append(FakeAmqp().on(PUBLISH, NACK, returned(), HANGS))
     async with Publisher(timeout_s=5) as publisher:
         assert not await publisher.broadcast("killmail", EXAMPLE)
@@ -233,7 +239,7 @@ async def test_trouble_that_is_over_with_an_update_that_no_queue_gets_is_forgott
             await publisher.broadcast("killmail", EXAMPLE)
 
 
-async def test_connection_that_is_never_made_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
+async def test_failed_connection_is_the_reason_of_notconfirmed(broker: FakeBroker) -> None:
     broker.connections += [ConnectionError("connection refused")] * 100
     async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match="connection refused"):
@@ -241,14 +247,14 @@ async def test_connection_that_is_never_made_is_the_reason_why_nothing_is_confir
     assert broker.attempts > 2
 
 
-async def test_connection_that_is_back_is_no_reason_any_more(broker: FakeBroker) -> None:
+async def test_restored_connection_clears_the_reason(broker: FakeBroker) -> None:
     broker.connections += [ConnectionError("connection refused"), FakeAmqp().on(PUBLISH, HANGS)]
     async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match="it may be short of memory or disk"):
             await publisher.broadcast("killmail", EXAMPLE)
 
 
-async def test_lost_connection_and_its_return_are_said_once(
+async def test_lost_connection_and_its_return_are_logged_once(
     broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -265,14 +271,16 @@ async def test_lost_connection_and_its_return_are_said_once(
     assert len(second.channels[0].published) == 1
 
 
-async def test_refusal_after_a_connection_that_worked_is_a_loss_and_tried_again(broker: FakeBroker) -> None:
-    """Where all was right before, somebody may be at work on it."""
+async def test_refusal_after_a_working_connection_is_a_loss_and_is_retried(broker: FakeBroker) -> None:
+    """The settings worked before, so an operator may be changing the broker."""
     first = FakeAmqp()
     broker.connections += [first, BrokerRefusal("password changed"), FakeAmqp()]
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: publisher._channel is not None and not publisher._channel.is_open)
+        await eventually(
+            "the channel is closed", lambda: publisher._channel is not None and not publisher._channel.is_open
+        )
         assert await publisher.broadcast("killmail", EXAMPLE)
     assert broker.attempts == 3
 

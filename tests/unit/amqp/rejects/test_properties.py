@@ -1,4 +1,4 @@
-"""What a rejected event is published with: always in one frame, with as much of its own as there is room for."""
+"""The properties of a rejected event: they always fit into one frame, with as many own headers as possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.amqp.rejects.properties import OMITTED_HEADER, original_properties, 
 from bridge.contract.pipeline import Reason, Rejected
 
 SMALLEST, USUAL = 8192, 131_072
-"""Frames, in bytes: the smallest that RabbitMQ takes is 8192."""
+"""Frame sizes in bytes. The smallest one that RabbitMQ accepts is 8192."""
 
 NO = Rejected(Reason.NOT_JSON, "it is no JSON", "/data", "urn:schema")
 LONGEST = Rejected(Reason.SCHEMA_VIOLATION, "\U0001d11e" * 800, "/" + "\U0001d11e" * 400, "urn:" + "x" * 200)
@@ -26,7 +26,7 @@ def made(frame_max: int = USUAL, rejected: Rejected = NO, **values: Any) -> comm
     came = commands.Basic.Properties(**values)
     properties = reject_properties(came, "killmails", rejected, "here", frame_max)
     assert len(frame.marshal(ContentHeader(0, 2, properties), 1)) <= frame_max
-    assert properties.message_id, "aiormq would add one, and go beyond the frame"
+    assert properties.message_id, "aiormq would add one and exceed the frame"
     return properties
 
 
@@ -38,7 +38,7 @@ def own(properties: commands.Basic.Properties) -> dict[str, Any]:
     return {name: value for name, value in headers_of(properties).items() if not name.startswith("x-reject-")}
 
 
-def test_all_headers_are_kept_where_there_is_room() -> None:
+def test_all_headers_are_kept_if_they_fit() -> None:
     came = {"a": 1, "b": "two", "c": [True, None]}
     properties = made(headers=came, message_id="m-1", message_type="killmail")
     assert own(properties) == came
@@ -61,7 +61,7 @@ def test_properties_that_can_not_be_published_again_become_headers() -> None:
     ]
 
 
-def test_properties_that_can_not_be_encoded_are_left_out_and_that_is_said() -> None:
+def test_properties_that_can_not_be_encoded_are_omitted_and_reported() -> None:
     properties = made(priority=-1, message_type="killmail", message_id="m-1")
     assert headers_of(properties)[OMITTED_HEADER] == (
         "omitted, because they can't be published again: the event's own properties"
@@ -70,14 +70,14 @@ def test_properties_that_can_not_be_encoded_are_left_out_and_that_is_said() -> N
     assert headers_of(properties)["x-reject-detail"] == NO.detail
 
 
-def test_reasons_that_leave_no_room_are_cut() -> None:
+def test_reasons_that_leave_no_room_are_truncated() -> None:
     too_long = Rejected(Reason.SCHEMA_VIOLATION, "x" * SMALLEST, "/data", "urn:schema")
     detail = headers_of(made(SMALLEST, too_long))["x-reject-detail"]
     assert 0 < len(detail) < 300
 
 
 @pytest.mark.parametrize("frame_max", [SMALLEST, USUAL])
-def test_largest_headers_are_left_out_and_named(frame_max: int) -> None:
+def test_largest_headers_are_omitted_and_named(frame_max: int) -> None:
     properties = made(frame_max, headers={"small": "kept", "large": "x" * frame_max, "medium": "y" * 5000})
     assert set(own(properties)) == {"small", "medium"}
     assert headers_of(properties)[OMITTED_HEADER] == "omitted, because they can't be published again: large"
@@ -90,7 +90,7 @@ def test_headers_that_fit_exactly_are_kept_and_one_byte_more_is_not() -> None:
     assert "x" not in own(made(SMALLEST, headers={"x": "x" * (room + 1)}))
 
 
-def test_many_headers_that_are_left_out_are_counted() -> None:
+def test_many_omitted_headers_are_counted() -> None:
     properties = made(SMALLEST, headers={f"header-{number:03}": "x" * 500 for number in range(100)})
     sentence = headers_of(properties)[OMITTED_HEADER]
     assert len(own(properties)) >= 10
@@ -99,9 +99,9 @@ def test_many_headers_that_are_left_out_are_counted() -> None:
 
 
 def test_tens_of_thousands_of_headers_take_no_time() -> None:
-    """Each attempt to publish makes the headers in one turn of the loop.
+    """Each attempt to publish builds the headers in one turn of the loop.
 
-    To compare each of 20,000 headers with each other takes minutes.
+    A comparison of each of 20,000 headers with each other would take minutes.
     """
     headers = {f"{number:05}": None for number in range(17_000)}
     began_s = time.process_time()
@@ -110,8 +110,8 @@ def test_tens_of_thousands_of_headers_take_no_time() -> None:
     assert 10_000 < len(own(properties)) < 17_000
 
 
-def test_header_that_can_be_read_and_not_written_is_left_out_alone() -> None:
-    properties = made(headers={"odd": object(), "x" * 200: "its name would be cut", "even": 2}, message_id="m-1")
+def test_header_that_can_be_read_and_not_written_is_the_only_omitted_one() -> None:
+    properties = made(headers={"odd": object(), "x" * 200: "its name would be truncated", "even": 2}, message_id="m-1")
     assert own(properties) == {"even": 2}
     assert "odd" in headers_of(properties)[OMITTED_HEADER]
     assert properties.message_id == "m-1"
@@ -135,7 +135,7 @@ values_ = st.recursive(
 
 
 @given(headers=st.dictionaries(st.text(max_size=200), values_, max_size=12), long=st.booleans())
-def test_reject_of_whatever_headers_fits_and_names_what_is_missing(headers: dict[str, Any], *, long: bool) -> None:
+def test_reject_with_any_headers_fits_and_names_the_omitted_ones(headers: dict[str, Any], *, long: bool) -> None:
     properties = made(SMALLEST, LONGEST if long else NO, headers=headers)
     kept = own(properties)
     missing = {name for name in headers if not name.startswith("x-reject-")} - set(kept)
@@ -143,7 +143,7 @@ def test_reject_of_whatever_headers_fits_and_names_what_is_missing(headers: dict
     assert all(kept[name] == headers[name] for name in kept)
 
 
-# Back again
+# Original properties
 
 REASONS: FieldTable = {
     "x-reject-reason": "schema-violation",
@@ -152,7 +152,7 @@ REASONS: FieldTable = {
 }
 
 
-def test_what_the_bridge_has_put_into_the_headers_is_taken_out_again() -> None:
+def test_headers_of_the_bridge_are_removed_again() -> None:
     came = commands.Basic.Properties(
         headers={
             **REASONS,
@@ -176,5 +176,5 @@ def test_what_the_bridge_has_put_into_the_headers_is_taken_out_again() -> None:
         assert (properties.priority, properties.delivery_mode) == (4, 2)
 
 
-def test_event_without_headers_has_none_again() -> None:
+def test_event_without_headers_has_none_after_a_requeue() -> None:
     assert original_properties(commands.Basic.Properties(headers=dict(REASONS)), "guest").headers is None

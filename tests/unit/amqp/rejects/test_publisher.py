@@ -1,4 +1,4 @@
-"""A broker that does not confirm: the rejected event is held, it is said so, and nothing is published twice."""
+"""A broker that does not confirm: the rejected event is held and reported, and no event is published twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class SilentChannel:
-    """An open channel whose confirms come when they are let through."""
+    """An open channel that confirms when the test allows it."""
 
     def __init__(self) -> None:
         self.is_open = True
@@ -56,26 +56,26 @@ class SilentChannel:
         await self.confirming.wait()
 
 
-async def test_confirm_that_is_late_is_said_and_waited_for() -> None:
+async def test_late_confirm_is_reported_and_waited_for() -> None:
     timing = Timing(confirm_warning_s=0.01)
     rejects, channel = (
         RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False, timing=timing),
         SilentChannel(),
     )
-    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     rejects.status.enter(State.WORKING)
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("it is said", lambda: rejects.status.state is State.LOST)
+    await eventually("the missing confirm is reported", lambda: rejects.status.state is State.LOST)
     assert "short of memory or disk" in str(rejects.status.error)
     assert (rejects.waiting, delivery.settled) == (1, 0)
     channel.confirming.set()
-    await eventually("it is confirmed", lambda: delivery.settled)
+    await eventually("the event is confirmed", lambda: delivery.settled)
     assert (rejects.waiting, channel.published) == (0, 1)
     assert rejects.status.state is State.WORKING
 
 
-async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and_settled(
+async def test_unexpected_error_of_a_reject_is_logged_and_the_event_settled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
@@ -83,7 +83,7 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
 
     rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False)
     monkeypatch.setattr(module, "reject_properties", fail)
-    rejects._channel = SilentChannel()  # type: ignore[assignment]  # it only makes the properties
+    rejects._channel = SilentChannel()  # type: ignore[assignment]  # a fake with the used part
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
     await eventually("it is settled", lambda: delivery.settled)
@@ -91,33 +91,33 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
     assert "is lost" in capsys.readouterr().out
 
 
-async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
+async def test_reject_that_is_given_up_stays_with_the_broker() -> None:
     rejects, channel = (
         RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False),
         SilentChannel(),
     )
-    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("it is under way", lambda: channel.published)
+    await eventually("the event is published", lambda: channel.published)
     await rejects.close()
     assert (rejects.waiting, delivery.settled) == (0, 0)
 
 
 async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
-    """That many events, rejected and not confirmed, whose connection is lost by now."""
+    """Returns events that are rejected and not confirmed, and whose connection is lost."""
     channel = SilentChannel()
-    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]
     for delivery in deliveries:
         rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("all are under way", lambda: channel.published == count)
+    await eventually("all are published", lambda: channel.published == count)
     for delivery in deliveries:
         delivery.lost = True
     return deliveries
 
 
-async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
+async def test_event_that_is_delivered_again_is_given_up_with_its_connection() -> None:
     rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False)
     await holding(rejects, 3)
     rejects.on_session_end()
@@ -125,7 +125,7 @@ async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
     assert lost(rejects) == 0
 
 
-async def test_event_that_does_not_come_again_is_held_though_its_connection_is_lost() -> None:
+async def test_event_that_is_not_delivered_again_stays_held_without_its_connection() -> None:
     rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False, max_kept=3)
     await holding(rejects, 3)
     rejects.on_session_end()
@@ -135,7 +135,7 @@ async def test_event_that_does_not_come_again_is_held_though_its_connection_is_l
     assert (rejects.waiting, lost(rejects)) == (0, 3)
 
 
-async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_said() -> None:
+async def test_oldest_held_events_beyond_the_limit_are_lost_and_logged() -> None:
     rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False, max_kept=3)
     oldest = (await holding(rejects, 5))[:2]
     with capture_logs() as logged:
@@ -148,11 +148,11 @@ async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_
 
 
 def lost(rejects: RejectPublisher) -> float | None:
-    """How many events were lost, by the metrics."""
+    """Returns the number of lost events, from the metrics."""
     return rejects._metrics.registry.get_sample_value("bridge_rejects_lost_total")
 
 
-async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_again() -> None:
+async def test_blocked_broker_is_reported_with_its_reason_until_it_is_unblocked() -> None:
     rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False)
     rejects.status.enter(State.WORKING)
     channel = rejects._channel
@@ -171,7 +171,7 @@ NOT_JSON = Rejected(Reason.NOT_JSON, "no")
 
 
 class RunningRejects:
-    """Rejects on a scripted broker."""
+    """A RejectPublisher on a scripted broker."""
 
     def __init__(self, broker: FakeBroker, *, wait: bool = False) -> None:
         self.broker = broker
@@ -206,7 +206,7 @@ async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     await running.end()
 
 
-async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(running: RunningRejects) -> None:
+async def test_exchange_and_bounded_queue_of_rejected_events_are_declared_and_bound(running: RunningRejects) -> None:
     no_queue = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'bridge.rejected' in vhost '/'")
     running.broker.connections.append(amqp := FakeAmqp().on("queue bridge.rejected passive", no_queue))
     with capture_logs() as logged:
@@ -219,10 +219,10 @@ async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(runn
         "bind bridge.rejected to bridge.rejected #",
     ]
     assert module.QUEUE_ARGUMENTS in [each for channel in amqp.channels for each in channel.arguments]
-    assert logged == [], "that it works from the start is no news"
+    assert logged == [], "a start without errors is not logged"
 
 
-async def test_permission_that_is_missing_for_the_rejects_is_a_refusal_that_says_what_to_do(
+async def test_missing_permission_for_rejects_is_a_refusal_with_a_hint(
     running: RunningRejects,
 ) -> None:
     running.broker.connections.append(FakeAmqp().on("bind bridge.rejected to bridge.rejected #", REFUSED))
@@ -231,8 +231,8 @@ async def test_permission_that_is_missing_for_the_rejects_is_a_refusal_that_says
 
 
 @pytest.mark.parametrize("look", ["exchange bridge.rejected passive", "queue bridge.rejected passive"])
-async def test_what_the_user_may_not_look_at_is_taken_to_exist(running: RunningRejects, look: str) -> None:
-    """RabbitMQ 4.3 refuses a look to who has no permission on the name. The next request says what is missing."""
+async def test_inaccessible_exchange_or_queue_counts_as_existing(running: RunningRejects, look: str) -> None:
+    """RabbitMQ 4.3 refuses a passive declaration without a permission. The next request names the missing one."""
     running.broker.connections.append(FakeAmqp().on(look, REFUSED))
     await running.works()
 
@@ -244,14 +244,14 @@ async def test_rejects_that_are_off_need_no_connection(running: RunningRejects) 
 
 
 @pytest.mark.parametrize("answer", [NACK, returned()], ids=["nack", "returned"])
-async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(
+async def test_unconfirmed_reject_is_retried_and_failure_and_success_are_logged(
     running: RunningRejects, answer: Exception
 ) -> None:
     running.broker.connections += [FakeAmqp().on(PUBLISH, answer, None), FakeAmqp()]
     await running.works()
     with capture_logs() as logged:
         delivery = running.reject()
-        await eventually("it is confirmed", lambda: delivery.settled)
+        await eventually("the event is confirmed", lambda: delivery.settled)
     assert [(line["log_level"], line["event"]) for line in logged] == [
         ("warning", "rejected events can't be published; they are held"),
         ("info", "rejected events are published again"),
@@ -261,25 +261,25 @@ async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(
     assert lost(running.rejects) == 0
 
 
-async def test_reject_that_no_queue_gets_has_everything_set_up_anew(running: RunningRejects) -> None:
-    """Somebody has deleted the queue: it is made again."""
+async def test_unroutable_reject_sets_everything_up_again(running: RunningRejects) -> None:
+    """If an operator deletes the queue, the bridge declares it again."""
     running.broker.connections += [FakeAmqp().on(PUBLISH, returned()), second := FakeAmqp()]
     await running.works()
     delivery = running.reject()
-    await eventually("it is confirmed", lambda: delivery.settled)
+    await eventually("the event is confirmed", lambda: delivery.settled)
     assert running.broker.attempts == 2
     assert second.requests.count(PUBLISH) == 1
 
 
-async def test_reject_that_the_broker_does_not_take_needs_no_other_channel(running: RunningRejects) -> None:
+async def test_reject_with_a_nack_needs_no_other_channel(running: RunningRejects) -> None:
     running.broker.connections.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
     await running.works()
     delivery = running.reject()
-    await eventually("it is confirmed", lambda: delivery.settled)
+    await eventually("the event is confirmed", lambda: delivery.settled)
     assert (running.broker.attempts, amqp.requests.count(PUBLISH)) == (1, 3)
 
 
-async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_is_back(
+async def test_rejects_from_an_outage_are_published_after_it(
     running: RunningRejects,
 ) -> None:
     running.broker.connections += [first := FakeAmqp(), ConnectionError("refused"), second := FakeAmqp()]
@@ -302,7 +302,7 @@ async def test_connection_that_is_lost_while_nothing_is_held_is_not_logged(runni
     await running.works()
     with capture_logs() as logged:
         first.lose()
-        await eventually("it is noticed", lambda: running.rejects.status.state is State.LOST)
+        await eventually("the loss is noticed", lambda: running.rejects.status.state is State.LOST)
         await running.works()
     assert logged == []
 
@@ -314,14 +314,14 @@ async def test_start_without_a_broker_is_not_logged_until_an_event_is_held(runni
         await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
         assert (logged, running.rejects.unpublishable) == ([], False)
         delivery = running.reject()
-        await eventually("it is published", lambda: delivery.settled)
+        await eventually("the event is published", lambda: delivery.settled)
     assert [(line["log_level"], line["event"], line["waiting"]) for line in logged] == [
         ("warning", "rejected events can't be published; they are held", 1),
         ("info", "rejected events are published again", 1),
     ]
 
 
-async def test_broker_that_takes_nothing_is_logged_though_nothing_is_held(running: RunningRejects) -> None:
+async def test_blocked_broker_is_logged_although_nothing_is_held(running: RunningRejects) -> None:
     running.broker.connections.append(amqp := FakeAmqp())
     await running.works()
     with capture_logs() as logged:
@@ -335,19 +335,19 @@ async def test_broker_that_takes_nothing_is_logged_though_nothing_is_held(runnin
     assert not running.rejects.unpublishable
 
 
-async def test_refusal_later_on_is_a_warning_though_nothing_is_held(running: RunningRejects) -> None:
+async def test_later_refusal_is_a_warning_although_nothing_is_held(running: RunningRejects) -> None:
     running.broker.connections += [first := FakeAmqp(), BrokerRefusal("no permission"), FakeAmqp()]
     await running.works()
     with capture_logs() as logged:
         first.lose()
-        await eventually("it is refused", lambda: running.rejects.status.state is State.REFUSED)
+        await eventually("the broker refuses", lambda: running.rejects.status.state is State.REFUSED)
         assert running.rejects.unpublishable
         await running.works()
     assert [line["log_level"] for line in logged] == ["warning", "info"]
     assert logged[0]["error"] == "no permission"
 
 
-async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working_connection(
+async def test_connection_works_after_the_held_events_were_given_up(
     running: RunningRejects,
 ) -> None:
     running.broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
@@ -362,7 +362,7 @@ async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working
     assert delivery.settled == 0
 
 
-async def test_stop_that_gives_up_what_is_held_says_nothing_of_a_recovery(running: RunningRejects) -> None:
+async def test_stop_that_gives_up_held_events_logs_no_recovery(running: RunningRejects) -> None:
     running.broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
     await running.works()
     running.reject()
@@ -373,9 +373,7 @@ async def test_stop_that_gives_up_what_is_held_says_nothing_of_a_recovery(runnin
     assert logged == []
 
 
-async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
-    running: RunningRejects, clock: VirtualTime
-) -> None:
+async def test_missing_confirm_of_a_blocked_broker_is_not_reported(running: RunningRejects, clock: VirtualTime) -> None:
     running.broker.connections.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
     await running.works()
     running.reject()
@@ -384,7 +382,7 @@ async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
     assert running.rejects.status.error == "the broker accepts no messages: low on memory"
 
 
-async def test_broker_that_takes_messages_again_is_said_by_the_first_confirm(running: RunningRejects) -> None:
+async def test_unblocked_broker_is_reported_with_the_first_confirm(running: RunningRejects) -> None:
     running.broker.connections.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
     await running.works()
     running.reject()
@@ -399,17 +397,17 @@ def of_size(size: int) -> FakeDelivery:
 
 @pytest.fixture
 async def unconfirmed() -> tuple[RejectPublisher, SilentChannel, list[bool]]:
-    """Rejects that are not confirmed yet, and the calls of the flow control."""
+    """A RejectPublisher without confirms, its channel, and the calls of the flow control."""
     flow_control, channel = FakeFlowControl(), SilentChannel()
     rejects = RejectPublisher((), "bridge.rejected", "here", flow_control, Metrics(), wait=False, max_kept=200)
-    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     return rejects, channel, flow_control.full
 
 
 NO = Rejected(Reason.TOO_LARGE, "no")
 
 
-async def test_bytes_that_are_held_are_bounded_and_said_at_the_bound(
+async def test_held_bytes_are_bounded_and_the_bound_is_reported(
     unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
     rejects, channel, told = unconfirmed
@@ -424,10 +422,10 @@ async def test_bytes_that_are_held_are_bounded_and_said_at_the_bound(
     assert told == [True, False]
 
 
-async def test_session_that_is_over_leaves_room_for_the_next_one(
+async def test_end_of_a_session_leaves_room_for_the_next_one(
     unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
-    """What comes again is given up; of what does not, the newest is kept within the same bound, and one at least."""
+    """Redelivered events are given up. Of the others, the newest are kept within the same bound, at least one."""
     rejects, channel, told = unconfirmed
     before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]
     for delivery in before:
@@ -437,7 +435,7 @@ async def test_session_that_is_over_leaves_room_for_the_next_one(
     await eventually("the oldest are given up", lambda: rejects.waiting == 1)
     assert lost(rejects) == 2
     rejects.reject(of_size(module.MAX_HELD_BYTES - 1), NO)
-    assert told == [True], "what is left of the session before does not count"
+    assert told == [True], "the events of the previous session do not count"
     rejects.reject(of_size(1), NO)
     assert told == [True, True]
     channel.confirming.set()
@@ -456,11 +454,11 @@ async def test_reject_is_traced_at_debug_when_it_is_published_and_when_it_is_con
         RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False),
         SilentChannel(),
     )
-    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     channel.confirming.set()
     with capture_logs() as logged:
         rejects.reject(delivery := FakeDelivery(b"[]"), NOT_JSON)
-        await eventually("it is confirmed", lambda: delivery.settled)
+        await eventually("the event is confirmed", lambda: delivery.settled)
     assert [line["event"] for line in logged] == ["reject published", "reject confirmed"]
     for line in logged:
         assert (line["reason"], line["tag"], line["bytes"]) == ("not-json", delivery.tag, 2)
@@ -472,9 +470,9 @@ async def test_reject_is_not_traced_at_other_levels() -> None:
         RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False),
         SilentChannel(),
     )
-    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     channel.confirming.set()
     with capture_logs() as logged:
         rejects.reject(delivery := FakeDelivery(b"[]"), NOT_JSON)
-        await eventually("it is confirmed", lambda: delivery.settled)
+        await eventually("the event is confirmed", lambda: delivery.settled)
     assert [line["event"] for line in logged if line["log_level"] == "debug"] == []

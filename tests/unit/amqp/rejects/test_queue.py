@@ -1,4 +1,4 @@
-"""A rejected event's properties are again what they were, and what is shown of it is fit for a terminal and a pipe."""
+"""The queue of rejected events is read and emptied, and its entries are safe to print."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_entry_fits_and_its_id_is_whole(width: int) -> None:
     assert last == "      m-1"
 
 
-def test_entry_of_what_no_bridge_has_put_there_says_so() -> None:
+def test_entry_of_a_message_that_no_bridge_has_published_has_no_reason() -> None:
     nothing = Reject(1, b"", commands.Basic.Properties(), "", 1)
     assert as_entry(nothing, 80).splitlines()[:2] == [
         "   1  no time  no reason  no type, 0 bytes, from no exchange",
@@ -64,14 +64,14 @@ def test_entry_of_what_no_bridge_has_put_there_says_so() -> None:
     ]
 
 
-def test_fields_are_one_line_whatever_is_in_them() -> None:
+def test_fields_are_one_line_whatever_they_contain() -> None:
     fields = as_fields(reject()).split("\t")
     assert fields[:2] == ["7", SAID["x-reject-time"]]
     assert fields[5] == r"/a: is\twrong"
     assert len(fields) == 9
 
 
-def test_body_that_is_no_text_is_hex() -> None:
+def test_body_that_is_not_text_is_hex() -> None:
     assert orjson.loads(as_json(reject(b"\xff\x00")))["body_hex"] == "ff00"
     assert orjson.loads(as_json(reject("ü".encode())))["body"] == "ü"
 
@@ -105,7 +105,7 @@ def test_reasons_why_events_are_kept_are_bounded() -> None:
 
 
 class Held:
-    """A queue of rejects on a scripted broker, opened."""
+    """An open queue of rejected events on a scripted broker."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *messages: object, count: int | None = None) -> None:
         self.amqp = FakeAmqp().on("queue rejects passive", commands.Queue.DeclareOk("rejects", count or 0, 0))
@@ -115,7 +115,7 @@ class Held:
 
 
 def message(tag: int | None, returned: object = None) -> object:
-    """What `basic.get` gives; without a tag, that there is none."""
+    """Returns the answer of `basic.get`. Without a tag, the queue is empty."""
     headers: FieldTable = {**SAID} if returned is None else {**SAID, "x-delivery-count": cast("Any", returned)}
     properties = commands.Basic.Properties(headers=headers)
     return SimpleNamespace(
@@ -123,7 +123,7 @@ def message(tag: int | None, returned: object = None) -> object:
     )
 
 
-async def test_rejects_are_read_as_many_as_there_were_and_removed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejects_are_read_up_to_the_first_count_and_removed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch, message(1), message(2, 3), message(3, 1), message(4), count=3)
     async with open_reject_queue((), "rejects") as queue:
         read = [each async for each in queue.read()]
@@ -162,7 +162,7 @@ async def test_event_that_was_rejected_after_the_question_is_not_removed(
     assert (outcome.done, dict(outcome.kept)) == (removed, {} if removed else {"rejected after the question": 1})
 
 
-async def test_event_is_removed_whenever_it_was_rejected_where_there_was_no_question(
+async def test_event_is_removed_whenever_it_was_rejected_if_there_was_no_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Held(monkeypatch, message(1), count=1)
@@ -172,7 +172,7 @@ async def test_event_is_removed_whenever_it_was_rejected_where_there_was_no_ques
     assert (outcome.begun, outcome.done) == (True, 1)
 
 
-async def test_rejects_that_somebody_else_takes_meanwhile_end_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejects_that_another_consumer_takes_end_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     Held(monkeypatch, message(1, "not a number"), message(None), count=3)
     async with open_reject_queue((), "rejects") as queue:
         assert len([each async for each in queue.read()]) == 1
@@ -192,13 +192,13 @@ async def test_rejects_that_somebody_else_takes_meanwhile_end_the_reading(monkey
     ],
     ids=["missing", "exclusive", "permission"],
 )
-async def test_queue_that_can_not_be_opened_says_whose_fault_it_is(
+async def test_queue_that_can_not_be_opened_raises_the_matching_error(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], words: str
 ) -> None:
     Held(monkeypatch).amqp.on("queue rejects passive", error)
     with pytest.raises(kind, match=words):
         async with open_reject_queue((), "rejects"):
-            raise AssertionError("it is not there")
+            raise AssertionError("the queue can't be opened")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ async def test_queue_that_can_not_be_opened_says_whose_fault_it_is(
     ],
     ids=["permission", "silent", "lost", "stray cancellation"],
 )
-async def test_reading_that_fails_says_why(
+async def test_failed_read_raises_the_reason(
     monkeypatch: pytest.MonkeyPatch, answer: object, kind: type[Exception], words: str
 ) -> None:
     VirtualTime(monkeypatch)

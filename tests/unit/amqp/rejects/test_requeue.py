@@ -1,4 +1,4 @@
-"""What becomes of a rejected event that is published again: back in its exchange, or kept, or nobody knows."""
+"""The outcome of a requeue: the event is back in its exchange, it is kept, or the connection is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 async def kept_by(amqp: FakeAmqp, each: Reject | None = None, requeuer: Requeuer | None = None) -> str:
-    """Why it stays in the queue."""
+    """Returns the reason why the event stays in the queue."""
     with pytest.raises(NotRequeued) as kept:
         await (requeuer or Requeuer(amqp.amqp, "guest")).publish(each or reject())
     return str(kept.value)
@@ -62,7 +62,7 @@ async def test_event_of_the_default_exchange_needs_no_exchange() -> None:
     assert amqp.requests == ["channel with confirms", "publish to (default)"]
 
 
-async def test_event_that_no_bridge_has_rejected_is_kept_and_nothing_is_asked() -> None:
+async def test_event_that_no_bridge_has_rejected_is_kept_without_a_request() -> None:
     amqp = FakeAmqp()
     assert "no bridge has published them" in await kept_by(amqp, reject(None))
     for expiration in ("soon", "", "-1", "9" * 11):
@@ -86,7 +86,7 @@ async def test_event_that_no_bridge_has_rejected_is_kept_and_nothing_is_asked() 
     ],
     ids=["returned", "nack", "permission", "gone", "precondition", "value"],
 )
-async def test_event_that_is_not_taken_is_kept_with_the_reason(answer: Exception, words: str) -> None:
+async def test_event_that_is_not_accepted_is_kept_with_the_reason(answer: Exception, words: str) -> None:
     assert words in await kept_by(FakeAmqp().on(PUBLISH, answer))
 
 
@@ -99,23 +99,23 @@ async def test_event_that_is_not_taken_is_kept_with_the_reason(answer: Exception
     ],
     ids=["gone", "permission", "no name"],
 )
-async def test_exchange_that_can_not_be_used_is_asked_for_once(answer: Exception, words: str) -> None:
+async def test_unusable_exchange_is_requested_once(answer: Exception, words: str) -> None:
     requeuer = Requeuer((amqp := FakeAmqp().on("exchange kills passive", answer)).amqp, "guest")
     for _ in range(2):
         assert words in await kept_by(amqp, requeuer=requeuer)
     assert amqp.requests.count("exchange kills passive") == 1
-    assert amqp.channels[0].is_closed, "there are no more than 2047 of them"
+    assert amqp.channels[0].is_closed, "a connection has no more than 2047 channels"
 
 
-async def test_channel_that_the_broker_has_closed_is_not_used_by_those_that_follow() -> None:
-    """What is sent on it all the same ends the whole connection."""
+async def test_channel_that_the_broker_has_closed_is_not_used_again() -> None:
+    """A message on a closed channel would end the whole connection."""
     requeuer = Requeuer((amqp := FakeAmqp().on(PUBLISH, REFUSED)).amqp, "guest")
     for _ in range(3):
         assert "may not write" in await kept_by(amqp, requeuer=requeuer)
     assert amqp.requests.count(PUBLISH) == 1
 
 
-async def test_event_that_is_not_taken_does_not_keep_the_next_one() -> None:
+async def test_event_that_is_not_accepted_does_not_stop_the_next_one() -> None:
     requeuer = Requeuer((amqp := FakeAmqp().on(PUBLISH, NACK, None)).amqp, "guest")
     await kept_by(amqp, requeuer=requeuer)
     await requeuer.publish(reject())
@@ -141,7 +141,7 @@ async def test_lost_connection_interrupts(request_text: str, answer: BaseExcepti
         await Requeuer(FakeAmqp().on(request_text, answer).amqp, "guest").publish(reject())
 
 
-async def test_request_to_stop_is_no_interruption(clock: VirtualTime) -> None:
+async def test_requested_cancellation_is_no_lost_connection(clock: VirtualTime) -> None:
     publishing = asyncio.create_task(Requeuer(FakeAmqp().on(PUBLISH, HANGS).amqp, "guest").publish(reject()))
     await asyncio.sleep(0.1)
     publishing.cancel()
@@ -150,13 +150,13 @@ async def test_request_to_stop_is_no_interruption(clock: VirtualTime) -> None:
 
 
 @pytest.mark.parametrize(("ids", "at_once"), [("ab", 2), ("aa", 1)])
-async def test_first_event_of_an_exchange_goes_alone_and_those_of_one_id_one_by_one(
+async def test_first_event_of_an_exchange_is_published_alone_and_those_of_one_id_one_by_one(
     clock: VirtualTime, ids: str, at_once: int
 ) -> None:
     requeuer = Requeuer((amqp := FakeAmqp().on(PUBLISH, HANGS)).amqp, "guest")
     tasks = [asyncio.create_task(requeuer.publish(reject(message_id=f"first {n}"))) for n in range(2)]
     await asyncio.sleep(0.1)
-    assert amqp.requests.count(PUBLISH) == 1, "what follows could end the connection"
+    assert amqp.requests.count(PUBLISH) == 1, "further messages could end the connection"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

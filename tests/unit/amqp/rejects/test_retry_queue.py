@@ -1,4 +1,4 @@
-"""Failed attempts: one at a time is repeated, and soon all of them after one is confirmed."""
+"""Failed attempts are repeated one at a time, and all of them soon after one is confirmed."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ NO_PAUSE = Backoff(first_s=0, longest_s=0)
 
 
 class Pauses:
-    """Stands for the pauses of everybody together, which it counts."""
+    """Stands for the common pauses, and counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -32,7 +32,7 @@ class Pauses:
 
 
 async def turns() -> None:
-    """Lets everything happen that needs no time."""
+    """Runs the loop until all calls that need no time have run."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -55,8 +55,8 @@ async def test_attempts_are_made_one_by_one_until_one_is_confirmed_and_then_all(
         retries.confirmed()
 
     tasks = [asyncio.create_task(try_again()) for _ in range(MANY)]
-    await eventually("some have tried", lambda: attempts >= 10)
-    # Each attempt cost somebody a pause; the next in line is in one already.
+    await eventually("there are some attempts", lambda: attempts >= 10)
+    # Each attempt followed a pause. The next attempt is already in its pause.
     assert attempts <= pauses.count <= attempts + 2
     trouble, before = False, pauses.count
     await asyncio.gather(*tasks)

@@ -1,7 +1,7 @@
-"""What the libraries do without each workaround, and with it.
+"""The behaviour of the libraries without each workaround, and with it.
 
 A test whose name begins with `test_pamqp_`, `test_aiormq_` or `test_aio_pika_` runs the library alone and asserts its
-fault. If such a test fails, the library has been mended: the workaround and the test can be removed.
+fault. If such a test fails, the library has been fixed: the workaround and the test can be removed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_pamqp_fails_on_values_that_it_can_not_represent(decoder: Callable[[byte
         pytest.param("table", UNREADABLE_TABLE, None, id="table-with-an-unreadable-name"),
     ],
 )
-def test_value_is_read_and_what_follows_begins_behind_it(kind: str, data: bytes, value: object) -> None:
+def test_value_is_read_and_the_next_one_begins_after_it(kind: str, data: bytes, value: object) -> None:
     assert decode.by_type(data + b"what follows", kind) == (len(data), value)
 
 
@@ -146,7 +146,7 @@ async def test_broker_that_sends_nothing_is_given_up_in_time(clock: ManualClock)
 
 
 @pytest.mark.parametrize("freeze_s", [GRACE_S + 1.0, 3600.0])
-async def test_broker_that_was_frozen_with_the_bridge_has_the_whole_time_again(
+async def test_broker_that_was_frozen_with_the_bridge_has_its_full_timeout_again(
     clock: ManualClock, freeze_s: float
 ) -> None:
     connection = opened()
@@ -160,7 +160,7 @@ async def test_broker_that_was_frozen_with_the_bridge_has_the_whole_time_again(
 
 def test_connection_of_another_kind_is_left_alone() -> None:
     other = object()
-    compat.tolerate_freezes(other)  # type: ignore[arg-type]  # as a test's fake
+    compat.tolerate_freezes(other)  # type: ignore[arg-type]  # a fake
     assert type(other) is object
 
 
@@ -174,7 +174,7 @@ CHANNEL = 1
 
 
 class Peer:
-    """The broker at the other end of an aiormq connection. It answers the handshake, and what a test adds to it."""
+    """The broker at the other end of an aiormq connection. It answers the handshake, and requests that a test adds."""
 
     def __init__(self, frame_max: int = FRAME_MAX, open_reply: object | None = None) -> None:
         self.received: list[tuple[int, Any]] = []
@@ -207,7 +207,7 @@ class Peer:
         writer.close()
 
     def close(self) -> None:
-        """Ends the connection, if there was one. Since Python 3.12, a server waits for its connections."""
+        """Ends the connection if there was one. Since Python 3.12, a server waits for its connections."""
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -258,7 +258,7 @@ async def connected(peer: Peer) -> AsyncIterator[aiormq.connection.Connection]:
 
 
 async def test_aiormq_has_no_callback_for_a_blocked_connection() -> None:
-    """If this test fails, aiormq may have one now; or the private methods have other names."""
+    """If this test fails, aiormq may have such a callback now, or its private methods have other names."""
     names = [name for name in dir(aiormq.connection.Connection) if "block" in name.lower()]
     assert names == [compat._ON_BLOCKED, compat._ON_UNBLOCKED]
 
@@ -268,7 +268,7 @@ async def test_observer_gets_the_reason_of_a_block_and_its_end_and_aiormq_waits_
     async with connected(peer := Peer()) as connection:
         compat.observe_blocked(connection, observed.append)
         peer.send(commands.Connection.Blocked("low on memory"), 0)
-        await eventually("it is observed", lambda: observed == ["low on memory"])
+        await eventually("the observer is called", lambda: observed == ["low on memory"])
         ready = asyncio.create_task(connection.ready())
         await asyncio.sleep(0)
         assert not ready.done()
@@ -316,7 +316,7 @@ PERSISTENT = commands.Basic.Properties(delivery_mode=2)
 
 
 async def peak_of_publishing(*, in_pieces: bool) -> float:
-    """Returns the most memory that a publisher takes, in bodies. Everything that it sends is dropped."""
+    """Returns the peak memory of a publisher, as a multiple of the body. All sent data is dropped."""
     async with connected(Peer()) as connection:
         channel = await connection.channel()
         peaks: list[int] = []
@@ -353,12 +353,12 @@ async def test_large_body_is_copied_piece_by_piece() -> None:
 
 
 @pytest.mark.parametrize("frame_max", [FRAME_MAX, 4096, 0], ids=["usual", "small", "no limit"])
-async def test_large_message_arrives_as_it_is_and_is_confirmed(frame_max: int) -> None:
+async def test_large_message_arrives_unchanged_and_is_confirmed(frame_max: int) -> None:
     async with connected(peer := Peer(frame_max)) as connection:
         channel = await connection.channel()
         for _ in range(2):
             await compat.publish_in_pieces(channel, BODY, "x", "key", PERSISTENT)
-        assert channel.message_id_delivery_tag == {}  # type: ignore[attr-defined]  # of the class, not of its abstraction
+        assert channel.message_id_delivery_tag == {}  # type: ignore[attr-defined]  # only the class has it, not its abstraction
     methods = [each for _, each in peer.received if isinstance(each, commands.Basic.Publish)]
     assert [(each.exchange, each.routing_key, each.mandatory) for each in methods] == [("x", "key", True)] * 2
     assert peer.bodies == BODY + BODY
@@ -367,13 +367,13 @@ async def test_large_message_arrives_as_it_is_and_is_confirmed(frame_max: int) -
     assert header.properties.message_id, "aiormq recognizes a returned message by it"
 
 
-async def test_message_that_no_queue_gets_is_returned_to_its_publisher() -> None:
+async def test_unroutable_message_is_returned_to_its_publisher() -> None:
     async with connected(peer := Peer()) as connection:
         channel = await connection.channel()
         peer.confirms = False
         properties = commands.Basic.Properties(message_id="mine")
         publishing = asyncio.create_task(compat.publish_in_pieces(channel, BODY, "x", "", properties))
-        await eventually("it is there", lambda: len(peer.bodies) == len(BODY))
+        await eventually("the body has arrived", lambda: len(peer.bodies) == len(BODY))
         peer.send(commands.Basic.Return(312, "NO_ROUTE", "x", ""))
         assert peer._writer is not None
         peer._writer.write(frame.marshal(ContentHeader(body_size=0, properties=properties), CHANNEL))
@@ -383,14 +383,14 @@ async def test_message_that_no_queue_gets_is_returned_to_its_publisher() -> None
 
 async def test_message_of_a_cancelled_publisher_is_sent_to_its_end() -> None:
     async with connected(peer := Peer()) as connection:
-        peer.confirms = False  # else it may be over before it is cancelled
+        peer.confirms = False  # otherwise it may end before it is cancelled
         channel = await connection.channel()
         publishing = asyncio.create_task(compat.publish_in_pieces(channel, BODY, "x", "", PERSISTENT))
-        await eventually("it has begun", lambda: peer.count(commands.Basic.Publish) == 1)
+        await eventually("the message has begun", lambda: peer.count(commands.Basic.Publish) == 1)
         publishing.cancel()
         await asyncio.wait([publishing])
         assert publishing.cancelled()
-        await eventually("all of it is there", lambda: len(peer.bodies) == len(BODY))
+        await eventually("the whole body has arrived", lambda: len(peer.bodies) == len(BODY))
 
 
 async def test_later_message_of_the_same_id_is_still_recognized_when_it_is_returned() -> None:
@@ -400,7 +400,7 @@ async def test_later_message_of_the_same_id_is_still_recognized_when_it_is_retur
         peer.confirms = False
         properties = commands.Basic.Properties(message_id="mine")
         publishing = asyncio.create_task(compat.publish_in_pieces(channel, BODY, "x", "", properties))
-        await eventually("it is there", lambda: len(peer.bodies) == len(BODY))
+        await eventually("the body has arrived", lambda: len(peer.bodies) == len(BODY))
         channel.message_id_delivery_tag["mine"] = 2
         peer.send(commands.Basic.Ack(1))
         await publishing
@@ -413,7 +413,7 @@ async def test_message_whose_connection_is_lost_fails() -> None:
     async with connected(peer) as connection:
         channel = await connection.channel()
         publishing = asyncio.create_task(compat.publish_in_pieces(channel, BODY, "x", "", PERSISTENT))
-        await eventually("all of it is there", lambda: len(peer.bodies) == len(BODY))
+        await eventually("the whole body has arrived", lambda: len(peer.bodies) == len(BODY))
         publishing.cancel()
         await asyncio.wait([publishing])
         await connection.close()

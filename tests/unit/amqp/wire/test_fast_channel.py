@@ -1,4 +1,4 @@
-"""A connection's bytes, with the channel's deliveries taken out: the same whatever pieces they come in."""
+"""The channel takes its deliveries out of a connection's bytes, however these are split."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ compat.install_lenient_decoders()
 
 Delivered = tuple[int, bool, str, str, bytes]
 READ_END = None
-"""Stands for a call of `on_read_end` among the deliveries."""
+"""Marks a call of `on_read_end` among the deliveries."""
 
 
 class RecordedChannel(FastChannel):
-    """A channel that records its deliveries and what is written."""
+    """A channel that records its deliveries and the written bytes."""
 
     def __init__(self, number: int | None = OWN) -> None:
         super().__init__()
@@ -68,29 +68,29 @@ DELIVERED: Delivered = (1, False, "killmails", "", b"body")
 # Deliveries
 
 
-def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(channel: RecordedChannel) -> None:
+def test_delivery_in_one_piece_is_reported_and_nothing_is_returned(channel: RecordedChannel) -> None:
     assert channel.feed(delivery(b"body")) == b""
     assert channel.log == [DELIVERED, READ_END]
 
 
-def test_everything_of_the_method_is_handed_out(channel: RecordedChannel) -> None:
+def test_all_arguments_of_the_method_are_reported(channel: RecordedChannel) -> None:
     data = method(2**63 - 1, redelivered=True, exchange="x" * 127, routing_key="ä" * 127) + header(1) + part(b"1")
     channel.feed(data)
     assert channel.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
 
 
-def test_names_that_are_not_utf8_have_question_markers(channel: RecordedChannel) -> None:
+def test_names_that_are_not_utf8_have_question_marks(channel: RecordedChannel) -> None:
     data = method(exchange="ab", routing_key="cde").replace(b"\x02ab\x03cde", b"\x02a\xff\x03\xfed\xfd")
     channel.feed(data + header(0))
     assert channel.delivered == [(1, False, "a?", "?d?", b"")]
 
 
-def test_body_in_several_frames_is_handed_out_in_one_piece(channel: RecordedChannel) -> None:
+def test_body_in_several_frames_is_reported_in_one_piece(channel: RecordedChannel) -> None:
     channel.feed(delivery(b"bo", b"d", b"y"))
     assert channel.log == [DELIVERED, READ_END]
 
 
-def test_empty_body_is_handed_out_with_the_header(channel: RecordedChannel) -> None:
+def test_empty_body_is_reported_with_the_header(channel: RecordedChannel) -> None:
     channel.feed(delivery())
     assert channel.log == [(1, False, "killmails", "", b""), READ_END]
 
@@ -103,14 +103,14 @@ def test_delivery_waits_for_the_last_of_its_frames(channel: RecordedChannel) -> 
     assert channel.log == [DELIVERED, READ_END]
 
 
-def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(
+def test_deliveries_of_one_read_are_reported_in_order_with_one_read_end(
     channel: RecordedChannel,
 ) -> None:
     channel.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
     assert [entry and entry[0] for entry in channel.log] == [1, 2, 3, READ_END]
 
 
-def test_one_delivery_leaves_nothing_to_the_next(channel: RecordedChannel) -> None:
+def test_one_delivery_does_not_affect_the_next(channel: RecordedChannel) -> None:
     channel.feed(delivery(b"bo", b"dy"))
     channel.feed(delivery(tag=2))
     channel.feed(delivery(b"2", tag=3))
@@ -131,7 +131,7 @@ OTHERS = [
     + frame.marshal(ContentHeader(body_size=1), OWN)
     + frame.marshal(body.ContentBody(b"1"), OWN),
 ]
-"""Of other channels, and of the channel's own what is no delivery, a returned message with its content among it."""
+"""Frames of other channels, and frames of the own channel that are no delivery, such as a returned message."""
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -172,7 +172,7 @@ def test_everything_is_returned_before_the_channel_is_known() -> None:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames that come one after the other, and what they are."""
+    """Consecutive frames, and their meaning."""
 
     frames: list[bytes]
     delivered: Delivered | None
@@ -196,13 +196,13 @@ streams = st.lists(deliveries() | st.sampled_from(OTHERS).map(lambda other: Stre
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """The data, cut at these places (of any length of data)."""
+    """Returns the data, split at these places."""
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     return [data[start:end] for start, end in pairwise(places)]
 
 
 @given(stream=streams, cuts=st.lists(st.integers(0, 5000), max_size=20) | st.just(list(range(5000))))
-def test_same_comes_out_in_whatever_pieces_it_comes(stream: list[Stretch], cuts: list[int]) -> None:
+def test_result_is_the_same_however_the_bytes_are_split(stream: list[Stretch], cuts: list[int]) -> None:
     channel = RecordedChannel()
     data = b"".join(b"".join(stretch.frames) for stretch in stream)
     ends = list(accumulate(sum(map(len, stretch.frames)) for stretch in stream))
@@ -219,11 +219,11 @@ def test_same_comes_out_in_whatever_pieces_it_comes(stream: list[Stretch], cuts:
         assert channel.log[before:] == [*due, *([READ_END] if due else [])]
         whole = [stretch for stretch, end in zip(stream, ends, strict=True) if stretch.delivered is None and end <= fed]
         others = b"".join(frames for stretch in whole for frames in stretch.frames)
-        assert returned.startswith(others), "what is complete is not held back"
+        assert returned.startswith(others), "complete frames are not held back"
     assert returned == b"".join(b"".join(stretch.frames) for stretch in stream if stretch.delivered is None)
 
 
-# What is not AMQP
+# Bytes that are not AMQP
 
 BROKEN = {
     "another protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -235,7 +235,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_what_is_not_amqp_ends_the_channel(channel: RecordedChannel, broken: bytes) -> None:
+def test_bytes_that_are_not_amqp_end_the_channel(channel: RecordedChannel, broken: bytes) -> None:
     behind = delivery(b"body", tag=2) + OTHERS[0]
     assert channel.error is None
     assert channel.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
@@ -247,7 +247,7 @@ def test_what_is_not_amqp_ends_the_channel(channel: RecordedChannel, broken: byt
 
 
 @given(kind=st.sampled_from(sorted(BROKEN)), cuts=st.lists(st.integers(0, 500), max_size=10))
-def test_what_is_not_amqp_is_returned_whole_before_the_channel_is_known(kind: str, cuts: list[int]) -> None:
+def test_bytes_that_are_not_amqp_are_returned_before_the_channel_is_known(kind: str, cuts: list[int]) -> None:
     channel = RecordedChannel(number=None)
     data = OTHERS[4] + BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
     assert b"".join(map(channel.feed, pieces(data, cuts))) == data
@@ -255,16 +255,16 @@ def test_what_is_not_amqp_is_returned_whole_before_the_channel_is_known(kind: st
     assert channel.log == []
 
 
-# What is AMQP, and no delivery
+# Malformed deliveries
 
 PAYLOAD = payload_of(method(exchange="killmails", routing_key="key"))
 IDENTIFIED = 4
-"""Bytes of a method that say which one it is."""
+"""Bytes of a method with its class and method id."""
 AT_EXCHANGE = PAYLOAD.index(b"\x09killmails")
 
 
 def promising(payload: bytes, at: int, length: int) -> bytes:
-    """The payload with a length octet that says something else."""
+    """Returns the payload with another length octet."""
     return payload[:at] + bytes([length]) + payload[at + 1 :]
 
 
@@ -286,13 +286,13 @@ CUT_SHORT = {
         for end in range(EMPTY_HEADER)
     },
 }
-"""Deliveries that end too early, or whose strings do, in frames that are whole."""
+"""Deliveries that are cut short, or whose strings are, in complete frames."""
 
 
 @pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
 @pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
 def test_delivery_that_is_cut_short_ends_the_channel(channel: RecordedChannel, before: bytes, cut_short: bytes) -> None:
-    """None of it is handed out; what was handed out before is announced."""
+    """The delivery is not reported. Earlier deliveries get their `on_read_end`."""
     handed_out = [DELIVERED, READ_END] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
     assert channel.feed(before + cut_short + behind) == (b"" if handed_out else before)
@@ -306,7 +306,7 @@ def test_delivery_that_is_cut_short_ends_the_channel(channel: RecordedChannel, b
 @given(
     kind=st.sampled_from(sorted(CUT_SHORT)), cuts=st.lists(st.integers(0, 500), max_size=10) | st.just([*range(500)])
 )
-def test_delivery_that_is_cut_short_ends_the_channel_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
+def test_delivery_that_is_cut_short_ends_the_channel_however_it_is_split(kind: str, cuts: list[int]) -> None:
     channel = RecordedChannel()
     behind = header(4) + part(b"late") + delivery(b"body", tag=2)
     data = delivery(b"body") + OTHERS[4] + CUT_SHORT[kind] + behind
@@ -333,7 +333,7 @@ def test_delivery_that_contradicts_itself_ends_the_channel(channel: RecordedChan
 
 
 @pytest.mark.parametrize("left_behind", [OTHERS[4][:9], b"HTTP/1.1 400 Bad Request"], ids=["half a frame", "no AMQP"])
-def test_next_connection_begins_with_nothing_of_the_one_before(left_behind: bytes) -> None:
+def test_next_connection_does_not_get_bytes_of_the_previous_one(left_behind: bytes) -> None:
     channel = RecordedChannel(number=None)
     channel.feed(left_behind)
     channel.attach(channel.transport)
@@ -343,8 +343,8 @@ def test_next_connection_begins_with_nothing_of_the_one_before(left_behind: byte
     assert channel.log == [DELIVERED, READ_END]
 
 
-def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(channel: RecordedChannel) -> None:
-    """64 MB in pieces of 64 KB: together 32 GB, if each were joined to what is there."""
+def test_large_frame_in_small_pieces_is_joined_once(channel: RecordedChannel) -> None:
+    """For 64 MB in pieces of 64 KB, a join with each piece would copy 32 GB."""
     piece = bytes(65536)
     frame_of_it = part(piece * 1024)
     channel.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
@@ -361,7 +361,7 @@ def test_header_of_the_smallest_size_is_not_cut_short(channel: RecordedChannel) 
     assert channel.log == [(1, False, "killmails", "", b""), READ_END]
 
 
-def test_cut_short_delivery_of_another_channel_is_no_business_of_the_channels() -> None:
+def test_cut_short_delivery_of_another_channel_is_ignored() -> None:
     channel = RecordedChannel(OWN + 1)
     broken = b"".join(CUT_SHORT.values())
     assert channel.feed(broken) == broken
@@ -370,7 +370,7 @@ def test_cut_short_delivery_of_another_channel_is_no_business_of_the_channels() 
     assert channel.log == [DELIVERED, READ_END]
 
 
-def test_protocol_header_of_a_broker_that_speaks_another_version_is_not_held_back() -> None:
+def test_protocol_header_of_another_amqp_version_is_not_held_back() -> None:
     channel = RecordedChannel(number=None)
     reply = ProtocolHeader(0, 8, 0).marshal()
     assert len(reply) == 8
@@ -406,7 +406,7 @@ all_properties = st.builds(
 
 
 @given(properties=all_properties)
-def test_type_and_encoding_are_what_the_library_reads_whatever_else_there_is(
+def test_type_and_encoding_are_those_that_the_library_reads_with_any_other_properties(
     properties: commands.Basic.Properties,
 ) -> None:
     payload = ContentHeader(body_size=5, properties=properties).marshal()
@@ -479,7 +479,7 @@ def test_properties_that_end_before_the_type_give_none(end: int) -> None:
     assert (properties.type, properties.encoding) == (None, None)
 
 
-def test_delivery_with_properties_that_end_too_early_is_handed_out(channel: RecordedChannel) -> None:
+def test_delivery_with_properties_that_end_too_early_is_reported(channel: RecordedChannel) -> None:
     payload = EVERYTHING[:-6]
     damaged = b"\x02\x00\x03" + len(payload).to_bytes(4, "big") + payload + b"\xce"
     assert channel.feed(method() + damaged + part(b"lives")) == b""
@@ -487,7 +487,7 @@ def test_delivery_with_properties_that_end_too_early_is_handed_out(channel: Reco
     assert (channel.properties[0].type, channel.properties[0].encoding) == (None, None)
 
 
-def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_properties_that_the_library_can_not_decode_leave_type_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("anything")
 
@@ -501,7 +501,7 @@ def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatc
     assert properties.decode().priority is None
 
 
-def test_properties_of_a_delivery_are_its_own(channel: RecordedChannel) -> None:
+def test_each_delivery_has_its_own_properties(channel: RecordedChannel) -> None:
     for kind in ("a", None, "b"):
         channel.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
     assert [each.type for each in channel.properties] == ["a", None, "b"]
@@ -530,7 +530,7 @@ def test_no_acknowledgement_is_no_write(channel: RecordedChannel) -> None:
     assert channel.sent == []
 
 
-def test_acknowledgement_without_a_connection_goes_nowhere() -> None:
+def test_acknowledgement_without_a_connection_is_dropped() -> None:
     channel, receiver = FastChannel(), RecordedChannel()
     channel.consume(OWN, receiver)
     channel.acknowledge([Acknowledgement(1, True)])
@@ -540,7 +540,7 @@ def test_acknowledgement_without_a_connection_goes_nowhere() -> None:
     assert receiver.transport.written == []
 
 
-def test_nothing_is_written_behind_the_last_frame_of_the_library(channel: RecordedChannel) -> None:
+def test_nothing_is_written_after_the_last_frame_of_the_library(channel: RecordedChannel) -> None:
     channel.transport.closing = True
     channel.acknowledge([Acknowledgement(1, True)])
     channel.pause_reading()

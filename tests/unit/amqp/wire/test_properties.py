@@ -1,4 +1,4 @@
-"""Properties of a stream's messages: the offset is the broker's own, whatever a publisher puts beside it."""
+"""Properties of a stream's messages: the offset is that of the broker, whatever headers a publisher sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OFFSET_VALUE = 2**40 + 7
 
 
 def header(offset: int | None = OFFSET_VALUE, headers: dict[str, Any] | None = None, **properties: Any) -> bytes:
-    """A content header with the offset as a broker encodes it, behind the other headers."""
+    """Returns a content header with the offset as a broker encodes it, after the other headers."""
     table = encode.field_table(headers or {})[4:]
     if offset is not None:
         table += OFFSET_KEY + OFFSET.pack(offset)
@@ -41,13 +41,13 @@ def test_offset_is_read(reader: StreamPropertiesReader, offset: int) -> None:
     assert (read.offset, read.type, read.encoding) == (offset, "kill", "br")
 
 
-def test_properties_are_those_that_came(reader: StreamPropertiesReader) -> None:
+def test_properties_are_decoded(reader: StreamPropertiesReader) -> None:
     properties = reader.read(header(3, {"k": "v"}, message_type="kill")).decode()
     assert properties.headers == {"k": "v", NAME: 3}
     assert properties.message_type == "kill"
 
 
-def test_properties_that_are_the_same_but_for_the_offset_are_not_confused(reader: StreamPropertiesReader) -> None:
+def test_properties_that_differ_only_in_the_offset_are_distinguished(reader: StreamPropertiesReader) -> None:
     first, second = reader.read(header(1, message_type="a")), reader.read(header(2, message_type="a"))
     third, fourth = reader.read(header(3, message_type="b")), reader.read(header(4, {"k": 1}, message_type="c"))
     assert [(each.offset, each.type) for each in (first, second, third, fourth)] == [
@@ -74,9 +74,7 @@ FORGED = OFFSET_KEY.decode() + "\0" * 7 + "\x63"
         {"message_id": NAME},
     ],
 )
-def test_offset_that_a_publisher_has_made_up_is_not_taken_for_it(
-    reader: StreamPropertiesReader, properties: dict[str, Any]
-) -> None:
+def test_offset_header_of_a_publisher_is_ignored(reader: StreamPropertiesReader, properties: dict[str, Any]) -> None:
     assert reader.read(header(**properties)).offset == OFFSET_VALUE
 
 
@@ -96,7 +94,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-def test_offset_is_found_behind_what_a_publisher_may_put_there(reader: StreamPropertiesReader) -> None:
+def test_offset_is_found_after_any_headers_of_a_publisher(reader: StreamPropertiesReader) -> None:
     assert reader.read(header(headers=VALUES)).offset == OFFSET_VALUE
 
 
@@ -126,7 +124,7 @@ def test_value_that_the_library_can_not_read_does_not_hide_the_offset(reader: St
         with_table(b"\x01n"),
     ],
 )
-def test_where_there_is_no_offset_there_is_none(reader: StreamPropertiesReader, damaged: bytes) -> None:
+def test_missing_offset_is_none(reader: StreamPropertiesReader, damaged: bytes) -> None:
     assert reader.read(damaged).offset is None
 
 

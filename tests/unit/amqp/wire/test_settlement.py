@@ -1,4 +1,4 @@
-"""Acknowledgements: settled in any order, taken in runs, never one that is not settled."""
+"""Deliveries are settled in any order and acknowledged in runs, and never before they are settled."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_run_ends_before_the_first_unsettled() -> None:
     assert settlement.take() == [Acknowledgement(4, multiple=True)]
 
 
-def test_settled_ones_behind_a_gap_wait_while_they_are_few() -> None:
+def test_few_settled_ones_after_an_unsettled_one_wait() -> None:
     settlement = delivered(3, prefetch=4)
     settlement.settle(2)
     settlement.settle(3)
     assert settlement.take() == []
 
 
-def test_settled_ones_behind_a_gap_are_acknowledged_alone_once_they_are_many() -> None:
+def test_many_settled_ones_after_an_unsettled_one_are_acknowledged_one_by_one() -> None:
     settlement = delivered(4, prefetch=5)
     for tag in (2, 3, 4):
         settlement.settle(tag)
@@ -57,8 +57,8 @@ def test_settled_ones_behind_a_gap_are_acknowledged_alone_once_they_are_many() -
 
 
 @given(st.integers(2, 40), st.data())
-def test_broker_may_always_send_more_while_anything_but_the_held_is_settled(prefetch: int, data: st.DataObject) -> None:
-    """However many are held, as long as they are fewer than the prefetch, the others never use it up."""
+def test_held_deliveries_never_use_up_the_prefetch_while_others_are_settled(prefetch: int, data: st.DataObject) -> None:
+    """As long as fewer deliveries are held than the prefetch, the other deliveries never use it up."""
     settlement = Settlement(prefetch)
     held: list[int] = []
     unacknowledged: set[int] = set()
@@ -88,7 +88,7 @@ def test_any_order_acknowledges_each_settled_tag_once_and_no_other(
         if at not in looks and at != len(order) - 1:
             continue
         for upto, multiple in settlement.take():
-            # The broker closes the channel for a tag that it does not know any more.
+            # The broker closes the channel if a tag is acknowledged again.
             assert upto not in acknowledged
             covered = set(range(1, upto + 1)) if multiple else {upto}
             assert covered <= settled

@@ -1,4 +1,4 @@
-"""The lines at level debug: one for each delivery and acknowledgement, and none at other levels."""
+"""The log lines at level debug: one for each delivery and acknowledgement, and none at other levels."""
 
 from __future__ import annotations
 
