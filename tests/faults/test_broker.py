@@ -1,4 +1,4 @@
-"""The broker goes away, comes back, loses what it held, says nothing or says no: what the bridge promises then."""
+"""The broker ends, returns, loses its data, hangs or refuses: what the bridge promises in each case."""
 
 import asyncio
 import ssl
@@ -29,12 +29,12 @@ from tests.support.running import bridge_process, consumer_of, port_of, running,
 from tests.support.scene import RECOVERY_LIMIT_S, scene
 from tests.support.waiting import eventually
 
-WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
+WRONG_PASSWORD = "correct-horse"  # a text that no message contains by chance
 
 
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[int]:
-    """The port of a server that accepts connections and says nothing."""
+    """Yields the port of a server that accepts connections and sends nothing."""
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
@@ -46,20 +46,20 @@ async def silent_server() -> AsyncIterator[int]:
 IMPATIENT = Timing(connect_timeout_s=1.0)
 
 GIVEN_UP_LIMIT_S = 15.0
-"""On a busy machine. aio-pika alone waits for 30 s."""
+"""The limit on a busy machine. aio-pika alone waits for 30 s."""
 """A node has one second to answer, instead of five."""
 
 
 async def state(port: int) -> tuple[int, dict[str, Any]]:
-    """What `/readyz` says."""
+    """Returns the status and the body of `/readyz`."""
     status, body = await get(port, "/readyz")
     return status, orjson.loads(body)
 
 
 async def not_ready(bridge: Bridge) -> dict[str, Any]:
-    """What `/readyz` says, once it is 503 with an error of the broker's connection."""
+    """Waits until `/readyz` is 503 with an error of the broker's connection, and returns its body."""
     await eventually(
-        "the bridge says why it is not ready",
+        "`/readyz` has the reason",
         lambda: not bridge.readiness.report()[0] and consumer_of(bridge).status.error is not None,
     )
     status, body = await state(port_of(bridge))
@@ -68,7 +68,7 @@ async def not_ready(bridge: Bridge) -> dict[str, Any]:
 
 
 async def ready_again(bridge: Bridge, since_s: float) -> None:
-    """Returns when the bridge is ready, which must be soon after the broker was."""
+    """Waits until the bridge is ready, and checks that this is soon after the broker was ready."""
     await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
     took_s = time.monotonic() - since_s
     assert took_s <= RECOVERY_LIMIT_S, f"{took_s:.1f} s"
@@ -76,15 +76,15 @@ async def ready_again(bridge: Bridge, since_s: float) -> None:
 
 
 async def next_id(client: RawClient) -> int:
-    """The id of the next killmail that a client gets."""
+    """Returns the id of the next killmail that a client gets."""
     killmail_id = orjson.loads(await client.text())["data"]["killmailId"]
     assert isinstance(killmail_id, int)
     return killmail_id
 
 
 async def test_broker_that_is_killed_and_started_again_is_consumed_from_again(mortal_broker: Broker) -> None:
-    """Promise: clients stay connected through an outage, and get whatever the broker has confirmed, once."""
-    what, does = "the broker is killed (-9) and started again", "waits for it, connects again"
+    """Promise: clients stay connected during an outage, and get every confirmed event once."""
+    what, does = "the broker is killed (-9) and started again", "waits for it, reconnects"
     async with scene(mortal_broker.url) as stage:
         fault = await stage.fault()
         await asyncio.to_thread(mortal_broker.kill)
@@ -100,7 +100,7 @@ async def test_broker_that_is_killed_and_started_again_is_consumed_from_again(mo
 async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after_a_reconnect(
     mortal_broker: Broker,
 ) -> None:
-    """What the broker delivers a second time is acknowledged and counted, and no client sees it twice."""
+    """The bridge acknowledges and counts an event that is delivered twice. No client gets it twice."""
     exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
     async with observer(mortal_broker.url) as amqp:
         channel = await amqp.channel()
@@ -111,8 +111,8 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
     async with running(mortal_broker.url, **flags) as bridge:
         client = await RawClient.open(port_of(bridge))
         async with observer(mortal_broker.url) as amqp:
-            # The event that can't be rejected keeps those behind it from being acknowledged.
-            await publish(amqp, exchange, b"poison", killmail(1), killmail(2), delivery_mode=2)
+            # The rejected event can't be published, so later events are not acknowledged.
+            await publish(amqp, exchange, b"invalid", killmail(1), killmail(2), delivery_mode=2)
         assert [await next_id(client), await next_id(client)] == [1, 2]
         await asyncio.to_thread(mortal_broker.kill)
         await not_ready(bridge)
@@ -129,7 +129,7 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
 
 
 async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_broker: Broker) -> None:
-    """A bridge may start before its broker: it says so, takes clients, and needs nobody when the broker comes."""
+    """A bridge that starts before its broker reports it and accepts clients. It needs no help when the broker is up."""
     exchange = unique("exchange")
     await asyncio.to_thread(mortal_broker.kill)
     async with started(mortal_broker.url, exchanges=f"{exchange}=killmail") as bridge:
@@ -147,7 +147,7 @@ async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_b
 
 
 async def test_node_that_is_down_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
-    """Of several nodes, the first being dead costs nothing at all."""
+    """If the first of several nodes is dead, this costs no time."""
     urls = f"amqp://guest:guest@127.0.0.1:{free_port()}/,{broker.url}"
     async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
         assert sample(bridge, "bridge_broker_connection_attempts_total") == 1
@@ -157,8 +157,8 @@ async def test_node_that_is_down_is_passed_over(broker: Broker, amqp: AbstractCo
         await client.close()
 
 
-async def test_node_that_says_nothing_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
-    """Of several nodes, one that accepts and says nothing costs a few seconds, and not the bridge."""
+async def test_node_that_sends_nothing_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
+    """A node that accepts connections and sends nothing costs a few seconds. The bridge then uses another node."""
     async with silent_server() as silent:
         urls = f"amqp://guest:guest@127.0.0.1:{silent}/,{broker.url}"
         async with running(urls, IMPATIENT, exchanges=f"{exchange}=killmail") as bridge:
@@ -180,7 +180,7 @@ async def test_node_that_says_nothing_is_passed_over(broker: Broker, amqp: Abstr
 async def test_node_that_answers_with_something_else_is_passed_over_and_left(
     answer: bytes, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """What one node left behind is not the next one's, and no connection to it stays."""
+    """The bytes of one node do not disturb the connection to the next one. The first connection is closed."""
     left = asyncio.Event()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,8 +202,8 @@ async def test_node_that_answers_with_something_else_is_passed_over_and_left(
             await client.close()
 
 
-async def test_broker_that_says_nothing_is_named_in_readyz() -> None:
-    """A broker that accepts and says nothing does not hold the bridge: /readyz names it and how long it was given."""
+async def test_broker_that_sends_nothing_is_named_in_readyz() -> None:
+    """A broker that accepts connections and sends nothing does not block the bridge. /readyz names it and the limit."""
     async with silent_server() as silent:
         url = f"amqp://guest:{WRONG_PASSWORD}@127.0.0.1:{silent}/"
         async with started(url, IMPATIENT) as bridge:
@@ -211,28 +211,28 @@ async def test_broker_that_says_nothing_is_named_in_readyz() -> None:
             assert body["broker"]["last_error"] == f"amqp://guest:***@127.0.0.1:{silent}/ does not answer within 1 s"
 
 
-async def test_broker_that_says_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
-    """Promise: it takes no answer to a goodbye to give a broker up."""
+async def test_broker_that_sends_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
+    """Promise: the bridge closes such a connection without an answer to its TLS shutdown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     chain, key = certificate(tmp_path, "broker")
     context.load_cert_chain(chain, key)
 
     class Silent(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            line.hold()
+            tunnel.hold()
 
     server = await asyncio.get_running_loop().create_server(Silent, "127.0.0.1", 0, ssl=context)
-    async with server, proxy(f"amqps://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/") as line:
-        await line.open()
+    async with server, proxy(f"amqps://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/") as tunnel:
+        await tunnel.open()
         since_s = time.monotonic()
-        async with started(f"{line.url}?cafile={chain}", IMPATIENT) as bridge:
+        async with started(f"{tunnel.url}?cafile={chain}", IMPATIENT) as bridge:
             body = await not_ready(bridge)
             assert body["broker"]["last_error"].endswith("does not answer within 1 s")
             assert time.monotonic() - since_s <= GIVEN_UP_LIMIT_S
 
 
 async def refused(kind: str, broker: Broker, amqp: AbstractConnection, exchange: str) -> tuple[str, str]:
-    """Makes the broker refuse the bridge: the URL to give to it, and what it should say then."""
+    """Makes the broker refuse the bridge. Returns the URL for the bridge, and the expected part of its error."""
     parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
     if kind == "password":
         netloc = f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}"
@@ -251,7 +251,7 @@ KINDS = ["password", "virtual host", "kind of exchange"]
 async def test_refusal_at_the_start_ends_the_bridge_with_3(
     kind: str, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """What only the operator can mend ends the start at once, in one line, and without the password."""
+    """A fault that only the operator can fix ends the start at once, with one line that has no password."""
     url, words = await refused(kind, broker, amqp, exchange)
     async with bridge_process(url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         assert await process.ended() == 3
@@ -263,10 +263,10 @@ async def test_refusal_at_the_start_ends_the_bridge_with_3(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_refusal_with_wait_leaves_the_bridge_up_and_readyz_tells(
+async def test_refusal_with_wait_leaves_the_bridge_up_and_is_in_readyz(
     kind: str, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """With BRIDGE_WAIT, the bridge outlasts a refusal, and says all the while what is wrong."""
+    """With BRIDGE_WAIT, the bridge runs on after a refusal, and reports what is wrong."""
     url, words = await refused(kind, broker, amqp, exchange)
     async with started(url, exchanges=f"{exchange}=killmail", wait="true") as bridge:
         body = await not_ready(bridge)

@@ -1,4 +1,4 @@
-"""A bridge whose own loop turns slowly: what it reads late is not the broker's fault."""
+"""A bridge whose own event loop is slow must not blame the broker for answers that it reads late."""
 
 import asyncio
 import ssl
@@ -22,10 +22,10 @@ from tests.support.running import consumer_of, port_of, running, sample
 from tests.support.waiting import eventually
 
 TURN_S = 0.05
-"""Of each turn of the loop, as with thousands of clients on a part of a core."""
+"""The duration of each turn of the loop, as with thousands of clients on a part of a core."""
 
 LIMIT_S = 0.5
-"""Of the broker's answers: less than any of them takes, as the bridge sees them."""
+"""The limit for the broker's answers. Each answer takes longer, as the bridge sees it."""
 
 TIMING = Timing(connect_timeout_s=LIMIT_S, setup_timeout_s=LIMIT_S, check_timeout_s=LIMIT_S, check_interval_s=0.1)
 
@@ -37,7 +37,7 @@ HANDSHAKE_TIMEOUT_S = 0.2
 async def slow_loop(turn_s: float = TURN_S) -> AsyncIterator[None]:
     async def block() -> None:
         while True:
-            time.sleep(turn_s)  # noqa: ASYNC251 - this is the fault
+            time.sleep(turn_s)  # noqa: ASYNC251 - it causes the fault
             await asyncio.sleep(0)
 
     blocking = asyncio.create_task(block())
@@ -54,7 +54,7 @@ async def test_bridge_connects_and_consumes_on_although_each_answer_is_read_late
         client = await RawClient.open(port_of(bridge))
         status = consumer_of(bridge).status
         until_s = time.monotonic() + 5 * LIMIT_S
-        await eventually("the topology is looked at for long", lambda: (status.last_answered_s or 0) > until_s)
+        await eventually("the topology is checked for a while", lambda: (status.last_answered_s or 0) > until_s)
         await publish(amqp, exchange, killmail(1))
         assert orjson.loads(await client.text())["data"] == killmail(1)
         assert sample(bridge, "bridge_broker_losses_total") == 0

@@ -1,4 +1,4 @@
-"""A RabbitMQ cluster in which whichever node leads the stream is killed: what the stream has, and what clients get."""
+"""A RabbitMQ cluster whose stream leader is killed: what the stream contains, and what clients get."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 SIZE = 3
 
 REPLICATED_LIMIT_S = 120.0
-"""Until a node that was started again has all of a stream: the cluster tries that again every few seconds."""
+"""The limit until a restarted node has a whole stream. The cluster retries the replication every few seconds."""
 
 # The node itself waits for up to 20 s: each run of rabbitmqctl costs more than 1 s of processor time.
 WHEN_REPLICATED = """
@@ -61,28 +61,28 @@ class Member(PrivateNode):
         cookie_file = self.directory / ".erlang.cookie"
         cookie_file.write_text(cookie)
         cookie_file.chmod(0o400)
-        # A stream is replicated by way of the host's name, whatever the nodes call themselves.
+        # The nodes replicate a stream by the host's name, whatever their own names are.
         names = self.directory / "inetrc"
         names.write_text(
             f'{{host, {{127,0,0,1}}, ["localhost", "{socket.gethostname()}"]}}.\n{{lookup, [file, native]}}.\n'
         )
         self._environment |= {
             "RABBITMQ_NODENAME": name,
-            # The node's own epmd finds the cluster's at this port, and ends.
+            # The node's own epmd finds the cluster's epmd at this port, and ends.
             "ERL_EPMD_PORT": str(epmd_port),
             "ERL_INETRC": str(names),
         }
 
     @property
     def alive(self) -> bool:
-        """Whether it was started, and not killed since."""
+        """Whether it was started, and was not killed since."""
         return self._process is not None
 
 
 class Cluster:
     """Three private nodes on loopback, of which any two are enough. Each can be killed and started again.
 
-    The nodes share a cookie and an epmd, and nothing else: data, logs and ports are each one's own.
+    The nodes share only a cookie and an epmd. Each has its own data, logs and ports.
     """
 
     def __init__(self, server: Path) -> None:
@@ -92,7 +92,7 @@ class Cluster:
         names = [f"edk-bridge-{cluster}-{number}@localhost" for number in range(1, SIZE + 1)]
         joining = {"cluster_formation.peer_discovery_backend": "classic_config"}
         joining |= {f"cluster_formation.classic_config.nodes.{number}": name for number, name in enumerate(names, 1)}
-        # The first has nobody to look for: it would ask for the others, ten times, before it starts alone.
+        # The first node has no peers to find: it would ask for them ten times before it starts alone.
         confs = [{}, *(joining for _ in names[1:])]
         self.members = [
             Member(server, name, conf, cookie, self._epmd_port) for name, conf in zip(names, confs, strict=True)
@@ -103,7 +103,7 @@ class Cluster:
     def start(self) -> None:
         """Returns when all nodes answer AMQP as one cluster, a quarter of a minute later.
 
-        Raises RuntimeError with the words of a node that does not start.
+        Raises RuntimeError with the log of a node that does not start.
         """
         command = ["epmd", "-port", str(self._epmd_port), "-address", LOOPBACK]
         try:
@@ -117,7 +117,7 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """Ends all of it, and removes what it kept."""
+        """Ends all nodes, and removes their data."""
         for member in self.members:
             member.stop()
         if self._epmd is not None:
@@ -128,7 +128,7 @@ class Cluster:
             self._epmd = None
 
     async def leader(self, stream: str) -> Member:
-        """The node that leads a stream. Raises AssertionError, naming the stream, where none does for long."""
+        """Returns the node that leads a stream. Raises AssertionError with the stream's name if it has no leader."""
         found: list[Member] = []
 
         async def known() -> bool:
@@ -141,7 +141,7 @@ class Cluster:
         return found[0]
 
     async def replicated(self, stream: str) -> None:
-        """Returns when all nodes have a replica of the stream that works."""
+        """Waits until all nodes have a working replica of the stream."""
         expression = WHEN_REPLICATED.format(stream=stream, size=SIZE)
 
         async def whole() -> bool:
@@ -160,7 +160,7 @@ PREFETCH = 500
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A real RabbitMQ of three nodes, which a test may kill and start again; shared, so leave all of them running."""
+    """A RabbitMQ cluster of three nodes. A test may kill and restart them, but must leave all of them running."""
     try:
         nodes = Cluster(find_server(say, may_install=False))
     except NoBroker as error:
@@ -172,7 +172,7 @@ def cluster() -> Iterator[Cluster]:
 
 @asynccontextmanager
 async def names(cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
-    """Of an exchange and a stream, both of which are removed."""
+    """Names of an exchange and a stream. Both are removed after the test."""
     exchange, stream = unique("exchange"), unique("stream")
     try:
         yield exchange, stream
@@ -184,7 +184,7 @@ async def names(cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
 
 
 async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: ConfirmingFetcher) -> set[str]:
-    """The stream's leader is killed under load and started again, as often as there are nodes. Their names."""
+    """Kills the stream's leader under load and restarts it, once for each node. Returns the names of the leaders."""
     killed = set()
     for _ in range(SIZE):
         await cluster.replicated(stream)
@@ -200,7 +200,7 @@ async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: Confirm
 
 
 async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
-    """The numbers of all killmails in a stream from its beginning, until all that are wanted have come."""
+    """Returns the numbers of all killmails in a stream, until it has found all `wanted` ones."""
     found: list[int] = []
     missing = set(wanted)
     async with observer(amqp_url) as amqp:
@@ -222,7 +222,7 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
                     if not missing:
                         break
         except TimeoutError:
-            # What is missing is for the test to say.
+            # The test reports what is missing.
             return found
     return found
 
@@ -230,7 +230,7 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
 async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed(cluster: Cluster) -> None:
     """Three bridges consume from a cluster of three nodes, and the leader of the stream is killed each time.
 
-    The stream has every confirmed event. Each client gets every update exactly once, in order and without a gap.
+    The stream contains every confirmed event. Each client gets every update exactly once, in order and without a gap.
     """
     async with (
         names(cluster) as (exchange, stream),
@@ -240,7 +240,7 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
         confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)
-        # And a bridge, for which clients come back to those that went through it all.
+        # One bridge ends too. Its clients resume on bridges that saw all kills.
         await bridges.end(0)
         await fetcher.further(BETWEEN)
         await bridges.start(0)
@@ -253,20 +253,20 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
         bridges.assert_nothing_went_wrong()
         figures.record(
             f"the leader of a replicated stream is killed under load, {SIZE} times",
-            "bridges go on at another node of the cluster, from the offset where they were",
+            "bridges continue on another node of the cluster, from their last offset",
             f"0 of {len(fetcher.confirmed)}",
             "0",
         )
 
 
 AGAIN_LIMIT_S = 45.0
-"""From the return of the stream's majority until the bridge has read all of it."""
+"""The limit from the return of the stream's majority until the bridge has read the whole stream."""
 
 WITHOUT_AN_ANSWER = Timing(check_interval_s=0.3, check_timeout_s=3.0)
 
 
 class Alone:
-    """A bridge on the node that is left alone, with a client."""
+    """A bridge with a client, on the only node that still runs."""
 
     def __init__(self, bridge: Bridge, client: RawClient) -> None:
         self.bridge = bridge
@@ -298,7 +298,7 @@ async def alone(url: str, exchange: str, **flags: str) -> AsyncIterator[Alone]:
 async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_until_the_others_are_back(
     cluster: Cluster,
 ) -> None:
-    """There, RabbitMQ 4.3 answers all requests but those that change its metadata."""
+    """Without a majority, RabbitMQ 4.3 answers all requests except those that change its metadata."""
     first, *others = cluster.members
     async with (
         names(cluster) as (exchange, queue),
@@ -319,17 +319,20 @@ async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_u
         await comes(2)
         if tuple(map(int, version_of(first.url).split(".")))[:2] >= (4, 3):
             await eventually("both warn", lambda: exclusive.warnings and named.warnings)
-            assert all("the broker answers, but not when" in str(each) for each in exclusive.warnings + named.warnings)
-        # Twice as long as what a broker may take that answers nothing at all.
+            assert all(
+                "the broker answers other requests, but not" in str(each)
+                for each in exclusive.warnings + named.warnings
+            )
+        # This is twice the limit for a broker that answers nothing.
         requested_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
         for each in (exclusive, named):
             status = consumer_of(each.bridge).status
-            await eventually("it goes on for long", lambda: (status.last_answered_s or 0) > requested_s)  # noqa: B023 - over before the next turn
+            await eventually("the broker answers for a while", lambda: (status.last_answered_s or 0) > requested_s)  # noqa: B023 - over before the next turn
             assert each.was_never_lost()
         await comes(3)
         for other in others:
             await asyncio.to_thread(other.start)
-        await eventually("they warn no more", lambda: not exclusive.warnings + named.warnings)
+        await eventually("the warnings end", lambda: not exclusive.warnings + named.warnings)
         await comes(4)
         assert exclusive.was_never_lost()
         assert named.was_never_lost()

@@ -1,4 +1,4 @@
-"""Other publishers: what a bridge does at the broker must not make their confirms fail."""
+"""A bridge must not make the confirms of other publishers fail."""
 
 import asyncio
 from collections import Counter
@@ -22,12 +22,12 @@ from tests.support.waiting import eventually
 BRIDGES, TOGETHER = 25, 5
 
 IN_FLIGHT = 20
-"""Publishes that are not confirmed yet."""
+"""The number of events that may be unconfirmed at the same time."""
 
 
 @asynccontextmanager
 async def publishing(url: str, exchange: str) -> AsyncIterator[Counter[str]]:
-    """A fetcher that publishes all the time; how many of its confirms were of which kind."""
+    """Runs a fetcher that publishes continuously. Yields the number of its confirms of each kind."""
     outcomes = Counter[str]()
     async with observer(url) as amqp:
         channel = await amqp.channel(publisher_confirms=True)
@@ -51,7 +51,7 @@ async def publishing(url: str, exchange: str) -> AsyncIterator[Counter[str]]:
 
 
 async def start_and_stop(url: str, exchange: str, outcomes: Counter[str]) -> None:
-    """One bridge's consumer, with an exclusive queue, that consumes some events."""
+    """Runs a bridge's consumer with an exclusive queue until it has consumed some events."""
     recorder = Recorder()
     config = ConsumerConfig((Node(url),), (exchange,), None, "a bridge")
     consumer = Consumer(config, recorder, FlowControl(200), Metrics(), wait=False)
@@ -66,7 +66,7 @@ async def start_and_stop(url: str, exchange: str, outcomes: Counter[str]) -> Non
 async def test_bridges_that_start_and_stop_leave_the_confirms_of_others_alone(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """On RabbitMQ 4.3, an exclusive queue that goes while it is bound makes them fail."""
+    """On RabbitMQ 4.3, the deletion of a bound exclusive queue makes confirms fail."""
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, "fanout", durable=True)
     async with publishing(broker.url, exchange) as outcomes:

@@ -1,4 +1,4 @@
-"""The line between the bridges and their broker is cut, or slow."""
+"""The connection between the bridges and their broker is cut or slow."""
 
 from collections.abc import AsyncIterator
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def lines(broker: Broker) -> AsyncIterator[tuple[Proxy, Proxy]]:
-    """Two ways to the broker."""
+async def tunnels(broker: Broker) -> AsyncIterator[tuple[Proxy, Proxy]]:
+    """Two proxies to the broker."""
     async with proxy(broker.url) as first, proxy(broker.url) as second:
         await first.open()
         await second.open()
@@ -24,33 +24,34 @@ async def lines(broker: Broker) -> AsyncIterator[tuple[Proxy, Proxy]]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(broker: Broker, lines: tuple[Proxy, Proxy]) -> AsyncIterator[Scene]:
-    """Bridges that take the first way, and the second where the first is closed."""
-    first, second = lines
+async def stage(broker: Broker, tunnels: tuple[Proxy, Proxy]) -> AsyncIterator[Scene]:
+    """Bridges that use the first proxy, or the second one if the first is closed."""
+    first, second = tunnels
     async with scene(broker.url, f"{first.url},{second.url}") as stage:
         yield stage
 
 
-async def test_line_that_is_cut_is_connected_again(stage: Scene, lines: tuple[Proxy, Proxy]) -> None:
-    """Promise: a lost connection costs a tenth of a second, and a named queue nothing."""
+async def test_connection_that_is_cut_is_opened_again(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
+    """Promise: a lost connection costs a tenth of a second. A named queue loses nothing."""
     fault = await stage.fault()
-    lines[0].cut()
-    await stage.verify(fault, "the line is cut", "connects again at once")
-    assert lines[1].accepted == 0
+    tunnels[0].cut()
+    await stage.verify(fault, "the connection is cut", "reconnects at once")
+    assert tunnels[1].accepted == 0
 
 
-async def test_line_that_is_slow_is_no_reason_to_give_it_up(stage: Scene, lines: tuple[Proxy, Proxy]) -> None:
-    """Promise: a slow line makes updates late, and nothing else."""
+async def test_slow_connection_is_kept(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
+    """Promise: a slow connection only makes updates late."""
     fault = await stage.fault()
-    lines[0].slow(SLOW_BYTES_S)
+    tunnels[0].slow(SLOW_BYTES_S)
     await stage.fetcher.further(300)
-    lines[0].release()
-    await stage.verify(fault, f"the line lets {SLOW_BYTES_S // 1000} KB a second through", "goes on, late", noticed=())
+    tunnels[0].release()
+    what = f"the connection is limited to {SLOW_BYTES_S // 1000} KB/s"
+    await stage.verify(fault, what, "continues; updates are late", noticed=())
 
 
-async def test_node_that_dies_is_replaced_by_the_next_one(stage: Scene, lines: tuple[Proxy, Proxy]) -> None:
-    """Promise: of several nodes, one that lives is enough; the first is preferred again only when it is needed."""
-    first, second = lines
+async def test_node_that_dies_is_replaced_by_the_next_one(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
+    """Promise: one running node of several is enough. The bridge prefers the first one again when it must reconnect."""
+    first, second = tunnels
     assert second.accepted == 0
     fault = await stage.fault()
     await first.close()

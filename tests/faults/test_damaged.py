@@ -1,4 +1,4 @@
-"""The line to the broker damages a frame: the bridge says so, connects anew, and no event is lost."""
+"""The connection to the broker damages a frame: the bridge reports it and reconnects, and no event is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Damager:
-    """Damages one frame of a delivery, once it is armed; everything else passes as it is."""
+    """Damages one frame of a delivery when it is armed. All other bytes pass unchanged."""
 
     def __init__(self, kind: int, damage: Callable[[bytes], bytes]) -> None:
         self._kind = kind
@@ -34,8 +34,8 @@ class Damager:
         self.armed = False
         self.done = False
 
-    def line(self) -> Callable[[bytes], bytes]:
-        """For one connection: bytes as the broker sends them, to bytes as they arrive."""
+    def of_a_connection(self) -> Callable[[bytes], bytes]:
+        """Returns a function for one connection, from the bytes that the broker sends to those that arrive."""
         held = b""
         delivering = False
 
@@ -63,12 +63,12 @@ def unknown_type(frame: bytes) -> bytes:
 
 
 def cut_to(size: int) -> Callable[[bytes], bytes]:
-    """The first bytes of the payload, in a frame that is whole."""
+    """Cuts the payload, in a frame that is complete."""
     return lambda frame: with_payload(frame, payload_of(frame)[:size])
 
 
 def without_its_end(frame: bytes) -> bytes:
-    """The length of the last string promises a byte more than there is."""
+    """Makes the length of the last string one byte too large."""
     payload = payload_of(frame)
     assert payload.endswith(b"\x00"), "the routing key is empty"
     return with_payload(frame, payload[:-1] + b"\x01")
@@ -94,13 +94,13 @@ async def test_damaged_delivery_costs_the_connection_and_no_event(
     exchange: str,
     queue: str,
 ) -> None:
-    """It is delivered again, with what came behind it, and in order."""
+    """The event is delivered again, and so are the events after it, in order."""
     damager = Damager(kind, damage)
-    async with proxy(broker.url) as line, AsyncExitStack() as stack:
-        line.alteration = damager.line
-        await line.open()
+    async with proxy(broker.url) as tunnel, AsyncExitStack() as stack:
+        tunnel.alteration = damager.of_a_connection
+        await tunnel.open()
         variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue}
-        async with bridge_process(line.url, **variables) as process:
+        async with bridge_process(tunnel.url, **variables) as process:
             await process.consuming()
             client = await RawClient.open(await process.port())
             stack.push_async_callback(client.close)
@@ -108,11 +108,11 @@ async def test_damaged_delivery_costs_the_connection_and_no_event(
             assert orjson.loads(await client.text())["data"] == killmail(0)
             damager.armed = True
             await publish(amqp, exchange, killmail(1), killmail(2))
-            await eventually("the loss is said", lambda: process.logged("broker lost"))
+            await eventually("the loss is logged", lambda: process.logged("broker lost"))
             lost = process.logged("broker lost")
             assert lost is not None
             assert str(lost["error"]).startswith("the broker sent a ")
-            await eventually("the recovery is said", lambda: process.logged("broker recovered"))
+            await eventually("the recovery is logged", lambda: process.logged("broker recovered"))
             await publish(amqp, exchange, killmail(3))
             received = [orjson.loads(await client.text())["data"] for _ in range(3)]
             assert received == [killmail(1), killmail(2), killmail(3)]

@@ -1,4 +1,4 @@
-"""File descriptors run out and come back: who is connected loses nothing, and nobody has to be restarted."""
+"""File descriptors run out and become free again: connected clients lose nothing, and the bridge needs no restart."""
 
 import asyncio
 import resource
@@ -26,29 +26,29 @@ CAPACITY = LIMIT - OWN_DESCRIPTORS
 OVERFLOW = CAPACITY // 4
 CONNECTIONS = CAPACITY - OVERFLOW
 PRESSING = 200
-"""Clients that come at once, where there are so few descriptors."""
+"""Clients that connect at once, with so few descriptors."""
 
 WAITING = 50
-"""Clients that come while there is no descriptor for them."""
+"""Clients that connect while no descriptor is free."""
 
 CPU_SHARE = 0.5
-"""Of one processor, at most, while descriptors are short: a bridge that spins takes all of it."""
+"""The bridge may use this share of a core while no descriptor is free. A busy loop uses all of it."""
 
 SHORT = "file descriptors exhausted; accepting paused"
 AGAIN = "file descriptors available; accepting resumed"
 
 
 def count(process: BridgeProcess, event: str) -> int:
-    """How often the log has this phrase."""
+    """Returns how often the log has this phrase."""
     return sum(1 for line in process.lines if line["event"] == event)
 
 
 async def fate(port: int) -> tuple[str, asyncio.StreamWriter | None]:
-    """What becomes of a client: it is served, told a code, or dropped. It keeps its place."""
+    """Connects a client, and returns whether it is served, gets a code or is dropped. The connection stays open."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:
-        return "dropped", None  # before its connection was noticed here
+        return "dropped", None  # before this program noticed the connection
     try:
         writer.write(request(port))
         await reader.readuntil(b"\r\n\r\n")
@@ -60,7 +60,7 @@ async def fate(port: int) -> tuple[str, asyncio.StreamWriter | None]:
 
 @asynccontextmanager
 async def without_descriptors(process: BridgeProcess, limit: int) -> AsyncIterator[None]:
-    """The process may open nothing whose number would be `limit` or more."""
+    """Limits the process to descriptors below `limit`."""
     pid = process.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
@@ -70,19 +70,19 @@ async def without_descriptors(process: BridgeProcess, limit: int) -> AsyncIterat
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
-async def test_descriptors_that_run_out_and_come_back_cost_nobody_an_update(
+async def test_descriptors_that_run_out_and_become_free_cost_no_update(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Without descriptors the bridge goes on, idles, says so once, and lets in who waited when there are some again."""
+    """Without descriptors, the bridge continues, idles and logs it once. It later accepts the clients that waited."""
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            # So few that not even the descriptor is left with which libuv turns clients away.
+            # With this limit, even the descriptor is missing with which libuv refuses clients.
             async with without_descriptors(process, 5):
                 early = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)))
-                await eventually("it is said", lambda: count(process, SHORT))
+                await eventually("it is logged", lambda: count(process, SHORT))
                 waiting = asyncio.create_task(collectors(port, WAITING))
                 before_s, since = cpu_s(pid), asyncio.get_running_loop().time()
                 await stream.further(100)
@@ -95,8 +95,8 @@ async def test_descriptors_that_run_out_and_come_back_cost_nobody_an_update(
             await stream.further(20)
             await stream.verify()
             figures.record(
-                "file descriptors run out, and come back",
-                f"says so, accepts nobody ({share:.0%} of a processor), then lets in who waits",
+                "file descriptors run out, and become free again",
+                f"logs it, accepts no clients ({share:.0%} of a core), then accepts the waiting ones",
                 f"0 of {stream.published}",
             )
             close_all(late)
@@ -107,20 +107,20 @@ async def test_descriptors_that_run_out_and_come_back_cost_nobody_an_update(
 async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_again(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A connection to the broker that ends without descriptors for another is made when there are some."""
+    """If the broker is lost while no descriptor is free, the bridge reconnects when one becomes free."""
     async with (
-        proxy(broker.url) as line,
-        bridge_process(line.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process,
+        proxy(broker.url) as tunnel,
+        bridge_process(tunnel.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process,
     ):
-        await line.open()
+        await tunnel.open()
         await process.consuming()
         port = await process.port()
         client = await RawClient.open(port)
         async with without_descriptors(process, 5):
-            # For whom there is no descriptor: only then it shows.
+            # This client needs a descriptor. The shortage shows only then.
             _, waiting = await asyncio.open_connection("127.0.0.1", port)
-            await eventually("it is said", lambda: count(process, SHORT))
-            line.cut()
+            await eventually("it is logged", lambda: count(process, SHORT))
+            tunnel.cut()
             await eventually("the broker is lost", lambda: count(process, "broker lost"))
         waiting.transport.abort()
         await eventually("it consumes again", lambda: count(process, "broker recovered"))
@@ -132,7 +132,7 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
 async def test_clients_alone_cannot_use_up_the_descriptors(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """With fewer descriptors than connections allowed, clients find 1013, and those beyond are dropped and counted."""
+    """With fewer descriptors than allowed connections, clients get 1013. Those beyond are dropped and counted."""
     command = ("prlimit", f"--nofile={LIMIT}:{LIMIT}", *COMMAND)
     async with bridge_process(broker.url, command=command, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()

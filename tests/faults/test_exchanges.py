@@ -1,4 +1,4 @@
-"""Exchanges of every kind are used as they are, and made again as their owners made them."""
+"""The bridge uses exchanges of every type as they are, and declares a missing one as its owner did."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from tests.support.running import consumer_of, port_of, running, sample, unique
 from tests.support.waiting import eventually
 
 
-async def looked_at(bridge: Bridge) -> None:
-    """Returns after the next check."""
+async def checked(bridge: Bridge) -> None:
+    """Waits for the next check."""
     status = consumer_of(bridge).status
     before_s = status.last_answered_s
-    await eventually("the topology is looked at", lambda: status.last_answered_s != before_s)
+    await eventually("the topology is checked", lambda: status.last_answered_s != before_s)
 
 
 KINDS: list[dict[str, Any]] = [
@@ -32,7 +32,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broker, amqp: AbstractConnection) -> None:
-    """Promise: looking after an exchange changes nothing about it, and is no reason for an outage."""
+    """Promise: the checks neither change an exchange nor cause an outage."""
     exchanges = {unique("exchange"): kind for kind in KINDS}
     channel = await amqp.channel()
     for name, kind in exchanges.items():
@@ -40,7 +40,7 @@ async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broke
     async with running(broker.url, exchanges=",".join(f"{name}=killmail" for name in exchanges)) as bridge:
         client = await RawClient.open(port_of(bridge))
         for _ in range(2):
-            await looked_at(bridge)
+            await checked(bridge)
         for number, name in enumerate(exchanges):
             await publish(amqp, name, killmail(number))
             assert orjson.loads(await client.text())["data"]["killmailId"] == number
@@ -58,7 +58,7 @@ OWNED: list[dict[str, Any]] = [each for each in KINDS if "arguments" not in each
 async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
     kind: dict[str, Any], broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Promise: whoever declared an exchange can declare it again as before, after the bridge has missed it."""
+    """Promise: the owner of an exchange can declare it as before, after the bridge has declared it again."""
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, **kind)
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
@@ -71,10 +71,10 @@ async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
         await client.close()
 
 
-async def test_exchange_that_only_its_owner_can_make_again_is_waited_for(
+async def test_exchange_that_only_its_owner_can_declare_is_waited_for(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Promise: an exchange with arguments of its own is replaced by no other; `/readyz` names it until it is back."""
+    """Promise: the bridge does not replace an exchange with arguments. `/readyz` names it until it is back."""
     kind: dict[str, Any] = {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}}
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, **kind)

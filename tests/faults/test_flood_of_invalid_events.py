@@ -1,4 +1,4 @@
-"""Invalid events by the thousand: each is in the rejects' queue before the broker may forget it."""
+"""Thousands of invalid events: each is in the queue of rejected events before it is acknowledged."""
 
 import asyncio
 from collections import Counter
@@ -27,30 +27,30 @@ pytestmark = pytest.mark.slow
 COUNT = 10_000
 MAX_MESSAGE_BYTES = 4096
 
-POISON: dict[str, Callable[[int], bytes]] = {
+INVALID_EVENTS: dict[str, Callable[[int], bytes]] = {
     "not-json": lambda number: b'{"killmailId": %d' % number,
     "unknown-type": lambda number: orjson.dumps({"type": "nonsense", "data": {"killmailId": number}}),
     "schema-violation": lambda number: orjson.dumps(killmail(number, systemId="Jita")),
     "too-large": lambda number: orjson.dumps(killmail(number, padding="x" * MAX_MESSAGE_BYTES)),
     "placeholder": lambda number: orjson.dumps({"killID": number, "killmail": None, "zkb": {}}),
 }
-"""Invalid events by the reason for which they are rejected, each with a number in it."""
+"""Invalid events by the reason of their rejection, each with a number in it."""
 
 LINES_EACH = 14
-"""Of the log, for a reason: one for each power of two up to COUNT."""
+"""Lines of the log for a reason: one for each power of two up to COUNT."""
 
 LINES = 20
-"""Of the log, for everything else."""
+"""Lines of the log for everything else."""
 
 
-def poison(count: int) -> dict[bytes, str]:
-    """Invalid events of all kinds by turns, and the reason of each."""
-    kinds = tuple(POISON.items())
+def invalid_events(count: int) -> dict[bytes, str]:
+    """Returns invalid events of all kinds in turn, each with its reason."""
+    kinds = tuple(INVALID_EVENTS.items())
     return {invalid(number): reason for number in range(count) for reason, invalid in [kinds[number % len(kinds)]]}
 
 
 def pour(url: str, exchange: str, bodies: Sequence[bytes]) -> None:
-    """Publishes as fast as the broker takes it."""
+    """Publishes as fast as the broker accepts messages."""
     publication = Publication(exchange)
     with Channel(url) as channel:
         channel.write(b"".join(map(publication.of, bodies)))
@@ -58,7 +58,7 @@ def pour(url: str, exchange: str, bodies: Sequence[bytes]) -> None:
 
 
 async def metrics(process: BridgeProcess) -> dict[str, float]:
-    """All metrics of a bridge, by name and labels as they stand there."""
+    """Returns all metrics of a bridge, by name and labels."""
     _, body = await get(await process.port(), "/metrics")
     lines = (line.rsplit(" ", 1) for line in body.decode().splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines}
@@ -69,7 +69,7 @@ async def waiting(process: BridgeProcess) -> float:
 
 
 async def all_of(amqp: AbstractConnection, queue: str) -> Counter[bytes]:
-    """The bodies in a queue, which is empty then, and how often each is there."""
+    """Takes all messages from a queue, and returns how often each body was there."""
     count = await depth(amqp, queue)
     return Counter(message.body for message in (await take(amqp, queue, count) if count else []))
 
@@ -77,12 +77,12 @@ async def all_of(amqp: AbstractConnection, queue: str) -> Counter[bytes]:
 async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """As many invalid events as valid ones come at full speed.
+    """As many invalid events as valid ones arrive at full speed.
 
-    Each invalid event is in the queue of rejects once, with its reason. Every update reaches the client in order. The
+    Each invalid event is in the queue of rejected events once, with its reason. Every update arrives in order. The
     log stays short, and the metrics count all events.
     """
-    reasons = poison(COUNT)
+    reasons = invalid_events(COUNT)
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_REJECT_EXCHANGE": rejects,
@@ -112,9 +112,9 @@ async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in
         assert counted["bridge_deliveries_total"] == 2 * COUNT
         assert counted["bridge_redeliveries_total"] == 0
         assert counted['bridge_updates_total{type="killmail"}'] == COUNT
-        for reason in POISON:
-            assert counted[f'bridge_rejects_total{{reason="{reason}"}}'] == COUNT / len(POISON)
-        assert len(process.lines) <= LINES_EACH * len(POISON) + LINES
+        for reason in INVALID_EVENTS:
+            assert counted[f'bridge_rejects_total{{reason="{reason}"}}'] == COUNT / len(INVALID_EVENTS)
+        assert len(process.lines) <= LINES_EACH * len(INVALID_EVENTS) + LINES
         figures.record(
             f"{COUNT:,} invalid events among as many valid ones, at full speed",
             f"all are in `bridge.rejected` with their reasons; {len(process.lines)} lines in the log",
@@ -129,9 +129,9 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
 ) -> None:
     """The bridge is killed while it rejects thousands of events.
 
-    Each event is in the queue of rejects or still in the bridge's queue.
+    Each event is in the queue of rejected events, or still in the bridge's queue.
     """
-    events = list(poison(COUNT))
+    events = list(invalid_events(COUNT))
     await bind(amqp, exchange, queue)
     await asyncio.to_thread(pour, broker.url, exchange, events)
     variables = {
@@ -144,7 +144,7 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
         await process.consuming()
 
         async def amid() -> bool:
-            # The bridge makes the rejects' queue on a connection of its own, maybe a moment after it consumes.
+            # The bridge declares the queue of rejected events on another connection, perhaps after it consumes.
             with suppress(ChannelNotFoundEntity):
                 return await depth(amqp, rejects) > COUNT // 10
             return False
@@ -161,7 +161,7 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
 
 
 async def no_consumer(amqp: AbstractConnection, queue: str) -> None:
-    """Returns when nobody consumes a queue any more: what was not acknowledged is in it again."""
+    """Waits until a queue has no consumer: unacknowledged events are then back in the queue."""
 
     async def alone() -> bool:
         channel = await amqp.channel()
@@ -173,18 +173,18 @@ async def no_consumer(amqp: AbstractConnection, queue: str) -> None:
 
 
 CONFIRM = b"\x00\x3c\x00\x50"
-"""Class and method id of `basic.ack`, which a broker sends to confirm, and for nothing else."""
+"""Class and method id of `basic.ack`. A broker sends it only to confirm a message."""
 
 
 class Confirms:
-    """Lets the broker's confirms through, or loses them on the way."""
+    """Passes or drops the broker's confirms."""
 
     def __init__(self) -> None:
         self.losing = False
         self.lost = 0
 
-    def line(self) -> Callable[[bytes], bytes]:
-        """For one connection: bytes as the broker sends them, to bytes as they arrive."""
+    def of_a_connection(self) -> Callable[[bytes], bytes]:
+        """Returns a function for one connection, from the bytes that the broker sends to those that arrive."""
         rest = b""
 
         def alter(data: bytes) -> bytes:
@@ -202,21 +202,21 @@ class Confirms:
 async def test_invalid_event_is_not_acknowledged_before_its_reject_is_confirmed(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """Rejected events without a confirm are in the bridge's queue again after it ends, those with a confirm are not."""
-    events = [b"poison %d" % number for number in range(100)]
+    """After the bridge ends, its queue contains the rejected events without a confirm, and no others."""
+    events = [b"invalid %d" % number for number in range(100)]
     confirms = Confirms()
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": rejects}
-    async with proxy(broker.url) as line:
-        line.alteration = confirms.line
-        await line.open()
-        async with bridge_process(line.url, **variables) as process:
+    async with proxy(broker.url) as tunnel:
+        tunnel.alteration = confirms.of_a_connection
+        await tunnel.open()
+        async with bridge_process(tunnel.url, **variables) as process:
             await process.consuming()
 
             async def rejected(count: int) -> None:
                 async def there() -> bool:
                     return await depth(amqp, rejects) == count
 
-                await eventually("all are in the rejects' queue", there)
+                await eventually("all are in the queue of rejected events", there)
 
             async def none_waits() -> bool:
                 return await waiting(process) == 0

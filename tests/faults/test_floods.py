@@ -1,6 +1,6 @@
-"""Clients that say what nobody asked for: they are read no faster than is allowed, and cost others next to no time.
+"""Clients that flood the bridge: it reads them no faster than the limits allow, and other clients hardly notice.
 
-What they say is bounded at its source: their writes wait, and the kernel holds little of it.
+The flood is bounded at its source: the client's writes block, and the kernel buffers little.
 """
 
 import asyncio
@@ -48,49 +48,49 @@ FLOOD_S = 3.0
 """How long a client sends as fast as it can."""
 
 SEND_BUFFER_BYTES = 65536
-"""What the kernel may hold of it on its own side; it takes twice as much."""
+"""The client's send buffer in the kernel, which takes twice as much."""
 
 ENCRYPTED = 20
 """Clients that flood through TLS."""
 
 TLS_BYTES = 128 * 1024
-"""What a bridge may hold of each of these: TLS's own buffers beside what it has read and not handed on."""
+"""The bridge may hold this much for each of these: TLS's own buffers, and bytes that were read and not processed."""
 
 FLOODERS = 400
-"""Clients that flood together."""
+"""Clients that flood at the same time."""
 
 MEMORY_BYTES = 12 * MB
-"""What a bridge may grow by, whatever it is sent: its log of updates, 1 MiB here, and what an allocator rounds up."""
+"""The bridge may grow by this in any flood: its update log, 1 MiB here, and what an allocator rounds up."""
 
 DELAY_S = 0.05
-"""What nine of ten updates may take to a healthy client beside a flood. Most take 0.1 to 0.4 s where a client is read
-from for as long as it has more to say."""
+"""The limit for 90% of the updates to a healthy client during a flood. They take 0.1 to 0.4 s if the bridge reads a
+client as long as it sends."""
 
 TOGETHER_DELAY_S = 0.25
-"""The same beside hundreds that flood. Without a limit for all of them there is not one update in 20 s."""
+"""The same while hundreds of clients flood. Without a common limit, not one update arrives in 20 s."""
 
 CPU_SHARE = 0.6
-"""Of a processor, at most, for a flood by hundreds of clients, their handshakes, and the updates that they get too."""
+"""The largest share of a core for a flood by hundreds of clients, with their handshakes and the updates to them."""
 
 VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
 
 
 def head(opcode: int, length: int, *, fin: bool = True) -> bytes:
-    """The header of a frame of that length, whose mask is zero: its payload is sent as it is."""
+    """Returns the header of a frame of that length. Its mask is zero, so that the payload is sent unchanged."""
     return struct.pack("!BBQ", opcode | (0x80 if fin else 0), 0x80 | 127, length) + b"\x00" * 4
 
 
 def may_be_read(frame_bytes: int, seconds: float) -> int:
-    """How many bytes of frames of that size are read of one client in so much time, at most.
+    """Returns the most bytes that the bridge reads from one client in this time, in frames of that size.
 
-    A period is begun and one is ended on the way, and the last read is dealt with as a whole.
+    The time includes parts of two more periods, and the last read is processed as a whole.
     """
     of_a_frame = frame_bytes / (frame_bytes + FRAME_COST_BYTES)
     return int((seconds / PERIOD_S + 2) * CLIENT_BUDGET_BYTES * of_a_frame) + MAX_READ_BYTES
 
 
 class Flooder:
-    """A client whose socket blocks, for a thread: it takes next to no processor time from who measures."""
+    """A client with a blocking socket, for a thread: it takes hardly any processor time from the measurement."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.socket()
@@ -107,7 +107,7 @@ class Flooder:
         self.sent_bytes = 0
 
     def flood(self, first: bytes, piece: bytes, seconds: float) -> None:
-        """Sends the first, and then the piece again and again, as fast as the bridge reads."""
+        """Sends `first`, and then `piece` again and again, as fast as the bridge reads."""
         self.socket.sendall(first)
         until_s = time.monotonic() + seconds
         rest = memoryview(piece)
@@ -119,7 +119,7 @@ class Flooder:
                 rest = rest[sent:] or memoryview(piece)
 
     def read_for(self, seconds: float) -> int:
-        """Reads everything for so long; returns how many pongs there were."""
+        """Reads everything for this time; returns the number of pongs."""
         until_s = time.monotonic() + seconds
         pongs, received = 0, b""
         while (left_s := until_s - time.monotonic()) > 0:
@@ -134,7 +134,7 @@ class Flooder:
 async def bridge_with_healthy_clients(
     broker: Broker, amqp: AbstractConnection, exchange: str, **variables: str
 ) -> AsyncIterator[tuple[BridgeProcess, int, Stream, Memory]]:
-    """A bridge, its port, healthy clients that get updates, and the memory that the bridge grows by from now on."""
+    """Yields a bridge, its port, healthy clients that get updates, and the bridge's memory, measured from now on."""
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", **VARIABLES, **variables}
     async with bridge_process(broker.url, **variables) as process:
         await process.consuming()
@@ -146,15 +146,15 @@ async def bridge_with_healthy_clients(
 
 
 async def verify(stream: Stream, memory: Memory) -> None:
-    """The healthy clients have had everything, and the bridge has not grown by more than it may."""
+    """Checks that the healthy clients got everything, and that the bridge has grown no more than it may."""
     await stream.verify()
     assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
 
 
-async def beside(stream: Stream, memory: Memory, flooding: Awaitable[object], limit_s: float = DELAY_S) -> float:
-    """Looks at what the bridge grows by during a flood, and at how late updates were to healthy clients meanwhile.
+async def delay_during(stream: Stream, memory: Memory, flooding: Awaitable[object], limit_s: float = DELAY_S) -> float:
+    """Measures the growth of the bridge during a flood, and the delay of the updates to healthy clients.
 
-    Nine of ten were no later than what is returned, in seconds, which is bounded.
+    Returns the delay of 90% of the updates in seconds, which must be below the limit.
     """
     first = stream.published
     flood = asyncio.ensure_future(flooding)
@@ -186,33 +186,33 @@ async def beside(stream: Stream, memory: Memory, flooding: Awaitable[object], li
 async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
     broker: Broker, amqp: AbstractConnection, exchange: str, first: bytes, piece: bytes, frame_bytes: int
 ) -> None:
-    """A client that sends as fast as it can: its writes wait, no update comes late, nothing is held of it."""
+    """If a client sends as fast as it can, its writes block, no update is late, and the bridge buffers nothing."""
     async with bridge_with_healthy_clients(broker, amqp, exchange) as (process, port, stream, memory):
         flooder = Flooder(port)
         with flooder.socket:
-            late_s = await beside(stream, memory, asyncio.to_thread(flooder.flood, first, piece, FLOOD_S))
+            late_s = await delay_during(stream, memory, asyncio.to_thread(flooder.flood, first, piece, FLOOD_S))
         held = 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
         most = may_be_read(frame_bytes, FLOOD_S) + held
         assert flooder.sent_bytes <= most, f"{flooder.sent_bytes:,} bytes, of {most:,}"
         assert await metric(port, "bridge_client_throttles_total") > 0
         assert process.logged("client throttled") is not None
-        # Not so slow either that it could not be told from one that is never read from.
+        # The bridge must not be so slow that it seems to read nothing.
         assert flooder.sent_bytes >= most / 4
         assert process.logged("client evicted") is None
         await verify(stream, memory)
         if frame_bytes < FRAME_COST_BYTES:
             figures.record(
                 f"a client sends tiny frames (opcode {piece[0] & 15}) as fast as it can",
-                f"takes {flooder.sent_bytes / 1000 / FLOOD_S:,.0f} KB a second of it",
-                f"0 of {stream.published}, by the others; nine of ten within {late_s * 1000:.0f} ms",
+                f"reads {flooder.sent_bytes / 1000 / FLOOD_S:,.0f} KB/s of them",
+                f"0 of {stream.published}, for the other clients; 90% within {late_s * 1000:.0f} ms",
             )
 
 
 @alone
-async def test_client_that_floods_through_tls_is_held_nowhere(
+async def test_flood_through_tls_is_not_buffered(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    """TLS keeps what is not read of a client, and reads on for it: for each of many no more than without TLS."""
+    """TLS buffers bytes that the bridge has not read. For each client, it buffers no more than a socket without TLS."""
     chain, key = certificate(tmp_path, "floods")
     secure = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", **VARIABLES, **secure}
@@ -233,10 +233,10 @@ async def test_client_that_floods_through_tls_is_held_nowhere(
 
 
 @alone
-async def test_pings_that_come_too_fast_are_answered_no_faster(
+async def test_pings_beyond_the_limit_are_answered_no_faster(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A client that reads its pongs gets as many as it may send pings, and others get their updates in time."""
+    """A client gets as many pongs as the limit allows pings, and other clients get their updates in time."""
     ping = client_frame(PING, b"")
     async with bridge_with_healthy_clients(broker, amqp, exchange) as (_, port, stream, memory):
         flooder = Flooder(port)
@@ -244,7 +244,7 @@ async def test_pings_that_come_too_fast_are_answered_no_faster(
             reading = asyncio.to_thread(flooder.read_for, FLOOD_S)
             flooding = asyncio.to_thread(flooder.flood, b"", ping * 10_000, FLOOD_S)
             both = asyncio.gather(reading, flooding)
-            await beside(stream, memory, both)
+            await delay_during(stream, memory, both)
         pongs, _ = await both
         most = may_be_read(len(ping), FLOOD_S) // len(ping)
         assert most / 4 <= pongs <= most
@@ -252,32 +252,32 @@ async def test_pings_that_come_too_fast_are_answered_no_faster(
 
 
 @alone
-async def test_hundreds_that_flood_together_leave_the_processor_to_others(
+async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """What all clients together may say is bounded too: updates leave in time, and a pong still comes through."""
+    """A common limit bounds all clients: updates are sent in time, and pongs still arrive."""
     idle = {"BRIDGE_IDLE_TIMEOUT": "2s", "BRIDGE_PING_INTERVAL": "500ms"}
-    # In a process of its own: in a thread it would delay the healthy clients, which are in this one.
+    # The flood runs in another process: a thread would delay the healthy clients, which are in this process.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
             before_s, since_s = cpu_s(process.process.pid), time.monotonic()
             sent = asyncio.get_running_loop().run_in_executor(pool, flood_together, port, FLOODERS, FLOOD_S)
-            late_s = await beside(stream, memory, sent, TOGETHER_DELAY_S)
+            late_s = await delay_during(stream, memory, sent, TOGETHER_DELAY_S)
             share = (cpu_s(process.process.pid) - before_s) / (time.monotonic() - since_s)
             assert share <= CPU_SHARE, f"{share:.0%} of a processor"
             all_bytes = (FLOOD_S / PERIOD_S + 2) * (
                 TOTAL_BUDGET_BYTES * 6 / (6 + FRAME_COST_BYTES) + RESUMED_PER_PERIOD * THROTTLED_READ_BYTES
             )
             assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
-            # Those who flooded are gone, with a reset, and that shows though nothing is read of most of them.
-            await eventually("they have no place any more", lambda: connections(port, COUNT))
-            # The healthy ones were heard all the time, or they would be gone.
+            # The flooding clients end with a reset. The bridge notices it although it reads nothing from most of them.
+            await eventually("their connections are gone", lambda: connections(port, COUNT))
+            # The bridge has read the healthy clients all the time. Otherwise it would have evicted them.
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
             await verify(stream, memory)
             figures.record(
                 f"{FLOODERS} clients send pings as fast as they can",
-                f"takes {share:.0%} of a processor for all of it",
-                f"0 of {stream.published}, by the others; nine of ten within {late_s * 1000:.0f} ms",
+                f"uses {share:.0%} of a core for them",
+                f"0 of {stream.published}, for the other clients; 90% within {late_s * 1000:.0f} ms",
             )
 
 
@@ -286,7 +286,7 @@ async def connections(port: int, count: int) -> bool:
 
 
 def flood_together(port: int, count: int, seconds: float) -> int:
-    """So many clients send pings as fast as the bridge reads, and read nothing; how many bytes that was."""
+    """Sends pings from `count` clients as fast as the bridge reads, and reads nothing. Returns the bytes sent."""
     frames = client_frame(PING, b"") * 5000
     rests = {Flooder(port).socket: memoryview(frames) for _ in range(count)}
     sent_bytes = 0
@@ -308,11 +308,11 @@ def flood_together(port: int, count: int, seconds: float) -> int:
     return sent_bytes
 
 
-async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowhere(
+async def test_half_a_frame_and_silence_is_idle_and_an_endless_frame_is_not_buffered(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Half a frame keeps nobody from being evicted as idle; a frame that never ends keeps its client, at no cost."""
-    # Long enough for the healthy clients to answer in time, with other tests beside them.
+    """A client that stops within a frame is evicted as idle. A client whose frame never ends stays, at no cost."""
+    # The healthy clients can answer in this time, also while other tests run.
     idle = {"BRIDGE_IDLE_TIMEOUT": "4s", "BRIDGE_PING_INTERVAL": "1s"}
     async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
         before = sockets(process.process.pid)
@@ -321,11 +321,11 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
             silent.socket.sendall(head(TEXT, GIB)[:7])
             dripping.socket.sendall(head(TEXT, GIB))
 
-            def evicted_beside_one_that_drips() -> bool:
+            def silent_one_is_evicted() -> bool:
                 dripping.socket.sendall(b"x")
                 return process.logged("client evicted") is not None
 
-            await eventually("the silent one is evicted", evicted_beside_one_that_drips)
+            await eventually("the silent one is evicted", silent_one_is_evicted)
             line = process.logged("client evicted")
             assert line is not None
             assert (line["reason"], line["code"]) == ("idle", 4009)

@@ -1,4 +1,4 @@
-"""A bridge that does not run for a while, for example in a paused container, closes no client for this silence."""
+"""A bridge that was frozen, for example in a paused container, evicts no client for the silence of that time."""
 
 import signal
 import time
@@ -20,11 +20,11 @@ FREEZE_S = 1.8
 """Longer than the idle timeout and its tolerance of a tick."""
 
 CROWD = 1200
-"""So many clients that their pongs would exceed the common limit of a quarter of a second if they were charged."""
+"""With this number of clients, their pongs would exceed the common limit of a quarter of a second if they counted."""
 
 
 class Answering(Collector):
-    """Answers and counts each ping, as every library does."""
+    """Answers each ping, as every library does, and counts the pings."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -77,7 +77,7 @@ async def test_clients_stay_when_the_bridge_wakes_and_one_that_is_silent_has_a_w
         before = [client.pings for client in clients]
         assert await silent.closed() == 4009
         assert time.monotonic() - woken_s >= IDLE_TIMEOUT_S
-        await eventually("the others are pinged on", lambda: all_pinged(clients, before))
+        await eventually("the others are pinged again", lambda: all_pinged(clients, before))
         assert not any(client.closed or client.lost.done() for client in clients)
         assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
         assert process.logged("event loop stalled: idle timeouts start again") is not None

@@ -1,4 +1,4 @@
-"""An exchange for rejected events that can't be published to: they are held, it is said, and they leave at its end."""
+"""Rejected events that can't be published: the bridge holds them, reports it, and publishes them after the fault."""
 
 import asyncio
 import time
@@ -20,19 +20,20 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 PREFETCH, BEHIND = 50, 5
-"""Events that are held, and that wait for them."""
+"""Events that are held, and events that wait behind them."""
 
 LEAVE_LIMIT_S = 15.0
-"""From the end of the trouble until no event is held any more, on a busy machine."""
+"""The limit from the end of the fault until no event is held any more, on a busy machine."""
 
 LASTING_S = 3.0
-"""By then the pauses between attempts are as long as they get."""
+"""After this time, the pauses between attempts have their maximum length."""
 
 ATTEMPTS = 20
-"""In LASTING_S and in the time it takes to notice it, however many events are held, after one for each."""
+"""Attempts in LASTING_S and until the fault is noticed, however many events are held. One more for each event is before
+that."""
 
 KEY = "somewhere"
-"""The events' routing key. A fanout exchange does not look at it."""
+"""The events' routing key. A fanout exchange ignores it."""
 
 HELD = "rejected events can't be published, and are held"
 
@@ -70,7 +71,7 @@ async def bind_with_key(amqp: AbstractConnection, name: str) -> None:
 
 
 async def fill(amqp: AbstractConnection, name: str) -> None:
-    """A queue that has as much as it takes, and refuses everything else."""
+    """Fills a bounded queue, which then refuses all further messages."""
     size = PREFETCH + BEHIND
     channel = await amqp.channel()
     exchange = await channel.declare_exchange(name, "fanout", durable=True)
@@ -111,7 +112,7 @@ async def readyz(bridge: Bridge) -> tuple[int, dict[str, Any]]:
 async def assert_all_have_left(
     amqp: AbstractConnection, bridge: Bridge, queue: str, rejects: str, events: list[bytes], since_s: float
 ) -> None:
-    """Each is in the rejects' queue once, soon after `since_s`, and the bridge is ready."""
+    """Checks that each event is in the queue of rejected events once, soon after `since_s`, and the bridge is ready."""
 
     async def left() -> bool:
         return sample(bridge, "bridge_rejects_waiting") == 0 and await depth(amqp, queue) == 0
@@ -127,12 +128,12 @@ async def assert_all_have_left(
 @pytest.mark.parametrize(
     ("begin", "end", "words"),
     [
-        pytest.param(fill, purge, "a queue that is full", id="queue-that-refuses"),
+        pytest.param(fill, purge, "a queue may be full", id="queue-that-refuses"),
         pytest.param(direct, bind_with_key, "no queue is bound to the exchange", id="no-queue-for-the-routing-key"),
         pytest.param(internal, delete_exchange, "cannot publish to internal exchange", id="exchange-that-refuses"),
     ],
 )
-async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
+async def test_rejected_events_that_can_not_be_published_are_held_until_they_can(
     begin: Trouble,
     end: Trouble,
     words: str,
@@ -144,9 +145,9 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A rejected event that can't be published stays with the broker, and `/readyz` has status 503 and the reason.
+    """A rejected event that can't be published stays unacknowledged. `/readyz` has status 503 and the reason.
 
-    The bridge seldom tries again. After the cause ends, it publishes the event within two seconds.
+    The bridge retries seldom. After the cause ends, it publishes the event within 2 s.
     """
     attempts = 0
     publish_once = ConfirmChannel.publish
@@ -158,18 +159,18 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
 
     monkeypatch.setattr(ConfirmChannel, "publish", counted)
     await begin(amqp, rejects)
-    events = [b"poison %d" % number for number in range(PREFETCH + BEHIND)]
+    events = [b"invalid %d" % number for number in range(PREFETCH + BEHIND)]
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": PREFETCH, "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:
         await publish_all(amqp, exchange, events)
         await eventually("many are held", lambda: sample(bridge, "bridge_rejects_waiting") == PREFETCH)
-        await eventually("it lasts", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON: an object
+        await eventually("it lasts for a while", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON: an object
         status, body = await readyz(bridge)
         assert (status, body["missing"]) == (503, [HELD])
         assert words in body["rejects"]["last_error"]
         assert body["rejects"]["waiting"] == PREFETCH
         assert sample(bridge, "bridge_rejects_waiting") == PREFETCH
-        # The broker would send more for every one that was acknowledged.
+        # For each acknowledged event, the broker would send another one.
         assert await depth(amqp, queue) == BEHIND
         assert words in capsys.readouterr().out
         assert PREFETCH < attempts <= PREFETCH + ATTEMPTS
@@ -186,7 +187,7 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
         pytest.param(unbind, "no queue is bound to the exchange", id="queue-that-is-unbound"),
     ],
 )
-async def test_what_is_deleted_under_the_bridge_is_made_anew_and_no_reject_is_lost(
+async def test_what_is_deleted_is_declared_again_and_no_rejected_event_is_lost(
     begin: Trouble,
     words: str,
     broker: Broker,
@@ -196,22 +197,22 @@ async def test_what_is_deleted_under_the_bridge_is_made_anew_and_no_reject_is_lo
     rejects: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without the exchange, the queue or the binding of rejects, an event is held, and `/readyz` has the reason.
+    """If the exchange, queue or binding of rejected events is missing, an event is held, and `/readyz` has the reason.
 
-    The bridge declares the missing part again, and publishes the event within two seconds.
+    The bridge declares the missing part again, and publishes the event within 2 s.
     """
-    events = [b"poison %d" % number for number in range(PREFETCH + BEHIND)]
+    events = [b"invalid %d" % number for number in range(PREFETCH + BEHIND)]
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": PREFETCH, "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:
         await begin(amqp, rejects)
         since_s = time.monotonic()
 
         async def held() -> tuple[dict[str, Any], float]:
-            # What `/readyz` would say: a request would take longer than it lasts.
-            await eventually("it is said", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
+            # This is the report of `/readyz`. The state does not last as long as a request.
+            await eventually("it is reported", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
             return bridge.readiness.report()[1], sample(bridge, "bridge_rejects_waiting")
 
-        # On a busy machine, it is over before all is published.
+        # On a busy machine, the state ends before all events are published.
         noticing = asyncio.create_task(held())
         await publish_all(amqp, exchange, events)
         body, waiting = await noticing

@@ -1,4 +1,4 @@
-"""Bridges as processes that are killed, stopped and replaced under load: what the clients get between them."""
+"""Bridges that are killed, stopped and replaced under load: what the clients of all of them get."""
 
 import asyncio
 import signal
@@ -23,13 +23,13 @@ from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 MAX_UNCONFIRMED = 50
-"""Confirms that are waited for at once: many hundreds of events a second."""
+"""Outstanding confirms, which allow many hundreds of events per second."""
 
 PREFETCH = 100
 
 
 class Stream:
-    """Publishes persistent killmails, counted up, without a pause; keeps the numbers of those confirmed or refused."""
+    """Publishes numbered persistent killmails without a pause. Records the numbers of confirmed and refused ones."""
 
     def __init__(self, exchange: aio_pika.abc.AbstractExchange) -> None:
         self._exchange = exchange
@@ -37,7 +37,7 @@ class Stream:
         self._stopping = False
         self.confirmed: list[int] = []
         self.refused: set[int] = set()
-        """Those that the broker answered with a nack. Each of them may be in some queues all the same."""
+        """The events that the broker answered with a nack. They may still be in some queues."""
         self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
     async def _run(self) -> None:
@@ -53,19 +53,19 @@ class Stream:
                 self.confirmed.append(number)
 
     async def further(self, count: int) -> None:
-        """Returns when that many more are confirmed."""
+        """Waits until `count` more events are confirmed."""
         enough = len(self.confirmed) + count
         await eventually("more events are confirmed", lambda: len(self.confirmed) >= enough)
 
     async def stop(self) -> None:
-        """Lets what is under way come to its end."""
+        """Stops, and waits for the outstanding confirms."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
 
 @asynccontextmanager
 async def streaming(amqp: AbstractConnection, exchange: str) -> AsyncIterator[Stream]:
-    """A stream to an exchange that is there."""
+    """Publishes a stream to an existing exchange."""
     channel = await amqp.channel(publisher_confirms=True)
     stream = Stream(await channel.get_exchange(exchange, ensure=False))
     try:
@@ -76,14 +76,14 @@ async def streaming(amqp: AbstractConnection, exchange: str) -> AsyncIterator[St
 
 
 class Client:
-    """A client of one bridge, and what it got."""
+    """A client of one bridge, with the updates that it got."""
 
     def __init__(self, collector: ClosingCollector) -> None:
         self._collector = collector
 
     @classmethod
     async def of(cls, process: BridgeProcess) -> "Client":
-        """Connected to a bridge that listens."""
+        """Connects a client to a bridge that listens."""
         [collector] = await collectors(await process.port(), 1, ClosingCollector)
         assert isinstance(collector, ClosingCollector)
         return cls(collector)
@@ -94,15 +94,15 @@ class Client:
 
     @property
     def numbers(self) -> list[int]:
-        """Of the killmails, in the order in which they came."""
+        """The numbers of the killmails, in the order of their arrival."""
         return [orjson.loads(payload)["data"]["killmailId"] for opcode, payload in self.frames if opcode == TEXT]
 
     def has(self, number: int) -> bool:
-        """Whether a killmail has come."""
+        """Whether this killmail has arrived."""
         return b'"killmailId":%d,' % number in self._collector.received
 
     async def ended(self) -> None:
-        """Returns when the connection is over, and with it what was sent to this client."""
+        """Waits for the end of the connection: the client then has all that was sent to it."""
         await self._collector.lost
 
     def close(self) -> None:
@@ -111,13 +111,13 @@ class Client:
 
 @asynccontextmanager
 async def successor(broker: Broker, **variables: str) -> AsyncIterator[tuple[Proxy, Client]]:
-    """A bridge with a client, which can reach its broker only when the proxy is opened.
+    """Starts a bridge with a client. The bridge reaches its broker only when the proxy is opened.
 
-    What waits in a queue is sent as soon as a bridge consumes: a client that should get it has to be there before.
+    A bridge sends the events of its queue as soon as it consumes. A client must be connected before to get them.
     """
-    async with proxy(broker.url) as line, bridge_process(line.url, BRIDGE_WAIT="true", **variables) as process:
+    async with proxy(broker.url) as tunnel, bridge_process(tunnel.url, BRIDGE_WAIT="true", **variables) as process:
         client = await Client.of(process)
-        yield line, client
+        yield tunnel, client
         client.close()
 
 
@@ -130,14 +130,14 @@ def named(exchange: str, queue: str) -> dict[str, str]:
 
 
 def twice(*received: list[int]) -> list[int]:
-    """What came more than once."""
+    """Returns the numbers that were received more than once."""
     return [
         number for number, count in Counter(number for numbers in received for number in numbers).items() if count > 1
     ]
 
 
 async def delivered(amqp: AbstractConnection, queue: str, stream: Stream, client: Client) -> None:
-    """Returns when a client has the last event of a stream that has stopped, and nothing is left in the queue."""
+    """Waits until a client has the last event of a stopped stream, and the queue is empty."""
     last = max(stream.confirmed)
     await eventually("the last event arrives", lambda: client.has(last))
 
@@ -150,9 +150,9 @@ async def delivered(amqp: AbstractConnection, queue: str, stream: Stream, client
 async def handed_over(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, end: signal.Signals
 ) -> tuple[list[int], Client, Client, int]:
-    """A bridge is ended under load and another takes its queue: what was confirmed, the client of each, the exit code.
+    """Ends a bridge under load, while another one takes its queue. Waits until everything is acknowledged.
 
-    Returns when everything was delivered and acknowledged.
+    Returns the confirmed events, the client of each bridge, and the exit code.
     """
     variables = named(exchange, queue)
     async with AsyncExitStack() as stack:
@@ -160,7 +160,7 @@ async def handed_over(
         await first.consuming()
         a = await Client.of(first)
         stack.callback(a.close)
-        line, b = await stack.enter_async_context(successor(broker, **variables))
+        tunnel, b = await stack.enter_async_context(successor(broker, **variables))
         stream = await stack.enter_async_context(streaming(amqp, exchange))
         await stream.further(1000)
         await eventually("the first bridge is at work", lambda: a.has(500))
@@ -168,7 +168,7 @@ async def handed_over(
         code = await first.ended()
         await a.ended()
         await stream.further(500)
-        await line.open()
+        await tunnel.open()
         await stream.further(500)
         await stream.stop()
         await delivered(amqp, queue, stream, b)
@@ -176,7 +176,7 @@ async def handed_over(
 
 
 def assert_all_arrived(confirmed: list[int], *clients: Client) -> None:
-    """Every event at one client or another, at each once and in order."""
+    """Checks that every event reached a client, and that each client got its events once and in order."""
     for client in clients:
         assert client.numbers == sorted(set(client.numbers))
     assert set(confirmed) - set(chain(*(client.numbers for client in clients))) == set()
@@ -195,20 +195,20 @@ async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowl
     doubled = twice(a.numbers, b.numbers)
     assert len(doubled) <= PREFETCH
     figures.record(
-        "the bridge is killed (-9) under load, and another takes its queue",
-        "what it had not acknowledged goes to the other's clients",
+        "the bridge is killed (-9) under load, and another one takes its queue",
+        "its unacknowledged events go to the clients of the other one",
         f"0 of {len(confirmed)}",
-        f"{len(doubled)}, of two bridges' clients",
+        f"{len(doubled)}, over both bridges' clients",
     )
 
 
 @pytest.mark.slow
-async def test_killed_bridge_whose_acknowledgements_were_under_way_costs_nothing_but_the_prefetch_twice(
+async def test_killed_bridge_with_acknowledgements_in_flight_costs_at_most_the_prefetch_twice(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The clients of the next bridge get the events again that the killed bridge had sent but not acknowledged.
+    """The clients of the next bridge also get the events that the killed bridge had sent and not acknowledged.
 
-    These are at most as many as the prefetch, and no confirmed event is missing.
+    There are at most as many as the prefetch, and no confirmed event is missing.
     """
     variables = named(exchange, queue)
     async with AsyncExitStack() as stack:
@@ -218,7 +218,7 @@ async def test_killed_bridge_whose_acknowledgements_were_under_way_costs_nothing
         await first.consuming()
         a = await Client.of(first)
         stack.callback(a.close)
-        line, b = await stack.enter_async_context(successor(broker, **variables))
+        tunnel, b = await stack.enter_async_context(successor(broker, **variables))
         stream = await stack.enter_async_context(streaming(amqp, exchange))
         await eventually("the first bridge is at work", lambda: a.has(100))
         way.hold(Direction.UP)
@@ -231,7 +231,7 @@ async def test_killed_bridge_whose_acknowledgements_were_under_way_costs_nothing
         await first.ended()
         await a.ended()
         way.cut()
-        await line.open()
+        await tunnel.open()
         await stream.further(500)
         await stream.stop()
         await delivered(amqp, queue, stream, b)
@@ -254,8 +254,8 @@ async def test_stopped_bridge_leaves_to_its_successor_exactly_what_it_did_not_se
     opcode, payload = a.frames[-1]
     assert (opcode, close_code(payload)) == (CLOSE, 1001)
     figures.record(
-        "the bridge is stopped (SIGTERM) under load, and another takes its queue",
-        "sends and acknowledges what it has, closes its clients with 1001",
+        "the bridge is stopped (SIGTERM) under load, and another one takes its queue",
+        "sends and acknowledges its events, closes its clients with 1001",
         f"0 of {len(confirmed)}",
     )
 
@@ -267,7 +267,7 @@ async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_ru
 
     This holds while the other bridge is killed and started again.
 
-    RabbitMQ 4.3 refuses some of what is published while the exclusive queue of the killed bridge goes away.
+    RabbitMQ 4.3 refuses some events while it deletes the exclusive queue of the killed bridge.
     """
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail"}
     async with (
@@ -284,8 +284,8 @@ async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_ru
             killed.process.send_signal(signal.SIGKILL)
             await killed.ended()
             await b.ended()
-            line, c = await stack.enter_async_context(successor(broker, **variables))
-            await line.open()
+            tunnel, c = await stack.enter_async_context(successor(broker, **variables))
+            await tunnel.open()
             await eventually("it is back", lambda: c.numbers)
             await stream.further(500)
         assert not stream.refused or release_of(version_of(broker.url)) == "4.3"

@@ -1,4 +1,4 @@
-"""Large messages in a queue: the bridge takes them with bounded memory, whatever its prefetch is."""
+"""Large messages in a queue: the bridge reads them with bounded memory, whatever its prefetch is."""
 
 import asyncio
 
@@ -19,16 +19,16 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 LOG_MB, IN_HAND_MB = 16, 64
-"""What the bridge may take beside one message: `BRIDGE_LOG_BYTES`, and what it has in hand."""
+"""The bridge may take this in addition to one message: `BRIDGE_LOG_BYTES`, and messages in progress."""
 
 BASE_MB = 50
-"""Of a bridge without clients, since the process is looked at from its start."""
+"""The memory of a bridge without clients: the measurement begins with the process."""
 
 LIMIT_S = 120.0
 
 
 async def queue_with(amqp: AbstractConnection, queue: str, size: int, count: int) -> None:
-    """A durable queue, made by somebody else, in which that many messages of that size wait."""
+    """Declares a durable queue, as an operator does, with `count` messages of `size` bytes."""
     channel = await amqp.channel(publisher_confirms=True)
     await channel.declare_queue(queue, durable=True)
     body = b"x" * size
@@ -50,7 +50,7 @@ async def test_memory_is_bounded_while_large_messages_are_rejected(
     try:
         await queue_with(amqp, queue, size, count)
     except ChannelPreconditionFailed as error:
-        pytest.skip(f"this broker takes no messages of {size} bytes: {error}")
+        pytest.skip(f"this broker accepts no messages of {size} bytes: {error}")
     settings = {"EXCHANGES": f"{exchange}=killmail", "QUEUE": queue, "REJECT_EXCHANGE": rejects}
     variables = {f"BRIDGE_{name}": text for name, text in settings.items()}
     async with bridge_process(broker.url, **variables) as process:
@@ -68,7 +68,7 @@ async def test_memory_is_bounded_while_large_messages_are_rejected(
         assert await metric(port, "bridge_rejects_lost_total") == 0
         assert memory.look() < (LOG_MB + IN_HAND_MB) * MB + size + BASE_MB * MB
         await publish(amqp, exchange, killmail(1))
-        await eventually("updates come all the same", lambda: _has_updates(port))
+        await eventually("updates still arrive", lambda: _has_updates(port))
 
 
 async def _none_waits(port: int) -> bool:
@@ -82,7 +82,7 @@ async def _has_updates(port: int) -> bool:
 async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_and_not_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """The broker ends a connection from which nothing is read. The next one takes no more than there is room for."""
+    """The broker closes a connection that is not read. The next one takes no more messages than there is room for."""
     size, count = 8_000_000, 30
     await queue_with(amqp, queue, size, count)
     channel = await amqp.channel()
@@ -90,28 +90,28 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
     await channel.declare_queue(rejects, durable=True, arguments=full)
     settings = {"EXCHANGES": f"{exchange}=killmail", "QUEUE": queue, "REJECT_EXCHANGE": rejects}
     variables = {f"BRIDGE_{name}": text for name, text in settings.items()}
-    # aiormq gives the connection up after three heartbeats.
+    # aiormq closes the connection after three heartbeats.
     async with bridge_process(f"{broker.url}?heartbeat=3", **variables) as process:
         memory = Memory(process.process.pid)
         sampling = asyncio.create_task(sample_memory(memory))
         port = await process.port()
         await eventually(
-            "fewer are taken at once",
+            "the prefetch is reduced",
             lambda: process.logged("prefetch reduced: large rejected events are held"),
             limit_s=LIMIT_S,
         )
         await eventually("it consumes again", lambda: process.logged("broker recovered"), limit_s=LIMIT_S)
-        # At no time without a queue: the broker would give back what it can't route, whole.
+        # The exchange always has a queue: otherwise the broker would return whole messages as unroutable.
         kept = await channel.declare_queue(f"{rejects}.kept", durable=True)
         await kept.bind(rejects, "#")
         await channel.queue_delete(rejects)
         await eventually("all are there", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
         sampling.cancel()
-        # What was on its way to the broker when a session ended is sent to its end, beside what the next one has.
+        # A message that is being sent when a session ends is sent to its end, in addition to those of the next session.
         assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + MAX_HELD_BYTES + size
         assert await metric(port, "bridge_rejects_lost_total") == 0
     assert len(await take(amqp, kept.name, count)) == count
-    # An event whose confirm was lost with the connection is there twice.
+    # An event is there twice if its confirm was lost with the connection.
     await kept.delete(if_empty=False)
     await channel.close()
 

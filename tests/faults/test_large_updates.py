@@ -1,4 +1,4 @@
-"""Large updates and clients that don't read them: the bridge keeps only its log and a piece for each client."""
+"""Large updates and clients that don't read them: the bridge keeps only its log, and one piece for each client."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ LOG_BYTES = 16 * MB
 PIECE_BYTES = 16384
 UPDATE_BYTES = 3_900_000
 SPARE_BYTES = 30 * MB
-"""For an update on its way from the broker to the log, and for a piece for each client."""
+"""Memory for an update between the broker and the log, and for one piece for each client."""
 
 LIMIT_S = 60.0
 
 
 def large(number: int) -> dict[str, object]:
-    """A killmail whose update has about 3.9 MB."""
+    """Returns a killmail whose update has about 3.9 MB."""
     return killmail(number, padding="x" * UPDATE_BYTES)
 
 
@@ -67,7 +67,7 @@ async def growth(memory: Memory, port: int, lagging: int, context: ssl.SSLContex
         memory.look()
         return await metric(port, 'bridge_connections_lagging{transport="websocket"}', context) == lagging
 
-    await eventually("they are behind", are_behind, limit_s=LIMIT_S)
+    await eventually("they lag", are_behind, limit_s=LIMIT_S)
     return memory.look()
 
 

@@ -21,8 +21,8 @@ UNPROVEN = "the broker has not answered for 2 s"
 
 NOTICED = "does not answer within 6 s"
 
-DOES = "is not ready after 10 s, gives the connection up after 21 s, tries again"
-"""With the product's own time constants."""
+DOES = "is not ready after 10 s, closes the connection after 21 s, retries"
+"""The times are those of the product's own constants."""
 
 LATE_LIMIT_S = 3.0
 
@@ -31,7 +31,7 @@ ALONE = "no other consumer shares this bridge's queue any more"
 
 
 async def noticed(stage: Scene) -> None:
-    """Returns once both bridges have given the connection up; they must have said before that nothing proves it."""
+    """Waits until both bridges close the connection. Before that, `/readyz` must report the missing answers."""
 
     async def doubted(bridge: Watched) -> bool:
         _, body = await bridge.state()
@@ -45,8 +45,8 @@ async def noticed(stage: Scene) -> None:
 
 
 @pytest.mark.slow
-async def test_broker_that_is_stopped_is_noticed_before_its_heartbeats_are_missed(node_broker: PrivateNode) -> None:
-    """Promise: a broker that hangs is consumed from as soon as it goes on."""
+async def test_suspended_broker_is_noticed_before_its_heartbeats_are_missed(node_broker: PrivateNode) -> None:
+    """Promise: the bridge consumes from a broker that hung as soon as it continues."""
     async with scene(node_broker.url, None, TIMING) as stage:
         fault = await stage.fault()
         node_broker.pause()
@@ -55,47 +55,48 @@ async def test_broker_that_is_stopped_is_noticed_before_its_heartbeats_are_misse
         finally:
             node_broker.resume()
         fault.over()
-        await stage.verify(fault, "the broker is stopped (SIGSTOP)", DOES)
+        await stage.verify(fault, "the broker is suspended (SIGSTOP)", DOES)
 
 
-async def test_line_that_is_dark_is_given_up_and_tried_again(broker: Broker) -> None:
-    """Promise: a line on which nothing goes either way is given up, and tried again until something does."""
-    async with proxy(broker.url) as line:
-        await line.open()
-        async with scene(broker.url, line.url, TIMING) as stage:
+async def test_silent_connection_is_closed_and_retried(broker: Broker) -> None:
+    """Promise: the bridge closes a connection without data in either direction, and retries until data passes."""
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with scene(broker.url, tunnel.url, TIMING) as stage:
             fault = await stage.fault()
-            line.hold()
+            tunnel.hold()
             await noticed(stage)
-            line.release()
-            await stage.verify(fault, "nothing goes either way", DOES)
+            tunnel.release()
+            await stage.verify(fault, "no data passes in either direction", DOES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("blocked", Direction)
-async def test_line_that_goes_one_way_is_given_up(broker: Broker, blocked: Direction) -> None:
-    """Promise: it takes both ways to be ready, whatever still goes on one."""
-    async with proxy(broker.url) as line:
-        await line.open()
-        async with scene(broker.url, line.url, TIMING) as stage:
+async def test_connection_with_one_direction_is_closed(broker: Broker, blocked: Direction) -> None:
+    """Promise: a bridge is ready only if data passes in both directions."""
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with scene(broker.url, tunnel.url, TIMING) as stage:
             fault = await stage.fault()
-            line.hold(blocked)
+            tunnel.hold(blocked)
             await noticed(stage)
-            line.release()
-            await stage.verify(fault, f"nothing goes {blocked.value}, the other way is open", DOES)
+            tunnel.release()
+            await stage.verify(fault, f"no data passes {blocked.value}", DOES)
 
 
 @pytest.mark.slow
-async def test_connection_that_only_the_broker_believes_in_holds_nothing_new(broker: Broker) -> None:
-    """Promise: a new connection gets what is new; what lies on the one that is half open comes again, and once only."""
-    async with proxy(broker.url) as line:
-        await line.open()
-        async with scene(broker.url, line.url, FORGETFUL) as stage:
+async def test_half_open_connection_gets_no_new_events(broker: Broker) -> None:
+    """Promise: a new connection gets all new events. Those of the half-open one are delivered again, and only once."""
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with scene(broker.url, tunnel.url, FORGETFUL) as stage:
             fault = await stage.fault()
-            line.forsake()
+            tunnel.forsake()
             fault.over()
             await stage.fetcher.further(300)
-            does = "connects again at once; what the old connection got comes again when the broker has missed it"
-            await stage.verify(fault, "the broker believes in a connection that is gone", does)
+            what = "the connection is half-open: the broker has not noticed its end"
+            does = "reconnects at once; the broker delivers the events of the old connection again when it notices"
+            await stage.verify(fault, what, does)
             named, confirmed = stage.named, stage.fetcher.confirmed
             late = [n for n, at in confirmed.items() if at > fault.began_s + 1 and named.arrived[n] - at > LATE_LIMIT_S]
             assert late == []

@@ -1,4 +1,4 @@
-"""What an operator does to a broker that runs, on purpose or not, and what is the bridges' to take."""
+"""What an operator can do to a running broker, and how the bridges react."""
 
 import secrets
 import signal
@@ -24,30 +24,30 @@ OTHER_PASSWORD = secrets.token_hex(8)
 
 
 def user_of(url: str) -> str:
-    """The user's name in a URL."""
+    """Returns the user name in a URL."""
     return urlsplit(url).username or ""
 
 
 async def close_connections(node: PrivateNode, user: str, reason: str) -> None:
-    """Ends all of a user's connections."""
+    """Closes all connections of a user."""
     await node.ctl("close_all_user_connections", user, reason)
 
 
-async def test_connections_that_are_closed_by_force_come_back(node_broker: PrivateNode) -> None:
-    """Promise: the reason is the broker's own, and a second later it is over; a named queue loses nothing."""
+async def test_connections_that_are_closed_by_force_are_opened_again(node_broker: PrivateNode) -> None:
+    """Promise: the log has the broker's reason, and the outage lasts a second. A named queue loses nothing."""
     url = await node_broker.user()
     user = user_of(url)
     async with scene(node_broker.url, url) as stage:
         fault = await stage.fault()
         await close_connections(node_broker, user, "maintenance")
-        await stage.verify(fault, "an operator closes the connections", "connects again at once")
+        await stage.verify(fault, "an operator closes the connections", "reconnects at once")
         for bridge in stage.bridges.values():
             [line] = fault.lines(bridge, "broker lost")
             assert "maintenance" in str(line["error"])
 
 
 async def test_password_that_is_changed_is_named_until_it_is_right_again(node_broker: PrivateNode) -> None:
-    """Promise: `/readyz` says whose password it is, and consuming needs nobody but who changes it back."""
+    """Promise: `/readyz` names the user. The bridge consumes again without help when the password is changed back."""
     url = await node_broker.user()
     user = user_of(url)
     async with scene(node_broker.url, url) as stage:
@@ -61,13 +61,13 @@ async def test_password_that_is_changed_is_named_until_it_is_right_again(node_br
         await stage.fetcher.further(100)
         await node_broker.ctl("change_password", user, PASSWORD)
         fault.over()
-        does = "says so in `/readyz`, tries again"
+        does = "reports it in `/readyz`, retries"
         await stage.verify(fault, "the password is changed, and changed back", does)
 
 
 @pytest.mark.slow
-async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_again(node_broker: PrivateNode) -> None:
-    """Promise: `/readyz` names the virtual host; with it go the events, but not the bridge."""
+async def test_virtual_host_that_is_deleted_and_created_again_is_consumed_from_again(node_broker: PrivateNode) -> None:
+    """Promise: `/readyz` names the virtual host. Its events are lost, and the bridge runs on."""
     vhost = unique("vhost")
     rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
     definitions = {"vhosts": [{"name": vhost}], "permissions": [{"vhost": vhost, **rights}]}
@@ -80,15 +80,15 @@ async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_agai
             assert body["broker"]["state"] == "refused"
         await node_broker.define(definitions)
         fault.over()
-        # What waits in a queue of the virtual host goes with it.
-        what, does = "the virtual host is deleted and made again", "names it in `/readyz`, tries again"
+        # The events in the queues of the virtual host are lost.
+        what, does = "the virtual host is deleted and created again", "reports it in `/readyz`, retries"
         await stage.verify(fault, what, does, kept=False)
     await node_broker.ctl("delete_vhost", vhost)
 
 
 @asynccontextmanager
 async def rejects_are_refused(node: PrivateNode, rejects: str) -> AsyncIterator[None]:
-    """The rejects' queue is full, and stays so."""
+    """Makes the queue of rejected events full."""
     policy = unique("policy")
     full = '{"max-length":0,"overflow":"reject-publish"}'
     await node.ctl("set_policy", "--apply-to", "queues", policy, f"^{rejects}$", full)
@@ -99,14 +99,14 @@ async def rejects_are_refused(node: PrivateNode, rejects: str) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def patience(node: PrivateNode, timeout_ms: int, look_ms: int) -> AsyncIterator[None]:
-    """How long the broker waits for an acknowledgement, of the channels that are opened now; it looks now and then."""
+async def ack_timeout(node: PrivateNode, timeout_ms: int, check_ms: int) -> AsyncIterator[None]:
+    """Sets the broker's timeout for acknowledgements on new channels, and the interval of its checks."""
     was = await node.ctl("eval", "[application:get_env(rabbit, N) || N <- [consumer_timeout, channel_tick_interval]].")
     assert was == "[{ok,1800000},{ok,60000}]"
     setting = (
         "application:set_env(rabbit, consumer_timeout, {}), application:set_env(rabbit, channel_tick_interval, {})."
     )
-    await node.ctl("eval", setting.format(timeout_ms, look_ms))
+    await node.ctl("eval", setting.format(timeout_ms, check_ms))
     try:
         yield
     finally:
@@ -117,30 +117,30 @@ async def patience(node: PrivateNode, timeout_ms: int, look_ms: int) -> AsyncIte
 async def test_channel_that_the_broker_closes_with_406_is_opened_again(
     node_broker: PrivateNode,
 ) -> None:
-    """Promise: a reject that waits longer than the broker has patience costs a reconnect, and is not lost itself."""
+    """Promise: a rejected event that is held beyond the broker's timeout costs a reconnect, and is not lost."""
     if release_of(version_of(node_broker.url)) == "4.3":
-        # Nothing that an installation could mend: both queues of the scene are classic.
+        # No installation can change this: both queues of the scene are classic.
         pytest.skip("RabbitMQ 4.3 waits without a limit for the acknowledgements of a classic queue")
     async with (
-        patience(node_broker, 1000, 500),
+        ack_timeout(node_broker, 1000, 500),
         scene(node_broker.url) as stage,
         observer(node_broker.url) as amqp,
     ):
         fault = await stage.fault()
         async with rejects_are_refused(node_broker, stage.rejects):
-            await publish(amqp, stage.exchange, b"poison", delivery_mode=2)
+            await publish(amqp, stage.exchange, b"invalid", delivery_mode=2)
             await stage.noticed(fault)
         fault.over()
-        await stage.verify(fault, "the broker closes the channel (406)", "connects again at once")
+        await stage.verify(fault, "the broker closes the channel (406)", "reconnects at once")
         for bridge in stage.bridges.values():
             assert "PRECONDITION_FAILED" in str(fault.lines(bridge, "broker lost")[0]["error"])
         for message in await take(amqp, stage.rejects, 2):
-            assert message.body == b"poison"
+            assert message.body == b"invalid"
         assert await depth(amqp, stage.rejects) == 0
 
 
-async def test_user_who_may_not_read_the_queue_is_told_so_at_the_start(node_broker: PrivateNode) -> None:
-    """Promise: a permission that is missing for consuming alone ends the start as any other does."""
+async def test_missing_permission_to_read_the_queue_ends_the_start(node_broker: PrivateNode) -> None:
+    """Promise: if only the permission to consume is missing, the start ends as with any other."""
     exchange, queue = unique("exchange"), unique("queue")
     url = await node_broker.user(read=f"^{exchange}$")
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": "off"}
@@ -155,8 +155,8 @@ async def test_user_who_may_not_read_the_queue_is_told_so_at_the_start(node_brok
         await channel.exchange_delete(exchange)
 
 
-async def says(port: int, status: int, *missing: str) -> dict[str, Any]:
-    """What `/readyz` says, once it has this status, and just this is missing."""
+async def readyz(port: int, status: int, *missing: str) -> dict[str, Any]:
+    """Waits until `/readyz` has this status and exactly these missing parts, and returns its body."""
     body = b""
 
     async def has() -> bool:
@@ -171,7 +171,7 @@ async def says(port: int, status: int, *missing: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def memory_alarm(node: PrivateNode) -> AsyncIterator[None]:
-    """The broker takes itself for short of memory."""
+    """Makes the broker report a memory alarm."""
     await node.ctl("set_vm_memory_high_watermark", "0.00001")
     try:
         yield
@@ -179,30 +179,30 @@ async def memory_alarm(node: PrivateNode) -> AsyncIterator[None]:
         await node.ctl("set_vm_memory_high_watermark", "0.4")
 
 
-async def test_broker_that_is_short_of_memory_is_consumed_from_and_what_is_rejected_is_held(
+async def test_broker_that_is_short_of_memory_is_consumed_from_and_rejected_events_are_held(
     node_broker: PrivateNode,
 ) -> None:
-    """Promise: an alarm stops no update; a reject waits, and `/readyz` says what for in the broker's own words."""
+    """Promise: an alarm stops no update. A rejected event is held, and `/readyz` has the broker's reason."""
     exchange, rejects = unique("exchange"), unique("rejects")
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects}
     async with bridge_process(node_broker.url, **variables) as process, observer(node_broker.url) as amqp:
         await process.consuming()
         port = await process.port()
         client = await RawClient.open(port)
-        # Both connections are there: the one for rejects must be blocked, not be made under the alarm.
-        await says(port, 200)
+        # Both connections are open: the one for rejected events must be blocked, and not be opened under the alarm.
+        await readyz(port, 200)
         process.process.send_signal(signal.SIGSTOP)
-        await publish(amqp, exchange, b"poison", killmail(1))
+        await publish(amqp, exchange, b"invalid", killmail(1))
         async with memory_alarm(node_broker):
             process.process.send_signal(signal.SIGCONT)
             assert orjson.loads(await client.text())["data"]["killmailId"] == 1
-            body = await says(port, 503, "rejected events can't be published, and are held")
+            body = await readyz(port, 503, "rejected events can't be published, and are held")
             assert body["rejects"]["waiting"] == 1
             assert "low on memory" in body["rejects"]["last_error"]
         since_s = time.monotonic()
-        await says(port, 200)
+        await readyz(port, 200)
         [message] = await take(amqp, rejects, 1)
-        assert message.body == b"poison"
+        assert message.body == b"invalid"
         assert time.monotonic() - since_s <= RECOVERY_LIMIT_S
         assert await depth(amqp, rejects) == 0
         await client.close()

@@ -1,4 +1,4 @@
-"""The broker goes away under a publisher: what was confirmed is there, and the rest follows by itself."""
+"""A publisher loses its broker: all confirmed updates are there, and the others follow without help."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ MAX_UNCONFIRMED = 20
 
 
 class Stream:
-    """Broadcasts numbered killmails concurrently until `stop`, and records the outcome of each."""
+    """Broadcasts numbered killmails concurrently until `stop`. Records the outcome of each."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -45,18 +45,18 @@ class Stream:
                 (self.routed if routed else self.unrouted).append(number)
 
     async def further(self, count: int) -> None:
-        """Returns when `count` more killmails are routed to a queue."""
+        """Waits until `count` more killmails are routed to a queue."""
         enough = len(self.routed) + count
         await eventually("more updates are confirmed", lambda: len(self.routed) >= enough)
 
     async def stop(self) -> None:
-        """Stops. Returns when all broadcasts in progress have ended."""
+        """Stops, and waits for the end of all broadcasts in progress."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
 
 async def all_of(amqp: AbstractConnection, queue: str) -> list[int]:
-    """The ids of all killmails in a queue."""
+    """Returns the ids of all killmails in a queue."""
     messages = await take(amqp, queue, await depth(amqp, queue))
     return [orjson.loads(message.body)["killmailId"] for message in messages]
 
@@ -92,13 +92,13 @@ async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
 ) -> None:
     caplog.set_level(logging.INFO, "bridge.publisher")
     await bind(amqp, exchange, queue)
-    async with proxy(broker.url) as line:
-        await line.open()
-        async with Publisher(line.url, exchange) as publisher:
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with Publisher(tunnel.url, exchange) as publisher:
             stream = Stream(publisher)
             for _ in range(3):
                 await stream.further(100)
-                line.cut()
+                tunnel.cut()
             await stream.further(100)
             await stream.stop()
     assert stream.unrouted == stream.unconfirmed == []
@@ -110,10 +110,10 @@ async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
 
 
 @no_task_left
-async def test_task_that_went_on_after_a_cancellation_publishes_like_any_other(
+async def test_task_that_continues_after_a_cancellation_publishes_like_any_other(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """A last word on the way out, say: a lost connection is no reason to raise what nobody has documented."""
+    """Such a task may publish a last update. A lost connection must not raise an undocumented error there."""
     await bind(amqp, exchange, queue)
 
     async def last_words(publisher: Publisher) -> bool:
@@ -121,18 +121,18 @@ async def test_task_that_went_on_after_a_cancellation_publishes_like_any_other(
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             return all([await publisher.broadcast("killmail", killmail(number)) for number in range(300)])
-        raise AssertionError("nobody sets it")
+        raise AssertionError("this event is never set")
 
-    async with proxy(broker.url) as line:
-        await line.open()
-        async with Publisher(line.url, exchange) as publisher:
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with Publisher(tunnel.url, exchange) as publisher:
             tasks = [asyncio.create_task(last_words(publisher)) for _ in range(5)]
             await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
             for enough in (50, 100, 200):
                 await eventually("some have arrived", partial(_at_least, amqp, queue, enough))
-                line.cut()
+                tunnel.cut()
             assert await asyncio.gather(*tasks) == [True] * 5
 
 
@@ -144,13 +144,13 @@ async def _at_least(amqp: AbstractConnection, queue: str, count: int) -> bool:
 async def test_close_does_not_wait_for_a_broker_that_reads_nothing(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """A broker that is short of memory leaves the line full; aiormq would wait until it is empty."""
+    """A broker that is short of memory does not empty the socket. aiormq would wait for that."""
     await bind(amqp, exchange, queue)
-    async with proxy(broker.url) as line:
-        await line.open()
-        async with Publisher(line.url, exchange) as publisher:
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with Publisher(tunnel.url, exchange) as publisher:
             assert await publisher.broadcast("killmail", killmail(1))
-            line.hold()
+            tunnel.hold()
             large = killmail(2, padding="x" * 2_000_000)
             waiting = [asyncio.create_task(publisher.broadcast("killmail", large)) for _ in range(20)]
             await asyncio.wait(waiting, timeout=0.5)
@@ -161,7 +161,7 @@ async def test_close_does_not_wait_for_a_broker_that_reads_nothing(
 
 
 @no_task_left
-async def test_exchange_that_is_deleted_is_made_anew(
+async def test_exchange_that_is_deleted_is_declared_again(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     await bind(amqp, exchange, queue)
@@ -183,25 +183,25 @@ async def test_exchange_that_is_deleted_is_made_anew(
 async def test_update_that_is_cancelled_leaves_the_others_alone(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Whether it waits for a connection, for its turn or for its confirm."""
+    """The cancelled update may wait for a connection, for its turn or for its confirm."""
     await bind(amqp, exchange, queue)
-    async with proxy(broker.url) as line, Publisher(line.url, exchange) as publisher:
+    async with proxy(broker.url) as tunnel, Publisher(tunnel.url, exchange) as publisher:
         early = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100)]
         await eventually("all wait", lambda: publisher._exchange.error is not None)
         for task in early[::3]:
             task.cancel()
-        await line.open()
+        await tunnel.open()
         await asyncio.wait(early)
         late = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100, 400)]
-        # So that some are at the broker, others not yet.
+        # Now the broker has some of the updates, but not all.
         await late[150]
-        # No confirm comes meanwhile, which may be one for all of them.
-        line.hold(Direction.DOWN)
+        # No confirm arrives meanwhile: a single one could confirm all of them.
+        tunnel.hold(Direction.DOWN)
         more = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(400, 430)]
         late += more
         await asyncio.sleep(0)
         cancelled = [task for task in late[::3] if task.cancel()]
-        line.release()
+        tunnel.release()
         await asyncio.wait(late)
         assert cancelled
     given_up = [n for n, task in enumerate([*early, *late]) if task.cancelled()]
@@ -220,17 +220,17 @@ async def test_time_that_runs_out_during_an_outage_is_told_with_the_reason(
 ) -> None:
     await bind(amqp, exchange, queue)
     async with AsyncExitStack() as stack:
-        line = await stack.enter_async_context(proxy(broker.url))
-        publisher = await stack.enter_async_context(Publisher(line.url, exchange, timeout_s=1))
-        await line.open()
+        tunnel = await stack.enter_async_context(proxy(broker.url))
+        publisher = await stack.enter_async_context(Publisher(tunnel.url, exchange, timeout_s=1))
+        await tunnel.open()
         assert await publisher.broadcast("killmail", killmail(1))
-        await line.close()
+        await tunnel.close()
         outcomes: list[Any] = await asyncio.gather(
             *(publisher.broadcast("killmail", killmail(n)) for n in range(2, 12)), return_exceptions=True
         )
         assert {type(outcome) for outcome in outcomes} == {NotConfirmed}
         assert all("127.0.0.1" in str(outcome) for outcome in outcomes)
-        await line.open()
+        await tunnel.open()
         stream = Stream(publisher)
         await stream.further(10)
         await stream.stop()

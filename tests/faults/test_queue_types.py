@@ -1,4 +1,4 @@
-"""Queues of other types: what the bridge makes where they are the default, and what it says of those of others."""
+"""Queues of other types: the bridge declares classic queues whatever the default is, and warns of delivery limits."""
 
 import json
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 
 @asynccontextmanager
 async def virtual_host(node: PrivateNode, default_queue_type: str) -> AsyncIterator[str]:
-    """The node's URL, in a virtual host with that default (which RabbitMQ 3.10 does not know)."""
+    """Yields the node's URL for a virtual host with this default. RabbitMQ 3.10 ignores the default."""
     name = unique("host")
     metadata = {"description": "", "tags": [], "default_queue_type": default_queue_type}
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
@@ -36,7 +36,7 @@ async def virtual_host(node: PrivateNode, default_queue_type: str) -> AsyncItera
         await node.ctl("delete_vhost", name)
 
 
-async def test_queues_that_the_bridge_makes_are_classic_whatever_the_default_is(node_broker: PrivateNode) -> None:
+async def test_queues_that_the_bridge_declares_are_classic_whatever_the_default_is(node_broker: PrivateNode) -> None:
     async with virtual_host(node_broker, "quorum") as url:
         host = urlsplit(url).path[1:]
         async with (
@@ -56,37 +56,37 @@ OF_ONE: FieldTable = {"x-max-length": 1, "x-overflow": "reject-publish"}
 async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """What is held goes back with each connection that is lost, and the queue counts that."""
+    """A held event returns to its queue with each lost connection, and the queue counts this."""
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=QUORUM)
-    # Full, until it is purged. The broker would confirm an event that is on its way to a queue while that is deleted.
+    # The queue is full until it is purged. If it were deleted, the broker would confirm an event in flight to it.
     full = await channel.declare_queue(rejects, durable=True, arguments=OF_ONE)
     await full.bind(await channel.declare_exchange(rejects, "fanout", durable=True))
     await publish(amqp, rejects, b"old")
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "reject_exchange": rejects}
-    async with proxy(broker.url) as line:
-        await line.open()
-        async with running(line.url, Timing(check_interval_s=0.1), **flags) as bridge:
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with running(tunnel.url, Timing(check_interval_s=0.1), **flags) as bridge:
 
             def warnings() -> object:
                 return bridge.readiness.report()[1]["warnings"]
 
-            await publish(amqp, exchange, b"poison")
+            await publish(amqp, exchange, b"invalid")
             for _ in range(WARNED):
                 await eventually("it is held", lambda: bridge._rejects.waiting == 1)
                 assert warnings() == []
-                accepted = line.accepted
-                line.cut()
-                await eventually("it is back", lambda: line.accepted > accepted + 1)  # noqa: B023 - over before the next turn
-                # Connections that end before any answer are another matter.
+                accepted = tunnel.accepted
+                tunnel.cut()
+                await eventually("it is back", lambda: tunnel.accepted > accepted + 1)  # noqa: B023 - over before the next turn
+                # Connections that end before any answer have another warning.
                 await eventually(
                     "the broker answers", lambda: (check := consumer_of(bridge)._topology_check) and check.answered
                 )
             await eventually("it warns", warnings)
             assert f"was delivered {WARNED} times before" in str(warnings())
             await full.purge()
-            await eventually("it warns no more", lambda: not warnings())
+            await eventually("the warning ends", lambda: not warnings())
             await eventually("no event is held", lambda: bridge._rejects.waiting == 0)
         [message] = await take(amqp, rejects, 1)
-        assert message.body == b"poison"
+        assert message.body == b"invalid"
     await channel.close()

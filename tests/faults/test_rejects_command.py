@@ -1,4 +1,4 @@
-"""`edk-bridge rejects` by a user who may not do everything: what is missing is named, and nothing is lost."""
+"""`edk-bridge rejects` without a permission: the error names the missing permission, and no event is lost."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ from tests.support.running import running, unique
 
 
 async def removed(amqp: AbstractConnection, *names: str) -> None:
-    """Leaves no queue and no exchange of these names."""
+    """Deletes the queues and exchanges with these names."""
     channel = await amqp.channel()
     for name in names:
         await channel.queue_delete(name)
@@ -38,7 +38,7 @@ async def node(node_broker: PrivateNode) -> AsyncIterator[AbstractConnection]:
 async def test_queue_that_may_not_be_read_is_named(
     node_broker: PrivateNode, node: AbstractConnection, arguments: tuple[str, ...]
 ) -> None:
-    """Promise: the exit code is 3, one line says which permission is missing, and nothing has changed."""
+    """Promise: the exit code is 3, one line names the missing permission, and nothing changes."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
     url = await node_broker.user(configure="^$", read="^$")
     ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
@@ -53,7 +53,7 @@ async def test_queue_that_may_not_be_read_is_named(
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: what may go goes; what may not is kept in its order, and the exchange is named once."""
+    """Promise: permitted events are requeued. The others stay in their order, and their exchange is named once."""
     rejects, free, closed = unique("rejects"), unique("free"), unique("closed")
     for exchange in (free, closed):
         await bind(node, exchange, exchange)
@@ -74,15 +74,15 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
 
 
 @pytest.mark.slow
-async def test_queue_that_the_bridge_makes_is_none_that_drops_what_is_looked_at(node_broker: PrivateNode) -> None:
-    """Promise: whatever the virtual host's default, `list` removes nothing, however often it is run."""
+async def test_queue_that_the_bridge_declares_drops_no_event_that_is_listed(node_broker: PrivateNode) -> None:
+    """Promise: `list` removes nothing, however often it runs, whatever the virtual host's default is."""
     host = unique("host")
     await node_broker.ctl("add_vhost", host, "--default-queue-type", "quorum")
     await node_broker.ctl("set_permissions", "-p", host, "guest", ".*", ".*", ".*")
     url = urlsplit(node_broker.url)._replace(path=f"/{host}").geturl()
     try:
         async with running(url, exchanges="kills=killmail", reject_exchange="rejects"), observer(url) as amqp:
-            # That it is the default, without which this shows nothing.
+            # Without this default, the test would prove nothing.
             await (await amqp.channel()).declare_queue("other", durable=True)
             queues = await node_broker.ctl("list_queues", "-p", host, "name", "type")
     finally:
@@ -94,7 +94,7 @@ async def test_queue_that_the_bridge_makes_is_none_that_drops_what_is_looked_at(
 async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: a broker that does not answer is said within a few seconds, with its address and no password."""
+    """Promise: an error names a broker that does not answer within a few seconds, without its password."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
     node_broker.pause()
     try:

@@ -1,4 +1,4 @@
-"""Several bridges on one stream behind HAProxy, ended and started again under load: what clients that resume get."""
+"""Several bridges on one stream behind HAProxy, stopped and restarted under load: what resuming clients get."""
 
 import signal
 
@@ -26,14 +26,14 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 CLIENTS = 20
-"""That get every update, and half as many that ask for one solar system's only."""
+"""Clients that get every update. Half as many more ask for one solar system only."""
 
 BETWEEN = 50
-"""Updates between two events of a test: a second of them."""
+"""Updates between two steps of a test, about one second."""
 
 
 def on_stream(exchange: str, stream: str) -> dict[str, str]:
-    """Settings of bridges whose history is a stream."""
+    """Returns the settings of bridges whose history is a stream."""
     return {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_HISTORY": "stream",
@@ -43,12 +43,12 @@ def on_stream(exchange: str, stream: str) -> dict[str, str]:
 
 
 async def healthy(port: int, count: int) -> list[Healthy]:
-    """So many plain clients."""
+    """Connects `count` clients without ids."""
     return [client for client in await collectors(port, count, Healthy) if isinstance(client, Healthy)]
 
 
 async def settled(fetcher: ConfirmingFetcher, everyone: list[ResumingClient], some: list[ResumingClient]) -> None:
-    """Ends the fetcher; every client has what it asked for of what was confirmed, and was told the truth."""
+    """Ends the fetcher. Checks that each client has all confirmed updates of its filter, and that no message lied."""
     await fetcher.stop()
     ours = {number for number in fetcher.confirmed if SYSTEMS[number % 2] == SYSTEMS[0]}
     await have_all(everyone, fetcher.confirmed)
@@ -58,7 +58,7 @@ async def settled(fetcher: ConfirmingFetcher, everyone: list[ResumingClient], so
 
 
 async def ended_in_turn(bridges: Fleet, fetcher: ConfirmingFetcher, by: signal.Signals) -> None:
-    """Each bridge is ended, one after the other, and started again before the next one."""
+    """Ends each bridge, one after the other, and starts it again before the next one."""
     for place in range(SIZE):
         await fetcher.further(BETWEEN)
         await bridges.end(place, by=by)
@@ -71,8 +71,8 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
 ) -> None:
     """A load balancer needs only `/readyz`.
 
-    Clients get every update once from each bridge. A killed bridge loses only its own clients, which find another
-    bridge at once.
+    Clients get every update once from each bridge. If a bridge is killed, only its own clients are disconnected, and
+    they find another bridge at once.
     """
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
     async with fleet(broker.url, **settings) as bridges:
@@ -84,8 +84,10 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
         stayed = [client for client in clients if not client.lost.done()]
         moved = await healthy(bridges.port, 3)
         await publish(amqp, exchange, *map(killmail, range(100, 200)))
-        await eventually("all have the rest", lambda: all(len(client.arrivals) == 100 for client in moved))
-        await eventually("those that stayed too", lambda: all(len(client.arrivals) == 200 for client in stayed))
+        await eventually("all have the remaining updates", lambda: all(len(client.arrivals) == 100 for client in moved))
+        await eventually(
+            "the other clients have them too", lambda: all(len(client.arrivals) == 200 for client in stayed)
+        )
         assert all(client.numbers == list(range(200)) for client in stayed)
         assert all(client.numbers == list(range(100, 200)) for client in moved)
         await bridges.balanced()
@@ -95,7 +97,7 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
 
 
 async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broker: Broker, exchange: str) -> None:
-    """A suspended bridge keeps its connections and sends nothing. The load balancer's checks close them."""
+    """A suspended bridge keeps its connections and sends nothing. The load balancer's checks end them."""
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
     async with fleet(broker.url, **settings) as bridges:
         clients = await healthy(bridges.port, 2 * SIZE)
@@ -126,20 +128,20 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
         await settled(fetcher, everyone, some)
         resumes = [len(client.resumes) - 1 for client in everyone]
         replayed = sum(answer["replayed"] for client in everyone for answer in client.resumes)
-        # Every bridge is ended, so that every client has to reconnect.
+        # Every bridge ends, so that every client must reconnect.
         assert min(resumes) >= 1
         assert replayed > 0
         bridges.assert_nothing_went_wrong()
         figures.record(
-            f"{SIZE} bridges on one stream, behind HAProxy, end in turn under load, by {by.name}",
-            f"clients resume on another one ({sum(resumes)} times; {replayed} updates replayed)",
+            f"{SIZE} bridges on one stream, behind HAProxy, end in turn under load ({by.name})",
+            f"clients resume on another bridge ({sum(resumes)} times; {replayed} updates replayed)",
             f"0 of {len(fetcher.confirmed)}",
             "0",
         )
 
 
 async def test_clients_that_resume_miss_nothing_while_a_bridge_hangs(broker: Broker, exchange: str, queue: str) -> None:
-    """The load balancer's checks cut its clients off; what it held of them comes from another bridge."""
+    """The load balancer's checks disconnect its clients. Another bridge sends the updates that they miss."""
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
         resuming_clients(bridges.port, CLIENTS) as everyone,
@@ -162,7 +164,7 @@ async def test_clients_that_resume_miss_nothing_when_all_bridges_are_killed_at_o
 ) -> None:
     """Events that are published while no bridge runs stay in the stream.
 
-    Bridges that start later know the ids of earlier bridges.
+    Bridges that start later know the ids of the earlier bridges.
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,

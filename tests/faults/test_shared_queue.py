@@ -1,4 +1,4 @@
-"""Two bridges on one named queue: the broker deals its events out between them, and neither gets all."""
+"""Two bridges on one named queue: the broker distributes its events, and neither bridge gets all."""
 
 from functools import partial
 from typing import Any
@@ -15,13 +15,13 @@ ALONE = "no other consumer shares this bridge's queue any more"
 
 
 async def readyz(process: BridgeProcess) -> tuple[int, dict[str, Any]]:
-    """What `/readyz` says."""
+    """Returns the status and the body of `/readyz`."""
     status, body = await get(await process.port(), "/readyz")
     return status, orjson.loads(body)
 
 
 async def others(process: BridgeProcess) -> float:
-    """How many others there are, by the metrics."""
+    """Returns the number of other consumers, from the metrics."""
     _, body = await get(await process.port(), "/metrics")
     return next(
         float(line.split()[1])
@@ -31,14 +31,14 @@ async def others(process: BridgeProcess) -> float:
 
 
 def said(process: BridgeProcess, phrase: str) -> list[dict[str, object]]:
-    """The log lines that begin with it."""
+    """Returns the log lines whose event begins with the phrase."""
     return [line for line in process.lines if str(line["event"]).startswith(phrase)]
 
 
-async def test_two_bridges_on_one_named_queue_say_so_until_one_is_gone(
+async def test_two_bridges_on_one_named_queue_report_it_until_one_is_gone(
     broker: Broker, exchange: str, queue: str
 ) -> None:
-    """Promise: both say it within two checks: an error in the log, a warning in `/readyz`, a metric."""
+    """Promise: both report it within two checks: with an error in the log, a warning in `/readyz`, and a metric."""
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue}
     async with bridge_process(broker.url, **variables) as first:
         await first.consuming()
@@ -49,7 +49,7 @@ async def test_two_bridges_on_one_named_queue_say_so_until_one_is_gone(
                 [line] = said(process, SHARED)
                 assert (line["level"], line["queue"], line["others"]) == ("error", queue, 1)
                 status, body = await readyz(process)
-                # An orchestrator that starts the new one before it stops the old one waits for this.
+                # An orchestrator that starts the new bridge before it stops the old one waits for this.
                 assert status == 200
                 [warning] = body["warnings"]
                 assert warning.startswith(f"other consumers of the queue {queue!r}: 1;")

@@ -1,4 +1,4 @@
-"""A broker that takes only small frames: what is rejected is published all the same, and says what was left out."""
+"""A broker that accepts only small frames: rejected events are still published, and name the omitted headers."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from tests.support.running import port_of, running, sample, unique
 pytestmark = pytest.mark.slow
 
 FRAME_MAX = 8192
-"""The smallest that RabbitMQ takes from its configuration."""
+"""The smallest frame size that RabbitMQ's configuration allows."""
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def small_frames_node() -> Iterator[PrivateNode]:
     node.stop()
 
 
-async def test_reject_with_headers_that_just_fitted_is_published_without_the_largest(
+async def test_rejected_event_whose_headers_just_fit_is_published_without_the_largest(
     small_frames_node: PrivateNode,
 ) -> None:
-    """Beside the reasons, there is no room for all of them. The broker closes the connection for a larger frame."""
+    """With the reasons, not all headers fit. The broker closes the connection if a frame is too large."""
     exchange, rejects = unique("exchange"), unique("rejects")
     url = small_frames_node.url
     async with (
@@ -42,7 +42,7 @@ async def test_reject_with_headers_that_just_fitted_is_published_without_the_lar
         running(url, exchanges=f"{exchange}=killmail", reject_exchange=rejects) as bridge,
     ):
         large: FieldTable = {"trace": "x" * 6200, "source": "y" * 1700, "fetcher": "f-1"}
-        await publish(amqp, exchange, b"poison", headers=large)
+        await publish(amqp, exchange, b"invalid", headers=large)
         [message] = await take(amqp, rejects, 1)
         assert message.headers["x-reject-reason"] == "not-json"
         assert str(message.headers["x-reject-headers"]).endswith(": trace")

@@ -1,4 +1,4 @@
-"""A log that nothing reads, or that can't be written: the bridge runs and stops as always, and counts dropped lines."""
+"""If the log is not read or can't be written, the bridge runs and stops as usual, and counts the dropped lines."""
 
 import asyncio
 import fcntl
@@ -42,13 +42,13 @@ main()
 """`edk-bridge serve` with a bug, which ends with a traceback."""
 
 ANSWER_LIMIT_S = 5.0
-"""The time for an answer. A blocked bridge never answers."""
+"""The limit for an answer. A blocked bridge never answers."""
 
 HELD = "another-program-has-written-this"
 
 
 class Running:
-    """A running bridge. The test chooses its standard error and its port, so it need not read the log."""
+    """A running bridge. The test chooses its standard error and its port, so that it need not read the log."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
@@ -66,11 +66,11 @@ class Running:
         return False
 
     async def listens(self) -> None:
-        """Returns once `/healthz` answers."""
+        """Waits until `/healthz` answers."""
         await eventually("it listens", self.is_alive)
 
     async def no_longer_listens(self) -> None:
-        """Returns once the first signal is handled."""
+        """Waits until the first signal is handled."""
 
         async def is_refused() -> bool:
             try:
@@ -117,7 +117,7 @@ async def bridge(
 
 
 class FullPipe:
-    """A pipe that the text of another program has filled."""
+    """A pipe that another program has filled."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -128,7 +128,7 @@ class FullPipe:
         self._reading: asyncio.Task[None] | None = None
 
     def read(self) -> None:
-        """Begins to read. From now on, only the bridge may have the other end open."""
+        """Begins to read. From then on, only the bridge may have the other end open."""
         os.close(self.writer)
         self.writer = -1
         self._reading = asyncio.create_task(asyncio.to_thread(self._read))
@@ -138,7 +138,7 @@ class FullPipe:
             self.text += chunk
 
     async def lines(self) -> list[str]:
-        """Waits for the end of the bridge, and returns all its lines."""
+        """Waits until the bridge ends, and returns all its lines."""
         assert self._reading is not None
         await self._reading
         first, *others = self.text.decode().splitlines()
@@ -146,7 +146,7 @@ class FullPipe:
         return others
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes all open ends."""
         for descriptor in (self.reader, self.writer):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -207,10 +207,10 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
             return await running.lines_dropped() > 0
 
         await eventually("it drops lines", drops)
-        # Signals are handled asynchronously. The bridge handles the last signal before it answers the next request.
+        # A signal is handled asynchronously. The bridge handles the last signal before it answers the next request.
         dropped = await running.lines_dropped()
         pipe.read()
-        await eventually("it says so", lambda: b"log lines dropped" in pipe.text)
+        await eventually("it reports the dropped lines", lambda: b"log lines dropped" in pipe.text)
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0
         lines = await pipe.lines()
@@ -279,7 +279,7 @@ async def test_bridge_whose_log_lost_its_reader_runs_on(pipe: FullPipe) -> None:
 
 @contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo-terminal: the descriptor of the emulator, and then that of the program."""
+    """Yields the two descriptors of a pseudo-terminal: that of the emulator, and that of the program."""
     ours, its = pty.openpty()
     descriptors = [ours, its]
     try:
@@ -306,7 +306,7 @@ async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -
 
 
 async def test_bridge_whose_terminal_is_gone_stops_on_sighup() -> None:
-    """`isatty` is false for a terminal that is gone, so the bridge must remember that it had one."""
+    """`isatty` is false for a terminal that is gone. The bridge must remember that it had one."""
     with terminal() as (ours, its):
         async with bridge(its) as running:
             await running.listens()

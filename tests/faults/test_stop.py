@@ -1,4 +1,4 @@
-"""Stopping while everything happens at once: what clients that read get, and what those that do not may cost."""
+"""A stop under load: what clients that read still get, and what clients that don't read may cost."""
 
 import asyncio
 import resource
@@ -36,18 +36,18 @@ READERS, STALLED = 990, 10
 SHUTDOWN_TIMEOUT_S, GRACE_S = 4, 1
 
 PAUSE_S = 0.02
-"""Between two publications: load enough for a thousand clients, whose reader is this one process."""
+"""Between two events: a sufficient load for a thousand clients in this one process."""
 
 FILES = 4096
-"""A thousand clients need as many sockets here, and in the bridge."""
+"""A thousand clients need as many sockets in this process and in the bridge."""
 
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """A limit on open files that leaves room for everybody, here and in child processes."""
+    """Raises the limit on open files for all clients, in this process and its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < FILES:
-        pytest.skip(f"only {hard} open files are allowed here")
+        pytest.skip(f"this machine allows only {hard} open files")
     raised = soft if soft == resource.RLIM_INFINITY else max(soft, FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
     yield
@@ -55,21 +55,21 @@ def many_files() -> Iterator[None]:
 
 
 async def metric(port: int, name: str) -> float:
-    """A metric as `/metrics` gives it, with its labels."""
+    """Returns a metric of `/metrics`. `name` contains the labels."""
     _, body = await get(port, "/metrics")
     return next(float(line.split()[1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
 
 
 @pytest.mark.usefixtures("many_files")
-@pytest.mark.alone  # how long it takes is measured to a second
+@pytest.mark.alone  # the stop is timed to a second
 async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """SIGTERM ends the bridge with 0 within its timeout, however few clients read; each reader gets all, then 1001."""
+    """SIGTERM ends the bridge with 0 within its timeout, however few clients read. Each reader gets all, then 1001."""
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_SHUTDOWN_TIMEOUT": f"{SHUTDOWN_TIMEOUT_S}s",
-        # So much that nobody falls off the log: those who do not read stay, and are behind.
+        # The log is so large that no client falls off it: the clients that don't read stay, and lag.
         "BRIDGE_LOG_BYTES": "64 MiB",
     }
     async with bridge_process(broker.url, **variables) as process:
@@ -86,7 +86,7 @@ async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time
             await publish(amqp, exchange, *(killmail(number + i, padding="x" * 100_000) for i in range(10)))
             return await metric(port, 'bridge_connections_lagging{transport="websocket"}') == STALLED
 
-        await eventually("the sockets of those who do not read are full", all_are_stuck)
+        await eventually("the sockets of the other clients are full", all_are_stuck)
         readers = await collectors(port, READERS, ClosingCollector)
 
         async def fetch() -> None:
@@ -119,7 +119,7 @@ async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time
 
 
 class Newcomers:
-    """Clients that connect, send a request, read the beginning of the answer and go, again and again."""
+    """Clients that connect, send a request, read the beginning of the answer and leave, again and again."""
 
     def __init__(self, port: int, count: int) -> None:
         self._port = port
@@ -156,7 +156,7 @@ class Newcomers:
 
 
 async def test_no_client_is_reset_when_one_of_two_bridges_on_a_port_stops() -> None:
-    """The stopping bridge answers the clients that the kernel has given to it. The other bridge answers the rest."""
+    """The stopping bridge answers the clients that the kernel has assigned to it. The other bridge answers the rest."""
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         place.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Clients that resume, of bridges whose history is a stream: what that and its broker go through is theirs too."""
+"""Resuming clients of bridges on a stream, during faults of the stream and its broker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,12 +19,12 @@ from tests.support.running import consumer_of, port_of, running, sample, started
 from tests.support.waiting import eventually
 
 SETTLED_S = 6.0
-"""A node of RabbitMQ 3.10 that is killed a second after it made its first stream never finds that one again."""
+"""A node of RabbitMQ 3.10 that is killed a second after it declared its first stream never finds this stream again."""
 
 
 @pytest.fixture
 async def stream(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """A stream's name; the bridge makes it."""
+    """Yields the name of a stream that the bridge declares."""
     name = unique("stream")
     yield name
     await (await amqp.channel()).queue_delete(name)
@@ -35,7 +35,7 @@ def flags(exchange: str, stream: str) -> dict[str, str]:
 
 
 async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[int]]:
-    """What a client is told that comes back, and the killmails that it is given again."""
+    """Resumes a client. Returns the data of its `resume`, and the killmails that it gets again."""
     client = await RawClient.open(port_of(bridge), path=f"/updates?after={after}")
     told = orjson.loads(await client.text())["data"]
     again: list[int] = []
@@ -47,8 +47,8 @@ async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[in
     return told, again
 
 
-async def test_restart_of_the_broker_costs_nothing_but_what_is_told(mortal_broker: Broker) -> None:
-    """RabbitMQ confirms and drops what comes before its stream is up again: that, and no more, lies within the gap."""
+async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker: Broker) -> None:
+    """RabbitMQ confirms and drops events before its stream is up again. Only these events are within the gap."""
     exchange, stream = unique("exchange"), unique("stream")
     async with (
         _removed(mortal_broker, exchange, stream),
@@ -75,13 +75,13 @@ async def test_restart_of_the_broker_costs_nothing_but_what_is_told(mortal_broke
             assert all(answer["complete"] for answer in client.resumes)
             assert not lost or client.gaps
         if lost:
-            # A broker that starts may end a connection once more, after the first gap was told.
+            # A broker that starts may close a connection once more, after the first gap was reported.
             for gap in clients[-1].gaps:
                 assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
 
 
 @pytest.mark.slow
-async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_that_is_known(
+async def test_client_that_resumes_before_the_broker_is_up_waits_for_the_answer(
     mortal_broker: Broker,
 ) -> None:
     exchange, stream = unique("exchange"), unique("stream")
@@ -98,20 +98,20 @@ async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_t
         async with started(mortal_broker.url, **flags(exchange, stream)) as bridge:
             resuming_one = asyncio.create_task(resume(bridge, client.updates[1].id))
             await eventually("it waits", lambda: bridge._hub.pending == 1)
-            await eventually("the broker is missed", lambda: consumer_of(bridge).status.attempts > 2)
+            await eventually("the bridge misses the broker", lambda: consumer_of(bridge).status.attempts > 2)
             bridge._hub.tick()
             bridge._hub.tick()
-            assert bridge._hub.pending == 1, "nobody is told that an id is unknown while nothing is known"
+            assert bridge._hub.pending == 1, "no id counts as unknown before the history is read"
             mortal_broker.start()
             told, again = await resuming_one
             assert (told["complete"], again) == (True, [2, 3, 4])
 
 
 @pytest.mark.slow
-async def test_stream_that_is_deleted_and_made_again_is_told_as_another_one(
+async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
     broker: Broker, amqp: AbstractConnection, exchange: str, stream: str
 ) -> None:
-    """To who is connected by a gap; to who comes to a bridge that never knew the old one, as an id that is unknown."""
+    """Connected clients get a gap. On a bridge that never read the old stream, an old id is unknown."""
     channel = await amqp.channel()
     async with (
         running(broker.url, **flags(exchange, stream)) as bridge,
@@ -121,8 +121,8 @@ async def test_stream_that_is_deleted_and_made_again_is_told_as_another_one(
         await have_all([client], set(range(10)))
         old = client.updates[4].id
         await channel.queue_delete(stream)
-        await eventually("the stream is made again", lambda: sample(bridge, "bridge_gaps_total") == 1)
-        # Longer than the old one was: the old id's number is there again, of another update.
+        await eventually("the stream is declared again", lambda: sample(bridge, "bridge_gaps_total") == 1)
+        # The new stream is longer than the old one: another update has the sequence of the old id.
         await publish(amqp, exchange, *map(killmail, range(100, 150)))
         await have_all([client], {*range(10), *range(100, 150)})
         [gap] = client.gaps
@@ -139,10 +139,10 @@ async def test_stream_that_is_deleted_and_made_again_is_told_as_another_one(
         assert (told["complete"], again) == (True, list(range(141, 150)))
 
 
-async def test_restarted_bridge_sends_what_is_new_and_keeps_what_was(
+async def test_restarted_bridge_sends_new_updates_and_keeps_old_ones(
     broker: Broker, amqp: AbstractConnection, exchange: str, stream: str, rejects: str
 ) -> None:
-    """What was invalid before is counted: who consumed it when it was new has said so."""
+    """An invalid event from before the restart is only counted: the earlier bridge has rejected it."""
     settings = {**flags(exchange, stream), "reject_exchange": rejects}
     async with running(broker.url, **settings) as bridge:
         await publish(amqp, exchange, killmail(1), b"invalid", killmail(2), killmail(1))
@@ -162,7 +162,7 @@ async def test_restarted_bridge_sends_what_is_new_and_keeps_what_was(
 
 @asynccontextmanager
 async def _removed(broker: Broker, exchange: str, stream: str) -> AsyncIterator[None]:
-    """Leaves nothing at the broker."""
+    """Deletes the exchange and the stream after the test."""
     yield
     async with observer(broker.url) as amqp:
         channel = await amqp.channel()

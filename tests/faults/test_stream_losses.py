@@ -1,4 +1,4 @@
-"""What may be missing of a stream is told, by whoever knows of it to all who read it: nothing is lost in silence."""
+"""Possible losses of a stream: the bridge that detects one reports it to all readers. No loss is silent."""
 
 import asyncio
 import signal
@@ -40,10 +40,10 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""After this long a new stream outlasts the end of its broker."""
+"""After this time, a new stream survives the end of its broker."""
 
 SIZE, TOGETHER = 4000, 20
-"""Of messages that fill the stream: what is published together is kept together, and dropped so."""
+"""The size of a batch that fills the stream. The broker keeps and drops a batch as a whole."""
 
 
 def stream_of(name: str) -> StreamConfig:
@@ -56,13 +56,13 @@ async def fill(amqp: AbstractConnection, exchange: str, count: int) -> None:
 
 
 async def caught_up(recorder: Recorder) -> None:
-    await eventually("all that was there is read", lambda: CAUGHT_UP in recorder.log)
+    await eventually("all messages in the stream are read", lambda: CAUGHT_UP in recorder.log)
 
 
-async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
+async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The reader looks again by itself. The connection stays, unless the broker fails there."""
+    """The reader reads again by itself. The connection stays open, unless the broker fails."""
     recorder = Recorder()
     with capture_logs() as logged:
         timing = Timing(stall_check_s=1.0)
@@ -77,7 +77,7 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
             await eventually("the newest is read", lambda: int(recorder.bodies[-1]) == 1499)
             losses = consumer._metrics.registry.get_sample_value("bridge_broker_losses_total")
     lost = [line for line in logged if line["event"] == "broker lost"]
-    # RabbitMQ 4.3.6 sometimes ends the connection with 541 when it deletes the segment that it is reading.
+    # RabbitMQ 4.3.6 sometimes closes the connection with 541 when it deletes the segment that it is reading.
     assert all("INTERNAL_ERROR" in line["error"] for line in lost)
     assert losses == len(lost)
     numbers = [int(body) for body in recorder.bodies]
@@ -89,7 +89,7 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
 
 
 class Withheld:
-    """Keeps back what the broker delivers on one connection's first channel, once it is told to."""
+    """Withholds the deliveries on the first channel of one connection, when it is armed."""
 
     def __init__(self) -> None:
         self.now = False
@@ -97,7 +97,7 @@ class Withheld:
         self._rest = b""
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Only the first one is held up: the next is that of the reader's next life."""
+        """Returns the function for a connection. It affects only the first one: the next one is of the next session."""
         return self._pass if self._channel is None and not self.now else bytes
 
     def _pass(self, data: bytes) -> bytes:
@@ -108,7 +108,7 @@ class Withheld:
         kind, channel, _ = FRAME.unpack_from(each)
         if channel and self._channel is None:
             self._channel = channel
-        # An answer of the broker is a method too; what is delivered has a header and a body.
+        # An answer of the broker is also a method, but a delivery has a header and a body.
         delivers = kind != METHOD or each[FRAME.size : FRAME.size + len(DELIVER)] == DELIVER
         return self.now and channel == self._channel and delivers
 
@@ -120,17 +120,17 @@ async def test_stalled_stream_is_reread_from_the_last_event(
     recorder, withheld = Recorder(), Withheld()
     timing = Timing(stall_check_s=1.5, check_interval_s=0.5)
     with capture_logs() as logged:
-        async with proxy(broker.url) as line:
-            line.alteration = withheld.of_a_connection
-            await line.open()
-            async with reading(line.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
+        async with proxy(broker.url) as tunnel:
+            tunnel.alteration = withheld.of_a_connection
+            await tunnel.open()
+            async with reading(tunnel.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
                 await caught_up(recorder)
                 await publish(amqp, exchange, b"1")
                 await eventually("the first is read", lambda: recorder.bodies == [b"1"])
                 withheld.now = True
                 await publish(amqp, exchange, b"2", b"3")
                 await eventually("all are read", lambda: recorder.bodies == [b"1", b"2", b"3"])
-                assert line.accepted == 2
+                assert tunnel.accepted == 2
                 assert consumer._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0
     assert recorder.gaps == []
     assert [line["reason"] for line in logged if "rereading" in line["event"]] == [STALLED]
@@ -139,7 +139,7 @@ async def test_stalled_stream_is_reread_from_the_last_event(
 async def test_stream_at_rest_is_probed_and_not_reread(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A probe behind the last event is answered with silence."""
+    """The broker does not answer a probe after the last event."""
     recorder, answers = Recorder(), list[int | None]()
 
     async def noted(*arguments: Any) -> int | None:
@@ -160,10 +160,10 @@ async def test_stream_at_rest_is_probed_and_not_reread(
     assert recorder.gaps == []
 
 
-async def test_what_a_reader_has_to_wait_for_is_no_loss(
+async def test_entries_of_the_broker_are_no_loss(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The broker's own notes, of which small segments have many, are not taken for something that is missing."""
+    """Small segments contain many of the broker's own entries. The reader does not take them for missing events."""
     recorder = Recorder()
     async with reading(broker.url, exchange, StreamConfig(queue, 3600.0, 64 * BYTES, 10**6), recorder) as consumer:
         await caught_up(recorder)
@@ -173,16 +173,16 @@ async def test_what_a_reader_has_to_wait_for_is_no_loss(
     assert recorder.gaps == []
 
 
-async def test_gap_begins_where_the_broker_was_heard_before_the_first_of_two_losses(
+async def test_gap_begins_with_the_last_answer_before_the_first_of_two_losses(
     broker: Broker, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    async with proxy(broker.url) as line, reading(line.url, exchange, stream_of(queue), recorder) as consumer:
-        await line.open()
+    async with proxy(broker.url) as tunnel, reading(tunnel.url, exchange, stream_of(queue), recorder) as consumer:
+        await tunnel.open()
         await caught_up(recorder)
-        before_s, attempts = time.time(), line.accepted
-        await line.close()
-        await eventually("that is noticed", lambda: consumer.status.state is not State.WORKING)
+        before_s, attempts = time.time(), tunnel.accepted
+        await tunnel.close()
+        await eventually("the loss is noticed", lambda: consumer.status.state is not State.WORKING)
         on_open = consumer._on_open
 
         def lost_again(found: Topology, requested_s: float) -> None:
@@ -191,16 +191,16 @@ async def test_gap_begins_where_the_broker_was_heard_before_the_first_of_two_los
             raise ConnectionError("lost before the first delivery")
 
         monkeypatch.setattr(consumer, "_on_open", lost_again)
-        await line.open()
-        await eventually("it was lost once more", lambda: line.accepted >= attempts + 2)
-        await eventually("the gap is told", lambda: recorder.gaps and consumer.is_live)
+        await tunnel.open()
+        await eventually("it was lost once more", lambda: tunnel.accepted >= attempts + 2)
+        await eventually("the gap is reported", lambda: recorder.gaps and consumer.is_live)
         gap = recorder.gaps[0]
     assert gap.reason == AWAY
     assert gap.since_s <= before_s < gap.until_s
 
 
 @pytest.mark.parametrize("kind", ["stream", "queue"])
-async def test_exchange_that_had_to_be_made_is_told_although_that_connection_failed(
+async def test_declared_exchange_is_reported_although_the_connection_failed(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
@@ -218,7 +218,7 @@ async def test_exchange_that_had_to_be_made_is_told_although_that_connection_fai
         monkeypatch.setattr(consumer._queue, "prepare", lost)
         channel = await amqp.channel()
         await channel.exchange_delete(exchange)
-        await eventually("that is missed", lambda: consumer.status.state is not State.WORKING)
+        await eventually("the loss is noticed", lambda: consumer.status.state is not State.WORKING)
         await eventually("it consumes again", lambda: consumer.is_live)
         await publish(amqp, exchange, b"event")
         await eventually("the event comes", lambda: recorder.bodies == [b"event"])
@@ -231,10 +231,10 @@ async def test_exchange_that_had_to_be_made_is_told_although_that_connection_fai
 
 
 @pytest.mark.slow
-async def test_what_the_broker_loses_on_its_return_is_told_to_all_who_read_the_stream_then_or_later(
+async def test_events_that_the_broker_loses_on_its_return_are_a_gap_for_all_readers_then_or_later(
     mortal_broker: Broker,
 ) -> None:
-    """To a bridge that was there before, one that had to wait for the broker, and one that starts long after."""
+    """The readers: a bridge from before, one that waited for the broker, and one that starts long after."""
     exchange, stream = unique("exchange"), stream_of(unique("stream"))
     older, waiting, later = Recorder(), Recorder(), Recorder()
     async with reading(mortal_broker.url, exchange, stream, older) as first:
@@ -245,9 +245,9 @@ async def test_what_the_broker_loses_on_its_return_is_told_to_all_who_read_the_s
             await eventually("the stream is on the disk", lambda: time.monotonic() > made_s + KEPT_S)
             await fetcher.further(10)
             await asyncio.to_thread(mortal_broker.kill)
-            await eventually("that is noticed", lambda: first.status.state is not State.WORKING)
+            await eventually("the loss is noticed", lambda: first.status.state is not State.WORKING)
             async with reading(mortal_broker.url, exchange, stream, waiting) as second:
-                await eventually("it is missed", lambda: second.status.attempts > 1)
+                await eventually("the second bridge retries", lambda: second.status.attempts > 1)
                 await asyncio.to_thread(mortal_broker.start)
                 await eventually("both read", lambda: first.is_live and second.is_live)
                 await fetcher.further(50)
@@ -274,11 +274,11 @@ async def test_marker_that_is_not_read_back_is_published_again(
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=stream_of(queue).arguments)
     nowhere = unique("nowhere")
-    if mandatory == "dropped":  # confirmed, and in a queue of somebody else's
+    if mandatory == "dropped":  # confirmed, but in another queue
         await channel.declare_queue(nowhere, exclusive=True)
     asked: list[float] = []
-    async with open_connection((Node(broker.url),), "stream end probe") as line:
-        probe = await StreamEndProbe.listen(line, queue, DEFAULT.marker_retry_s)
+    async with open_connection((Node(broker.url),), "stream end probe") as connection:
+        probe = await StreamEndProbe.listen(connection, queue, DEFAULT.marker_retry_s)
         probe._stream = nowhere
 
         def gap() -> None:
@@ -290,14 +290,14 @@ async def test_marker_that_is_not_read_back_is_published_again(
     await channel.close()
 
 
-async def test_rejects_in_hand_when_a_bridge_stops_are_said_to_be_lost(
+async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A stream gives nothing twice to a bridge that has read it."""
+    """A bridge that has read a part of a stream does not get it again."""
     channel = await amqp.channel()
     await channel.declare_queue(rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
-    flags["shutdown_timeout"] = "10s"  # long enough to wait for them
+    flags["shutdown_timeout"] = "10s"  # enough to wait for these events
     with capture_logs() as logged:
         async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
             await publish(amqp, exchange, *(b"invalid" for _ in range(5)))
@@ -310,10 +310,10 @@ async def test_rejects_in_hand_when_a_bridge_stops_are_said_to_be_lost(
 
 
 @pytest.mark.slow
-async def test_gap_of_a_bridge_that_stood_still_has_all_that_it_missed_within_it(
+async def test_gap_of_a_bridge_that_was_frozen_contains_all_lost_events(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Events that were in the buffers are read late, and prove nothing about what was published meanwhile."""
+    """The bridge reads buffered events late. They prove nothing about the events that were published meanwhile."""
     names = {"EXCHANGES": f"{exchange}=killmail", "HISTORY": "stream", "HISTORY_STREAM": queue}
     names |= {"HISTORY_MAX_BYTES": str(BYTES), "REJECT_EXCHANGE": "off"}
     async with bridge_process(broker.url, **{f"BRIDGE_{name}": text for name, text in names.items()}) as process:

@@ -1,4 +1,4 @@
-"""What keeps a bridge from its stream is said in one line that names what is missing, and what to do."""
+"""If a bridge can't use its stream, one line names the cause and the cure."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -25,7 +25,7 @@ KEPT: FieldTable = {"x-queue-type": "stream"}
 
 @asynccontextmanager
 async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, StreamConfig]]:
-    """An exchange, and a queue of this kind, or none; both are gone afterwards."""
+    """Yields an exchange and a queue of this type, or no queue. Deletes both after the test."""
     exchange, stream = unique("exchange"), StreamConfig(unique("stream"), 3600.0, 2**20, 100)
     async with observer(node.url) as amqp:
         channel = await amqp.channel()
@@ -63,8 +63,8 @@ async def test_permission_that_is_missing_is_named(
     assert PASSWORD not in text
 
 
-async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: PrivateNode) -> None:
-    """It tries again for as long as it is refused, and would fill the stream."""
+async def test_bridge_that_may_not_bind_publishes_no_markers(node_broker: PrivateNode) -> None:
+    """It retries as long as it is refused, and would fill the stream with markers."""
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -81,7 +81,7 @@ async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: PrivateNode
         assert len(recorder.ids) == 2, "the reader's own marker, and the event"
 
 
-async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
+async def test_broker_that_hangs_during_the_probe_of_the_end_is_named(
     node_broker: PrivateNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end, impatient = StreamEndProbe.end, Timing(setup_timeout_s=2.0)
@@ -95,7 +95,7 @@ async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
     async with place(node_broker, kind=KEPT) as (exchange, stream):
         try:
             async with reading(node_broker.url, exchange, stream, recorder, timing=impatient) as consumer:
-                await eventually("it says so", lambda: consumer.status.error)
+                await eventually("the status has the error", lambda: consumer.status.error)
                 assert consumer.status.error == "the broker does not answer within 2 s"
                 monkeypatch.setattr(StreamEndProbe, "end", end)
                 node_broker.resume()
@@ -104,7 +104,7 @@ async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
             node_broker.resume()
 
 
-async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node_broker: PrivateNode) -> None:
+async def test_existing_stream_needs_no_permission_to_declare_it(node_broker: PrivateNode) -> None:
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -122,7 +122,7 @@ async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node
 async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
     node_broker: PrivateNode, kind: FieldTable, configure: str
 ) -> None:
-    """Without the permission to declare it nothing tells what it is, until it is not consumed as a stream."""
+    """Without the permission to declare it, only the attempt to consume it as a stream shows its type."""
     async with (
         place(node_broker, kind=kind) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -133,7 +133,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
         await publish(amqp, exchange, b"theirs", delivery_mode=2)
         with pytest.raises(BrokerRefusal, match="is not a stream, and the bridge leaves it as it is"):
             await refused(url, exchange, stream)
-        await eventually("it is there still", lambda: _holds(amqp, stream.name))
+        await eventually("it still exists", lambda: _holds(amqp, stream.name))
         queue = await channel.get_queue(stream.name)
         message = await queue.get()
         assert message is not None
@@ -142,7 +142,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
 
 
 async def test_stream_that_is_named_as_a_queue_is_refused(broker: Broker, amqp: AbstractConnection) -> None:
-    """It would be read from its end on: what came while the bridge was away would be lost without a word."""
+    """The bridge would read it from its end. All events from an outage would be lost silently."""
     exchange, queue = unique("exchange"), unique("stream")
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=KEPT)
@@ -162,7 +162,7 @@ async def _holds(amqp: AbstractConnection, queue: str) -> bool:
 
 @pytest.fixture
 def node_without_streams() -> Iterator[PrivateNode]:
-    """A broker whose feature flag stream_queue is disabled. Since 3.11 there is none: streams are always there."""
+    """Yields a broker whose feature flag stream_queue is disabled. From 3.11 on, streams are always enabled."""
     try:
         node = PrivateNode(find_server(say, may_install=False))
     except NoBroker as error:
@@ -178,8 +178,8 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
     node = node_without_streams
     flags = await node.ctl("list_feature_flags")
     if "stream_queue\tdisabled" not in flags:
-        # Nothing that an installation could mend: since 3.11 the fault can't be caused.
-        pytest.skip("this broker has streams always: RabbitMQ 3.11 or newer")
+        # No installation can change this: from 3.11 on, the fault can't be caused.
+        pytest.skip("streams are always enabled: RabbitMQ 3.11 or newer")
     variables = {"BRIDGE_HISTORY": "stream"}
     async with bridge_process(node.url, **variables) as process:
         assert await process.ended() == 3
@@ -192,14 +192,16 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
         await process.consuming()
 
 
-async def test_broker_that_takes_nothing_to_publish_is_waited_for_and_named(node_broker: PrivateNode) -> None:
-    """The marker that finds the end of the stream waits, as all published messages do."""
+async def test_blocked_broker_is_waited_for_and_named(node_broker: PrivateNode) -> None:
+    """The marker that finds the end of the stream is blocked like any published message."""
     recorder = Recorder()
     async with place(node_broker, kind=KEPT) as (exchange, stream):
         await node_broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
         try:
             async with reading(node_broker.url, exchange, stream, recorder) as consumer:
-                await eventually("it says so", lambda: "accepts no messages" in str(consumer.status.error))
+                await eventually(
+                    "the status has the error", lambda: "accepts no messages" in str(consumer.status.error)
+                )
                 assert "low on memory" in str(consumer.status.error)
                 await node_broker.ctl("set_vm_memory_high_watermark", "0.4")
                 await eventually("it reads", lambda: CAUGHT_UP in recorder.log)

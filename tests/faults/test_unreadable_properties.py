@@ -1,4 +1,4 @@
-"""Messages that a library can't read or write: each is dealt with, and what is behind it arrives."""
+"""Messages that a library can't read or write: the bridge settles each of them, and later events arrive."""
 
 import socket
 
@@ -23,7 +23,7 @@ TIMESTAMP, MESSAGE_ID, HEADERS, CLUSTER_ID, TYPE = 1 << 6, 1 << 7, 1 << 13, 1 <<
 def publish_raw(
     url: str, exchange_name: str, body: bytes, flags: int, properties: bytes, routing_key: bytes = b""
 ) -> None:
-    """Publishes a message with properties and a routing key as bytes, which no library would write."""
+    """Publishes a message whose properties and routing key are bytes that no library writes."""
     address = URL(url)
     with socket.create_connection((address.host or "", address.port or 5672), timeout=10) as connection:
         received = b""
@@ -81,7 +81,7 @@ def publish_raw(
 async def test_properties_that_can_not_be_decoded_do_not_stop_consuming(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, flags: int, properties: bytes
 ) -> None:
-    """Promise: an unreadable property is read as none, and the event is broadcast like any other."""
+    """Promise: an unreadable property counts as absent, and the event is broadcast like any other."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", queue=queue) as bridge:
         client = await RawClient.open(port_of(bridge))
         publish_raw(broker.url, exchange, orjson.dumps(killmail(1)), flags, properties)
@@ -95,19 +95,19 @@ async def test_properties_that_can_not_be_decoded_do_not_stop_consuming(
 async def test_rejected_event_with_a_property_that_can_not_be_published_is_published_without_it(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Promise: a reject leaves with its reasons, and what could not be kept of its properties is in a header."""
+    """Promise: a rejected event is published with its reasons, and a header names the properties that were omitted."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects):
-        publish_raw(broker.url, exchange, b"poison", CLUSTER_ID, encode.short_string("abc"))
+        publish_raw(broker.url, exchange, b"invalid", CLUSTER_ID, encode.short_string("abc"))
         [message] = await take(amqp, rejects, 1)
         assert message.headers["x-reject-cluster-id"] == "abc"
 
 
-async def test_rejected_event_whose_names_are_no_text_does_not_block_the_rejects(
+async def test_rejected_event_whose_names_are_not_utf8_does_not_block_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Promise: what was short enough to come is short enough to go, however it was read."""
+    """Promise: a name that was short enough to be delivered is short enough to be published, however it was read."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects, prefetch=1):
-        publish_raw(broker.url, exchange, b"poison", TYPE, b"\xfa" + b"\xff" * 250, routing_key=b"\xff" * 250)
+        publish_raw(broker.url, exchange, b"invalid", TYPE, b"\xfa" + b"\xff" * 250, routing_key=b"\xff" * 250)
         [message] = await take(amqp, rejects, 1)
         assert message.type == "?" * 250
         assert message.routing_key == "?" * 250
@@ -117,15 +117,15 @@ async def test_rejected_event_whose_names_are_no_text_does_not_block_the_rejects
 async def test_rejected_event_with_tables_in_tables_leaves_without_its_headers(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Promise: headers deeper than the library can go cost an event its headers, and not the bridge a delivery."""
+    """Promise: headers that are nested too deeply for the library are omitted. The event is still published."""
     table = b""
     for _ in range(700):
         table = b"\x01aF" + len(table).to_bytes(4, "big") + table
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects, prefetch=1):
         for _ in range(2):
-            publish_raw(broker.url, exchange, b"poison", HEADERS, len(table).to_bytes(4, "big") + table)
+            publish_raw(broker.url, exchange, b"invalid", HEADERS, len(table).to_bytes(4, "big") + table)
         for message in await take(amqp, rejects, 2):
-            assert message.body == b"poison"
+            assert message.body == b"invalid"
             assert message.headers["x-reject-reason"] == "not-json"
             assert "a" not in message.headers
 
@@ -144,8 +144,8 @@ async def test_rejected_events_that_are_held_do_not_hold_up_the_updates_behind_t
     count = 300
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": prefetch, "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:
-        poison = [b"poison"] * held
-        await publish(amqp, exchange, *poison, *(killmail(number) for number in range(count)), delivery_mode=2)
+        invalid = [b"invalid"] * held
+        await publish(amqp, exchange, *invalid, *(killmail(number) for number in range(count)), delivery_mode=2)
         await eventually(
             "all updates are sent", lambda: sample(bridge, "bridge_updates_total", type="killmail") == count
         )
@@ -156,7 +156,7 @@ async def test_rejected_events_that_are_held_do_not_hold_up_the_updates_behind_t
     async def left() -> bool:
         return held <= await depth(amqp, queue) <= prefetch
 
-    await eventually("the broker has the poison back, and few others", left)
+    await eventually("the broker has the invalid events back, and few others", left)
 
 
 async def test_rejected_events_of_one_message_id_are_confirmed_one_by_one(

@@ -1,4 +1,4 @@
-"""A client whose machine is gone: nothing says so, no FIN and no RST, and the bridge finds out by itself."""
+"""A client whose machine vanishes: no FIN and no RST arrive, and the bridge must detect it."""
 
 import asyncio
 import time
@@ -18,17 +18,17 @@ from tests.support.waiting import eventually
 IDLE_TIMEOUT_S, PING_INTERVAL_S = 2.0, 0.5
 
 TICK_S = PING_INTERVAL_S / 4
-"""How exact the bridge's times are then."""
+"""The precision of the bridge's times."""
 
 GONE_LIMIT_S = 15.0
-"""From the eviction until nothing is left of the client: ten seconds to answer, and some to spare."""
+"""The limit from the eviction until the client's descriptor is free: 10 s to answer the close frame, and a reserve."""
 
 
-@pytest.mark.alone  # when it is evicted is measured to half a second
+@pytest.mark.alone  # the eviction is timed to half a second
 async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothing_more(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A client that is gone without a word is evicted with 4009 within the idle timeout, and others lose nothing."""
+    """A client that vanishes silently is evicted with 4009 within the idle timeout. Other clients lose nothing."""
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_HOST": "0.0.0.0",
@@ -64,6 +64,6 @@ async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothin
             await stream.verify()
             figures.record(
                 "a client's machine vanishes",
-                f"closes with 4009 (`BRIDGE_IDLE_TIMEOUT`, {IDLE_TIMEOUT_S:.0f} s here)",
-                f"0 of {stream.published}, by the others",
+                f"closes the connection with 4009 (`BRIDGE_IDLE_TIMEOUT`, {IDLE_TIMEOUT_S:.0f} s here)",
+                f"0 of {stream.published}, for the other clients",
             )

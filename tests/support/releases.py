@@ -69,7 +69,7 @@ PART = (
     "tests/faults/test_cluster.py",
     "tests/integration/test_permissions.py",
     "tests/integration/test_stream.py",
-    "tests/faults/test_held_poison.py",
+    "tests/faults/test_held_rejects.py",
     "tests/faults/test_exchanges.py",
     "tests/faults/test_confirms.py",
     "tests/faults/test_queue_types.py",

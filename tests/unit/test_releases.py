@@ -28,7 +28,7 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 """
 
 
-A_TEST = "tests/faults/test_line.py::test_x"
+A_TEST = "tests/faults/test_connection.py::test_x"
 BROKER = ["--uses-broker"]
 SHARED = [*BROKER, "-m", "not alone", *releases.WORKERS]
 TOO_LONG = [f"--deselect={test}" for test in releases.TOO_LONG]
