@@ -3,8 +3,10 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
@@ -12,8 +14,9 @@ from bridge.amqp.consume.delivery_counts import WARNED
 from bridge.timing import Timing
 from tests.support.broker.find import Broker
 from tests.support.broker.node import PrivateNode
+from tests.support.documentation import adapted, code_block
 from tests.support.proxy import proxy
-from tests.support.publishing import publish, take
+from tests.support.publishing import observer, publish, take
 from tests.support.running import consumer_of, running, unique
 from tests.support.waiting import eventually
 
@@ -90,3 +93,21 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
         [message] = await take(amqp, rejects, 1)
         assert message.body == b"invalid"
     await channel.close()
+
+
+async def test_policy_in_the_documentation_removes_the_delivery_limit(node_broker: PrivateNode) -> None:
+    if (await node_broker.ctl("version")).startswith("3."):
+        # No installation can change this: these releases have no limit by default, and refuse -1.
+        pytest.skip("quorum queues have a default delivery limit from RabbitMQ 4.0 on")
+    async with observer(node_broker.url) as amqp:
+        channel = await amqp.channel()
+        await channel.declare_queue("killmails.bridge", durable=True, arguments=QUORUM)
+        try:
+            command = adapted(code_block("bridge/amqp/README.md", "Queue types"), ("rabbitmqctl", '"$RABBITMQCTL"'))
+            await node_broker.script(Path("/bin/sh"), "-ec", command)
+            columns = ("name", "effective_policy_definition")
+            [queue] = json.loads(await node_broker.ctl("list_queues", "--formatter", "json", *columns))
+            assert dict(queue["effective_policy_definition"]) == {"delivery-limit": -1}
+        finally:
+            await channel.queue_delete("killmails.bridge")
+            await node_broker.ctl("clear_policy", "bridge")

@@ -1,4 +1,4 @@
-"""The README's table of faults, with the figures of this run. `--figures` prints it.
+"""The table of faults in `bridge/amqp/README.md`, with the figures of this run. `--figures` prints it.
 
 This module is also a pytest plugin: workers send their rows to the process that prints the table.
 """
@@ -13,7 +13,7 @@ HEADS = ("fault", "what the bridge does", "lost", "doubled", "consuming again af
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault; its figures as text, since what they are of differs."""
+    """One fault. Its figures are texts, because their units differ."""
 
     fault: str
     does: str
@@ -31,14 +31,14 @@ def record(fault: str, does: str, lost: str, doubled: str = "0", after: str = ""
 
 
 def table() -> str:
-    """All rows so far, in Markdown."""
+    """Returns all rows so far, in Markdown."""
     lines = [f"| {' | '.join(HEADS)} |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {row.fault} | {row.does} | {row.lost} | {row.doubled} | {row.after} |" for row in rows]
     return "\n".join(lines)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--figures", action="store_true", help="print what each fault cost, as a table")
+    parser.addoption("--figures", action="store_true", help="print a table of what each fault cost")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
