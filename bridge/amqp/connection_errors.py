@@ -109,7 +109,7 @@ CERTIFICATE_REQUIRED_REASONS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it requires",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refuses the TLS handshake; it may require",
 }
-"""OpenSSL's reasons if the broker requires a client certificate. TLS 1.2 has no alert of its own for that."""
+"""OpenSSL's reasons if the broker requires a client certificate. TLS 1.2 has no special alert for this."""
 
 CERTIFICATE_REFUSED_REASONS = frozenset(
     {

@@ -132,8 +132,8 @@ class Cluster:
         found: list[Member] = []
 
         async def known() -> bool:
-            said = await self._alive().ctl("list_queues", "--formatter", "json", "name", "leader")
-            name = next((row["leader"] for row in json.loads(said) if row["name"] == stream), None)
+            listed = await self._alive().ctl("list_queues", "--formatter", "json", "name", "leader")
+            name = next((row["leader"] for row in json.loads(listed) if row["name"] == stream), None)
             found[:] = [member for member in self.members if member.name == name and member.alive]
             return bool(found)
 

@@ -100,6 +100,6 @@ async def test_half_open_connection_gets_no_new_events(broker: Broker) -> None:
             named, confirmed = stage.named, stage.fetcher.confirmed
             late = [n for n, at in confirmed.items() if at > fault.began_s + 1 and named.arrived[n] - at > LATE_LIMIT_S]
             assert late == []
-            [said] = [each for each in fault.lines(named) if str(each["event"]).startswith(SHARED)]
-            assert said["level"] == "error"
+            [shared] = [each for each in fault.lines(named) if str(each["event"]).startswith(SHARED)]
+            assert shared["level"] == "error"
             await eventually("the bridge is alone on its queue", lambda: fault.lines(named, ALONE))

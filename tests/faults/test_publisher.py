@@ -103,10 +103,10 @@ async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
             await stream.stop()
     assert stream.unrouted == stream.unconfirmed == []
     assert missing(stream.routed, await all_of(amqp, queue)) == set()
-    said = [record.message for record in caplog.records if record.name == "bridge.publisher"]
-    assert len(said) == 6
-    assert all(message.startswith("no connection to the broker: ") for message in said[::2])
-    assert set(said[1::2]) == {"the connection to the broker is back"}
+    messages = [record.message for record in caplog.records if record.name == "bridge.publisher"]
+    assert len(messages) == 6
+    assert all(message.startswith("no connection to the broker: ") for message in messages[::2])
+    assert set(messages[1::2]) == {"the connection to the broker is back"}
 
 
 @no_task_left
@@ -215,7 +215,7 @@ async def test_update_that_is_cancelled_leaves_the_others_alone(
 
 
 @no_task_left
-async def test_time_that_runs_out_during_an_outage_is_told_with_the_reason(
+async def test_timeout_during_an_outage_raises_the_reason(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     await bind(amqp, exchange, queue)

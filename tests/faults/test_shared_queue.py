@@ -30,7 +30,7 @@ async def others(process: BridgeProcess) -> float:
     )
 
 
-def said(process: BridgeProcess, phrase: str) -> list[dict[str, object]]:
+def logged(process: BridgeProcess, phrase: str) -> list[dict[str, object]]:
     """Returns the log lines whose event begins with the phrase."""
     return [line for line in process.lines if str(line["event"]).startswith(phrase)]
 
@@ -45,8 +45,8 @@ async def test_two_bridges_on_one_named_queue_report_it_until_one_is_gone(
         async with bridge_process(broker.url, **variables) as second:
             await second.consuming()
             for process in (first, second):
-                await eventually("it notices", partial(said, process, SHARED))
-                [line] = said(process, SHARED)
+                await eventually("the other consumer is logged", partial(logged, process, SHARED))
+                [line] = logged(process, SHARED)
                 assert (line["level"], line["queue"], line["others"]) == ("error", queue, 1)
                 status, body = await readyz(process)
                 # An orchestrator that starts the new bridge before it stops the old one waits for this.
@@ -54,7 +54,7 @@ async def test_two_bridges_on_one_named_queue_report_it_until_one_is_gone(
                 [warning] = body["warnings"]
                 assert warning.startswith(f"other consumers of the queue {queue!r}: 1;")
                 assert await others(process) == 1
-        await eventually("it is alone", lambda: said(first, ALONE))
-        assert len(said(first, SHARED)) == 1
+        await eventually("the bridge is alone on its queue", lambda: logged(first, ALONE))
+        assert len(logged(first, SHARED)) == 1
         assert (await readyz(first))[1]["warnings"] == []
         assert await others(first) == 0

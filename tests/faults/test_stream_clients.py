@@ -37,14 +37,14 @@ def flags(exchange: str, stream: str) -> dict[str, str]:
 async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[int]]:
     """Resumes a client. Returns the data of its `resume`, and the killmails that it gets again."""
     client = await RawClient.open(port_of(bridge), path=f"/updates?after={after}")
-    told = orjson.loads(await client.text())["data"]
+    resumed = orjson.loads(await client.text())["data"]
     again: list[int] = []
-    while len(again) < told["replayed"]:
+    while len(again) < resumed["replayed"]:
         message = orjson.loads(await client.text())
         if message["type"] != "gap":
             again.append(message["data"]["killmailId"])
     await client.close()
-    return told, again
+    return resumed, again
 
 
 async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker: Broker) -> None:
@@ -103,8 +103,8 @@ async def test_client_that_resumes_before_the_broker_is_up_waits_for_the_answer(
             bridge._hub.tick()
             assert bridge._hub.pending == 1, "no id counts as unknown before the history is read"
             mortal_broker.start()
-            told, again = await resuming_one
-            assert (told["complete"], again) == (True, [2, 3, 4])
+            resumed, again = await resuming_one
+            assert (resumed["complete"], again) == (True, [2, 3, 4])
 
 
 @pytest.mark.slow
@@ -128,15 +128,15 @@ async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
         [gap] = client.gaps
         assert gap["reason"] == "stream-recreated"
         assert client.numbers == [*range(10), *range(100, 150)]
-        told, again = await resume(bridge, old)
-        assert (told["complete"], again) == (True, [*range(5, 10), *range(100, 150)])
+        resumed, again = await resume(bridge, old)
+        assert (resumed["complete"], again) == (True, [*range(5, 10), *range(100, 150)])
         new = client.updates[-10].id
         client.verify()
     async with running(broker.url, **flags(exchange, stream)) as bridge:
-        told, again = await resume(bridge, old)
-        assert (told["complete"], again) == (False, list(range(100, 150)))
-        told, again = await resume(bridge, new)
-        assert (told["complete"], again) == (True, list(range(141, 150)))
+        resumed, again = await resume(bridge, old)
+        assert (resumed["complete"], again) == (False, list(range(100, 150)))
+        resumed, again = await resume(bridge, new)
+        assert (resumed["complete"], again) == (True, list(range(141, 150)))
 
 
 async def test_restarted_bridge_sends_new_updates_and_keeps_old_ones(
@@ -153,8 +153,8 @@ async def test_restarted_bridge_sends_new_updates_and_keeps_old_ones(
         plain = await RawClient.open(port_of(bridge))
         await publish(amqp, exchange, killmail(2), killmail(4), b"invalid again")
         assert orjson.loads(await plain.text())["data"]["killmailId"] == 4, "neither the old ones nor one of them again"
-        told, again = await resume(bridge, "unknown")
-        assert (told["complete"], again) == (False, [1, 2, 3, 4])
+        resumed, again = await resume(bridge, "unknown")
+        assert (resumed["complete"], again) == (False, [1, 2, 3, 4])
         await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
         await plain.close()
     assert await depth(amqp, rejects) == 2

@@ -303,9 +303,9 @@ async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
             await publish(amqp, exchange, *(b"invalid" for _ in range(5)))
             await eventually("they are held", lambda: bridge._rejects.waiting == 5)
             assert sample(bridge, "bridge_rejects_total", reason="not-json") == 5
-    [said] = [line for line in logged if line["event"] == "stopped with unsettled deliveries"]
-    assert said["deliveries"] == 5
-    assert said["kept_by_the_broker"] is False
+    [stopped] = [line for line in logged if line["event"] == "stopped with unsettled deliveries"]
+    assert stopped["deliveries"] == 5
+    assert stopped["kept_by_the_broker"] is False
     await channel.close()
 
 

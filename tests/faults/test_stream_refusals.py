@@ -38,7 +38,7 @@ async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[
 
 
 @pytest.mark.parametrize(
-    ("missing", "permissions", "said"),
+    ("missing", "permissions", "words"),
     [
         ("configure", ("^$", ".*", ".*"), "configure on the queue"),
         ("write", (".*", "^amq", ".*"), "write on the queue and read on the exchange"),
@@ -48,7 +48,7 @@ async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[
     ],
 )
 async def test_permission_that_is_missing_is_named(
-    node_broker: PrivateNode, missing: str, permissions: tuple[str, str, str], said: str
+    node_broker: PrivateNode, missing: str, permissions: tuple[str, str, str], words: str
 ) -> None:
     kind = None if missing == "configure" else KEPT
     url = await node_broker.user(*permissions)
@@ -57,7 +57,7 @@ async def test_permission_that_is_missing_is_named(
             await refused(url, exchange, stream)
     text = str(refusal.value)
     assert text.startswith("the user of BRIDGE_AMQP_URL lacks a permission: ACCESS_REFUSED - ")
-    assert said in text
+    assert words in text
     assert (exchange if missing == "exchange" else stream.name if missing != "publish" else "amq.default") in text
     assert "\n" not in text
     assert PASSWORD not in text

@@ -116,8 +116,8 @@ async def test_consumer_that_the_broker_cancels_consumes_again(stage: Scene) -> 
     await stage.noticed(fault)
     await stage.verify(fault, "the broker cancels the consumer", "consumes again at once")
     for bridge in stage.bridges.values():
-        [said] = fault.lines(bridge, "broker lost")
-        assert "cancelled the consumer" in str(said["error"])
+        [lost] = fault.lines(bridge, "broker lost")
+        assert "cancelled the consumer" in str(lost["error"])
 
 
 async def test_exchange_that_is_deleted_and_declared_again_is_bound_again(

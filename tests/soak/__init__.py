@@ -1,1 +1,1 @@
-"""Everything at once, for ten minutes, against one bridge: what must hold in an hour is looked at all the time."""
+"""A soak test: all kinds of clients and faults at the same time, against one bridge, for ten minutes."""

@@ -1,4 +1,4 @@
-"""Breaks the line to the broker, and the broker where it is ours, one fault after the other."""
+"""Causes one fault after the other in the connection to the broker, and in the broker if it is our own."""
 
 import asyncio
 from collections import Counter
@@ -9,22 +9,22 @@ from tests.support.broker.find import Broker
 from tests.support.proxy import Direction, Proxy
 
 SLOW_BYTES_S = 200_000
-"""Three times what the steady rate needs."""
+"""Three times the steady rate."""
 
 
 class Breaking:
-    """All faults of a run; `done` counts them."""
+    """Causes all faults of a run. `done` counts them."""
 
-    def __init__(self, plan: Plan, line: Proxy, broker: Broker, say: Callable[[str], None], *, mortal: bool) -> None:
+    def __init__(self, plan: Plan, tunnel: Proxy, broker: Broker, say: Callable[[str], None], *, mortal: bool) -> None:
         self._plan = plan
-        self._line = line
+        self._tunnel = tunnel
         self._broker = broker
         self._say = say
         self._mortal = mortal
         self.done: Counter[Fault] = Counter()
 
     async def run(self) -> None:
-        """Returns when the last one is over, and the line is as it was."""
+        """Returns when the last fault is over and the connection works."""
         loop = asyncio.get_running_loop()
         next_s = loop.time() + self._plan.warm_up_s
         try:
@@ -35,26 +35,26 @@ class Breaking:
                 await self._cause(fault)
                 self.done[fault] += 1
         finally:
-            self._line.release()
+            self._tunnel.release()
 
     async def _cause(self, fault: Fault) -> None:
-        line = self._line
+        tunnel = self._tunnel
         match fault:
             case Fault.CUT:
-                line.cut()
+                tunnel.cut()
                 return
-            case Fault.FORSAKEN:
-                line.forsake()
+            case Fault.HALF_OPEN:
+                tunnel.forsake()
                 return
             case Fault.KILLED:
                 await asyncio.to_thread(self._broker.kill)
                 await asyncio.to_thread(self._broker.start)
                 return
             case Fault.HELD:
-                line.hold()
+                tunnel.hold()
             case Fault.ONE_WAY:
-                line.hold(Direction.DOWN)
+                tunnel.hold(Direction.DOWN)
             case Fault.SLOW:
-                line.slow(SLOW_BYTES_S)
+                tunnel.slow(SLOW_BYTES_S)
         await asyncio.sleep(self._plan.fault_s)
-        line.release()
+        tunnel.release()

@@ -1,7 +1,7 @@
-"""All clients but the healthy ones: they come and go, stall, read slowly, or break the protocol.
+"""All clients except the healthy ones: they come and go, stall, read slowly, or break the protocol.
 
-What each of them got is held against what a healthy client got: all read from one log, so whatever a client sees from
-its first update on is a stretch of that.
+The updates of each client are compared with those of a healthy client. All clients read from one log. A client's
+updates must therefore be a contiguous part of those of a healthy client: a stretch.
 """
 
 import array
@@ -17,19 +17,19 @@ from tests.support.clients import CLOSE, PING, TEXT, client_frame, request
 from tests.support.running import BridgeProcess
 
 STAY_S = 2.0
-"""How long a client that comes and goes stays at most."""
+"""The longest stay of a client that comes and goes."""
 
 READ_ON_S = 4.0
-"""How long an evicted client goes on to read nothing, at most. The bridge ends its connection after ten seconds."""
+"""The longest time for which an evicted client continues to read nothing. The bridge resets it after 10 s."""
 
 LAST_WORD_S = 5.0
-"""For a close frame that must come."""
+"""The limit for a close frame that must arrive."""
 
 STALLED_BYTES, SLOW_BYTES = 4096, 16384
-"""What the kernel holds of a client that does not read, and of one that reads slowly."""
+"""Receive buffers in the kernel, of a client that does not read and of one that reads slowly."""
 
 DOSE_S = 0.25
-"""Between two clients that misbehave."""
+"""The pause between two clients that misbehave."""
 
 TOO_SLOW = 4008
 EVICTED = "client evicted"
@@ -43,20 +43,20 @@ MISBEHAVIOUR: Sequence[tuple[bytes, int | None]] = (
     (client_frame(CLOSE, b"x"), 1002),
     (client_frame(TEXT, b"\xff"), 1007),
 )
-"""What is sent, and the code that it must be answered with; None where the client may stay."""
+"""The bytes that a client sends, and the close code that it must get. None if the client may stay."""
 
 
 class Going(Enum):
-    """How a client that came goes."""
+    """How a client leaves."""
 
     CLOSING = "with a closing handshake"
     RESET = "by a reset"
-    END = "without a word"
+    END = "without a close frame"
     HALF = "within its handshake"
 
 
 class Half(Reader):
-    """A client that begins its handshake, and no more."""
+    """A client that sends only the beginning of its handshake."""
 
     def say_hello(self, transport: asyncio.Transport) -> None:
         hello = request(self._port)
@@ -64,7 +64,7 @@ class Half(Reader):
 
 
 class Stretches:
-    """Whether what clients got for a while is a stretch of what a healthy client got."""
+    """Checks that the updates of each client are a stretch of those of a healthy client."""
 
     def __init__(self, reference: Healthy) -> None:
         self._reference = reference
@@ -74,31 +74,31 @@ class Stretches:
         self.right = 0
         self.wrong: list[str] = []
 
-    def add(self, who: str, numbers: "array.array[int]") -> None:
-        """All that a client got."""
+    def add(self, client: str, numbers: "array.array[int]") -> None:
+        """Adds all updates of a client."""
         if numbers:
-            self._waiting.append((who, numbers))
+            self._waiting.append((client, numbers))
 
     def look(self) -> None:
-        """Judges those whose last update the healthy client has had too."""
+        """Judges the clients whose last update the healthy client has too."""
         order = self._reference.numbers
         for at in range(self._read, len(order)):
             self._positions.setdefault(order[at], at)
         self._read = len(order)
         for _ in range(len(self._waiting)):
-            who, numbers = self._waiting.popleft()
+            client, numbers = self._waiting.popleft()
             if numbers[-1] in self._positions:
-                self._judge(who, numbers)
+                self._judge(client, numbers)
             else:
-                self._waiting.append((who, numbers))
+                self._waiting.append((client, numbers))
 
     def rest(self) -> None:
-        """Judges all: nothing more comes to anybody."""
+        """Judges all clients. No client may get further updates."""
         self.look()
         while self._waiting:
             self._judge(*self._waiting.popleft())
 
-    def _judge(self, who: str, numbers: "array.array[int]") -> None:
+    def _judge(self, client: str, numbers: "array.array[int]") -> None:
         at = self._positions.get(numbers[0], len(self._reference.numbers))
         expected = self._reference.numbers[at : at + len(numbers)]
         if numbers == expected:
@@ -106,15 +106,15 @@ class Stretches:
             return
         first = next((i for i, pair in enumerate(zip(numbers, expected, strict=False)) if pair[0] != pair[1]), None)
         where = (
-            f"its update {first} of {len(numbers)} is {numbers[first]}, a healthy client's is {expected[first]}"
+            f"its update {first} of {len(numbers)} is {numbers[first]}, that of a healthy client is {expected[first]}"
             if first is not None
-            else f"only {len(expected)} of its {len(numbers)} updates came to a healthy client"
+            else f"a healthy client got only {len(expected)} of its {len(numbers)} updates"
         )
-        self.wrong.append(f"{who}: {where}")
+        self.wrong.append(f"{client}: {where}")
 
 
 class Crowd:
-    """All of them, for as long as it runs; `seen` counts what they did, `wrong` says what must not happen to them."""
+    """All these clients. `seen` counts what they did, and `wrong` counts failures."""
 
     def __init__(self, process: BridgeProcess, port: int, plan: Plan, stretches: Stretches) -> None:
         self._process = process
@@ -122,14 +122,14 @@ class Crowd:
         self._plan = plan
         self._stretches = stretches
         self._evicted: dict[int, asyncio.Future[None]] = {}
-        """By the client's own port."""
+        """Done when the bridge logs the eviction, by the client's own port."""
         self._lines = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.seen: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
 
     def begin(self) -> None:
-        """Lets them all come."""
+        """Starts all clients."""
         plan = self._plan
         players = [
             *(self._come_and_go() for _ in range(plan.coming)),
@@ -140,7 +140,7 @@ class Crowd:
         self._tasks = [asyncio.create_task(player) for player in players]
 
     async def end(self) -> None:
-        """Lets them all go."""
+        """Ends all clients."""
         for task in self._tasks:
             task.cancel()
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
@@ -148,7 +148,7 @@ class Crowd:
                 raise result
 
     def look(self) -> None:
-        """To be called again and again: tells the clients that the bridge has evicted them."""
+        """Notifies the clients of evictions that the bridge has logged. To be called again and again."""
         lines = self._process.lines
         for line in lines[self._lines :]:
             if line["event"] == EVICTED:
@@ -168,7 +168,7 @@ class Crowd:
                     await self._open(client)
                 await asyncio.sleep(random.uniform(0, STAY_S))
                 if client.ended.done():
-                    self.wrong[f"a client that came and went was ended by the bridge, {client.ended.result()}"] += 1
+                    self.wrong[f"the bridge closed a client that came and went, {client.ended.result()}"] += 1
                 elif going is Going.CLOSING:
                     await self._close(client)
                 elif going is Going.RESET or random.getrandbits(1):
@@ -183,14 +183,14 @@ class Crowd:
         client.transport.write(client_frame(CLOSE, b"\x03\xe8"))
         await asyncio.wait([client.ended], timeout=LAST_WORD_S)
         if not client.ended.done() or client.ended.result() != 1000:
-            self.wrong["a closing handshake was not answered"] += 1
+            self.wrong["the bridge did not answer a closing handshake"] += 1
 
     async def _open(self, client: Reader) -> None:
         try:
             async with asyncio.timeout(LAST_WORD_S):
                 await client.opened
         except (ConnectionError, TimeoutError) as error:
-            self.wrong[f"a client was not let in: {error or 'no answer'}"] += 1
+            self.wrong[f"a client could not connect: {error or 'no answer'}"] += 1
 
     async def _stall(self) -> None:
         await asyncio.sleep(random.uniform(0, STAY_S))
@@ -240,9 +240,9 @@ class Crowd:
                 self._stretches.add("a misbehaving client", client.numbers)
                 await asyncio.sleep(DOSE_S)
 
-    def _ended(self, client: Reader, who: str, code: int) -> None:
+    def _ended(self, client: Reader, kind: str, code: int) -> None:
         found = client.ended.result() if client.ended.done() else None
-        self.seen[f"{who}, closed with {found}"] += 1
+        self.seen[f"{kind}, closed with {found}"] += 1
         if found != code:
             end = "no end" if found is None else f"the code {found}" if found else "an end without a code"
-            self.wrong[f"a {who} client found {end}, not {code}"] += 1
+            self.wrong[f"a {kind} client got {end}, not {code}"] += 1

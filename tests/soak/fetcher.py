@@ -1,7 +1,7 @@
-"""A fetcher: publishes killmails at a steady rate, bursts and poison among them, and keeps what the broker confirmed.
+"""A fetcher: publishes killmails at a steady rate and in bursts, also invalid events, and records the confirmed ones.
 
-It comes back by itself, and publishes nothing again: what was not confirmed when a connection ended is unsure, and may
-reach a client or not.
+It reconnects by itself, and publishes nothing again. Events without a confirm at the end of a connection are unsure:
+they may reach a client or not.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.support.publishing import connect
 from tests.support.waiting import eventually
 
 OUTSTANDING = 500
-"""Confirms that may be outstanding at once."""
+"""The largest number of outstanding confirms."""
 
 CONFIRM_LIMIT_S = 20.0
 QUIET_LIMIT_S = 60.0
@@ -29,60 +29,60 @@ GOODBYE_S = 3.0
 
 LOST = (aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError)
 
-POISON = (b'{"killmailId": "poison-%d"}', b"poison-%d is no JSON", b'{"type": "no-such-type", "data": "poison-%d"}')
-POISON_NUMBER = re.compile(rb"poison-(\d+)")
+INVALID = (b'{"killmailId": "invalid-%d"}', b"invalid-%d is no JSON", b'{"type": "no-such-type", "data": "invalid-%d"}')
+INVALID_NUMBER = re.compile(rb"invalid-(\d+)")
 
 
-def poison(number: int) -> bytes:
-    """An event that can't become an update, of one kind after the other."""
-    return POISON[number % len(POISON)] % number
+def invalid_event(number: int) -> bytes:
+    """Returns an event that can't become an update. The kinds alternate."""
+    return INVALID[number % len(INVALID)] % number
 
 
 class Fetcher:
-    """Publishes to an exchange that exists, from `begin` on, until `finish`."""
+    """Publishes to an existing exchange, from `begin` until `finish`."""
 
     def __init__(self, broker_url: str, exchange: str, plan: Plan) -> None:
         self._url = broker_url
         self._exchange = exchange
         self._plan = plan
         self._waiting: deque[tuple[int, bytes]] = deque()
-        """What is to be published; events have positive numbers, poison has negative ones."""
+        """The events to publish. Valid ones have positive numbers, invalid ones have negative numbers."""
         self._more = asyncio.Event()
         self._places = asyncio.Semaphore(OUTSTANDING)
         self._publishing: set[asyncio.Task[None]] = set()
         self._next = 1
-        self._next_poison = 1
+        self._next_invalid = 1
         self._connecting = asyncio.create_task(self._stay_connected())
         self._pacing: asyncio.Task[None] | None = None
         self.published: set[int] = set()
-        """Events that were sent to the broker, whatever became of them."""
+        """Valid events that were sent to the broker, confirmed or not."""
         self.confirmed: set[int] = set()
-        self.poison: set[int] = set()
-        """Those that were confirmed."""
+        self.invalid: set[int] = set()
+        """Invalid events that were confirmed."""
         self.losses = 0
         self.bursts = 0
 
     async def prime(self) -> None:
-        """As many events as the plan says, a burst at a time; returns when all are confirmed."""
+        """Publishes the plan's number of events, in bursts, and waits until all are confirmed."""
         for _ in range(0, self._plan.prime, self._plan.burst):
             self._want(self._plan.burst)
             await self._quiet()
-            # The clients read in this same loop: let them.
+            # The clients need this loop to read.
             await asyncio.sleep(0.2)
 
     def begin(self) -> None:
-        """Publishes by itself from now on."""
+        """Starts to publish in the background."""
         self._pacing = asyncio.create_task(self._pace())
 
     async def finish(self) -> None:
-        """Nothing new; returns when each event is confirmed, or unsure."""
+        """Adds no new events, and waits until each event is confirmed or unsure."""
         if self._pacing is not None:
             self._pacing.cancel()
             await asyncio.wait([self._pacing])
         await self._quiet()
 
     async def stop(self) -> None:
-        """Ends it."""
+        """Ends all tasks."""
         tasks = [self._connecting, *self._publishing, *([self._pacing] if self._pacing else [])]
         for task in tasks:
             task.cancel()
@@ -114,9 +114,9 @@ class Fetcher:
             self._waiting.append(event)
             if number % self._plan.twice_every == 0:
                 self._waiting.append(event)
-            if number % self._plan.poison_every == 0:
-                self._waiting.append((-self._next_poison, poison(self._next_poison)))
-                self._next_poison += 1
+            if number % self._plan.invalid_every == 0:
+                self._waiting.append((-self._next_invalid, invalid_event(self._next_invalid)))
+                self._next_invalid += 1
         self._next += count
         if count:
             self._more.set()
@@ -129,7 +129,7 @@ class Fetcher:
             await asyncio.sleep(RETRY_S)
 
     async def _publish_all(self) -> None:
-        """Returns, or raises, when the connection is lost."""
+        """Publishes until the connection is lost. Returns or raises then."""
         connection = await connect(self._url, timeout_s=5)
         lost = asyncio.Event()
         if not self._waiting:
@@ -165,13 +165,13 @@ class Fetcher:
                     await exchange.publish(message, routing_key="", mandatory=False)
                 sure = True
         finally:
-            # Also when it is cancelled: the library does that to whoever waits for a connection that is lost.
+            # This happens also after a cancellation: the library cancels each task that waits for a lost connection.
             if not sure:
                 lost.set()
-                # Whoever waits for the next event is told by this.
+                # This wakes the loop that waits for the next event.
                 self._more.set()
         if sure:
-            (self.confirmed if number > 0 else self.poison).add(abs(number))
+            (self.confirmed if number > 0 else self.invalid).add(abs(number))
 
     def _published(self, task: asyncio.Task[None]) -> None:
         self._publishing.discard(task)

@@ -1,6 +1,6 @@
-"""What happens in a run, and when: all of it from the run's length alone.
+"""The plan of a run: what happens when. It follows from the length of the run alone.
 
-A short run has everything that the ten minutes have, closer together.
+A short run has everything that a run of ten minutes has, at shorter intervals.
 """
 
 from collections.abc import Iterator
@@ -9,78 +9,78 @@ from enum import Enum
 from itertools import cycle, islice
 
 WARM_UP = 0.1
-"""Of the whole, in which nothing is compared yet: what the first of everything brings in is there for good."""
+"""The first part of the run, in which memory is not compared: the first clients load modules and fill caches."""
 
 
 class Fault(Enum):
-    """What happens to the broker, or to the line to it."""
+    """A fault of the broker, or of the connection to it."""
 
     CUT = "cut"
-    HELD = "held, both ways"
-    ONE_WAY = "held, from the broker"
-    FORSAKEN = "forsaken: half open for the broker"
+    HELD = "no data in either direction"
+    ONE_WAY = "no data from the broker"
+    HALF_OPEN = "half-open at the broker"
     SLOW = "slow"
-    KILLED = "broker killed and started"
+    KILLED = "broker killed and started again"
 
 
-LINE_FAULTS = tuple(fault for fault in Fault if fault is not Fault.KILLED)
-"""In this order. Proxy.cut ends the broker's side of a forsaken line as well, so it comes two faults behind one: the
-broker has missed it by itself by then."""
+CONNECTION_FAULTS = tuple(fault for fault in Fault if fault is not Fault.KILLED)
+"""In this order. Proxy.cut also ends the broker's side of a half-open connection. It therefore comes two faults later,
+when the broker has noticed the end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Numbers of a run; whatever depends on its length."""
+    """The numbers of a run."""
 
     seconds: float
     fault_every_s: float
     fault_s: float
-    """How long a fault lasts that does not end by itself."""
+    """The duration of a fault that does not end by itself."""
     burst_every_s: float
     heartbeat_s: int
-    """Of the bridge's connections. A broker misses a line that is half open after two or three of them."""
+    """For the bridge's connections. A broker notices a half-open connection after two or three heartbeats."""
     healthy: int = 20
     coming: int = 100
-    """Clients that come and go, at once."""
+    """Clients that come and go, connected at the same time."""
     stalled: int = 20
     slow: int = 5
     rate: int = 50
-    """Events a second."""
+    """Events per second."""
     burst: int = 2000
     twice_every: int = 100
-    """One of so many events is published twice, as by two fetchers."""
-    poison_every: int = 50
-    """One of so many is followed by an event that can't become an update."""
+    """One in this many events is published twice, as by two fetchers."""
+    invalid_every: int = 50
+    """One in this many events is followed by an invalid event."""
     prime: int = 9000
-    """Events before the time begins: more than the window of duplicates remembers, and than the log holds."""
+    """Events before the run begins: more than the window of duplicates and the log can hold."""
 
     @property
     def warm_up_s(self) -> float:
-        """Until memory is compared, and faults begin."""
+        """The time until memory is compared and faults begin."""
         return WARM_UP * self.seconds
 
     @property
     def faults(self) -> int:
-        """How many there are room for, the last one with its time to end."""
+        """The number of faults, with time for the last one to end."""
         return int((self.seconds - self.warm_up_s) / self.fault_every_s)
 
 
 DUPLICATE_WINDOW = 8192
-"""Identities that the bridge remembers. More than are published while the broker believes in a forsaken line, for up to
-30 s: 1500 at the steady rate and two bursts. Small, so that it is full, and grows no more, before memory is compared.
+"""Identities that the bridge remembers. It must exceed the events of the 30 s in which the broker may not notice a
+half-open connection: 1500 at the steady rate, and two bursts. It is small: it must be full before memory is compared.
 """
 
 LOG_BYTES = 4 * 2**20
-"""The bridge's log. A burst, 2.4 MB, must not throw out a client that reads as fast as one process reads for all."""
+"""The bridge's log. A burst of 2.4 MB must not evict a healthy client, since one process reads for all clients."""
 
 PADDING = "x" * 900
-"""In each event, lest a client that reads nothing take minutes to fall off the log."""
+"""Padding of each event. Without it, a client that reads nothing would take minutes to fall off the log."""
 
 
 def plan_of(seconds: float) -> Plan:
-    """A run that long."""
+    """Returns the plan of a run of this length."""
     active_s = seconds * (1 - WARM_UP)
-    # Each fault once, and in a long run often.
+    # A short run has each fault once, and a long run has each often.
     fault_every_s = min(20.0, active_s / len(Fault))
     return Plan(
         seconds=seconds,
@@ -92,14 +92,14 @@ def plan_of(seconds: float) -> Plan:
 
 
 def rotation(count: int, *, mortal: bool) -> list[Fault]:
-    """So many faults in their order. A `mortal` broker is killed after all others were there once, and once more."""
-    line = cycle(LINE_FAULTS)
+    """Returns `count` faults in order. A `mortal` broker is killed after one round of the others, and again later."""
+    faults = cycle(CONNECTION_FAULTS)
     if not mortal:
-        return list(islice(line, count))
-    kills = {len(LINE_FAULTS), count * 2 // 3} if count >= 3 * len(Fault) else {len(LINE_FAULTS)}
-    return list(_with_kills(line, count, kills))
+        return list(islice(faults, count))
+    kills = {len(CONNECTION_FAULTS), count * 2 // 3} if count >= 3 * len(Fault) else {len(CONNECTION_FAULTS)}
+    return list(_with_kills(faults, count, kills))
 
 
-def _with_kills(line: Iterator[Fault], count: int, kills: set[int]) -> Iterator[Fault]:
+def _with_kills(faults: Iterator[Fault], count: int, kills: set[int]) -> Iterator[Fault]:
     for slot in range(count):
-        yield Fault.KILLED if slot in kills else next(line)
+        yield Fault.KILLED if slot in kills else next(faults)

@@ -1,4 +1,4 @@
-"""WebSocket clients that take the killmail's number out of each update, and next to no time for it."""
+"""WebSocket clients that find the killmail's number in each update with little processor time."""
 
 import array
 import asyncio
@@ -14,34 +14,34 @@ HEAD_END = b"\r\n\r\n"
 UPDATE = re.compile(rb'\{"type":"killmail","data":\{"killmailId":(\d+),')
 WHOLE_TEXT = 0x80 | TEXT
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER of a socket whose closing is a reset."""
+"""SO_LINGER for a socket that is closed with a reset."""
 
 
 class Reader(asyncio.Protocol):
-    """Reads everything, answers pings and the server's close frame; keeps the numbers of the updates in `numbers`."""
+    """Reads everything, answers pings and the server's close frame, and records the updates in `numbers`."""
 
     def __init__(self, port: int) -> None:
         loop = asyncio.get_running_loop()
         self._port = port
         self._rest = b""
         self.opened: asyncio.Future[None] = loop.create_future()
-        """An error where the bridge did not upgrade, or ended the connection before."""
+        """Done after the upgrade. An error if the bridge refuses it, or closes the connection before."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
-        """Done when the bridge ends it: the code of its close frame, 0 without one."""
+        """Done when the bridge closes the connection: the code of its close frame, or 0."""
         self.numbers = array.array("I")
         self.pongs = 0
         self.transport: asyncio.Transport | None = None
-        # Nobody may ask.
+        # Marks the exception as retrieved, because it is possible that no task awaits the future.
         self.opened.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are no subclass of asyncio's.
+        # uvloop's transports are not a subclass of asyncio's.
         self.transport = cast(asyncio.Transport, transport)
         self.say_hello(self.transport)
 
     def say_hello(self, transport: asyncio.Transport) -> None:
-        """Asks for the upgrade."""
+        """Sends the handshake."""
         transport.write(request(self._port))
 
     def data_received(self, data: bytes) -> None:
@@ -61,7 +61,7 @@ class Reader(asyncio.Protocol):
         self._rest = data[self._frames(data, at) :]
 
     def _frames(self, data: bytes, at: int) -> int:
-        """Takes whole frames from there on; returns where the first begins that is not whole."""
+        """Processes complete frames from `at` on. Returns the start of the first incomplete one."""
         end = len(data)
         while at + 2 <= end:
             length, start = data[at + 1], at + 2
@@ -81,7 +81,7 @@ class Reader(asyncio.Protocol):
         return at
 
     def update(self, number: int) -> None:
-        """An update has come."""
+        """Records an update."""
         self.numbers.append(number)
 
     def _control(self, opcode: int, payload: bytes) -> None:
@@ -105,34 +105,34 @@ class Reader(asyncio.Protocol):
 
     @property
     def own_port(self) -> int:
-        """By which the bridge's log names this client."""
+        """The client's port, which the bridge's log names."""
         assert self.transport is not None
         port: int = self.transport.get_extra_info("sockname")[1]
         return port
 
     def reset(self) -> None:
-        """Ends the connection by a TCP reset."""
+        """Ends the connection with a TCP reset."""
         assert self.transport is not None
         if not self.transport.is_closing():
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.transport.abort()
 
     async def leave(self) -> None:
-        """Ends the connection, in whatever state it is."""
+        """Ends the connection in any state."""
         if self.transport is not None:
             self.transport.abort()
             await self.lost
 
 
 class Healthy(Reader):
-    """A client that is connected for the whole time: also counts how often each update came."""
+    """A client that is connected for the whole run. It also counts how often it got each update."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
         self.counts = bytearray()
         self.newest = 0
         self.late = 0
-        """Updates behind newer ones: what a lost connection's deliveries become when they are delivered again."""
+        """Updates that arrived after newer ones: deliveries of a lost connection that were delivered again."""
 
     def update(self, number: int) -> None:
         counts = self.counts
@@ -147,7 +147,7 @@ class Healthy(Reader):
 
 
 class Slow(Reader):
-    """A client that reads a little, and then nothing for a while."""
+    """A client that pauses after each read."""
 
     PAUSE_S = 0.05
 
@@ -163,7 +163,7 @@ class Slow(Reader):
 
 
 class Stalled(Reader):
-    """A client that reads nothing more once it is connected, until it is told to."""
+    """A client that reads nothing after its handshake, until `read_on`."""
 
     def data_received(self, data: bytes) -> None:
         before = self.opened.done()
@@ -172,7 +172,7 @@ class Stalled(Reader):
             self.transport.pause_reading()
 
     def read_on(self) -> None:
-        """Reads everything."""
+        """Reads again."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -181,7 +181,7 @@ Kind = TypeVar("Kind", bound=Reader)
 
 
 async def connect(kind: type[Kind], port: int, receive_bytes: int | None = None, **more: Any) -> Kind:
-    """A client that is connected, and has asked for the upgrade. `receive_bytes` bounds what the kernel holds of it."""
+    """Connects a client, which sends its handshake. `receive_bytes` is the receive buffer of its socket."""
     loop = asyncio.get_running_loop()
     client_socket = socket.socket()
     client_socket.setblocking(False)

@@ -1,4 +1,4 @@
-"""One run: who takes part, in which order they come and go, and what is taken down as evidence."""
+"""One run: its participants, their order, and the evidence that is collected."""
 
 import asyncio
 import signal
@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractConnection
 
 from tests.soak.breaking import Breaking
 from tests.soak.crowd import Crowd, Stretches
-from tests.soak.fetcher import POISON_NUMBER, Fetcher
+from tests.soak.fetcher import INVALID_NUMBER, Fetcher
 from tests.soak.plan import DUPLICATE_WINDOW, LOG_BYTES, Fault, Plan, rotation
 from tests.soak.readers import Healthy, connect
 from tests.soak.verdict import Counted, Evidence, Received
@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 LOOK_S = 0.2
 
 REST_LIMIT_S = 60.0
-"""Until all that was confirmed has come. What lies on a forsaken line comes again when the broker has missed it."""
+"""The limit until all confirmed events have arrived. Those on a half-open connection are redelivered only later."""
 
 UNLIMITED = (
     sys.executable,
@@ -36,17 +36,17 @@ UNLIMITED = (
     "from bridge.server.access import log_limiter; log_limiter.MAX_LINES = 10**9; "
     "import runpy; runpy.run_module('bridge', run_name='__main__')",
 )
-"""A bridge that logs each eviction. The test learns from these lines that a client which reads nothing was evicted."""
+"""A bridge that logs each eviction. The test reads there that a client which reads nothing was evicted."""
 
 STILL_S = 1.0
-"""What could come a second time comes within it, once the broker has nothing more to give."""
+"""A doubled update would arrive within this time after the queue is empty."""
 
 GOING_AWAY = 1001
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run has shown."""
+    """The results of a run."""
 
     evidence: Evidence
     figures: dict[str, str]
@@ -54,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """At the broker."""
+    """Names at the broker."""
 
     exchange: str
     queue: str
@@ -62,7 +62,7 @@ class Names:
 
 
 class Stage:
-    """Everybody who takes part."""
+    """All participants."""
 
     def __init__(self, process: BridgeProcess, port: int, fetcher: Fetcher, healthy: list[Healthy], plan: Plan) -> None:
         self.process = process
@@ -74,7 +74,7 @@ class Stage:
         self.watch = Watch(process.process.pid, port)
 
     def have_all(self) -> bool:
-        """Whether each healthy client has got whatever was confirmed."""
+        """Whether each healthy client has all confirmed events."""
         newest = max(self.fetcher.confirmed)
         return all(
             len(client.counts) > newest and all(client.counts[number] for number in self.fetcher.confirmed)
@@ -83,14 +83,14 @@ class Stage:
 
 
 async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcome:
-    """The whole of it."""
+    """Runs the whole soak."""
     names = Names(unique("soak"), unique("soak"), unique("soak"))
     mortal = not isinstance(broker, NamedBroker)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_forget, broker.url, names)
-        line = await stack.enter_async_context(proxy(broker.url))
-        await line.open()
-        process = await stack.enter_async_context(_bridge(f"{line.url}?heartbeat={plan.heartbeat_s}", names))
+        tunnel = await stack.enter_async_context(proxy(broker.url))
+        await tunnel.open()
+        process = await stack.enter_async_context(_bridge(f"{tunnel.url}?heartbeat={plan.heartbeat_s}", names))
         await process.consuming()
         port = await process.port()
         fetcher = Fetcher(broker.url, names.exchange, plan)
@@ -100,14 +100,14 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
             stack.push_async_callback(client.leave)
             await client.opened
         stage = Stage(process, port, fetcher, healthy, plan)
-        say(f"priming: {plan.prime:,} updates, lest what the first ones bring in count as growth")
+        say(f"priming: {plan.prime:,} updates fill caches, which must not count as growth")
         await fetcher.prime()
-        say("primed; waiting until tasks and descriptors change no more")
+        say("primed; waiting until the numbers of tasks and descriptors are stable")
         before = await stage.watch.settled()
-        say("the time begins")
-        breaking = Breaking(plan, line, broker, say, mortal=mortal)
+        say("the run begins")
+        breaking = Breaking(plan, tunnel, broker, say, mortal=mortal)
         await _everything(stage, plan, breaking)
-        say("the time is over, the others have gone; waiting for what the broker has to give yet")
+        say("the run is over, and the other clients are gone; waiting for the remaining deliveries")
         async with observer(broker.url) as amqp:
             at_rest = await _rest(stage, amqp, names)
             after = await stage.watch.back_at(before)
@@ -115,13 +115,15 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
             received = [_received(number, client) for number, client in enumerate(healthy, 1)]
             ends = await _stop(stage)
             rejected = await _rejected(amqp, names.rejects)
-        figures["poison found among the rejects"] = f"{len(rejected & fetcher.poison)} of {len(fetcher.poison)}"
+        figures["invalid events found in the queue of rejected events"] = (
+            f"{len(rejected & fetcher.invalid)} of {len(fetcher.invalid)}"
+        )
         stage.stretches.rest()
         evidence = Evidence(
             published=fetcher.published,
             confirmed=fetcher.confirmed,
             received=received,
-            poison=fetcher.poison,
+            invalid=fetcher.invalid,
             rejected=rejected,
             seconds=plan.seconds,
             samples=stage.watch.samples,
@@ -133,7 +135,7 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
 
 
 async def _everything(stage: Stage, plan: Plan, breaking: Breaking) -> None:
-    """All at once, for as long as the plan says."""
+    """Runs fetcher, clients and faults at the same time, as long as the plan says."""
     stage.fetcher.begin()
     stage.crowd.begin()
     looking = asyncio.create_task(_look(stage))
@@ -155,7 +157,7 @@ async def _look(stage: Stage) -> None:
 
 
 async def _rest(stage: Stage, amqp: AbstractConnection, names: Names) -> Counter[str]:
-    """Waits until the broker has nothing more to give, and all have everything; says what did not come to rest."""
+    """Waits until the queue is empty and the healthy clients have everything. Returns the failures."""
     wrong: Counter[str] = Counter()
 
     async def nothing_waits() -> bool:
@@ -165,8 +167,8 @@ async def _rest(stage: Stage, amqp: AbstractConnection, names: Names) -> Counter
         return declared.consumer_count == 1 and not declared.message_count
 
     calm: list[tuple[str, Callable[[], object]]] = [
-        ("the queue is empty, and the bridge its only consumer", nothing_waits),
-        ("each healthy client has all that was confirmed", stage.have_all),
+        ("the queue is empty, and the bridge is its only consumer", nothing_waits),
+        ("each healthy client has all confirmed events", stage.have_all),
     ]
     for what, holds in calm:
         try:
@@ -178,7 +180,7 @@ async def _rest(stage: Stage, amqp: AbstractConnection, names: Names) -> Counter
 
 
 async def _stop(stage: Stage) -> Counter[str]:
-    """Stops the bridge as its operator does; says what went wrong."""
+    """Stops the bridge with SIGTERM, and returns the failures."""
     stage.process.process.send_signal(signal.SIGTERM)
     code = await stage.process.ended()
     wrong = Counter({f"the bridge ended with exit code {code}": 1} if code else {})
@@ -194,7 +196,7 @@ def _received(number: int, client: Healthy) -> Received:
 
 
 def _said(process: BridgeProcess) -> Counter[str]:
-    """What a bridge says only when it is broken."""
+    """Returns the log lines that only a broken bridge writes."""
     wrong = Counter(f"the bridge failed: {line['event']}" for line in process.lines if "exception" in line)
     return wrong + Counter(f"the bridge said: {text}" for text in process.texts)
 
@@ -202,41 +204,41 @@ def _said(process: BridgeProcess) -> Counter[str]:
 async def _rejected(amqp: AbstractConnection, rejects: str) -> set[int]:
     count = await depth(amqp, rejects)
     bodies = [message.body for message in await take(amqp, rejects, count)] if count else []
-    return {int(found[1]) for body in bodies if (found := POISON_NUMBER.search(body))}
+    return {int(found[1]) for body in bodies if (found := INVALID_NUMBER.search(body))}
 
 
 def _expected(stage: Stage, breaking: Breaking, faults: set[Fault]) -> dict[str, int]:
     seen = stage.crowd.seen
     return {
         "clients that stall are evicted": seen["stalled, closed with 4008"],
-        "clients that come and go, and get updates": stage.stretches.right,
-        "updates come late, out of order": stage.healthy[0].late,
-        "poison": len(stage.fetcher.poison),
-        **{f"the line, or the broker: {fault.value}": breaking.done[fault] for fault in faults},
+        "clients that come and go get updates": stage.stretches.right,
+        "updates arrive late and out of order": stage.healthy[0].late,
+        "invalid events": len(stage.fetcher.invalid),
+        **{f"fault: {fault.value}": breaking.done[fault] for fault in faults},
     }
 
 
 async def _figures(stage: Stage, breaking: Breaking) -> dict[str, str]:
-    """What there is to tell, by what it is of."""
+    """Returns the figures of the run by their names."""
     fetcher, watch = stage.fetcher, stage.watch
 
     async def count(name: str) -> str:
         return f"{await metric(stage.port, name):,.0f}"
 
     return {
-        "events confirmed by the broker": f"{len(fetcher.confirmed):,}, {fetcher.bursts} bursts among them",
-        "events unsure": f"{len(fetcher.published - fetcher.confirmed):,}",
+        "confirmed events": f"{len(fetcher.confirmed):,}, with {fetcher.bursts} bursts",
+        "unsure events": f"{len(fetcher.published - fetcher.confirmed):,}",
         "updates at a healthy client": f"{len(stage.healthy[0].numbers):,}",
-        "of these behind newer ones": f"{max(client.late for client in stage.healthy):,}",
+        "of these after newer ones": f"{max(client.late for client in stage.healthy):,}",
         **{f"fault: {fault.value}": str(times) for fault, times in breaking.done.items()},
         "times that the bridge lost its broker": await count("bridge_broker_losses_total"),
-        "deliveries again": await count("bridge_redeliveries_total"),
+        "redeliveries": await count("bridge_redeliveries_total"),
         "duplicates not sent": await count('bridge_duplicates_total{type="killmail"}'),
         **{f"clients: {what}": f"{times:,}" for what, times in sorted(stage.crowd.seen.items())},
-        "stretches compared with a healthy client's": f"{stage.stretches.right:,}",
+        "clients whose updates match those of a healthy client": f"{stage.stretches.right:,}",
         "connections opened": await count('bridge_connections_opened_total{transport="websocket"}'),
         "processor: the bridge, of a core": f"{watch.bridge_cpu:.0%}",
-        "processor: this program, of a core": f"{watch.own_cpu:.0%}, late by {watch.late_s:.2f} s at most",
+        "processor: this program, of a core": f"{watch.own_cpu:.0%}, at most {watch.late_s:.2f} s late",
     }
 
 
@@ -255,7 +257,7 @@ async def _bridge(url: str, names: Names) -> AsyncIterator[BridgeProcess]:
 
 
 async def _forget(broker_url: str, names: Names) -> None:
-    """Removes what was made at the broker."""
+    """Deletes the queues and exchanges at the broker."""
     async with observer(broker_url) as amqp:
         channel = await amqp.channel()
         for queue in (names.queue, names.rejects):

@@ -1,6 +1,6 @@
-"""What is wrong with a run: from what was published, what came, and what the bridge's process took; nothing else.
+"""Finds the failures of a run, from the published events, the received updates and the bridge's memory.
 
-This file knows no sockets and no clock.
+This module has no sockets and no clock.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 SHOWN = 5
-"""Numbers that a line names; of the others, it says how many there are."""
+"""The numbers that a line lists. The line counts the others."""
 
 GROWTH_KB = 3072
-"""What memory may grow by between the second tenth of a run and the last."""
+"""The largest growth of memory between the second tenth of a run and the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,24 +19,24 @@ class Sample:
     """The bridge's memory at one moment."""
 
     at_s: float
-    """Since the run began."""
+    """The time since the run began."""
     kb: int
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a client that was there for the whole time has got."""
+    """The updates of a client that was connected for the whole run."""
 
-    who: str
+    client: str
     counts: Sequence[int]
-    """How often each update came, by its number; those behind the end never did."""
+    """How often each update arrived, by its number. Numbers beyond the end never arrived."""
     end: str = ""
-    """How its connection ended before the run did; empty where it did not."""
+    """How its connection ended during the run, or an empty string."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Something that is there with the healthy clients alone, before the others came and after they have gone."""
+    """A number with only the healthy clients connected, before the other clients came and after they left."""
 
     what: str
     before: int
@@ -45,58 +45,58 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that a run is judged by."""
+    """All facts for the verdict on a run."""
 
     published: Set[int]
     confirmed: Set[int]
     received: Sequence[Received]
-    poison: Set[int]
+    invalid: Set[int]
     rejected: Set[int]
     seconds: float
     samples: Sequence[Sample]
     counted: Sequence[Counted]
     sentences: Mapping[str, int] = field(default_factory=dict)
-    """What was seen to be wrong while it happened, and how often."""
+    """Failures that were noticed during the run, and how often."""
     expected: Mapping[str, int] = field(default_factory=dict)
-    """What must have happened, lest the run prove nothing; and how often it did."""
+    """What must happen so that the run proves something, and how often it happened."""
 
 
 def wrong(evidence: Evidence) -> list[str]:
-    """A line for each thing that is wrong."""
+    """Returns a line for each failure."""
     return [
         *(line for received in evidence.received for line in _updates(evidence, received)),
         *_rejects(evidence),
         *_growth(evidence),
         *_left(evidence.counted),
         *(f"{sentence}: {count} times" for sentence, count in evidence.sentences.items()),
-        *(f"this run shows nothing of it: {what}" for what, count in evidence.expected.items() if not count),
+        *(f"this never happened in the run: {what}" for what, count in evidence.expected.items() if not count),
     ]
 
 
 def _updates(evidence: Evidence, received: Received) -> list[str]:
-    counts, who = received.counts, received.who
+    counts, client = received.counts, received.client
     lost = [number for number in evidence.confirmed if number >= len(counts) or not counts[number]]
     doubled = [number for number, count in enumerate(counts) if count > 1]
     foreign = [number for number, count in enumerate(counts) if count and number not in evidence.published]
-    lines = [f"{who} was cut off: {received.end}"] if received.end else []
+    lines = [f"{client} was disconnected: {received.end}"] if received.end else []
     if lost:
-        lines.append(f"{who} lost {len(lost)} of {len(evidence.confirmed)} updates: {_some(lost)}")
+        lines.append(f"{client} lost {len(lost)} of {len(evidence.confirmed)} updates: {_some(lost)}")
     if doubled:
-        lines.append(f"{who} got {len(doubled)} updates more than once: {_some(doubled)}")
+        lines.append(f"{client} got {len(doubled)} updates more than once: {_some(doubled)}")
     if foreign:
-        lines.append(f"{who} got {len(foreign)} updates that nobody published: {_some(foreign)}")
+        lines.append(f"{client} got {len(foreign)} updates that were never published: {_some(foreign)}")
     return lines
 
 
 def _rejects(evidence: Evidence) -> list[str]:
-    missing = evidence.poison - evidence.rejected
+    missing = evidence.invalid - evidence.rejected
     if not missing:
         return []
-    return [f"{len(missing)} of {len(evidence.poison)} invalid events are not among the rejects: {_some(missing)}"]
+    return [f"{len(missing)} of {len(evidence.invalid)} invalid events are not in the queue: {_some(missing)}"]
 
 
 def memory_kb(evidence: Evidence) -> tuple[float, float]:
-    """What the bridge takes in the second tenth of a run, and in the last."""
+    """Returns the bridge's memory in the second tenth of a run, and in the last."""
     tenth_s = evidence.seconds / 10
     return (
         median(sample.kb for sample in evidence.samples if tenth_s <= sample.at_s < 2 * tenth_s),
@@ -109,14 +109,14 @@ def _growth(evidence: Evidence) -> list[str]:
     if after - before <= GROWTH_KB:
         return []
     return [
-        f"the bridge has grown by {after - before:,.0f} KB, from {before:,.0f} KB in the second tenth of the time to "
-        f"{after:,.0f} KB in the last; {GROWTH_KB:,} KB are allowed"
+        f"the bridge grew by {after - before:,.0f} KB, from {before:,.0f} KB in the second tenth of the run to "
+        f"{after:,.0f} KB in the last; the limit is {GROWTH_KB:,} KB"
     ]
 
 
 def _left(counted: Iterable[Counted]) -> list[str]:
     return [
-        f"{one.what}: {one.after} in the end, {one.before} at the start, with the same clients"
+        f"{one.what}: {one.before} before, {one.after} after, with the same clients"
         for one in counted
         if one.after != one.before
     ]

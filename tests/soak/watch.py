@@ -1,4 +1,4 @@
-"""What the bridge's process takes, looked at again and again; and whether this program itself keeps up."""
+"""Samples the memory, tasks and descriptors of the bridge's process, and the delay of this program itself."""
 
 import asyncio
 import re
@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB$", re.MULTILINE)
 
 SAMPLES = 600
-"""In a run, where that is not more than one in SHORTEST_S."""
+"""Samples in a run, with at least SHORTEST_S between two."""
 
 SHORTEST_S = 0.2
 STILL_S = 1.0
@@ -21,31 +21,31 @@ LOOK_S = 0.1
 LOOKS = 5
 
 BACK_LIMIT_S = 45.0
-"""Until what the others had is given back: a closing handshake that is not answered takes the bridge ten seconds, and a
-broker's connection that does not answer thirty."""
+"""The limit until tasks and descriptors of the other clients are gone. A closing handshake without an answer takes the
+bridge 10 s, and a broker's connection without an answer 30 s."""
 
 
 def anonymous_kb(pid: int) -> int:
-    """Kilobytes of the process's own, as they are now: not the pages of files, which come and go with their use."""
+    """Returns the anonymous memory of the process. The pages of files don't count, because they come and go."""
     found = ANONYMOUS.search(Path(f"/proc/{pid}/smaps_rollup").read_text())
     assert found is not None
     return int(found[1])
 
 
 class Watch:
-    """Looks at one bridge."""
+    """Watches one bridge."""
 
     def __init__(self, pid: int, port: int) -> None:
         self._pid = pid
         self._port = port
         self.samples: list[Sample] = []
         self.bridge_cpu, self.own_cpu = 0.0, 0.0
-        """Of a core, while `run` ran."""
+        """Shares of a core during `run`."""
         self.late_s = 0.0
-        """How late this program came to what it had to do, at most."""
+        """The longest delay of this program's own samples."""
 
     async def run(self, seconds: float) -> None:
-        """Samples for so long."""
+        """Takes samples for this time."""
         every_s = max(SHORTEST_S, seconds / SAMPLES)
         began_s, bridge_s, own_s = time.monotonic(), cpu_s(self._pid), _own_cpu_s()
         next_s = began_s
@@ -59,9 +59,9 @@ class Watch:
         self.own_cpu = (_own_cpu_s() - own_s) / took_s
 
     async def counts(self) -> tuple[int, int]:
-        """Tasks and descriptors, now."""
+        """Returns the present numbers of tasks and descriptors."""
         tasks = int(await metric(self._port, "bridge_tasks"))
-        # The connection of this very question may be there for some milliseconds more.
+        # The connection of this request may stay open for some milliseconds.
         seen = [descriptors(self._pid)]
         for _ in range(LOOKS):
             await asyncio.sleep(LOOK_S / LOOKS)
@@ -69,7 +69,7 @@ class Watch:
         return tasks, min(seen)
 
     async def settled(self) -> tuple[int, int]:
-        """The same, when they have not changed for a while, or what they are when that takes too long."""
+        """Waits until the counts are stable, with a limit, and returns them."""
         began_s = time.monotonic()
         before, since_s = await self.counts(), began_s
         while time.monotonic() - since_s < STILL_S and time.monotonic() - began_s < BACK_LIMIT_S:
@@ -79,7 +79,7 @@ class Watch:
         return before
 
     async def back_at(self, counts: tuple[int, int]) -> tuple[int, int]:
-        """The same, as soon as they are these; or what they are in the end."""
+        """Waits until the counts are these, with a limit, and returns the counts."""
 
         async def are_back() -> bool:
             return await self.counts() == counts

@@ -11,7 +11,7 @@ import pytest
 
 from tests.soak.__main__ import SHORTEST_S
 from tests.soak.crowd import Stretches
-from tests.soak.plan import LINE_FAULTS, Fault, plan_of, rotation
+from tests.soak.plan import CONNECTION_FAULTS, Fault, plan_of, rotation
 from tests.soak.verdict import GROWTH_KB, Counted, Evidence, Received, Sample, memory_kb, wrong
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ GOOD = Evidence(
     published={1, 2, 3, 4},
     confirmed={1, 2, 3},
     received=[Received("a client", bytes([0, 1, 1, 1])), Received("another", bytes([0, 1, 1, 1, 1]))],
-    poison={1, 2},
+    invalid={1, 2},
     rejected={1, 2, 3},
     seconds=100,
     samples=SAMPLES,
     counted=[Counted("tasks", 7, 7)],
-    expected={"poison": 2},
+    expected={"invalid events": 2},
 )
 
 
@@ -47,16 +47,16 @@ def test_run_is_right_if_confirmed_updates_arrived_once_and_unconfirmed_ones_at_
         (with_counts(), "a client lost 3 of 3 updates: 1, 2, 3"),
         (with_counts(0, 1, 2, 1), "a client got 1 updates more than once: 2"),
         (with_counts(0, 1, 1, 1, 2), "a client got 1 updates more than once: 4"),
-        (with_counts(0, 1, 1, 1, 0, 1), "a client got 1 updates that nobody published: 5"),
+        (with_counts(0, 1, 1, 1, 0, 1), "a client got 1 updates that were never published: 5"),
         (
             replace(GOOD, received=[Received("a client", bytes([0, 1, 1, 1]), "code 4008")]),
-            "a client was cut off: code 4008",
+            "a client was disconnected: code 4008",
         ),
-        (replace(GOOD, rejected={2}), "1 of 2 invalid events are not among the rejects: 1"),
-        (replace(GOOD, counted=[Counted("tasks", 7, 8)]), "tasks: 8 in the end, 7 at the start, with the same clients"),
-        (replace(GOOD, counted=[Counted("tasks", 7, 6)]), "tasks: 6 in the end, 7 at the start, with the same clients"),
+        (replace(GOOD, rejected={2}), "1 of 2 invalid events are not in the queue: 1"),
+        (replace(GOOD, counted=[Counted("tasks", 7, 8)]), "tasks: 7 before, 8 after, with the same clients"),
+        (replace(GOOD, counted=[Counted("tasks", 7, 6)]), "tasks: 7 before, 6 after, with the same clients"),
         (replace(GOOD, sentences={"something broke": 3}), "something broke: 3 times"),
-        (replace(GOOD, expected={"poison": 0}), "this run shows nothing of it: poison"),
+        (replace(GOOD, expected={"invalid events": 0}), "this never happened in the run: invalid events"),
     ],
 )
 def test_each_fault_is_reported_in_a_line(evidence: Evidence, line: str) -> None:
@@ -81,13 +81,13 @@ def test_memory_is_compared_by_medians_without_the_start_and_the_bursts() -> Non
 def test_run_of_any_length_has_every_fault_and_bursts(seconds: float) -> None:
     plan = plan_of(seconds)
     assert set(rotation(plan.faults, mortal=True)) == set(Fault)
-    assert set(rotation(plan.faults, mortal=False)) == set(LINE_FAULTS)
+    assert set(rotation(plan.faults, mortal=False)) == set(CONNECTION_FAULTS)
     assert plan.burst_every_s * 2 < seconds
 
 
-def test_cut_comes_late_enough_behind_a_forsaken_line() -> None:
+def test_cut_does_not_follow_a_half_open_connection_at_once() -> None:
     faults = rotation(30, mortal=False)
-    for at in (at for at, fault in enumerate(faults) if fault is Fault.FORSAKEN):
+    for at in (at for at, fault in enumerate(faults) if fault is Fault.HALF_OPEN):
         assert Fault.CUT not in faults[at + 1 : at + 2]
 
 
@@ -118,11 +118,11 @@ def test_stretch_of_the_updates_of_a_healthy_client_is_right_even_if_they_are_ou
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ((1, 5), "a client: its update 1 of 2 is 5, a healthy client's is 2"),
-        ((1, 2, 2), "a client: its update 2 of 3 is 2, a healthy client's is 5"),
-        ((2, 1), "a client: its update 1 of 2 is 1, a healthy client's is 5"),
-        ((5, 4, 6), "a client: only 2 of its 3 updates came to a healthy client"),
-        ((9,), "a client: only 0 of its 1 updates came to a healthy client"),
+        ((1, 5), "a client: its update 1 of 2 is 5, that of a healthy client is 2"),
+        ((1, 2, 2), "a client: its update 2 of 3 is 2, that of a healthy client is 5"),
+        ((2, 1), "a client: its update 1 of 2 is 1, that of a healthy client is 5"),
+        ((5, 4, 6), "a client: a healthy client got only 2 of its 3 updates"),
+        ((9,), "a client: a healthy client got only 0 of its 1 updates"),
     ],
 )
 def test_gap_duplicate_and_another_order_are_no_stretch(numbers: tuple[int, ...], words: str) -> None:

@@ -1,7 +1,7 @@
-"""A channel with publisher confirms, on a connection of its own, opened again after each loss.
+"""A channel with publisher confirms, on its own connection, opened again after each loss.
 
 An attempt to publish is confirmed, not confirmed, or cancelled by its caller. The caller decides whether to try again.
-The channel has a connection of its own because a broker that is short of memory or disk blocks each connection that
+The channel has its own connection because a broker that is short of memory or disk blocks each connection that
 publishes, with all of its channels.
 """
 

@@ -159,7 +159,7 @@ def _header_size(name: str, value: object) -> int | None:
     if len(name.encode()) > MAX_NAME_BYTES:
         return None
     try:
-        table = encode.field_table({name: value})  # type: ignore[dict-item]  # what was read, and may be anything
+        table = encode.field_table({name: value})  # type: ignore[dict-item]  # a decoded value of any type
     except Exception:
         return None
     return len(table) - _TABLE_OVERHEAD

@@ -122,7 +122,7 @@ class RejectPublisher:
         self._stopping.set()
 
     async def close(self) -> None:
-        """Gives up the events that are not confirmed yet. A named queue still has them."""
+        """Drops the events that are not confirmed yet. A named queue still has them."""
         tasks = tuple(self._unconfirmed)
         if self._max_kept is not None:
             self._count_lost(len(tasks), "stopped with rejected events that could not be published; they are lost")
@@ -145,7 +145,7 @@ class RejectPublisher:
         self._add_held_bytes(len(delivery.body))
 
     def on_session_end(self) -> None:
-        """Called when a session of the consumer is over: gives up its events if the broker delivers them again."""
+        """Called when a session of the consumer is over: drops its events if the broker delivers them again."""
         self._held_bytes = 0
         stale = [task for task, delivery in self._unconfirmed.items() if not delivery.current]
         if self._max_kept is None:

@@ -79,7 +79,7 @@ class Reject:
 
 
 class RejectQueue:
-    """The queue, on a connection of its own. Created by `open_reject_queue`."""
+    """The queue, on its own connection. Created by `open_reject_queue`."""
 
     def __init__(self, amqp: Connection, channel: Channel, name: str, count: int) -> None:
         install_lenient_decoders()

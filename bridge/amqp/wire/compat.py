@@ -59,7 +59,7 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 # The transport of a connection (aio-pika 10.2)
 #
 # aiormq accepts a transport factory, but aio-pika passes on only its declared parameters, and this is not one of them.
-# Without a factory of its own, the bridge can't read deliveries before aiormq does, or abort a connection.
+# Without its own factory, the bridge can't read deliveries before aiormq does, or abort a connection.
 
 
 class Connection(PikaConnection):

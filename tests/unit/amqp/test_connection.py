@@ -133,10 +133,12 @@ async def test_wrong_password_is_a_refusal_that_does_not_show_it(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     FakeConnections(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"))
-    with pytest.raises(BrokerRefusal, match="refuses the user name or the password in its URL: ACCESS_REFUSED") as told:
+    with pytest.raises(
+        BrokerRefusal, match="refuses the user name or the password in its URL: ACCESS_REFUSED"
+    ) as raised:
         async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("no connection is opened")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ class Closed(aiormq.exceptions.AMQPError):
 
 
 @pytest.mark.parametrize(
-    ("code", "words", "kind", "said"),
+    ("code", "words", "kind", "text"),
     [
         (
             530,
@@ -218,7 +220,7 @@ class Closed(aiormq.exceptions.AMQPError):
     ids=["virtual host", "limit", "shutdown"],
 )
 async def test_close_instead_of_open_is_a_refusal_unless_it_is_temporary(
-    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, code: int, words: str, kind: type[Exception], said: str
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, code: int, words: str, kind: type[Exception], text: str
 ) -> None:
     async def connect() -> None:
         frame = commands.Connection.Close(code, words, 10, 40)
@@ -234,7 +236,7 @@ async def test_close_instead_of_open_is_a_refusal_unless_it_is_temporary(
         return connection
 
     monkeypatch.setattr(compat, "Connection", make_refused)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=text):
         async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("no connection is opened")
 

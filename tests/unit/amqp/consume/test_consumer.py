@@ -427,8 +427,8 @@ async def test_connection_that_ends_at_each_delivery_is_retried_later_and_report
         assert running.consumer.warnings == [CLOSED_EARLY]
         await running.works()
         await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
-    said = [line for line in logged if line["event"] == CLOSED_EARLY]
-    assert [(line["log_level"], line["times"], line["error"]) for line in said] == [
+    reported = [line for line in logged if line["event"] == CLOSED_EARLY]
+    assert [(line["log_level"], line["times"], line["error"]) for line in reported] == [
         ("error", times, "INTERNAL_ERROR") for times in (2, 4, 8)
     ]
 
@@ -712,8 +712,8 @@ async def test_unverified_binding_is_logged_for_each_connection_and_not_retried(
         first.lose()
         await running.is_lost()
         await running.works()
-    said = [line for line in logged if line["event"] == UNVERIFIED_BINDING]
-    assert [(line["queue"], line["exchanges"]) for line in said] == [("kept", ("killmails",))] * 2
+    reported = [line for line in logged if line["event"] == UNVERIFIED_BINDING]
+    assert [(line["queue"], line["exchanges"]) for line in reported] == [("kept", ("killmails",))] * 2
     assert first.requests.count("bind kept to killmails #") == 1
 
 

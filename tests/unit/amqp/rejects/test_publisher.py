@@ -410,23 +410,23 @@ NO = Rejected(Reason.TOO_LARGE, "no")
 async def test_held_bytes_are_bounded_and_the_bound_is_reported(
     unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
-    rejects, channel, told = unconfirmed
+    rejects, channel, full = unconfirmed
     deliveries = [of_size(size) for size in (module.MAX_HELD_BYTES - 1, 1, 1)]
     rejects.reject(deliveries[0], NO)
-    assert told == []
+    assert full == []
     rejects.reject(deliveries[1], NO)
     rejects.reject(deliveries[2], NO)
-    assert told == [True]
+    assert full == [True]
     channel.confirming.set()
     await eventually("all are confirmed", lambda: all(delivery.settled for delivery in deliveries))
-    assert told == [True, False]
+    assert full == [True, False]
 
 
 async def test_end_of_a_session_leaves_room_for_the_next_one(
     unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
     """Redelivered events are given up. Of the others, the newest are kept within the same bound, at least one."""
-    rejects, channel, told = unconfirmed
+    rejects, channel, full = unconfirmed
     before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]
     for delivery in before:
         rejects.reject(delivery, NO)
@@ -435,12 +435,12 @@ async def test_end_of_a_session_leaves_room_for_the_next_one(
     await eventually("the oldest are given up", lambda: rejects.waiting == 1)
     assert lost(rejects) == 2
     rejects.reject(of_size(module.MAX_HELD_BYTES - 1), NO)
-    assert told == [True], "the events of the previous session do not count"
+    assert full == [True], "the events of the previous session do not count"
     rejects.reject(of_size(1), NO)
-    assert told == [True, True]
+    assert full == [True, True]
     channel.confirming.set()
     await eventually("all are confirmed", lambda: rejects.waiting == 0)
-    assert told == [True, True, False]
+    assert full == [True, True, False]
 
 
 # Trace

@@ -21,8 +21,8 @@ PUBLISH = "publish to kills"
 NOT_FOUND = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'kills' in vhost '/'")
 
 
-def reject(exchange: str | None = "kills", message_id: str = "m-1", **said: str) -> Reject:
-    headers: FieldTable = {f"x-reject-{name}": value for name, value in said.items()}
+def reject(exchange: str | None = "kills", message_id: str = "m-1", **reasons: str) -> Reject:
+    headers: FieldTable = {f"x-reject-{name}": value for name, value in reasons.items()}
     if exchange is not None:
         headers["x-reject-exchange"] = exchange
     return Reject(1, b"{}", commands.Basic.Properties(headers=headers, message_id=message_id), "", 1)
