@@ -18,7 +18,7 @@ from playwright.async_api import Browser
 
 from tests.support.browser import chromium
 from tests.support.followers import (
-    CHECK,
+    TAG,
     Follower,
     InBrowser,
     InNode,
@@ -114,7 +114,7 @@ async def test_updates_come_exactly_once_over_every_kind_of_end(bridge: Scripted
             await reported(follower, "disconnected", code or 1006)
             texts += [bridge.emit(f"{code} {number}") for number in range(3)]
         await has(follower, *texts)
-        assert bridge.asked[1].endswith(f"&after=3-{CHECK}")
+        assert bridge.asked[1].endswith(f"&after=3-{TAG}")
         assert [words for words in await follower.reports() if words[0] == "missed"] == []
 
 
@@ -139,11 +139,11 @@ async def _lost(follower: Follower, times: int) -> bool:
 async def test_client_that_has_had_no_update_misses_none(bridge: ScriptedBridge, following: Following) -> None:
     bridge.emit("before it came")
     async with following(bridge.url) as follower:
-        await reported(follower, "connected", f"1-{CHECK}")
+        await reported(follower, "connected", f"1-{TAG}")
         bridge.drop()
         await reported(follower, "disconnected", 1006)
         await has(follower, bridge.emit("while it was away"))
-        assert bridge.asked[:2] == ["after=", f"after=1-{CHECK}"]
+        assert bridge.asked[:2] == ["after=", f"after=1-{TAG}"]
 
 
 async def test_program_that_ended_before_its_first_update_goes_on_from_the_id_that_it_was_told(
@@ -170,7 +170,7 @@ async def test_what_is_missing_is_told_and_what_is_kept_follows(bridge: Scripted
         kept = bridge.emit(3)
         await bridge.start()
         await has(follower, had, kept)
-        await reported(follower, "missed", {"complete": False, "replayed": 1, "id": f"2-{CHECK}"})
+        await reported(follower, "missed", {"complete": False, "replayed": 1, "id": f"2-{TAG}"})
         gap = {"since": "2024-10-22T10:30:00.000Z", "until": "2024-10-22T10:31:00.000Z", "reason": "broker-away"}
         bridge.send_gap(**gap)
         bridge.say(b'{"type":"of a newer bridge","data":{},"timestamp":1}')
@@ -276,7 +276,7 @@ async def test_browsers_old_socket_stays_until_the_new_one_is_answered(
             await eventually("it asks again", lambda: len(bridge.asked) >= times)  # noqa: B023 - over before the next turn
             await connected(bridge, times)
         await has(follower, bridge.emit(1))
-        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
+        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
         assert await follower.last_id() == bridge.last_id
 
 
@@ -289,7 +289,7 @@ async def test_browsers_old_socket_that_speaks_first_is_the_one(bridge: Scripted
         text = bridge.emit(1)
         await has(follower, text)
         await eventually("one is left", lambda: bridge.connections[:1] == [old] and new not in bridge.connections)
-        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
+        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
 
 
 async def test_browsers_old_socket_is_kept_while_the_bridge_is_full(bridge: ScriptedBridge, browser: Browser) -> None:
@@ -298,7 +298,7 @@ async def test_browsers_old_socket_is_kept_while_the_bridge_is_full(bridge: Scri
         bridge.closing = 1013
         await eventually("it has asked again", lambda: len(bridge.asked) > 2)
         await has(follower, bridge.emit(1))
-        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
+        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
 
 
 async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBridge, browser: Browser) -> None:
@@ -313,7 +313,7 @@ async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBrid
 async def test_first_failure_of_a_row_is_a_warning_in_python(bridge: ScriptedBridge) -> None:
     async with in_python(bridge.url, LONG_S, {}) as follower:
         for number in range(2):
-            await reported(follower, "connected", f"{number}-{CHECK}")
+            await reported(follower, "connected", f"{number}-{TAG}")
             bridge.emit("so that the next time another id is told")
             follower.levels.clear()
             bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server is available to handle this request."

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.certificates import certificate
 from tests.support.commands import tailing
-from tests.support.followers import CHECK, UNKNOWN, ScriptedBridge, scripted_bridge
+from tests.support.followers import TAG, UNKNOWN, ScriptedBridge, scripted_bridge
 from tests.support.waiting import LIMIT_S, eventually
 
 
@@ -40,7 +40,7 @@ async def test_updates_are_printed_as_they_came_over_every_kind_of_end(bridge: S
             away = bridge.emit("meanwhile")
             await tail.prints(away)
         await tail.says("connected again after ", 3)
-        assert bridge.asked[:2] == ["after=", f"after=2-{CHECK}"]
+        assert bridge.asked[:2] == ["after=", f"after=2-{TAG}"]
         assert [line.partition(" ")[0] for line in tail.said] == ["connected", *["disconnected", "connected"] * 3]
 
 
@@ -64,7 +64,7 @@ async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedB
         ]
         assert tail.said[3].startswith("connected again after ")
         assert tail.said[3].endswith(" s; updates to catch up with: 1")
-        assert tail.said[4:] == [f"updates are missing: the bridge does not have all that came after 1-{CHECK}"]
+        assert tail.said[4:] == [f"updates are missing: the bridge does not have all that came after 1-{TAG}"]
 
 
 async def test_gap_is_said_and_what_is_not_known_is_ignored(bridge: ScriptedBridge) -> None:
@@ -87,9 +87,9 @@ async def test_options_are_what_the_bridge_is_asked(bridge: ScriptedBridge) -> N
     bridge.emit(1)
     options = ["--type", "killmail", "--type", "event", "--where", "systemId=1", "--where", "systemId=2"]
     second = bridge.emit(2)
-    async with tailing(bridge.url, *options, "--after", f"1-{CHECK}") as tail:
+    async with tailing(bridge.url, *options, "--after", f"1-{TAG}") as tail:
         await tail.prints(second)
-        assert bridge.asked == [f"type=killmail&type=event&systemId=1&systemId=2&after=1-{CHECK}"]
+        assert bridge.asked == [f"type=killmail&type=event&systemId=1&systemId=2&after=1-{TAG}"]
         assert tail.said == [f"connected to {bridge.url}; updates to catch up with: 1"]
 
 
@@ -171,7 +171,7 @@ async def test_signal_ends_it_and_says_how_to_go_on(bridge: ScriptedBridge, numb
         await tail.prints(bridge.emit(1))
         tail.process.send_signal(number)
         assert await tail.ended() == 128 + number
-        assert tail.said[1:] == [f"to go on from here: --after 1-{CHECK}"]
+        assert tail.said[1:] == [f"to go on from here: --after 1-{TAG}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -188,7 +188,7 @@ async def test_signal_is_seen_while_nobody_takes_what_is_printed(
         tail.process.send_signal(number)
         # And not one more is taken for printed than was.
         assert await tail.ended() == 128 + number
-        assert tail.said[1:] == [f"to go on from here: --after {await _whole_lines(ours)}-{CHECK}"]
+        assert tail.said[1:] == [f"to go on from here: --after {await _whole_lines(ours)}-{TAG}"]
 
 
 async def _whole_lines(descriptor: int) -> int:

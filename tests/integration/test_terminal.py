@@ -13,7 +13,7 @@ import pytest
 
 from bridge.cli.common.colors import TYPE
 from tests.support.commands import IMPATIENT, TAIL_SCRIPT, OnTerminal, on_terminal, tailing
-from tests.support.followers import CHECK, ScriptedBridge, scripted_bridge
+from tests.support.followers import TAG, ScriptedBridge, scripted_bridge
 from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
@@ -41,12 +41,12 @@ async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: Sc
         bridge.ready.set()
         await eventually("it waits for the first", lambda: b"waiting for the first update" in terminal.shown)
         first, second = bridge.emit({"killmailId": 1}), bridge.emit({"killmailId": 2})
-        await eventually("both are shown", lambda: f"2-{CHECK}".encode() in terminal.shown)
+        await eventually("both are shown", lambda: f"2-{TAG}".encode() in terminal.shown)
         turns = terminal.shown.count(b"waiting for")
         bridge.drop()
         await eventually("it is back", lambda: b"connected again after" in terminal.shown)
         third = bridge.emit({"killmailId": 3})
-        await eventually("it is shown", lambda: f"3-{CHECK}".encode() in terminal.shown)
+        await eventually("it is shown", lambda: f"3-{TAG}".encode() in terminal.shown)
         assert terminal.shown.count(b"waiting for the first") <= turns
         terminal.process.send_signal(signal.SIGINT)
         assert await terminal.ended() == 130
@@ -54,7 +54,7 @@ async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: Sc
     assert lines[:2] == [first.decode(), second.decode()]
     assert lines[2].startswith(f"disconnected from {bridge.url}")
     assert lines[3].startswith("connected again after")
-    assert lines[4:] == [third.decode(), f"to go on from here: --after 3-{CHECK}"]
+    assert lines[4:] == [third.decode(), f"to go on from here: --after 3-{TAG}"]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_terminal_has_colors_unless_they_are_not_wanted(
     async with on_terminal("tail", *arguments, bridge.url, start=START, **variables) as terminal:
         await eventually("it is connected", lambda: b"connected to" in terminal.shown)
         text = bridge.emit({"ship": "\x9b2J Rifter"})
-        await eventually("it is shown", lambda: f"1-{CHECK}".encode() in terminal.shown and b"}" in terminal.shown[-4:])
+        await eventually("it is shown", lambda: f"1-{TAG}".encode() in terminal.shown and b"}" in terminal.shown[-4:])
     assert (TYPE('"killmail"').encode() in terminal.shown) is colors
     assert text.decode().replace("\x9b", "\\u009b") in plain(terminal)
     if variables.get("TERM") == "dumb":

@@ -1,7 +1,7 @@
-"""`python -m tests.support.audit`: whether anything that the lock files name has a known vulnerability.
+"""`python -m tests.support.audit`: looks up known vulnerabilities of all packages in the lock files.
 
-pip-audit asks for each package. By itself it calls a package clean of which the service knows nothing, or which it
-could not ask about; here each must have been looked up. Flags are handed on to it.
+pip-audit asks a service about each package. It calls a package clean even if it skipped the package, or if the service
+does not know it. Here, each package must have been looked up. Flags are passed on to pip-audit.
 """
 
 import json
@@ -20,23 +20,23 @@ ROOT = Path(__file__).parents[2]
 LOCKS = tuple(ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev", "-audit", "-libraries", "-mutants"))
 SHIPPED, BUILD, DEV, AUDIT, LIBRARIES, MUTANTS = LOCKS
 PYTHON = ROOT / ".venv/audit/bin/python"
-"""Of the environment that pip-audit has for itself, and make makes."""
+"""The Python of a separate environment for pip-audit, which make creates."""
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3
-"""Exit codes. 2 is what pip-audit and make have for flags that they do not know."""
+"""Exit codes. pip-audit and make use 2 for unknown flags."""
 
 NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to tell, and the exit code."""
+    """The lines to print, and the exit code."""
 
     code: int
     lines: tuple[str, ...]
 
 
 def locked(texts: Iterable[str]) -> dict[str, str]:
-    """The packages that lock files have for this machine: their versions by name."""
+    """Returns the packages in lock files that apply to this machine: their versions by name."""
     found: dict[str, str] = {}
     for text in texts:
         for line in text.splitlines():
@@ -50,13 +50,16 @@ def locked(texts: Iterable[str]) -> dict[str, str]:
 
 
 def judge(wanted: dict[str, str], output: str, errors: str) -> Verdict:
-    """The verdict on what pip-audit said of the packages that are wanted: its JSON, and what it wrote beside it."""
+    """Returns the verdict on the wanted packages.
+
+    `output` is the JSON of pip-audit, and `errors` its standard error.
+    """
     try:
         entries = json.loads(output)["dependencies"]
     except (ValueError, KeyError, TypeError):
-        # The last line of a traceback, or of a usage, is the one that begins at the margin.
+        # The last line of a traceback or of a usage text is not indented.
         words = [line for line in errors.splitlines() if line[:1].strip()][-1:]
-        return _not_audited("pip-audit gave no result; its last words:", words)
+        return _not_audited("pip-audit gave no result; the last line of its errors:", words)
     looked_up: dict[str, str] = {
         canonicalize_name(entry["name"]): entry["version"] for entry in entries if "version" in entry
     }
@@ -70,17 +73,17 @@ def judge(wanted: dict[str, str], output: str, errors: str) -> Verdict:
         return Verdict(VULNERABLE, (f"known vulnerabilities: {len(vulnerable)}", *vulnerable))
     if missing:
         reasons = [entry["skip_reason"] for entry in entries if "skip_reason" in entry]
-        told = reasons or [f"not asked about: {name}" for name in missing]
-        more = [f"and {len(told) - NAMES_SHOWN} more"] if len(told) > NAMES_SHOWN else []
-        about = f"the service could not tell of {len(missing)} of {len(wanted)} packages:"
-        return _not_audited(about, [*told[:NAMES_SHOWN], *more])
+        details = reasons or [f"not looked up: {name}" for name in missing]
+        more = [f"and {len(details) - NAMES_SHOWN} more"] if len(details) > NAMES_SHOWN else []
+        summary = f"{len(missing)} of {len(wanted)} packages were not looked up:"
+        return _not_audited(summary, [*details[:NAMES_SHOWN], *more])
     return Verdict(CLEAN, (f"{len(wanted)} packages looked up, no known vulnerability",))
 
 
 def _described(found: Mapping[str, Any]) -> str:
     names = ", ".join(sorted({found["id"], *found.get("aliases", ())}))
-    mended = ", ".join(found["fix_versions"])
-    return f"{names}; {f'mended in {mended}' if mended else 'not mended yet'}"
+    fixed = ", ".join(found["fix_versions"])
+    return f"{names}; {f'fixed in {fixed}' if fixed else 'not fixed yet'}"
 
 
 def _not_audited(why: str, details: list[str]) -> Verdict:
@@ -89,14 +92,14 @@ def _not_audited(why: str, details: list[str]) -> Verdict:
         (
             f"NOT audited: {why}",
             *(f"  {line}" for line in details),
-            "Nothing is known about vulnerabilities now. Try again where the service can be reached; "
+            "Vulnerabilities may exist. Try again on a machine that can reach the service; "
             'FLAGS="-s osv" asks OSV instead of PyPI.',
         ),
     )
 
 
 def audit(flags: Sequence[str]) -> Verdict:
-    """Asks the service about everything in the lock files."""
+    """Asks the service about all packages in the lock files."""
     command = [str(PYTHON), "-m", "pip_audit", "--disable-pip", "--require-hashes", "--progress-spinner=off"]
     files = [argument for lock in LOCKS for argument in ("-r", str(lock))]
     done = subprocess.run([*command, "-f", "json", *files, *flags], capture_output=True, text=True, check=False)

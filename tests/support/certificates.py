@@ -8,7 +8,7 @@ from tests.support.broker.session import unavailable
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
+    """Makes a self-signed certificate for 127.0.0.1. Returns the paths of the certificate and its key."""
     if shutil.which("openssl") is None:
         unavailable("the openssl command, which makes the certificates, is missing")
     files = folder / "certificate.pem", folder / "key.pem"

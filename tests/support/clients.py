@@ -1,4 +1,4 @@
-"""WebSocket clients that show what websockets' own client hides: bytes, frames, and not reading."""
+"""WebSocket clients for details that the client of websockets hides: bytes, frames, and a client that does not read."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 
 READ_LIMIT_S = 60.0
-"""For a client to get what it waits for. A test then fails, and does not wait forever."""
+"""The time in which a client must receive what it waits for. Without this limit, a failing test would wait forever."""
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
@@ -44,7 +44,7 @@ def client_frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
 
 
 def server_frames(data: bytes) -> list[tuple[int, bytes]]:
-    """The whole frames at the start of what a server sent, as opcode and payload."""
+    """Returns the complete frames at the start of a server's bytes, each as opcode and payload."""
     frames = []
     at = 0
     while at + 2 <= len(data):
@@ -61,7 +61,7 @@ def server_frames(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def frame_size(data: bytes | bytearray, at: int) -> int:
-    """How many bytes the server's frame at `at` takes; 0 where its head is not whole yet."""
+    """Returns the size in bytes of the server's frame at `at`, or 0 if its header is incomplete."""
     if at + 2 > len(data):
         return 0
     length, head = data[at + 1], 2
@@ -74,12 +74,12 @@ def frame_size(data: bytes | bytearray, at: int) -> int:
 
 
 def close_code(payload: bytes) -> int:
-    """The code of a close frame's payload."""
+    """Returns the code in the payload of a close frame."""
     return int.from_bytes(payload[:2], "big")
 
 
 class RawClient:
-    """A client that reads frame by frame, when it is asked to."""
+    """A client that reads one frame for each call."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -95,7 +95,10 @@ class RawClient:
         headers: Sequence[str] = (),
         receive_bytes: int | None = None,
     ) -> "RawClient":
-        """Connects and upgrades. `receive_bytes` bounds the kernel's receive buffer: a client that is soon full."""
+        """Connects and upgrades.
+
+        `receive_bytes` bounds the kernel's receive buffer, so that the client is soon full.
+        """
         client_socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         client_socket.setblocking(False)
         if receive_bytes is not None:
@@ -109,11 +112,11 @@ class RawClient:
         return client
 
     def send(self, data: bytes) -> None:
-        """Writes bytes as they are."""
+        """Writes bytes without a frame around them."""
         self._writer.write(data)
 
     async def frame(self, limit_s: float | None = READ_LIMIT_S) -> tuple[int, bytes]:
-        """The next frame, of whatever kind. Raises TimeoutError."""
+        """Returns the next frame of any kind. Raises TimeoutError."""
         async with asyncio.timeout(limit_s):
             return await self._frame()
 
@@ -128,7 +131,7 @@ class RawClient:
         return first & 15, await self._reader.readexactly(length)
 
     async def text(self, limit_s: float | None = READ_LIMIT_S) -> bytes:
-        """The next text message; pings are passed over, unanswered. Raises TimeoutError."""
+        """Returns the next text message. Skips pings, and does not answer them. Raises TimeoutError."""
         while True:
             opcode, payload = await self.frame(limit_s)
             if opcode == TEXT:
@@ -136,7 +139,7 @@ class RawClient:
             assert opcode == PING, (opcode, payload)
 
     async def closed(self) -> int:
-        """Reads on until the server's close frame; answers it, and returns its code."""
+        """Reads until the server's close frame, answers it, and returns its code."""
         while True:
             opcode, payload = await self.frame()
             if opcode == CLOSE:
@@ -144,14 +147,14 @@ class RawClient:
                 return close_code(payload)
 
     async def some(self) -> bytes:
-        """Whatever has come, something at least."""
+        """Returns the bytes that have arrived, at least one."""
         async with asyncio.timeout(READ_LIMIT_S):
             data = await self._reader.read(2**18)
         assert data, "the server has ended the connection"
         return data
 
     async def rest(self) -> bytes:
-        """All bytes until the server ends the connection."""
+        """Returns all bytes until the server ends the connection."""
         try:
             async with asyncio.timeout(READ_LIMIT_S):
                 return await self._reader.read(-1)
@@ -159,12 +162,12 @@ class RawClient:
             return b""
 
     def pause(self) -> None:
-        """Stops reading from the socket altogether."""
-        self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a write transport by its type only
+        """Stops reading from the socket."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # declared as a write transport only
 
     def resume(self) -> None:
         """Reads from the socket again."""
-        self._writer.transport.resume_reading()  # type: ignore[attr-defined]  # a write transport by its type only
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]  # declared as a write transport only
 
     async def close(self) -> None:
         """Ends the TCP connection."""
@@ -174,7 +177,7 @@ class RawClient:
 
 
 class Collector(asyncio.Protocol):
-    """Keeps every byte that comes after the handshake: cheap enough for a thousand of them."""
+    """A client that stores all bytes after the handshake. A test can have a thousand of them."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -204,16 +207,16 @@ class Collector(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
         if not self.open.done():
-            self.open.set_exception(ConnectionError("lost before the handshake was done"))
+            self.open.set_exception(ConnectionError("lost before the end of the handshake"))
 
 
 class ClosingCollector(Collector):
-    """Answers the server's close frame, so that nobody has to wait for it."""
+    """A collector that answers the server's close frame, so that the server does not wait for its end."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
         self._at = 0
-        """Where the first frame starts that is not whole yet."""
+        """The start of the first frame that is incomplete."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -225,7 +228,7 @@ class ClosingCollector(Collector):
 
 
 async def collectors(port: int, count: int, kind: type[Collector] = Collector) -> list[Collector]:
-    """That many clients, all connected."""
+    """Returns `count` connected clients."""
     loop = asyncio.get_running_loop()
     clients = []
     for _ in range(count):
@@ -250,9 +253,9 @@ async def get(
     host: str = "localhost",
     context: ssl.SSLContext | None = None,
 ) -> tuple[int, bytes]:
-    """Status and body of an HTTP request, over TLS with a `context`.
+    """Sends an HTTP request, over TLS with a `context`, and returns the status and the body.
 
-    A header `Host` among the headers stands for the default one.
+    A header `Host` in `headers` replaces the default one.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     if not any(header.lower().startswith("host:") for header in headers):
@@ -282,7 +285,7 @@ async def lines(port: int, count: int) -> AsyncIterator[list[Line]]:
 
 
 async def answer(line: Line) -> bytes:
-    """All that the bridge sends until it ends the connection."""
+    """Returns all bytes that the bridge sends until it ends the connection."""
     with contextlib.suppress(ConnectionError):
         async with asyncio.timeout(READ_LIMIT_S):
             return await line[0].read(-1)
@@ -290,6 +293,9 @@ async def answer(line: Line) -> bytes:
 
 
 def distrust(port: int) -> None:
-    """A TLS handshake by a client that does not trust the certificate. asyncio's client would send no TLS alert."""
+    """Starts a TLS handshake as a client that does not trust the certificate.
+
+    asyncio's client would send no TLS alert.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
         ssl.create_default_context().wrap_socket(line, server_hostname="127.0.0.1")

@@ -1,4 +1,4 @@
-"""`edk-bridge` as its user runs it: to its end, on a terminal, or as `tail`, which runs until it is stopped."""
+"""Runs `edk-bridge` as its user does: until it ends, on a terminal, or as `tail`, which runs until it is stopped."""
 
 import asyncio
 import os
@@ -13,17 +13,17 @@ from tests.support.examples import THOROUGH
 from tests.support.waiting import LIMIT_S, eventually
 
 AWAY = Path(__file__).parent
-"""A folder without a `.env` of the developer's own."""
+"""A folder without the developer's own `.env`."""
 
 
 @dataclass
 class Ended:
-    """What is left of a command."""
+    """The exit code and the output of a command that has ended."""
 
     code: int
     printed: list[str]
     said: list[str]
-    """On standard error, line by line."""
+    """The lines on standard error."""
 
 
 ROOT = Path(__file__).parents[2]
@@ -39,22 +39,22 @@ With coverage everywhere, `make test-all` would take two minutes longer."""
 
 
 def plain_environment(**variables: str) -> dict[str, str]:
-    """The environment of the tests without the developer's own settings.
+    """Returns the environment of the tests without the developer's own settings.
 
-    It is for commands that the unit tests cover: coverage doubles the processor time of a start.
+    Use it for commands that the unit tests cover, because coverage doubles the processor time of a start.
     """
     return {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")} | variables
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a command whose coverage is measured."""
+    """Returns the environment of a command with measured coverage."""
     return plain_environment(**MEASURED, **variables)
 
 
 async def ran(*arguments: str, limit_s: float = LIMIT_S, **variables: str) -> Ended:
-    """What is left of a command without a terminal; nothing that it said is a traceback.
+    """Runs a command without a terminal, and checks that it printed no traceback.
 
-    Raises TimeoutError, with the command killed, if it has not ended within the limit.
+    Kills the command and raises TimeoutError if it has not ended within the limit.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bridge", *arguments),
@@ -77,7 +77,7 @@ async def ran(*arguments: str, limit_s: float = LIMIT_S, **variables: str) -> En
 
 
 class OnTerminal:
-    """A command whose input, output and errors are one terminal. What it shows is kept, as it came."""
+    """A command with a terminal for input, output and errors. All its output is stored unchanged."""
 
     def __init__(self, process: asyncio.subprocess.Process, descriptor: int) -> None:
         self.process = process
@@ -86,17 +86,17 @@ class OnTerminal:
         self._reading = asyncio.create_task(asyncio.to_thread(self._read))
 
     def _read(self) -> None:
-        # Of a terminal whose other side is closed, reading fails.
+        # A read fails when the other side of the terminal is closed.
         with suppress(OSError):
             while chunk := os.read(self._descriptor, 4096):
                 self.shown += chunk
 
     def type(self, text: str) -> None:
-        """As somebody would at the keyboard."""
+        """Types text as a user at the keyboard."""
         os.write(self._descriptor, text.encode())
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended by itself and all is shown."""
+        """Waits until the command has ended by itself and all its output is read. Returns the exit code."""
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
@@ -108,7 +108,7 @@ class OnTerminal:
 async def on_terminal(
     *arguments: str, start: tuple[str, ...] = ("-m", "bridge"), **variables: str
 ) -> AsyncIterator[OnTerminal]:
-    """The command on a terminal of 80 columns; killed at the end if it still runs."""
+    """Runs the command on a terminal of 80 columns. Kills it at the end if it still runs."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *("env", "--default-signal=INT", sys.executable, *start, *arguments),
@@ -137,7 +137,7 @@ tail.PAUSE_WHEN_FULL_S = 8 * tail.FIRST_PAUSE_S
 from bridge.cli import main
 main()
 """
-"""`tail` with other pauses."""
+"""A program that runs `tail` with other pauses."""
 IMPATIENT = "0.02, 0.1, 0.0, 60.0"
 
 
@@ -147,7 +147,7 @@ class Tailing:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.said: list[str] = []
-        """On standard error, line by line."""
+        """The lines on standard error so far."""
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -157,18 +157,18 @@ class Tailing:
             self.said.append(line.decode().removesuffix("\n"))
 
     async def says(self, words: str, times: int = 1) -> None:
-        """Returns when it has said so often what begins so."""
+        """Waits until `times` lines on standard error begin with these words."""
         await eventually(f"it says {words!r}", lambda: sum(line.startswith(words) for line in self.said) >= times)
 
     async def prints(self, *texts: bytes) -> None:
-        """Returns when it has printed these lines, as they are and no other."""
+        """Waits until it has printed exactly these lines."""
         assert self.process.stdout is not None
         for text in texts:
             async with asyncio.timeout(LIMIT_S):
                 assert await self.process.stdout.readline() == text + b"\n"
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended by itself; nothing that it said is a traceback."""
+        """Waits until it has ended by itself, and checks that it printed no traceback. Returns the exit code."""
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
@@ -183,9 +183,9 @@ async def tailing(
     stdout: int = asyncio.subprocess.PIPE,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[Tailing]:
-    """`edk-bridge tail`; killed at the end if it still runs. What goes to another standard error is not in `said`."""
+    """Runs `edk-bridge tail`. Kills it at the end if it still runs. With another standard error, `said` stays empty."""
     process = await asyncio.create_subprocess_exec(
-        # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
+        # As on a terminal. A program in the background ignores Ctrl-C, and so do the programs that it starts.
         *("env", "--default-signal=INT", sys.executable, "-c", TAIL_SCRIPT.format(pauses=pauses), "tail", *arguments),
         env=environment(),
         stdout=stdout,

@@ -1,4 +1,4 @@
-"""A delivery handler that keeps what a consumer hands it, in order, and settles it."""
+"""A delivery handler that records the calls of a consumer in order, and settles the deliveries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAUGHT_UP = "caught up"
 
 
 class Delivered(NamedTuple):
-    """A delivery, as it is compared."""
+    """The part of a delivery that tests compare."""
 
     body: bytes
     id: UpdateId | None
@@ -38,13 +38,13 @@ class IdOnly(NamedTuple):
 
 
 class Recorder:
-    """A delivery handler that keeps each call."""
+    """A delivery handler that records each call."""
 
     def __init__(self) -> None:
         self.log: list[Delivered | IdOnly | Gap | str] = []
         self.deliveries: list[Delivery] = []
         self.holds = False
-        """Nothing is settled."""
+        """If true, no delivery is settled."""
         self.settleable_at_session_end: list[list[bool]] = []
         """For each end of a session, `current` of each delivery so far."""
 
@@ -74,7 +74,7 @@ class Recorder:
 
     @property
     def ids(self) -> list[UpdateId]:
-        """Of all deliveries, and of messages that are no events."""
+        """The ids of all deliveries, and of messages that are no events."""
         return [entry.id for entry in self.log if isinstance(entry, Delivered | IdOnly) and entry.id is not None]
 
     @property
@@ -84,7 +84,7 @@ class Recorder:
 
     @property
     def past(self) -> list[bytes]:
-        """Of the deliveries before the reader had caught up."""
+        """The bodies of the deliveries before the reader had caught up."""
         return [entry.body for entry in self.log[: self.log.index(CAUGHT_UP)] if isinstance(entry, Delivered)]
 
 
@@ -92,7 +92,7 @@ class Recorder:
 async def reading(
     url: str, exchange: str, stream: StreamConfig, recorder: Recorder, prefetch: int = 20, timing: Timing = DEFAULT
 ) -> AsyncIterator[Consumer]:
-    """A consumer of a stream. Raises what ended it."""
+    """Runs a consumer of a stream. Raises the error that ended it."""
     config = ConsumerConfig((Node(url),), (exchange,), None, "reader", stream)
     consumer = Consumer(config, recorder, FlowControl(prefetch), Metrics(), wait=False, timing=timing)
     running = asyncio.create_task(consumer.run())
@@ -104,7 +104,7 @@ async def reading(
 
 
 async def refused(url: str, exchange: str, stream: StreamConfig) -> None:
-    """Raises what a reader is refused with at its start."""
+    """Starts a consumer of a stream, and raises the error with which the broker refuses it."""
     config = ConsumerConfig((Node(url),), (exchange,), None, "reader", stream)
     async with asyncio.timeout(LIMIT_S):
         await Consumer(config, Recorder(), FlowControl(20), Metrics(), wait=False).run()

@@ -1,4 +1,4 @@
-"""The code blocks of the documentation, so that tests run them as they stand.
+"""The code blocks of the documentation, so that tests run them unchanged.
 
 A test names a block by its document, its heading and its number: `code_block("README.md", "Publish")`. All three are
 literals: `tests/unit/test_documentation.py` reads them to find blocks that no test runs.
@@ -75,7 +75,7 @@ def adapted(text: str, *changes: tuple[str, str]) -> str:
 
 
 async def shell(command: str, folder: Path, *, limit_s: float = LIMIT_S, **variables: str) -> bytes:
-    """Runs a shell command as a user does who has the command `edk-bridge`. Returns its output, also of errors.
+    """Runs a shell command with `edk-bridge` in the PATH. Returns its output, including errors.
 
     The command inherits no settings of the bridge. Raises AssertionError with the output if the exit code is not 0.
     """

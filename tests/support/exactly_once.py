@@ -1,8 +1,8 @@
-"""A fetcher and clients that lose nothing, whatever breaks between them: each event must arrive exactly once.
+"""A fetcher and clients that lose nothing after any fault between them. Each event must arrive exactly once.
 
-The fetcher publishes an event again, on whichever node answers, until the broker has confirmed it. The event may be in
-a stream twice then; the bridge recognises it by the killmail's identity. The clients reconnect at once, and ask for
-everything after the last id that they have.
+The fetcher publishes an event again, on any node that answers, until the broker has confirmed it. A stream may then
+contain the event twice, and the bridge detects the duplicate by the killmail's identity. The clients reconnect at once,
+and ask for everything after their last id.
 """
 
 import asyncio
@@ -29,24 +29,24 @@ from tests.support.publishing import connect
 from tests.support.waiting import LIMIT_S, eventually
 
 PUBLISH_PAUSE_S = 0.02
-"""Between two events: fifty a second."""
+"""The pause between two events: fifty a second."""
 
 MAX_UNCONFIRMED = 50
-"""Events that may wait for their confirms."""
+"""The number of events that may be unconfirmed."""
 
 CONFIRM_LIMIT_S = 5.0
-"""A node that waits for a stream's leader confirms nothing, and says nothing either."""
+"""The limit for a confirm. A node that waits for the leader of a stream sends neither a confirm nor an error."""
 
 CONNECT_LIMIT_S = 2.0
 
 FURTHER_LIMIT_S = 60.0
-"""Nodes may be away meanwhile, one after the other."""
+"""The limit for further confirms. Meanwhile nodes may be away, one after the other."""
 
 SYSTEMS = (30000142, 30002187)
 """Killmails alternate between these two systems."""
 
 LOST = (aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
-"""What a publish may raise when the connection is lost. aiormq may cancel a task that the test has not cancelled."""
+"""The exceptions of a publish on a lost connection. aiormq may cancel a task that the test has not cancelled."""
 
 
 class ConfirmingFetcher:
@@ -55,7 +55,7 @@ class ConfirmingFetcher:
     def __init__(self, url: str, exchange: str) -> None:
         self.confirmed: set[int] = set()
         self.again = 0
-        """How often an event was published once more."""
+        """The number of events that were published again."""
         self._nodes = itertools.cycle(url.split(","))
         self._exchange = exchange
         self._number = 0
@@ -66,7 +66,7 @@ class ConfirmingFetcher:
         self._running = asyncio.create_task(self._run())
 
     async def further(self, count: int) -> None:
-        """Returns when that many more are confirmed."""
+        """Waits until `count` more events are confirmed."""
         enough = len(self.confirmed) + count
         await eventually(
             f"{count} more events are confirmed",
@@ -77,13 +77,13 @@ class ConfirmingFetcher:
             self._running.result()
 
     async def stop(self) -> None:
-        """Begins no new event; returns when all that were begun are confirmed."""
+        """Publishes no new event, and waits until all published events are confirmed."""
         self._stopping = True
         async with asyncio.timeout(FURTHER_LIMIT_S):
             await self._running
 
     async def abandon(self) -> None:
-        """Ends it at once, where a test has failed; nothing where it has ended."""
+        """Ends the fetcher at once after a failed test, if it still runs."""
         self._running.cancel()
         await asyncio.wait([self._running])
 
@@ -141,7 +141,7 @@ class ConfirmingFetcher:
             await asyncio.sleep(PUBLISH_PAUSE_S)
         if self._unconfirmed:
             self.again += 1
-            # The oldest first.
+            # The oldest event first.
             self._unconfirmed.sort()
             return self._unconfirmed.pop(0)
         if self._stopping:
@@ -161,15 +161,15 @@ async def confirming_fetcher(url: str, exchange: str) -> AsyncIterator[Confirmin
 
 
 RECONNECT_PAUSE_S = 0.2
-"""Longest pause between two attempts to connect. Each pause is random."""
+"""The longest pause between two attempts to connect. Each pause is random."""
 
 ANSWER_LIMIT_S = 10.0
-"""A load balancer holds a connection for as long as it looks for a server."""
+"""The limit for the first message. A load balancer keeps a connection open while it looks for a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """An update, as far as order and completeness go."""
+    """The part of an update that is necessary to check order and completeness."""
 
     id: str
     number: int
@@ -177,9 +177,9 @@ class Update:
 
 
 class ResumingClient:
-    """Reconnects at once. `query` holds further parameters of its handshake: its filter.
+    """A client that reconnects at once. `query` has the filter for its handshake.
 
-    It keeps each update with its id, each answer to a resume, and each gap.
+    It records each update with its id, each `resume` message, and each gap.
     """
 
     def __init__(self, port: int, **query: str) -> None:
@@ -197,7 +197,7 @@ class ResumingClient:
 
     @property
     def numbers(self) -> list[int]:
-        """Of the killmails that came, in their order."""
+        """The numbers of the received killmails, in order."""
         return [update.number for update in self.updates]
 
     @property
@@ -208,16 +208,16 @@ class ResumingClient:
         return [each.sequence for each in found if each is not None]
 
     async def has(self, numbers: set[int], limit_s: float = LIMIT_S) -> None:
-        """Returns when all these killmails have come. Raises what has ended the client, if something has."""
+        """Waits until all these killmails have arrived. Raises the error that ended the client, if there is one."""
         await eventually(
-            f"a client has all {len(numbers)} updates",
+            f"a client has received all {len(numbers)} updates",
             lambda: (len(self.updates) >= len(numbers) and numbers <= set(self.numbers)) or self._running.done(),
             limit_s,
         )
         self.verify()
 
     async def resumed(self, times: int = 1) -> None:
-        """Returns when it has had that many answers to a resume. Raises what has ended it, if something has."""
+        """Waits until it has received `times` messages `resume`. Raises the error that ended it, if there is one."""
         await eventually(
             f"the client has resumed {times} times", lambda: len(self.resumes) >= times or self._running.done()
         )
@@ -229,7 +229,7 @@ class ResumingClient:
             self._writer.transport.abort()
 
     def verify(self) -> None:
-        """Raises what has ended the client, if something has: a message that no client should get."""
+        """Raises the error that ended the client, if there is one, such as a message that no client should get."""
         if self._running.done():
             self._running.result()
 
@@ -247,7 +247,7 @@ class ResumingClient:
             await asyncio.sleep(random.uniform(0, RECONNECT_PAUSE_S))
 
     async def _connection(self) -> None:
-        """One connection, from its handshake to its end."""
+        """Runs one connection, from its handshake to its end."""
         reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
         self._writer = writer
         try:
@@ -294,13 +294,13 @@ class ResumingClient:
 
 
 async def have_all(clients: Iterable[ResumingClient], numbers: set[int], limit_s: float = LIMIT_S) -> None:
-    """Returns when every client has all these killmails, however late."""
+    """Waits until every client has received all these killmails."""
     for client in clients:
         await client.has(numbers, limit_s)
 
 
 def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) -> None:
-    """Every client has exactly these killmails, in the order of their ids, and was never told of a loss."""
+    """Checks that each client received exactly these killmails, in the order of their ids, and no report of a loss."""
     for client in clients:
         client.verify()
         numbers, places = client.numbers, client.places
@@ -308,7 +308,7 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
         assert twice == [], f"{len(twice)} updates came twice: {twice[:20]}"
         missing = sorted(confirmed.difference(numbers))
         assert missing == [], f"{len(missing)} of {len(confirmed)} updates are missing: {missing[:20]}"
-        assert set(numbers) == confirmed, "updates came that this client has not asked for"
+        assert set(numbers) == confirmed, "the client received updates that it has not asked for"
         back = [(one, next_one) for one, next_one in pairwise(places) if next_one <= one]
         assert back == [], f"ids do not grow: {back[:20]}"
         assert [answer for answer in client.resumes if not answer["complete"]] == []
@@ -317,7 +317,10 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
 
 @asynccontextmanager
 async def resuming_clients(port: int, count: int, **query: str) -> AsyncIterator[list[ResumingClient]]:
-    """Clients, each of which has had the answer to its first resume. The test calls `verify` of each at its end."""
+    """Starts clients that have received their first `resume`.
+
+    At its end, the test must call `verify` of each client.
+    """
     clients = [ResumingClient(port, **query) for _ in range(count)]
     try:
         for client in clients:

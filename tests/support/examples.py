@@ -1,9 +1,9 @@
-"""How many examples a property-based test tries."""
+"""The number of examples of a property-based test."""
 
 import os
 
 THOROUGH = "TEST_THOROUGH" in os.environ
-"""Set by `make test-all`."""
+"""True if `make test-all` runs the tests."""
 
 
 def examples(count: int) -> int:

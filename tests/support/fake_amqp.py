@@ -1,4 +1,4 @@
-"""AMQP without a broker: frames as a broker sends them, and an aiormq connection that answers as a test says."""
+"""AMQP without a broker: frames as a broker sends them, and an aiormq connection with scripted answers."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 OWN = 3
-"""The channel of all frames here."""
+"""The channel number of all frames in this module."""
 
 
 def method(tag: int = 1, *, redelivered: bool = False, exchange: str = "killmails", routing_key: str = "") -> bytes:
-    """The method frame, which is the first frame of a delivery."""
+    """Returns the method frame, which is the first frame of a delivery."""
     return frame.marshal(commands.Basic.Deliver("consumer", tag, redelivered, exchange, routing_key), OWN)
 
 
 def header(size: int, properties: commands.Basic.Properties | None = None) -> bytes:
-    """The content header frame."""
+    """Returns the content header frame."""
     return frame.marshal(ContentHeader(body_size=size, properties=properties), OWN)
 
 
@@ -43,23 +43,23 @@ def part(data: bytes) -> bytes:
 
 
 def delivery(*parts: bytes, tag: int = 1) -> bytes:
-    """All frames of a delivery, whose body comes in these parts."""
+    """Returns all frames of a delivery. Each part of the body is in its own frame."""
     return method(tag) + header(sum(map(len, parts))) + b"".join(map(part, parts))
 
 
 def payload_of(whole: bytes) -> bytes:
-    """The payload of a frame."""
+    """Returns the payload of a frame."""
     return whole[FRAME.size : -1]
 
 
 def with_payload(whole: bytes, payload: bytes) -> bytes:
-    """The same frame with another payload: its length and its end are right."""
+    """Returns the same frame with another payload, and with the correct length and end."""
     kind, channel, _ = FRAME.unpack_from(whole)
     return FRAME.pack(kind, channel, len(payload)) + payload + bytes([FRAME_END])
 
 
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """The whole frames at the start of some bytes, and the rest."""
+    """Returns the complete frames at the start of some bytes, and the rest."""
     frames = []
     while len(data) >= OVERHEAD:
         size = OVERHEAD + FRAME.unpack_from(data)[2]
@@ -71,27 +71,27 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 HANGS: Final = object()
-"""The answer to a request that the broker never answers."""
+"""Scripts a request that the broker never answers."""
 
 REFUSED = aiormq.exceptions.ChannelAccessRefused("ACCESS_REFUSED - access refused")
-"""What the broker says where a permission is missing."""
+"""The broker's error for a missing permission."""
 
 NO_EXCHANGE = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'killmails' in vhost '/'")
 NO_QUEUE = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'kept' in vhost '/'")
 
 NACK = aiormq.exceptions.DeliveryError(None, commands.Basic.Nack(1))
-"""What aiormq raises for a message that the broker does not take."""
+"""The exception of aiormq for a message that the broker does not accept."""
 
 
 def returned() -> aiormq.exceptions.PublishError:
-    """What aiormq raises for a message that no queue gets."""
+    """Returns the exception of aiormq for a message that was not routed to a queue."""
     delivery = commands.Basic.Return(312, "NO_ROUTE", "killmails", "")
     message = cast("aiormq.abc.DeliveredMessage", SimpleNamespace(delivery=delivery))
     return aiormq.exceptions.PublishError(message, delivery)
 
 
 class FakeTransport:
-    """The transport of a connection: records what is written, and whether reading is paused."""
+    """The transport of a connection. It records writes, and whether reading is paused."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -199,7 +199,7 @@ class FakeChannel:
         properties: commands.Basic.Properties,
         mandatory: bool = False,
     ) -> Any:
-        assert mandatory, "a message that no queue gets must come back"
+        assert mandatory, "a message that can't be routed must be returned"
         self.published.append((body, properties))
         return await self._ask(f"publish to {exchange or '(default)'}")
 
@@ -210,17 +210,17 @@ class FakeChannel:
 
 
 class FakeAmqp:
-    """One connection. `script` maps a request's text to its answers, of which the last one holds from then on.
+    """One connection. `script` maps the text of a request to its answers. The last answer is used repeatedly.
 
-    An answer is returned, but an exception is raised, a function is called for its result, and HANGS never returns. A
-    request that the script does not name succeeds.
+    An exception is raised, a function is called and returns the answer, and HANGS never returns. Any other answer is
+    returned. A request without a script succeeds.
     """
 
     def __init__(self, **script: Sequence[object]) -> None:
         self.requests: list[str] = []
         """The text of each request, in order."""
         self.channels: list[FakeChannel] = []
-        """In the order in which they were opened; the first one has the number OWN."""
+        """The channels in the order in which they were opened. The first one has the number OWN."""
         self.closing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.connection_tune = commands.Connection.Tune(frame_max=131_072)
         self.script: dict[str, deque[object]] = {name: deque(answers) for name, answers in script.items()}
@@ -258,7 +258,7 @@ class FakeAmqp:
         return default if answer is None else answer
 
     def lose(self, error: BaseException | None = None) -> None:
-        """The connection ends, with its channels."""
+        """Ends the connection and its channels."""
         error = error or aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - shutdown")
         for closing in (self.closing, *(channel.closing for channel in self.channels)):
             if not closing.done():
@@ -266,7 +266,7 @@ class FakeAmqp:
 
     @property
     def amqp(self) -> aiormq.abc.AbstractConnection:
-        """This fake, with the type that the bridge expects."""
+        """Returns this fake with the type that the bridge expects."""
         return cast("aiormq.abc.AbstractConnection", self)
 
     # aiormq's handlers of `connection.blocked` and `connection.unblocked`. `watch_blocked` replaces them.
@@ -278,20 +278,20 @@ class FakeAmqp:
         pass
 
     async def block(self, reason: str) -> None:
-        """The broker takes nothing more to publish."""
+        """Blocks the connection, as a broker does that accepts no more messages."""
         await self._Connection__handle_connection_blocked(commands.Connection.Blocked(reason))
 
     async def unblock(self) -> None:
-        """The broker takes messages again."""
+        """Unblocks the connection."""
         await self._Connection__handle_connection_unblocked(commands.Connection.Unblocked())
 
 
 class FakeBroker:
-    """Stands in for `open_connection`: gives out connections, or raises what the script has in their place."""
+    """Replaces `open_connection`: returns connections, or raises the exceptions of the script."""
 
     def __init__(self, *connections: FakeAmqp | BaseException) -> None:
         self.connections = deque(connections)
-        """One for each attempt to connect."""
+        """A connection or an exception for each attempt to connect."""
         self.attempts = 0
         self.nodes: Sequence[Node] = ()
         self.name = ""
@@ -304,7 +304,7 @@ class FakeBroker:
     async def open_connection(
         self, nodes: Sequence[Node], name: str, fast_channel: FastChannel | None = None, timing: Timing = DEFAULT
     ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
-        """As in `bridge.amqp.connection`."""
+        """Replaces `open_connection` of `bridge.amqp.connection`."""
         self.attempts += 1
         self.nodes, self.name, self.fast_channel, self.timing = nodes, name, fast_channel, timing
         if not self.connections:

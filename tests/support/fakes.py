@@ -1,6 +1,6 @@
-"""What stands in for the other side in unit tests: a loop turned by hand, a subscriber, a transport, a delivery.
+"""Fakes for unit tests: a loop that the test turns, a clock, a subscriber, a transport, a delivery.
 
-None of them sleeps. Only `ManualClock` and `FakeConnector` need a running event loop. One subscriber has a real socket.
+No fake sleeps. Only `ManualClock` and `FakeConnector` need a running event loop. `SocketSubscriber` has a real socket.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """The event loop's `call_soon`, turned by hand."""
+    """The event loop's `call_soon`. The test turns the loop."""
 
     def __init__(self) -> None:
         self.scheduled: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
@@ -48,7 +48,7 @@ class Turns:
         self.scheduled.append((callback, arguments))
 
     def turn(self) -> int:
-        """Runs what is scheduled now, and not what that schedules; says how much it was."""
+        """Runs the calls that are scheduled now, but not those that they schedule. Returns their number."""
         due = len(self.scheduled)
         for _ in range(due):
             callback, arguments = self.scheduled.popleft()
@@ -56,15 +56,15 @@ class Turns:
         return due
 
     def settle(self) -> None:
-        """Turns until nothing is scheduled any more."""
+        """Turns until no call is scheduled."""
         for _ in range(10_000):
             if not self.turn():
                 return
-        raise AssertionError("the loop never comes to rest")
+        raise AssertionError("the loop always has scheduled calls")
 
 
 class Hours:
-    """A clock that a test turns on, and what is due at some time of it: the event loop's `time` and `call_at`."""
+    """The event loop's `time` and `call_at`, with a clock that the test moves."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
         self.now_s = now_s
@@ -74,18 +74,18 @@ class Hours:
         return self.now_s
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        # A handle needs a loop only to tell it that it was cancelled.
+        # A handle needs a loop only to report its cancellation.
         handle = asyncio.TimerHandle(when_s, callback, (), cast("asyncio.AbstractEventLoop", _NoLoop()))
         self._due.append((when_s, handle))
         return handle
 
     @property
     def pending(self) -> int:
-        """How many timers run."""
+        """The number of running timers."""
         return sum(1 for _, handle in self._due if not handle.cancelled())
 
     def pass_by(self, seconds: float) -> None:
-        """So much time passes, and what is due in it happens."""
+        """Moves the clock, and runs the timers that are due."""
         self.now_s += seconds
         for when_s, handle in tuple(self._due):
             if when_s <= self.now_s:
@@ -116,14 +116,14 @@ class FakeSubscriber:
         self.cursor = self.offset = 0
         self.congested = False
         self.full = False
-        """The next write does not fit."""
+        """True if the next write does not fit."""
         self.leaves = False
-        """The next write is its end: it leaves, and drops it."""
+        """True if the next write is dropped, and the connection leaves."""
         self.fault: Exception | None = None
-        """What a write raises."""
+        """The error that a write raises."""
         self.writes: list[bytes] = []
         self.ended_frames = 0
-        """How often `frame_ended` was called."""
+        """The number of calls of `frame_ended`."""
         self.finishes = False
         """True while it is closing and still gets the rest of a frame."""
         self.was_reset = False
@@ -135,13 +135,13 @@ class FakeSubscriber:
         return b"".join(self.writes)
 
     def write(self, data: bytes) -> None:
-        """What a live connection with TLS is written, past `send`."""
+        """Takes the writes of a flush to a live connection with TLS, which do not call `send`."""
         self.send(data)
         if self.congested:
             self.hub.congested(self)
 
     def send(self, *frames: bytes | memoryview) -> int:
-        assert self.closed is None or self.finishes, "a closed connection is sent nothing but the rest of a frame"
+        assert self.closed is None or self.finishes, "a closed connection gets only the rest of a frame"
         if self.fault is not None:
             raise self.fault
         if self.leaves:
@@ -176,20 +176,20 @@ class FakeSubscriber:
         self.was_reset = True
 
     def drain(self, *, full: bool = False) -> None:
-        """The transport is empty again; `full` lets the next write fill it once more."""
+        """Empties the transport. With `full`, the next write fills it again."""
         self.full = full
         self.congested = False
         self.hub.drained(self)
 
 
 class SocketSubscriber(FakeSubscriber):
-    """A connection with a descriptor: a real socket with little room, and what its transport holds.
+    """A connection with a descriptor: a real socket with little room, and a transport.
 
-    What was written past the transport while that held something has the wrong place in what the client reads.
+    If a test writes past the transport while it holds bytes, the client reads the bytes in the wrong order.
     """
 
     def __init__(self, hub: Hub, call_soon: Callable[..., object], room_bytes: int | None = None) -> None:
-        """`room_bytes` is the socket's, of which the kernel makes what it likes; None for as much as there is."""
+        """`room_bytes` is the requested buffer size of the socket, which the kernel changes. None keeps the default."""
         super().__init__(hub)
         self._call_soon = call_soon
         self._near, self._far = socket.socketpair()
@@ -199,18 +199,18 @@ class SocketSubscriber(FakeSubscriber):
             self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room_bytes)
         self.descriptor = self._near.fileno()
         self.held = b""
-        """What the transport holds."""
+        """The bytes that the transport holds."""
         self.gone = False
-        """It has left, because its client has."""
+        """True after it has left because its client is gone."""
         self._read = bytearray()
 
     @property
     def received(self) -> bytes:
-        """What the client has read."""
+        """The bytes that the client has read."""
         return bytes(self._read)
 
     def read(self, max_bytes: int = 2**24) -> bytes:
-        """The client reads; returns what it got."""
+        """Reads as the client, and returns the bytes."""
         read = bytearray()
         while len(read) < max_bytes:
             try:
@@ -224,7 +224,7 @@ class SocketSubscriber(FakeSubscriber):
         return bytes(read)
 
     def vanish(self) -> None:
-        """The client ends without a word."""
+        """Closes the client's socket without a close frame."""
         self._far.close()
 
     @property
@@ -232,19 +232,19 @@ class SocketSubscriber(FakeSubscriber):
         return self._far.fileno() < 0
 
     def end(self) -> None:
-        """The descriptor is free: the next socket to be opened gets it."""
+        """Frees the descriptor, which the next new socket gets."""
         self._near.close()
         self._far.close()
 
     def send(self, *frames: bytes | memoryview) -> int:
-        assert not self.held, "what is more than the transport takes stays in the log"
+        assert not self.held, "bytes that the transport does not take stay in the log"
         if super().send(*frames) == 0:
             return 0
         self.write(self.writes[-1])
         return -1 if self.congested else len(self.writes[-1])
 
     def write(self, data: bytes) -> None:
-        """Through the transport, behind what it holds."""
+        """Writes through the transport, after the bytes that it holds."""
         self.held += data
         self._push()
         if self.held and not self.congested:
@@ -261,7 +261,7 @@ class SocketSubscriber(FakeSubscriber):
         self._lost()
 
     def drain(self, *, full: bool = False) -> None:
-        """The transport goes on as far as the socket takes it; `full` is for others."""
+        """Writes the held bytes as far as the socket takes them. `full` has no effect."""
         self._push()
         if not self.held:
             super().drain()
@@ -281,10 +281,10 @@ class SocketSubscriber(FakeSubscriber):
 
 
 class FakeTransport(asyncio.Transport):
-    """Records what is written. `full` makes it say, as a transport with no room in its buffer does, that it is.
+    """Records writes. With `full`, it reports a full buffer after a write.
 
-    Its end is scheduled with `call_soon`, as a real transport's is. Unless it is given another, its socket is a closed
-    one, which takes nothing: all goes through the transport.
+    It schedules its end with `call_soon`, as a real transport does. By default, its socket is closed and takes nothing,
+    so that all bytes go through the transport.
     """
 
     def __init__(
@@ -293,12 +293,12 @@ class FakeTransport(asyncio.Transport):
         *,
         peername: tuple[object, ...] | None = ("127.0.0.1", 54321),
         encrypted: bool = False,
-        line: socket.socket | None = None,
+        sock: socket.socket | None = None,
     ) -> None:
-        if line is None:
-            line = socket.socket()
-            line.close()
-        super().__init__({"peername": peername, "socket": line} | ({"sslcontext": object()} if encrypted else {}))
+        if sock is None:
+            sock = socket.socket()
+            sock.close()
+        super().__init__({"peername": peername, "socket": sock} | ({"sslcontext": object()} if encrypted else {}))
         self._call_soon = call_soon
         self._protocol: asyncio.BaseProtocol | None = None
         self._paused = False
@@ -306,12 +306,12 @@ class FakeTransport(asyncio.Transport):
         self.written: list[bytes] = []
         self.high: int | None = None
         self.ended: list[str] = []
-        """How its end came about: eof, close, abort, in their order."""
+        """The calls that ended it (eof, close, abort), in order."""
         self.reading = True
         self.waiting_bytes = 0
-        """What the kernel has not taken yet."""
+        """The bytes that the kernel has not taken yet."""
         self.takes_nothing = False
-        """Whether what is written waits."""
+        """True if writes wait."""
 
     def get_write_buffer_size(self) -> int:
         return self.waiting_bytes
@@ -336,7 +336,7 @@ class FakeTransport(asyncio.Transport):
             self.get_protocol().pause_writing()
 
     def drain(self, *, full: bool = False) -> None:
-        """The client has read everything; `full` lets the next write fill the transport once more."""
+        """Lets the client read everything. With `full`, the next write fills the transport again."""
         assert self._paused
         self._paused = False
         self.full = full
@@ -371,7 +371,7 @@ class FakeTransport(asyncio.Transport):
 
 
 class FakeDelivery(Delivery):
-    """A delivery of no channel, which counts how often it is settled."""
+    """A delivery without a channel. It counts how often it is settled."""
 
     def __init__(
         self,
@@ -393,7 +393,7 @@ class FakeDelivery(Delivery):
         self.received_s = time.monotonic()
         self.settled = 0
         self.lost = False
-        """True once its channel is to be gone."""
+        """True after the test has ended its channel."""
 
     @property
     def current(self) -> bool:
@@ -404,7 +404,7 @@ class FakeDelivery(Delivery):
 
 
 class FakeFlowControl:
-    """Records what a reject publisher reports."""
+    """Records the reports of a reject publisher."""
 
     def __init__(self) -> None:
         self.full: list[bool] = []
@@ -414,7 +414,7 @@ class FakeFlowControl:
 
 
 class FakeRejects(RejectPublisher):
-    """Keeps what is handed over, and settles nothing."""
+    """Records rejected deliveries, and settles none."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[Delivery, Rejected]] = []
@@ -434,7 +434,7 @@ class ManualClock:
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
 
     async def settle(self) -> None:
-        """Runs what the loop has to do now, and what follows from that. The clock does not move."""
+        """Runs all calls of the loop that are due, and those that they schedule. The clock does not move."""
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -452,11 +452,11 @@ class ManualClock:
 
 
 class FakeConnector:
-    """Stands in for the event loop's `connect_accepted_socket`: makes a FakeTransport of each accepted socket."""
+    """Replaces the event loop's `connect_accepted_socket`: makes a FakeTransport for each accepted socket."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.completes = True
-        """False: each connection waits until the test sets the result, or the error, of its future in `pending`."""
+        """If false, each connection waits until the test sets the result or the error of its future in `pending`."""
         self.pending: list[asyncio.Future[None]] = []
         self.transports: list[FakeTransport] = []
         monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", self._connect)
@@ -468,7 +468,7 @@ class FakeConnector:
         if not self.completes:
             self.pending.append(loop.create_future())
             await self.pending[-1]
-        transport = FakeTransport(loop.call_soon, line=client)
+        transport = FakeTransport(loop.call_soon, sock=client)
         protocol = protocol_factory()
         transport.set_protocol(protocol)
         self.transports.append(transport)
@@ -479,7 +479,7 @@ class FakeConnector:
 def deliver(transport: FakeTransport, data: bytes) -> None:
     """Delivers bytes as the event loop does: in reads no larger than the protocol's buffer."""
     while data:
-        assert transport.reading, "a transport that is paused delivers nothing"
+        assert transport.reading, "a paused transport delivers nothing"
         protocol = transport.get_protocol()
         assert isinstance(protocol, asyncio.BufferedProtocol)
         buffer = cast("memoryview", protocol.get_buffer(-1))
@@ -492,7 +492,7 @@ TAG, NOW_MS = 0xABCD, 1_700_000_000_000
 
 
 def update(number: int, kind: str = "a", size: int = 0) -> bytes:
-    """The payload of an update with this number, and with padding of `size` bytes."""
+    """Returns the payload of an update with this number, and with padding of `size` bytes."""
     return envelope.wrap(kind, {"n": number, "pad": "." * size}, NOW_MS)
 
 
@@ -507,14 +507,14 @@ class FakeFlushListener:
 
 
 class FakeSource:
-    """A source of updates. It is live until the test ends that."""
+    """A source of updates. It is live until the test changes `is_live`."""
 
     def __init__(self) -> None:
         self.is_live = True
 
 
 class Scene:
-    """A hub, and what a test does to it. `close` closes the sockets of its clients."""
+    """A hub with its log and clients. `close` closes the sockets of the clients."""
 
     def __init__(
         self,
@@ -548,7 +548,7 @@ class Scene:
         self._sockets: list[SocketSubscriber] = []
 
     def publish(self, *updates: bytes | str, size: int = 0) -> bytes:
-        """Publishes and flushes; returns the frames. A payload is published as it is.
+        """Publishes and flushes. Returns the frames. Bytes are published as the payload.
 
         A str is a type: the next numbered update of this type is published, with padding of `size` bytes.
         """
@@ -571,7 +571,7 @@ class Scene:
         self.hub.flush()
 
     def join(self, after: str | None = None, wanted: Any = None, *, full: bool = False) -> FakeSubscriber:
-        """Adds a client without a descriptor. `full`: it takes the next write only in part."""
+        """Adds a client without a descriptor. With `full`, it takes the next write only in part."""
         subscriber = FakeSubscriber(self.hub)
         subscriber.full = full
         self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
@@ -580,14 +580,14 @@ class Scene:
     def join_with_socket(
         self, room_bytes: int | None = None, *, after: str | None = None, wanted: Any = None
     ) -> SocketSubscriber:
-        """Adds a client with a descriptor, whose socket has this much room."""
+        """Adds a client with a descriptor. `room_bytes` is the room of its socket."""
         subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
         self._sockets.append(subscriber)
         self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
         return subscriber
 
     def lagging(self, *payloads: bytes) -> FakeSubscriber:
-        """Adds a client that took one update only in part; publishes these after that update."""
+        """Adds a client that took one update only in part, and then publishes these updates."""
         subscriber = self.join(full=True)
         self.publish(b"first")
         for payload in payloads:
@@ -595,7 +595,7 @@ class Scene:
         return subscriber
 
     def sends(self) -> tuple[int, int, int]:
-        """How many were written, enqueued and dropped."""
+        """Returns the numbers of written, enqueued and dropped updates."""
         return self.metrics.written, self.metrics.enqueued, self.metrics.dropped
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Several bridges behind one load balancer, each of which can be ended and started again where it was."""
+"""Several bridges behind one load balancer. A test can end each bridge, and start it again on the same port."""
 
 import asyncio
 import shutil
@@ -17,8 +17,8 @@ from tests.support.waiting import eventually
 
 STOP_LIMIT_S = 5.0
 
-# One failed check is enough, and one that went well: tests wait for both. Without `on-marked-down`, a client would stay
-# with a bridge that hangs; `redispatch` lets it have another where the first one refuses, before a check has seen that.
+# One check decides, whether it fails or succeeds, because tests wait for both. Without `on-marked-down`, a client would
+# stay with a bridge that hangs. With `redispatch`, a refused client gets another bridge, even before a check fails.
 _CONFIGURATION = """
 global
   nbthread 1
@@ -49,10 +49,10 @@ backend bridges
 
 
 class Haproxy:
-    """HAProxy, as an operator puts it before several bridges: one port for clients, who are spread over the ready ones.
+    """HAProxy as an operator runs it in front of several bridges: one port for the clients of all ready bridges.
 
-    It passes bytes on (`mode tcp`), asks each bridge's `/readyz` several times a second, and tries another one where a
-    connection is refused. It listens on loopback only. The bridges see it as their peer, and not the clients.
+    It forwards bytes (`mode tcp`), requests `/readyz` of each bridge several times a second, and tries another bridge
+    if one refuses a connection. It listens only on loopback. The peer of the bridges is HAProxy, not the clients.
     """
 
     def __init__(self, port: int, control: Path) -> None:
@@ -60,7 +60,7 @@ class Haproxy:
         self._control = control
 
     async def up(self) -> set[int]:
-        """The ports of the bridges that get clients now."""
+        """Returns the ports of the bridges that get clients now."""
         reader, writer = await asyncio.open_unix_connection(self._control)
         writer.write(b"show servers state bridges\n")
         answer = await reader.read(-1)
@@ -69,11 +69,11 @@ class Haproxy:
         lines = [line.split() for line in answer.decode().splitlines()]
         names = next(line[1:] for line in lines if line[:1] == ["#"])
         rows = [dict(zip(names, line, strict=False)) for line in lines if len(line) == len(names)]
-        # Of the states, 2 is "running".
+        # State 2 is "running".
         return {int(row["srv_port"]) for row in rows if row["srv_op_state"] == "2"}
 
     async def sees(self, *ports: int) -> None:
-        """Returns when exactly these bridges get clients."""
+        """Waits until exactly these bridges get clients."""
 
         async def same() -> bool:
             return await self.up() == set(ports)
@@ -83,7 +83,7 @@ class Haproxy:
 
 @asynccontextmanager
 async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
-    """HAProxy on a free port, before bridges on these ports of loopback, which need not be there yet."""
+    """Runs HAProxy on a free port, in front of bridges on these loopback ports. The bridges may start later."""
     command = program(HAPROXY)
     directory = Path(tempfile.mkdtemp(prefix="edk-bridge-haproxy-"))
     try:
@@ -94,7 +94,7 @@ async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
         output = directory / "output.log"
         with output.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                # -db: in the foreground, whatever a configuration says.
+                # -db: always in the foreground.
                 *die_with_parent(command, "-db", "-f", str(configuration)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
@@ -124,17 +124,17 @@ async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
 SIZE = 3
 
 READY_LIMIT_S = 60.0
-"""Its broker may be about to choose another leader for the stream."""
+"""The limit is long because the broker may have to elect another leader of the stream."""
 
 
 class Fleet:
-    """Bridges with the same settings, by their place in the row; each keeps its port for life."""
+    """Bridges with the same settings, numbered from 0. Each keeps its port when it is started again."""
 
     def __init__(self, amqp_url: str, settings: dict[str, str], ports: list[int], balancer: Haproxy) -> None:
         self.ports = ports
         self.balancer = balancer
         self.processes: list[BridgeProcess] = []
-        """All that ever ran."""
+        """All processes so far, also those that have ended."""
         self._amqp_url = amqp_url
         self._settings = settings
         self._running: dict[int, tuple[BridgeProcess, AsyncExitStack]] = {}
@@ -142,22 +142,22 @@ class Fleet:
 
     @property
     def port(self) -> int:
-        """Where clients connect."""
+        """The port of the load balancer."""
         return self.balancer.port
 
     async def start(self, *places: int) -> None:
-        """Returns when these bridges are ready, and get clients."""
+        """Starts these bridges, and waits until they are ready and get clients."""
         await asyncio.gather(*map(self._start, places))
         await self.balanced()
 
     async def hang(self, place: int) -> None:
-        """Stops a bridge where it stands, connections and all; returns when it gets no clients any more."""
+        """Stops a bridge with SIGSTOP, with its connections open, and waits until it gets no more clients."""
         self._running[place][0].process.send_signal(signal.SIGSTOP)
         self._hanging.add(place)
         await self.balanced()
 
     async def end(self, *places: int, by: signal.Signals = signal.SIGKILL) -> None:
-        """Ends these bridges at once; returns when they have ended, which HAProxy may not have seen yet."""
+        """Ends these bridges at once, and waits for their end. HAProxy may detect it later."""
         ending = [self._running.pop(place) for place in places]
         self._hanging.difference_update(places)
         for process, _ in ending:
@@ -168,16 +168,16 @@ class Fleet:
             assert code == (0 if by is signal.SIGTERM else -by), process.texts
 
     async def balanced(self) -> None:
-        """Returns when those that run get clients, and nobody else."""
+        """Waits until exactly the running bridges get clients."""
         await self.balancer.sees(*(self.ports[place] for place in self._running if place not in self._hanging))
 
     async def stop(self) -> None:
-        """Ends what still runs, in whatever state it is."""
+        """Ends all processes that still run, also stopped ones."""
         for _, stack in self._running.values():
             await stack.aclose()
 
     def assert_nothing_went_wrong(self) -> None:
-        """No bridge wrote anything that is no log line, nor of an exception that nobody expected."""
+        """Checks that no bridge wrote a line that is no log line, or logged an exception."""
         for process in self.processes:
             assert process.texts == []
             assert [line for line in process.lines if "exception" in line or line["level"] == "error"] == []
@@ -199,7 +199,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(amqp_url: str, **settings: str) -> AsyncIterator[Fleet]:
-    """SIZE bridges, ready, behind HAProxy. `settings` are the variables that all of them share."""
+    """Runs SIZE ready bridges behind HAProxy. `settings` are the variables that all of them share."""
     ports = [free_port() for _ in range(SIZE)]
     async with haproxy(ports) as balancer:
         bridges = Fleet(amqp_url, settings, ports, balancer)

@@ -1,7 +1,7 @@
 """Programs that follow a bridge, and a scripted bridge that they follow.
 
 The programs are the examples of `schemas/clients`, in a browser, in Node and in Python, and `edk-bridge tail`. Each
-example is a copy of its file, as a user would make one, with other pauses. `reports` returns what a program reported.
+example is a copy of its file with other pauses, as a user would make it. `reports` returns the reports of a program.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from tests.support.waiting import LIMIT_S
 CLIENTS = PACKAGED / "clients"
 
 PAUSES_S = {"FIRST_PAUSE": 0.02, "LONGEST_PAUSE": 0.1, "LASTING": 0.0}
-"""Of a copy, unless a test has others."""
+"""The pauses of a copy, unless a test passes others."""
 
 _PAGE = """<!doctype html><link rel="icon" href="data:,"><script>
 const reports = [];
@@ -53,10 +53,10 @@ async function follow(url, options) {
 
 
 class Follower(Protocol):
-    """One of them, while it runs."""
+    """A running program that follows a bridge."""
 
     async def reports(self) -> list[list[Any]]:
-        """The calls of the client's functions, each a list.
+        """Returns the calls of the client's functions, each as a list.
 
         They are `["update", {...}]`, `["missed", {...}]`, `["connected", id]`, `["disconnected", why]` and
         `["refused", sentence]`.
@@ -67,12 +67,12 @@ class Follower(Protocol):
 
 
 async def updates_of(follower: Follower) -> list[Any]:
-    """Returns the updates among its reports."""
+    """Returns the updates in the reports of a follower."""
     return [words[1] for words in await follower.reports() if words[0] == "update"]
 
 
 class InBrowser:
-    """The page that is open."""
+    """An open page."""
 
     def __init__(self, page: Any) -> None:
         self._page = page
@@ -87,7 +87,7 @@ class InBrowser:
         await self._page.evaluate("connection.stop()")
 
     async def last_id(self) -> str:
-        """What a page would keep for its next visit."""
+        """Returns the id that a page would store for its next visit."""
         return str(await self._page.evaluate("connection.lastId()"))
 
 
@@ -95,7 +95,7 @@ class InBrowser:
 async def in_browser(
     browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InBrowser]:
-    """Follows a bridge in a page of localhost, whose plain script imports the example."""
+    """Follows a bridge in a page of localhost. The plain script of this page imports the example."""
     async with (
         foreign_site(page_files(pauses_s)) as site,
         in_page(browser, f"http://localhost:{site.port}/", url, silence_s, after=after) as follower,
@@ -104,7 +104,7 @@ async def in_browser(
 
 
 def page_files(pauses_s: Mapping[str, float]) -> dict[str, File]:
-    """The files of a site whose page follows a bridge."""
+    """Returns the files of a site with a page that follows a bridge."""
     script = paused((CLIENTS / "browser.js").read_text(), pauses_s)
     return {"/": File("text/html", _PAGE), "/browser.js": File("text/javascript", script)}
 
@@ -121,7 +121,7 @@ async def in_page(
 ) -> AsyncIterator[InBrowser]:
     """Follows a bridge in the page at `page_url`, which has `page_files`. The browser trusts any certificate.
 
-    With `permissions`, the page has these permissions, and all others are denied. Without, the browser would ask.
+    With `permissions`, the page has only these permissions. Without them, the browser would ask the user.
     """
     context = await browser.new_context(ignore_https_errors=True)
     try:
@@ -139,7 +139,7 @@ async def in_page(
 
 @asynccontextmanager
 async def node_program(node: str, script: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A script that Node runs; killed at the end if it still runs. `node` is Node's command."""
+    """Runs a script with Node, and kills it at the end if it still runs. `node` is the command of Node."""
     process = await asyncio.create_subprocess_exec(
         node,
         script.name,
@@ -160,14 +160,14 @@ async def node_program(node: str, script: Path, *arguments: str) -> AsyncIterato
 
 
 async def node_line(process: asyncio.subprocess.Process) -> bytes:
-    """The next line that the script prints, without its end."""
+    """Returns the next line that the script prints, without its line break."""
     assert process.stdout is not None
     async with asyncio.timeout(LIMIT_S):
         return (await process.stdout.readline()).removesuffix(b"\n")
 
 
 class InNode:
-    """The process that runs."""
+    """A running Node process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -187,7 +187,7 @@ class InNode:
         self.process.stdin.write(b"\n")
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended."""
+        """Waits for its end, and returns the exit code."""
         await self._reading
         return await self.process.wait()
 
@@ -196,7 +196,7 @@ class InNode:
 async def in_node(
     node: str, folder: Path, url: str, silence_s: float, pauses_s: Mapping[str, float], *speed: str, after: str = ""
 ) -> AsyncIterator[InNode]:
-    """A program that imports the example, which lies in a folder of its own with the packages that it needs."""
+    """Runs a program that imports the example. The example is in its own folder, with the packages that it needs."""
     if not (folder / "node_modules").exists():
         (folder / "node_modules").symlink_to(NODE / "node_modules")
     (folder / "node.mjs").write_text(paused((CLIENTS / "node.mjs").read_text(), pauses_s))
@@ -207,12 +207,12 @@ async def in_node(
 
 
 class InPython(logging.Handler):
-    """A task that runs."""
+    """A running task with the Python example."""
 
     def __init__(self, client: ModuleType, url: str, silence_s: float, after: str) -> None:
         super().__init__(logging.INFO)
         self.levels: list[int] = []
-        """Of what it has logged."""
+        """The reports that its log contains."""
         self._client = client
         self._reports: list[list[Any]] = []
         self.task = asyncio.create_task(self._follow(url, silence_s, after))
@@ -246,7 +246,7 @@ class InPython(logging.Handler):
 async def in_python(
     url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InPython]:
-    """A task in the test's own loop."""
+    """Runs the example as a task in the loop of the test."""
     spec = importlib.util.spec_from_file_location("python_client", CLIENTS / "python_client.py")
     assert spec is not None
     assert spec.loader is not None
@@ -269,7 +269,7 @@ async def in_python(
 
 
 class InTail:
-    """`edk-bridge tail`, which runs."""
+    """A running `edk-bridge tail`."""
 
     def __init__(self, tail: Tailing) -> None:
         self.tail = tail
@@ -282,7 +282,7 @@ class InTail:
             self._reports.append(["update", orjson.loads(line)])
 
     async def reports(self) -> list[list[Any]]:
-        """Updates, then `["missed"]` for each warning of missing updates, and `["refused"]` for each refusal."""
+        """Returns the updates, then `["missed"]` for each warning of a loss, and `["refused"]` for each refusal."""
         missed = [["missed"] for line in self.tail.said if "missing" in line]
         return [*self._reports, *missed, *(["refused"] for line in self.tail.said if "refuses" in line)]
 
@@ -293,7 +293,7 @@ class InTail:
 
 @asynccontextmanager
 async def in_tail(*arguments: str, pauses: str = IMPATIENT) -> AsyncIterator[InTail]:
-    """The command as a follower."""
+    """Runs the command as a follower."""
     async with tailing(*arguments, pauses=pauses) as tail:
         follower = InTail(tail)
         yield follower
@@ -301,44 +301,44 @@ async def in_tail(*arguments: str, pauses: str = IMPATIENT) -> AsyncIterator[InT
 
 
 def paused(script: str, pauses_s: Mapping[str, float]) -> str:
-    """A copy of a script with other pauses."""
+    """Returns a copy of a script with other pauses."""
     for name, pause_s in (PAUSES_S | dict(pauses_s)).items():
         script, count = re.subn(rf"const {name}_MS = [0-9_]+;", f"const {name}_MS = {pause_s * 1000};", script)
         assert count == 1, name
     return script
 
 
-CHECK = "9f86d081"
+TAG = "9f86d081"
 UNKNOWN = f"7-{'0' * 8}"
-"""An id that it has never given out."""
+"""An id that the scripted bridge has never sent."""
 
 
 class ScriptedBridge:
-    """A bridge that does what the test says, for faults that a real one has only by chance. Listens on 127.0.0.1.
+    """A bridge on 127.0.0.1 that a test controls, for faults that a real bridge has only by chance.
 
-    It speaks what a client sees of `?after=`: the message `resume`, updates with ids, gaps, close codes, refusals. It
-    judges no update and knows no broker. What it does is set between a test's steps, for the clients that come then.
+    It implements the parts of `?after=` that a client sees: `resume`, updates with ids, gaps, close codes, refusals. It
+    validates no update, and has no broker. A test changes its attributes, which apply to later clients.
     """
 
     def __init__(self, ping_interval_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
         self.asked: list[str] = []
-        """The query of each handshake, as it came."""
+        """The query of each handshake, as received."""
         self.asked_at: list[float] = []
-        """When each handshake came; the event loop's seconds."""
+        """The time of each handshake, in seconds of the event loop."""
         self.connections: list[ServerConnection] = []
-        """Those that are open, and those that went without a word."""
+        """The connections that are open, or that ended without a close frame."""
         self.ready = asyncio.Event()
         self.ready.set()
-        """Not set: who connects is told nothing yet."""
+        """While it is not set, new clients receive nothing."""
         self.refusal: tuple[HTTPStatus, str] | None = None
-        """What a handshake is answered with."""
+        """The status and the sentence that refuse a handshake."""
         self.closing: int | None = None
-        """The code with which a connection is closed as soon as it is there."""
+        """The code that closes each new connection at once."""
         self.resumes = True
-        """Whether a connection is told where it begins; without, it is up, and nothing comes."""
+        """If false, a new connection receives nothing, not even `resume`."""
         self._log: list[bytes] = []
-        """The newest updates: what is kept."""
+        """The updates that can be replayed."""
         self._number = 0
         self._muted: set[ServerConnection] = set()
         self._not_resumed: set[ServerConnection] = set()
@@ -354,11 +354,11 @@ class ScriptedBridge:
 
     @property
     def last_id(self) -> str:
-        """That of the newest update."""
-        return f"{self._number}-{CHECK}"
+        """The id of the newest update."""
+        return f"{self._number}-{TAG}"
 
     async def start(self) -> None:
-        """Listens: on a free port at first, on the same one later."""
+        """Listens: first on a free port, later on the same port."""
         self._server = await serve(
             self._serve,
             "127.0.0.1",
@@ -373,16 +373,16 @@ class ScriptedBridge:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """As a bridge stops: every connection is closed with 1001."""
+        """Stops as a bridge does: closes each connection with 1001."""
         assert self._server is not None
         for connection in self._muted:
-            # Whoever hears nothing does not answer the close either.
+            # A muted client would not answer the close frame.
             connection.transport.abort()
         self._server.close()
         await self._server.wait_closed()
 
     def emit(self, data: object, update_type: str = "killmail") -> bytes:
-        """An update to all that hear; its text."""
+        """Sends an update to all clients that are not muted. Returns its text."""
         self._number += 1
         text = _message(update_type, data, id=self.last_id)
         self._log.append(text)
@@ -394,18 +394,18 @@ class ScriptedBridge:
         self._broadcast(_message("gap", data), self._muted | self._not_resumed)
 
     def say(self, text: bytes) -> None:
-        """A message to all that hear, whatever it is."""
+        """Sends any message to all clients that are not muted."""
         self._broadcast(text, self._muted)
 
     def _broadcast(self, text: bytes, excluded: Set[ServerConnection]) -> None:
         broadcast([connection for connection in self.connections if connection not in excluded], text.decode())
 
     def forget(self) -> None:
-        """Nothing is kept any more of what there was until now."""
+        """Drops all updates that can be replayed."""
         self._log.clear()
 
     def mute(self) -> None:
-        """Nothing goes to or comes from the connections that there are, as over a line that is dead."""
+        """Sends and reads nothing more on the open connections, as if they were dead."""
         for connection in self.connections:
             connection.transport.pause_reading()
             if connection.keepalive_task is not None:
@@ -413,7 +413,7 @@ class ScriptedBridge:
         self._muted.update(self.connections)
 
     def drop(self) -> None:
-        """Ends the connections without a word, as a proxy that is killed does."""
+        """Ends the connections without a close frame, as a killed proxy does."""
         for connection in self.connections:
             connection.transport.abort()
 
@@ -449,9 +449,9 @@ class ScriptedBridge:
         self.connections.remove(connection)
 
     def _resume(self, after: str) -> list[bytes]:
-        """The message that says where a client begins, and what follows of what is kept."""
+        """Returns the `resume` message of a client, and the updates that it receives next."""
         oldest = self._number - len(self._log)
-        known = [f"{number}-{CHECK}" for number in range(oldest, self._number + 1)]
+        known = [f"{number}-{TAG}" for number in range(oldest, self._number + 1)]
         begin = known.index(after) if after in known else 0 if after else len(self._log)
         replayed = self._log[begin:]
         data = {"complete": not after or after in known, "replayed": len(replayed), "id": known[begin]}
@@ -462,7 +462,7 @@ class ScriptedBridge:
 async def scripted_bridge(
     ping_interval_s: float | None = None, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[ScriptedBridge]:
-    """One that listens."""
+    """Runs a scripted bridge that listens."""
     bridge = ScriptedBridge(ping_interval_s, tls)
     await bridge.start()
     try:

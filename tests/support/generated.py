@@ -1,8 +1,8 @@
-"""`python -m tests.support.generated contract|readme`: writes the committed files and tables that the code determines.
+"""`python -m tests.support.generated contract|readme`: writes the committed files and tables that are made from code.
 
 `contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics and the
-states of a connection into the README files of their folders. Each is between two markers, so that the text around
-them is written by hand.
+states of a connection into the README files of their folders. Each table is between two markers. The text around it is
+written by hand.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ MONITORING_README = ROOT / "docker/monitoring/README.md"
 
 
 class MetricRow(NamedTuple):
-    """One metric, as Prometheus has it."""
+    """One metric, as Prometheus reads it."""
 
     name: str
     kind: str
@@ -40,7 +40,7 @@ class MetricRow(NamedTuple):
 
 
 def settings_table() -> str:
-    """A table for each group of settings, below a heading: the settings with their defaults and meanings."""
+    """Returns a heading and a table for each group of settings, with their defaults and meanings."""
     parts = []
     for group in Group:
         rows = [
@@ -53,7 +53,7 @@ def settings_table() -> str:
 
 
 def metrics_table() -> str:
-    """Every metric of the bridge's own, with its kind, its labels and what it means."""
+    """Returns the table of the bridge's own metrics, with kind, labels and meaning."""
     rows = [
         (f"`{row.name}`", row.kind, ", ".join(f"`{label}`" for label in row.labels), row.meaning)
         for row in metric_rows()
@@ -62,11 +62,11 @@ def metrics_table() -> str:
 
 
 def metric_rows() -> list[MetricRow]:
-    """Those of a bridge that is built and not started, by name; not those that every Python program has."""
+    """Returns the metrics of a bridge that is built and not started, by name, without those of every Python program."""
 
     async def built() -> list[MetricRow]:
         found = []
-        # The registry tells no labels of what was not counted yet.
+        # A metric without a sample has no labels in the registry.
         for collector in Bridge(settings.load({}, {}, NOWHERE)).metrics.registry._collector_to_names:
             labels = getattr(collector, "_labelnames", None)
             for family in collector.collect():
@@ -79,22 +79,22 @@ def metric_rows() -> list[MetricRow]:
 
 
 def states_table() -> str:
-    """The states of a connection."""
+    """Returns the table of the states of a connection."""
     return _descriptions("state", State)
 
 
 def events_table() -> str:
-    """What happens to a connection."""
+    """Returns the table of the events of a connection."""
     return _descriptions("event", ConnectionEvent)
 
 
 def actions_table() -> str:
-    """What the hub does after a transition."""
+    """Returns the table of the actions after a transition."""
     return _descriptions("action", Action)
 
 
 def state_diagram() -> str:
-    """The transitions that lead to another state, for Mermaid. The events between two states share an arrow."""
+    """Returns a Mermaid diagram of the transitions to another state. All events between two states share an arrow."""
     arrows: dict[tuple[State, State], list[str]] = {}
     for state, steps in TRANSITIONS.items():
         for event, step in steps.items():
@@ -106,7 +106,7 @@ def state_diagram() -> str:
 
 
 def transitions_table() -> str:
-    """Each legal event of each state."""
+    """Returns the table of all legal events of all states."""
     rows = [
         (
             f"`{state.name}`",
@@ -168,7 +168,7 @@ DECLARATIONS = GENERATED / "updates.d.ts"
 
 
 def asyncapi_document() -> bytes:
-    """The AsyncAPI document of a bridge whose settings are the defaults."""
+    """Returns the AsyncAPI document of a bridge with the default settings."""
     settings = Settings()
     schemas = catalog.load([catalog.PACKAGED])
     return asyncapi.document(
@@ -186,7 +186,7 @@ def asyncapi_document() -> bytes:
 
 
 def declarations(node: str) -> bytes:
-    """TypeScript declarations for the schema files. `node` is Node's command."""
+    """Returns TypeScript declarations for the schema files. `node` is the command of Node."""
     done = subprocess.run(
         [node, "declarations.mjs", str(catalog.PACKAGED)], cwd=NODE, stdout=subprocess.PIPE, check=True
     )

@@ -1,4 +1,4 @@
-"""Clients that do everything right while others do not, and a stream of updates that they must get all of."""
+"""Well-behaved clients, and a stream of updates that they must receive completely while other clients misbehave."""
 
 import asyncio
 import time
@@ -14,14 +14,14 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 COUNT = 3
-"""Healthy clients. One would do; three show that it was no luck."""
+"""The number of healthy clients. Three make a lucky result less likely than one."""
 
 PAUSE_S = 0.01
-"""Between two updates."""
+"""The pause between two updates."""
 
 
 class Healthy(Collector):
-    """Reads at once, answers every ping, and notes each update's number and when it came."""
+    """A client that reads at once and answers every ping. It records the number and the time of each update."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -44,17 +44,17 @@ class Healthy(Collector):
 
     @property
     def numbers(self) -> list[int]:
-        """Of the updates that came, in their order."""
+        """The numbers of the received updates, in order."""
         return [number for number, _ in self.arrivals]
 
 
 class Stream:
-    """Killmails, counted up from 0, that are published while something else happens."""
+    """Publishes killmails with numbers from 0 on, while the test does something else."""
 
     def __init__(self, clients: list[Healthy], channel: AbstractChannel, exchange: str, padding: str) -> None:
         self.clients = clients
         self.verified = False
-        """Whether the test has verified it."""
+        """True after the test has called `verify`."""
         self._padding = padding
         self._stopping = False
         self._sent_s: list[float] = []
@@ -62,13 +62,13 @@ class Stream:
 
     @property
     def published(self) -> int:
-        """How many updates there were so far."""
+        """The number of updates so far."""
         return len(self._sent_s)
 
     def delays_s(self, first: int = 0) -> list[float]:
-        """How long updates took from their publication to each healthy client, the shortest first.
+        """Returns the delays from the publication to each healthy client, the shortest first.
 
-        Of those from number `first` on.
+        Only updates from number `first` on count.
         """
         return sorted(
             at_s - self._sent_s[number]
@@ -78,14 +78,14 @@ class Stream:
         )
 
     async def further(self, count: int) -> None:
-        """Returns when that many more updates have arrived."""
+        """Waits until `count` more updates have arrived."""
         enough = self.published + count
         await eventually(
             "healthy clients get more updates", lambda: all(len(client.arrivals) >= enough for client in self.clients)
         )
 
     async def verify(self) -> None:
-        """Ends the stream. Each client must have had every update once and in order, and still be connected."""
+        """Ends the stream. Checks that each client got each update once and in order, and is still connected."""
         self.verified = True
         self._stopping = True
         await self._publishing
@@ -94,12 +94,12 @@ class Stream:
             "the last update arrives", lambda: all(len(client.arrivals) >= len(everything) for client in self.clients)
         )
         for client in self.clients:
-            assert client.numbers == everything, "an update is missing, came twice, or out of order"
-            assert not client.lost.done(), "a healthy client was cut off"
+            assert client.numbers == everything, "an update is missing, duplicate or out of order"
+            assert not client.lost.done(), "a healthy client lost its connection"
             assert not client.close_frames, "a healthy client was closed"
 
     async def abandon(self) -> None:
-        """Ends the stream at once, and its clients."""
+        """Ends the stream and its clients at once."""
         self._publishing.cancel()
         await asyncio.wait([self._publishing])
         for client in self.clients:
@@ -120,7 +120,7 @@ class Stream:
 async def healthy_clients(
     amqp: AbstractConnection, exchange: str, port: int, padding: str = ""
 ) -> AsyncIterator[Stream]:
-    """A stream of updates and clients that read it. The test must call `verify` of the stream at its end."""
+    """Runs a stream of updates, and clients that read it. At its end, the test must call `verify` of the stream."""
     clients = await collectors(port, COUNT, Healthy)
     healthy = [client for client in clients if isinstance(client, Healthy)]
     channel = await amqp.channel(publisher_confirms=True)
@@ -128,13 +128,13 @@ async def healthy_clients(
     try:
         yield stream
         if not stream.verified:
-            raise RuntimeError("a test that does not verify what healthy clients got shows nothing")
+            raise RuntimeError("the test must call `verify` of the stream")
     finally:
         await stream.abandon()
         await channel.close()
 
 
 def _payload_size(frame: bytes) -> int:
-    """Of a whole server frame."""
+    """Returns the size of the payload of a complete server frame."""
     head = {126: 4, 127: 10}.get(frame[1], 2)
     return len(frame) - head

@@ -1,4 +1,4 @@
-"""The image that `docker/Dockerfile` makes, and a bridge in it beside a broker, on a network of their own."""
+"""The image of `docker/Dockerfile`, and a container of it on a separate network with a broker."""
 
 import os
 import secrets
@@ -21,12 +21,12 @@ from tests.support.waiting import eventually
 ROOT = Path(__file__).parents[2]
 
 BASE = os.environ.get("TEST_PYTHON_IMAGE")
-"""What the image is built on, where the one that the Dockerfile names can't be pulled."""
+"""The base image to use if the one in the Dockerfile can't be pulled."""
 
 PORT = 3000
 BUILD_LIMIT_S = 300
 BROKER = "rabbitmq"
-"""The broker's name on the network."""
+"""The host name of the broker on the network."""
 
 HARDENED: dict[str, Any] = {
     "read_only": True,
@@ -38,7 +38,7 @@ HARDENED: dict[str, Any] = {
 
 
 def no_engine(reason: str) -> NoReturn:
-    """Skip the test; fail it in CI, but only where an engine was promised: not every CI has one."""
+    """Skips the test. In CI, fails it if a variable says that there is an engine, because not every CI has one."""
     if {"DOCKER_HOST", "TEST_RABBITMQ_IMAGE"} & os.environ.keys():
         unavailable(reason)
     pytest.skip(reason)
@@ -46,15 +46,15 @@ def no_engine(reason: str) -> NoReturn:
 
 @contextmanager
 def built() -> Iterator[str]:
-    """The image, made by the command that its users type; removed at the end, with all that its build left."""
+    """Builds the image with the documented command. At the end, removes it and the stages of its build."""
     if shutil.which("docker") is None:
-        no_engine("there is no docker command, which builds the image")
+        no_engine("there is no docker command to build the image")
     if not container_possible(IMAGE, say):
         no_engine(f"no container engine answers that has, or could pull, {IMAGE}")
     name = f"edk-bridge-test-{secrets.token_hex(4)}"
     stage = f"{name}-build"
     try:
-        # The first stage under a name of its own: the classic builder leaves it, and without a name it stays for ever.
+        # The first stage gets a name: the classic builder keeps it, and without a name it would stay forever.
         _build(stage, "--target", "build")
         _build(name)
         yield name
@@ -64,7 +64,7 @@ def built() -> Iterator[str]:
 
 def _build(name: str, *flags: str) -> None:
     base = ("--build-arg", f"PYTHON_IMAGE={BASE}") if BASE else ()
-    # An engine that translates no addresses has no other way to the packages than the host's own network.
+    # An engine without address translation reaches the packages only through the network of the host.
     command = ["docker", "build", "--network=host", "--force-rm", *base, *flags, "-f", "docker/Dockerfile", "-t", name]
     done = subprocess.run(
         [*command, "."],
@@ -81,48 +81,51 @@ def _build(name: str, *flags: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Contained:
-    """A bridge in a container. `published` is its port on this machine's loopback, `address` its own."""
+    """A bridge in a container.
+
+    `published` is its port on this machine's loopback, `address` the container's address.
+    """
 
     container: Any
     published: int
     address: str
 
     async def ready(self) -> None:
-        """Returns once it consumes."""
+        """Waits until it consumes."""
 
-        async def says_so() -> bool:
+        async def consumes() -> bool:
             try:
                 return (await get(self.published, "/readyz"))[0] == 200
             except (OSError, IndexError):
-                # The engine's proxy accepts before anybody listens behind it, and then hangs up.
+                # The engine's proxy accepts connections before the bridge listens, and then closes them.
                 return False
 
-        await eventually("the bridge in the container is ready", says_so)
+        await eventually("the bridge in the container is ready", consumes)
 
     def python(self, program: str) -> tuple[int, str]:
-        """Runs a program in the container, as the bridge's user: its exit code, and what it says."""
+        """Runs a program in the container as the bridge's user. Returns the exit code and the output."""
         code, output = self.container.exec_run(["python3", "-c", program])
         return code, output.decode().strip()
 
     @property
     def health(self) -> str:
-        """What the engine thinks of it."""
+        """The health of the container, as the engine reports it."""
         self.container.reload()
         return str(self.container.attrs["State"]["Health"]["Status"])
 
     def log(self) -> list[str]:
-        """Its lines so far."""
+        """Returns its log lines so far."""
         return str(self.container.logs().decode()).splitlines()
 
 
 class Site:
-    """A network with a broker in it, and bridges made of an image."""
+    """A network with a broker, and bridges of an image."""
 
     def __init__(self, docker: Any, network: Any, image: str, broker_url: str) -> None:
         self.docker = docker
         self.image = image
         self.broker_url = broker_url
-        """For whoever is not in the network."""
+        """The URL of the broker outside the network."""
         self._network = network
 
     @property
@@ -132,7 +135,7 @@ class Site:
 
     @contextmanager
     def bridge(self, files: Mapping[Path, str] | None = None, **variables: str) -> Iterator[Contained]:
-        """A bridge, as restricted as its operator can make it; removed at the end. `files` are mounted, read-only."""
+        """Runs a bridge with all documented restrictions, and removes it at the end. `files` are mounted read-only."""
         published = free_port()
         container = self.docker.containers.create(
             self.image,
@@ -140,7 +143,7 @@ class Site:
             ports={f"{PORT}/tcp": (LOOPBACK, published)},
             environment={"BRIDGE_AMQP_URL": f"amqp://guest:guest@{BROKER}:5672/", **variables},
             volumes={str(file): {"bind": to, "mode": "ro"} for file, to in (files or {}).items()},
-            # The image's, but more often, and without patience: a test need not wait for that.
+            # The health check of the image, but more often and without retries, so that a test need not wait.
             healthcheck={"interval": 10**9, "retries": 1},
             **HARDENED,
         )
@@ -155,7 +158,7 @@ class Site:
 
 @contextmanager
 def site(image: str) -> Iterator[Site]:
-    """The network, with the broker in it."""
+    """Makes the network with the broker."""
     from testcontainers.core.docker_client import DockerClient  # noqa: PLC0415 - not cheap: only where it is wanted
 
     from tests.support.broker.container import Container  # noqa: PLC0415 - not cheap: only where it is wanted
@@ -166,7 +169,7 @@ def site(image: str) -> Iterator[Site]:
         network = docker.networks.create(f"edk-bridge-test-{secrets.token_hex(4)}", driver="bridge")
         stack.callback(network.remove)
         broker = Container(IMAGE)
-        # Before it starts: also where that fails, no container may keep the network from being removed.
+        # Registered before the start: even if the start fails, no container may prevent the removal of the network.
         stack.callback(broker.stop)
         broker.start()
         network.connect(broker.name, aliases=[BROKER])

@@ -1,4 +1,4 @@
-"""Killmails: as a fetcher publishes one, in each form that sources give it in, and a corpus of real ones."""
+"""Killmails as a fetcher publishes them, in the format of each source, and a corpus of real ones."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ EXAMPLE: dict[str, Any] = {
 
 
 def killmail(killmail_id: int, **members: Any) -> dict[str, Any]:
-    """The example with another id, and other members."""
+    """Returns the example with another id and other members."""
     return {**EXAMPLE, "killmailId": killmail_id, **members}
 
 
@@ -45,7 +45,7 @@ ZKB: dict[str, Any] = {"locationID": 50000001, "hash": "0123456789abcdef01234567
 
 
 def redisq(killmail: object) -> dict[str, Any]:
-    """The content of a RedisQ package."""
+    """Returns the content of a RedisQ package."""
     return {"killID": 123456789, "killmail": killmail, "zkb": ZKB}
 
 
@@ -55,19 +55,19 @@ def r2z2(killmail: object) -> dict[str, Any]:
 
 
 def packaged(package: object) -> dict[str, Any]:
-    """What RedisQ answers."""
+    """Returns a response of RedisQ."""
     return {"package": package}
 
 
 def wrapped(data: object) -> dict[str, Any]:
-    """A killmail's data, in any form, as a fetcher wraps it."""
+    """Returns the data of a killmail, in any format, as a fetcher wraps it."""
     return {"type": "killmail", "data": data}
 
 
 CORPUS = Path(__file__).parents[2].parent / "shared/killmails"
-"""A folder of killmails that players left behind. Only some machines have it."""
+"""A folder of real killmails. Only some machines have it."""
 CORPUS_INDEX = CORPUS / "INDEX.json"
-"""What each file should become: a list of objects, one for each file."""
+"""The expected data of each file: a list of objects, one for each file."""
 
 INDEXED = {
     "killmailId": "killmail_id",
@@ -78,4 +78,4 @@ INDEXED = {
     "shipTypeId": "ship_type_id",
     "attackerCount": "attacker_count",
 }
-"""Members of an update's data, and what the index calls them; null there where there is none."""
+"""Members of an update's data, and their names in the index. The index has null for a missing member."""

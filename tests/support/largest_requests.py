@@ -1,4 +1,4 @@
-"""Requests that are as large as the bridge reads, of each kind that makes it work."""
+"""The largest requests that the bridge reads, for each part of a request that takes time to process."""
 
 from collections.abc import Mapping
 
@@ -25,12 +25,12 @@ def _get(target: str) -> bytes:
 
 
 def _header(name: str, member: str, limit: int = MAX_HEADER_BYTES) -> str:
-    """A header whose value is as many members as the limit allows."""
+    """Returns a header with as many members as the limit allows."""
     return f"{name}: {','.join([member] * ((limit + 1) // (len(member) + 1)))}"
 
 
 def _query(*fields: str) -> str:
-    """As many of the fields as a target takes."""
+    """Returns a target with as many of the fields as fit."""
     target = "/updates?"
     for field in fields:
         if len(target) + len(field) + 1 > _TARGET:
@@ -40,7 +40,7 @@ def _query(*fields: str) -> str:
 
 
 def _filled() -> bytes:
-    """As many headers as there may be, which together are as large as they may be."""
+    """Returns a handshake with the maximum number of headers and the maximum size."""
     names = [f"X-{number}: " for number in range(MAX_HEADERS - 1 - len(_UPGRADE))]
     room = MAX_HEAD_BYTES - len(_handshake(*names))
     return _handshake(*(name + "v" * (room // len(names)) for name in names))
@@ -50,10 +50,10 @@ _NODE = "[fd00:1111:2222:3333:4444:5555:6666:7777]:65535"
 _EMOJI = "%F0%9F%9A%80"
 
 REQUESTS: Mapping[str, bytes] = {
-    "a handshake as it usually is": _handshake(),
+    "a usual handshake": _handshake(),
     "headers: the maximum number and size": _filled(),
     "cookies": _handshake(_header("Cookie", "c=1")),
-    "forwarded: as many addresses as are parsed": _handshake(_header("X-Forwarded-For", _NODE, 48 * MAX_FORWARDED - 1)),
+    "forwarded: the maximum number of addresses": _handshake(_header("X-Forwarded-For", _NODE, 48 * MAX_FORWARDED - 1)),
     "forwarded: pairs": _handshake("Forwarded: for=10.0.0.1" + ";a=bbbbbbbbbbbb" * MAX_FORWARDED_PAIRS),
     "forwarded: thousands of addresses (refused)": _handshake(_header("X-Forwarded-For", "10.0.0.1")),
     "host: a long name (refused)": _handshake(host="a." * (MAX_HEADER_BYTES // 2)),
@@ -67,11 +67,11 @@ REQUESTS: Mapping[str, bytes] = {
     "query: long integers": _handshake(
         target=_query(*(f"victimId={9007199254740991 - number}" for number in range(MAX_VALUES)))
     ),
-    "query: integers that are written as others": _handshake(
+    "query: integers in another notation": _handshake(
         target=_query(*(f"systemId={number}.0e0" for number in range(MAX_VALUES)))
     ),
     "query: numbers": _handshake(target=_query(*(f"price={number}.5e1" for number in range(MAX_VALUES)))),
-    "all of it: addresses, headers and a query": _handshake(
+    "everything: addresses, headers and a query": _handshake(
         f"X-Forwarded-For: {','.join([_NODE] * MAX_FORWARDED)}",
         *[f"X-{number}: y" for number in range(100)],
         target=_query(*(f"systemId={number}.0e0" for number in range(MAX_VALUES))),
@@ -80,14 +80,14 @@ REQUESTS: Mapping[str, bytes] = {
         target=_query(*(f"title={number}%C3%A9" for number in range(MAX_VALUES)))
     ),
     "query: one string, percent-encoded": _handshake(target=f"/updates?title={_EMOJI * (MAX_ESCAPES // 4)}"),
-    "query: fields without anything": _handshake(target="/updates?" + "&" * MAX_FIELDS),
+    "query: empty fields": _handshake(target="/updates?" + "&" * MAX_FIELDS),
     "query: thousands of fields (refused)": _handshake(target="/updates?" + "&" * (_TARGET - 9)),
     "query: thousands of ids (refused)": _handshake(target=_query(*["after=1"] * 1500)),
     "query: an unknown name (refused)": _handshake(target="/updates?sistemld=1"),
     "query: an unknown name, long (refused)": _handshake(target=f"/updates?{'sistem' * 1300}=1"),
     "query: an unknown type (refused)": _handshake(target="/updates?type=" + "kilmial" * 10),
     "query: a list as a value (refused)": _handshake(target=f"/updates?systemId={'1,' * ((_TARGET - 18) // 2)}1"),
-    "document that the client has": _get("/asyncapi.json").replace(
+    "document in the client's cache": _get("/asyncapi.json").replace(
         b"\r\n\r\n", f"\r\n{_header('If-None-Match', 'a')}\r\n\r\n".encode()
     ),
     "page: /": _get("/"),
@@ -95,6 +95,6 @@ REQUESTS: Mapping[str, bytes] = {
     "page: /schemas/": _get("/schemas/"),
     "page: /readyz": _get("/readyz"),
 }
-"""By what they are. The answer is an upgrade or a page, unless the name says otherwise."""
+"""The requests by their descriptions. The answer is an upgrade or a page, unless the description says otherwise."""
 
 METRICS = _get("/metrics")

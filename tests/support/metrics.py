@@ -7,7 +7,7 @@ Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
-    """The value of a series. Raises KeyError if there is no such series."""
+    """Returns the value of a series. Raises KeyError if there is no such series."""
     found = metrics.registry.get_sample_value(name, labels)
     if found is None:
         raise KeyError(f"there is no series {name} with the labels {labels}")
@@ -15,7 +15,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 
 def series(metrics: Metrics) -> set[Series]:
-    """The series that a scrape finds."""
+    """Returns the series that a scrape finds."""
     return {
         (sample.name, tuple(sorted(sample.labels.items())))
         for family in metrics.registry.collect()

@@ -1,12 +1,12 @@
-"""Fixtures for a module whose tests share one bridge: a bridge runs in one event loop, which is then the module's.
+"""Fixtures for a module with one bridge for all its tests. The event loop of the bridge is that of the module.
 
-A module uses them under their usual names, in place of those in `tests/conftest.py`, which belong to each test's loop:
+A module uses them under the names of the fixtures in `tests/conftest.py`, which belong to the loop of one test:
 
     pytestmark = module_loop.MARK
     amqp, exchange = module_loop.amqp, module_loop.exchange
 
 A fixture of the module's own starts the bridge: `@pytest_asyncio.fixture(scope="module", loop_scope="module")`. A test
-leaves this bridge as it found it. Metrics are not reset: a test compares values before and after.
+must not change this bridge permanently. Metrics are not reset: a test compares values before and after.
 """
 
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ MARK = pytest.mark.asyncio(loop_scope="module")
 
 @asynccontextmanager
 async def own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
-    """A name for an exchange, a queue or both, which are deleted at the end."""
+    """Yields a name for an exchange, a queue or both, which are deleted at the end."""
     name = unique(kind)
     yield name
     channel = await amqp.channel()
@@ -43,20 +43,20 @@ async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """An exchange's name for one test; the test or the bridge declares it."""
+    """The name of an exchange for one test. The test or the bridge declares the exchange."""
     async with own(amqp, "exchange") as name:
         yield name
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """A queue's name for one test; the test or the bridge declares it."""
+    """The name of a queue for one test. The test or the bridge declares the queue."""
     async with own(amqp, "queue") as name:
         yield name
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The name of an exchange for rejected events, and of its queue, for one test; the bridge declares both."""
+    """The name of an exchange for rejected events and of its queue, for one test. The bridge declares both."""
     async with own(amqp, "rejects") as name:
         yield name

@@ -21,22 +21,22 @@ from pathlib import Path
 from tests.support.audit import ROOT
 
 TOOL = ROOT / ".venv/mutants"
-"""mutmut and its dependencies, which make installs."""
+"""The command of mutmut. make installs it and its dependencies."""
 RAN, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes. A survivor is information, not an error."""
 ADDRESS_SPACE_BYTES = 4 << 30
-"""For each process: a mutant may append to a list in an endless loop until mutmut stops it."""
+"""The limit for each process: a mutant may append to a list in an endless loop until mutmut stops it."""
 LEFT_OUT = {"test_architecture.py", "test_readme.py", "test_locks.py", "test_bench.py", "test_soak.py"}
 """Unit tests that read source files, so that they fail for each file with mutants; and tests of other programs."""
 CONFIGURATION = "[mutmut]\nsource_paths = bridge\nuse_git_change_detection = false\n"
 
 
 class Usage(Exception):
-    """The arguments can't be used; the message is the reason, in one sentence."""
+    """The arguments can't be used. The message gives the reason in one sentence."""
 
 
 def named(arguments: Iterable[str], root: Path) -> list[str]:
-    """The modules that the arguments name, relative to the root, each once."""
+    """Returns the modules that the arguments name, relative to the root and without duplicates."""
     for argument in arguments:
         path = (root / argument).resolve()
         problem = "does not exist" if not path.exists() else "is not a module of the bridge"
@@ -46,13 +46,13 @@ def named(arguments: Iterable[str], root: Path) -> list[str]:
 
 
 def git(root: Path, *arguments: str) -> list[str] | None:
-    """The lines that git prints, or None where it fails."""
+    """Returns the lines that git prints, or None if it fails."""
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.splitlines() if done.returncode == 0 else None
 
 
 def changed(root: Path) -> tuple[str, list[str]]:
-    """A base commit, and the modules of the bridge that changed since then."""
+    """Returns a base commit, and the modules of the bridge that changed since then."""
     modules = ("--", ":(glob)bridge/**/*.py")
     for base in ("origin/main", "HEAD~1"):
         differing = git(root, "diff", "--name-only", "--diff-filter=d", "--merge-base", base, *modules)
@@ -63,7 +63,7 @@ def changed(root: Path) -> tuple[str, list[str]]:
 
 
 def imports(path: Path) -> set[str]:
-    """The names that a file imports, anywhere in it; some of them are modules."""
+    """Returns all names that a file imports, at any place. Some of them are modules."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     from_imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -73,7 +73,7 @@ def imports(path: Path) -> set[str]:
 
 
 def unit_tests_of(modules: Iterable[str], root: Path) -> list[str]:
-    """The files of unit tests that import one of the modules, directly or through other modules."""
+    """Returns the files of unit tests that import one of the modules, directly or through other modules."""
     paths = [path.relative_to(root) for folder in ("bridge", "tests") for path in (root / folder).rglob("*.py")]
     names = {path: ".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths}
     imported = {path: imports(root / path) for path in paths}
@@ -84,7 +84,7 @@ def unit_tests_of(modules: Iterable[str], root: Path) -> list[str]:
 
 
 def functions(text: str) -> dict[str, tuple[int, list[str]]]:
-    """The first line's number and the lines of each function, by its name and by what mutmut calls it."""
+    """Returns the first line number and the lines of each function, by its name and by mutmut's name for it."""
     body = ast.parse(text).body
     scopes = [("x_", body), *((f"xǁ{node.name}ǁ", node.body) for node in body if isinstance(node, ast.ClassDef))]
     return {
@@ -97,7 +97,7 @@ def functions(text: str) -> dict[str, tuple[int, list[str]]]:
 
 
 def change(original: str, mutated: str, name: str) -> tuple[int, list[str], list[str]]:
-    """The line that a mutant changes first, the lines as they are in the original, and as the mutant has them."""
+    """Returns the number of the first line that a mutant changes, the original lines, and the changed lines."""
     function = name.rpartition("__mutmut_")[0]
     first, before = functions(original)[function]
     _, after = functions(mutated)[name]
@@ -108,9 +108,9 @@ def change(original: str, mutated: str, name: str) -> tuple[int, list[str], list
 
 
 def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Each survivor, each function that no unit test calls, and the counts.
+    """Returns lines about each survivor, each function that no unit test calls, and the counts.
 
-    `results` is what mutmut prints of all mutants; `texts` has each module's text without and with the mutants.
+    `results` is mutmut's list of all mutants. `texts` has the text of each module without and with the mutants.
     """
     told: list[str] = []
     counts = Counter({"killed": 0, "survived": 0, "timeout": 0})
@@ -131,7 +131,7 @@ def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
 
 
 def mutmut(tree: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Starts mutmut in a copy of the tree, as a process group; programs that the tests start import the mutants too."""
+    """Starts mutmut in a copy of the tree, as a process group. Programs that the tests start import the mutants too."""
     path = f"{tree / 'mutants'}{os.pathsep}{TOOL}"
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(TOOL / "bin/mutmut"), *arguments]
@@ -153,7 +153,7 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
     }
     options = "".join("\n  ".join([f"{key} =", *values]) + "\n" for key, values in lists.items())
     (tree / "setup.cfg").write_text(CONFIGURATION + options)
-    # Python ignores a folder of its path that is not there when it starts.
+    # Python ignores a folder in its path that does not exist when it starts.
     (tree / "mutants").mkdir()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     with mutmut(tree, "run", "--max-children=2", "*") as running:
@@ -180,7 +180,7 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Mutate the modules that the arguments name, or else those that changed; return the exit code."""
+    """Mutates the modules that the arguments name, or those that changed. Returns the exit code."""
     try:
         if arguments:
             modules = named(arguments, ROOT)
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write("no unit test imports any of them\n" if modules else "")
         return RAN
     sys.stdout.flush()
-    # An exception, so that the copy and what runs in it are removed.
+    # An exception, so that the copy is removed and its processes are ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         return run(modules, tests, Path(folder))

@@ -1,7 +1,7 @@
-"""Two machines in one: a network for this thread and its children, and one beyond a cable that can be cut.
+"""Two machines in one: a network for this thread and its children, and a second network behind a cable that can be cut.
 
-A network namespace lasts as long as something is in it. These have no names, and belong to threads of this process:
-whatever happens to it, no namespace, interface or address is left behind.
+A network namespace exists as long as a thread or process is in it. These namespaces have no names, and belong to
+threads of this process. However the process ends, no namespace, interface or address remains.
 """
 
 import asyncio
@@ -23,40 +23,40 @@ from tests.support.broker.session import unavailable
 
 CLONE_NEWNET = 0x40000000
 NEAR, FAR = "10.99.0.1", "10.99.0.2"
-"""The addresses of the two machines, for each other."""
+"""The addresses at which the two machines reach each other."""
 NEAR_V6 = "fd00:99::1"
-"""The near machine's other address."""
+"""A second address of the near machine."""
 
 LINK_LOCAL_S = 10.0
-"""For an address to become usable; it takes a second or two."""
+"""The limit for an address to become usable, which takes one or two seconds."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Island:
-    """A network in which this thread is, with a machine on the other end of a cable."""
+    """The network of this thread, with a machine at the other end of a cable."""
 
     def __init__(self, broker_url: str, far: ThreadPoolExecutor) -> None:
         self.broker_url = broker_url
-        """How the broker, which is outside, is reached from in here."""
+        """The URL of the outside broker for this network."""
         self._far = far
 
     async def connect_from_afar(self, port: int, source: str = FAR) -> socket.socket:
-        """A connection from the other machine to a port of this one, from an address that it has.
+        """Connects from the other machine, from one of its addresses, to a port of this one.
 
-        `source` is in the form that `settle` gives it back.
+        `source` has the form that `settle` returns.
         """
         to = NEAR_V6 if ":" in source else NEAR
         if source.startswith("fe80:"):
-            # To this machine's own link-local address, which needs a zone: there, it is the cable's end.
+            # The target is the link-local address of this machine. Its zone is the other machine's end of the cable.
             to = f"{_link_local('near')}%far"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._far, _connected, to, port, source)
 
     async def settle(self, source: str) -> str:
-        """Gives the other machine another address, which this one answers to; returns it as `connect_from_afar` wants.
+        """Gives the other machine another address that this one can reach. Returns it for `connect_from_afar`.
 
-        For `fe80::` it is the link-local address that it has anyway.
+        For `fe80::`, it returns the link-local address that the other machine already has.
         """
         loop = asyncio.get_running_loop()
         if source == "fe80::":
@@ -68,13 +68,13 @@ class Island:
         return source
 
     async def cut(self) -> None:
-        """The other machine is off the net: nothing that it sends or is sent arrives any more."""
+        """Cuts the cable: no packet from or to the other machine arrives any more."""
         await asyncio.get_running_loop().run_in_executor(self._far, _ip, "link set far down")
 
 
 @asynccontextmanager
 async def island(broker_url: str) -> AsyncIterator[Island]:
-    """Takes this thread into a network of its own, and back at the end. Skips the test where that is not allowed."""
+    """Moves this thread to a separate network, and back at the end. Skips the test if that is not allowed."""
     if sys.platform != "linux" or shutil.which("ip") is None:
         unavailable("network namespaces need Linux and the ip command")
     async with AsyncExitStack() as stack:
@@ -103,7 +103,7 @@ async def island(broker_url: str) -> AsyncIterator[Island]:
 
 @asynccontextmanager
 async def _forwarded(broker_url: str, outside: ThreadPoolExecutor) -> AsyncIterator[str]:
-    """The URL of a port in here that leads to the broker, by way of a thread that is still outside."""
+    """Returns the URL of a port in this network. A thread outside of it forwards the connections to the broker."""
     parts = urlsplit(broker_url)
     target = parts.hostname or "localhost", parts.port or 5672
     serving: set[asyncio.Task[None]] = set()
@@ -162,7 +162,7 @@ def _connected(to: str, port: int, source: str) -> socket.socket:
     line = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET)
     try:
         line.settimeout(10)
-        # Looked up here, for the zone: what the socket's own methods look up has lost it.
+        # Looked up here, because the methods of the socket lose the zone.
         line.bind(socket.getaddrinfo(source, 0, type=socket.SOCK_STREAM)[0][4])
         line.connect(socket.getaddrinfo(to, port, type=socket.SOCK_STREAM)[0][4])
     except BaseException:
@@ -172,7 +172,10 @@ def _connected(to: str, port: int, source: str) -> socket.socket:
 
 
 def _link_local(device: str) -> str:
-    """The address that the kernel gave a device by itself, once it may be used: it asks the others first."""
+    """Waits until the link-local address of a device is usable, and returns it.
+
+    The kernel first checks for duplicates.
+    """
     deadline_s = time.monotonic() + LINK_LOCAL_S
     while time.monotonic() < deadline_s:
         told = subprocess.run(

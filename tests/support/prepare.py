@@ -1,8 +1,9 @@
-"""`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
+"""`python -m tests.support.prepare`: installs the programs that the tests need, before pytest starts.
 
-A broker, the openssl command, what the bridge is put beside (HAProxy, nginx and others), a browser, WebSocket libraries
-of several languages, pip-audit, the benchmark's C programs, and Node's packages. What can't be had is said here, in a
-line, and is no error yet: the tests that need it skip, or fail where they must not.
+These are a broker, the openssl command, the programs that run next to the bridge (HAProxy, nginx and others), a
+browser, WebSocket libraries of several languages, pip-audit, the C programs of the benchmark, and Node packages. One
+line reports each program that can't be installed. This is no error: the tests that need it skip on a person's machine,
+and fail in CI.
 """
 
 import shutil
@@ -36,7 +37,7 @@ PROGRAMS = {
     "systemd-analyze": "systemd",
     "docker-compose": "docker-compose",
 }
-"""Those that what is in `docker/` is tried with: each command, and Debian's package that it is in."""
+"""The programs for the tests of `docker/`: each command, and its Debian package."""
 
 LIBRARIES = (
     "gir1.2-soup-3.0",
@@ -47,16 +48,16 @@ LIBRARIES = (
     "tcl",
     "tcllib",
 )
-"""Debian's packages with WebSocket libraries, and what runs them."""
+"""The Debian packages with WebSocket libraries, and with the programs that run them."""
 
 DEBIAN_PYTHON = "/usr/bin/python3"
-"""The Python that Debian's packages are for."""
+"""The Python of Debian's packages."""
 
 _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
 
 def prepare_broker() -> None:
-    """Make sure that rabbitmq-server is there, installing it where that is allowed: tests of private nodes need it."""
+    """Installs rabbitmq-server if it is missing and that is allowed. Tests of private nodes need it."""
     try:
         find_server(say)
     except NoBroker as error:
@@ -64,7 +65,7 @@ def prepare_broker() -> None:
 
 
 def prepare_openssl() -> None:
-    """Make sure that the command is there which makes the certificates for tests of TLS."""
+    """Installs the command that makes the certificates for tests of TLS."""
     if shutil.which("openssl") is not None:
         return
     try:
@@ -74,12 +75,15 @@ def prepare_openssl() -> None:
 
 
 def found(command: str) -> str | None:
-    """Where a command is; Debian puts some where a person's PATH may not lead. None where it is not installed."""
+    """Returns the path of a command, or None if it is not installed.
+
+    Some folders of Debian may be missing in the PATH.
+    """
     return shutil.which(command) or shutil.which(command, path="/usr/sbin:/usr/local/sbin")
 
 
 def program(command: str) -> str:
-    """Where one of PROGRAMS is; the test skips where it is not, or fails where it must not."""
+    """Returns the path of one of PROGRAMS. If it is missing, the test skips on a person's machine and fails in CI."""
     path = found(command)
     if path is None:
         unavailable(f"{command} is not installed; `make prepare` installs it")
@@ -87,18 +91,18 @@ def program(command: str) -> str:
 
 
 def prepare_programs() -> None:
-    """Make sure that there is what the bridge is put beside: load balancers, proxies, monitoring, service manager."""
+    """Installs the programs that run next to the bridge: load balancers, proxies, monitoring, service manager."""
     missing = [package for command, package in PROGRAMS.items() if found(command) is None]
     if not missing:
         return
     try:
         apt.install(missing, say)
     except RuntimeError as error:
-        say(f"tests of what the bridge runs beside can't run: {error}")
+        say(f"tests with proxies, monitoring or systemd can't run: {error}")
 
 
 def prepare_browser() -> None:
-    """Make sure that there is a browser, which Playwright only drives."""
+    """Installs a browser. Playwright itself contains none."""
     if shutil.which(CHROMIUM) or shutil.which(WHOLE_CHROMIUM):
         return
     try:
@@ -108,7 +112,7 @@ def prepare_browser() -> None:
 
 
 def prepare_proton() -> None:
-    """Make sure that Debian's Python has proton, a client for AMQP 1.0."""
+    """Installs proton, a client for AMQP 1.0, for Debian's Python."""
     asked = [DEBIAN_PYTHON, "-c", "import proton"]
     try:
         if subprocess.run(asked, capture_output=True, check=False).returncode:
@@ -118,7 +122,7 @@ def prepare_proton() -> None:
 
 
 def prepare_environments() -> None:
-    """Make sure that there is what has an environment of its own: pip-audit, and libraries that clients are made of."""
+    """Makes the separate environments: for pip-audit, and for libraries of clients."""
     for name, what in (("audit", "of the audit"), ("libraries", "with WebSocket libraries")):
         done = subprocess.run(["make", f".venv/{name}/.ready"], cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -126,7 +130,7 @@ def prepare_environments() -> None:
 
 
 def prepare_libraries() -> None:
-    """Make sure that there are the WebSocket libraries of other languages that Debian has."""
+    """Installs Debian's WebSocket libraries for other languages."""
     listed = subprocess.run(["dpkg-query", "-W", "-f", "${Package} "], capture_output=True, text=True, check=False)
     missing = [package for package in LIBRARIES if package not in listed.stdout.split()]
     if not missing:
@@ -138,7 +142,7 @@ def prepare_libraries() -> None:
 
 
 def prepare_bench() -> None:
-    """Make sure that the benchmark can be run."""
+    """Builds the programs of the benchmark."""
     try:
         build()
     except (RuntimeError, Failed) as error:
@@ -146,7 +150,7 @@ def prepare_bench() -> None:
 
 
 def prepare_node() -> None:
-    """Make sure that Node's packages are there, in the locked versions."""
+    """Installs the Node packages in the locked versions."""
     try:
         missing = [package for command, package in _NODE_PACKAGES.items() if shutil.which(command) is None]
         if missing:
@@ -167,7 +171,7 @@ def _npm_ci() -> None:
 
 
 def main() -> None:
-    """All of it. Only apt-get must not run twice at the same time."""
+    """Runs all steps. Only apt-get must not run twice at the same time."""
     with ThreadPoolExecutor() as pool:
         environments = pool.submit(prepare_environments)
         prepare_broker()

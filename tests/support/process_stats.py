@@ -1,4 +1,4 @@
-"""What a bridge's process uses, by the kernel and by its own metrics: memory, descriptors, processor time."""
+"""The memory, descriptors and processor time of a bridge, as the kernel and its own metrics report them."""
 
 import os
 import ssl
@@ -12,17 +12,17 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def rss_bytes(pid: int) -> int:
-    """Memory that is resident now."""
+    """Returns the resident memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def descriptors(pid: int) -> int:
-    """File descriptors that are open."""
+    """Returns the number of open file descriptors."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def sockets(pid: int) -> int:
-    """Sockets that are open: other descriptors may come later, such as that of libffi, which opens its own file."""
+    """Returns the number of open sockets. Other descriptors may be opened later, such as that of a file of libffi."""
     count = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -33,14 +33,14 @@ def sockets(pid: int) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time so far, in user and kernel mode."""
-    # Behind the command's name, which may hold anything: utime and stime are the 14th and 15th field of all.
+    """Returns the processor time so far, in user and kernel mode."""
+    # The fields after the command's name, which may contain any character. utime and stime are the 14th and 15th field.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 async def metric(port: int, name: str, context: ssl.SSLContext | None = None) -> float:
-    """A sample as `/metrics` gives it; `name` has its labels, if any, as they are written there.
+    """Returns a sample of `/metrics`. `name` includes the labels, in the notation of `/metrics`.
 
     `context` is for a bridge that serves TLS. Raises KeyError if there is no such series.
     """
@@ -52,7 +52,7 @@ async def metric(port: int, name: str, context: ssl.SSLContext | None = None) ->
 
 
 class Memory:
-    """How much a process has grown, at most, since it was first looked at."""
+    """The largest growth of a process since the construction of this object."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -60,6 +60,6 @@ class Memory:
         """Resident bytes at the start."""
 
     def look(self) -> int:
-        """Bytes that it has grown at most, as far as was looked."""
+        """Measures the memory, and returns the largest growth so far in bytes."""
         self._most = max(self._most, rss_bytes(self._pid))
         return self._most - self.before

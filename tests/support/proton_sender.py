@@ -1,7 +1,7 @@
-"""Sends one message by AMQP 1.0, for Debian's Python and its package python3-qpid-proton, which PyPI has no wheel of.
+"""Sends one message by AMQP 1.0, with Debian's Python and its package python3-qpid-proton. PyPI has no wheel of it.
 
-`python3 proton_sender.py URL ADDRESS KIND BODY`, where KIND is `data` for a data section or `value` for what proton
-makes of a text unless told otherwise. Ends with 0 when the broker has accepted it.
+`python3 proton_sender.py URL ADDRESS KIND BODY`, where KIND is `data` for a data section or `value` for proton's
+default section for a text. The exit code is 0 if the broker has accepted the message.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""A TCP proxy before the broker: a line that need not be there from the start, and that can be broken in every way.
+"""A TCP proxy in front of the broker. It may start later than its clients, and a test can break its connections.
 
-What is forwarded goes in two directions: up, from the client to the broker, and down. Each can be held for itself.
+It forwards in two directions: up, from the client to the broker, and down. A test can hold each direction.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ from tests.support.broker.ports import free_port
 
 PIECE_BYTES = 2**16
 SLOW_PIECES_S = 20
-"""Pieces a second of a slow line."""
+"""The number of pieces a second of a slow connection."""
 
 
 class Direction(Enum):
-    """Which way bytes go."""
+    """The direction of bytes."""
 
     UP = "to the broker"
     DOWN = "from the broker"
 
 
 class Proxy:
-    """Forwards to the first node of a broker's URL, once it is open."""
+    """Forwards to the first node of a broker's URL, after `open`."""
 
     def __init__(self, broker_url: str) -> None:
         parts = urlsplit(broker_url.split(",", maxsplit=1)[0])
@@ -39,18 +39,18 @@ class Proxy:
         self._forsaken: set[asyncio.StreamWriter] = set()
         self.release()
         self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
-        """Makes, for each connection, what the broker's bytes go through on their way to the client."""
+        """Called for each connection. Returns a function that changes the bytes from the broker to the client."""
         self.accepted = 0
-        """Connections so far."""
+        """The number of connections so far."""
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()
-        """The broker's, by way of this proxy."""
+        """The URL of the broker through this proxy."""
 
     async def open(self) -> None:
         """Takes connections."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
 
     async def close(self) -> None:
-        """Takes none any more, and cuts those that are there."""
+        """Stops accepting connections, and cuts the open ones."""
         self.release()
         if self._server is not None:
             self._server.close()
@@ -61,29 +61,29 @@ class Proxy:
         self.cut()
 
     def cut(self) -> None:
-        """Ends all connections, without a word to either side."""
+        """Aborts all connections on both sides."""
         for writer in tuple(self._writers):
             writer.transport.abort()
 
     def forsake(self) -> None:
-        """Ends all connections for the client alone: the broker goes on to believe in them, and hears nothing more."""
+        """Aborts all connections on the client's side only. For the broker they stay open, and silent."""
         self._forsaken |= self._clients
         for writer in self._forsaken:
             writer.transport.abort()
 
     def hold(self, *directions: Direction) -> None:
-        """Forwards nothing more that way, on new connections neither; both ways where none is named."""
+        """Stops forwarding in these directions, or in both if none is named, also on new connections."""
         for direction in directions or Direction:
             self._flowing[direction].clear()
 
     def release(self) -> None:
-        """Forwards again, what was held first, and at full speed."""
+        """Forwards again at full speed, first the bytes that were held."""
         self._piece_bytes, self._pause_s = PIECE_BYTES, 0.0
         for flowing in self._flowing.values():
             flowing.set()
 
     def slow(self, bytes_s: int) -> None:
-        """Forwards so many bytes a second on each connection, each way."""
+        """Limits the bytes a second on each connection and in each direction."""
         self._piece_bytes, self._pause_s = bytes_s // SLOW_PIECES_S, 1 / SLOW_PIECES_S
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -105,7 +105,7 @@ class Proxy:
             _, running = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             writer.transport.abort()
             if writer in self._forsaken:
-                # The broker's side stays as it is: nobody reads it, and nobody ends it.
+                # The connection to the broker stays open, but is not read any more.
                 for pump in running:
                     pump.cancel()
                 await asyncio.wait(pumps)
@@ -136,7 +136,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
-    """A proxy that is not open yet; closed at the end."""
+    """Yields a proxy that is not open yet, and closes it at the end."""
     line = Proxy(broker_url)
     try:
         yield line

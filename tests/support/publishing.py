@@ -16,13 +16,14 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 BATCH = 500
-"""Confirms that may be outstanding at once."""
+"""The number of confirms that may be outstanding at once."""
 
 
 async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:
-    """A connection, as `aio_pika.connect` makes it, to a broker that may not be there.
+    """Connects like `aio_pika.connect` to a broker that may be away.
 
-    One that never came to be is closed: left alone, it closes itself when it is collected, be it in another test.
+    If that fails, the connection is closed here. Otherwise it would close when it is garbage collected, maybe in
+    another test.
     """
     connection = aio_pika.Connection(URL(broker_url))
     try:
@@ -35,7 +36,7 @@ async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:
 
 @asynccontextmanager
 async def observer(broker_url: str) -> AsyncIterator[AbstractConnection]:
-    """A connection to a broker that is up."""
+    """Yields a connection to a running broker."""
     connection = await aio_pika.connect(broker_url, timeout=10)
     try:
         yield connection
@@ -44,7 +45,7 @@ async def observer(broker_url: str) -> AsyncIterator[AbstractConnection]:
 
 
 async def publish(connection: AbstractConnection, exchange: str, *events: object, **properties: Any) -> None:
-    """Publishes each event (bytes as they are, anything else as JSON), and waits for its confirm."""
+    """Publishes each event (bytes unchanged, other values as JSON), and waits for its confirm."""
     channel = await connection.channel(publisher_confirms=True)
     try:
         target = await channel.get_exchange(exchange, ensure=False)
@@ -57,11 +58,11 @@ async def publish(connection: AbstractConnection, exchange: str, *events: object
 
 
 async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.ExchangeType) -> None:
-    """Deletes an exchange, and declares one of the same name."""
+    """Deletes an exchange, and declares one with the same name."""
     while True:
         channel = await connection.channel()
         await channel.exchange_delete(exchange)
-        # A bridge that was about to declare its own has been faster, if that is of another kind.
+        # If the exchange now has another kind, a bridge has declared it first.
         with suppress(ChannelPreconditionFailed):
             await channel.declare_exchange(exchange, kind, durable=True)
             await channel.close()
@@ -69,9 +70,9 @@ async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.E
 
 
 async def delete_until_missed(connection: AbstractConnection, exchange: str, is_missed: Callable[[], bool]) -> None:
-    """Deletes an exchange; returns once the bridge has missed it.
+    """Deletes an exchange, and waits until the bridge has noticed this.
 
-    A bridge that was about to declare the exchange makes it again, and has missed nothing: then it is deleted again.
+    A bridge that is about to declare the exchange creates it again without noticing. Then it is deleted again.
     """
 
     async def missed() -> bool:
@@ -89,7 +90,7 @@ async def delete_until_missed(connection: AbstractConnection, exchange: str, is_
 async def take(
     connection: AbstractConnection, queue: str, count: int, limit_s: float = 20.0
 ) -> list[AbstractIncomingMessage]:
-    """The next `count` messages of a queue, acknowledged."""
+    """Acknowledges and returns the next `count` messages of a queue."""
     channel = await connection.channel()
     await channel.set_qos(prefetch_count=count)
     messages = []
@@ -99,7 +100,7 @@ async def take(
             async for message in iterator:
                 messages.append(message)
                 if len(messages) == count:
-                    # All at once: ten thousand acknowledgements, one after another, take a busy machine 20 s.
+                    # One acknowledgement for all: ten thousand single ones take 20 s on a busy machine.
                     await message.ack(multiple=True)
                     break
     finally:
@@ -108,7 +109,10 @@ async def take(
 
 
 async def bind(connection: AbstractConnection, exchange: str, queue: str, **arguments: Any) -> None:
-    """Makes a durable queue, bound to a durable fanout exchange, so that what is published can be looked at."""
+    """Declares a durable queue, and binds it to a durable fanout exchange.
+
+    A test can then read the published events.
+    """
     channel = await connection.channel()
     target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
     bound = await channel.declare_queue(queue, durable=True, arguments=arguments)
@@ -117,7 +121,7 @@ async def bind(connection: AbstractConnection, exchange: str, queue: str, **argu
 
 
 async def depth(connection: AbstractConnection, queue: str) -> int:
-    """How many messages wait in a queue."""
+    """Returns the number of messages in a queue."""
     channel = await connection.channel()
     try:
         declared = await channel.declare_queue(queue, passive=True)
@@ -150,7 +154,7 @@ async def rejected(
 
 
 async def numbers_in(amqp: AbstractConnection, queue: str) -> list[int]:
-    """Empties a queue of killmails; returns their numbers in order."""
+    """Empties a queue of killmails. Returns their numbers in order."""
     count = await depth(amqp, queue)
     messages = await take(amqp, queue, count) if count else []
     return [orjson.loads(message.body)["killmailId"] for message in messages]

@@ -1,16 +1,15 @@
-"""`python -m tests.support.releases`: runs the tests on several releases of RabbitMQ and of Python; prints a table.
+"""`python -m tests.support.releases`: runs the tests on several releases of RabbitMQ and Python, and prints a table.
 
 The runs:
 
-    own          the tests that use a broker, on the RabbitMQ and the Python of this machine
-    4.0, 4.3     the same, on these releases of RabbitMQ
-    unit         the unit tests, on the Python of this machine
-    unit-newest  the same, on the newest Python that can be had here
-    newest       the tests that use a broker, on the newest Python; if this is Debian's, on that release's RabbitMQ
+    own          the tests that use a broker, on the RabbitMQ and the Python of this machine 4.0, 4.3     the same, on
+    these releases of RabbitMQ unit         the unit tests, on the Python of this machine unit-newest the same, on the
+    newest Python that is available here newest       the tests that use a broker, on the newest Python; if this is
+    Debian's, on that release's RabbitMQ
 
 A release of RabbitMQ is Debian's, if the script `../shared/bin/rabbitmq-release` exists, or else a container image. The
 newest Python is $PYTHON_NEWEST, or a `python3.X` on the PATH that is newer than this one, or else that of Debian's sid
-(`python_release.sh`). A release that can't be made is a line in the table, not a failure.
+(`python_release.sh`). A release that is not available is a line in the table, not a failure.
 """
 
 import argparse
@@ -35,13 +34,13 @@ PYTHON_RELEASE = Path(__file__).with_name("python_release.sh")
 RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 
 DEBIAN = {"4.0": "trixie", "4.3": "sid"}
-"""The release of Debian that has a release of RabbitMQ."""
+"""The release of Debian that has each release of RabbitMQ."""
 
 OWN, UNIT, UNIT_NEWEST, NEWEST = "own", "unit", "unit-newest", "newest"
 NAMES = (OWN, *DEBIAN, UNIT, UNIT_NEWEST, NEWEST)
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent"}
-"""For the tests to use the private node of a release even where a container engine answers."""
+"""With this variable, the tests use the private node of a release even if a container engine answers."""
 
 BROKER_VARIABLES = ("TEST_AMQP_URL", "TEST_RABBITMQ_IMAGE")
 
@@ -63,7 +62,7 @@ BESIDE_THE_BROKER = (
 broker's release does not matter to them."""
 
 WORKERS = (f"--numprocesses={1 if 'TEST_AMQP_URL' in os.environ else 3}", "--dist=loadfile")
-"""Three files at a time, each worker with a broker of its own. A named broker has one virtual host, for one worker."""
+"""Three workers, each with its own broker. A named broker has one virtual host, for one worker."""
 
 PART = (
     "tests/faults/test_cluster.py",
@@ -74,23 +73,23 @@ PART = (
     "tests/faults/test_confirms.py",
     "tests/faults/test_queue_types.py",
 )
-"""What `--part` runs of the tests that use a broker: those in which releases differ most. The slowest file comes first,
-because the run lasts longer if one worker begins it last."""
+"""The tests with a broker that `--part` runs: those in which releases differ most. The slowest file is the first,
+because the run takes longer if a worker begins it last."""
 
 TOO_LONG = (
     "tests/faults/test_cluster.py::test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed",
 )
-"""What `--part` leaves to the whole run: this test alone takes as long as all others together."""
+"""The test that `--part` leaves out: it takes as long as all other tests together."""
 
 IN_THIS_ORDER = "--no-loadscope-reorder"
-"""Without this, xdist begins with the files that have most tests."""
+"""Without this flag, xdist begins with the files that have the most tests."""
 
 MAKE_LIMIT_S = 900
-"""For each command. The longest one makes the root file system of a release from packages."""
+"""The limit for each command. The longest one makes the root file system of a release from packages."""
 
 
 class Unavailable(Exception):
-    """A release can't be made here; the message is the reason, in one line."""
+    """A release is not available here. The message gives the reason in one line."""
 
 
 class NotInstallable(Exception):
@@ -99,16 +98,16 @@ class NotInstallable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run's pytest starts."""
+    """The command and the environment of a run's pytest."""
 
     python: str
     """Its version."""
 
     command: tuple[str, ...]
-    """What comes before pytest's arguments."""
+    """The command before the arguments of pytest."""
 
     variables: Mapping[str, str] | None = None
-    """What takes the place of BROKER_VARIABLES in the environment. None: the environment stays as it is."""
+    """The variables that replace BROKER_VARIABLES in the environment. If None, the environment does not change."""
 
     def environment(self) -> dict[str, str]:
         """The environment of the run."""
@@ -119,7 +118,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a junit XML file says."""
+    """The counts in a junit XML file."""
 
     passed: int = 0
     failed: int = 0
@@ -142,7 +141,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: counts, or a reason why there are none."""
+    """A line of the table: the counts, or the reason why there are none."""
 
     name: str
     python: str
@@ -151,15 +150,15 @@ class Row:
 
     @property
     def is_bad(self) -> bool:
-        """Whether a test failed, or pytest itself."""
+        """True if a test failed, or pytest itself."""
         return self.counts is not None and (self.counts.failed > 0 or bool(self.reason))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what was asked for, print the table, and return the exit status."""
+    """Runs the selected runs, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.support.releases",
-        description="Other arguments are pytest's; those that are paths replace the tests that would be run.",
+        description="Other arguments are passed to pytest. Paths replace the tests of the run.",
         allow_abbrev=False,
     )
     parser.add_argument("--only", action="append", choices=NAMES, help="one of the runs; may be given several times")
@@ -171,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
-    """One run, with pytest's output as it comes."""
+    """Runs one run. The output of pytest is not captured."""
     try:
         place = place_of(name)
     except Unavailable as reason:
@@ -187,14 +186,14 @@ def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
             code = subprocess.run(command, cwd=ROOT, env=place.environment(), check=False).returncode
             counts = counted(report.read_text()) if report.exists() else Counts()
         total += counts
-        # Any other outcome is an error of pytest, such as an interrupt, an unknown argument, or no pytest at all.
+        # Any other exit code is an error of pytest, such as an interrupt, an unknown argument, or a missing pytest.
         if not ((code == 0 and counts.passed > 0) or (code == 1 and counts.failed > 0)):
             reasons.append(f"pytest ended with {code}")
     return Row(name, place.python, total, "; ".join(reasons))
 
 
 def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]:
-    """The arguments of each pytest process of a run.
+    """Returns the arguments of each pytest process of a run.
 
     Tests marked `alone` are in a second process without workers. `part` leaves them out. Paths in `rest` replace the
     folders, and all tests are in one process.
@@ -213,7 +212,7 @@ def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]
 
 
 def place_of(name: str) -> Place:
-    """Where a run's pytest starts, after making what is missing. Raises Unavailable."""
+    """Returns the place of a run, and makes it if it is missing. Raises Unavailable."""
     if name in {OWN, UNIT}:
         return Place(version_of_python(), (sys.executable,))
     if name in {UNIT_NEWEST, NEWEST}:
@@ -231,7 +230,7 @@ def place_of(name: str) -> Place:
 
 
 def newest_python() -> Place:
-    """The newest Python here, in an environment of its own with the locked packages.
+    """Returns the newest Python here, in a separate environment with the locked packages.
 
     Raises Unavailable and NotInstallable.
     """
@@ -254,7 +253,7 @@ def newest_python() -> Place:
         except Unavailable as error:
             raise NotInstallable(str(error)) from error
         ready.write_text(made_from)
-    # In Debian's root there is no broker but its own.
+    # Debian's root file system has only its own broker.
     return Place(version, inside, NO_ENGINE if into else None)
 
 
@@ -266,23 +265,23 @@ def newer_on_path(path: str, minor: int) -> str | None:
             match = re.fullmatch(r"python3\.(\d+)", file.name)
             if match and int(match[1]) > minor and os.access(file, os.X_OK):
                 found.setdefault(int(match[1]), str(file))
-    # A version manager may have a shim for a version that is not installed.
+    # A version manager may put a command on the PATH for a version that is not installed.
     return next((found[each] for each in sorted(found, reverse=True) if works(found[each])), None)
 
 
 def works(python: str) -> bool:
-    """Whether an environment can be made with a Python."""
+    """Whether a Python can make virtual environments."""
     return subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False).returncode == 0
 
 
 def version_of_python() -> str:
-    """Of the Python that runs this."""
+    """Returns the version of the Python that runs this module."""
     return ".".join(str(part) for part in sys.version_info[:3])
 
 
 def output_of(command: Sequence[str]) -> str:
-    """What a command prints, without its end. Raises Unavailable with its last line if it fails or takes too long."""
-    limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # ends what the command has started, too
+    """Returns the output of a command. Raises Unavailable with its last line if it fails or takes too long."""
+    limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # also ends child processes
     try:
         done = subprocess.run([*limit, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -294,7 +293,7 @@ def output_of(command: Sequence[str]) -> str:
 
 
 def counted(junit: str) -> Counts:
-    """The counts in a junit XML file. A test that fails in its call and in its teardown counts once."""
+    """Returns the counts in a junit XML file. A test that fails in its call and in its teardown counts once."""
     suites = ET.fromstring(junit)
     outcomes = [outcome_of(case) for case in suites.iter("testcase")]
     versions = {each.get("value", "") for each in suites.iter("property") if each.get("name") == "rabbitmq"}
@@ -309,7 +308,7 @@ def counted(junit: str) -> Counts:
 
 
 def outcome_of(case: ET.Element) -> str:
-    """A strict expected failure that passes is a failure, as in pytest."""
+    """Returns the outcome of a test. As in pytest, a strict expected failure that passes is a failure."""
     if case.find("failure") is not None or case.find("error") is not None:
         return "failed"
     skipped = case.find("skipped")
@@ -319,7 +318,7 @@ def outcome_of(case: ET.Element) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The table, in the columns' widths. A reason replaces the counts, or follows them."""
+    """Returns the table with aligned columns. A reason replaces the counts, or follows them."""
     head = ("run", "RabbitMQ", "Python", "passed", "failed", "expected failures", "skipped", "seconds")
     lines: list[tuple[str, ...]] = [head]
     reasons = [""]

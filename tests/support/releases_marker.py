@@ -1,7 +1,7 @@
-"""A pytest plugin: selects the tests that use a broker, and marks those that fail on a release due to a bridge bug.
+"""A pytest plugin: selects the tests that use a broker, and marks those that fail on a release because of a bridge bug.
 
 `--uses-broker` leaves out all other tests. `@pytest.mark.fails_on("4.3", reason="...")` makes a test a strict expected
-failure if the broker in use is of one of the releases. The junit XML file has each version in use, as a property.
+failure if the broker in use has one of the releases. The junit XML file has each version in use as a property.
 """
 
 import socket
@@ -23,7 +23,7 @@ BROKERS = (
     "mortal_broker",
     "broker",
 )
-"""The fixtures that are brokers. The first one that a test uses is the broker that its mark is about."""
+"""The fixtures that are brokers. The marker of a test applies to the first of these that the test uses."""
 
 ANSWER_LIMIT_S = 10.0
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def broker_fixture(item: pytest.Item) -> str | None:
-    """The name of the fixture that is the broker of a test, or None if the test uses none, as no unit test does."""
+    """Returns the name of the broker fixture of a test, or None if the test uses none. Unit tests never use one."""
     if item.nodeid.startswith("tests/unit/"):
         return None
     names: list[str] = getattr(item, "fixturenames", [])
@@ -58,7 +58,7 @@ def broker_fixture(item: pytest.Item) -> str | None:
 
 @pytest.fixture(autouse=True)
 def _fails_on(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """Makes the test a strict expected failure on the releases that its mark names."""
+    """Makes the test a strict expected failure on the releases that its marker names."""
     name = broker_fixture(request.node)
     marks = list(request.node.iter_markers("fails_on"))
     if name is None:
@@ -74,13 +74,13 @@ def _fails_on(request: pytest.FixtureRequest, record_property: Callable[[str, ob
 
 
 def release_of(version: str) -> str:
-    """The release that a version belongs to: 4.3 for 4.3.6."""
+    """Returns the release of a version: 4.3 for 4.3.6."""
     return ".".join(version.split(".")[:2])
 
 
 @cache
 def version_of(urls: str) -> str:
-    """The version of the broker at a URL, or at the first of several, from the server properties that it sends."""
+    """Returns the version of the broker at the first of the URLs, from its server properties."""
     url = URL(urls.split(",", maxsplit=1)[0])
     assert url.host is not None
     port = url.port or (5671 if url.scheme == "amqps" else 5672)

@@ -1,4 +1,4 @@
-"""A bridge that runs: in the test's own loop, or as a process, as its operator runs it."""
+"""A running bridge: in the loop of the test, or as a process, as its operator runs it."""
 
 import asyncio
 import dataclasses
@@ -20,12 +20,12 @@ from tests.support.metrics import series, value
 from tests.support.waiting import LIMIT_S, eventually
 
 UNPINGED = {"BRIDGE_IDLE_TIMEOUT": "1h", "BRIDGE_PING_INTERVAL": "30m"}
-"""For `bridge_process`, if a test expects nothing but updates: on a busy machine, a test takes longer than 30 s."""
+"""Settings for `bridge_process` if a test expects only updates. On a busy machine, a test can take longer than 30 s."""
 
 NOWHERE = Path("/nonexistent/.env")
 
 COMMAND = (sys.executable, "-m", "bridge")
-"""The bridge of this checkout."""
+"""The command of the bridge of this checkout."""
 
 
 TIMED_SCRIPT = """
@@ -38,26 +38,26 @@ cli.main(sys.argv[2:], prog_name="edk-bridge", obj=Timing(**json.loads(sys.argv[
 
 
 def timed_command(timing: Timing) -> tuple[str, ...]:
-    """The bridge of this checkout with other time constants."""
+    """Returns the command of the bridge of this checkout with other time constants."""
     if timing == DEFAULT:
         return COMMAND
     return sys.executable, "-P", "-c", TIMED_SCRIPT, json.dumps(dataclasses.asdict(timing))
 
 
 def consumer_of(bridge: Bridge) -> Consumer:
-    """The consumer of a bridge, as what it is."""
+    """Returns the consumer of a bridge, with its type."""
     assert isinstance(bridge._source, Consumer)
     return bridge._source
 
 
 def unique(kind: str) -> str:
-    """A name for an exchange or a queue that no other test uses."""
+    """Returns a name for an exchange or a queue that no other test uses."""
     return f"test.{kind}.{uuid.uuid4().hex[:12]}"
 
 
 @asynccontextmanager
 async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
-    """A bridge on a free port of 127.0.0.1, ready. `flags` are settings by name."""
+    """Runs a bridge on a free port of 127.0.0.1, and waits until it is ready. `flags` are settings by name."""
     async with started(amqp_url, timing, **flags) as bridge:
         await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
         yield bridge
@@ -65,9 +65,9 @@ async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 
 @asynccontextmanager
 async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
-    """The same, whether it gets ready or not.
+    """Like `running`, but does not wait until the bridge is ready.
 
-    At the end, it has the series that it had at the start: Prometheus sees no increase in a counter that appears as 1.
+    Checks at the end that no series was added: Prometheus sees no increase in a counter that appears as 1.
     """
     texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
     texts |= {name: str(value) for name, value in flags.items()}
@@ -82,23 +82,23 @@ async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 
 
 def port_of(bridge: Bridge) -> int:
-    """The port that a running bridge listens on."""
+    """Returns the port that a running bridge listens on."""
     return bridge.addresses[0][1]
 
 
 def sample(bridge: Bridge, name: str, **labels: str) -> float:
-    """A metric's value. Raises KeyError if there is no such series."""
+    """Returns the value of a metric. Raises KeyError if there is no such series."""
     return value(bridge.metrics, name, **labels)
 
 
 def pending(bridge: Bridge) -> float:
-    """Connections without a complete request."""
+    """Returns the number of connections without a complete request."""
     return sample(bridge, "bridge_handshakes_pending")
 
 
 @asynccontextmanager
 async def secure(broker: Broker, exchange: str, folder: Path, **flags: object) -> AsyncIterator[tuple[Bridge, Path]]:
-    """A bridge that serves TLS, and the certificate that clients must trust."""
+    """Runs a bridge with TLS. Yields it and the certificate that clients must trust."""
     chain, key = certificate(folder, "limits")
     flags |= {"exchanges": f"{exchange}=killmail", "tls_certificate": chain, "tls_key": key}
     async with running(broker.url, **flags) as bridge:
@@ -106,13 +106,13 @@ async def secure(broker: Broker, exchange: str, folder: Path, **flags: object) -
 
 
 class BridgeProcess:
-    """`python -m bridge serve` as a child process. Its log lines, JSON, are kept in `lines`."""
+    """`python -m bridge serve` as a child process. `lines` has its log lines, parsed from JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[dict[str, object]] = []
         self.texts: list[str] = []
-        """Lines that are no JSON: what a person would read."""
+        """The lines that are not JSON."""
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -124,22 +124,22 @@ class BridgeProcess:
                 self.texts.append(line.decode().rstrip())
 
     def logged(self, event: str) -> dict[str, object] | None:
-        """The first log line with this phrase."""
+        """Returns the first log line with this phrase."""
         return next((line for line in self.lines if line["event"] == event), None)
 
     async def port(self) -> int:
-        """The port that it listens on, once it says so."""
+        """Waits until it listens, and returns its port."""
         await eventually("the bridge listens", lambda: self.logged("listening") or self.process.returncode is not None)
         line = self.logged("listening")
         assert line is not None, self.texts
         return int(str(line["port"]))
 
     async def consuming(self) -> None:
-        """Returns once it consumes."""
+        """Waits until it consumes."""
         await eventually("the bridge consumes", lambda: self.logged("consuming"))
 
     async def ended(self, limit_s: float = LIMIT_S) -> int:
-        """Its exit code, once it has ended."""
+        """Waits for its end, and returns the exit code."""
         async with asyncio.timeout(limit_s):
             code = await self.process.wait()
             await self._reading
@@ -153,9 +153,9 @@ async def bridge_process(
     command: Sequence[str] = COMMAND,
     **variables: str,
 ) -> AsyncIterator[BridgeProcess]:
-    """A bridge as a process, on a free port of 127.0.0.1; killed at the end if it still runs.
+    """Runs a bridge as a process on a free port of 127.0.0.1. Kills it at the end if it still runs.
 
-    `command` is what comes before the bridge's own arguments, be it a program that becomes the bridge.
+    `command` is the command before the arguments of the bridge. It may be a program that executes the bridge.
     """
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
     environment |= {
@@ -170,7 +170,7 @@ async def bridge_process(
         *arguments,
         env=environment,
         stderr=asyncio.subprocess.PIPE,
-        # Away from any .env of the developer's own.
+        # A folder without the developer's own `.env`.
         cwd=Path(__file__).parent,
     )
     running_process = BridgeProcess(process)

@@ -1,8 +1,8 @@
-"""A stage for the broker's faults: a fetcher, an exchange, and two bridges with a client each.
+"""A scene for faults of the broker: a fetcher, an exchange, and two bridges with one client each.
 
-One bridge consumes a named queue, the other an exclusive one; both are processes, as an operator runs them. The fetcher
-publishes killmails, counted up, all the time, and keeps what the broker has confirmed. What each client got, and what
-each bridge said of itself meanwhile, is held against that.
+One bridge consumes a named queue, and the other an exclusive one. Both are processes, as an operator runs them. The
+fetcher continuously publishes numbered killmails, and records the confirmed ones. The test compares them with the
+updates of each client, and checks the log and `/readyz` of each bridge.
 """
 
 import asyncio
@@ -31,28 +31,28 @@ NAMED, EXCLUSIVE = "named queue", "exclusive queue"
 ATTEMPTS = "bridge_broker_connection_attempts_total"
 
 PAUSE_S = 0.01
-"""Between two events: a hundred a second, a hundred times what all of EVE Online has."""
+"""The pause between two events. This gives a hundred events a second, a hundred times the rate of all of EVE Online."""
 
 RECOVERY_LIMIT_S = 10.0
-"""Longest recovery, from the end of the cause until the bridge consumes again, on a busy machine. An idle machine needs
-a tenth of that."""
+"""The longest recovery on a busy machine, from the end of the cause until the bridge consumes again. An idle machine
+takes a tenth of it."""
 
 LEFTOVERS_LIMIT_S = 45.0
-"""Until the broker has missed a connection that is half open, and gives back what it had sent there."""
+"""The time until the broker detects a half-open connection, and delivers its unsettled events again."""
 
 GOODBYE_S = 5.0
 
 SAMPLE_S = 0.1
 
 ROUNDING_S = 0.01
-"""Of the times in a gap."""
+"""The rounding error of the times in a gap."""
 
 SLACK_S = 2.0
-"""Added to `answer_valid_s`: how long `/readyz` may return 200 while no update arrives."""
+"""With `answer_valid_s` added, the longest time that `/readyz` may return 200 while no update arrives."""
 
 
 class SceneFetcher:
-    """Publishes all the time, with confirms, and comes back by itself; keeps when each event was confirmed."""
+    """Publishes continuously with confirms, reconnects by itself, and records the time of each confirm."""
 
     def __init__(self, broker_url: str, exchange: str) -> None:
         self._url = broker_url
@@ -62,9 +62,9 @@ class SceneFetcher:
         self._flowing.set()
         self._is_publishing = False
         self.began: dict[int, float] = {}
-        """When each was handed to the broker, by the killmail's id; monotonic seconds."""
+        """By the killmail's id, the monotonic time in seconds at which the publish began."""
         self.confirmed: dict[int, float] = {}
-        """When the broker's confirm was read, likewise."""
+        """The same for the time at which the confirm was read."""
         self._running = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -86,7 +86,8 @@ class SceneFetcher:
                 self._is_publishing = True
                 try:
                     async with asyncio.timeout(GOODBYE_S):
-                        # Not mandatory: what nobody's queue gets, the broker confirms, and it counts as lost.
+                        # Not mandatory: the broker confirms an event that it can't route, and the event then counts as
+                        # lost.
                         await target.publish(message, routing_key="", mandatory=False)
                     self.confirmed[number] = time.monotonic()
                 finally:
@@ -107,7 +108,7 @@ class SceneFetcher:
         self._flowing.set()
 
     async def further(self, count: int) -> None:
-        """Returns when that many more are confirmed."""
+        """Waits until `count` more events are confirmed."""
         enough = len(self.confirmed) + count
         await eventually("more events are confirmed", lambda: len(self.confirmed) >= enough)
 
@@ -118,7 +119,7 @@ class SceneFetcher:
 
 
 class Watched:
-    """A bridge, the client that listens to it, and what it says of itself meanwhile."""
+    """A bridge, its client, and a task that reads its `/readyz`."""
 
     def __init__(self, name: str, process: BridgeProcess, port: int, client: RawClient, fetcher: SceneFetcher) -> None:
         self.name = name
@@ -127,9 +128,9 @@ class Watched:
         self.client = client
         self.received: list[int] = []
         self.arrived: dict[int, float] = {}
-        """When each came for the first time; monotonic seconds."""
-        self.lie_s = 0.0
-        """The longest time that `/readyz` said yes while something confirmed did not come."""
+        """By the killmail's id, the monotonic time in seconds of its first arrival."""
+        self.falsely_ready_s = 0.0
+        """The longest time for which `/readyz` returned 200 while a confirmed event did not arrive."""
         self._fetcher = fetcher
         self._stopping = False
         self._reading, self._looking = asyncio.create_task(self._read()), asyncio.create_task(self._look())
@@ -146,43 +147,43 @@ class Watched:
         while not self._stopping:
             status, _ = await self.state()
             now_s = time.monotonic()
-            # Whatever was confirmed a while ago and is newer than anything that came.
+            # The events that were confirmed some time ago, and are newer than all received ones.
             newest = max(self.arrived, default=0)
             waiting = [at for number, at in self._fetcher.confirmed.items() if number > newest and now_s - at > SLACK_S]
             if status == 200 and waiting:
                 blind_since = blind_since or now_s
-                self.lie_s = max(self.lie_s, now_s - blind_since)
+                self.falsely_ready_s = max(self.falsely_ready_s, now_s - blind_since)
             else:
                 blind_since = None
             await asyncio.sleep(SAMPLE_S)
 
     async def state(self) -> tuple[int, dict[str, Any]]:
-        """What `/readyz` says."""
+        """Returns the status and the body of `/readyz`."""
         status, body = await get(self.port, "/readyz")
         return status, orjson.loads(body)
 
     async def metric(self, name: str) -> float:
-        """A metric without labels."""
+        """Returns the value of a metric without labels."""
         _, body = await get(self.port, "/metrics")
         return next(float(line.split()[1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
 
     async def not_ready(self, *words: str) -> dict[str, Any]:
-        """What `/readyz` says, once it is 503 and its broker's error has all these words."""
+        """Waits until `/readyz` is 503 and its last error of the broker has all these words. Returns the body."""
         body: dict[str, Any] = {}
 
-        async def says_so() -> bool:
+        async def is_reported() -> bool:
             nonlocal body
             status, body = await self.state()
             return status == 503 and all(word in str(body["broker"]["last_error"]) for word in words)
 
         try:
-            await eventually(f"/readyz is 503 and says {words}", says_so, limit_s=40)
+            await eventually(f"/readyz is 503 with {words}", is_reported, limit_s=40)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it says {body}") from None
+            raise AssertionError(f"{error}; its body: {body}") from None
         return body
 
     async def stop(self) -> None:
-        """Ends the bridge as its operator does."""
+        """Stops the bridge as its operator does."""
         self._stopping = True
         self._reading.cancel()
         await asyncio.wait([self._reading, self._looking])
@@ -201,28 +202,28 @@ class Fault:
     def __init__(self, confirmed: set[int], attempts: dict[str, float], gaps: float, lines: dict[str, int]) -> None:
         self.confirmed_before = confirmed
         self.attempts_before = attempts
-        """Attempts to connect, of each bridge."""
+        """The number of attempts to connect of each bridge."""
         self.gaps_before = gaps
-        """Of the bridge with an exclusive queue."""
+        """The number of gaps of the bridge with the exclusive queue."""
         self.lines_before = lines
-        """How many lines each bridge had logged."""
+        """The number of log lines of each bridge."""
         self.began_s = time.monotonic()
         self.is_over = False
         self.over_s = self.over_unix_s = 0.0
 
     def lines(self, bridge: Watched, *events: str) -> list[dict[str, object]]:
-        """The bridge's log lines since the fault began; with `events`, only those with one of these phrases."""
+        """Returns the bridge's log lines since the fault began. With `events`, only lines with one of these phrases."""
         lines = bridge.process.lines[self.lines_before[bridge.name] :]
         return [line for line in lines if not events or line["event"] in events]
 
     def over(self) -> None:
-        """To be called when its cause has ended."""
+        """Call it when the cause of the fault has ended."""
         self.is_over = True
         self.over_s, self.over_unix_s = time.monotonic(), time.time()
 
 
 class Scene:
-    """A fetcher, an exchange, and two bridges with a client each."""
+    """A fetcher, an exchange, and two bridges with one client each."""
 
     def __init__(
         self,
@@ -245,10 +246,10 @@ class Scene:
 
     async def fault(self) -> Fault:
         """Records the state before a fault. The test causes the fault, and `verify` checks its outcome."""
-        # An earlier test that failed may have left the fetcher paused and `lie_s` set.
+        # An earlier test that failed may have left the fetcher paused and `falsely_ready_s` set.
         self.fetcher.resume()
         for bridge in self.bridges.values():
-            bridge.lie_s = 0.0
+            bridge.falsely_ready_s = 0.0
         await self.fetcher.further(20)
         return Fault(
             set(self.fetcher.confirmed),
@@ -267,10 +268,10 @@ class Scene:
         kept: bool = True,
         noticed: Collection[str] | None = (NAMED, EXCLUSIVE),
     ) -> None:
-        """Checks what both bridges promise after a fault, and adds a row to the table.
+        """Checks the guarantees of both bridges after a fault, and adds a row to the table.
 
-        `what` names the fault and `does` says what the bridge does; `limit_s` bounds the recovery; `kept` False says
-        that not even a named queue can keep all events; `noticed` names the bridges that lose their connection; None
+        `what` names the fault and `does` the reaction of the bridge. `limit_s` bounds the recovery. `kept` is False if
+        not even a named queue can keep all events. `noticed` names the bridges that lose their connection. It is None
         if that depends on the time of their checks.
         """
         if not fault.is_over:
@@ -281,35 +282,35 @@ class Scene:
         }
         await self.fetcher.further(20)
         await self.fetcher.pause()
-        await asyncio.gather(*(self._everything_came(bridge) for bridge in self.bridges.values()))
+        await asyncio.gather(*(self._all_arrived(bridge) for bridge in self.bridges.values()))
         if kept:
-            # What the broker has sent into nothing comes again once it has missed the connection.
+            # The broker redelivers the events of a dead connection when it has detected its end.
             with suppress(AssertionError):
-                await eventually("all came", lambda: not self._lost(self.named, fault), limit_s=LEFTOVERS_LIMIT_S)
+                await eventually("all arrive", lambda: not self._lost(self.named, fault), limit_s=LEFTOVERS_LIMIT_S)
         lost = {name: self._lost(bridge, fault) for name, bridge in self.bridges.items()}
-        doubled = sum(len(bridge.received) - len(bridge.arrived) for bridge in self.bridges.values())
-        assert doubled == 0
+        duplicates = sum(len(bridge.received) - len(bridge.arrived) for bridge in self.bridges.values())
+        assert duplicates == 0
         assert not (kept and lost[NAMED]), f"{len(lost[NAMED])} events are lost, of a named queue: {lost[NAMED][:20]}"
         outage_s = time.monotonic() - fault.began_s
         for name, bridge in self.bridges.items():
-            self._tells_the_truth(bridge, fault, None if noticed is None else name in noticed)
+            self._check_reports(bridge, fault, None if noticed is None else name in noticed)
             tried = await bridge.metric(ATTEMPTS) - fault.attempts_before[name]
-            # A few at once, as the pauses grow, and then one for each pause.
+            # A few attempts while the pauses grow, and then one for each pause.
             assert tried <= 6 + outage_s / 0.75, f"{tried:.0f} attempts in {outage_s:.0f} s"
         if noticed:
-            await self._gap_is_told(fault, lost[EXCLUSIVE])
+            await self._check_gap(fault, lost[EXCLUSIVE])
         published = len(self.fetcher.confirmed) - len(fault.confirmed_before)
         figures.record(
             what,
             does,
             f"{len(lost[NAMED])} ({len(lost[EXCLUSIVE])}) of {published}",
-            str(doubled),
+            str(duplicates),
             f"{recovered_s[NAMED]:.1f} s ({recovered_s[EXCLUSIVE]:.1f} s)",
         )
         self.fetcher.resume()
 
     async def noticed(self, fault: Fault) -> None:
-        """Returns when each bridge has said that it lost its broker."""
+        """Waits until each bridge has logged the loss of its broker."""
         for bridge in self.bridges.values():
             await eventually("the loss is noticed", partial(fault.lines, bridge, "broker lost"))
 
@@ -327,7 +328,7 @@ class Scene:
 
         await eventually("the connection is back", back)
         await eventually("an event that was published after the fault arrives", lambda: arrival() is not None)
-        # What was under way when the fault came may arrive after it.
+        # Events that were in flight when the fault began may arrive after it.
         recovered = fault.lines(bridge, "broker recovered")[-1:]
         said_s = [datetime.fromisoformat(str(line["timestamp"])).timestamp() for line in recovered]
         took_s = max([0.0, (arrival() or 0.0) - over_s, *(at_s - over_unix_s for at_s in said_s)])
@@ -336,34 +337,34 @@ class Scene:
         async def ready() -> bool:
             return (await bridge.state())[0] == 200
 
-        await eventually("/readyz says yes", ready)
+        await eventually("/readyz returns 200", ready)
         return took_s
 
-    async def _everything_came(self, bridge: Watched) -> None:
+    async def _all_arrived(self, bridge: Watched) -> None:
         last = max(self.fetcher.confirmed)
         await eventually("the last event arrives", lambda: last in bridge.arrived)
 
     def _lost(self, bridge: Watched, fault: Fault) -> list[int]:
         return [n for n in self.fetcher.confirmed if n not in bridge.arrived and n not in fault.confirmed_before]
 
-    def _tells_the_truth(self, bridge: Watched, fault: Fault, noticed: bool | None) -> None:
+    def _check_reports(self, bridge: Watched, fault: Fault, noticed: bool | None) -> None:
         assert bridge.process.process.returncode is None
         assert bridge.process.texts == []
         limit_s = self.timing.answer_valid_s + SLACK_S
-        assert bridge.lie_s <= limit_s, f"/readyz said yes for {bridge.lie_s:.1f} s, and nothing came"
+        assert bridge.falsely_ready_s <= limit_s, f"/readyz returned 200 {bridge.falsely_ready_s:.1f} s without updates"
         new = [line for line in fault.lines(bridge) if line["level"] in {"warning", "error", "info"}]
         lost = [line for line in new if line["event"] == "broker lost"]
         recovered = [line for line in new if line["event"] == "broker recovered"]
         assert len(lost) == len(recovered), new
         assert noticed is None or bool(lost) == noticed, new
-        # Whatever was tried how often: a line for each change, of the connection that consumes and of the one that
-        # publishes what is rejected. What is rejected has lines of its own.
+        # However many attempts fail, there is one line for each change of the consumer's connection and of the rejects'
+        # connection. Rejected events have separate lines.
         changes = [line for line in new if line["event"] != "event rejected"]
         assert len(changes) <= 8 * max(1, len(lost)), new
         assert [line for line in new if "exception" in line] == []
 
-    async def _gap_is_told(self, fault: Fault, lost: list[int]) -> None:
-        """What an exclusive queue lost must lie within the gap that the bridge tells of."""
+    async def _check_gap(self, fault: Fault, lost: list[int]) -> None:
+        """Checks that the events that an exclusive queue lost are within the reported gap."""
         if not lost:
             return
         _, body = await self.exclusive.state()
@@ -375,7 +376,7 @@ class Scene:
             since_s, until_s = (datetime.fromisoformat(body["last_gap"][end]).timestamp() for end in ("since", "until"))
             ahead_s = time.time() - time.monotonic()
             began, confirmed = self.fetcher.began, self.fetcher.confirmed
-            # When exactly the broker dropped it, between these two, nobody knows.
+            # The broker dropped the event between these two times. The exact time is unknown.
             outside = [
                 n
                 for n in lost
@@ -388,15 +389,15 @@ class Scene:
 async def scene(
     broker_url: str, bridge_url: str | None = None, timing: Timing = DEFAULT, /, **variables: str
 ) -> AsyncIterator[Scene]:
-    """A stage before a broker, on which everything works.
+    """Starts a scene on a broker, and waits until everything works.
 
-    `bridge_url` is the way that the bridges take; the fetcher goes straight. `variables` are further settings.
+    The bridges connect to `bridge_url`, and the fetcher to `broker_url`. `variables` are further settings.
     """
     exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_forget, broker_url, (exchange, rejects), (queue, rejects))
         settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects}
-        # The clients answer no ping, and a stage may last for minutes.
+        # The clients answer no ping, and a scene may last for minutes.
         settings |= {"BRIDGE_IDLE_TIMEOUT": "1h", **variables}
         url = bridge_url or broker_url
         processes = [
@@ -417,7 +418,7 @@ async def scene(
 
 
 async def _forget(broker_url: str, exchanges: tuple[str, ...], queues: tuple[str, ...]) -> None:
-    """Removes what was made at the broker."""
+    """Deletes the exchanges and queues of the scene."""
     async with observer(broker_url) as amqp:
         channel = await amqp.channel()
         for queue in queues:

@@ -1,6 +1,6 @@
 """A virtual clock: the event loop jumps to its next timer instead of waiting.
 
-Not for tests with sockets, threads or processes, because their events take real time.
+Don't use it in tests with sockets, threads or processes, because their events take real time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 LONGEST_S = 3600.0
-"""Limit of virtual time for a test. Code that retries forever reaches this limit within a second of real time."""
+"""The limit of virtual time for a test. Code that retries forever reaches this limit within a second of real time."""
 
 
 class VirtualTime:
-    """The time of the running event loop, and of the modules that a test gives it to."""
+    """The time of the running event loop, and of the modules that the test names."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
         """Replaces `time` in each of `modules`."""

@@ -1,4 +1,4 @@
-"""Waiting for the thing itself, with a limit."""
+"""Waits for a condition, with a limit."""
 
 import asyncio
 import functools
@@ -8,11 +8,14 @@ from typing import ParamSpec
 Parameters = ParamSpec("Parameters")
 
 LIMIT_S = 20.0
-"""Generous: a test that waits this long fails, and says what for."""
+"""A long limit, because only a failing test waits this long. The failure names the condition."""
 
 
 async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:
-    """Returns as soon as `holds` gives something true; raises AssertionError, naming `what`, when it never does."""
+    """Waits until `holds` returns a true value, and returns that value.
+
+    After the limit, raises AssertionError with `what`.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_s
     while True:
@@ -29,13 +32,13 @@ async def eventually(what: str, holds: Callable[[], object | Awaitable[object]],
 def no_task_left(
     test: Callable[Parameters, Coroutine[None, None, None]],
 ) -> Callable[Parameters, Coroutine[None, None, None]]:
-    """A test that fails where a task goes on after its end that did not run at its start."""
+    """Wraps a test, so that it fails if a task is left that it has started."""
 
     @functools.wraps(test)
     async def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         before = asyncio.all_tasks()
         await test(*args, **kwargs)
-        # Not at once: aiormq closes a lost connection in a task of its own, which ends by itself.
+        # Wait a moment: aiormq closes a lost connection in a separate task, which ends by itself.
         await eventually("every task has ended", lambda: asyncio.all_tasks() <= before)
 
     return checked

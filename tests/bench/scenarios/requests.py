@@ -16,7 +16,7 @@ from tests.support.broker.ports import LOOPBACK
 from tests.support.largest_requests import METRICS, REQUESTS
 
 WATCHERS, RATE = 100, 20
-COSTLY = "forwarded: as many addresses as are parsed"
+COSTLY = "forwarded: the maximum number of addresses"
 """Kind of the requests that others get their updates beside."""
 
 _LIMIT_S = 10.0

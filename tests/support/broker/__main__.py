@@ -21,7 +21,7 @@ HOSTS_FLAG = "--hosts="
 
 
 def _with_hosts(broker: Broker, hosts: Sequence[str]) -> None:
-    """Makes virtual hosts in which the user guest may do everything. Raises RuntimeError."""
+    """Makes virtual hosts with all permissions for the user guest. Raises RuntimeError."""
     rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
     definitions = json.dumps(
         {"vhosts": [{"name": host} for host in hosts], "permissions": [{"vhost": host, **rights} for host in hosts]}
@@ -42,7 +42,7 @@ def _with_hosts(broker: Broker, hosts: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command's exit status."""
+    """Runs the command with a broker. Returns the exit status."""
     count = 1
     if arguments and arguments[0].startswith(HOSTS_FLAG):
         count, arguments = max(1, int(arguments[0].removeprefix(HOSTS_FLAG))), arguments[1:]
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str], **variables: str) -> int:
-    """The exit status of a command, which ends before this process does."""
+    """Runs a command, and returns its exit status. The command ends before this process."""
     with subprocess.Popen(arguments, env={**os.environ, **variables}) as command:
         # Ctrl-C reaches both processes. This one must outlive the command, to stop the broker.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -74,7 +74,7 @@ def _run(arguments: Sequence[str], **variables: str) -> int:
 
 
 SPARE_HOSTS = 2
-"""For workers that replace crashed ones."""
+"""The number of virtual hosts for workers that replace crashed ones."""
 
 MASTER = "master"
 """The virtual host of a run without workers."""

@@ -45,8 +45,8 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
         raise RuntimeError(f"no permission to install packages; run: {by_hand(packages)}")
     say(f"installing {' '.join(packages)} with apt-get")
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        # In a process group of its own, so that Ctrl-C does not interrupt dpkg. Not in a session of its own: sudo would
-        # not find the terminal for which it remembers a password.
+        # A separate process group, so that Ctrl-C does not interrupt dpkg. Not a separate session: sudo would not find
+        # the terminal for which it remembers a password.
         process = subprocess.Popen(
             [*root, "/bin/sh", "-c", _INSTALL, "install", _POLICY, *packages],
             stdin=subprocess.DEVNULL,
@@ -57,7 +57,7 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
         try:
             status = process.wait()
         except BaseException:
-            say("waiting for apt-get to end: broken off, it would leave packages half installed")
+            say("waiting for apt-get to end: an interrupt would leave packages half installed")
             process.wait()
             raise
         if status:

@@ -18,21 +18,21 @@ _PACKAGE = "rabbitmq-server"
 
 
 class NoBroker(BridgeError):
-    """No source has a broker. The text gives the reason and what can be done about it."""
+    """No source has a broker. The text gives the reason and a hint."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"no RabbitMQ to be had: {reason}. Name one that runs in BRIDGE_AMQP_URL (for the tests: TEST_AMQP_URL), "
+            f"no RabbitMQ found: {reason}. Set BRIDGE_AMQP_URL (in tests: TEST_AMQP_URL) to a running one, "
             f"or start a container engine such as Docker, or install the package: {apt.by_hand([_PACKAGE])}"
         )
 
 
 class Broker(Protocol):
-    """A RabbitMQ that runs."""
+    """A running RabbitMQ."""
 
     url: str
     origin: str
-    """What it is, for a person: `private node of rabbitmq-server 3.10.8`."""
+    """A description for the user: `private node of rabbitmq-server 3.10.8`."""
 
     @property
     def runs(self) -> bool:
@@ -45,7 +45,7 @@ class Broker(Protocol):
         """Starts it again with the same port and data, and waits until it answers AMQP."""
 
     def stop(self) -> None:
-        """Ends it. No process, container or directory stays."""
+        """Ends it. No process, container or directory remains."""
 
 
 class NamedBroker:
@@ -58,16 +58,16 @@ class NamedBroker:
 
     @property
     def runs(self) -> bool:
-        """Always True: its own operator looks after it."""
+        """Always True, because its operator is responsible for it."""
         return True
 
     def kill(self) -> None:
         """Raises RuntimeError."""
-        raise RuntimeError(f"{self.origin} is not ours to kill")
+        raise RuntimeError(f"{self.origin} can't be killed: another program started it")
 
     def start(self) -> None:
         """Raises RuntimeError."""
-        raise RuntimeError(f"{self.origin} is not ours to start")
+        raise RuntimeError(f"{self.origin} can't be started: another program started it")
 
     def stop(self) -> None:
         """Does nothing."""
@@ -102,7 +102,7 @@ def container_possible(image: str, say: Callable[[str], None]) -> bool:
     try:
         fetch_image(image, say)
     except RuntimeError as error:
-        say(f"{error}; going on without it")
+        say(f"{error}; continuing without it")
         return False
     return True
 
@@ -116,7 +116,7 @@ def start_container(image: str, say: Callable[[str], None]) -> Broker | None:
     try:
         container.start()
     except RuntimeError as error:
-        say(f"{error}; going on without it")
+        say(f"{error}; continuing without it")
         return None
     return container
 

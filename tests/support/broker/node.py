@@ -38,7 +38,7 @@ PASSWORD = secrets.token_hex(8)
 
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
-# epmd ends with the node. Otherwise, Erlang starts it as a daemon that runs for ever.
+# epmd ends with the node. Otherwise, Erlang starts it as a daemon that runs forever.
 _NODE = 'epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 & "$0" -noinput; kill -9 $!'
 
 
@@ -87,7 +87,7 @@ class PrivateNode:
         except (ChildProcessError, TimeoutError) as error:
             lines = self._last_lines()
             self.stop()
-            raise RuntimeError(f"{self.origin}: {error}; its last words: {lines}") from error
+            raise RuntimeError(f"{self.origin}: {error}; last log lines: {lines}") from error
         except BaseException:
             self.stop()
             raise

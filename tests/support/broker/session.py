@@ -1,4 +1,4 @@
-"""The broker of a test run: TEST_AMQP_URL, else a container, else a private node of rabbitmq-server."""
+"""The broker of a test run: the one at TEST_AMQP_URL, or a container, or a private node of rabbitmq-server."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SHARED = "TEST_SHARED_BROKER"
 """The variable with the broker of a whole run: a JSON object with `url` and `origin`."""
 
 origins: list[str] = []
-"""Where the brokers of this run came from."""
+"""The descriptions of the brokers of this run."""
 
 
 def shared(worker: str) -> Iterator[Broker]:
@@ -43,7 +43,7 @@ def shared(worker: str) -> Iterator[Broker]:
 
 
 def running(url: str | None = None) -> Iterator[Broker]:
-    """One broker, stopped at the end: the one at the URL, or one of our own that a test may kill."""
+    """Yields the broker at the URL, or a new one that a test may kill. Stops it at the end."""
     try:
         broker = find_for_tests(url)
     except NoBroker as error:
@@ -65,7 +65,7 @@ def find_for_tests(url: str | None) -> Broker:
 
 
 def started_node() -> PrivateNode:
-    """A private node of our own. Raises NoBroker if no server is installed, RuntimeError if one does not start."""
+    """Yields a private node. Raises NoBroker if no server is installed, and RuntimeError if it does not start."""
     node = PrivateNode(find_server(say, may_install=False))
     say(f"starting RabbitMQ: {node.origin}")
     node.start()
@@ -79,7 +79,7 @@ def _note(broker: Broker) -> None:
 
 
 def broker_or_reason() -> Broker | None:
-    """For a program that is no test: a broker, or None where there is none to be had, and why is said."""
+    """For programs that are not tests. Yields a broker, or None after printing the reason."""
     try:
         return find_broker(URL, IMAGE, say)
     except NoBroker as error:
@@ -90,12 +90,12 @@ def broker_or_reason() -> Broker | None:
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test on a person's machine; fail it in CI, where a broker is part of the deal."""
+    """Skips the test on a person's machine. Fails it in CI, where a broker is required."""
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def say(line: str) -> None:
-    """What takes long, for whoever looks at the test's output."""
+    """Prints a line about a step that takes long, for a person who watches the tests."""
     sys.stderr.write(f"{line}\n")

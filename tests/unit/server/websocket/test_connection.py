@@ -47,7 +47,7 @@ class OneClient(Scene):
         self.clock = Clock(1000.0)
         self.hours = Hours()
         self.read_limiter = ReadLimiter(self.hours.time, self.hours.call_at, lambda _: None)
-        self.transport = FakeTransport(self.turns.call_soon, peername=peername, encrypted=encrypted, line=line)
+        self.transport = FakeTransport(self.turns.call_soon, peername=peername, encrypted=encrypted, sock=line)
         self.closed: list[tuple[CloseReason, dict[str, object]]] = []
         self.lost: list[Connection] = []
         self.connection = Connection(

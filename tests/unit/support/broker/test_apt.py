@@ -1,4 +1,4 @@
-"""Packages are installed only where nobody has to be asked, and without starting their services."""
+"""Packages are installed only if no password is necessary, and without starting their services."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.support.broker import apt
 
 
 class _Root:
-    """A machine where we are root, with an apt-get that only notes how it was called."""
+    """A machine on which the test is root, with an apt-get that only records its arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _Root:
     return _Root(monkeypatch, tmp_path)
 
 
-def test_services_are_kept_from_starting_while_packages_are_installed(root: _Root) -> None:
+def test_services_do_not_start_when_packages_are_installed(root: _Root) -> None:
     said: list[str] = []
     apt.install(["one", "two"], said.append)
     assert root.calls.read_text().splitlines() == [
@@ -43,14 +43,14 @@ def test_services_are_kept_from_starting_while_packages_are_installed(root: _Roo
     assert said == ["installing one two with apt-get"]
 
 
-def test_a_policy_that_is_there_already_is_left_as_it_is(root: _Root) -> None:
+def test_an_existing_policy_is_not_changed(root: _Root) -> None:
     root.policy.write_text("exit 5\n")
     apt.install(["one"], print)
     assert root.policy.read_text() == "exit 5\n"
     assert root.calls.read_text().endswith(" 5\n")
 
 
-def test_a_failed_installation_is_told_in_the_words_of_apt_and_leaves_no_policy(root: _Root) -> None:
+def test_a_failed_installation_raises_the_error_of_apt_and_leaves_no_policy(root: _Root) -> None:
     root.command("apt-get", '[ "$1" = update ] || { echo "E: Unable to locate package $5"; exit 100; }')
     with pytest.raises(RuntimeError, match="E: Unable to locate package one"):
         apt.install(["one"], print)
@@ -76,7 +76,7 @@ def test_an_interruption_waits_for_apt_to_end(root: _Root, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("asks", "allowed"), [(False, True), (True, False)], ids=["free sudo", "sudo that asks"])
-def test_without_root_sudo_is_used_if_it_asks_nobody(
+def test_without_root_sudo_is_used_if_it_needs_no_password(
     root: _Root, monkeypatch: pytest.MonkeyPatch, asks: bool, allowed: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -99,7 +99,7 @@ def test_without_root_and_sudo_nothing_is_installed(
     assert not root.calls.exists()
 
 
-def test_the_program_tells_what_failed(root: _Root, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_prints_the_error(root: _Root, capsys: pytest.CaptureFixture[str]) -> None:
     root.command("apt-get", "echo broken; exit 100")
     assert apt.main(["one"]) == 1
     assert "broken" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which broker is taken when several could be, and what is said where there is none."""
+"""The choice of a broker if there are several, and the error if there is none."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ _SERVER = Path("/somewhere/rabbitmq-server")
 
 
 class _Machine:
-    """What there is on a machine; everything that a broker could come from is replaced by it."""
+    """A machine in which the test sets all sources of a broker."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
@@ -58,27 +58,27 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> _Machine:
     return _Machine(monkeypatch)
 
 
-def test_a_named_broker_is_taken_before_all_others_and_left_alone(machine: _Machine) -> None:
+def test_a_named_broker_is_used_before_all_others_and_never_stopped(machine: _Machine) -> None:
     machine.server, machine.engine = _SERVER, True
     found = find_broker("amqp://eve:secret@rabbit:5672/kills", "image", machine.say)
     assert isinstance(found, NamedBroker)
     assert found.url == "amqp://eve:secret@rabbit:5672/kills"
     assert found.origin == "amqp://eve:***@rabbit:5672/kills"
-    with pytest.raises(RuntimeError, match="not ours"):
+    with pytest.raises(RuntimeError, match="another program started it"):
         found.kill()
-    with pytest.raises(RuntimeError, match="not ours"):
+    with pytest.raises(RuntimeError, match="another program started it"):
         found.start()
     found.stop()
     assert machine.said == []
 
 
-def test_an_installed_server_is_taken_where_no_engine_answers(machine: _Machine) -> None:
+def test_an_installed_server_is_used_if_no_engine_answers(machine: _Machine) -> None:
     machine.server = _SERVER
     assert find_broker(None, "image", machine.say).origin == "a node"
     assert machine.said == ["starting RabbitMQ: a node"]
 
 
-def test_the_package_is_installed_only_where_that_is_allowed_and_asked_for(machine: _Machine) -> None:
+def test_the_package_is_installed_only_if_that_is_allowed_and_requested(machine: _Machine) -> None:
     machine.may_install = True
     with pytest.raises(NoBroker):
         find_server(machine.say, may_install=False)
@@ -86,7 +86,7 @@ def test_the_package_is_installed_only_where_that_is_allowed_and_asked_for(machi
     assert machine.installed == ["rabbitmq-server"]
 
 
-def test_without_any_source_the_error_names_the_ways_to_mend_it(machine: _Machine) -> None:
+def test_without_any_source_the_error_names_the_ways_to_fix_it(machine: _Machine) -> None:
     with pytest.raises(NoBroker) as error:
         find_broker(None, "image", machine.say)
     for way in ("BRIDGE_AMQP_URL", "container engine", "sudo apt-get install rabbitmq-server"):
@@ -106,7 +106,7 @@ def test_without_testcontainers_there_is_no_container(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("says", [True, False])
-def test_an_engine_that_does_not_have_the_image_is_of_no_use(monkeypatch: pytest.MonkeyPatch, says: bool) -> None:
+def test_an_engine_without_the_image_is_not_used(monkeypatch: pytest.MonkeyPatch, says: bool) -> None:
     container = pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
     said: list[str] = []
 
@@ -116,16 +116,16 @@ def test_an_engine_that_does_not_have_the_image_is_of_no_use(monkeypatch: pytest
     monkeypatch.setattr(container, "engine_answers", lambda: says)
     monkeypatch.setattr(container, "fetch_image", fetch_image)
     assert not container_possible("image", said.append)
-    assert said == (["no image; going on without it"] if says else [])
+    assert said == (["no image; continuing without it"] if says else [])
 
 
-def test_a_socket_on_which_nobody_listens_is_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_socket_without_a_listener_is_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     container = pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
     assert not container.engine_answers()
 
 
-def test_a_container_that_does_not_start_is_passed_over(monkeypatch: pytest.MonkeyPatch, machine: _Machine) -> None:
+def test_a_container_that_does_not_start_is_skipped(monkeypatch: pytest.MonkeyPatch, machine: _Machine) -> None:
     pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
     machine.engine, machine.server = True, _SERVER
 
@@ -139,6 +139,6 @@ def test_a_container_that_does_not_start_is_passed_over(monkeypatch: pytest.Monk
     assert find_broker(None, "image", machine.say).origin == "a node"
     assert machine.said == [
         "starting RabbitMQ: a container",
-        "it would not start; going on without it",
+        "it would not start; continuing without it",
         "starting RabbitMQ: a node",
     ]
