@@ -93,8 +93,8 @@ class NamedQueue:
     def arguments(self) -> FieldTable | None:
         """Returns a priority that is higher than that of any earlier connection.
 
-        Without it, a broker that has not noticed yet that the old connection is gone delivers every other event to the
-        old one, and keeps it there until three heartbeats are missed.
+        The broker may not have noticed the end of the old connection. With equal priorities, it would deliver every
+        other event there, and keep it until three heartbeats are missed.
         """
         self._last_priority = max(self._last_priority + 1, time.time_ns() // 1_000_000)
         return {"x-priority": self._last_priority}

@@ -91,8 +91,8 @@ class Publisher:
         exist when the publisher connects. A bridge declares its exchanges when it starts.
 
         `schemas` is a folder of schema files in addition to the packaged ones. `timeout_s` bounds the time for each
-        update, including the time to connect. Raises ValueError for an invalid URL or name, for a limit that is not
-        above zero, for a reserved exchange (`amq.`) with `declare`, and for schema files that can't be used.
+        update, including the time to connect. Raises ValueError for an invalid URL or name, a limit that is not above
+        zero, a reserved exchange (`amq.`) with `declare`, and unusable schema files.
         """
         try:
             self._nodes: Sequence[Node] = tuple(map(Node, amqp_urls(amqp_url)))

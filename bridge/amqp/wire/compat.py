@@ -58,7 +58,7 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 
 # The transport of a connection (aio-pika 10.2)
 #
-# aiormq accepts a transport factory, but aio-pika passes on only its declared parameters, and this is not one of them.
+# aiormq accepts a transport factory. aio-pika passes on only its declared parameters, and this is not one of them.
 # Without its own factory, the bridge can't read deliveries before aiormq does, or abort a connection.
 
 
@@ -142,7 +142,7 @@ def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callabl
 # Refused connections (aiormq 7.2)
 #
 # If the broker closes a connection instead of opening the virtual host, aiormq raises an error with the representation
-# of the frame object, without the broker's text. The frame itself is a local variable in a frame of the traceback.
+# of the frame object. The broker's text is missing. The frame itself is a local variable in a frame of the traceback.
 
 
 def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
