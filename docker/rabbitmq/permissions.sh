@@ -1,27 +1,27 @@
 #!/bin/sh
-# What the user of BRIDGE_AMQP_URL needs at RabbitMQ, and nothing more:
+# Grants the user of BRIDGE_AMQP_URL the least permissions at RabbitMQ:
 #
 #   docker/rabbitmq/permissions.sh ROW USER
 #
-# on the broker's host, for a user of the bridge's own (`rabbitmqctl add_user USER`): it replaces whatever the user was
-# permitted before. With a broker in a container, RABBITMQCTL='docker exec rabbitmq rabbitmqctl' goes before the
-# command. The rows:
+# Run it on the broker's host, for a user that only the bridge has (`rabbitmqctl add_user USER`): it replaces all earlier
+# permissions of the user. If the broker runs in a container, put RABBITMQCTL='docker exec rabbitmq rabbitmqctl' before
+# the command. The rows:
 #
-#   read-queue     BRIDGE_QUEUE, which somebody else has made and bound: read that queue. The least. From RabbitMQ 4.3 on,
-#                  the bridge can't see whether the exchange exists or was declared again, and warns of that in
-#                  /readyz. Grant read on the exchange too, and it can. The same holds for read-stream.
-#   own-queue      BRIDGE_QUEUE, which the bridge makes and binds.
-#   exclusive      neither: the bridge makes a queue for each connection.
-#   read-stream    BRIDGE_HISTORY=stream, on a stream that somebody else has made and bound.
-#   own-stream     BRIDGE_HISTORY=stream, on a stream that the bridge makes and binds.
+#   read-queue     BRIDGE_QUEUE, a queue that an operator has declared and bound: only read on it. From RabbitMQ 4.3 on,
+#                  the bridge then can't check whether the exchange exists or was declared again, and warns in /readyz.
+#                  With read on the exchange too, it can. The same is true for read-stream.
+#   own-queue      BRIDGE_QUEUE, a queue that the bridge declares and binds.
+#   exclusive      The default: the bridge declares a queue for each connection.
+#   read-stream    BRIDGE_HISTORY=stream, with a stream that an operator has declared and bound.
+#   own-stream     BRIDGE_HISTORY=stream, with a stream that the bridge declares and binds.
 #
-# In each the exchange is there already (a bridge that has to make it needs configure on it), and rejected events are
-# only counted: BRIDGE_REJECT_EXCHANGE=off. REJECTS=bridge.rejected before the command adds what the bridge needs to
-# make that exchange and its queue, and to publish to it.
+# In all rows, the exchange exists already: a bridge that declares it also needs configure on it. Rejected events are only
+# counted: BRIDGE_REJECT_EXCHANGE=off. REJECTS=bridge.rejected before the command also grants the permissions to declare
+# this exchange and its queue, and to publish to it.
 #
-# EXCHANGE, QUEUE, STREAM and VHOST before the command name others than the ones below. Permissions are regular
-# expressions, one each for configure, write and read; a permission on a name is one on the exchange and on the queue of
-# that name.
+# EXCHANGE, QUEUE, STREAM and VHOST before the command set other names than those below. Permissions are regular
+# expressions, one each for configure, write and read. A permission on a name is for the exchange and the queue of that
+# name.
 set -eu
 
 EXCHANGE=${EXCHANGE:-killmails}
@@ -35,7 +35,7 @@ if [ $# -ne 2 ]; then
   exit 2
 fi
 
-# A dot in a name is a dot, and not whatever stands there.
+# Escapes the name: a dot in it must match only a dot.
 one() { printf '%s' "$1" | sed 's/[][\.*^$+?(){}|]/\\&/g'; }
 exchange=$(one "$EXCHANGE") queue=$(one "$QUEUE") stream=$(one "$STREAM")
 
@@ -43,9 +43,9 @@ case $1 in
   read-queue) configure='' write='' read=$queue ;;
   # Binding is write on the queue and read on the exchange.
   own-queue) configure=$queue write=$queue read="$queue|$exchange" ;;
-  # The broker gives it a name that begins with this.
+  # The broker generates a name that begins with this.
   exclusive) configure='amq\.gen-.*' write='amq\.gen-.*' read="amq\\.gen-.*|$exchange" ;;
-  # amq.default is the exchange by which the bridge finds the stream's end.
+  # The bridge publishes to amq.default to find the stream's end.
   read-stream) configure='' write='amq\.default' read=$stream ;;
   own-stream) configure=$stream write="$stream|amq\\.default" read="$stream|$exchange" ;;
   *) echo "$0: there is no row '$1': read-queue, own-queue, exclusive, read-stream or own-stream" >&2; exit 2 ;;
@@ -56,9 +56,9 @@ if [ -n "$REJECTS" ]; then
   configure=${configure:+$configure|}$rejects write=${write:+$write|}$rejects read=$read\|$rejects
 fi
 
-# Nothing is ^$; the empty text would be taken for that too, but it does not look like it.
+# ^$ grants nothing. An empty text would do the same, but less clearly.
 anchored() { if [ -n "$1" ]; then printf '^(%s)$' "$1"; else printf '^$'; fi; }
 
-# Not in quotes: it may be several words.
+# RABBITMQCTL is not quoted, because it may contain several words.
 exec ${RABBITMQCTL:-rabbitmqctl} set_permissions -p "$VHOST" "$2" \
   "$(anchored "$configure")" "$(anchored "$write")" "$(anchored "$read")"
