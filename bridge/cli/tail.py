@@ -1,10 +1,11 @@
 """`edk-bridge tail`: prints the updates that a bridge sends, and reconnects when the connection is lost.
 
-It is a client like any other, and uses only what every client gets.
+It uses nothing that other clients can't use.
 """
 
 import asyncio
 import errno
+import shutil
 import signal
 import ssl
 import sys
@@ -20,11 +21,13 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from bridge import queued_output
 from bridge.backoff import Backoff
+from bridge.cli.common.counts import counted
 from bridge.cli.common.endpoint import endpoint, tls_context
 from bridge.cli.common.errors import exit_on_error
-from bridge.cli.common.options import complete_type
+from bridge.cli.common.options import complete_type, exit_codes
 from bridge.cli.common.output import Output, echo, json_encoding
 from bridge.cli.common.progress import Spinner
+from bridge.cli.common.update_line import as_line
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.terminal import takes_color
@@ -33,11 +36,18 @@ DEFAULT_URL = "ws://localhost:3000/updates"
 
 COLORS = ("auto", "always", "never")
 
+FORMATS = ("auto", "line", "json")
+
 
 @click.command(
-    short_help="Prints the updates that a bridge sends, as they come.",
-    epilog="Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses, "
-    "130 Ctrl-C, 143 SIGTERM, 1 anything else.",
+    short_help="Prints updates as they arrive.",
+    epilog=exit_codes(
+        _0="The reader of the output has closed it.",
+        _1="Another error.",
+        _2="Options can't be used, or the bridge refuses the request.",
+        _130="Ctrl-C.",
+        _143="SIGTERM.",
+    ),
 )
 @click.argument("url", default=DEFAULT_URL)
 @click.option(
@@ -46,38 +56,60 @@ COLORS = ("auto", "always", "never")
     multiple=True,
     metavar="TYPE",
     shell_complete=complete_type,
-    help="only updates of this type; may be repeated",
+    help="Only updates of this type. Can be repeated.",
 )
 @click.option(
     "--where",
     multiple=True,
     metavar="MEMBER=VALUE",
-    help="only updates whose data has this value; may be repeated: each member must have one of its values",
+    help="Only updates whose data has this value. Can be repeated: each member must have one of its values.",
 )
-@click.option("--after", metavar="ID", default="", help="begin after the update with this id; without it, from now on")
-@click.option("--cafile", metavar="FILE", help="of wss://, the authorities to trust instead of the system's")
+@click.option("--after", metavar="ID", default="", help="Begin after the update with this id. Without it: from now on.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    default="auto",
+    show_default=True,
+    help="line: a short line for a person. json: the update as the bridge sends it. auto: line on a terminal, "
+    "otherwise json.",
+)
 @click.option(
     "--color",
     type=click.Choice(COLORS),
     default="auto",
     show_default=True,
-    help="auto: on a terminal, unless NO_COLOR is set or TERM is dumb",
+    help="auto: on a terminal, unless NO_COLOR is set or TERM is dumb.",
 )
-def tail(url: str, types: tuple[str, ...], where: tuple[str, ...], after: str, cafile: str | None, color: str) -> None:
-    """Prints the updates that a bridge sends, one a line, as they come: JSON with the members type, data,
-    timestamp and id. A lost connection is made again, and what came meanwhile is printed then; standard error says
-    what is missing.
+@click.option("--cafile", metavar="FILE", help="For wss://, trust the authorities in this file (PEM).")
+def tail(
+    url: str,
+    types: tuple[str, ...],
+    where: tuple[str, ...],
+    after: str,
+    output_format: str,
+    color: str,
+    cafile: str | None,
+) -> None:
+    """Prints updates as they arrive. Reconnects by itself, and then prints the updates that it has missed. Standard
+    error says when the connection is lost, and where updates are missing.
 
-    URL is the bridge's; ws://localhost:3000/updates unless given.
+    On a terminal, a line has the time (UTC) at which the bridge sent the update, the type, and the most important data.
+    A killmail shows the type of the ship, the system, the number of attackers and the id of the killmail. In a pipe, a
+    line is the update as JSON, with the members type, data, timestamp and id.
+
+    URL is the endpoint of the bridge: ws://localhost:3000/updates if it is not given.
     """
     with exit_on_error():
         asked = endpoint(url, types, where)
         in_color = takes_color(sys.stdout) if color == "auto" else color == "always"
-        run(asked, after, tls_context(asked, cafile), in_color)
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        as_lines = on_terminal if output_format == "auto" else output_format == "line"
+        run(asked, after, tls_context(asked, cafile), as_lines=as_lines, in_color=in_color)
 
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
-"""The pauses before another connection, as the contract asks of every client."""
+"""The pauses before the next connection, as the contract requires of every client."""
 
 STABLE_S = 10.0
 """A connection that ends sooner counts as failed. Otherwise, a full bridge would get a request each second."""
@@ -86,7 +118,7 @@ HANDSHAKE_TIMEOUT_S, PING_S, CLOSE_TIMEOUT_S = 10.0, 20.0, 1.0
 """PING_S is the interval of pings, and the timeout of each."""
 
 SILENCE_S = 2.0
-"""The time until a message about a silent bridge: it still reads its history, or has no broker yet."""
+"""The time until a message about a silent bridge. The bridge may still read its history, or have no broker."""
 
 TRANSIENT = frozenset({408, 429})
 """The statuses from 400 to 499 after which a new request may succeed."""
@@ -95,28 +127,25 @@ TRANSIENT_LATER = frozenset({401, 403, 404})
 """The statuses after which a new request may succeed if the client was connected before: an operator may be changing a
 proxy or the allowed networks."""
 
-TERMINATED = 128 + signal.SIGTERM
-"""The exit code after SIGTERM, as shells use it."""
-
 REASONS = {
     1001: "the bridge is stopping",
     1006: "the connection was cut",
     1011: "the bridge had an error",
     1013: "the bridge is full",
-    4008: "what reads the output was too slow for the bridge",
-    4009: "the bridge heard nothing from here",
+    4008: "the reader of the output was too slow for the bridge",
+    4009: "the bridge received nothing from this client",
 }
 
 GAPS = {
     "broker-away": "it had no broker",
-    "stream-truncated": "the stream dropped events before they were read",
-    "stream-recreated": "the stream was deleted and made again",
+    "stream-truncated": "the stream dropped events before the bridge had read them",
+    "stream-recreated": "the stream was deleted and created again",
 }
-"""The meanings of a gap's reasons. A newer bridge may have others, which are printed as they are."""
+"""The meanings of a gap's reasons. A newer bridge may have others, which are printed unchanged."""
 
 
 class Refused(BridgeError):
-    """The bridge refuses the request for good. The text has the reason that the bridge gives."""
+    """The bridge refuses the request permanently. The text has the reason that the bridge gives."""
 
     exit_code = 2
 
@@ -129,17 +158,17 @@ class Tail:
         url: str,
         after: str,
         tls: ssl.SSLContext | None,
-        write: Callable[[str], Awaitable[None]],
+        write: Callable[[str, Mapping[str, object]], Awaitable[None]],
         say: Callable[[str], None],
         wait: Callable[[str], None],
     ) -> None:
         """`url` is from `endpoint`. `after` is an id, or empty: from now on.
 
-        `write` gets each update unchanged, `say` each line for the user, and `wait` what the client waits for now, or
-        an empty text.
+        `write` gets each update as text and parsed, `say` each line for the user, and `wait` what the client waits for
+        now, or an empty text.
         """
         self.last_id = after
-        """The id of the newest update that was written, or else the one after which to begin."""
+        """The id of the newest update that was written, or else the id to begin after."""
         self._url = url
         parts = urlsplit(url)
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -170,7 +199,7 @@ class Tail:
                 if now - self._connected_at >= STABLE_S:
                     self._pauses.reset()
             if why != self._why:
-                # Printed once, and not for each attempt that fails for the same reason.
+                # Once, and not for each attempt that fails for the same reason.
                 self._why = why
                 what = "can't connect to" if self._connected_at is None else "disconnected from"
                 self._say(f"{what} {self._shown}: {why}; trying again")
@@ -184,10 +213,10 @@ class Tail:
             socket = await connect(
                 f"{self._url}{separator}after={quote(self.last_id, safe='')}",
                 ssl=self._tls,
-                # A bridge has an internal address.
+                # Environment variables must not send the request to a proxy: a bridge has an internal address.
                 proxy=None,
                 compression=None,
-                # One message at a time, of any size. A limit would fail again on each new connection.
+                # One message at a time, of any size. A limit on the size would fail again on each new connection.
                 max_queue=1,
                 max_size=None,
                 open_timeout=HANDSHAKE_TIMEOUT_S,
@@ -199,7 +228,7 @@ class Tail:
             return self._refusal(error.response.status_code, bytes(error.response.body or b""))
         except ssl.SSLCertVerificationError as error:
             raise ConfigurationError(
-                [f"{self._shown}: its certificate can't be trusted: {error.verify_message} (see --cafile)"]
+                [f"{self._shown}: the certificate can't be trusted: {error.verify_message}; see --cafile"]
             ) from error
         except (OSError, InvalidHandshake) as error:
             return _error_text(error)
@@ -224,7 +253,7 @@ class Tail:
         try:
             await asyncio.wait([receiving], timeout=SILENCE_S)
             if not receiving.done():
-                self._say(f"connected to {self._shown}, which can't say yet what follows; its /readyz may say why")
+                self._say(f"connected to {self._shown}, which does not send updates yet; its /readyz says why")
             return await receiving
         finally:
             receiving.cancel()
@@ -235,7 +264,7 @@ class Tail:
         except orjson.JSONDecodeError:
             message = None
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-            raise BridgeError(f"{self._shown}: is no edk-bridge: what it sends is no update")
+            raise BridgeError(f"{self._shown}: this server is not an edk-bridge: its message is not an update")
         return message
 
     def _begin(self, message: Mapping[str, object]) -> None:
@@ -244,16 +273,16 @@ class Tail:
                 pass
             case _:
                 raise BridgeError(
-                    f"{self._shown}: is no edk-bridge, or one that can't resume: it does not say where it begins"
+                    f"{self._shown}: this server is not an edk-bridge, or can't resume: no `resume` came first"
                 )
         now = time.monotonic()
-        caught_up = f"; updates to catch up with: {replayed:,}" if replayed else ""
+        caught_up = f"; {counted(replayed, 'update')} to catch up" if replayed else ""
         if self._lost_at is None:
             self._say(f"connected to {self._shown}{caught_up}")
         else:
-            self._say(f"connected again after {now - self._lost_at:.1f} s{caught_up}")
+            self._say(f"reconnected after {now - self._lost_at:.1f} s{caught_up}")
         if not complete:
-            self._say(f"updates are missing: the bridge does not have all that came after {self.last_id}")
+            self._say(f"updates are missing: the bridge no longer has all updates after {self.last_id}")
         self._connected_at = now
         self._was_connected = True
         self._wait("" if self._has_any else "waiting for the first update")
@@ -266,7 +295,7 @@ class Tail:
                 if not self._has_any:
                     self._has_any = True
                     self._wait("")
-                await self._write(text if isinstance(text, str) else text.decode())
+                await self._write(text if isinstance(text, str) else text.decode(), message)
                 self.last_id = own
             case {"type": "gap", "data": {"since": str(since), "until": str(until), "reason": str(reason)}}:
                 why = printable(GAPS.get(reason, reason))
@@ -276,38 +305,54 @@ class Tail:
                 )
 
     def _refusal(self, status: int, body: bytes) -> str:
-        text = printable(body.decode(errors="replace").strip()) or "without a word"
+        text = printable(body.decode(errors="replace").strip()) or "no reason given"
         if status == 200:
-            raise Refused(f"{self._shown} is a page and no WebSocket endpoint, which is /updates, unless set otherwise")
+            raise Refused(f"{self._shown} is a page and not the WebSocket endpoint, whose default path is /updates")
         is_transient = status in TRANSIENT or (self._was_connected and status in TRANSIENT_LATER)
         if 400 <= status < 500 and not is_transient:
             raise Refused(f"{self._shown} refuses ({status}): {text}")
         return f"it answers {status}: {text}"
 
 
-def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> None:
-    """Prints updates until the reader of standard output is gone. The arguments are those of Tail.
+def run(url: str, after: str, tls: ssl.SSLContext | None, *, as_lines: bool, in_color: bool) -> None:
+    """Prints updates until the reader of standard output is gone. The first arguments are those of Tail.
 
-    Raises BridgeError, KeyboardInterrupt after Ctrl-C, and SystemExit after SIGTERM.
+    Raises BridgeError, and SystemExit after SIGINT and SIGTERM.
     """
     # A program can be started without a standard output.
     if sys.stdout is None:
         raise ConfigurationError(["standard output is closed"])
-    descriptor, encoding = sys.stdout.fileno(), json_encoding(sys.stdout)
+    descriptor = sys.stdout.fileno()
+    encoding = sys.stdout.encoding if as_lines else json_encoding(sys.stdout)
+    # In a pipe, a line may have any length.
+    cut = sys.stdout.isatty()
     queued_output.install("stderr", _report_dropped, queued_output.IN_ORDER_S)
+    ended_by: list[int] = []
 
     async def main() -> None:
         output = Output(descriptor, in_color, encoding)
         spinner = Spinner(sys.stderr)
-        tail = Tail(url, after, tls, output.line, spinner.say, spinner.wait)
+
+        async def write(text: str, message: Mapping[str, object]) -> None:
+            if as_lines:
+                width = shutil.get_terminal_size().columns if cut else None
+                await output.styled_line(as_line(message, width, in_color=in_color))
+            else:
+                await output.line(text)
+
+        def stop(number: int) -> None:
+            ended_by.append(number)
+            following.cancel()
+
+        tail = Tail(url, after, tls, write, spinner.say, spinner.wait)
         following = asyncio.ensure_future(_follow(tail, output.abandoned()))
-        # asyncio.run handles Ctrl-C in the same way.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, following.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
         try:
             await following
         except asyncio.CancelledError:
             if tail.last_id:
-                spinner.say(f"to go on from here: --after {tail.last_id}")
+                spinner.say(f"to continue from here: --after {tail.last_id}")
             raise
         finally:
             spinner.close()
@@ -319,15 +364,15 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> Non
     except OSError as error:
         raise BridgeError(f"standard output: {error.strerror}") from error
     except asyncio.CancelledError:
-        sys.exit(TERMINATED)
+        sys.exit(128 + ended_by[0])
 
 
 def _report_dropped(lines: int) -> None:
-    echo(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
+    echo(f"{counted(lines, 'line')} dropped: standard error could not be written", err=True)
 
 
 async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:
-    """Follows until `abandoned` returns. Raises the errors of the tail."""
+    """Follows the bridge until `abandoned` returns. Raises the errors of the tail."""
     tasks = asyncio.ensure_future(tail.run()), asyncio.ensure_future(abandoned)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -340,9 +385,9 @@ async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:
 
 
 def _error_text(error: Exception) -> str:
-    """Returns why there is no connection. For a name with several addresses, asyncio joins the errors of all."""
+    """Returns why there is no connection. For a name with several addresses, asyncio joins all their errors."""
     if isinstance(error, TimeoutError):
         return f"no answer within {HANDSHAKE_TIMEOUT_S:g} s"
     if f"[Errno {errno.ECONNREFUSED}]" in str(error):
-        return "nobody listens there"
+        return "no program listens there"
     return printable(str(error)) or type(error).__name__

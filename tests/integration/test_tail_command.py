@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import re
 import signal
 import ssl
 import sys
@@ -15,6 +16,7 @@ import pytest
 from tests.support.certificates import certificate
 from tests.support.commands import tailing
 from tests.support.followers import TAG, UNKNOWN, ScriptedBridge, scripted_bridge
+from tests.support.killmail import EXAMPLE
 from tests.support.waiting import LIMIT_S, eventually
 
 
@@ -39,9 +41,9 @@ async def test_updates_are_printed_as_they_came_over_every_kind_of_end(bridge: S
             await tail.says(f"disconnected from {bridge.url}: {why}; trying again")
             away = bridge.emit("meanwhile")
             await tail.prints(away)
-        await tail.says("connected again after ", 3)
+        await tail.says("reconnected after ", 3)
         assert bridge.asked[:2] == ["after=", f"after=2-{TAG}"]
-        assert [line.partition(" ")[0] for line in tail.said] == ["connected", *["disconnected", "connected"] * 3]
+        assert [line.partition(" ")[0] for line in tail.said] == ["connected", *["disconnected", "reconnected"] * 3]
 
 
 async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedBridge) -> None:
@@ -53,7 +55,7 @@ async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedB
         bridge.emit(2)
         bridge.forget()
         kept = bridge.emit(3)
-        away = f"can't connect to {bridge.url}: nobody listens there; trying again"
+        away = f"can't connect to {bridge.url}: no program listens there; trying again"
         await tail.says(away)
         await bridge.start()
         await tail.prints(kept)
@@ -62,9 +64,9 @@ async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedB
             f"disconnected from {bridge.url}: the bridge is stopping; trying again",
             away,
         ]
-        assert tail.said[3].startswith("connected again after ")
-        assert tail.said[3].endswith(" s; updates to catch up with: 1")
-        assert tail.said[4:] == [f"updates are missing: the bridge does not have all that came after 1-{TAG}"]
+        assert tail.said[3].startswith("reconnected after ")
+        assert tail.said[3].endswith(" s; 1 update to catch up")
+        assert tail.said[4:] == [f"updates are missing: the bridge no longer has all updates after 1-{TAG}"]
 
 
 async def test_gap_is_said_and_what_is_not_known_is_ignored(bridge: ScriptedBridge) -> None:
@@ -90,14 +92,14 @@ async def test_options_are_what_the_bridge_is_asked(bridge: ScriptedBridge) -> N
     async with tailing(bridge.url, *options, "--after", f"1-{TAG}") as tail:
         await tail.prints(second)
         assert bridge.asked == [f"type=killmail&type=event&systemId=1&systemId=2&after=1-{TAG}"]
-        assert tail.said == [f"connected to {bridge.url}; updates to catch up with: 1"]
+        assert tail.said == [f"connected to {bridge.url}; 1 update to catch up"]
 
 
 async def test_unknown_id_is_said_and_all_that_is_kept_is_printed(bridge: ScriptedBridge) -> None:
     texts = [bridge.emit(1), bridge.emit(2)]
     async with tailing(bridge.url, "--after", UNKNOWN) as tail:
         await tail.prints(*texts)
-        assert tail.said[1:] == [f"updates are missing: the bridge does not have all that came after {UNKNOWN}"]
+        assert tail.said[1:] == [f"updates are missing: the bridge no longer has all updates after {UNKNOWN}"]
 
 
 async def test_dead_line_is_found(bridge: ScriptedBridge) -> None:
@@ -122,14 +124,14 @@ async def test_page_is_no_endpoint(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
         assert await tail.ended() == 2
         assert tail.said == [
-            f"edk-bridge: {bridge.url} is a page and no WebSocket endpoint, which is /updates, unless set otherwise"
+            f"edk-bridge: {bridge.url} is a page and not the WebSocket endpoint, whose default path is /updates"
         ]
 
 
 async def test_bridge_that_can_say_nothing_yet_is_waited_for_and_that_is_said(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with tailing(bridge.url) as tail:
-        await tail.says(f"connected to {bridge.url}, which can't say yet what follows")
+        await tail.says(f"connected to {bridge.url}, which does not send updates yet")
         bridge.ready.set()
         await tail.says(f"connected to {bridge.url}", times=2)
         await tail.prints(bridge.emit({"killmailId": 1}))
@@ -171,7 +173,7 @@ async def test_signal_ends_it_and_says_how_to_go_on(bridge: ScriptedBridge, numb
         await tail.prints(bridge.emit(1))
         tail.process.send_signal(number)
         assert await tail.ended() == 128 + number
-        assert tail.said[1:] == [f"to go on from here: --after 1-{TAG}"]
+        assert tail.said[1:] == [f"to continue from here: --after 1-{TAG}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -188,7 +190,7 @@ async def test_signal_is_seen_while_nobody_takes_what_is_printed(
         tail.process.send_signal(number)
         # And not one more is taken for printed than was.
         assert await tail.ended() == 128 + number
-        assert tail.said[1:] == [f"to go on from here: --after {await _whole_lines(ours)}-{TAG}"]
+        assert tail.said[1:] == [f"to continue from here: --after {await _whole_lines(ours)}-{TAG}"]
 
 
 async def _whole_lines(descriptor: int) -> int:
@@ -232,9 +234,10 @@ async def test_output_that_takes_nothing_is_said(bridge: ScriptedBridge) -> None
         os.close(full)
 
 
-async def test_terminal_gets_no_commands(bridge: ScriptedBridge) -> None:
+@pytest.mark.parametrize("output_format", ["line", "json"])
+async def test_terminal_gets_no_control_characters(bridge: ScriptedBridge, output_format: str) -> None:
     ours, theirs = pty.openpty()
-    async with tailing(bridge.url, stdout=theirs) as tail:
+    async with tailing(bridge.url, "--format", output_format, stdout=theirs) as tail:
         os.close(theirs)
         await tail.says("connected to")
         bridge.emit("\x9b2J\u202e ü 🚀")
@@ -243,6 +246,24 @@ async def test_terminal_gets_no_commands(bridge: ScriptedBridge) -> None:
             shown += await asyncio.to_thread(os.read, ours, 2**12)
         assert '"\\u009b2J\\u202e ü 🚀"'.encode() in shown
     os.close(ours)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--format", "json"]])
+async def test_pipe_gets_json(bridge: ScriptedBridge, arguments: list[str]) -> None:
+    async with tailing(bridge.url, *arguments) as tail:
+        await tail.says("connected to")
+        await tail.prints(bridge.emit(EXAMPLE))
+
+
+async def test_pipe_gets_lines_of_any_length_on_request(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url, "--format", "line") as tail:
+        await tail.says("connected to")
+        bridge.emit(EXAMPLE)
+        bridge.emit({"note": "x" * 500 + "\x1b[2J"})
+        assert tail.process.stdout is not None
+        first, second = [(await tail.process.stdout.readline()).decode() for _ in range(2)]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  killmail  ship 587    system 30000142    15 att\.  123456789\n", first)
+    assert second.endswith(f'  killmail  {{"note":"{"x" * 500}\\u001b[2J"}}\n')
 
 
 async def test_certificate_is_believed_where_its_authority_is_named(tmp_path: Path) -> None:
@@ -256,16 +277,16 @@ async def test_certificate_is_believed_where_its_authority_is_named(tmp_path: Pa
         async with tailing(bridge.url) as tail:
             assert await tail.ended() == 2
             [line] = tail.said
-            assert line.startswith(f"edk-bridge: {bridge.url}: its certificate can't be trusted: ")
-            assert line.endswith(" (see --cafile)")
+            assert line.startswith(f"edk-bridge: {bridge.url}: the certificate can't be trusted: ")
+            assert line.endswith("; see --cafile")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"hello", "what it sends is no update"),
-        (b"[]", "what it sends is no update"),
-        (b'{"type":"killmail","data":{},"timestamp":1}', "it does not say where it begins"),
+        (b"hello", "its message is not an update"),
+        (b"[]", "its message is not an update"),
+        (b'{"type":"killmail","data":{},"timestamp":1}', "no `resume` came first"),
     ],
 )
 async def test_whoever_is_no_bridge_is_said(bridge: ScriptedBridge, text: bytes, words: str) -> None:
@@ -275,7 +296,7 @@ async def test_whoever_is_no_bridge_is_said(bridge: ScriptedBridge, text: bytes,
         bridge.say(text)
         assert await tail.ended() == 1
         [line] = tail.said
-        assert line.startswith(f"edk-bridge: {bridge.url}: is no edk-bridge")
+        assert line.startswith(f"edk-bridge: {bridge.url}: this server is not an edk-bridge")
         assert line.endswith(words)
 
 

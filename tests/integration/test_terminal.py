@@ -14,6 +14,7 @@ import pytest
 from bridge.cli.common.colors import TYPE
 from tests.support.commands import IMPATIENT, TAIL_SCRIPT, OnTerminal, on_terminal, tailing
 from tests.support.followers import TAG, ScriptedBridge, scripted_bridge
+from tests.support.killmail import EXAMPLE
 from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
@@ -36,7 +37,7 @@ def plain(terminal: OnTerminal) -> list[str]:
 
 async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
-    async with on_terminal("tail", bridge.url, start=START) as terminal:
+    async with on_terminal("tail", "--format", "json", bridge.url, start=START) as terminal:
         await eventually("it turns", lambda: f"\r/ connecting to {bridge.url}".encode() in terminal.shown)
         bridge.ready.set()
         await eventually("it waits for the first", lambda: b"waiting for the first update" in terminal.shown)
@@ -44,7 +45,7 @@ async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: Sc
         await eventually("both are shown", lambda: f"2-{TAG}".encode() in terminal.shown)
         turns = terminal.shown.count(b"waiting for")
         bridge.drop()
-        await eventually("it is back", lambda: b"connected again after" in terminal.shown)
+        await eventually("it is back", lambda: b"reconnected after" in terminal.shown)
         third = bridge.emit({"killmailId": 3})
         await eventually("it is shown", lambda: f"3-{TAG}".encode() in terminal.shown)
         assert terminal.shown.count(b"waiting for the first") <= turns
@@ -53,8 +54,8 @@ async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: Sc
     lines = [line for line in plain(terminal) if not line.startswith("connected to")]
     assert lines[:2] == [first.decode(), second.decode()]
     assert lines[2].startswith(f"disconnected from {bridge.url}")
-    assert lines[3].startswith("connected again after")
-    assert lines[4:] == [third.decode(), f"to go on from here: --after 3-{TAG}"]
+    assert lines[3].startswith("reconnected after")
+    assert lines[4:] == [third.decode(), f"to continue from here: --after 3-{TAG}"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: Sc
 async def test_terminal_has_colors_unless_they_are_not_wanted(
     bridge: ScriptedBridge, arguments: list[str], variables: dict[str, str], *, colors: bool
 ) -> None:
-    async with on_terminal("tail", *arguments, bridge.url, start=START, **variables) as terminal:
+    async with on_terminal("tail", "--format", "json", *arguments, bridge.url, start=START, **variables) as terminal:
         await eventually("it is connected", lambda: b"connected to" in terminal.shown)
         text = bridge.emit({"ship": "\x9b2J Rifter"})
         await eventually("it is shown", lambda: f"1-{TAG}".encode() in terminal.shown and b"}" in terminal.shown[-4:])
@@ -81,11 +82,25 @@ async def test_terminal_has_colors_unless_they_are_not_wanted(
         assert b"\r/" not in terminal.shown
 
 
+async def test_update_is_one_line_that_fits_into_the_terminal(bridge: ScriptedBridge) -> None:
+    async with on_terminal("tail", "--color", "always", bridge.url, start=START) as terminal:
+        await eventually("it is connected", lambda: b"connected to" in terminal.shown)
+        bridge.emit(EXAMPLE)
+        bridge.emit({"note": "long " * 100})
+        bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="broker-away")
+        await eventually("the gap is shown", lambda: b"updates may be missing" in terminal.shown)
+    assert TYPE("killmail").encode() in terminal.shown
+    _, killmail, other, gap = plain(terminal)
+    assert killmail.endswith("  killmail  ship 587    system 30000142    15 att.  123456789")
+    assert (len(other), other[-3:]) == (80, "...")
+    assert gap.startswith("updates may be missing: ")
+
+
 async def test_pipe_has_neither_colors_nor_anything_that_moves(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with tailing(bridge.url) as tail:
         # Longer than it takes a wheel to turn.
-        await tail.says(f"connected to {bridge.url}, which can't say yet")
+        await tail.says(f"connected to {bridge.url}, which does not send updates yet")
         bridge.ready.set()
         await tail.says(f"connected to {bridge.url}", times=2)
         await tail.prints(bridge.emit({"ship": "\x9b2J"}))
@@ -135,7 +150,7 @@ async def test_refusal_of_who_was_let_in_before_is_said_once_and_tried_again(bri
             enough = len(bridge.asked) + 3
             await eventually("it asks on", partial(has_asked, bridge, enough))
         bridge.refusal = None
-        await tail.says("connected again after")
+        await tail.says("reconnected after")
         away = [line.partition(" ws:")[0] for line in tail.said if line.endswith("trying again")]
         assert away == ["disconnected from", "can't connect to", "can't connect to"], tail.said
 

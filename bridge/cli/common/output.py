@@ -78,13 +78,15 @@ class Output:
         """
         if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-        if self._in_color:
-            text = colored(text)
+        await self.styled_line(colored(text) if self._in_color else text)
+
+    async def styled_line(self, text: str) -> None:
+        """Prints a line that is already escaped, and may have colors. Raises the errors of `line`."""
         rest = memoryview(text.encode(self._encoding, ESCAPE) + b"\n")
         while rest:
             await self._writable()
             try:
-                # A pipe that is writable takes at least so many bytes.
+                # A writable pipe accepts at least PIPE_BUF bytes.
                 rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
             except BlockingIOError:
                 # Another program has set O_NONBLOCK, and has filled the pipe first.

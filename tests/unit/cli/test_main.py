@@ -450,7 +450,16 @@ def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
         ("check", ["without a broker", "[FILE|-]...", "--type", "BRIDGE_SCHEMAS", "0 All events are valid. 1 Some"]),
         (
             "tail",
-            ["[URL]", "--type", "--where", "--after", "--cafile", "may be repeated", "2 options that can't be used"],
+            [
+                "[URL]",
+                "--type",
+                "--where",
+                "--after",
+                "--format",
+                "--cafile",
+                "Can be repeated",
+                "2 Options can't be used",
+            ],
         ),
         ("publish", ["to RabbitMQ", "[FILE|-]...", "--type", "--exchange", "BRIDGE_AMQP_URL", "3 The broker refuses"]),
     ],

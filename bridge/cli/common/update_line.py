@@ -1,0 +1,95 @@
+"""An update as one line for a person: `08:51:41  killmail  ship 587  system 30000142  15 att.  123456789`."""
+
+import json
+import unicodedata
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import orjson
+
+from bridge.cli.common.colors import ID, NAME, TIME, TYPE, Style
+
+NO_TIME = "--:--:--"
+
+SEPARATOR = "  "
+
+ELLIPSIS = "..."
+
+Part = tuple[str, Style | None]
+"""A text, and the style in which it is printed."""
+
+
+def as_line(message: Mapping[str, object], width: int | None, *, in_color: bool) -> str:
+    """Returns a printable line of at most `width` columns, or of any length for None.
+
+    A killmail shows the ids of its ship, its system and itself, and the number of attackers. Another update shows its
+    data as JSON. The time is the envelope's `timestamp` in UTC.
+    """
+    kind = str(message.get("type"))
+    parts: list[Part] = [(_time(message.get("timestamp")), TIME), (_escaped(kind), TYPE)]
+    data = message.get("data")
+    parts += (_killmail(data) if kind == "killmail" else None) or [(_escaped(orjson.dumps(data).decode()), None)]
+    pieces = [piece for part in parts for piece in ((SEPARATOR, None), part)][1:]
+    shown = pieces if width is None else _truncated(pieces, width)
+    return "".join(style(text) if in_color and style is not None else text for text, style in shown)
+
+
+def _time(timestamp: object) -> str:
+    try:
+        return f"{datetime.fromtimestamp(float(str(timestamp)) / 1000, UTC):%H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return NO_TIME
+
+
+def _killmail(data: object) -> list[Part] | None:
+    """Returns the parts of a killmail, padded to columns. None if it does not have the members of the contract."""
+    match data:
+        case {
+            "killmailId": int(killmail),
+            "shipTypeId": int(ship),
+            "systemId": int(system),
+            "attackerCount": int(attackers),
+        }:
+            return [
+                (f"{f'ship {ship}':10}", None),
+                (f"{f'system {system}':15}", None),
+                (f"{attackers:>4} att.", NAME),
+                (str(killmail), ID),
+            ]
+    return None
+
+
+def _escaped(text: str) -> str:
+    """Escapes characters that are not printable: a terminal could take them for commands."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _truncated(pieces: list[Part], width: int) -> list[Part]:
+    """Returns the pieces that fit into the width. An ellipsis replaces the others."""
+    if _columns("".join(text for text, _ in pieces)) <= width:
+        return pieces
+    found: list[Part] = []
+    free = width - len(ELLIPSIS)
+    for text, style in pieces:
+        start = _start(text, free)
+        found.append((start, style))
+        free -= _columns(start)
+        if start != text:
+            break
+    return [*found, (ELLIPSIS[:width], None)]
+
+
+def _start(text: str, width: int) -> str:
+    """Returns as much of the start of a text as fits."""
+    for number, character in enumerate(text):
+        width -= _columns(character)
+        if width < 0:
+            return text[:number]
+    return text
+
+
+def _columns(text: str) -> int:
+    """Returns the number of columns on a terminal. It is too high for combining characters."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
