@@ -1,4 +1,4 @@
-"""Bodies that are not JSON: which format is named. Samples come from real libraries where possible."""
+"""Bodies that are not JSON: the format is recognized. Samples come from real libraries if possible."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compressed_with(window: int, data: bytes = BODY) -> bytes:
     return squeeze.compress(data) + squeeze.flush()
 
 
-# From the formats' own documents, where Python has no library of them.
+# From the specifications of formats without a Python library.
 MSGPACK_KEY = b"\xaakillmailId\xce\x07\x5b\xcd\x15"
 CBOR_KEY = b"\x6akillmailId\x1a\x07\x5b\xcd\x15"
 BSON = struct.pack("<i", 21) + b"\x10killmailId\x00\x01\x00\x00\x00" + b"\x00"
@@ -91,11 +91,11 @@ BINARY: dict[str, list[bytes]] = {
     [(name, body) for name, bodies in BINARY.items() for body in bodies],
     ids=lambda value: repr(value)[:30],
 )
-def test_body_of_another_format_is_recognised(name: str, body: bytes) -> None:
+def test_body_of_another_format_is_recognized(name: str, body: bytes) -> None:
     assert str(diagnosed(body)) == f"the body looks like {name}: {PLAIN}"
 
 
-def test_truncated_compressed_body_is_recognised() -> None:
+def test_truncated_compressed_body_is_recognized() -> None:
     big = json.dumps({**ESI, "attackers": ESI["attackers"] * 5000}).encode()
     for name, body in (
         ("zlib", zlib.compress(big)),
@@ -119,7 +119,7 @@ def test_truncated_compressed_body_is_recognised() -> None:
         ),
         *((b"\xa1", 0), (b"\xde\x00\x10", 0), (b"\x91\x91", 0), (b"\xdc", 0), (b"\x81\xa2\x01\x02", 0), (b"x\x9c", 1)),
         *((b"\x80\x04", 0), (b"\x80\x04x", 0), (b"\x80\x09.", 0), (bytes(range(128, 256)), 0), (b"\x08\x96\x01", 1)),
-        # Broken UTF-8 rather than letters of another encoding.
+        # Invalid UTF-8, not letters of another encoding.
         *((b'{"a":"\xc0\xaf"}', 6), (b'"\xed\xa0\x80"', 1), (b'"\xf4\x90\x80\x80"', 1), (b'{"\xfe":1}', 2)),
         *((b'{"a":"\xe9', 6), (b'killmail "\xe9 "', 10), (NAMED.encode() + b'{"\xe9":1}', len(NAMED.encode()) + 2)),
         (b"x" * PARSED_BYTES + b"\xe9 ", PARSED_BYTES),
@@ -127,7 +127,7 @@ def test_truncated_compressed_body_is_recognised() -> None:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_bytes_of_no_known_format_are_said_with_the_first_that_cannot_be_read(body: bytes, at: int) -> None:
+def test_error_for_an_unknown_format_names_the_first_byte_that_is_not_utf_8(body: bytes, at: int) -> None:
     assert str(diagnosed(body)) == f"the body is not UTF-8: byte {at} can't be decoded"
 
 
@@ -135,7 +135,7 @@ def test_bytes_of_no_known_format_are_said_with_the_first_that_cannot_be_read(bo
 @pytest.mark.parametrize(
     "text", [NAMED, f"[{NAMED}]", '"é"', '{"é": 1}', '{"a": "Ærø, é', '{"a": "x"'], ids=lambda text: text[-9:]
 )
-def test_json_in_an_encoding_of_western_languages_is_recognised(text: str, codec: str) -> None:
+def test_json_in_latin_1_or_windows_1252_is_recognized(text: str, codec: str) -> None:
     body = text.encode(codec)
     at = next((index for index, byte in enumerate(body) if byte > 0x7F), None)
     found = diagnosed(body)
@@ -147,17 +147,17 @@ def test_json_in_an_encoding_of_western_languages_is_recognised(text: str, codec
     assert (found.line, found.column) == (1, text.index(body[at : at + 1].decode(codec)) + 1)
 
 
-def test_quotation_marks_of_windows_are_recognised() -> None:
+def test_quotation_marks_of_windows_are_recognized() -> None:
     assert "Windows-1252" in diagnosed('{"a": "it\u2019s"}'.encode("cp1252")).text
 
 
 @pytest.mark.parametrize(("opening", "is_recognised"), [("{", True), (" [", True), ("killmail ", False)])
-def test_long_json_in_another_encoding_is_told_by_how_it_begins(opening: str, *, is_recognised: bool) -> None:
+def test_long_json_in_another_encoding_is_recognized_by_its_start(opening: str, *, is_recognised: bool) -> None:
     body = (opening + '"é "' + " " * PARSED_BYTES).encode("latin-1")
     assert ("Latin-1" in diagnosed(body).text) is is_recognised
 
 
-def test_place_of_what_is_not_utf_8_is_in_lines_and_characters() -> None:
+def test_place_of_invalid_utf_8_is_in_lines_and_characters() -> None:
     found = diagnosed('{\n "a": "ä",\n "ö'.encode() + b'\xff": 1}')
     assert (found.text, found.line, found.column) == ("not UTF-8", 3, 4)
 
@@ -237,7 +237,7 @@ TEXTS: dict[str, list[bytes]] = {
     [(words, body) for words, bodies in TEXTS.items() for body in bodies],
     ids=lambda value: repr(value)[:40],
 )
-def test_text_of_another_format_is_recognised(words: str, body: bytes) -> None:
+def test_text_of_another_format_is_recognized(words: str, body: bytes) -> None:
     assert str(diagnosed(body)) == f"the body {words}"
 
 
@@ -265,18 +265,18 @@ def test_text_of_another_format_is_recognised(words: str, body: bytes) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_broken_json_is_said_with_the_place(body: bytes, words: str, column: int) -> None:
+def test_error_for_broken_json_names_the_place(body: bytes, words: str, column: int) -> None:
     found = diagnosed(body)
     assert found == NotJson(words, "is not JSON: ", f": line 1 column {column} (char {column - 1})", 1, column)
     assert str(found) == f"the body is not JSON: {words}: line 1 column {column} (char {column - 1})"
 
 
 @pytest.mark.parametrize(("body", "words"), [(b"", "is empty"), (b" \r\n\t", "has only white space")])
-def test_body_without_anything_is_empty(body: bytes, words: str) -> None:
+def test_empty_body_is_recognized(body: bytes, words: str) -> None:
     assert str(diagnosed(body)) == f"the body {words}"
 
 
-# Whatever comes
+# Any body
 
 
 def examine(body: bytes) -> None:
@@ -296,13 +296,13 @@ def test_any_body_is_diagnosed_in_one_printable_sentence(body: bytes) -> None:
 
 
 @given(head=st.sampled_from([one[:8] for bodies in BINARY.values() for one in bodies]), rest=st.binary(max_size=60))
-def test_any_bytes_behind_the_mark_of_a_format_are_diagnosed(head: bytes, rest: bytes) -> None:
+def test_any_bytes_after_the_first_bytes_of_a_format_are_diagnosed(head: bytes, rest: bytes) -> None:
     examine(head + rest)
 
 
 LARGE = 4 * 2**20
 SLOW_S = 1.0
-"""Of the processor's time, on the slowest machine; it takes a hundredth of a second."""
+"""A limit of processor time for the slowest machine. The diagnosis takes 0.01 s."""
 
 
 UNITS = (

@@ -1,4 +1,4 @@
-"""The schema files: what becomes an update type, what is wrong with one that does not, what identifies an update."""
+"""The schema files: update types, errors and warnings, and the identity of updates."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def load(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Ca
     return catalog.load([folder_of(folder, **files)])
 
 
-# What comes with the bridge
+# Packaged schema files
 
 
 def test_packaged_types_are_those_of_the_specification() -> None:
     assert set(PACKAGED.types) == TYPES
 
 
-def test_packaged_forms_are_those_that_sources_give() -> None:
+def test_packaged_source_formats_are_those_of_the_sources() -> None:
     assert set(PACKAGED.source_formats) == FORMS
     assert {form.identity for form in PACKAGED.source_formats.values()} == {None}
 
 
-def test_packaged_messages_are_what_the_bridge_itself_tells_its_clients() -> None:
+def test_packaged_messages_are_the_own_messages() -> None:
     assert set(PACKAGED.messages) == MESSAGES
     resume = PACKAGED.messages["resume"]
     assert resume.violation({"complete": True, "replayed": 0, "id": "1-00000000"}) is None
@@ -71,7 +71,7 @@ def test_example_in_the_schema_of_killmails_is_that_of_the_specification() -> No
 @pytest.mark.parametrize(
     "schema", [*PACKAGED.types.values(), *PACKAGED.source_formats.values()], ids=lambda schema: schema.name
 )
-def test_examples_in_each_schema_are_valid_and_another_shape_is_not(schema: Schema) -> None:
+def test_examples_in_each_schema_are_valid_and_other_values_are_not(schema: Schema) -> None:
     examples = orjson.loads(PACKAGED.documents[f"{schema.name}.json"])["examples"]
     assert examples
     for example in examples:
@@ -112,7 +112,7 @@ def test_missing_member_is_named(member: str) -> None:
 
 
 @pytest.mark.parametrize("member", ["killmailId", "systemId", "shipTypeId", "attackerCount", "timestamp"])
-def test_null_is_no_value_of_a_required_member(member: str) -> None:
+def test_null_is_not_a_value_of_a_required_member(member: str) -> None:
     violation = KILLMAIL.violation({**EXAMPLE, member: None})
     assert violation is not None
     assert violation.pointer == f"/{member}"
@@ -124,37 +124,37 @@ def test_timestamp_may_be_any_date_time(timestamp: str) -> None:
 
 
 @pytest.mark.parametrize("timestamp", ["", "yesterday", "2024-10-22", "2024-13-22T10:30:00Z", 1697962000000])
-def test_timestamp_that_is_no_date_time_is_a_violation(timestamp: object) -> None:
+def test_timestamp_that_is_not_a_date_time_is_a_violation(timestamp: object) -> None:
     violation = KILLMAIL.violation({**EXAMPLE, "timestamp": timestamp})
     assert violation is not None
     assert violation.pointer == "/timestamp"
 
 
-def test_member_that_the_schema_does_not_name_is_let_through() -> None:
+def test_unknown_member_is_allowed() -> None:
     assert KILLMAIL.violation({**EXAMPLE, "killmailTime": "2024-10-22T10:29:00Z", "zkb": {"points": 1}}) is None
 
 
 @pytest.mark.parametrize("data", [None, True, 1, "killmail", [], [EXAMPLE]])
-def test_data_that_is_no_object_is_a_violation_of_the_whole(data: object) -> None:
+def test_data_that_is_not_an_object_is_a_violation_of_the_whole(data: object) -> None:
     violation = KILLMAIL.violation(data)
     assert violation is not None
     assert violation.pointer == ""
 
 
-def test_one_violation_is_named_where_there_are_several_and_all_of_them_on_demand() -> None:
+def test_first_violation_or_all_violations_are_returned() -> None:
     data = {**EXAMPLE, "killmailId": -1, "systemId": "x", "shipTypeId": None}
     found = list(KILLMAIL.violations(data))
     assert {violation.pointer for violation in found} == {"/killmailId", "/systemId", "/shipTypeId"}
     assert KILLMAIL.violation(data) in found
 
 
-def test_validator_that_contradicts_itself_is_a_fault_of_ours() -> None:
+def test_validator_that_contradicts_itself_raises_an_assertion_error() -> None:
     contradictory = Mock(is_valid=Mock(return_value=False))
     with pytest.raises(AssertionError, match="contradicts itself"):
         dataclasses.replace(KILLMAIL, validator=contradictory).violation({})
 
 
-# A folder of one's own
+# An operator's folder
 
 
 def test_adding_a_type_is_adding_a_file(tmp_path: Path) -> None:
@@ -163,19 +163,19 @@ def test_adding_a_type_is_adding_a_file(tmp_path: Path) -> None:
     assert set(loaded.documents) == {*PACKAGED.documents, "weather.json"}
 
 
-def test_file_with_a_role_is_served_and_no_type(tmp_path: Path) -> None:
+def test_file_with_a_role_is_served_but_is_not_a_type(tmp_path: Path) -> None:
     loaded = load(tmp_path, statistics={}, shared={"x-role": "definitions"})
     assert set(loaded.types) == {"statistics"}
     assert set(loaded.source_formats) == set()
     assert set(loaded.documents) == {"statistics.json", "shared.json"}
 
 
-def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("not a schema")
     assert set(load(tmp_path, event={}).documents) == {"event.json"}
 
 
-def test_schema_has_an_id_of_its_own_or_one_from_its_name(tmp_path: Path) -> None:
+def test_schema_without_an_id_gets_one_from_its_name(tmp_path: Path) -> None:
     types = load(tmp_path, event={}, statistics={"$id": "urn:example:statistics"}).types
     assert types["event"].schema_id == "urn:edk-bridge:schema:event"
     assert types["statistics"].schema_id == "urn:example:statistics"
@@ -253,7 +253,7 @@ def test_schema_file_that_is_a_folder_is_an_error(tmp_path: Path) -> None:
         catalog.load([tmp_path])
 
 
-# What identifies an update
+# Identity
 
 
 def test_killmail_is_identified_by_its_id() -> None:
@@ -307,17 +307,17 @@ def test_unusable_reference_or_id_names_its_file(tmp_path: Path, content: dict[s
         load(tmp_path, event=content)
 
 
-def test_id_that_is_there_already_is_an_error(tmp_path: Path) -> None:
+def test_duplicate_id_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"/b\.json: /.*/a\.json has the same \$id 'urn:x'; change one of them"):
         load(tmp_path, a={"$id": "urn:x", "type": "string"}, b={"$id": "urn:x", "type": "integer"})
 
 
-def test_two_unusable_files_are_an_error_too(tmp_path: Path) -> None:
+def test_two_unusable_files_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="several schema files"):
         load(tmp_path, a={"$id": "http://[bad"}, b={"$id": "http://[worse"})
 
 
-def test_reference_to_nothing_in_several_files_is_said_of_the_first_one(tmp_path: Path) -> None:
+def test_unresolved_reference_in_several_files_names_the_first_file(tmp_path: Path) -> None:
     used: dict[str, Any] = {"items": {"$ref": "urn:nothing"}}
     with pytest.raises(SchemaError, match=rf"^{tmp_path}/b\.json: .*no schema file has the \$id 'urn:nothing'; "):
         load(tmp_path, a={"$ref": "urn:edk-bridge:schema:b"}, b=used, c=used)
@@ -333,7 +333,7 @@ def test_long_identity_takes_no_more_memory_than_its_digest(tmp_path: Path) -> N
     assert len(str(one[1])) == 64
 
 
-def test_file_of_definitions_is_no_type_and_can_be_referred_to(tmp_path: Path) -> None:
+def test_file_of_definitions_is_not_a_type_but_can_be_referred_to(tmp_path: Path) -> None:
     shared: dict[str, Any] = {"x-role": "definitions", "$defs": {"id": {"type": "integer"}}}
     own: dict[str, Any] = {"properties": {"id": {"$ref": "urn:edk-bridge:schema:shared%20parts#/$defs/id"}}}
     catalog_ = load(tmp_path, **{"shared parts": shared, "own": own})
@@ -342,12 +342,12 @@ def test_file_of_definitions_is_no_type_and_can_be_referred_to(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("role", ["form", "envelope", "message", "Form", "types", "", 5])
-def test_role_that_an_own_file_can_not_have_is_refused(tmp_path: Path, role: object) -> None:
+def test_role_that_an_operators_file_can_not_have_is_refused(tmp_path: Path, role: object) -> None:
     with pytest.raises(SchemaError, match=r"own.json: x-role must be definitions or absent; got "):
         load(tmp_path, own={"x-role": role})
 
 
-def test_file_of_definitions_must_be_a_schema_all_the_same(tmp_path: Path) -> None:
+def test_file_of_definitions_must_be_a_schema(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"own\.json"):
         load(tmp_path, own={"x-role": "definitions", "properties": 5})
 
@@ -371,7 +371,7 @@ def test_other_draft_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistake_in_a_schema_is_said_with_its_place(tmp_path: Path, schema: dict[str, Any], words: str) -> None:
+def test_mistake_in_a_schema_is_reported_with_its_place(tmp_path: Path, schema: dict[str, Any], words: str) -> None:
     with pytest.raises(SchemaError) as raised:
         load(tmp_path, own=schema)
     assert str(raised.value).startswith(f"{tmp_path}/own.json: not a usable JSON Schema")
@@ -382,7 +382,7 @@ def test_draft_with_an_empty_fragment_is_the_same(tmp_path: Path) -> None:
     assert "own" in load(tmp_path, own={"$schema": "https://json-schema.org/draft/2020-12/schema#"}).types
 
 
-def test_id_of_another_file_is_refused_within_a_schema_too(tmp_path: Path) -> None:
+def test_duplicate_id_in_a_subschema_is_an_error(tmp_path: Path) -> None:
     theirs = {"$defs": {"k": {"$id": "urn:edk-bridge:schema:esi-killmail"}}, "anyOf": [{}]}
     (tmp_path / "own.json").write_bytes(orjson.dumps(theirs))
     with pytest.raises(
@@ -391,7 +391,7 @@ def test_id_of_another_file_is_refused_within_a_schema_too(tmp_path: Path) -> No
         catalog.load([catalog.PACKAGED, tmp_path])
 
 
-def test_type_that_the_broker_gives_to_others_is_no_name_for_one(tmp_path: Path) -> None:
+def test_type_that_the_broker_sets_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"binary\.json: 'binary' can't be a type: RabbitMQ 3\.10 sets it on"):
         load(tmp_path / "own", binary={"type": "object"})
 
@@ -416,11 +416,11 @@ def test_reserved_type_is_refused(tmp_path: Path, name: str, schema: dict[str, A
 
 
 @pytest.mark.parametrize("name", ["resumed", "bridge", "my.bridge.x", "errors"])
-def test_type_that_only_looks_reserved_is_one(tmp_path: Path, name: str) -> None:
+def test_type_that_only_looks_reserved_is_accepted(tmp_path: Path, name: str) -> None:
     assert name in load(tmp_path, **{name: {}}).types
 
 
-# What is probably a mistake
+# Warnings
 
 
 def warned(catalog_: Catalog, folder: Path) -> list[str]:
@@ -446,7 +446,7 @@ def test_warnings_name_the_file_and_the_place(tmp_path: Path) -> None:
     ]
 
 
-def test_identity_is_looked_for_in_what_the_schema_refers_to(tmp_path: Path) -> None:
+def test_identity_may_be_declared_in_a_referenced_schema(tmp_path: Path) -> None:
     base = {"x-role": "definitions", "$defs": {"move": {"properties": {"moveId": {"type": "integer"}}}}}
     parts = [{"$ref": "urn:edk-bridge:schema:shared#/$defs/move"}, {"properties": {"moveId": {"minimum": 1}}}]
     loaded = load(
@@ -458,7 +458,7 @@ def test_identity_is_looked_for_in_what_the_schema_refers_to(tmp_path: Path) -> 
     ]
 
 
-def test_file_that_looks_like_a_schema_file_is_not_read_and_said(tmp_path: Path) -> None:
+def test_file_that_looks_like_a_schema_file_causes_a_warning(tmp_path: Path) -> None:
     folder_of(tmp_path, event={})
     folder_of(tmp_path / "more", duel={})
     folder_of(tmp_path / "empty")
@@ -480,14 +480,14 @@ def test_file_that_looks_like_a_schema_file_is_not_read_and_said(tmp_path: Path)
     ]
 
 
-def test_folder_with_nothing_but_files_that_are_not_read_says_so(tmp_path: Path) -> None:
+def test_error_for_a_folder_without_schema_files_names_similar_files(tmp_path: Path) -> None:
     (tmp_path / "event.JSON").write_text("{}")
     with pytest.raises(SchemaError, match=r"no schema files \(\*\.json\); .*event\.JSON: not read: "):
         catalog.load([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["event.json.bak", "event.json~"])
-def test_folder_with_nothing_but_a_backup_says_that_it_is_not_read(tmp_path: Path, name: str) -> None:
+def test_error_for_a_folder_without_schema_files_names_a_backup(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(SchemaError, match=rf"\); {tmp_path / name}: not read: a schema file contains JSON"):
         catalog.load([tmp_path])

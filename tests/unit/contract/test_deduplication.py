@@ -1,4 +1,4 @@
-"""The window of identities: what it remembers, and what it forgets first."""
+"""The window of identities remembers the newest identities, and forgets the oldest first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bridge.contract.deduplication import DuplicateWindow
 
 
-def test_new_window_knows_nothing() -> None:
+def test_new_window_is_empty() -> None:
     window = DuplicateWindow(2)
     assert ("killmail", 1) not in window
     assert len(window) == 0
@@ -33,7 +33,7 @@ def test_removed_newest_identity_can_be_added_again() -> None:
     assert window.add(("killmail", 2))
 
 
-def test_window_without_identities_has_none_to_remove() -> None:
+def test_empty_window_has_no_identity_to_remove() -> None:
     window = DuplicateWindow(0)
     assert window.add(("killmail", 1))
     window.remove_newest()
@@ -54,7 +54,7 @@ def test_full_window_forgets_nothing() -> None:
     assert all(("killmail", number) in window for number in range(3))
 
 
-def test_one_more_makes_it_forget_the_oldest() -> None:
+def test_one_more_identity_removes_the_oldest() -> None:
     window = DuplicateWindow(3)
     for number in range(4):
         window.add(("killmail", number))
@@ -63,7 +63,7 @@ def test_one_more_makes_it_forget_the_oldest() -> None:
     assert len(window) == 3
 
 
-def test_window_of_no_size_remembers_nothing() -> None:
+def test_window_of_size_0_remembers_nothing() -> None:
     window = DuplicateWindow(0)
     window.add(("killmail", 1))
     assert ("killmail", 1) not in window
@@ -71,7 +71,7 @@ def test_window_of_no_size_remembers_nothing() -> None:
 
 
 @given(size=st.integers(0, 5), values=st.lists(st.integers(0, 9)))
-def test_window_holds_the_newest_identities_whatever_comes(size: int, values: list[int]) -> None:
+def test_window_contains_the_newest_identities(size: int, values: list[int]) -> None:
     window, newest = DuplicateWindow(size), deque[int](maxlen=size)
     for value in values:
         if window.add(("killmail", value)):

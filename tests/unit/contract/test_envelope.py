@@ -1,4 +1,4 @@
-"""The envelope, to the byte."""
+"""The envelope, byte for byte."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_update_is_compact_utf8_json_in_a_fixed_order(data: object, payload: byt
 
 
 @given(name=st.text(), data=JSON, timestamp_ms=st.integers(0, 2**53 - 1))
-def test_any_data_is_in_the_envelope_as_it_came(name: str, data: object, timestamp_ms: int) -> None:
+def test_any_data_is_unchanged_in_the_envelope(name: str, data: object, timestamp_ms: int) -> None:
     update = orjson.loads(wrap(name, data, timestamp_ms))
     assert update == {"type": name, "data": data, "timestamp": timestamp_ms}
     assert list(update) == ["type", "data", "timestamp"]
@@ -59,7 +59,7 @@ def test_data_of_300_levels_raises() -> None:
 
 
 @given(name=st.text(), data=JSON)
-def test_what_was_wrapped_can_be_unwrapped(name: str, data: object) -> None:
+def test_wrapped_data_can_be_unwrapped(name: str, data: object) -> None:
     assert unwrap(wrap(name, data, 1)) == (name, data)
 
 
@@ -68,19 +68,19 @@ def test_id_is_the_fourth_member_and_the_last() -> None:
 
 
 @given(name=st.text(), data=JSON, id_=st.text())
-def test_any_update_takes_any_id(name: str, data: object, id_: str) -> None:
+def test_any_update_accepts_any_id(name: str, data: object, id_: str) -> None:
     update = orjson.loads(wrap(name, data, 1)[:-1] + ending(id_))
     assert update == {"type": name, "data": data, "timestamp": 1, "id": id_}
     assert list(update) == ["type", "data", "timestamp", "id"]
 
 
-def test_resume_says_what_follows() -> None:
+def test_resume_has_its_members() -> None:
     assert resume(False, 3, "7-00000001", 1697962000000) == (
         b'{"type":"resume","data":{"complete":false,"replayed":3,"id":"7-00000001"},"timestamp":1697962000000}'
     )
 
 
-def test_gap_says_from_when_to_when_and_why() -> None:
+def test_gap_has_its_members() -> None:
     assert gap("2024-10-22T10:30:00.000Z", "2024-10-22T10:31:00.000Z", "why", 1697962000000) == (
         b'{"type":"gap","data":{"since":"2024-10-22T10:30:00.000Z","until":"2024-10-22T10:31:00.000Z",'
         b'"reason":"why"},"timestamp":1697962000000}'

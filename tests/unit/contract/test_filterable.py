@@ -1,4 +1,4 @@
-"""Which members of an update's data may be filtered by: those that a schema declares at the top, with scalar types."""
+"""Clients can filter by the top-level members that a schema declares with scalar types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHER = {"x-role": "definitions", "$defs": {"flag": {"type": "boolean"}}, "prope
 
 
 def declared(folder: Path, **schemas: dict[str, Any]) -> dict[str, set[str]]:
-    """The members of the types that these schemas are."""
+    """The filterable members of types with these schemas."""
     for name, schema in schemas.items():
         (folder / f"{name}.json").write_bytes(orjson.dumps(schema))
     return {name: set(types) for name, types in catalog.load([folder]).filterable.items()}
@@ -80,7 +80,7 @@ def test_member_has_the_scalar_types_that_all_of_its_schema_allows(
     ],
     ids=repr,
 )
-def test_member_without_a_scalar_type_is_not_there(tmp_path: Path, schema: bool | dict[str, Any]) -> None:
+def test_member_without_a_scalar_type_is_not_filterable(tmp_path: Path, schema: bool | dict[str, Any]) -> None:
     assert declared(tmp_path, own={"$defs": DEFS, "properties": {"a": schema}}) == {}
 
 
@@ -116,23 +116,23 @@ def test_only_update_types_have_members(tmp_path: Path) -> None:
     assert declared(tmp_path, own={"$ref": "urn:edk-bridge:schema:other"}) == {"a": {"boolean"}}
 
 
-def test_what_a_query_asks_for_otherwise_is_no_member(tmp_path: Path) -> None:
+def test_parameter_of_a_query_is_not_filterable(tmp_path: Path) -> None:
     properties = {name: {"type": "string"} for name in ("type", "after", "before")}
     assert declared(tmp_path, own={"properties": properties}) == {"before": {"string"}}
 
 
 @pytest.mark.parametrize("schema_id", ["urn:f#", "weather", "./a", "", "#"])
-def test_odd_id_is_no_error(tmp_path: Path, schema_id: str) -> None:
+def test_unusual_id_is_not_an_error(tmp_path: Path, schema_id: str) -> None:
     own = {"$id": schema_id, "properties": {"a": {"type": "string"}}, "$ref": "#/$defs/more", "$defs": {"more": {}}}
     assert declared(tmp_path, own=own) == {"a": {"string"}}
 
 
-def test_ids_of_a_killmail_are_integers_and_may_be_null_where_it_is_the_victims() -> None:
+def test_ids_of_a_killmail_are_integers_and_those_of_the_victim_may_be_null() -> None:
     found = catalog.load([catalog.PACKAGED]).filterable
     assert found["killmailId"] == {"integer"}
     assert found["victimAllianceId"] == {"integer", "null"}
     assert found["iskDestroyed"] == {"number"}
-    # Of an event, and not of a form.
+    # A member of an event, not of a source format.
     assert found["systemId"] == {"integer", "null"}
     assert not {"killmailIds", "topSystems", "killmail_id", "zkb", "complete"} & found.keys()
 

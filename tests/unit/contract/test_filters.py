@@ -1,4 +1,4 @@
-"""Filters: what a query asks for, and which updates that is, held against a definition that is plain and slow."""
+"""Queries and filters. A second definition of filters, which is simple and slow, gives the expected results."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ PAIRS: st.SearchStrategy[Pairs] = st.lists(
     ),
     max_size=5,
 )
-"""What can be asked for."""
+"""The fields of a query."""
 
 
-def asked(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
+def parsed(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
     request = filters.parse(query)
     assert request.filter is not None
     return request.filter
 
 
-# The plain definition
+# The simple definition
 
 
 def kind(value: object) -> str:
-    """What JSON Schema calls it."""
+    """The type of a value in JSON Schema."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):
@@ -98,8 +98,8 @@ def kind(value: object) -> str:
     return "string" if isinstance(value, str) else "null" if value is None else "other"
 
 
-def same(text: str, value: object, kinds: frozenset[str]) -> bool:
-    """Whether the text asks for the value."""
+def selects(text: str, value: object, kinds: frozenset[str]) -> bool:
+    """Whether a text in a query selects the value."""
     if kind(value) not in (kinds | {"integer"} if "number" in kinds else kinds):
         return False
     if isinstance(value, str):
@@ -111,15 +111,15 @@ def same(text: str, value: object, kinds: frozenset[str]) -> bool:
     return bool(kind(read) == kind(value) and read == value)
 
 
-def wanted(pairs: Pairs, update_type: str, data: object) -> bool:
-    """Whether a client that asked for this gets the update."""
+def matches(pairs: Pairs, update_type: str, data: object) -> bool:
+    """Whether a query with these fields selects the update."""
     types = [value for name, value in pairs if name == "type"]
     if types and update_type not in types:
         return False
     return all(
         isinstance(data, dict)
         and name in data
-        and any(same(text, data[name], MEMBERS[name]) for other, text in pairs if other == name)
+        and any(selects(text, data[name], MEMBERS[name]) for other, text in pairs if other == name)
         for name in {name for name, _ in pairs if name != "type"}
     )
 
@@ -133,14 +133,14 @@ def wanted(pairs: Pairs, update_type: str, data: object) -> bool:
 @example([("any", "null")], "event", {"any": "null"})
 @example([("any", "null")], "event", {})
 @example([("integer", "9007199254740993")], "event", {"integer": 2.0**53})
-def test_filter_agrees_with_the_plain_definition(pairs: Pairs, update_type: str, data: object) -> None:
+def test_filter_agrees_with_the_simple_definition(pairs: Pairs, update_type: str, data: object) -> None:
     request = OWN.parse(urlencode(pairs))
     assert (request.filter is None) == (pairs == [])
-    assert request.filter is None or request.filter.matches(update_type, data) == wanted(pairs, update_type, data)
+    assert request.filter is None or request.filter.matches(update_type, data) == matches(pairs, update_type, data)
 
 
 @given(PAIRS.flatmap(lambda pairs: st.tuples(st.just(pairs), st.permutations(pairs + pairs[:2]))))
-def test_order_and_repetition_ask_for_the_same(both: tuple[Pairs, Sequence[tuple[str, str]]]) -> None:
+def test_order_and_repetition_make_no_difference(both: tuple[Pairs, Sequence[tuple[str, str]]]) -> None:
     one, other = (OWN.parse(urlencode(list(pairs))).filter for pairs in both)
     assert one == other
     assert hash(one) == hash(other)
@@ -150,18 +150,18 @@ def test_order_and_repetition_ask_for_the_same(both: tuple[Pairs, Sequence[tuple
 @example([("flag", "true")], [("flag", "1")])
 @example([("flag", "1")], [("flag", "1.0")])
 @example([("any", "1")], [("integer", "1")])
-def test_filters_are_equal_only_where_they_ask_for_the_same(one: Pairs, other: Pairs) -> None:
+def test_filters_are_equal_only_if_they_select_the_same_values(one: Pairs, other: Pairs) -> None:
     same_filter = OWN.parse(urlencode(one)).filter == OWN.parse(urlencode(other)).filter
-    assert same_filter == (everything(one) == everything(other))
+    assert same_filter == (selected_values(one) == selected_values(other))
 
 
-def everything(pairs: Pairs) -> set[tuple[str, str, object]]:
-    """All that is asked for, each value with what it is, so that true is not 1."""
+def selected_values(pairs: Pairs) -> set[tuple[str, str, object]]:
+    """All values that a query selects. Each has its type, so that true differs from 1."""
     return {(name, *reading) for name, text in pairs for reading in readings_of(name, text)}
 
 
 def readings_of(name: str, text: str) -> set[tuple[str, object]]:
-    """All that a text may ask for, so that true is not 1."""
+    """All values that a text can select, each with its type."""
     if name == "type":
         return {("type", text)}
     values: list[object] = [text]
@@ -170,7 +170,7 @@ def readings_of(name: str, text: str) -> set[tuple[str, object]]:
     return {
         ("boolean" if isinstance(value, bool) else "other", value)
         for value in values
-        if same(text, value, MEMBERS[name])
+        if selects(text, value, MEMBERS[name])
     }
 
 
@@ -199,28 +199,28 @@ def readings_of(name: str, text: str) -> set[tuple[str, object]]:
         ("victimAllianceId=null", False),
     ],
 )
-def test_example_of_the_specification_passes_where_it_is_asked_for(query: str, passes: bool) -> None:
-    assert asked(query).matches("killmail", EXAMPLE) is passes
+def test_example_of_the_specification_passes_a_matching_filter(query: str, passes: bool) -> None:
+    assert parsed(query).matches("killmail", EXAMPLE) is passes
 
 
-def test_null_is_asked_for_apart_from_what_is_absent() -> None:
-    none = asked("victimAllianceId=null")
+def test_null_does_not_match_an_absent_member() -> None:
+    none = parsed("victimAllianceId=null")
     assert none.matches("killmail", {**EXAMPLE, "victimAllianceId": None})
     assert not none.matches("killmail", {**EXAMPLE, "victimAllianceId": 0})
     assert not none.matches("killmail", {name: EXAMPLE[name] for name in EXAMPLE if name != "victimAllianceId"})
 
 
 def test_plus_is_a_space() -> None:
-    assert asked("title=a+b").matches("event", {"title": "a b"})
-    assert asked("title=a%2Bb").matches("event", {"title": "a+b"})
-    assert asked("type=a+b", OWN).matches("a b", {})
-    assert asked("gr%C3%B6%C3%9Fe+%26%3D%2B%25=1", OWN).matches("event", {"größe &=+%": 1})
+    assert parsed("title=a+b").matches("event", {"title": "a b"})
+    assert parsed("title=a%2Bb").matches("event", {"title": "a+b"})
+    assert parsed("type=a+b", OWN).matches("a b", {})
+    assert parsed("gr%C3%B6%C3%9Fe+%26%3D%2B%25=1", OWN).matches("event", {"größe &=+%": 1})
 
 
-def test_member_without_a_value_asks_for_the_empty_string() -> None:
+def test_member_without_a_value_selects_the_empty_string() -> None:
     for query in ("title", "title="):
-        assert asked(query).matches("event", {"title": ""})
-        assert not asked(query).matches("event", {"title": "x"})
+        assert parsed(query).matches("event", {"title": ""})
+        assert not parsed(query).matches("event", {"title": "x"})
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_member_without_a_value_asks_for_the_empty_string() -> None:
         ("after=&type=event", SubscribeRequest(UpdateFilter(frozenset({"event"}), ()), FROM_NOW_ON)),
     ],
 )
-def test_ids_are_asked_for_with_after(query: str, expected: SubscribeRequest) -> None:
+def test_after_asks_for_ids(query: str, expected: SubscribeRequest) -> None:
     assert PACKAGED.parse(query) == expected
 
 
@@ -248,18 +248,18 @@ def test_after_is_empty_an_id_or_malformed(text: str, *, is_from_now_on: bool, i
     assert (after == FROM_NOW_ON, after != FROM_NOW_ON and after.id is None) == (is_from_now_on, is_malformed)
 
 
-def test_everything_is_asked_for_with_all_types_at_once() -> None:
+def test_all_types_at_once_match_everything() -> None:
     names = catalog.load([catalog.PACKAGED]).types
-    every = asked("&".join(f"type={name}" for name in names))
+    every = parsed("&".join(f"type={name}" for name in names))
     assert all(every.matches(name, None) for name in names)
 
 
 @pytest.mark.parametrize("data", [None, True, 1, 1.5, "x", [], [EXAMPLE], {}, {"systemId": [30000142]}, object()])
 def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) -> None:
-    assert not asked(JITA).matches("killmail", data)
+    assert not parsed(JITA).matches("killmail", data)
 
 
-# What is wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
         ("after=%C3", "percent-encoding must be UTF-8"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_would_do(query: str, words: str) -> None:
+def test_error_names_the_problem_and_a_hint(query: str, words: str) -> None:
     with pytest.raises(BadQuery, match=re.escape(words)):
         PACKAGED.parse(query)
 
@@ -355,9 +355,9 @@ def test_every_type_is_named(query: str, words: str) -> None:
         OWN.parse(query)
 
 
-def test_query_has_as_many_values_as_the_limit_and_an_id() -> None:
+def test_query_can_have_as_many_values_as_the_limit_and_an_id() -> None:
     systems = [f"systemId={number}" for number in range(MAX_VALUES - 1)]
-    most = asked("&".join(["type=killmail", *systems, "after=1234-9f86d081", ""]))
+    most = parsed("&".join(["type=killmail", *systems, "after=1234-9f86d081", ""]))
     assert most.matches("killmail", {"systemId": MAX_VALUES - 2})
     assert not most.matches("killmail", {"systemId": MAX_VALUES - 1})
     assert not most.matches("event", {"systemId": 0})
@@ -372,7 +372,7 @@ def test_one_value_more_than_the_limit_is_refused(more: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["", "after=", "x"])
-def test_query_of_more_fields_than_are_looked_at_is_refused(field: str) -> None:
+def test_query_with_too_many_fields_is_refused(field: str) -> None:
     assert PACKAGED.parse("&" * MAX_FIELDS) == SubscribeRequest(None, None)
     words = f"the query has more than {MAX_FIELDS} fields; give at most {MAX_VALUES} values"
     with pytest.raises(BadQuery, match=f"^{words}$"):
@@ -380,7 +380,7 @@ def test_query_of_more_fields_than_are_looked_at_is_refused(field: str) -> None:
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-def test_query_of_more_percent_encoded_bytes_than_are_decoded_is_refused(excess: int) -> None:
+def test_query_with_too_many_percent_encoded_bytes_is_refused(excess: int) -> None:
     query = "after=" + "%20" * (MAX_ESCAPES + excess)
     if excess:
         with pytest.raises(
@@ -391,10 +391,10 @@ def test_query_of_more_percent_encoded_bytes_than_are_decoded_is_refused(excess:
         assert PACKAGED.parse(query).after == After(" " * MAX_ESCAPES, None)
 
 
-def test_longest_query_is_kept_in_bounded_memory() -> None:
+def test_longest_query_takes_bounded_memory() -> None:
     members = catalog.load([catalog.PACKAGED]).filterable
     wide = quote("🚀")
-    # Tables are the emptiest with five values, and one wide character makes a string of four bytes each.
+    # Sets have the most free space with five values. One wide character makes each character take four bytes.
     values = [wide if "string" in kinds else "1234" for kinds in members.values() for _ in range(5)]
     fields = [f"{name}={values[5 * at + i]}{i}" for at, name in enumerate(members) for i in range(5)]
     rest = MAX_VALUES - len(fields)
@@ -434,7 +434,7 @@ QUERIES = (
 @example(f"systemId={'%5C' * 2700}")
 @example("type=\ud800")
 @example("&".join(["title"] * 1300))
-def test_no_query_raises_anything_else_and_no_error_is_long_or_unprintable(query: str) -> None:
+def test_any_query_is_parsed_or_refused_with_a_short_printable_error(query: str) -> None:
     for filters in (PACKAGED, OWN):
         try:
             filters.parse(query)
@@ -444,21 +444,21 @@ def test_no_query_raises_anything_else_and_no_error_is_long_or_unprintable(query
             assert len(said) < 500
 
 
-def test_error_repeats_only_a_bounded_bit_of_the_query() -> None:
+def test_error_repeats_only_a_bounded_part_of_the_query() -> None:
     for query in (f"type={'x' * 8000}", f"{'x' * 8000}=1", f"systemId={'x' * 8000}"):
         with pytest.raises(BadQuery) as raised:
             PACKAGED.parse(query)
         assert str(raised.value).count("x") < 60
 
 
-def test_name_that_was_meant_is_found_among_thousands() -> None:
+def test_similar_name_is_found_among_thousands() -> None:
     names = [f"member{number}Of{number * 7919 % 1000}" for number in range(3000)]
     assert SimilarNames([*names, "systemId"]).find("systemd") == "systemId"
     assert SimilarNames(names).find("MEMBER17of") is not None
     assert SimilarNames([]).find("x") is None
 
 
-def test_error_is_short_and_printable_whatever_an_operators_own_names_are(tmp_path: Path) -> None:
+def test_error_is_short_and_printable_for_any_names_of_an_operator(tmp_path: Path) -> None:
     for number in range(100):
         schema = {"properties": {f"{'member' * 20}\n{number}": {"type": "integer"}}}
         (tmp_path / f"{'type' * 20} {number}.json").write_bytes(orjson.dumps(schema))
@@ -468,15 +468,15 @@ def test_error_is_short_and_printable_whatever_an_operators_own_names_are(tmp_pa
             filters.parse(query)
         assert str(raised.value).isprintable()
         assert len(str(raised.value)) < 500
-    assert asked(f"{'member' * 20}%0A7=7", filters).matches("any", {f"{'member' * 20}\n7": 7})
+    assert parsed(f"{'member' * 20}%0A7=7", filters).matches("any", {f"{'member' * 20}\n7": 7})
 
 
-def test_types_of_ones_own_are_filtered_like_ours(tmp_path: Path) -> None:
+def test_operators_types_are_filtered_like_packaged_types(tmp_path: Path) -> None:
     own = {"properties": {"fleetId": {"type": "string"}, "systemId": {"type": "string"}}}
     (tmp_path / "fleet.json").write_bytes(orjson.dumps(own))
     filters = QueryParser(catalog.load([catalog.PACKAGED, tmp_path]))
-    both = asked("systemId=30000142&type=fleet&type=killmail", filters)
+    both = parsed("systemId=30000142&type=fleet&type=killmail", filters)
     assert both.matches("fleet", {"systemId": "30000142"})
     assert both.matches("killmail", EXAMPLE)
-    assert asked("fleetId=7", filters).matches("fleet", {"fleetId": "7"})
-    assert not asked("fleetId=7", filters).matches("fleet", {"fleetId": 7})
+    assert parsed("fleetId=7", filters).matches("fleet", {"fleetId": "7"})
+    assert not parsed("fleetId=7", filters).matches("fleet", {"fleetId": 7})

@@ -1,4 +1,4 @@
-"""Where subschemas stand in a schema, and which words are keywords."""
+"""The places of subschemas in a schema, and the keywords."""
 
 from __future__ import annotations
 

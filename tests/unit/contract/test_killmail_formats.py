@@ -35,30 +35,32 @@ ESI_SCHEMA = "urn:edk-bridge:schema:esi-killmail"
 VICTIM = [("victimId", "character_id"), ("victimCorporationId", "corporation_id"), ("victimAllianceId", "alliance_id")]
 
 
-class Form(NamedTuple):
-    """A way in which a raw killmail may come."""
+class Variant(NamedTuple):
+    """A way to publish a raw killmail."""
 
     name: str
     made_of: Callable[[Any], Any]
     pointer: str
-    """Where the raw killmail is in it."""
+    """JSON Pointer to the raw killmail."""
     schema: str
 
 
-def in_envelope(form: Form) -> Form:
-    return Form(f"{form.name}, wrapped", lambda raw: wrapped(form.made_of(raw)), f"/data{form.pointer}", form.schema)
+def in_envelope(variant: Variant) -> Variant:
+    return Variant(
+        f"{variant.name}, wrapped", lambda raw: wrapped(variant.made_of(raw)), f"/data{variant.pointer}", variant.schema
+    )
 
 
-FORMS = [
-    Form("ESI", lambda raw: raw, "", "esi-killmail"),
-    Form("RedisQ", redisq, "/killmail", "redisq-package"),
-    Form("RedisQ in a package", lambda raw: packaged(redisq(raw)), "/package/killmail", "redisq-package"),
-    Form("R2Z2", r2z2, "/esi", "r2z2-document"),
-    Form("ESI in a package", packaged, "/package", "esi-killmail"),
-    Form("R2Z2 in a package", lambda raw: packaged(r2z2(raw)), "/package/esi", "r2z2-document"),
+VARIANTS = [
+    Variant("ESI", lambda raw: raw, "", "esi-killmail"),
+    Variant("RedisQ", redisq, "/killmail", "redisq-package"),
+    Variant("RedisQ in a package", lambda raw: packaged(redisq(raw)), "/package/killmail", "redisq-package"),
+    Variant("R2Z2", r2z2, "/esi", "r2z2-document"),
+    Variant("ESI in a package", packaged, "/package", "esi-killmail"),
+    Variant("R2Z2 in a package", lambda raw: packaged(r2z2(raw)), "/package/esi", "r2z2-document"),
 ]
-FORMS += map(in_envelope, FORMS.copy())
-each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+VARIANTS += map(in_envelope, VARIANTS.copy())
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 
 
 def processed(body: object, *, default: str = "killmail", pipeline: Pipeline = PIPELINE) -> Accepted | Rejected:
@@ -75,7 +77,7 @@ def accepted(body: object, **options: Any) -> Accepted:
 
 
 def data_of(body: object, **options: Any) -> dict[str, Any]:
-    """The data of the update that the body becomes, its members in order."""
+    """The data of the update, with its members in order."""
     update = json.loads(accepted(body, **options).payload)
     assert list(update) == ["type", "data", "timestamp"]
     assert update["timestamp"] == NOW_MS
@@ -99,61 +101,61 @@ def with_victim(**members: Any) -> dict[str, Any]:
     return {**ESI, "victim": {**ESI["victim"], **members}}
 
 
-# What becomes of a killmail
+# Conversion
 
 
-@each_form
-def test_killmail_in_any_form_becomes_the_data_of_an_update_in_the_order_of_the_specification(form: Form) -> None:
-    data = data_of(form.made_of(ESI))
+@each_variant
+def test_killmail_in_any_format_becomes_data_in_the_order_of_the_specification(variant: Variant) -> None:
+    data = data_of(variant.made_of(ESI))
     assert data == CONVERTED
     assert list(data) == [*EXAMPLE, "killmailTime"]
 
 
-@each_form
+@each_variant
 @pytest.mark.parametrize(("ours", "theirs"), VICTIM)
 @pytest.mark.parametrize("value", [1, 0, None, 2**31, 2**53 - 1])
-def test_victim_id_is_delivered_as_it_is(form: Form, ours: str, theirs: str, value: int | None) -> None:
-    assert data_of(form.made_of(with_victim(**{theirs: value}))) == {**CONVERTED, ours: value}
+def test_victim_id_is_delivered_unchanged(variant: Variant, ours: str, theirs: str, value: int | None) -> None:
+    assert data_of(variant.made_of(with_victim(**{theirs: value}))) == {**CONVERTED, ours: value}
 
 
-@each_form
+@each_variant
 @pytest.mark.parametrize(("ours", "theirs"), VICTIM)
-def test_victim_id_that_is_missing_is_left_out(form: Form, ours: str, theirs: str) -> None:
-    data = data_of(form.made_of({**ESI, "victim": without(ESI["victim"], theirs)}))
+def test_victim_id_that_is_missing_is_left_out(variant: Variant, ours: str, theirs: str) -> None:
+    data = data_of(variant.made_of({**ESI, "victim": without(ESI["victim"], theirs)}))
     assert list(data) == list(without(dict.fromkeys([*EXAMPLE, "killmailTime"]), ours))
 
 
-@each_form
-def test_victim_without_any_id_leaves_five_members_and_the_time(form: Form) -> None:
-    data = data_of(form.made_of({**ESI, "victim": {"ship_type_id": 35832}}))
+@each_variant
+def test_victim_without_any_id_leaves_five_members_and_the_time(variant: Variant) -> None:
+    data = data_of(variant.made_of({**ESI, "victim": {"ship_type_id": 35832}}))
     assert list(data) == ["killmailId", "timestamp", "systemId", "shipTypeId", "attackerCount", "killmailTime"]
     assert data["shipTypeId"] == 35832
 
 
-@each_form
-def test_killmail_without_its_time_becomes_an_update_without_one(form: Form) -> None:
-    assert data_of(form.made_of(without(ESI, "killmail_time"))) == without(CONVERTED, "killmailTime")
+@each_variant
+def test_killmail_without_its_time_becomes_an_update_without_one(variant: Variant) -> None:
+    assert data_of(variant.made_of(without(ESI, "killmail_time"))) == without(CONVERTED, "killmailTime")
 
 
-@each_form
+@each_variant
 @pytest.mark.parametrize("count", [0, 1, 300])
-def test_attackers_are_counted(form: Form, count: int) -> None:
-    assert data_of(form.made_of({**ESI, "attackers": [{}] * count}))["attackerCount"] == count
+def test_attackers_are_counted(variant: Variant, count: int) -> None:
+    assert data_of(variant.made_of({**ESI, "attackers": [{}] * count}))["attackerCount"] == count
 
 
-@each_form
-def test_members_that_no_update_has_do_not_come_along(form: Form) -> None:
+@each_variant
+def test_other_members_are_not_in_the_update(variant: Variant) -> None:
     raw = with_victim(faction_id=500001, zkb=ZKB, more=1)
     raw |= {"killmail_hash": "0123", "zkb": ZKB, "moon_id": 40000001, "war_id": 1, "more": {"deep": [1]}}
-    assert data_of(form.made_of(raw)) == CONVERTED
+    assert data_of(variant.made_of(raw)) == CONVERTED
 
 
-@each_form
-def test_id_in_the_killmail_counts_before_the_one_beside_it(form: Form) -> None:
-    assert data_of(form.made_of({**ESI, "killmail_id": 7}))["killmailId"] == 7
+@each_variant
+def test_id_in_the_killmail_has_priority_over_other_ids(variant: Variant) -> None:
+    assert data_of(variant.made_of({**ESI, "killmail_id": 7}))["killmailId"] == 7
 
 
-def test_raw_killmail_that_names_its_hash_or_not_is_the_same() -> None:
+def test_raw_killmail_with_or_without_hash_is_the_same() -> None:
     with_hash = accepted({**ESI, "killmail_hash": ZKB["hash"], "zkb": ZKB})
     assert with_hash == accepted(ESI)
 
@@ -165,20 +167,20 @@ def test_timestamp_of_the_data_is_the_moment_of_conversion(timestamp_ms: int) ->
     assert killmail_formats.convert(source, timestamp_ms)["timestamp"] == date_time(timestamp_ms)
 
 
-# What identifies it
+# Identity
 
 
-@each_form
-def test_identity_of_a_kill_is_the_same_in_any_form_and_as_an_update(form: Form) -> None:
-    assert accepted(form.made_of(ESI)).identity == accepted(EXAMPLE).identity == ("killmail", 123456789)
+@each_variant
+def test_identity_of_a_killmail_is_the_same_in_any_format(variant: Variant) -> None:
+    assert accepted(variant.made_of(ESI)).identity == accepted(EXAMPLE).identity == ("killmail", 123456789)
 
 
-@each_form
-def test_identity_of_another_kill_is_another(form: Form) -> None:
-    assert accepted(form.made_of({**ESI, "killmail_id": 0})).identity == ("killmail", 0)
+@each_variant
+def test_identity_of_another_killmail_differs(variant: Variant) -> None:
+    assert accepted(variant.made_of({**ESI, "killmail_id": 0})).identity == ("killmail", 0)
 
 
-# Which form it is
+# Detection
 
 
 RAW, IN_KILLMAIL, IN_ESI = (
@@ -220,20 +222,20 @@ bare_or_packaged = pytest.mark.parametrize(("around", "prefix"), BARE_OR_PACKAGE
     ],
     ids=str,
 )
-def test_form_is_told_by_where_its_killmail_is_whatever_stands_beside_it(
+def test_format_is_detected_by_the_place_of_the_killmail(
     data: dict[str, Any], expected: tuple[SourceFormat, str | None], around: Callable[[Any], Any], prefix: str
 ) -> None:
-    form, killmail = expected
-    assert killmail_formats.detect(around(data)) == killmail_formats.SourceDocument(form, data, prefix, killmail)
+    variant, killmail = expected
+    assert killmail_formats.detect(around(data)) == killmail_formats.SourceDocument(variant, data, prefix, killmail)
 
 
 @pytest.mark.parametrize("data", [{"killmail_id": 1}, {"killmail_id": None}, without(ESI, "victim")], ids=str)
-def test_killmail_id_without_anything_of_another_form_makes_it_an_incomplete_raw_killmail(data: dict[str, Any]) -> None:
+def test_killmail_id_without_members_of_other_formats_is_an_incomplete_raw_killmail(data: dict[str, Any]) -> None:
     assert killmail_formats.detect(data) == killmail_formats.SourceDocument(SourceFormat.ESI, data, "", None)
 
 
 @pytest.mark.parametrize("package", [1, 0, "", "x", False, [0], [None], [[]], [ESI]], ids=str)
-def test_package_that_is_no_object_is_what_the_schema_is_held_against(package: object) -> None:
+def test_package_that_is_not_an_object_is_validated(package: object) -> None:
     for beside in ({}, {"killmail": None, "killID": 1}, {"esi": None, "sequence_id": 1}, {"killmail_id": 1}):
         found = killmail_formats.detect({"package": package, **beside})
         assert found == killmail_formats.SourceDocument(SourceFormat.REDISQ, package, "/package", "killmail")
@@ -241,9 +243,7 @@ def test_package_that_is_no_object_is_what_the_schema_is_held_against(package: o
 
 @pytest.mark.parametrize("empty", EMPTY, ids=str)
 @pytest.mark.parametrize("beside", [{"killmail_id": 1}, {"killID": 1}, {"sequence_id": 1}, {"victim": ESI["victim"]}])
-def test_killmail_in_a_package_is_found_whatever_stands_beside_the_package(
-    beside: dict[str, Any], empty: object
-) -> None:
+def test_killmail_in_a_package_is_found_next_to_other_members(beside: dict[str, Any], empty: object) -> None:
     for inner in (ESI, redisq(ESI), r2z2(ESI)):
         assert data_of({**packaged(inner), **beside, "killmail": empty, "esi": empty}) == CONVERTED
 
@@ -251,26 +251,26 @@ def test_killmail_in_a_package_is_found_whatever_stands_beside_the_package(
 @pytest.mark.parametrize(
     "data", [{}, {"victim": {}}, {"attackers": []}, {"zkb": {}}, {"hash": "0"}, {"systemId": 1}], ids=str
 )
-def test_data_that_names_no_member_of_a_form_is_none(data: dict[str, Any]) -> None:
+def test_data_without_members_of_a_source_format_is_not_one(data: dict[str, Any]) -> None:
     assert killmail_formats.detect(data) is None
 
 
 @pytest.mark.parametrize("member", ["package", "killmail", "killID", "esi", "sequence_id", "killmail_id"])
 @pytest.mark.parametrize("value", [None, 1, {}, ESI])
-def test_update_that_names_a_member_of_a_form_stays_itself(member: str, value: object) -> None:
+def test_update_with_a_member_of_a_source_format_stays_an_update(member: str, value: object) -> None:
     data = {**EXAMPLE, member: value}
     assert killmail_formats.detect(data) is None
     assert data_of(data) == data
 
 
-def test_update_with_a_victim_and_attackers_stays_itself() -> None:
+def test_update_with_a_victim_and_attackers_stays_an_update() -> None:
     data = {**EXAMPLE, **ESI}
     assert data_of(data) == data
 
 
 @pytest.mark.parametrize("kind", ["statistics", "entity-activity", "price-update", "event"])
 @pytest.mark.parametrize("extra", [packaged(None), packaged(redisq(ESI)), redisq(ESI), r2z2(None), ESI])
-def test_update_of_another_type_is_never_taken_for_a_form(kind: str, extra: dict[str, Any]) -> None:
+def test_update_of_another_type_is_never_a_source_format(kind: str, extra: dict[str, Any]) -> None:
     [example] = orjson.loads((catalog.PACKAGED / f"{kind}.json").read_bytes())["examples"]
     data = {**example, **extra}
     assert data_of(data, default=kind) == data
@@ -281,16 +281,16 @@ def test_killmail_of_another_type_is_a_violation_of_that_type() -> None:
     assert rejected({"type": "event", "data": ESI}).schema == "urn:edk-bridge:schema:event"
 
 
-@each_form
-def test_form_without_a_schema_is_held_against_that_of_the_update(form: Form, tmp_path: Path) -> None:
+@each_variant
+def test_source_format_without_a_schema_is_validated_as_an_update(variant: Variant, tmp_path: Path) -> None:
     (tmp_path / "killmail.json").write_bytes((catalog.PACKAGED / "killmail.json").read_bytes())
     pipeline = Pipeline(catalog.load([tmp_path]), 2**20)
     for killmail in (ESI, None):
-        outcome = rejected(form.made_of(killmail) or {}, pipeline=pipeline)
+        outcome = rejected(variant.made_of(killmail) or {}, pipeline=pipeline)
         assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, "urn:edk-bridge:schema:killmail")
 
 
-# What may stand beside a killmail
+# Other members next to a killmail
 
 SCALARS: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5)
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -301,14 +301,14 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 MARKERS = ["package", "killmail", "killID", "esi", "sequence_id"]
 NAMED = {"killmailId", *MARKERS} | {
     member
-    for form in SourceFormat
-    for member in orjson.loads((catalog.PACKAGED / f"{form}.json").read_bytes())["properties"]
+    for variant in SourceFormat
+    for member in orjson.loads((catalog.PACKAGED / f"{variant}.json").read_bytes())["properties"]
 }
 UNNAMED = st.dictionaries(st.text(max_size=8).filter(lambda name: name not in NAMED), JSON, max_size=4)
 
 
 @given(markers=st.dictionaries(st.sampled_from(MARKERS), JSON), unnamed=UNNAMED)
-def test_raw_killmail_becomes_the_same_update_with_any_members_beside_its_own(
+def test_raw_killmail_with_other_members_becomes_the_same_update(
     markers: dict[str, Any], unnamed: dict[str, Any]
 ) -> None:
     for raw in ({**markers, **unnamed, **ESI}, {**ESI, **unnamed, **markers}):
@@ -316,7 +316,7 @@ def test_raw_killmail_becomes_the_same_update_with_any_members_beside_its_own(
 
 
 @given(unnamed=UNNAMED, package=JSON, mark=JSON, empty=st.sampled_from(EMPTY))
-def test_document_becomes_the_same_update_with_any_members_beside_its_own(
+def test_document_with_other_members_becomes_the_same_update(
     unnamed: dict[str, Any], package: object, mark: object, empty: object
 ) -> None:
     beside = {**unnamed, "package": package}
@@ -326,7 +326,7 @@ def test_document_becomes_the_same_update_with_any_members_beside_its_own(
 
 
 @given(unnamed=UNNAMED, mark=JSON, empty=st.sampled_from(EMPTY))
-def test_package_becomes_the_same_update_with_any_members_beside_it(
+def test_package_with_other_members_becomes_the_same_update(
     unnamed: dict[str, Any], mark: object, empty: object
 ) -> None:
     beside = {**unnamed, "killmail": empty, "killID": mark, "esi": empty, "sequence_id": mark, "killmail_id": mark}
@@ -335,15 +335,15 @@ def test_package_becomes_the_same_update_with_any_members_beside_it(
 
 
 @given(unnamed=UNNAMED)
-def test_placeholder_stays_one_with_unknown_members_beside_its_own(unnamed: dict[str, Any]) -> None:
+def test_placeholder_with_unknown_members_stays_a_placeholder(unnamed: dict[str, Any]) -> None:
     for placeholder in (packaged(None), packaged(redisq(None)), redisq(None), r2z2(None)):
         assert rejected({**unnamed, **placeholder}) == rejected(placeholder)
 
 
-# What is wrong with one
+# Violations
 
 
-@each_form
+@each_variant
 @pytest.mark.parametrize(
     ("change", "at"),
     [
@@ -361,33 +361,33 @@ def test_placeholder_stays_one_with_unknown_members_beside_its_own(unnamed: dict
     ],
     ids=str,
 )
-def test_violation_names_the_schema_of_the_form_and_points_into_the_event(
-    form: Form, change: dict[str, Any], at: str
+def test_violation_names_the_schema_of_the_source_format_and_points_into_the_event(
+    variant: Variant, change: dict[str, Any], at: str
 ) -> None:
-    outcome = rejected(form.made_of({**ESI, **change}))
+    outcome = rejected(variant.made_of({**ESI, **change}))
     assert outcome.reason is Reason.SCHEMA_VIOLATION
-    assert outcome.pointer == form.pointer + at
-    assert outcome.schema == f"urn:edk-bridge:schema:{form.schema}"
+    assert outcome.pointer == variant.pointer + at
+    assert outcome.schema == f"urn:edk-bridge:schema:{variant.schema}"
     assert outcome.detail.startswith(f"{outcome.pointer}: ")
 
 
 @pytest.mark.parametrize(
-    ("form", "member"),
+    ("variant", "member"),
     [
-        (form, member)
-        for form in FORMS
+        (variant, member)
+        for variant in VARIANTS
         for member in ("killmail_id", "solar_system_id", "victim", "attackers")
-        # Without either of the last two, a package is RedisQ's, and without its killmail.
-        if "ESI in a package" not in form.name or member in {"killmail_id", "solar_system_id"}
+        # Without victim or attackers, a package is a RedisQ package without its killmail.
+        if "ESI in a package" not in variant.name or member in {"killmail_id", "solar_system_id"}
     ],
     ids=lambda each: each if isinstance(each, str) else each.name,
 )
-def test_member_that_is_missing_is_pointed_at(form: Form, member: str) -> None:
-    outcome = rejected(form.made_of(without(ESI, member)))
-    pointer = f"{form.pointer}/{member}"
+def test_pointer_leads_to_the_missing_member(variant: Variant, member: str) -> None:
+    outcome = rejected(variant.made_of(without(ESI, member)))
+    pointer = f"{variant.pointer}/{member}"
     assert outcome.pointer == pointer
     assert outcome.detail.startswith(f"{pointer}: the member '{member}' is missing (validated as a")
-    assert outcome.schema == f"urn:edk-bridge:schema:{form.schema}"
+    assert outcome.schema == f"urn:edk-bridge:schema:{variant.schema}"
 
 
 @bare_or_packaged
@@ -400,7 +400,7 @@ def test_member_that_is_missing_is_pointed_at(form: Form, member: str) -> None:
     ],
     ids=str,
 )
-def test_violation_of_a_form_ends_with_what_the_event_is_validated_as_and_why(
+def test_violation_of_a_source_format_ends_with_the_format_and_its_signs(
     document: object, words: str, around: Callable[[Any], Any], prefix: str
 ) -> None:
     for body in (around(document), wrapped(around(document))):
@@ -410,28 +410,28 @@ def test_violation_of_a_form_ends_with_what_the_event_is_validated_as_and_why(
 
 
 @pytest.mark.parametrize("package", [1, "x", [0]], ids=repr)
-def test_violation_of_a_package_that_is_no_object_names_the_package(package: object) -> None:
+def test_violation_of_a_package_that_is_not_an_object_names_the_package(package: object) -> None:
     assert rejected(packaged(package)).detail.endswith(" (validated as a RedisQ package because of 'package')")
 
 
-def test_violation_of_what_only_has_a_killmail_id_names_the_bridges_own_member() -> None:
+def test_violation_of_an_object_with_only_a_killmail_id_names_the_bridges_own_member() -> None:
     raw = "validated as a raw ESI killmail because of 'killmail_id'"
     own = {"killmail_id": 1, "system_id": 1, "ship_type_id": 1, "attacker_count": 1}
     assert rejected(own).detail.endswith(f"({raw}; the bridge's own member is 'killmailId')")
     assert rejected(without(ESI, "victim")).detail.endswith(f"({raw})")
 
 
-def test_violation_of_the_updates_own_schema_is_validated_as_nothing_else() -> None:
-    assert "judged" not in rejected(without(EXAMPLE, "systemId")).detail
+def test_violation_of_the_updates_own_schema_names_no_source_format() -> None:
+    assert "validated as" not in rejected(without(EXAMPLE, "systemId")).detail
 
 
-@each_form
-def test_all_that_is_wrong_is_listed_and_points_into_the_event(form: Form) -> None:
-    body = form.made_of({**ESI, "killmail_id": -1, "victim": {}, "attackers": [1]})
+@each_variant
+def test_all_violations_are_listed_and_point_into_the_event(variant: Variant) -> None:
+    body = variant.made_of({**ESI, "killmail_id": -1, "victim": {}, "attackers": [1]})
     found = PIPELINE.problems(Event(orjson.dumps(body), None, "killmail", None))
     at = {"/killmail_id", "/victim/ship_type_id", "/attackers/0"}
-    assert {problem.pointer for problem in found} == {form.pointer + pointer for pointer in at}
-    assert {problem.schema for problem in found} == {f"urn:edk-bridge:schema:{form.schema}"}
+    assert {problem.pointer for problem in found} == {variant.pointer + pointer for pointer in at}
+    assert {problem.schema for problem in found} == {f"urn:edk-bridge:schema:{variant.schema}"}
     assert rejected(body) in found
 
 
@@ -439,7 +439,7 @@ def test_all_that_is_wrong_is_listed_and_points_into_the_event(form: Form) -> No
     ("around", "prefix"), [*BARE_OR_PACKAGED, (lambda data: wrapped(packaged(data)), "/data/package")]
 )
 @pytest.mark.parametrize("value", NOT_EMPTY, ids=str)
-def test_what_is_no_killmail_where_one_should_be_is_a_violation_there(
+def test_other_value_in_the_place_of_the_killmail_is_a_violation_there(
     value: object, around: Callable[[Any], Any], prefix: str
 ) -> None:
     for document, at, schema in ((redisq(value), "/killmail", REDISQ_SCHEMA), (r2z2(value), "/esi", R2Z2_SCHEMA)):
@@ -449,13 +449,13 @@ def test_what_is_no_killmail_where_one_should_be_is_a_violation_there(
 
 
 @pytest.mark.parametrize("package", [1, "x", [0], False], ids=repr)
-def test_package_that_is_no_object_is_a_violation_at_the_package(package: object) -> None:
+def test_package_that_is_not_an_object_is_a_violation_at_the_package(package: object) -> None:
     outcome = rejected(packaged(package))
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/package")
     assert outcome.schema == "urn:edk-bridge:schema:redisq-package"
 
 
-# What sources send when they have none
+# Placeholders
 
 WITHOUT: list[tuple[dict[str, Any], str, str]] = [
     *((redisq(empty), "/killmail", REDISQ_SCHEMA) for empty in EMPTY),
@@ -476,7 +476,7 @@ REFERENCES: list[dict[str, Any]] = [
     {"killmail_id": 1, "zkb": {"hash": "abc", "totalValue": 1.5}},
     {"killmail_id": 1, "zkb": None},
 ]
-"""What lists of killmails have instead of the killmails."""
+"""Entries in lists of killmails: they refer to killmails."""
 
 
 @pytest.mark.parametrize(("around", "prefix"), [(lambda data: data, ""), (wrapped, "/data")], ids=["bare", "wrapped"])
@@ -497,7 +497,7 @@ REFERENCES: list[dict[str, Any]] = [
     ],
     ids=str,
 )
-def test_placeholder_is_rejected_as_one_and_points_to_where_the_killmail_should_be(
+def test_placeholder_is_rejected_and_points_to_the_place_of_the_killmail(
     placeholder: object,
     pointer: str,
     schema: str,
@@ -522,7 +522,7 @@ def test_placeholder_is_rejected_as_one_and_points_to_where_the_killmail_should_
         (dict.fromkeys(r2z2(ESI)), "an R2Z2 document without its killmail: esi is empty or missing"),
     ],
 )
-def test_placeholder_is_rejected_with_a_sentence_that_names_what_is_missing(placeholder: object, words: str) -> None:
+def test_rejection_of_a_placeholder_names_the_missing_part(placeholder: object, words: str) -> None:
     assert rejected(placeholder).detail.startswith(words)
 
 
@@ -535,12 +535,12 @@ def test_reference_with_a_part_of_a_killmail_is_an_incomplete_killmail(reference
     assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, ESI_SCHEMA)
 
 
-def test_placeholder_is_the_one_problem_of_its_event() -> None:
+def test_placeholder_is_the_only_problem_of_its_event() -> None:
     event = Event(b'{"package":null}', None, "killmail", None)
     assert PIPELINE.problems(event) == [PIPELINE.process(event, NOW_MS)]
 
 
-# The moment as text
+# Time as text
 
 
 @pytest.mark.parametrize(
@@ -563,14 +563,14 @@ def test_date_time_has_three_digits_of_milliseconds_and_ends_in_z(timestamp_ms: 
 
 
 @given(timestamp_ms=st.integers(0, 253402300799999))
-def test_date_time_of_any_moment_is_that_moment_and_valid(timestamp_ms: int) -> None:
+def test_date_time_of_any_time_is_valid_and_equal(timestamp_ms: int) -> None:
     text = date_time(timestamp_ms)
     since = datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
     assert since == timedelta(milliseconds=timestamp_ms)
     assert data_of({**EXAMPLE, "timestamp": text})["timestamp"] == text
 
 
-# Killmails that players left behind
+# Real killmails
 
 COLLECTED: list[Any] = (
     [pytest.param(entry, id=entry["file"]) for entry in json.loads(CORPUS_INDEX.read_text())]
@@ -580,7 +580,7 @@ COLLECTED: list[Any] = (
 
 
 @pytest.mark.parametrize("entry", COLLECTED)
-def test_real_killmail_becomes_what_its_source_and_the_index_say(entry: dict[str, Any]) -> None:
+def test_real_killmail_becomes_the_data_of_its_source_and_of_the_index(entry: dict[str, Any]) -> None:
     body = (CORPUS / entry["file"]).read_bytes()
     outcome = PIPELINE.process(Event(body, None, "killmail", None), NOW_MS)
     assert isinstance(outcome, Accepted), outcome

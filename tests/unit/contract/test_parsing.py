@@ -1,4 +1,4 @@
-"""Whatever bytes come in: Accepted or Rejected comes out, never an exception, and what is said of it holds."""
+"""Any bytes become Accepted or Rejected, never an exception, and the result is correct."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PIPELINE = Pipeline(CATALOG, MAX_BYTES)
 KILLMAIL = CATALOG.types["killmail"]
 SCHEMAS = {name.removesuffix(".json"): orjson.loads(content) for name, content in CATALOG.documents.items()}
 STEADY = settings(derandomize=True, database=None, deadline=None)
-"""The same examples each time: what fails here fails everywhere."""
+"""Uses the same examples in each run, so that a failure can be reproduced everywhere."""
 SLOW_S = 5.0
-"""Of the processor's time, which others on the machine do not add to. No body may hold up the bridge for longer, on the
-slowest machine; they take tenths of a second."""
+"""A limit of processor time, which other processes do not affect. No body may block the bridge for longer on the
+slowest machine. The bodies take some 0.1 s."""
 
 Path = tuple[str | int, ...]
 
@@ -42,7 +42,7 @@ def event(
 
 
 def examined(of: Event, pipeline: Pipeline = PIPELINE) -> Accepted | Rejected:
-    """What becomes of the event, after all that must hold for any event has been seen to."""
+    """Processes an event, and checks the invariants of every result."""
     outcome, problems = pipeline.process(of, NOW_MS), pipeline.problems(of)
     if isinstance(outcome, Accepted):
         assert problems == []
@@ -64,7 +64,7 @@ def examined(of: Event, pipeline: Pipeline = PIPELINE) -> Accepted | Rejected:
 
 
 def assert_points_into(document: Any, pointer: str) -> None:
-    """The pointer is one of RFC 6901, to what is there, or to a member that an object there does not have."""
+    """Asserts that a JSON Pointer (RFC 6901) leads to a value, or to a missing member of an object."""
     assert pointer.startswith("/")
     *steps, last = (step.replace("~1", "/").replace("~0", "~") for step in pointer[1:].split("/"))
     for step in steps:
@@ -75,7 +75,7 @@ def assert_points_into(document: Any, pointer: str) -> None:
         assert isinstance(document, dict)
 
 
-# Anything at all
+# Any text
 
 MEMBERS = sorted({member for schema in SCHEMAS.values() for member in schema["properties"]})
 NAMES = st.none() | st.sampled_from([*SCHEMAS, ""]) | st.text(max_size=10)
@@ -100,7 +100,7 @@ TEXTS: st.SearchStrategy[str] = st.recursive(
     ),
     max_leaves=10,
 )
-"""JSON as text: with members of one name, numbers of any size, and what is no JSON but looks like it."""
+"""Texts of JSON, with duplicate members and numbers of any size, and texts that only look like JSON."""
 BODIES = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=50).map(str.encode),
@@ -117,7 +117,7 @@ BODIES = st.one_of(
     default=NAMES,
     encoding=st.none() | st.sampled_from(["", "utf-8", "gzip"]) | st.text(st.characters(), max_size=10),
 )
-def test_any_event_is_accepted_or_rejected_and_what_is_said_of_it_holds(
+def test_any_event_is_accepted_or_rejected_correctly(
     body: bytes, kind: str | None, default: str | None, encoding: str | None
 ) -> None:
     examined(event(body, kind=kind, default=default, encoding=encoding))
@@ -127,13 +127,13 @@ def test_any_event_is_accepted_or_rejected_and_what_is_said_of_it_holds(
 @settings(STEADY, max_examples=examples(40))
 @given(text=TEXTS)
 @example(text='{"a":1,"a":2}')
-def test_text_is_json_to_the_bridge_only_where_it_is_to_others(text: str) -> None:
+def test_text_is_json_for_the_bridge_only_if_it_is_for_other_parsers(text: str) -> None:
     outcome = examined(event(text.encode()))
     if not (isinstance(outcome, Rejected) and outcome.reason is Reason.NOT_JSON):
         json.loads(text, parse_constant=pytest.fail)
 
 
-# Valid data, by its schema
+# Valid data
 
 TIMES = st.builds(
     lambda moment, fraction, zone: f"{moment.isoformat(timespec='seconds')}{fraction}{zone}",
@@ -151,7 +151,7 @@ KEYWORDS = {
 
 
 def valid_by(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Whatever is valid by the schema, within the keywords that the packaged schemas use."""
+    """Generates data that matches the schema. Supports the keywords of the packaged schemas."""
     assert schema.keys() <= KEYWORDS
     if "$ref" in schema:
         return valid_by(SCHEMAS[schema["$ref"].removeprefix("urn:edk-bridge:schema:")])
@@ -165,7 +165,7 @@ def valid_by(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 def integers_by(schema: dict[str, Any]) -> st.SearchStrategy[int | float]:
     integers = st.integers(schema["minimum"], schema["maximum"])
-    # To JSON Schema, 1.0 is an integer.
+    # In JSON Schema, 1.0 is an integer.
     return integers | integers.map(float)
 
 
@@ -180,7 +180,7 @@ def strings_by(schema: dict[str, Any]) -> st.SearchStrategy[str]:
         return TIMES
     assert "format" not in schema
     if "pattern" in schema:
-        # To Python, $ also matches before a newline at the end.
+        # In Python, $ also matches before a newline at the end.
         return st.from_regex(schema["pattern"].removesuffix("$") + r"\Z").filter(
             lambda text: len(text) <= schema["maxLength"]
         )
@@ -232,7 +232,7 @@ def test_any_valid_data_is_accepted(name: str, data: st.DataObject) -> None:
 
 
 def paths_of(document: Any, path: Path = ()) -> Iterator[Path]:
-    """All places in the document but its root."""
+    """Yields all places in the document except its root."""
     members = document.items() if isinstance(document, dict) else enumerate(document)
     for step, inner in members:
         yield (*path, step)
@@ -247,7 +247,7 @@ REPLACEMENTS = st.one_of(
 
 
 def mutate(document: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
-    """Drops or replaces something, wherever it is."""
+    """Removes or replaces a value at any place."""
     paths = list(paths_of(document))
     if not paths:
         return
@@ -263,9 +263,7 @@ def mutate(document: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None
 @each_schema
 @settings(STEADY, max_examples=examples(24))
 @given(data=st.data())
-def test_any_mutation_of_valid_data_is_accepted_or_rejected_and_what_is_said_of_it_holds(
-    name: str, data: st.DataObject
-) -> None:
+def test_any_mutation_of_valid_data_is_accepted_or_rejected_correctly(name: str, data: st.DataObject) -> None:
     valid = data.draw(st.sampled_from(SCHEMAS[name]["examples"]).map(copy.deepcopy) | VALID[name])
     document = {"type": kind_of(name), "data": valid}
     for _ in range(data.draw(st.integers(1, 3))):
@@ -276,7 +274,7 @@ def test_any_mutation_of_valid_data_is_accepted_or_rejected_and_what_is_said_of_
         assert outcome.pointer.startswith("/data")
 
 
-# Odd
+# Unusual values
 
 UPDATE = json.dumps({**EXAMPLE, "more": "%"}).replace('"%"', "%").encode()
 PLACES = {
@@ -305,7 +303,7 @@ PLACES = {
     ],
     ids=lambda value: repr(value[:24]),
 )
-def test_value_that_is_not_json_is_rejected_wherever_it_is(place: str, value: bytes) -> None:
+def test_value_that_is_not_json_is_rejected_at_any_place(place: str, value: bytes) -> None:
     outcome = examined(event(PLACES[place].replace(b"%", value)))
     assert isinstance(outcome, Rejected)
     assert (outcome.reason, outcome.pointer) == (Reason.NOT_JSON, "")
@@ -320,7 +318,7 @@ def test_value_that_is_not_json_is_rejected_wherever_it_is(place: str, value: by
         (b"1E3", b"1000.0"),
         (b"18446744073709551615", b"18446744073709551615"),
         (b"-9223372036854775808", b"-9223372036854775808"),
-        # Beyond 64 bits there are only floating-point numbers, as in JavaScript beyond 53.
+        # Integers of more than 64 bits become floating point numbers, like those of more than 53 bits in JavaScript.
         (b"18446744073709551616", b"1.8446744073709552e+19"),
         (b'"\\ud83d\\ude00"', b'"\xf0\x9f\x98\x80"'),
         (b'"\\u0000"', b'"\\u0000"'),
@@ -334,7 +332,7 @@ def test_value_that_is_not_json_is_rejected_wherever_it_is(place: str, value: by
     ],
     ids=lambda value: repr(value[:24]),
 )
-def test_odd_value_is_delivered_as_the_same_value(value: bytes, delivered: bytes) -> None:
+def test_unusual_value_is_delivered_as_the_same_value(value: bytes, delivered: bytes) -> None:
     outcome = examined(event(PLACES["an update"].replace(b"%", value)))
     assert isinstance(outcome, Accepted), outcome
     assert b'"more":' + delivered + b"}" in outcome.payload
@@ -343,7 +341,7 @@ def test_odd_value_is_delivered_as_the_same_value(value: bytes, delivered: bytes
 @pytest.mark.parametrize(
     "body", [b"\xef\xbb\xbf%", b"\x00%", b"%\x00", b"%%", b"%,", b"\xfe\xff%", b"// \n%"], ids=repr
 )
-def test_update_with_something_around_it_is_not_json(body: bytes) -> None:
+def test_update_with_other_text_around_it_is_not_json(body: bytes) -> None:
     outcome = examined(event(body.replace(b"%", json.dumps(EXAMPLE).encode())))
     assert isinstance(outcome, Rejected)
     assert outcome.reason is Reason.NOT_JSON
@@ -353,7 +351,7 @@ def test_update_with_something_around_it_is_not_json(body: bytes) -> None:
     ("value", "number"),
     [(b"-0", 0), (b"-0.0", 0), (b"7.0", 7), (b"7e0", 7), (b"70e-1", 7), (b"9007199254740991.0", 2**53 - 1)],
 )
-def test_id_that_is_written_as_another_number_identifies_the_same_kill(value: bytes, number: int) -> None:
+def test_id_in_another_notation_identifies_the_same_killmail(value: bytes, number: int) -> None:
     outcome = examined(event(PLACES["an update's id"].replace(b"%", value)))
     assert isinstance(outcome, Accepted), outcome
     assert outcome.identity == ("killmail", number)
@@ -363,17 +361,17 @@ def test_id_that_is_written_as_another_number_identifies_the_same_kill(value: by
 @pytest.mark.parametrize(
     "value", [b"9007199254740992", b"18446744073709551616", b"1e300", b"-1", b"-1e-300", b"0.5", b"7.0000000001"]
 )
-def test_id_that_is_no_integer_of_53_bits_is_a_violation(value: bytes) -> None:
+def test_id_that_is_not_an_integer_of_53_bits_is_a_violation(value: bytes) -> None:
     outcome = examined(event(PLACES["an update's id"].replace(b"%", value)))
     assert isinstance(outcome, Rejected)
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/killmailId")
 
 
-# Members of one name: the last counts, for what is validated, identified and sent alike
+# Duplicate members: the last one is validated, identifies the update and is sent
 
 
 def duplicated(document: dict[str, Any], first: tuple[str, object], last: tuple[str, object]) -> bytes:
-    """The document with a member before all others, and one behind them."""
+    """The document with one member before all others, and one after them."""
     members = [first, *document.items(), last]
     return f"{{{','.join(f'{json.dumps(name)}:{json.dumps(value)}' for name, value in members)}}}".encode()
 
@@ -417,7 +415,7 @@ def test_last_of_several_killmails_of_a_package_counts() -> None:
     assert empty.reason is Reason.PLACEHOLDER
 
 
-# Deep
+# Deep nesting
 
 DEPTHS = [1, 2, 100, *range(245, 261), 500, *range(1015, 1035), 100_000]
 HOLES: dict[str, tuple[str, str]] = {
@@ -439,7 +437,7 @@ HOLES: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("hole", HOLES)
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"":', "}]")])
-def test_depth_of_any_number_of_levels_is_accepted_or_rejected(hole: str, opening: str, closing: str) -> None:
+def test_any_depth_is_accepted_or_rejected(hole: str, opening: str, closing: str) -> None:
     kind, around = HOLES[hole]
     around = around.replace('"%"', "%")
     for depth in DEPTHS:
@@ -453,7 +451,7 @@ def test_depth_of_any_number_of_levels_is_accepted_or_rejected(hole: str, openin
         assert unclosed.reason is Reason.NOT_JSON
 
 
-# Large
+# Large bodies
 
 
 def in_time(of: Event) -> Accepted | Rejected:
@@ -464,7 +462,7 @@ def in_time(of: Event) -> Accepted | Rejected:
 
 
 def filled(around: bytes, size: int, filling: bytes = b"x") -> bytes:
-    """The text with its % replaced so that all of it has this many bytes."""
+    """The text with its % replaced, so that it has `size` bytes."""
     return around.replace(b"%", filling * (size - len(around) + 1))
 
 
@@ -477,7 +475,7 @@ def filled(around: bytes, size: int, filling: bytes = b"x") -> bytes:
     ],
     ids=["update", "ESI", "R2Z2"],
 )
-def test_body_of_just_the_largest_size_is_accepted_and_one_byte_more_is_too_large(around: str) -> None:
+def test_body_of_the_largest_size_is_accepted_and_one_byte_more_is_too_large(around: str) -> None:
     assert isinstance(in_time(event(filled(around.encode(), MAX_BYTES))), Accepted)
     larger = in_time(event(filled(around.encode(), MAX_BYTES + 1)))
     assert isinstance(larger, Rejected)
@@ -492,7 +490,7 @@ def test_killmail_of_20000_attackers_is_accepted_with_their_count() -> None:
         assert orjson.loads(outcome.payload)["data"]["attackerCount"] == 20_000
 
 
-def test_update_of_300000_members_is_accepted_as_it_came() -> None:
+def test_update_of_300000_members_is_accepted_unchanged() -> None:
     data = {**EXAMPLE, **{f"m{number}": 0 for number in range(300_000)}}
     outcome = in_time(event(orjson.dumps(data)))
     assert isinstance(outcome, Accepted)
@@ -557,7 +555,7 @@ LARGE: dict[str, tuple[Callable[[], bytes], str, Reason]] = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_large_body_that_is_no_update_is_rejected_in_time(name: str) -> None:
+def test_large_body_that_is_not_an_update_is_rejected_in_time(name: str) -> None:
     make, kind, reason = LARGE[name]
     body = make()
     assert len(body) <= MAX_BYTES

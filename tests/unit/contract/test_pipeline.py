@@ -1,4 +1,4 @@
-"""From bytes to an update or a rejection, for what fetchers publish, and for anything else."""
+"""The pipeline turns any event into an update or a rejection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KILLMAILS = Pipeline(KILLMAILS_CATALOG, MAX_BYTES)
 
 @pytest.fixture(scope="module")
 def anything(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A pipeline whose type `any` takes whatever is JSON, and `event` whatever is an object."""
+    """A pipeline whose type `any` accepts all JSON, and whose type `event` accepts all objects."""
     folder = tmp_path_factory.mktemp("schemas")
     (folder / "any.json").write_text("{}")
     (folder / "event.json").write_text('{"type": "object"}')
@@ -74,7 +74,7 @@ def rejected(body: object, **options: Any) -> Rejected:
     return outcome
 
 
-# What is accepted
+# Accepted events
 
 
 @pytest.mark.parametrize(
@@ -97,23 +97,23 @@ def test_example_of_the_specification_becomes_the_golden_update(
     assert processed(body, kind=kind, default=default) == Accepted("killmail", GOLDEN, ("killmail", 123456789), EXAMPLE)
 
 
-def test_update_as_a_client_with_ids_gets_it_is_an_event() -> None:
+def test_update_with_an_id_is_a_valid_event() -> None:
     update = wrap("killmail", EXAMPLE, 1)[:-1] + ending("1234-9f86d081")
     assert accepted(update, default="event").payload == GOLDEN
 
 
-def test_data_is_that_of_the_update_also_where_it_was_converted() -> None:
+def test_data_of_a_converted_event_is_that_of_the_update() -> None:
     raw = {"killmail_id": 1, "solar_system_id": 2, "victim": {"ship_type_id": 3}, "attackers": [{}]}
     for body in (EXAMPLE, raw):
         outcome = accepted(body)
         assert outcome.data == orjson.loads(outcome.payload)["data"]
 
 
-def test_type_of_the_envelope_counts_before_the_default() -> None:
+def test_type_of_the_envelope_has_priority_over_the_default() -> None:
     assert accepted({"type": "killmail", "data": EXAMPLE}, default="event").type == "killmail"
 
 
-def test_type_of_the_message_counts_before_the_default(anything: Pipeline) -> None:
+def test_type_of_the_message_has_priority_over_the_default(anything: Pipeline) -> None:
     assert accepted({}, kind="event", default="any", pipeline=anything).type == "event"
 
 
@@ -158,7 +158,7 @@ def test_plain_encoding_is_accepted(encoding: str | None) -> None:
     assert accepted(EXAMPLE, encoding=encoding).payload == GOLDEN
 
 
-def test_last_of_two_members_of_one_name_wins(anything: Pipeline) -> None:
+def test_last_of_two_members_with_the_same_name_counts(anything: Pipeline) -> None:
     assert orjson.loads(accepted(b'{"a":1,"a":2}', default="event", pipeline=anything).payload)["data"] == {"a": 2}
     last = rejected(orjson.dumps(EXAMPLE)[:-1] + b',"killmailId":"x"}')
     assert last.pointer == "/killmailId"
@@ -172,7 +172,7 @@ def test_body_of_250_levels_is_accepted(anything: Pipeline) -> None:
     accepted(b"[" * 250 + b"]" * 250, default="any", pipeline=anything)
 
 
-# What is rejected, and why
+# Rejected events
 
 
 def test_body_of_one_byte_more_is_too_large(anything: Pipeline) -> None:
@@ -184,7 +184,7 @@ def test_body_of_one_byte_more_is_too_large(anything: Pipeline) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "utf-16", "base64", "gzip, binary", "gzip\x00" * 1000])
 @pytest.mark.parametrize("body", [gzip.compress(GOLDEN), GOLDEN.decode().encode("utf-16"), b"H4sIAAAA", b"", b"\xff"])
-def test_other_encoding_of_what_is_no_json_is_unsupported(encoding: str, body: bytes) -> None:
+def test_other_encoding_of_a_body_that_is_not_json_is_unsupported(encoding: str, body: bytes) -> None:
     outcome = rejected(body, encoding=encoding)
     assert outcome.reason is Reason.UNSUPPORTED_ENCODING
     assert outcome.detail.startswith(f"content_encoding is '{encoding[:4]}")
@@ -212,14 +212,14 @@ def test_large_body_is_plain_json_if_it_begins_like_json() -> None:
 
 @pytest.mark.parametrize("media_type", ["application/json", "text/plain; charset=utf-8", "Application/JSON"])
 @pytest.mark.parametrize("body", [GOLDEN, b"\x1f\x8b"], ids=["JSON", "gzip"])
-def test_media_type_as_the_encoding_is_said_to_belong_in_content_type(media_type: str, body: bytes) -> None:
+def test_media_type_as_the_encoding_gets_a_hint_to_content_type(media_type: str, body: bytes) -> None:
     outcome = rejected(body, encoding=media_type)
     assert outcome.detail.startswith(f"content_encoding is '{media_type}'")
     assert outcome.detail.endswith("; a media type belongs in content_type")
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "text/json", " Application/JSON; charset=utf-8"])
-def test_media_type_as_the_type_is_said_to_belong_in_content_type(media_type: str) -> None:
+def test_media_type_as_the_type_gets_a_hint_to_content_type(media_type: str) -> None:
     outcome = rejected(EXAMPLE, kind=media_type)
     assert outcome.reason is Reason.UNKNOWN_TYPE
     assert outcome.detail.startswith(
@@ -228,7 +228,7 @@ def test_media_type_as_the_type_is_said_to_belong_in_content_type(media_type: st
 
 
 @pytest.mark.parametrize("kind", ["killmail/new", "json", "application", "applications/json"])
-def test_type_that_is_no_media_type_gets_no_word_of_content_type(kind: str) -> None:
+def test_type_that_is_not_a_media_type_gets_no_hint_to_content_type(kind: str) -> None:
     assert "content_type" not in rejected(EXAMPLE, kind=kind).detail
 
 
@@ -269,7 +269,7 @@ def test_body_that_is_not_json_is_rejected(anything: Pipeline, body: bytes) -> N
     assert len(outcome.detail) < 500
 
 
-def test_body_that_is_empty_or_no_text_is_said_to_be(anything: Pipeline) -> None:
+def test_rejection_names_a_body_that_is_empty_or_not_utf_8(anything: Pipeline) -> None:
     assert rejected(b"", default="any", pipeline=anything).detail == "the body is empty"
     assert (
         rejected(b'"a\xff"', default="any", pipeline=anything).detail
@@ -291,7 +291,7 @@ def test_body_that_is_empty_or_no_text_is_said_to_be(anything: Pipeline) -> None
     ids=lambda value: repr(value[:20]),
 )
 @pytest.mark.parametrize("encoding", [None, "binary"])
-def test_body_of_another_format_is_said_to_look_like_it(body: bytes, detail: str, encoding: str | None) -> None:
+def test_rejection_names_the_format_of_the_body(body: bytes, detail: str, encoding: str | None) -> None:
     pipeline = Pipeline(catalog.load([catalog.PACKAGED]), MAX_BYTES)
     event = Event(body, None, "killmail", encoding)
     assert pipeline.process(event, NOW_MS) == Rejected(Reason.NOT_JSON, detail)
@@ -310,21 +310,21 @@ KNOWN = "known types: entity-activity, event, killmail, price-update, statistics
 
 
 @pytest.mark.parametrize("kind", ["update", "Killmail", "killmail ", "killmail.json", "x\n" * 5000])
-def test_type_without_a_schema_is_unknown_and_the_known_ones_are_named(kind: str) -> None:
+def test_type_without_a_schema_is_unknown_and_the_known_types_are_named(kind: str) -> None:
     outcome = rejected(EXAMPLE, kind=kind)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
     assert outcome.detail.endswith(KNOWN)
     assert len(outcome.detail) < 500
 
 
-def test_wrapped_type_without_a_schema_is_pointed_at() -> None:
+def test_pointer_leads_to_a_wrapped_type_without_a_schema() -> None:
     outcome = rejected({"type": "weather", "data": {}})
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "/type")
     assert "'weather'" in outcome.detail
 
 
 @pytest.mark.parametrize("form", ["esi-killmail", "redisq-package", "r2z2-document"])
-def test_form_named_as_a_type_is_unknown_and_the_right_type_is_said(form: str) -> None:
+def test_source_format_as_a_type_is_unknown_and_the_right_type_is_named(form: str) -> None:
     outcome = rejected({}, kind=form)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
     assert outcome.detail.endswith("publish it with the type killmail")
@@ -333,7 +333,7 @@ def test_form_named_as_a_type_is_unknown_and_the_right_type_is_said(form: str) -
 @pytest.mark.parametrize(
     "name", ["resume", "gap", "heartbeat", "close", "error", "bridge.", "bridge.x\n", "bridge.gap"]
 )
-def test_reserved_type_is_unknown_and_said_to_be_reserved(name: str) -> None:
+def test_reserved_type_is_unknown_and_named_as_reserved(name: str) -> None:
     for outcome in (processed({}, kind=name), processed({"type": name, "data": {}})):
         assert isinstance(outcome, Rejected)
         assert outcome.reason == Reason.UNKNOWN_TYPE
@@ -342,8 +342,8 @@ def test_reserved_type_is_unknown_and_said_to_be_reserved(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [None, "", "binary"])
-def test_type_property_that_names_no_type_leaves_it_to_the_envelope_and_the_exchange(kind: str | None) -> None:
-    """RabbitMQ 3.10 sets it to `binary` for what was sent as bytes by AMQP 1.0."""
+def test_type_property_that_names_no_type_counts_as_absent(kind: str | None) -> None:
+    """RabbitMQ 3.10 sets the property to `binary` on bytes sent by AMQP 1.0."""
     assert accepted(EXAMPLE, kind=kind).type == "killmail"
     assert accepted({"type": "killmail", "data": EXAMPLE}, kind=kind, default="event").type == "killmail"
 
@@ -359,7 +359,7 @@ def test_value_of_amqp_1_0_is_rejected_with_how_to_send_it() -> None:
     assert "send the JSON as bytes, in a data section" in outcome.detail
 
 
-def test_same_bytes_without_the_brokers_word_for_them_are_no_json() -> None:
+def test_same_bytes_without_the_type_of_amqp_1_0_are_not_json() -> None:
     assert rejected(encoded_by_amqp_1_0(b"{}"), kind="killmail").reason is Reason.NOT_JSON
 
 
@@ -390,7 +390,7 @@ def test_type_property_that_contradicts_the_envelope_is_a_violation() -> None:
     ],
     ids=repr,
 )
-def test_violation_points_to_where_it_is_in_the_event_and_says_what_is_wrong(
+def test_violation_names_its_place_in_the_event_and_the_problem(
     change: dict[str, object], pointer: str, words: str, prefix: str, *, wrapped: bool
 ) -> None:
     data = EXAMPLE | change
@@ -403,7 +403,7 @@ def test_violation_points_to_where_it_is_in_the_event_and_says_what_is_wrong(
 
 
 @pytest.mark.parametrize(("wrapped", "prefix"), [(False, ""), (True, "/data")])
-def test_missing_member_is_named_and_pointed_at(prefix: str, *, wrapped: bool) -> None:
+def test_missing_member_is_named_with_its_place(prefix: str, *, wrapped: bool) -> None:
     data = {name: value for name, value in EXAMPLE.items() if name != "systemId"}
     outcome = rejected({"type": "killmail", "data": data} if wrapped else data)
     assert outcome.pointer == prefix + "/systemId"
@@ -415,7 +415,7 @@ TEXT = orjson.dumps(EXAMPLE).decode()
 
 
 @pytest.mark.parametrize("time", ["today", "2024-10-22 10:30:00", "2024-02-30T10:30:00Z", "2024-10-22t10:30:00z", ""])
-def test_wrong_time_is_one_violation_whatever_rejects_it(time: str) -> None:
+def test_wrong_time_is_one_violation_of_format_or_pattern(time: str) -> None:
     event = Event(orjson.dumps({**EXAMPLE, "timestamp": time}), None, "killmail", None)
     [problem] = KILLMAILS.problems(event)
     assert problem.detail == f'/timestamp: "{time}" is not a valid date-time: write it as 2024-10-22T10:30:00Z'
@@ -431,15 +431,13 @@ def test_wrong_time_is_one_violation_whatever_rejects_it(time: str) -> None:
     ],
     ids=str,
 )
-def test_missing_member_that_was_misspelled_is_named_with_the_misspelling(
-    body: object, pointer: str, misspelled: str
-) -> None:
+def test_missing_member_is_named_with_its_misspelling(body: object, pointer: str, misspelled: str) -> None:
     outcome = rejected(body)
     assert outcome.pointer == pointer
     assert f" is missing; is '{misspelled}' a misspelling of it?" in outcome.detail
 
 
-def test_member_of_the_schema_is_no_misspelling_of_another() -> None:
+def test_member_of_the_schema_is_not_a_misspelling_of_another() -> None:
     other_names = {**EXAMPLE, "killmailTime": "2024-10-22T10:30:00Z"}
     del other_names["killmailId"]
     assert rejected(other_names).detail == "/killmailId: the member 'killmailId' is missing"
@@ -489,7 +487,7 @@ def test_member_of_the_schema_is_no_misspelling_of_another() -> None:
     ],
     ids=str,
 )
-def test_event_in_something_else_is_rejected_with_what_is_around_it(body: object, pointer: str, words: str) -> None:
+def test_rejection_names_the_wrapper_of_an_event(body: object, pointer: str, words: str) -> None:
     outcome = rejected(body)
     assert (outcome.reason, outcome.pointer, outcome.schema) == (Reason.SCHEMA_VIOLATION, pointer, "")
     assert outcome.detail.startswith(f"{pointer}: {words}" if pointer else f"the event {words}")
@@ -508,14 +506,14 @@ def test_event_in_something_else_is_rejected_with_what_is_around_it(body: object
     ids=lambda body: str(body)[:40],
 )
 @pytest.mark.parametrize("kind", [None, "killmail"])
-def test_bytes_that_node_wrote_as_json_are_named(body: Any, kind: str | None) -> None:
+def test_rejection_names_a_buffer_of_node(body: Any, kind: str | None) -> None:
     outcome = rejected(body, kind=kind)
     assert outcome.reason is Reason.SCHEMA_VIOLATION
     assert outcome.detail.endswith("looks like the bytes of a Buffer: publish the JSON itself")
     assert KILLMAILS.problems(Event(orjson.dumps(body), kind, "killmail", None)) == [outcome]
 
 
-def test_bytes_of_node_without_any_type_are_named() -> None:
+def test_rejection_names_a_buffer_of_node_without_any_type() -> None:
     assert "a Buffer" in rejected({"type": "Buffer", "data": list(GOLDEN)}, default=None).detail
 
 
@@ -526,14 +524,14 @@ def test_type_named_buffer_is_a_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [ESI, {"killmail": ESI}, {"esi": ESI}], ids=["ESI", "RedisQ", "R2Z2"])
-def test_incomplete_foreign_form_in_an_envelope_of_others_is_what_to_publish(form: dict[str, Any]) -> None:
+def test_rejection_points_to_an_incomplete_source_format_in_another_envelope(form: dict[str, Any]) -> None:
     for name in form:
         broken = {**form, name: {"a": 1}}
         assert rejected({"job": "x", "data": broken}).detail.endswith("publish the value of /data")
     assert rejected({"job": "x", "data": {"commandName": "x"}}).detail.endswith("publish the event as plain JSON")
 
 
-def test_broken_envelope_without_any_type_is_said_to_be_one() -> None:
+def test_rejection_names_a_broken_envelope_without_any_type() -> None:
     outcome = rejected({**MORE, "source": "zkb"}, default=None)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "/source")
     assert "remove the member 'source'" in outcome.detail
@@ -550,12 +548,12 @@ def test_broken_envelope_without_any_type_is_said_to_be_one() -> None:
     ],
     ids=str,
 )
-def test_event_that_only_breaks_its_schema_is_pointed_at_as_before(body: object, pointer: str) -> None:
+def test_event_that_only_violates_its_schema_has_the_pointer_of_the_violation(body: object, pointer: str) -> None:
     problems = KILLMAILS.problems(Event(orjson.dumps(body), None, "killmail", None))
     assert pointer in [problem.pointer for problem in problems]
 
 
-def test_deep_and_broken_strings_hold_no_event() -> None:
+def test_deep_and_broken_strings_contain_no_event() -> None:
     deep_event = f'{TEXT[:-1]},"more":{"[" * 1000}{"]" * 1000}}}'
     for text in (deep_event, '{"a":' * 500 + "1" + "}" * 500, '{"a":' * 2000 + "1" + "}" * 2000, "{"):
         assert rejected({"raw": text, "a": 1}).detail == "/killmailId: the member 'killmailId' is missing"
@@ -574,7 +572,7 @@ JOB = {
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A pipeline whose type `job` has members of the same names as an envelope."""
+    """A pipeline whose type `job` has members with the names of an envelope's members."""
     folder = tmp_path_factory.mktemp("schemas")
     (folder / "job.json").write_bytes(orjson.dumps(JOB))
     (folder / "task.json").write_text('{"allOf": [{"$ref": "urn:edk-bridge:schema:job"}]}')
@@ -597,7 +595,7 @@ def test_schema_with_the_members_of_an_envelope_describes_its_events(
     assert accepted({"type": own, "data": inner}, pipeline=jobs, **named).data == inner
 
 
-def test_envelope_of_a_known_type_counts_before_the_default_that_has_such_members_too(jobs: Pipeline) -> None:
+def test_envelope_of_a_known_type_has_priority_over_a_default_type_with_such_members(jobs: Pipeline) -> None:
     assert accepted({"type": "killmail", "data": EXAMPLE}, default="job", pipeline=jobs).type == "killmail"
 
 
@@ -620,13 +618,15 @@ def test_envelope_of_a_known_type_counts_before_the_default_that_has_such_member
     ],
     ids=str,
 )
-def test_event_that_is_no_object_is_said_to_be_what_it_is(value: object, words: str, *, wrapped: bool) -> None:
+def test_rejection_names_the_kind_of_an_event_that_is_not_an_object(
+    value: object, words: str, *, wrapped: bool
+) -> None:
     outcome = rejected({"type": "killmail", "data": value} if wrapped else value)
     assert outcome.detail == (f"/data: {words}" if wrapped else words)
     assert outcome.schema == "urn:edk-bridge:schema:killmail"
 
 
-def test_violation_of_the_whole_begins_with_the_point() -> None:
+def test_violation_of_the_whole_event_begins_with_the_problem() -> None:
     outcome = rejected([EXAMPLE])
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "")
     assert outcome.detail.startswith("an array of 1 item: publish each item as a separate event")
@@ -637,7 +637,7 @@ def test_violation_of_the_whole_data_points_to_the_data() -> None:
 
 
 @pytest.mark.parametrize("value", ["x" * 15_000, list(range(3000)), {"x" * 10_000: 1}], ids=["text", "array", "object"])
-def test_huge_value_is_bounded_in_the_detail(value: object) -> None:
+def test_detail_of_a_huge_value_is_bounded(value: object) -> None:
     assert len(rejected({**EXAMPLE, "systemId": value}).detail) < 500
 
 
@@ -646,14 +646,14 @@ def test_control_characters_are_escaped_in_the_detail() -> None:
     assert "\\u2028b" in detail
 
 
-def test_update_of_another_shape_carries_no_schema_of_killmails(tmp_path: Path) -> None:
+def test_rejection_has_the_id_of_the_violated_schema(tmp_path: Path) -> None:
     (tmp_path / "weather.json").write_text('{"$id": "urn:example:weather", "type": "object"}')
     pipeline = Pipeline(catalog.load([catalog.PACKAGED, tmp_path]), MAX_BYTES)
     assert rejected([], kind="weather", pipeline=pipeline).schema == "urn:example:weather"
     assert rejected([], kind="killmail", pipeline=pipeline).schema == "urn:edk-bridge:schema:killmail"
 
 
-# Whatever comes
+# Any event
 
 FAST = settings(max_examples=examples(80))
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -713,7 +713,7 @@ def test_any_killmail_is_delivered_as_published_or_rejected_with_its_schema(
         assert outcome.pointer == "" or outcome.pointer.removeprefix("/") in EXAMPLE
 
 
-def test_huge_member_name_is_bounded_and_escaped(tmp_path: Path) -> None:
+def test_detail_of_a_huge_member_name_is_bounded_and_escaped(tmp_path: Path) -> None:
     (tmp_path / "event.json").write_text('{"additionalProperties": {"type": "integer"}}')
     pipeline = Pipeline(catalog.load([tmp_path]), 100_000)
     outcome = rejected({"\x1b\n" + "k" * 10_000: "x"}, kind="event", pipeline=pipeline)
@@ -735,7 +735,7 @@ def test_violations_are_listed_up_to_a_bound() -> None:
     assert last.detail == "the event has more than 1,000 violations; the others are not listed"
 
 
-def test_update_that_grows_beyond_the_limit_when_it_is_written_is_too_large() -> None:
+def test_update_that_exceeds_the_limit_with_its_numbers_in_full_is_too_large() -> None:
     pipeline = Pipeline(catalog.load([catalog.PACKAGED]), 20_000)
     few, many = (
         orjson.dumps({**EXAMPLE, "x": 0}).replace(b'"x":0', b'"x":[' + b"1e15," * n + b"1]") for n in (9, 3000)

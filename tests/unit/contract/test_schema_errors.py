@@ -1,4 +1,4 @@
-"""What the author of a schema file reads where it can't be used."""
+"""The errors for authors of schema files that can't be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KNOWN = "the types are array, boolean, integer, null, number, object, string"
 
 
 def error_of(schema: dict[str, object]) -> str:
-    """What is said of a schema, compiled as the schema files are."""
+    """The error for a schema that is compiled like the schema files."""
     schema = {"$id": "urn:own", **schema}
     with pytest.raises((ValueError, TypeError)) as raised:
         jsonschema_rs.Draft202012Validator(
@@ -43,7 +43,7 @@ def error_of(schema: dict[str, object]) -> str:
     ],
     ids=repr,
 )
-def test_type_that_is_none_is_said_with_the_one_that_is_meant(value: object, problem: str) -> None:
+def test_error_for_an_unknown_type_names_a_similar_type(value: object, problem: str) -> None:
     assert error_of({"type": value}) == f"/type: {problem}"
     assert error_of({"properties": {"a": {"items": {"type": value}}}}) == f"/properties/a/items/type: {problem}"
 
@@ -59,7 +59,7 @@ def test_type_that_is_none_is_said_with_the_one_that_is_meant(value: object, pro
         ("colour", "the formats are date, date-time, time, "),
     ],
 )
-def test_format_that_is_none_is_said_with_the_one_that_is_meant(value: str, hint: str) -> None:
+def test_error_for_an_unknown_format_names_a_similar_format(value: str, hint: str) -> None:
     assert error_of({"format": value}).startswith(f"/format: {value!r} is not a format; {hint}")
 
 
@@ -86,7 +86,7 @@ def test_each_type_is_known_to_the_library(name: str) -> None:
         ("http://127.0.0.1:1/x", "http://127.0.0.1:1/x", "$ref takes the $id of another file"),
     ],
 )
-def test_reference_to_no_schema_file_is_said_with_the_id_that_is_meant(reference: str, absent: str, hint: str) -> None:
+def test_error_for_an_unresolved_reference_names_a_similar_id(reference: str, absent: str, hint: str) -> None:
     assert error_of({"items": {"$ref": reference}}).startswith(f"no schema file has the $id {absent!r}; {hint}")
 
 
@@ -99,9 +99,9 @@ def test_reference_to_no_schema_file_is_said_with_the_id_that_is_meant(reference
         ({"pattern": "("}, '/pattern: "(" is not a "regex"'),
     ],
 )
-def test_other_errors_are_the_library_s_with_their_place(schema: dict[str, object], words: str) -> None:
+def test_other_errors_are_those_of_the_library_with_their_place(schema: dict[str, object], words: str) -> None:
     assert error_of(schema).startswith(words)
 
 
-def test_error_without_a_place_is_the_library_s() -> None:
+def test_error_without_a_place_is_that_of_the_library() -> None:
     assert describe_error(ValueError("Recursion limit reached"), IDS) == "Recursion limit reached"

@@ -1,4 +1,4 @@
-"""Warnings of schema files: what causes one, what it names, and what causes none."""
+"""The warnings about schema files: their causes and their texts, and files without a warning."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def details(schema: dict[str, Any]) -> list[str]:
         ("ä" * 128 + ".json", "at most 255 bytes"),
     ],
 )
-def test_file_that_looks_like_a_schema_file_and_is_not_one_has_a_reason(name: str, words: str) -> None:
+def test_file_that_only_looks_like_a_schema_file_gets_a_reason(name: str, words: str) -> None:
     reason = not_read(name)
     assert reason is not None
     assert words in reason
@@ -58,20 +58,20 @@ def test_file_that_looks_like_a_schema_file_and_is_not_one_has_a_reason(name: st
         *("README.md", "event.json~", "event.json.bak", ".event.json.swp", "events.ndjson", "Makefile", "..data"),
     ],
 )
-def test_name_of_a_schema_file_or_of_something_else_has_none(name: str) -> None:
+def test_name_of_a_schema_file_or_of_another_file_gets_no_reason(name: str) -> None:
     assert not_read(name) is None
 
 
 @pytest.mark.parametrize(
     "name", ["event.json.bak", "event.json~", "event.json.orig", "Event.JSON.2", "event.json.disabled", "event.jsonl"]
 )
-def test_backup_of_a_schema_file_has_a_reason_in_a_folder_without_schema_files(name: str) -> None:
+def test_backup_of_a_schema_file_gets_a_reason_in_a_folder_without_schema_files(name: str) -> None:
     assert not_read(name, alone=True) == "not read: a schema file contains JSON, and its name ends with .json"
     assert not_read(name) is None
 
 
 @pytest.mark.parametrize("name", ["event.json", "README.md", "events.ndjson", "Makefile"])
-def test_name_of_something_else_has_none_in_a_folder_without_schema_files(name: str) -> None:
+def test_name_of_another_file_gets_no_reason_in_a_folder_without_schema_files(name: str) -> None:
     assert not_read(name, alone=True) is None
 
 
@@ -89,20 +89,20 @@ def test_name_of_something_else_has_none_in_a_folder_without_schema_files(name: 
         ("Copy of killmail", "killmail"),
     ],
 )
-def test_name_that_is_probably_a_slip_is_said_with_the_one_that_is_meant(stem: str, meant: str) -> None:
+def test_warning_about_an_unusual_name_names_the_probable_type(stem: str, meant: str) -> None:
     assert unusual_name(stem) == (
         f"the file's name gives the update type {stem!r}; if you mean {meant!r}, rename the file to {meant}.json"
     )
 
 
-def test_name_of_blanks_only_is_said_without_another_one() -> None:
+def test_warning_about_a_name_of_blanks_names_no_type() -> None:
     assert unusual_name("  ") == "the file's name gives the update type '  '; rename the file"
 
 
 @pytest.mark.parametrize(
     "stem", ["killmail", "fleet-move", "fleet move", "v1.2", "schema", "json", "copy", "fleet.move"]
 )
-def test_usual_name_is_left_alone(stem: str) -> None:
+def test_usual_name_causes_no_warning(stem: str) -> None:
     assert unusual_name(stem) is None
 
 
@@ -126,14 +126,14 @@ def test_usual_name_is_left_alone(stem: str) -> None:
         ("X-Role", "x-role"),
     ],
 )
-def test_unknown_keyword_is_said_with_the_one_that_is_meant(keyword: str, meant: str) -> None:
+def test_warning_about_an_unknown_keyword_names_a_similar_keyword(keyword: str, meant: str) -> None:
     assert details({keyword: 1}) == [
         f"/{keyword}: the keyword {keyword!r} is unknown and has no effect; did you mean {meant}?"
     ]
 
 
 @pytest.mark.parametrize("keyword", ["version", "", "\x1b[2J", "日本"])
-def test_unknown_keyword_that_is_like_no_other_is_said_too(keyword: str) -> None:
+def test_unknown_keyword_without_a_similar_keyword_causes_a_warning(keyword: str) -> None:
     [line] = details({keyword: 1})
     assert line.endswith("is unknown and has no effect; prefix your own keywords with x-")
     assert line.isprintable()
@@ -151,13 +151,15 @@ def test_unknown_keyword_that_is_like_no_other_is_said_too(keyword: str) -> None
         ("divisibleBy", "multipleOf"),
     ],
 )
-def test_keyword_of_another_draft_or_of_openapi_is_said_with_what_to_use(keyword: str, instead: str) -> None:
+def test_warning_about_a_keyword_of_another_draft_or_of_openapi_names_its_replacement(
+    keyword: str, instead: str
+) -> None:
     [line] = details({keyword: {}})
     assert f"the keyword {keyword!r} has no effect in draft 2020-12; use {instead}" in line
 
 
 @pytest.mark.parametrize("keyword", ["x-identiy", "x-Identity", "x-identifier", "x-rol"])
-def test_near_miss_of_an_own_keyword_is_said(keyword: str) -> None:
+def test_misspelled_own_keyword_causes_a_warning(keyword: str) -> None:
     [line] = details({keyword: "/moveId"})
     assert "has no effect; did you mean x-" in line
 
@@ -176,7 +178,7 @@ def test_near_miss_of_an_own_keyword_is_said(keyword: str) -> None:
         ({"contentSchema": {"requierd": []}}, "/contentSchema/requierd"),
     ],
 )
-def test_unknown_keyword_is_found_wherever_a_subschema_may_stand(schema: dict[str, Any], pointer: str) -> None:
+def test_unknown_keyword_is_found_in_every_kind_of_subschema(schema: dict[str, Any], pointer: str) -> None:
     assert [found for found, _ in lint(schema, DECLARED)] == [pointer]
 
 
@@ -193,18 +195,18 @@ def test_unknown_keyword_is_found_wherever_a_subschema_may_stand(schema: dict[st
     ],
     ids=repr,
 )
-def test_names_values_and_extensions_are_no_keywords(schema: dict[str, Any]) -> None:
+def test_names_values_and_extensions_are_not_keywords(schema: dict[str, Any]) -> None:
     assert details(schema) == []
 
 
 @pytest.mark.parametrize("keyword", ["x-identity", "x-role"])
-def test_own_keyword_within_a_schema_has_no_effect(keyword: str) -> None:
+def test_own_keyword_in_a_subschema_causes_a_warning(keyword: str) -> None:
     assert details({"properties": {"a": {keyword: "/b"}}}) == [
         f"/properties/a/{keyword}: {keyword} has an effect only at the top level of a schema file"
     ]
 
 
-def test_schema_that_is_nested_deeply_is_walked_to_its_end() -> None:
+def test_deeply_nested_schema_is_searched_completely() -> None:
     schema: dict[str, Any] = {"requierd": []}
     for _ in range(5000):
         schema = {"not": schema}
@@ -213,7 +215,7 @@ def test_schema_that_is_nested_deeply_is_walked_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(("count", "said"), [(MOST_PER_FILE, MOST_PER_FILE), (MOST_PER_FILE + 1, MOST_PER_FILE)])
-def test_no_more_warnings_are_said_of_a_file_than_may_be(count: int, said: int) -> None:
+def test_number_of_warnings_of_a_file_is_bounded(count: int, said: int) -> None:
     found = lint({f"wrong{number}": 1 for number in range(count)}, DECLARED)
     assert len(found) == said
     assert (("", "the file has more problems of this kind") in found) == (count > MOST_PER_FILE)
@@ -222,7 +224,7 @@ def test_no_more_warnings_are_said_of_a_file_than_may_be(count: int, said: int) 
 # Members
 
 
-def test_identity_that_names_no_declared_member_is_said_with_the_one_that_is_meant() -> None:
+def test_warning_about_an_undeclared_identity_names_a_similar_member() -> None:
     assert details({"x-identity": "/moveID"}) == [
         "/x-identity: the schema declares no member 'moveID', so updates are probably not identified; "
         "did you mean 'moveId'?"
@@ -243,13 +245,13 @@ def test_identity_is_compared_with_a_bounded_number_of_members() -> None:
     assert hint(COMPARED_NAMES + 1) == "declare it in properties"
 
 
-def test_identity_that_is_never_a_string_or_a_number_is_said() -> None:
+def test_identity_that_is_never_a_string_or_a_number_causes_a_warning() -> None:
     assert details({"x-identity": "/fleet"}) == [
         "/x-identity: 'fleet' is never a string or a number, so it identifies no update"
     ]
 
 
-def test_identity_of_what_is_no_update_type_is_said() -> None:
+def test_identity_in_a_file_that_is_not_an_update_type_causes_a_warning() -> None:
     assert lint({"x-role": "definitions", "x-identity": "/moveId"}, None) == [
         ("/x-identity", "x-identity has an effect only in the schema of an update type")
     ]
@@ -266,11 +268,11 @@ def test_identity_of_what_is_no_update_type_is_said() -> None:
     ],
     ids=repr,
 )
-def test_identity_that_the_schema_knows_causes_no_warning(schema: dict[str, Any]) -> None:
+def test_declared_identity_causes_no_warning(schema: dict[str, Any]) -> None:
     assert details(schema) == []
 
 
-def test_identity_with_escapes_is_compared_as_the_name_that_it_stands_for() -> None:
+def test_identity_with_escapes_is_unescaped_before_it_is_compared() -> None:
     assert lint({"x-identity": "/a~1b~0"}, {"a/b~": {"string"}}) == []
 
 
@@ -281,7 +283,7 @@ def test_identity_with_escapes_is_compared_as_the_name_that_it_stands_for() -> N
         *(("sohlar", "solhar"), ("PILOT", "pilot"), ("tpye", "type"), ("isk_vlaue", "isk_value")),
     ],
 )
-def test_required_name_that_is_nearly_a_declared_one_is_said(required: str, declared: str) -> None:
+def test_required_name_that_is_similar_to_a_declared_one_causes_a_warning(required: str, declared: str) -> None:
     assert details({"properties": {declared: {}, "at": {}}, "required": ["at", required]}) == [
         f"/required/1: the property {required!r} is not declared; did you mean {declared!r}?"
     ]

@@ -1,4 +1,4 @@
-"""The schema files are written in one style, so that people and programs find in each what they found in another."""
+"""All schema files have the same style, so that people and programs can rely on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.ste
 
 
 def members(schema: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every member that a schema describes, at any depth, with its path."""
+    """Yields every member that a schema describes, at any depth, with its path."""
     for member, inner in schema.get("properties", {}).items():
         yield f"{name}.{member}", inner
         yield from members(inner, f"{name}.{member}")
@@ -31,7 +31,7 @@ def members(schema: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, 
 
 
 @each_file
-def test_file_says_what_it_is(file: Path) -> None:
+def test_file_has_its_metadata(file: Path) -> None:
     schema = json.loads(file.read_text())
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["$id"] == f"urn:edk-bridge:schema:{file.stem}"
@@ -66,7 +66,7 @@ def test_examples_are_valid(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.types))
-def test_every_type_has_the_moment_at_which_it_was_sent(name: str) -> None:
+def test_every_type_has_the_time_when_it_was_sent(name: str) -> None:
     schema = json.loads(CATALOG.documents[f"{name}.json"])
     assert "timestamp" in schema["required"]
     killmail = json.loads(CATALOG.documents["killmail.json"])["properties"]["timestamp"]
@@ -74,7 +74,7 @@ def test_every_type_has_the_moment_at_which_it_was_sent(name: str) -> None:
     assert (timestamp["format"], timestamp["pattern"]) == (killmail["format"], killmail["pattern"])
 
 
-def test_every_time_is_read_alike() -> None:
+def test_every_time_has_the_same_pattern() -> None:
     times = {
         inner["pattern"]
         for file in FILES
@@ -84,6 +84,6 @@ def test_every_time_is_read_alike() -> None:
     assert len(times) == 1
 
 
-def test_examples_for_clients_are_served_as_no_schema() -> None:
+def test_examples_for_clients_are_not_served_as_schemas() -> None:
     assert {path.suffix for path in (catalog.PACKAGED / "clients").iterdir()} >= {".js", ".mjs", ".py"}
     assert set(CATALOG.documents) == {file.name for file in FILES}

@@ -1,4 +1,4 @@
-"""Which known name is meant by an unknown one."""
+"""The known name that a misspelled name probably means."""
 
 import pytest
 

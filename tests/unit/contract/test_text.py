@@ -1,4 +1,4 @@
-"""Other people's text: what becomes of it on its way into a header or a log line."""
+"""Untrusted text becomes safe for headers and log lines."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from bridge.contract.text import LIMIT, from_system, json_pointer, printable, un
         ("\U000e0001", "\\U000e0001"),
     ],
 )
-def test_what_is_not_printable_is_escaped_and_the_rest_stays(text: str, shown: str) -> None:
+def test_characters_that_are_not_printable_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-def test_text_of_the_longest_length_stays_whole() -> None:
+def test_text_of_the_maximum_length_is_unchanged() -> None:
     assert printable("x" * LIMIT) == "x" * LIMIT
 
 

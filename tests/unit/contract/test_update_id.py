@@ -1,4 +1,4 @@
-"""Ids: what is written can be read, and nothing else can."""
+"""Every id can be parsed from its text, and no other text is an id."""
 
 import pytest
 from hypothesis import given
@@ -8,11 +8,11 @@ from bridge.contract.update_id import UpdateId
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1))
-def test_an_id_that_was_given_out_is_understood(sequence: int, tag: int) -> None:
+def test_text_of_an_id_can_be_parsed(sequence: int, tag: int) -> None:
     assert UpdateId.parse(str(UpdateId(sequence, tag))) == (sequence, tag)
 
 
-def test_an_id_looks_like_this() -> None:
+def test_id_has_this_text() -> None:
     assert str(UpdateId(1234, 0xABC)) == "1234-00000abc"
 
 
@@ -32,5 +32,5 @@ def test_an_id_looks_like_this() -> None:
         "9" * 20 + "-00000001",
     ],
 )
-def test_nothing_else_is_an_id(text: str) -> None:
+def test_other_text_is_not_an_id(text: str) -> None:
     assert UpdateId.parse(text) is None

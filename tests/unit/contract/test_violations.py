@@ -1,4 +1,4 @@
-"""What is said of a value that breaks a schema: short, with the point in front."""
+"""The sentence about a value that violates a schema is short, and begins with the problem."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DATE_TIMES = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?
 DATE_TIME = "is not a valid date-time: write it as 2024-10-22T10:30:00Z"
 
 
-def said(schema: Any, value: object) -> str:
-    """The sentence about the value, as a member of an object."""
+def sentence(schema: Any, value: object) -> str:
+    """The sentence about a value that is a member of an object."""
     validator = jsonschema_rs.Draft202012Validator({"properties": {"m": schema}}, validate_formats=True)
     [error] = validator.iter_errors({"m": value})
     return describe(error)
 
 
-def said_of_whole(schema: Any, value: object) -> str:
+def sentence_for_event(schema: Any, value: object) -> str:
     [error] = jsonschema_rs.Draft202012Validator(schema).iter_errors(value)
     return describe(error)
 
@@ -95,8 +95,8 @@ def said_of_whole(schema: Any, value: object) -> str:
     ],
     ids=str,
 )
-def test_violation_says_what_came_and_what_was_expected(schema: Any, value: object, words: str) -> None:
-    assert said(schema, value) == words
+def test_violation_names_the_actual_and_the_expected_value(schema: Any, value: object, words: str) -> None:
+    assert sentence(schema, value) == words
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_violation_says_what_came_and_what_was_expected(schema: Any, value: obje
     ],
     ids=repr,
 )
-def test_whole_event_of_another_type_is_said_to_be_what_it_is(value: object, words: str) -> None:
-    assert said_of_whole({"type": "object"}, value) == words
+def test_violation_of_the_whole_event_names_its_actual_type(value: object, words: str) -> None:
+    assert sentence_for_event({"type": "object"}, value) == words
 
 
-def test_whole_event_of_several_types_is_expected_to_be_one_of_them() -> None:
-    assert said_of_whole({"type": ["string", "null"]}, [1]) == "expected null or a string; got an array of 1 item"
-    assert said_of_whole({"type": "integer"}, {"a": 1}) == "expected an integer; got an object"
+def test_violation_of_the_whole_event_names_several_expected_types() -> None:
+    assert sentence_for_event({"type": ["string", "null"]}, [1]) == "expected null or a string; got an array of 1 item"
+    assert sentence_for_event({"type": "integer"}, {"a": 1}) == "expected an integer; got an object"
 
 
 @pytest.mark.parametrize(
@@ -137,23 +137,23 @@ def test_whole_event_of_several_types_is_expected_to_be_one_of_them() -> None:
         *(("kind", "knd"), ("title", "Title"), ("victim", "victm"), ("_", "-")),
     ],
 )
-def test_missing_member_that_was_misspelled_is_named_with_the_misspelling(missing: str, misspelled: str) -> None:
-    words = said({"required": [missing]}, {"other": 1, misspelled: 1, "more": 2})
+def test_missing_member_is_named_with_its_misspelling(missing: str, misspelled: str) -> None:
+    words = sentence({"required": [missing]}, {"other": 1, misspelled: 1, "more": 2})
     assert words == f"the member '{missing}' is missing; is '{misspelled}' a misspelling of it?"
 
 
-def test_the_same_name_but_for_case_is_taken_before_one_that_is_close() -> None:
-    assert "is 'system_id' a" in said({"required": ["systemId"]}, {"systemIds": 1, "system_id": 1})
+def test_name_that_differs_only_in_case_has_priority_over_a_similar_one() -> None:
+    assert "is 'system_id' a" in sentence({"required": ["systemId"]}, {"systemIds": 1, "system_id": 1})
 
 
 @pytest.mark.parametrize(
     "name", ["other", "regionId", "typeId", "itemId", "", "s", "x" * 101 + "systemId", "systemId" * 13]
 )
-def test_missing_member_unlike_any_other_is_only_missing(name: str) -> None:
-    assert said({"required": ["systemId"]}, {name: 1}) == "the member 'systemId' is missing"
+def test_missing_member_without_a_similar_member_has_no_hint(name: str) -> None:
+    assert sentence({"required": ["systemId"]}, {name: 1}) == "the member 'systemId' is missing"
 
 
-def test_member_that_the_schema_names_is_no_misspelling() -> None:
+def test_member_of_the_schema_is_not_a_misspelling() -> None:
     value = {"killmailTime": 1, "killmail_id": 1}
     [error] = jsonschema_rs.Draft202012Validator({"required": ["killmailId"]}).iter_errors(value)
     assert describe(error, frozenset({"killmail_id", "killmailTime"})) == "the member 'killmailId' is missing"
@@ -163,10 +163,10 @@ def test_member_that_the_schema_names_is_no_misspelling() -> None:
 def test_misspelling_is_searched_among_a_bounded_number_of_members() -> None:
     for others, is_found in ((COMPARED_MEMBERS - 1, True), (COMPARED_MEMBERS, False)):
         value = {**dict.fromkeys(map(str, range(others))), "sytemId": 1}
-        assert ("misspelling" in said({"required": ["systemId"]}, value)) is is_found
+        assert ("misspelling" in sentence({"required": ["systemId"]}, value)) is is_found
     for length in (COMPARED_CHARACTERS, COMPARED_CHARACTERS + 1):
         value = {"x" * length: 1}
-        assert ("misspelling" in said({"required": ["X" * length]}, value)) is (length == COMPARED_CHARACTERS)
+        assert ("misspelling" in sentence({"required": ["X" * length]}, value)) is (length == COMPARED_CHARACTERS)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_misspelling_is_searched_among_a_bounded_number_of_members() -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_array_holds_bytes_where_its_first_items_are_numbers_of_a_byte(value: list[object], *, is_bytes: bool) -> None:
+def test_array_contains_bytes_if_its_first_items_are_bytes(value: list[object], *, is_bytes: bool) -> None:
     assert holds_bytes(value) is is_bytes
 
 
@@ -200,8 +200,8 @@ LONG = "start" + "x" * 10_000 + "end"
     ],
     ids=str,
 )
-def test_long_value_is_cut_in_its_middle(schema: Any) -> None:
-    words = said(schema, LONG)
+def test_long_value_is_shortened_in_the_middle(schema: Any) -> None:
+    words = sentence(schema, LONG)
     words = words.removeprefix("expected 1; got ")
     assert words.startswith('"start')
     assert " ... " in words
@@ -219,7 +219,7 @@ def test_names_and_options_of_any_length_and_number_are_bounded() -> None:
         ({"propertyNames": {"maxLength": 2}}, {LONG: 1}),
         ({"required": [LONG]}, {}),
     ):
-        assert len(said(schema, value)) <= 410
+        assert len(sentence(schema, value)) <= 410
 
 
 def test_value_is_escaped() -> None:
@@ -240,5 +240,5 @@ def test_value_is_escaped() -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_string_holds_json_where_an_object_or_array_was_encoded(text: str, *, is_json: bool) -> None:
+def test_string_contains_json_if_it_is_an_encoded_object_or_array(text: str, *, is_json: bool) -> None:
     assert holds_json(text) is is_json

@@ -1,4 +1,4 @@
-"""Envelopes of other software: how they are detected, and where the event is in them."""
+"""Envelopes of other software are detected, and the event in them is found."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def found(document: object, pointer: str = "", declared: frozenset[str] = DECLAR
 
 
 def place(document: object) -> str | None:
-    """JSON Pointer to the event within."""
+    """JSON Pointer to the event in the document."""
     what = found(document)
     return None if what is None else what.pointer
 
 
-# Envelopes of others
+# Envelopes of other software
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_envelope_without_an_event_asks_for_the_event_as_plain_json(document: ob
     ],
     ids=str,
 )
-def test_envelope_of_any_kind_is_told_by_its_members(document: object, members: str, at: str) -> None:
+def test_unknown_envelope_is_detected_by_its_members(document: object, members: str, at: str) -> None:
     assert found(document) == Wrapped("", f"has the {members} of an envelope: publish the value of {at}")
     inside = found(document, "/data")
     assert inside == Wrapped("/data", f"has the {members} of an envelope: publish the value of /data{at}")
@@ -153,7 +153,7 @@ def test_envelope_of_any_kind_is_told_by_its_members(document: object, members: 
     ],
     ids=str,
 )
-def test_document_that_only_lacks_something_is_no_envelope(document: object) -> None:
+def test_incomplete_document_is_not_an_envelope(document: object) -> None:
     assert found(document) is None
 
 
@@ -162,7 +162,7 @@ def test_document_that_only_lacks_something_is_no_envelope(document: object) -> 
     [{"job": "x", "data": {"a": 1}}, {"channel": "x", "payload": {"a": 1}}, {"type": "x", "data": {"a": 1}, "by": 1}],
     ids=str,
 )
-def test_members_that_the_schema_declares_are_no_envelope(document: dict[str, Any]) -> None:
+def test_declared_members_are_not_an_envelope(document: dict[str, Any]) -> None:
     assert found(document) is not None
     assert found(document, declared=frozenset(document)) is None
 
@@ -177,7 +177,7 @@ def test_members_that_the_schema_declares_are_no_envelope(document: dict[str, An
     ],
     ids=lambda document: str(document)[:40],
 )
-def test_bytes_that_node_wrote_as_json_are_named(document: object) -> None:
+def test_buffer_of_node_is_named(document: object) -> None:
     assert found(document, "/data") == Wrapped("/data", BYTES)
 
 
@@ -196,11 +196,11 @@ def test_bytes_that_node_wrote_as_json_are_named(document: object) -> None:
     ],
     ids=str,
 )
-def test_what_only_resembles_the_bytes_of_node_is_none(document: dict[str, Any]) -> None:
+def test_object_that_only_resembles_a_buffer_is_not_one(document: dict[str, Any]) -> None:
     assert not is_node_bytes(document)
 
 
-# The bridge's own
+# The bridge's envelope
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_only_resembles_the_bytes_of_node_is_none(document: dict[str, Any])
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_broken_envelope_is_said_with_what_is_wrong(document: dict[str, Any], pointer: str, text: str) -> None:
+def test_problem_of_a_broken_envelope_is_named(document: dict[str, Any], pointer: str, text: str) -> None:
     for what, prefix in (
         (broken_envelope(document, "/x"), "/x"),
         (found(document), ""),
@@ -235,7 +235,7 @@ def test_envelope_and_half_of_one_are_not_broken(document: dict[str, Any]) -> No
     assert broken_envelope(document, "") is None
 
 
-# The event within
+# The event in the document
 
 
 @pytest.mark.parametrize(
@@ -261,15 +261,15 @@ def test_envelope_and_half_of_one_are_not_broken(document: dict[str, Any]) -> No
     ],
     ids=str,
 )
-def test_event_within_is_pointed_at(document: object, pointer: str, text: str) -> None:
+def test_pointer_leads_to_the_event_in_the_document(document: object, pointer: str, text: str) -> None:
     assert found(document) == Wrapped(pointer, text)
 
 
-def test_array_of_events_is_left_to_its_schema() -> None:
+def test_array_of_events_is_not_a_wrapper() -> None:
     assert found([EVENT, EVENT]) is None
 
 
-def test_declared_member_holds_no_event_of_its_own() -> None:
+def test_declared_member_is_not_searched() -> None:
     assert place({"ship": EVENT}) is None
     assert place({"x": {"ship": EVENT}}) == "/x/ship"
 
@@ -279,7 +279,7 @@ def nested(levels: int) -> Any:
 
 
 def test_search_ends_at_its_bounds() -> None:
-    """What is just within each bound is found, and what is beyond is not."""
+    """An event at each bound is found, and an event beyond it is not."""
     assert place(nested(SEARCHED_LEVELS)) == "/x" * SEARCHED_LEVELS
     assert place(nested(SEARCHED_LEVELS + 1)) is None
 
@@ -304,7 +304,7 @@ def test_search_ends_at_its_bounds() -> None:
 
 def test_search_visits_a_bounded_number_of_values() -> None:
     def values(number: int) -> dict[str, object]:
-        # The event is visited last: behind "a" and "z", the 20 arrays, "y", and the 960 items of the arrays.
+        # The event is visited last: after "a" and "z", the 20 arrays, "y", and the 960 items of the arrays.
         others = dict.fromkeys(map(str, range(number - 984)), 0)
         return {**others, "a": [[0] * 48] * 20, "z": {"y": {"x": EVENT}}}
 
@@ -320,7 +320,7 @@ def test_search_parses_a_bounded_number_of_strings() -> None:
     assert place(strings(PARSED_STRINGS)) is None
 
 
-def test_what_only_looks_like_json_holds_no_event() -> None:
+def test_text_that_only_looks_like_json_contains_no_event() -> None:
     assert place({"a": "{" + TEXT}) is None
     assert place({"a": f" {TEXT} "}) == "/a"
     assert place({"a": json.dumps(TEXT)}) is None

@@ -1,4 +1,4 @@
-"""The error of a demo that has no broker."""
+"""The error of a demo without a broker."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import pytest
 
 from bridge.demo.broker import NoBroker, start_container
 
-WAYS = ("BRIDGE_AMQP_URL", "pip install 'edk-bridge[demo]'", "--without-broker")
+SOLUTIONS = ("BRIDGE_AMQP_URL", "pip install 'edk-bridge[demo]'", "--without-broker")
 
 
-def test_missing_extra_is_named_with_the_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_the_missing_extra_and_three_solutions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bridge.demo.container", None)
     with pytest.raises(NoBroker, match=r"the extra `demo` \(testcontainers\) is not installed") as raised:
         start_container("image", print)
-    assert all(way in str(raised.value) for way in WAYS)
+    assert all(solution in str(raised.value) for solution in SOLUTIONS)
 
 
 @pytest.mark.parametrize(
     ("has_engine", "reason"), [(False, "no container engine answers"), (True, "there is no image")]
 )
-def test_reason_of_the_engine_is_named_with_the_three_ways_out(
+def test_error_names_the_reason_of_the_engine_and_three_solutions(
     monkeypatch: pytest.MonkeyPatch, has_engine: bool, reason: str
 ) -> None:
     container = pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
@@ -33,4 +33,4 @@ def test_reason_of_the_engine_is_named_with_the_three_ways_out(
     monkeypatch.setattr(container, "fetch_image", fetch_image)
     with pytest.raises(NoBroker, match=reason) as raised:
         start_container("image", print)
-    assert all(way in str(raised.value) for way in WAYS)
+    assert all(solution in str(raised.value) for solution in SOLUTIONS)

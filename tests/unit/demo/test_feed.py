@@ -1,4 +1,4 @@
-"""The feed of the demo: events, invalid ones, and gaps, in the order in which a consumer would deliver them."""
+"""The demo's feed delivers valid and invalid events and gaps, in the same order as a consumer."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PIPELINE = Pipeline(catalog.load([catalog.PACKAGED]), 2**20)
 
 
 class Handler:
-    """Keeps what it gets, settles each delivery, and stops the feed after so many events."""
+    """Records results and gaps, settles each delivery, and stops the feed after a number of events."""
 
     def __init__(self, events: int) -> None:
-        self.got: list[Accepted | Rejected | Gap] = []
+        self.results: list[Accepted | Rejected | Gap] = []
         self.delivered = 0
         self.stop_after = events
         self.feed: Feed | None = None
@@ -43,7 +43,7 @@ class Handler:
         assert self.feed is not None
         [delivery] = deliveries
         event = Event(delivery.body, delivery.properties.type, None, delivery.properties.encoding)
-        self.got.append(PIPELINE.process(event, 0))
+        self.results.append(PIPELINE.process(event, 0))
         assert delivery.exchange == "bridge.demo"
         assert delivery.current
         delivery.settle()
@@ -58,7 +58,7 @@ class Handler:
         raise AssertionError("a feed has no history")
 
     def on_gap(self, gap: Gap) -> None:
-        self.got.append(gap)
+        self.results.append(gap)
 
     def on_session_end(self) -> None:
         raise AssertionError("a feed has one session")
@@ -78,7 +78,7 @@ async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopp
     handler = Handler(events=2 * GAP_INTERVAL)
     feed = feed_to(handler, metrics)
     await feed.run()
-    outcomes = [each for each in handler.got if isinstance(each, Accepted | Rejected)]
+    outcomes = [each for each in handler.results if isinstance(each, Accepted | Rejected)]
     assert handler.delivered == len(outcomes) == 2 * GAP_INTERVAL
     invalid = [number for number, each in enumerate(outcomes, 1) if isinstance(each, Rejected)]
     assert invalid == list(range(REJECT_INTERVAL, 2 * GAP_INTERVAL + 1, REJECT_INTERVAL))
@@ -86,8 +86,8 @@ async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopp
     ids = [orjson.loads(each.payload)["data"]["killmailId"] for each in outcomes if isinstance(each, Accepted)]
     assert ids == sorted(set(ids))
     # The feed is stopped before the second gap is reported.
-    [gap] = [each for each in handler.got if not isinstance(each, Accepted | Rejected)]
-    assert handler.got.index(gap) == GAP_INTERVAL
+    [gap] = [each for each in handler.results if not isinstance(each, Accepted | Rejected)]
+    assert handler.results.index(gap) == GAP_INTERVAL
     assert feed.gaps.last == gap
     assert feed.status.state is State.STOPPED
 

@@ -1,4 +1,4 @@
-"""The demo's killmails are what a fetcher would publish, and the same seed gives the same ones."""
+"""The demo's killmails are plausible, and the same seed gives the same killmails."""
 
 import random
 import statistics
@@ -49,15 +49,15 @@ def test_killmail_ids_rise() -> None:
 @pytest.mark.parametrize(
     "now", [_NOW, _NOW.astimezone(timezone(timedelta(hours=2)))], ids=["clock in UTC", "clock in another zone"]
 )
-def test_the_timestamp_is_the_moment_in_utc_with_milliseconds(now: datetime) -> None:
+def test_timestamp_is_the_time_in_utc_with_milliseconds(now: datetime) -> None:
     assert _sample(1, now=now)[0]["timestamp"] == "2024-10-22T10:30:00.123Z"
 
 
-def test_a_whole_second_still_has_its_milliseconds() -> None:
+def test_timestamp_of_a_whole_second_has_milliseconds() -> None:
     assert _sample(1, now=_NOW.replace(microsecond=0))[0]["timestamp"] == "2024-10-22T10:30:00.000Z"
 
 
-def test_a_third_has_no_alliance_and_a_seventh_is_a_structure_without_character() -> None:
+def test_one_third_has_no_alliance_and_one_seventh_is_a_structure_without_character() -> None:
     sample = _sample(5000)
     structures = [data for data in sample if "victimId" not in data]
     assert len(structures) / len(sample) == pytest.approx(1 / 7, abs=0.02)
@@ -65,21 +65,21 @@ def test_a_third_has_no_alliance_and_a_seventh_is_a_structure_without_character(
     assert sum("victimAllianceId" not in data for data in sample) / len(sample) == pytest.approx(1 / 3, abs=0.03)
 
 
-def test_attackers_are_mostly_few_and_rarely_hundreds() -> None:
+def test_number_of_attackers_is_usually_small_and_rarely_hundreds() -> None:
     counts = [data["attackerCount"] for data in _sample(5000)]
     assert statistics.median(counts) < 8
     assert sum(count <= 15 for count in counts) / len(counts) > 0.95
     assert max(counts) > 200
 
 
-def test_known_systems_come_often_and_both_kinds_of_space_come() -> None:
+def test_busy_systems_are_frequent_and_both_kinds_of_space_occur() -> None:
     systems = [data["systemId"] for data in _sample(5000)]
     assert 0.05 < systems.count(30000142) / len(systems) < 0.2
     assert any(system >= 31_000_001 for system in systems)
     assert len(set(systems)) > 1000
 
 
-def test_the_same_seed_gives_the_same_killmails_and_another_seed_others() -> None:
+def test_same_seed_gives_the_same_killmails_and_another_seed_gives_others() -> None:
     assert _sample(50, seed=7) == _sample(50, seed=7)
     assert _sample(50, seed=7) != _sample(50, seed=8)
 
@@ -93,6 +93,6 @@ def test_pauses_average_to_the_rate_and_vary(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
-def test_a_rate_that_is_not_above_zero_is_refused(rate: float) -> None:
+def test_rate_that_is_not_above_zero_raises_value_error(rate: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         next(pace(random.Random(1), rate))

@@ -1,4 +1,4 @@
-"""The AsyncAPI document for schema files and a deployment. Whether it is valid is for tests/conformance."""
+"""The AsyncAPI document for schema files and a deployment. tests/conformance checks that it is valid."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def document(
 
 
 def references(value: Any) -> Iterator[str]:
-    """Every reference in the document."""
+    """Yields every reference in the document."""
     if isinstance(value, dict):
         if "$ref" in value:
             yield value["$ref"]
@@ -68,7 +68,7 @@ def test_every_reference_has_its_target() -> None:
         assert resolve(made, reference) is not None
 
 
-def test_clients_find_the_endpoint() -> None:
+def test_document_names_the_endpoint() -> None:
     made = document()
     assert (made["asyncapi"], made["info"]["version"]) == ("3.0.0", "1.2.3")
     server = made["servers"]["websocket"]
@@ -99,7 +99,7 @@ def test_every_update_type_is_a_message_to_clients() -> None:
             assert PACKAGED.types[name].violation(example["payload"]["data"]) is None
 
 
-def test_what_the_bridge_itself_tells_is_a_message_to_clients_and_no_event() -> None:
+def test_own_message_is_a_message_to_clients_and_not_an_event() -> None:
     made = document()
     for name, schema in PACKAGED.messages.items():
         message = resolve(made, made["channels"]["updates"]["messages"][name]["$ref"])
@@ -112,7 +112,7 @@ def test_what_the_bridge_itself_tells_is_a_message_to_clients_and_no_event() -> 
         assert not any(name in key for key in made["channels"]["exchange.killmails"]["messages"])
 
 
-def test_query_has_all_that_a_client_may_ask_for() -> None:
+def test_query_has_all_parameters() -> None:
     query = document()["channels"]["updates"]["bindings"]["ws"]["query"]
     asked = query["properties"]
     assert list(asked) == ["type", "after", *PACKAGED.filterable]
@@ -121,7 +121,7 @@ def test_query_has_all_that_a_client_may_ask_for() -> None:
     assert asked["killmailId"]["items"] == {"type": "integer"}
 
 
-def test_member_that_tools_take_for_a_reference_is_left_out_of_the_query() -> None:
+def test_member_that_tools_would_resolve_is_not_in_the_query() -> None:
     kinds = frozenset({"string"})
     query = document(filterable={"$ref": kinds, "a b": kinds})["channels"]["updates"]["bindings"]["ws"]["query"]
     assert list(query["properties"]) == ["type", "after", "a b"]
@@ -139,7 +139,7 @@ def test_broker_is_not_named() -> None:
     assert server["variables"]["broker"]["default"] == "localhost:5672"
 
 
-def test_every_exchange_is_received_from() -> None:
+def test_document_has_an_operation_for_every_exchange() -> None:
     made = document(exchanges={"kills": "killmail", "böard/news": "event"})
     assert list(made["channels"]) == ["updates", "exchange.kills", "exchange.b_f6_ard_2f_news", "rejected"]
     for key, name, default in [("kills", "kills", "killmail"), ("b_f6_ard_2f_news", "böard/news", "event")]:
@@ -156,7 +156,7 @@ def test_every_exchange_is_received_from() -> None:
         assert len(operation["messages"]) == len(channel["messages"])
 
 
-def test_every_form_of_every_type_may_be_published() -> None:
+def test_every_source_format_of_every_type_can_be_published() -> None:
     made = document()
     messages = made["channels"]["exchange.killmails"]["messages"]
     forms = {"form.esi-killmail", "form.redisq-package", "form.r2z2-document"}
@@ -167,7 +167,7 @@ def test_every_form_of_every_type_may_be_published() -> None:
         assert message["bindings"]["amqp"]["messageType"] == expected
 
 
-def test_wrapped_event_names_its_type_and_may_hold_a_foreign_form() -> None:
+def test_wrapped_event_names_its_type_and_can_contain_a_source_format() -> None:
     messages = document()["components"]["messages"]
     members = messages["wrapped.statistics"]["payload"]["properties"]
     assert members["type"] == {"type": "string", "const": "statistics"}
@@ -182,7 +182,7 @@ def test_redisq_package_may_be_in_its_package() -> None:
     assert packed["required"] == ["package"]
 
 
-def test_rejected_event_says_why() -> None:
+def test_rejected_event_has_its_reason() -> None:
     made = document()
     assert made["channels"]["rejected"]["bindings"]["amqp"]["exchange"]["name"] == "bridge.rejected"
     assert made["operations"]["sendRejected"]["action"] == "send"
@@ -197,7 +197,7 @@ def test_rejected_events_that_are_only_counted_are_not_described() -> None:
     assert "rejected" not in made["components"]["messages"]
 
 
-def test_own_type_is_described_like_ours() -> None:
+def test_operators_type_is_described_like_a_packaged_type() -> None:
     own = b'{"$defs": {"id": {"type": "integer"}}, "properties": {"id": {"$ref": "#/$defs/id"}}}'
     made = document({**PACKAGED.documents, "fleet move.json": own})
     message = made["components"]["messages"]["update.fleet_20_move"]
@@ -210,7 +210,7 @@ def test_own_type_is_described_like_ours() -> None:
     }
 
 
-def test_envelope_that_is_missing_is_still_three_members() -> None:
+def test_update_without_an_envelope_schema_has_three_members() -> None:
     members = document({"fleet.json": b"{}"}, filterable={})["components"]["messages"]["update.fleet"]["payload"][
         "properties"
     ]
@@ -221,7 +221,7 @@ def test_envelope_that_is_missing_is_still_three_members() -> None:
     }
 
 
-def test_draft_7_finds_the_examples_valid_and_others_not() -> None:
+def test_examples_are_valid_in_draft_7_and_other_values_are_not() -> None:
     made = document()
     checked = 0
     for message in made["components"]["messages"].values():

@@ -1,4 +1,4 @@
-"""Schemas of draft 2020-12, made into schemas of draft 7 in one document."""
+"""Schemas of draft 2020-12 are converted to draft 7, in one document."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OTHER: dict[str, Any] = {
 
 
 def converted(schema: dict[str, Any]) -> Any:
-    """What becomes of the schema, which may refer to OTHER."""
+    """Converts a schema, which may refer to OTHER."""
     return convert({"mine": {"$id": "urn:example:mine", **schema}, "other": OTHER}, PLACE)["mine"]
 
 
-def test_what_both_drafts_say_alike_stays_as_it_is() -> None:
+def test_keywords_of_both_drafts_are_unchanged() -> None:
     schema = {
         "title": "T",
         "description": "D",
@@ -38,7 +38,7 @@ def test_what_both_drafts_say_alike_stays_as_it_is() -> None:
     assert converted(schema) == schema
 
 
-def test_keywords_of_no_draft_are_left_out() -> None:
+def test_unknown_keywords_are_removed() -> None:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$vocabulary": {},
@@ -100,7 +100,7 @@ def test_reference_names_the_place_of_its_target(keyword: str, reference: str, p
     assert converted(schema)["properties"]["it"] == {"$ref": PLACE + place}
 
 
-def test_reference_is_relative_to_the_schema_that_it_stands_in() -> None:
+def test_reference_is_relative_to_its_schema() -> None:
     inner = {"$id": "https://example.org/schemas/inner.json", "allOf": [{"$ref": "other.json"}, {"$ref": "#/$defs/x"}]}
     schema = {"$defs": {"inner": {**inner, "$defs": {"x": {}}}, "x": {}}}
     assert converted(schema)["definitions"]["inner"]["allOf"] == [
@@ -110,11 +110,11 @@ def test_reference_is_relative_to_the_schema_that_it_stands_in() -> None:
 
 
 @pytest.mark.parametrize("reference", ["https://json-schema.org/draft/2020-12/schema", "#/x-own/shape", "#nowhere"])
-def test_reference_to_what_is_not_here_takes_everything(reference: str) -> None:
+def test_reference_to_an_unknown_schema_accepts_everything(reference: str) -> None:
     assert converted({"items": {"$ref": reference}})["items"] == {"$comment": f"see {reference}"}
 
 
-def test_what_stands_beside_a_reference_still_holds() -> None:
+def test_keywords_next_to_a_reference_still_apply() -> None:
     schema = {"description": "D", "allOf": [{"minProperties": 1}], "$ref": "#/$defs/a", "$defs": {"a": {}}}
     assert converted(schema) == {
         "description": "D",
@@ -124,7 +124,7 @@ def test_what_stands_beside_a_reference_still_holds() -> None:
     assert schema["allOf"] == [{"minProperties": 1}]
 
 
-def test_what_tools_would_take_for_a_reference_is_left_out() -> None:
+def test_value_that_tools_would_resolve_is_removed() -> None:
     schema = {
         "examples": [{"a": [{"$ref": "nowhere"}]}],
         "default": {"$ref": 1},
@@ -149,6 +149,6 @@ def test_schema_whose_own_name_has_a_tilde_is_found() -> None:
     assert convert(schemas, PLACE)["other"]["items"] == {"$ref": f"{PLACE}/a~0~1b"}
 
 
-def test_other_keywords_beside_a_tuple_keep_their_names() -> None:
+def test_other_keywords_next_to_a_tuple_keep_their_names() -> None:
     schema = {"prefixItems": [{}], "contains": {"type": "string"}, "not": {"maxItems": 0}}
     assert converted(schema) == {"items": [{}], "contains": {"type": "string"}, "not": {"maxItems": 0}}
