@@ -1,4 +1,4 @@
-"""What is published by AMQP 1.0, STOMP and MQTT, with other people's clients: an update, or a reject that says why."""
+"""Events over AMQP 1.0, STOMP, MQTT and HTTP, from other projects' clients: each becomes an update or a reject."""
 
 import asyncio
 import json
@@ -23,6 +23,7 @@ from tests.support.broker.node import PrivateNode
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.broker.session import say, unavailable
 from tests.support.clients import RawClient
+from tests.support.documentation import adapted, code_block, shell
 from tests.support.killmail import killmail
 from tests.support.prepare import DEBIAN_PYTHON
 from tests.support.publishing import observer, take
@@ -35,28 +36,30 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
 LIMIT_S = 20
 GUEST = "guest"
-PLUGINS = "[rabbitmq_amqp1_0,rabbitmq_stomp,rabbitmq_mqtt].\n"
+PLUGINS = "[rabbitmq_amqp1_0,rabbitmq_stomp,rabbitmq_mqtt,rabbitmq_management].\n"
 
 
-class ManyTongues(PrivateNode):
-    """A private node that speaks AMQP 1.0, STOMP and MQTT beside AMQP 0-9-1."""
+class PluginsNode(PrivateNode):
+    """A private node with AMQP 1.0, STOMP, MQTT and the HTTP API, in addition to AMQP 0-9-1."""
 
     def __init__(self, server: Path) -> None:
-        self.stomp_port, self.mqtt_port = free_port(), free_port()
+        self.stomp_port, self.mqtt_port, self.http_port = free_port(), free_port(), free_port()
         super().__init__(
             server,
             {
                 "stomp.listeners.tcp.1": f"{LOOPBACK}:{self.stomp_port}",
                 "mqtt.listeners.tcp.1": f"{LOOPBACK}:{self.mqtt_port}",
+                "management.tcp.ip": LOOPBACK,
+                "management.tcp.port": str(self.http_port),
             },
         )
         (self.directory / "enabled_plugins").write_text(PLUGINS)
 
 
 @pytest.fixture(scope="module")
-def plugins_node() -> Iterator[ManyTongues]:
+def plugins_node() -> Iterator[PluginsNode]:
     try:
-        node = ManyTongues(find_server(say, may_install=False))
+        node = PluginsNode(find_server(say, may_install=False))
     except NoBroker as error:
         unavailable(str(error))
     node.start()
@@ -69,7 +72,7 @@ def release(node: PrivateNode) -> tuple[int, ...]:
 
 
 def address(node: PrivateNode, exchange: str, routing_key: str | None = "any") -> str:
-    """Where an AMQP 1.0 client sends to."""
+    """Returns the address that an AMQP 1.0 client sends to."""
     prefix = "/exchanges" if release(node) >= (4,) else "/exchange"
     return f"{prefix}/{exchange}" + (f"/{routing_key}" if routing_key else "")
 
@@ -80,7 +83,7 @@ def run(*command: str | Path) -> None:
 
 
 def require(way: str) -> None:
-    """Skips the test if the client is not installed. To be called first: a skip does not close open resources."""
+    """Skips the test if the client is not installed. Call it first: a skip does not close open resources."""
     if way == "rhea" and shutil.which("node") is None:
         unavailable("node is not installed; `make prepare` installs it")
     proton = (DEBIAN_PYTHON, "-c", "import proton")
@@ -88,23 +91,23 @@ def require(way: str) -> None:
         unavailable("Debian's python3-qpid-proton is not installed; `make prepare` installs it")
 
 
-def by_rhea(node: ManyTongues, exchange: str, kind: str, body: str, routing_key: str | None = "any") -> None:
+def by_rhea(node: PluginsNode, exchange: str, kind: str, body: str, routing_key: str | None = "any") -> None:
     run("node", HERE / "node/amqp10.mjs", LOOPBACK, str(node.port), address(node, exchange, routing_key), kind, body)
 
 
-def by_proton(node: ManyTongues, exchange: str, kind: str, body: str) -> None:
+def by_proton(node: PluginsNode, exchange: str, kind: str, body: str) -> None:
     url = f"amqp://{GUEST}:{GUEST}@{LOOPBACK}:{node.port}"
     run(DEBIAN_PYTHON, HERE / "support/proton_sender.py", url, address(node, exchange), kind, body)
 
 
-def by_stomp(node: ManyTongues, exchange: str, kind: str, body: str) -> None:
+def by_stomp(node: PluginsNode, exchange: str, kind: str, body: str) -> None:
     connection = stomp.Connection([(LOOPBACK, node.stomp_port)])
     connection.connect(GUEST, GUEST, wait=True)
     connection.send(f"/exchange/{exchange}", body, content_type=kind)
     connection.disconnect()
 
 
-def by_mqtt(node: ManyTongues, topic: str, kind: str, body: str) -> None:
+def by_mqtt(node: PluginsNode, topic: str, kind: str, body: str) -> None:
     client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.username_pw_set(GUEST, GUEST)
     connected = threading.Event()
@@ -125,9 +128,9 @@ MQTT_EXCHANGE = "amq.topic"
 
 @asynccontextmanager
 async def bridge_of(
-    node: ManyTongues, exchange: str, **flags: object
+    node: PluginsNode, exchange: str, **flags: object
 ) -> AsyncIterator[tuple[Bridge, AbstractConnection, str]]:
-    """A bridge on the node, an operator's connection, and the name of the rejects' exchange. All is removed."""
+    """Yields a bridge on the node, an operator's connection, and the queue's name. Removes what the bridge declared."""
     rejects, queue = unique("rejects"), unique("queue")
     async with observer(node.url) as amqp:
         try:
@@ -154,7 +157,7 @@ async def bridge_of(
         ("mqtt", "1"),
     ],
 )
-async def test_event_is_an_update_whatever_protocol_it_comes_by(plugins_node: ManyTongues, way: str, kind: str) -> None:
+async def test_event_over_another_protocol_becomes_an_update(plugins_node: PluginsNode, way: str, kind: str) -> None:
     require(way)
     exchange = MQTT_EXCHANGE if way == "mqtt" else unique("exchange")
     async with bridge_of(plugins_node, exchange) as (bridge, _, _queue):
@@ -165,12 +168,23 @@ async def test_event_is_an_update_whatever_protocol_it_comes_by(plugins_node: Ma
         await client.close()
 
 
+async def test_event_over_the_http_api_becomes_an_update(plugins_node: PluginsNode, tmp_path: Path) -> None:
+    command = code_block("schemas/publishers/README.md", "Command line", 1)
+    exchange = unique("exchange")
+    changes = ("localhost:15672", f"{LOOPBACK}:{plugins_node.http_port}"), ("killmails", exchange)
+    async with bridge_of(plugins_node, exchange) as (bridge, _, _queue):
+        client = await RawClient.open(port_of(bridge))
+        assert await shell(adapted(command, *changes), tmp_path) == b'{"routed":true}'
+        assert orjson.loads(await client.text())["data"]["killmailId"] == 2
+        await client.close()
+
+
 @pytest.mark.parametrize(
     ("way", "kind"),
     [("rhea", "text"), ("rhea", "binary"), ("rhea", "object"), ("rhea", "sequence"), ("proton", "value")],
 )
 async def test_value_or_sequence_of_amqp_1_0_is_rejected_with_a_hint(
-    plugins_node: ManyTongues, way: str, kind: str
+    plugins_node: PluginsNode, way: str, kind: str
 ) -> None:
     require(way)
     exchange = unique("exchange")
@@ -183,10 +197,10 @@ async def test_value_or_sequence_of_amqp_1_0_is_rejected_with_a_hint(
     assert "send the JSON as bytes, in a data section" in str(message.headers["x-reject-detail"])
 
 
-async def test_message_that_the_broker_can_not_deliver_is_suspected_and_seldom_asked_for(
-    plugins_node: ManyTongues,
+async def test_message_that_the_broker_can_not_deliver_is_reported_and_requested_rarely(
+    plugins_node: PluginsNode,
 ) -> None:
-    """RabbitMQ 3.10 can't deliver what it was sent by AMQP 1.0 to an exchange without a routing key."""
+    """RabbitMQ 3.10 can't deliver an event that an AMQP 1.0 client sent to an exchange without a routing key."""
     if release(plugins_node) >= (4,):
         pytest.skip("RabbitMQ 4 delivers it")
     require("rhea")
@@ -197,7 +211,7 @@ async def test_message_that_the_broker_can_not_deliver_is_suspected_and_seldom_a
         def warnings() -> object:
             return bridge.readiness.report()[1]["warnings"]
 
-        await eventually("it says so", lambda: warnings() == [CLOSED_EARLY])
+        await eventually("the bridge reports it", lambda: warnings() == [CLOSED_EARLY])
         attempts = consumer_of(bridge).status.attempts
         assert attempts <= 4
         assert "INTERNAL_ERROR" in str(consumer_of(bridge).status.error)
@@ -206,5 +220,5 @@ async def test_message_that_the_broker_can_not_deliver_is_suspected_and_seldom_a
         await (await channel.get_queue(queue)).purge()
         await asyncio.to_thread(by_rhea, plugins_node, exchange, "data", json.dumps(killmail(2)))
         assert orjson.loads(await client.text())["data"] == killmail(2)
-        await eventually("it says so no more", lambda: not warnings())
+        await eventually("the warning ends", lambda: not warnings())
         await client.close()

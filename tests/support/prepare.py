@@ -40,15 +40,18 @@ PROGRAMS = {
 """The programs for the tests of `docker/`: each command, and its Debian package."""
 
 LIBRARIES = (
+    "amqp-tools",
     "gir1.2-soup-3.0",
     "libanyevent-websocket-client-perl",
     "libmojolicious-perl",
+    "python3-celery",
     "python3-gi",
+    "python3-kombu",
     "ruby-faye-websocket",
     "tcl",
     "tcllib",
 )
-"""The Debian packages with WebSocket libraries, and with the programs that run them."""
+"""The Debian packages with libraries and programs for clients and publishers, and with what runs them."""
 
 DEBIAN_PYTHON = "/usr/bin/python3"
 """The Python of Debian's packages."""

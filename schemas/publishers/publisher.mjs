@@ -1,0 +1,55 @@
+// Publishes events with amqplib, and reports which of them a bridge rejects.
+// A file to copy, and `npm install amqplib`.
+//
+//   const publisher = await openPublisher("amqp://guest:guest@localhost:5672/", "killmails", console.log);
+//   await publisher.publish("killmail", data);
+//   await publisher.close();
+
+import { randomUUID } from "node:crypto";
+
+import amqp from "amqplib";
+
+const MAX_KNOWN = 10_000; // The newest events. A reject of an older one is not recognized.
+const MAX_QUEUED = 1_000; // Rejects that wait for this program. Otherwise, a program that hangs would fill the broker.
+
+// `onReject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. If the
+// connection is lost, `onError` is called: open another publisher, and publish again what was not confirmed.
+export async function openPublisher(url, exchange, onReject, options = {}) {
+  const { rejects = "bridge.rejected", onError = console.error } = options;
+  const known = new Set();
+  const connection = await amqp.connect(url);
+  connection.on("error", onError);
+  const channel = await connection.createConfirmChannel();
+  channel.on("error", onError);
+  await channel.checkExchange(exchange);
+  const { queue } = await channel.assertQueue("", { exclusive: true, maxLength: MAX_QUEUED });
+  await channel.bindQueue(queue, rejects, "");
+  await channel.consume(queue, receive, { noAck: true });
+
+  function receive(message) {
+    // All rejects come here, also those of other publishers.
+    const { messageId, headers } = message?.properties ?? {};
+    if (known.delete(messageId)) onReject(messageId, headers["x-reject-reason"], headers["x-reject-detail"]);
+  }
+
+  // Waits for the broker's confirm. Returns the message id.
+  function publish(type, data) {
+    const messageId = randomUUID();
+    known.add(messageId);
+    if (known.size > MAX_KNOWN) known.delete(known.values().next().value);
+    const body = Buffer.from(JSON.stringify(data));
+    const properties = { type, messageId, contentType: "application/json", persistent: true };
+    return new Promise((resolve, reject) => {
+      const confirmed = (error) => (error ? reject(error) : resolve(messageId));
+      channel.publish(exchange, "", body, properties, confirmed);
+    });
+  }
+
+  async function close() {
+    // On RabbitMQ 4.3, a bound queue that ends with its connection makes confirms of other publishers fail.
+    await channel.unbindQueue(queue, rejects, "");
+    await connection.close();
+  }
+
+  return { publish, close };
+}

@@ -1,0 +1,66 @@
+"""Publishes events with aio-pika, and reports which of them a bridge rejects.
+
+A file to copy, and `pip install aio-pika`.
+
+    async with publisher("amqp://guest:guest@localhost:5672/", "killmails", print) as publish:
+        await publish("killmail", data)
+"""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+MAX_KNOWN = 10_000  # The newest events. A reject of an older one is not recognized.
+MAX_QUEUED = 1_000  # Rejects that wait for this program. Without a bound, a program that hangs would fill the broker.
+
+Publish = Callable[[str, Any], Awaitable[str]]
+
+
+@asynccontextmanager
+async def publisher(
+    amqp_url: str, exchange: str, on_reject: Callable[[str, str, str], object], rejects: str = "bridge.rejected"
+) -> AsyncIterator[Publish]:
+    """Yields a function that publishes an event, waits for the broker's confirm, and returns the event's message id.
+
+    `on_reject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. A lost
+    connection raises an error: open another publisher, and publish again what was not confirmed.
+    """
+    known: dict[str, None] = {}
+
+    async def receive(message: AbstractIncomingMessage) -> None:
+        # All rejects come here, also those of other publishers.
+        if message.message_id in known:
+            del known[message.message_id]
+            on_reject(message.message_id, *(str(message.headers[f"x-reject-{name}"]) for name in ("reason", "detail")))
+
+    async def publish(update_type: str, data: Any) -> str:
+        message_id = uuid.uuid4().hex
+        known[message_id] = None
+        if len(known) > MAX_KNOWN:
+            del known[next(iter(known))]
+        message = aio_pika.Message(
+            json.dumps(data, allow_nan=False).encode(),
+            type=update_type,
+            message_id=message_id,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        await target.publish(message, routing_key="")
+        return message_id
+
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        target = await channel.get_exchange(exchange)
+        queue = await channel.declare_queue(exclusive=True, arguments={"x-max-length": MAX_QUEUED})
+        await queue.bind(rejects)
+        await queue.consume(receive, no_ack=True)
+        try:
+            yield publish
+        finally:
+            # On RabbitMQ 4.3, a bound queue that ends with its connection makes confirms of other publishers fail.
+            await queue.unbind(rejects)
