@@ -25,7 +25,7 @@ async def test_page_shows_the_bridges_figures(
 ) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         await publish(amqp, exchange, *map(killmail, (31, 32, 33, 33)), b"no JSON", {"no": "killmail"}, {})
-        await eventually("all are counted", lambda: sample(bridge, "bridge_deliveries_total") == 7)
+        await eventually("all events are counted", lambda: sample(bridge, "bridge_deliveries_total") == 7)
         await live.open(port_of(bridge))
         figures = live.page.locator("#figures")
         shown: dict[str, str | re.Pattern[str]] = {

@@ -25,7 +25,7 @@ async def test_page_shows_the_rate_in_words_and_as_a_chart(
     unknown = "Unknown before this page was opened (12:30 UTC)"
     await expect(chart).to_have_accessible_name(f"Now 0 a second, average 0, peak 0 {unknown}")
     await publish(amqp, exchange, *map(killmail, range(4001, 4051)))
-    await eventually("all have come", lambda: _received(live, 50))
+    await eventually("all updates are shown", lambda: _received(live, 50))
     await live.page.clock.run_for(1_000)
     bars = live.page.locator("#rate-bars")
     # The full height is 10 or 20 a second, because the updates may be in one bar or in two.
@@ -48,7 +48,7 @@ async def test_peak_is_never_below_average_or_now(
     await live.open(port_of(watched))
     for second in range(14):
         await publish(amqp, exchange, killmail(4100 + second))
-        await eventually("it has come", lambda second=second: _received(live, second + 1))  # type: ignore[misc]  # a lambda's default has no type
+        await eventually("the update is shown", lambda second=second: _received(live, second + 1))  # type: ignore[misc]  # a lambda's default has no type
         await live.page.clock.run_for(1_000)
         words = await live.page.locator("#rate-words").inner_text()
         now, average, peak = (float(figure) for figure in re.findall(r"[0-9.]+", words))

@@ -278,7 +278,7 @@ async def _publish_at_rate(
     changes = await live.page.evaluate("changes")
     # At most one change every 300 ms, plus the first one and the last one.
     assert 1 <= changes <= took_s / 0.3 + 2
-    await eventually("a hundred are shown", lambda: _is_full(live))
+    await eventually("100 updates are shown", lambda: _is_full(live))
     assert live.messages == []
     return took_s
 

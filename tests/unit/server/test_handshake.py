@@ -195,7 +195,7 @@ async def test_upgraded_client_is_not_aborted_at_the_timeout(harness: Harness) -
     assert not harness.server.ended
 
 
-async def test_request_that_comes_byte_by_byte_is_read(harness: Harness) -> None:
+async def test_request_that_arrives_byte_by_byte_is_read(harness: Harness) -> None:
     client = await harness.connect()
     for byte in UPDATES:
         assert client.answer == b""
@@ -236,7 +236,7 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
     ],
     ids=["no upgrade", "version 12", "HTTP/1.0", "no version", "bad key"],
 )
-async def test_request_that_is_no_handshake_is_refused_in_the_bridges_own_words(
+async def test_request_that_is_not_a_handshake_is_refused_in_the_bridges_own_words(
     harness: Harness, request_: bytes, status: int, headers: dict[str, str | None]
 ) -> None:
     client = await harness.ask(request_)
@@ -394,7 +394,7 @@ OTHER = "Origin: http://localhost:8080"
 
 @pytest.mark.parametrize("target", ["/", "/page.js", "/healthz", "/metrics", "/schemas/", "/nothing"])
 @pytest.mark.parametrize("header", [EVIL, "Sec-Fetch-Site: cross-site"])
-async def test_page_is_served_whatever_the_origin_and_only_an_allowed_one_may_read_it(
+async def test_page_is_served_to_any_origin_and_readable_for_an_allowed_one(
     harness: Harness, target: str, header: str
 ) -> None:
     """Behind a proxy that rewrites Host, the browser requests the live page's own scripts with an Origin."""
@@ -527,9 +527,7 @@ async def test_refused_head_has_no_body(harness: Harness, request_: bytes) -> No
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH"])
 @pytest.mark.parametrize("target", ["*", "foo", "/#a"])
-async def test_target_that_is_no_path_is_refused_whatever_the_method(
-    harness: Harness, method: str, target: str
-) -> None:
+async def test_invalid_target_is_refused_with_any_method(harness: Harness, method: str, target: str) -> None:
     client = await harness.ask(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert client.status == 400
 
@@ -620,7 +618,7 @@ LEAST = int(MIN_READ_BYTES_PER_S * TIMEOUT_S)
 
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("kernel_says", [True, False])
-async def test_client_that_reads_its_answer_slowly_has_as_long_as_it_takes(
+async def test_client_that_reads_its_answer_slowly_gets_all_of_it(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, *, kernel_says: bool
 ) -> None:
     reader = Reader(monkeypatch)

@@ -29,7 +29,7 @@ def get(target: str = "/updates", *lines: str, method: str = "GET") -> Request:
     return parse("\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
 
 
-def test_handshake_is_an_upgrade_with_what_its_query_asks_for() -> None:
+def test_handshake_is_an_upgrade_with_the_filter_of_its_query() -> None:
     answer = ROUTER.route(parse(request(3000, "/updates?type=killmail&after=")))
     assert isinstance(answer, Upgrade)
     assert answer.response.startswith(b"HTTP/1.1 101 ")

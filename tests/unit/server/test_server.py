@@ -368,7 +368,7 @@ async def test_client_that_leaves_without_a_request_does_not_count_any_more(serv
     assert [line["log_level"] for line in logged] == ["debug"]
 
 
-async def test_client_gets_what_its_query_asks_for(serve: Callable[..., Harness]) -> None:
+async def test_client_gets_the_updates_that_match_its_query(serve: Callable[..., Harness]) -> None:
     harness = serve()
     client = await harness.upgrade(query="?type=event&after=")
     assert harness.metric("bridge_subscriptions") == 1
@@ -593,7 +593,7 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
     assert (await harness.upgrade()).close_code is None
 
 
-async def test_limit_of_the_bridge_comes_before_the_limit_of_an_address(serve: Callable[..., Harness]) -> None:
+async def test_limit_of_the_bridge_is_checked_before_the_limit_of_an_address(serve: Callable[..., Harness]) -> None:
     harness = serve(max_connections=1, max_per_address=1)
     await harness.upgrade()
     with capture_logs() as logged:

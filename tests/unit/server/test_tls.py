@@ -95,9 +95,7 @@ def test_new_client_gets_the_new_certificate_after_a_reload(files: Files) -> Non
 
 
 @pytest.mark.parametrize(("old", "new"), [("a", "rsa"), ("rsa", "a")])
-def test_old_certificate_is_not_used_after_a_reload_whatever_type_of_key_it_had(
-    files: Files, old: str, new: str
-) -> None:
+def test_old_certificate_is_not_used_after_a_reload_with_any_key_type(files: Files, old: str, new: str) -> None:
     """A context holds a certificate for each key type, and sends the one that the client prefers."""
     files.hold(old, old)
     tls = Tls(files.certificate, files.key)

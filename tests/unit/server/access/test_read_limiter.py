@@ -46,13 +46,13 @@ class Client:
 
 
 @pytest.fixture
-def hours() -> Hours:
+def clock() -> Hours:
     return Hours()
 
 
 @pytest.fixture
-def limiter(hours: Hours) -> ReadLimiter:
-    return ReadLimiter(hours.time, hours.call_at, ignore)
+def limiter(clock: Hours) -> ReadLimiter:
+    return ReadLimiter(clock.time, clock.call_at, ignore)
 
 
 def test_budget_of_a_client_in_a_period_is_read_at_once(limiter: ReadLimiter) -> None:
@@ -62,10 +62,10 @@ def test_budget_of_a_client_in_a_period_is_read_at_once(limiter: ReadLimiter) ->
     assert len(limiter) == 1
 
 
-def test_no_timer_runs_while_no_client_is_throttled(limiter: ReadLimiter, hours: Hours) -> None:
+def test_no_timer_runs_while_no_client_is_throttled(limiter: ReadLimiter, clock: Hours) -> None:
     for _ in range(1000):
         assert limiter.consume(Client(), PONG_BYTES, 1)
-    assert hours.pending == 0
+    assert clock.pending == 0
 
 
 def test_frames_count_in_addition_to_their_bytes(limiter: ReadLimiter) -> None:
@@ -76,44 +76,44 @@ def test_frames_count_in_addition_to_their_bytes(limiter: ReadLimiter) -> None:
     assert not limiter.consume(client, PONG_BYTES, 1)
 
 
-def test_budget_of_an_earlier_period_does_not_count(limiter: ReadLimiter, hours: Hours) -> None:
+def test_budget_of_an_earlier_period_does_not_count(limiter: ReadLimiter, clock: Hours) -> None:
     client = Client()
     for _ in range(10):
         assert limiter.consume(client, MAX_FREE_READ_BYTES, 0)
-        hours.now_s += PERIOD_S
+        clock.now_s += PERIOD_S
 
 
-def test_throttled_client_is_read_again_in_the_next_period_and_not_before(limiter: ReadLimiter, hours: Hours) -> None:
+def test_throttled_client_is_read_again_in_the_next_period_and_not_before(limiter: ReadLimiter, clock: Hours) -> None:
     client = Client()
     limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
-    hours.pass_by(PERIOD_S / 2)
+    clock.pass_by(PERIOD_S / 2)
     assert client.resumed == 0
-    hours.pass_by(PERIOD_S / 2)
+    clock.pass_by(PERIOD_S / 2)
     assert client.resumed == 1
     assert len(limiter) == 0
-    assert hours.pending == 0
+    assert clock.pending == 0
 
 
-def test_debt_is_paid_in_as_many_periods_as_it_takes(limiter: ReadLimiter, hours: Hours) -> None:
+def test_large_debt_is_paid_over_several_periods(limiter: ReadLimiter, clock: Hours) -> None:
     client = Client()
     limiter.consume(client, 3 * CLIENT_BUDGET_BYTES - FRAME_COST_BYTES + 1, 0)
     for resumed in (0, 0, 1):
-        hours.pass_by(PERIOD_S)
+        clock.pass_by(PERIOD_S)
         assert client.resumed == resumed
     # A debt of one byte is left.
     assert limiter.consume(client, MAX_FREE_READ_BYTES - 1, 0)
 
 
 def test_client_that_sends_after_the_end_of_a_period_begins_the_next_for_throttled_clients(
-    limiter: ReadLimiter, hours: Hours
+    limiter: ReadLimiter, clock: Hours
 ) -> None:
     waiting, other = Client(), Client()
     limiter.consume(waiting, MAX_FREE_READ_BYTES + 1, 0)
     # The loop was busy: the timer is late.
-    hours.now_s += 2 * PERIOD_S
+    clock.now_s += 2 * PERIOD_S
     assert limiter.consume(other, PONG_BYTES, 1)
     assert waiting.resumed == 1
-    assert hours.pending == 0
+    assert clock.pending == 0
 
 
 def test_clients_do_not_share_a_budget(limiter: ReadLimiter) -> None:
@@ -121,7 +121,7 @@ def test_clients_do_not_share_a_budget(limiter: ReadLimiter) -> None:
     assert limiter.consume(Client(), MAX_FREE_READ_BYTES, 0)
 
 
-def test_client_throttled_by_the_total_limit_waits_for_the_next_period_only(limiter: ReadLimiter, hours: Hours) -> None:
+def test_client_throttled_by_the_total_limit_waits_for_the_next_period_only(limiter: ReadLimiter, clock: Hours) -> None:
     flood = [Client() for _ in range(TOTAL_BUDGET_BYTES // CLIENT_BUDGET_BYTES)]
     for each in flood:
         assert limiter.consume(each, MAX_FREE_READ_BYTES, 0)
@@ -130,53 +130,53 @@ def test_client_throttled_by_the_total_limit_waits_for_the_next_period_only(limi
     for each in late:
         assert not limiter.consume(each, PONG_BYTES, 1)
     assert len(limiter.buffer) == THROTTLED_READ_BYTES
-    hours.pass_by(PERIOD_S)
+    clock.pass_by(PERIOD_S)
     assert [each.resumed for each in late] == [1, 1, 1]
     assert len(limiter.buffer) == MAX_READ_BYTES
     assert limiter.consume(late[0], MAX_FREE_READ_BYTES, 0)
 
 
-def test_client_that_is_gone_is_forgotten(limiter: ReadLimiter, hours: Hours) -> None:
+def test_client_that_is_gone_is_forgotten(limiter: ReadLimiter, clock: Hours) -> None:
     gone, other = Client(), Client()
     limiter.consume(gone, MAX_FREE_READ_BYTES + 1, 0)
     limiter.consume(other, MAX_FREE_READ_BYTES + 1, 0)
     limiter.forget(gone)
     limiter.forget(Client())
     assert len(limiter) == 1
-    hours.pass_by(PERIOD_S)
+    clock.pass_by(PERIOD_S)
     assert (gone.resumed, other.resumed) == (0, 1)
 
 
-def test_client_throttled_longest_is_read_first_within_the_total_limit(limiter: ReadLimiter, hours: Hours) -> None:
+def test_client_throttled_longest_is_read_first_within_the_total_limit(limiter: ReadLimiter, clock: Hours) -> None:
     clients = [Client() for _ in range(2 * RESUMED_PER_PERIOD + 1)]
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for each in clients:
         assert not limiter.consume(each, THROTTLED_READ_BYTES, 5)
     # The client that used up the budget pays its debt first.
     for resumed in (RESUMED_PER_PERIOD, 2 * RESUMED_PER_PERIOD, len(clients)):
-        hours.pass_by(PERIOD_S)
+        clock.pass_by(PERIOD_S)
         assert [each.resumed for each in clients] == [1] * resumed + [0] * (len(clients) - resumed)
 
 
 def test_reads_stay_small_while_more_clients_are_throttled_than_are_resumed_in_a_period(
-    limiter: ReadLimiter, hours: Hours
+    limiter: ReadLimiter, clock: Hours
 ) -> None:
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for _ in range(2 * RESUMED_PER_PERIOD - 1):
         limiter.consume(Client(), THROTTLED_READ_BYTES, 5)
-    hours.pass_by(PERIOD_S)
+    clock.pass_by(PERIOD_S)
     assert len(limiter.buffer) == THROTTLED_READ_BYTES
-    hours.pass_by(PERIOD_S)
+    clock.pass_by(PERIOD_S)
     assert len(limiter.buffer) == MAX_READ_BYTES
 
 
-def test_all_clients_together_are_bounded_however_many_they_are(limiter: ReadLimiter, hours: Hours) -> None:
+def test_total_of_any_number_of_clients_is_bounded(limiter: ReadLimiter, clock: Hours) -> None:
     clients = [Client() for _ in range(10_000)]
     wait = [each for each in clients if not limiter.consume(each, THROTTLED_READ_BYTES, 5)]
     periods, used = 40, 0
     for _ in range(periods):
         before = {each: each.resumed for each in clients}
-        hours.pass_by(PERIOD_S)
+        clock.pass_by(PERIOD_S)
         for each in clients:
             # Each of them sends again as soon as it is resumed.
             if each.resumed > before[each]:
@@ -190,8 +190,8 @@ def test_all_clients_together_are_bounded_however_many_they_are(limiter: ReadLim
 
 def test_throttled_client_is_reported() -> None:
     waiting: list[object] = []
-    hours = Hours()
-    limiter = ReadLimiter(hours.time, hours.call_at, waiting.append)
+    clock = Hours()
+    limiter = ReadLimiter(clock.time, clock.call_at, waiting.append)
     client = Client()
     limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
     assert waiting == [client]
@@ -199,46 +199,46 @@ def test_throttled_client_is_reported() -> None:
 
 
 def test_client_that_is_throttled_and_read_again_is_throttled_and_read_again_the_next_time() -> None:
-    hours, client = Hours(), Client()
-    limiter = ReadLimiter(hours.time, hours.call_at, ignore)
+    clock, client = Hours(), Client()
+    limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     for resumed in (1, 2, 3):
         assert not limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
-        assert hours.pending == 1
-        hours.pass_by(PERIOD_S)
+        assert clock.pending == 1
+        clock.pass_by(PERIOD_S)
         assert client.resumed == resumed
-        assert hours.pending == 0
+        assert clock.pending == 0
         # After another period, the client has no debt.
-        hours.pass_by(PERIOD_S)
+        clock.pass_by(PERIOD_S)
 
 
 def test_client_that_is_throttled_again_after_another_began_the_period_is_read_again() -> None:
-    hours, client = Hours(), Client()
-    limiter = ReadLimiter(hours.time, hours.call_at, ignore)
+    clock, client = Hours(), Client()
+    limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     assert not limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
     # The loop was busy: the timer is late, and data from another client begins the period.
-    hours.now_s += 2 * PERIOD_S
+    clock.now_s += 2 * PERIOD_S
     assert limiter.consume(Client(), PONG_BYTES, 1)
     assert client.resumed == 1
     assert not limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
-    hours.pass_by(PERIOD_S)
+    clock.pass_by(PERIOD_S)
     assert client.resumed == 2
 
 
 def test_client_is_read_again_in_the_period_after_the_one_that_pays_its_whole_debt() -> None:
-    hours, client = Hours(), Client()
-    limiter = ReadLimiter(hours.time, hours.call_at, ignore)
+    clock, client = Hours(), Client()
+    limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     # After one period, its debt equals a whole budget, so it is still throttled.
     assert not limiter.consume(client, 2 * CLIENT_BUDGET_BYTES - FRAME_COST_BYTES, 0)
-    hours.pass_by(PERIOD_S)
+    clock.pass_by(PERIOD_S)
     assert client.resumed == 0
-    assert hours.pending == 1
-    hours.pass_by(PERIOD_S)
+    assert clock.pending == 1
+    clock.pass_by(PERIOD_S)
     assert client.resumed == 1
 
 
 def test_all_clients_together_may_send_as_much_as_is_allowed_and_not_one_byte_more() -> None:
-    hours = Hours()
-    limiter = ReadLimiter(hours.time, hours.call_at, ignore)
+    clock = Hours()
+    limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     for _ in range(TOTAL_BUDGET_BYTES // CLIENT_BUDGET_BYTES):
         assert limiter.consume(Client(), MAX_FREE_READ_BYTES, 0)
     assert len(limiter.buffer) == MAX_READ_BYTES
@@ -248,27 +248,27 @@ def test_all_clients_together_may_send_as_much_as_is_allowed_and_not_one_byte_mo
 
 
 def test_period_begins_when_the_one_before_it_ends_and_not_earlier() -> None:
-    hours, client = Hours(), Client()
-    limiter = ReadLimiter(hours.time, hours.call_at, ignore)
+    clock, client = Hours(), Client()
+    limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     assert limiter.consume(client, MAX_FREE_READ_BYTES, 0)
-    hours.now_s += PERIOD_S * 0.9
+    clock.now_s += PERIOD_S * 0.9
     assert not limiter.consume(client, 0, 0)
 
 
 def test_as_many_clients_as_are_resumed_in_a_period_leave_the_reads_small() -> None:
-    hours = Hours()
-    limiter = ReadLimiter(hours.time, hours.call_at, ignore)
+    clock = Hours()
+    limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for count, size in ((RESUMED_PER_PERIOD, THROTTLED_READ_BYTES), (RESUMED_PER_PERIOD - 1, MAX_READ_BYTES)):
         clients = [Client() for _ in range(count)]
         limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
         for each in clients:
             limiter.consume(each, THROTTLED_READ_BYTES, 5)
-        hours.pass_by(PERIOD_S)
+        clock.pass_by(PERIOD_S)
         assert sum(each.resumed for each in clients) == count
         assert len(limiter.buffer) == size
 
 
 def test_first_read_has_the_largest_size() -> None:
-    hours = Hours()
-    assert len(ReadLimiter(hours.time, hours.call_at, ignore).buffer) == MAX_READ_BYTES
+    clock = Hours()
+    assert len(ReadLimiter(clock.time, clock.call_at, ignore).buffer) == MAX_READ_BYTES

@@ -208,7 +208,7 @@ def test_request_with_a_body_is_refused(method: bytes, line: bytes) -> None:
 @pytest.mark.parametrize(
     "target", [b"*", b"updates", b"?type=killmail", b"localhost:3000", b"/updates#a", b"#", b"://a/"]
 )
-def test_target_that_is_no_path_is_refused(target: bytes) -> None:
+def test_invalid_target_is_refused(target: bytes) -> None:
     assert refusal(get(target=target)) == (
         "malformed",
         400,

@@ -80,7 +80,7 @@ def test_document_that_the_client_does_not_have_is_sent(given: list[str]) -> Non
     assert revalidated(DOCUMENT, [each.format(DOCUMENT.etag) for each in given]) == DOCUMENT
 
 
-def test_response_that_is_no_document_is_sent_whatever_the_client_has() -> None:
+def test_response_that_is_not_a_document_is_always_sent() -> None:
     alive = text_response(HTTPStatus.OK, "alive")
     assert revalidated(alive, ["*"]) == alive
 

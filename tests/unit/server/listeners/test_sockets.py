@@ -205,7 +205,7 @@ def test_port_may_be_shared_by_several_bridges() -> None:
 
 
 @pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])
-def test_localhost_is_ipv4_alone_where_the_machine_has_no_ipv6(machine: Machine, error: int, when: str) -> None:
+def test_localhost_is_ipv4_alone_if_the_machine_has_no_ipv6(machine: Machine, error: int, when: str) -> None:
     machine.refuse(socket.AF_INET6, error, when=when)
     with opened("localhost") as one:
         assert addresses(one) == ["127.0.0.1"]
@@ -305,7 +305,7 @@ def test_error_of_a_listener_exits_with_2_and_shows_no_password() -> None:
 
 
 @pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])
-def test_addresses_after_localhost_are_bound_where_the_machine_has_no_ipv6(
+def test_addresses_after_localhost_are_bound_if_the_machine_has_no_ipv6(
     machine: Machine, error: int, when: str
 ) -> None:
     machine.refuse(socket.AF_INET6, error, when=when)
@@ -359,7 +359,7 @@ def test_connection_requests_are_not_dropped_on_another_system(monkeypatch: pyte
         assert not drop_connection_requests(listener)
 
 
-def test_connection_requests_are_not_dropped_where_the_kernel_refuses() -> None:
+def test_connection_requests_are_not_dropped_if_the_kernel_refuses() -> None:
     with socket.socket() as listener:
         listener.close()
         assert not drop_connection_requests(listener)

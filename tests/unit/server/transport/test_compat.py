@@ -108,7 +108,7 @@ def test_transports_of_uvloop_are_not_those_of_asyncio() -> None:
     assert not issubclass(transport_type, asyncio.Transport)
 
 
-def test_transport_is_returned_as_it_is() -> None:
+def test_transport_is_returned_unchanged() -> None:
     transport = asyncio.BaseTransport()
     assert compat.as_transport(transport) is transport
 

@@ -171,7 +171,7 @@ async def test_bytes_go_both_ways(connected: Pair) -> None:
     assert connected.protocol.calls == []
 
 
-async def test_transport_answers_what_a_connection_asks_of_it(connected: Pair) -> None:
+async def test_transport_has_the_methods_that_a_connection_uses(connected: Pair) -> None:
     transport = connected.transport
     assert transport.get_extra_info("sslcontext") is connected.context
     assert transport.get_extra_info("socket").fileno() >= 0
@@ -190,21 +190,21 @@ async def test_transport_answers_what_a_connection_asks_of_it(connected: Pair) -
     assert transport.is_closing()
 
 
-async def test_request_that_comes_with_the_end_of_the_handshake_is_read(pair: Pair) -> None:
+async def test_request_that_arrives_with_the_end_of_the_handshake_is_read(pair: Pair) -> None:
     def shakes_hands_and_asks() -> bool:
         if not pair.client.shakes_hands():
             return False
         pair.client.send(b"request")
         return True
 
-    await eventually("it asks", shakes_hands_and_asks)
+    await eventually("the client has sent its request", shakes_hands_and_asks)
     await eventually("the data is read", lambda: pair.protocol.received == b"request")
 
 
 async def test_all_that_openssl_has_decrypted_is_read(connected: Pair) -> None:
     """A record is larger than the buffer. The socket is no longer readable, but OpenSSL still has the rest."""
     connected.client.send(MUCH[:RECORD_BYTES])
-    await eventually("all is read", lambda: connected.protocol.received == MUCH[:RECORD_BYTES])
+    await eventually("all data is read", lambda: connected.protocol.received == MUCH[:RECORD_BYTES])
     assert connected.protocol.reads >= RECORD_BYTES // 4096
 
 
@@ -212,7 +212,7 @@ async def test_nothing_is_read_while_reading_is_paused_and_all_of_it_afterwards(
     protocol, transport = connected.protocol, connected.transport
     protocol.on_data = transport.pause_reading
     connected.client.send(MUCH[:RECORD_BYTES])
-    await eventually("some is read", lambda: protocol.reads == 1)
+    await eventually("some data is read", lambda: protocol.reads == 1)
     transport.pause_reading()
     assert not transport.is_reading()
     for _ in range(5):
@@ -222,13 +222,13 @@ async def test_nothing_is_read_while_reading_is_paused_and_all_of_it_afterwards(
     protocol.on_data = lambda: None
     transport.resume_reading()
     transport.resume_reading()
-    await eventually("the rest is read", lambda: protocol.received == MUCH[:RECORD_BYTES])
+    await eventually("the rest of the data is read", lambda: protocol.received == MUCH[:RECORD_BYTES])
 
 
 async def test_reading_that_is_paused_again_at_once_stays_paused(connected: Pair) -> None:
     connected.protocol.on_data = connected.transport.pause_reading
     connected.client.send(MUCH[:RECORD_BYTES])
-    await eventually("some is read", lambda: connected.protocol.reads == 1)
+    await eventually("some data is read", lambda: connected.protocol.reads == 1)
     connected.transport.resume_reading()
     connected.transport.pause_reading()
     await asyncio.sleep(0)
@@ -246,12 +246,12 @@ async def test_data_that_the_socket_does_not_take_is_held_and_arrives_complete(c
     assert protocol.calls == ["pause"]
     read = bytearray()
 
-    def all_came() -> bool:
+    def all_arrived() -> bool:
         nonlocal read
         read += connected.client.read()
         return read == MUCH + b"end"
 
-    await eventually("all came", all_came)
+    await eventually("all data has arrived", all_arrived)
     await eventually("the transport resumes writing", lambda: protocol.calls == ["pause", "resume"])
     assert transport.get_write_buffer_size() == 0
 
@@ -263,12 +263,12 @@ async def test_both_ends_write_at_once(connected: Pair) -> None:
     await eventually("the data is read", lambda: connected.protocol.received == b"1")
     read = bytearray()
 
-    def all_came() -> bool:
+    def all_arrived() -> bool:
         nonlocal read
         read += connected.client.read()
         return read == MUCH
 
-    await eventually("all came", all_came)
+    await eventually("all data has arrived", all_arrived)
     connected.client.send(b"2")
     await eventually("the data is read", lambda: connected.protocol.received == b"12")
 
@@ -325,12 +325,12 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.calls)
     read = bytearray()
 
-    def all_came() -> bool:
+    def all_arrived() -> bool:
         nonlocal read
         read += connected.client.read()
         return read == MUCH
 
-    await eventually("all came", all_came)
+    await eventually("all data has arrived", all_arrived)
     await connected.lost()
 
 
@@ -422,7 +422,7 @@ async def test_protocol_that_fails_ends_its_connection_alone(connected: Pair) ->
 async def test_failed_handshake_is_reported_once_and_not_to_the_protocol(pair: Pair, said: bytes) -> None:
     pair.client.socket.sendall(said)
     pair.client.socket.shutdown(socket.SHUT_WR)
-    await eventually("it fails", lambda: pair.failures)
+    await eventually("the handshake fails", lambda: pair.failures)
     pair.transport.abort()
     await asyncio.sleep(0)
     assert len(pair.failures) == 1
@@ -432,13 +432,13 @@ async def test_failed_handshake_is_reported_once_and_not_to_the_protocol(pair: P
 
 async def test_aborted_handshake_fails(pair: Pair) -> None:
     pair.transport.abort()
-    await eventually("it fails", lambda: pair.failures)
+    await eventually("the handshake fails", lambda: pair.failures)
     assert isinstance(pair.failures[0], ConnectionAbortedError)
 
 
 async def test_close_during_the_handshake_is_its_end_in_time(pair: Pair) -> None:
     pair.transport.close()
-    await eventually("it fails", lambda: pair.failures)
+    await eventually("the handshake fails", lambda: pair.failures)
 
 
 async def test_socket_that_is_not_connected_any_more_is_an_error(context: ssl.SSLContext) -> None:
@@ -488,12 +488,12 @@ async def test_key_updates_while_data_is_held_are_answered_and_nothing_is_lost(c
     connected.transport.write(b"end")
     read = bytearray()
 
-    def all_came() -> bool:
+    def all_arrived() -> bool:
         nonlocal read
         read += connected.client.read()
         return read == MUCH + b"end"
 
-    await eventually("all came", all_came)
+    await eventually("all data has arrived", all_arrived)
     connected.client.send(b" and after")
     await eventually("the data is read", lambda: connected.protocol.received == b"between and after")
 
@@ -503,5 +503,5 @@ async def test_data_in_records_of_any_size_is_no_surplus(connected: Pair) -> Non
         for _ in range(5):
             connected.client.send(b"x" * size)
     total = 5 * (1 + 6 + 100 + RECORD_BYTES)
-    await eventually("all is read", lambda: len(connected.protocol.received) == total)
+    await eventually("all data is read", lambda: len(connected.protocol.received) == total)
     assert connected.transport._surplus_bytes == 0

@@ -581,7 +581,7 @@ def test_throttled_client_is_polled(how: str) -> None:
             assert scene.transport.ended == ([] if how == "stays" else ["abort"])
 
 
-def test_pings_that_come_together_are_answered_in_one_write(scene: OneClient) -> None:
+def test_pings_in_one_read_are_answered_in_one_write(scene: OneClient) -> None:
     scene.receives(b"".join(Frame(Opcode.PING, payload).serialize(mask=True) for payload in (b"a", b"b", b"c")))
     assert scene.transport.written == [pong_frame(b"a") + pong_frame(b"b") + pong_frame(b"c")]
 
