@@ -188,8 +188,8 @@ _FIRST = frozenset('{["-0123456789tfn \t\r\n')
 """The possible first characters of JSON."""
 
 _SelfDescribed = tuple[range, dict[int, int], range, dict[int, int], range, dict[int, int]]
-"""The first bytes of maps, arrays and strings. Of each kind, the range for short values, which includes the length.
-Then the first bytes of longer values, each with the number of bytes in which the length follows."""
+"""The first bytes of maps, arrays and strings. For each kind: the range for short values, in which the first byte has
+the length; then the first bytes of longer values, each with the number of bytes of the length that follows."""
 
 _MSGPACK: _SelfDescribed = (
     range(0x80, 0x90),
@@ -258,7 +258,7 @@ def _undecodable(body: bytes, broken: UnicodeDecodeError) -> NotJson:
 
 def _is_latin_1(body: bytes, at: int) -> bool:
     byte, following = body[at], body[at + 1 : at + 2]
-    # A truncated UTF-8 sequence is more likely than a Latin-1 letter. Texts do not contain \xfe and \xff.
+    # Broken UTF-8 is more likely than these letters. Latin-1 text hardly ever has 0xFE or 0xFF.
     if byte >= 0xFE or (byte >= 0xC0 and following and following[0] & 0xC0 == 0x80):
         return False
     if len(body) > PARSED_BYTES:

@@ -281,7 +281,7 @@ def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -
 
 
 def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str | None:
-    """Returns the name of the schema that the library can't use, because its error does not name it. None if several.
+    """Finds the schema that the library can't use. The library's error does not name it. None if there are several.
 
     This is a schema that refers to the absent `$id`. Otherwise, it is the schema without which the others are usable.
     """

@@ -2,8 +2,7 @@
 
 ESI has raw killmails. zKillboard's RedisQ and R2Z2 have documents that contain a raw killmail. Other members never hide
 a killmail: only a document without a killmail is a placeholder, because rejected placeholders are usually ignored. Each
-format has
-a schema file, and a document is validated before it is converted.
+format has a schema file, and a document is validated before it is converted.
 """
 
 from collections.abc import Mapping

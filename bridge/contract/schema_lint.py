@@ -48,7 +48,7 @@ _IDENTIFYING = frozenset(("string", "integer", "number"))
 
 @dataclass(frozen=True, slots=True)
 class SchemaWarning:
-    """Something in a folder of schema files that has no effect, or probably not the intended one."""
+    """Something in a folder of schema files that has no effect, or probably a wrong effect."""
 
     file: str
     """The file or folder: printable."""

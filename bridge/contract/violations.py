@@ -142,7 +142,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
 
 @lru_cache(64)
 def _is_of_date_times(pattern: str) -> bool:
-    """Whether a schema's pattern accepts only date-times, judged by samples."""
+    """Whether a schema's pattern accepts only date-times. Tests it with samples."""
     takes = jsonschema_rs.Draft202012Validator({"pattern": pattern}).is_valid
     return takes(_DATE_TIME) and not any(map(takes, _NO_DATE_TIMES))
 

@@ -36,11 +36,10 @@ def die_with_parent(*command: str) -> list[str]:
     """Returns the arguments that run a command so that it and all its children end with this process.
 
     Start the arguments with `stdin=PIPE` and `start_new_session=True`, and keep the pipe open while the command must
-    live. The
-    kernel closes the pipe also when this process is killed. The exit status is the command's.
+    live. The kernel closes the pipe also when this process is killed. The exit status is the command's.
 
-    PR_SET_PDEATHSIG is no alternative: it fires when the *thread* that started the child ends, and it does not reach
-    the children of the child. The command has a session of its own, so Ctrl-C in a terminal does not reach it.
+    PR_SET_PDEATHSIG is not an alternative: it fires when the *thread* that started the child ends, and it does not
+    reach the children of the child. The command has its own session, so Ctrl-C in a terminal does not reach it.
     """
     return ["/bin/sh", "-c", _SCRIPT, "die-with-parent", *command]
 

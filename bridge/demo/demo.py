@@ -290,7 +290,7 @@ async def _declare(publisher: DemoPublisher) -> None:
 
 
 async def _first_end(*works: Coroutine[object, object, None]) -> None:
-    """Runs all until the first one ends. Raises that one's error."""
+    """Runs all until the first one ends. Raises its error."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -34,7 +34,7 @@ PROPERTIES = MessageProperties(b"", ("killmail", None))
 class Feed:
     """Delivers invented killmails to the bridge, with some invalid events and gaps.
 
-    The feed is also the session of its deliveries. It never redelivers, so it ignores that a delivery is settled.
+    The feed is also the session of its deliveries. It never redelivers, so `settle` does nothing.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ _MOST_ATTACKERS = 4000
 
 
 def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[str, object]]:
-    """Yields the data of updates of the type `killmail` without end, with rising ids.
+    """Yields the data of updates of the type `killmail` without end, with increasing ids.
 
     `now` is called once for each, and returns a time with a time zone.
     """
