@@ -141,7 +141,7 @@ class Metrics(Collector):
         self.opened = self._counter("bridge_connections_opened", "Connections opened by clients.", ["transport"])
         self.resumes = self._counter(
             "bridge_resumes",
-            "Clients that asked for ids, by whether the bridge had all updates since their id.",
+            "Clients that asked for ids, by completeness: whether the bridge had all updates since their id.",
             ["complete"],
         )
         self.refused = self._counter(

@@ -32,9 +32,9 @@ _UPDATE = "update"
 
 
 class UnflushedDeliveries:
-    """Holds the deliveries whose updates are in the log, and settles them when the hub flushes.
+    """Holds deliveries while their updates are in the log but not flushed, and settles them at the flush.
 
-    The hub also flushes on its own, before the log could drop an update.
+    The hub also flushes without a call of `flush`, if the log could otherwise drop an update.
     """
 
     def __init__(self, metrics: Metrics) -> None:

@@ -1,8 +1,8 @@
 """Reads the log from a cursor, so that slow clients and resuming clients reach its head.
 
 Each connection has a position in the log, its cursor, and gets one piece after another from there. The pieces of all
-connections in one turn of the loop are bounded, so that they do not delay the live connections. A connection whose
-cursor falls off the tail of the log is closed. This is the whole policy for slow consumers, and it bounds the memory of
+connections in one turn of the loop are bounded, so that they do not delay the live connections. A connection is closed
+when its cursor falls off the tail of the log. This is the whole policy for slow clients, and it bounds the memory of
 all clients together.
 """
 
@@ -30,7 +30,7 @@ that resume with a filter, which need a longer search."""
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
 """The most work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`): 5 ms for connections that were
-live, and 1 ms for each of the others, or one update, however large."""
+live, and 1 ms for each of the others, or one update of any size."""
 
 MIN_COST_BYTES = 2048
 """The least work that is counted for a piece."""

@@ -18,7 +18,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def text_header(length: int) -> bytes:
-    """Returns the header of a text message whose payload has `length` bytes."""
+    """Returns the header of a text message with a payload of `length` bytes."""
     return _header(0x81, length)
 
 

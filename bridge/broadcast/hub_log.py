@@ -9,7 +9,7 @@ LOGGER = "bridge.broadcast"
 _log = structlog.get_logger(LOGGER)
 
 _WITH_CURSOR = frozenset({State.PENDING, State.RESUMING, State.CATCHING_UP, State.LAGGING})
-"""The states whose connections read the log at their cursor."""
+"""The states in which a connection reads the log at its cursor."""
 
 
 class HubLog:

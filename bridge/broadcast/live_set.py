@@ -100,7 +100,7 @@ class LiveSet(Generic[P]):
             last.slot = slot
 
     def encrypt(self, frames: bytes) -> list[tuple[P, Exception]]:
-        """Sends frames to the connections with TLS. Returns those whose transport raised.
+        """Sends frames to the connections with TLS. Returns the connections on which this raised, with their errors.
 
         If a transport can't send all frames at once, its connection leaves the set during this call.
         """

@@ -39,7 +39,7 @@ CACHED_COST_BYTES = 1024
 """The work of a lookup in the cached matches of a segment."""
 
 CACHE_BYTES = 2**19
-"""The size of the cache for filter inputs, and of the cache for frames with ids."""
+"""The size limit of each cache: for filter inputs, and for frames with ids."""
 
 FilterInput = tuple[str, object]
 """The type and the data of an update."""
@@ -171,7 +171,7 @@ class ReplayIndex:
     def append_own_message(self, payload: bytes) -> None:
         """Adds an own message for clients with ids.
 
-        It has no id of its own: a client that received it last gets it again after a resume.
+        Clients receive no id with it: a client that received it last gets it again after a resume.
         """
         position = self._last_non_update = self.update_log.head
         frame = text_frame(payload)

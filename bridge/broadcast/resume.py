@@ -93,7 +93,7 @@ class Resume:
         self.release()
 
     def tick(self, source_is_live: bool) -> None:
-        """Ends the wait for updates that did not arrive between two ticks. To be called every few seconds."""
+        """Ends the wait for updates that did not arrive between two ticks. Call it every few seconds."""
         self.pending.tick(source_is_live)
         self.release()
 

@@ -83,7 +83,7 @@ class SharedSubscription:
 
 
 class Batch(NamedTuple):
-    """Subscriptions whose clients get the same bytes in a flush."""
+    """Subscriptions with clients that get the same bytes in a flush."""
 
     subscriptions: Sequence[SharedSubscription]
     frames: bytes

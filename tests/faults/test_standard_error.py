@@ -323,7 +323,7 @@ async def test_error_that_ends_the_bridge_is_its_last_line_and_waits_for_no_read
         async with bridge(pipe.writer, **variables) as running:
             if not full:
                 pipe.read()
-            assert await running.ended() == 1
+            assert await running.ended() == 2
     if not full:
         warning, error = await pipe.lines()
         assert events([warning]) == ["BRIDGE_ALLOWED_NETWORKS allows public addresses"]

@@ -60,7 +60,7 @@ class ConfirmingFetcher:
         self._exchange = exchange
         self._number = 0
         self._unconfirmed: list[int] = []
-        """Numbers of published events whose outcome is unknown. They are published again."""
+        """The numbers of published events with an unknown outcome. They are published again."""
         self._pace = asyncio.Lock()
         self._stopping = False
         self._running = asyncio.create_task(self._run())

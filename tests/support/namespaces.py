@@ -1,7 +1,7 @@
 """Two machines in one: a network for this thread and its children, and a second network behind a cable that can be cut.
 
 A network namespace exists as long as a thread or process is in it. These namespaces have no names, and belong to
-threads of this process. However the process ends, no namespace, interface or address remains.
+threads of this process. Even if the process is killed, no namespace, interface or address remains.
 """
 
 import asyncio

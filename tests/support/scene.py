@@ -357,8 +357,8 @@ class Scene:
         recovered = [line for line in new if line["event"] == "broker recovered"]
         assert len(lost) == len(recovered), new
         assert noticed is None or bool(lost) == noticed, new
-        # However many attempts fail, there is one line for each change of the consumer's connection and of the rejects'
-        # connection. Rejected events have separate lines.
+        # Even if many attempts fail, there is one line for each change of the consumer's or the rejects' connection.
+        # Rejected events have separate lines.
         changes = [line for line in new if line["event"] != "event rejected"]
         assert len(changes) <= 8 * max(1, len(lost)), new
         assert [line for line in new if "exception" in line] == []

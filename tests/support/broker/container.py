@@ -7,7 +7,7 @@ from tests.support.broker.ports import free_port
 
 
 class Container(container.Container):
-    """A container whose port and data stay the same from `kill` to the next `start`."""
+    """A container that keeps its port and data from `kill` to the next `start`."""
 
     def __init__(self, image: str) -> None:
         environment = {**BUSY_WAIT, "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": WRITE_AT_ONCE}

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SMALL = b"x" * 58
-"""A payload whose frame has 60 bytes."""
+"""A payload with a frame of 60 bytes."""
 
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
 """A pong that is larger than a socket with little room takes. It stands for bytes that are not updates."""
 
 ONE_PIECE = CATCH_UP_BYTES - 4
-"""The size of a payload whose frame fits exactly one piece."""
+"""The size of a payload with a frame that fits exactly one piece."""
 
 LITTLE_ROOM = 1
 """The buffer size of a socket. The kernel uses 4608 bytes instead, and each write takes some more bytes than its

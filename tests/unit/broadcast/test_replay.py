@@ -142,7 +142,7 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
 
 
 def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
-    """A client whose last update is the newest discarded one misses nothing. Any older client does."""
+    """A client that received the newest evicted update last misses nothing. A client with an older update does."""
     kept = 300
     index = shared(holding(kept))
     for position in range(3 * SEGMENT_UPDATES):

@@ -814,7 +814,7 @@ class Everything:
 
 
 class ResumeScene:
-    """A hub whose loop the test turns, and a `Resume` on the same log that the test calls directly."""
+    """A hub with a loop that the test turns, and a `Resume` on the same log that the test calls directly."""
 
     def __init__(self, room: int = 10_000, *, tag: int | None = TAG, replaying: bool = False) -> None:
         """`room` is the number of updates that the log holds."""

@@ -268,7 +268,7 @@ def test_nothing_is_traced_by_default(stage: Stage) -> None:
 
 
 def collections(scene: Scene, client: FakeSubscriber) -> set[State]:
-    """The states whose collections hold a client."""
+    """Returns the states with a collection that contains the client."""
     hub = scene.hub
     found = {
         State.PENDING: client in hub._resume.pending.waits,
