@@ -36,7 +36,7 @@ class Slot(Protocol):
         """With TLS: encrypts frames and sends them. The transport holds the bytes that the socket does not take."""
 
     slot: int
-    """The index of the connection in the set; -1 if it is in none. Set by `LiveSet` alone."""
+    """The index of the connection in the set; -1 if it is in none. Only `LiveSet` sets it."""
 
 
 P = TypeVar("P", bound=Slot)

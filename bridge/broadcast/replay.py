@@ -209,8 +209,7 @@ class ReplayIndex:
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
-            # The first of equal ids. The own messages after an update have its id too, and may be in another segment
-            # than it.
+            # The first of equal ids. The own messages after an update have its id too, and may be in a later segment.
             at = bisect_left(segment.sequences, sought.sequence)
             known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
             if known and segment.start + at not in segment.own_messages:

@@ -1,6 +1,6 @@
 """A connection as the hub sees it: its states, and the table of its transitions.
 
-The connection holds its own state. `TRANSITIONS` is data: the hub looks a step up, and carries it out. The README of
+The connection holds its own state. `TRANSITIONS` is data: the hub looks up each step, and carries it out. The README of
 this folder draws the table.
 """
 
@@ -196,7 +196,7 @@ class Subscriber(Slot, Protocol):
     """A connection, as the hub sees it."""
 
     state: State
-    """Set by the hub alone."""
+    """Only the hub sets it."""
     cursor: int
     """The position of the next frame to send. Not updated while the connection is live."""
     offset: int
