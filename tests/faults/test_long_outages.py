@@ -91,7 +91,7 @@ async def test_half_open_connection_gets_no_new_events(broker: Broker) -> None:
         await tunnel.open()
         async with scene(broker.url, tunnel.url, FORGETFUL) as stage:
             fault = await stage.fault()
-            tunnel.forsake()
+            tunnel.cut_client_side()
             fault.over()
             await stage.fetcher.further(300)
             what = "the connection is half-open: the broker has not noticed its end"

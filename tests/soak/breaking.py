@@ -44,7 +44,7 @@ class Breaking:
                 tunnel.cut()
                 return
             case Fault.HALF_OPEN:
-                tunnel.forsake()
+                tunnel.cut_client_side()
                 return
             case Fault.KILLED:
                 await asyncio.to_thread(self._broker.kill)

@@ -36,7 +36,7 @@ class Proxy:
         self._serving: set[asyncio.Task[None]] = set()
         self._flowing = {direction: asyncio.Event() for direction in Direction}
         self._piece_bytes, self._pause_s = PIECE_BYTES, 0.0
-        self._forsaken: set[asyncio.StreamWriter] = set()
+        self._half_open: set[asyncio.StreamWriter] = set()
         self.release()
         self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
         """Called for each connection. Returns a function that changes the bytes from the broker to the client."""
@@ -65,10 +65,10 @@ class Proxy:
         for writer in tuple(self._writers):
             writer.transport.abort()
 
-    def forsake(self) -> None:
+    def cut_client_side(self) -> None:
         """Aborts all connections on the client's side only. For the broker they stay open, and silent."""
-        self._forsaken |= self._clients
-        for writer in self._forsaken:
+        self._half_open |= self._clients
+        for writer in self._half_open:
             writer.transport.abort()
 
     def hold(self, *directions: Direction) -> None:
@@ -104,7 +104,7 @@ class Proxy:
             ]
             _, running = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             writer.transport.abort()
-            if writer in self._forsaken:
+            if writer in self._half_open:
                 # The connection to the broker stays open, but is not read any more.
                 for pump in running:
                     pump.cancel()
@@ -116,7 +116,7 @@ class Proxy:
         writer.transport.abort()
         self._writers.discard(writer)
         self._clients.discard(writer)
-        self._forsaken.discard(writer)
+        self._half_open.discard(writer)
 
     async def _pump(
         self,
