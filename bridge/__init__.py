@@ -3,16 +3,15 @@
 Fetchers in Python use `Publisher`. Everything outside `__all__` is internal.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bridge.amqp.publish.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
     from bridge.errors import BrokerRefusal
 
-__all__ = ["BrokerRefusal", "ExchangeNotFound", "InvalidUpdate", "NotConfirmed", "Publisher", "__version__"]
+    __version__: str
 
-__version__ = version("edk-bridge")
+__all__ = ["BrokerRefusal", "ExchangeNotFound", "InvalidUpdate", "NotConfirmed", "Publisher", "__version__"]
 
 _FOR_PUBLISHERS = {
     "BrokerRefusal": "bridge.errors",
@@ -26,7 +25,13 @@ _FOR_PUBLISHERS = {
 if not TYPE_CHECKING:  # otherwise a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        # Imported on first use: every module of the bridge imports this package first, and most need no broker.
+        # Imported on first use: every module of the bridge imports this one first, and most need no broker. Also, the
+        # shorter this import takes, the sooner Ctrl-C ends the command quietly.
+        if name == "__version__":
+            from importlib.metadata import version  # noqa: PLC0415 - it takes 20 ms
+
+            globals()[name] = version("edk-bridge")
+            return globals()[name]
         if name not in _FOR_PUBLISHERS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module  # noqa: PLC0415 - only publishing programs need it

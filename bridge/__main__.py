@@ -1,5 +1,15 @@
-"""`python -m bridge`: the same as the command `edk-bridge`."""
+"""The entry point of the command `edk-bridge`, and of `python -m bridge`."""
 
-from bridge.cli import main
+from bridge.interrupts import exit_on_interrupt
 
-main()
+
+def main() -> None:
+    """Runs the command and exits."""
+    exit_on_interrupt()
+    from bridge.cli import main as run  # noqa: PLC0415 - Ctrl-C may interrupt this import
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

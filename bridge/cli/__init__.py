@@ -9,15 +9,16 @@ import click
 from bridge import __version__
 from bridge.cli.common.errors import OneLineErrors
 from bridge.cli.common.output import echo
+from bridge.interrupts import exit_on_interrupt
 
 COMMANDS = ("check", "completion", "config", "demo", "publish", "rejects", "serve", "tail")
 
 LIBRARIES = ("aio-pika", "websockets")
-"""The libraries whose versions a report of a fault should have: they speak to RabbitMQ and to clients."""
+"""The libraries whose versions belong into a bug report: they speak to RabbitMQ and to clients."""
 
 
 class LazyGroup(OneLineErrors):
-    """A group that imports a command when it is used, so that `serve` needs no memory for the others."""
+    """A group that imports a command on first use, so that `serve` needs no memory for the others."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Returns the command of this name, or None."""
@@ -38,7 +39,7 @@ def print_version(context: click.Context, option: click.Parameter, value: bool) 
 
 @click.group(
     cls=LazyGroup,
-    # The names only. They are the ones that click lists, and that it suggests for a misspelled one.
+    # Only the names: click lists them, and suggests them for a misspelled one.
     commands={name: click.Command(name) for name in COMMANDS},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -48,12 +49,13 @@ def print_version(context: click.Context, option: click.Parameter, value: bool) 
     expose_value=False,
     is_eager=True,
     callback=print_version,
-    help="print the version, and that of Python and libraries",
+    help="Print the versions of the bridge, of Python and of the libraries.",
 )
 def cli() -> None:
     """Broadcasts killmail events from RabbitMQ to WebSocket clients."""
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the command and exits."""
+    exit_on_interrupt()
     cli.main(prog_name="edk-bridge")

@@ -16,7 +16,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.cli.common.counts import counted
 from bridge.cli.common.documents import Document, documents
-from bridge.cli.common.errors import INTERRUPTED, broker_setting_named, exit_on_error, fail
+from bridge.cli.common.errors import broker_setting_named, exit_on_error, fail
 from bridge.cli.common.events import (
     EventFile,
     exchange_for,
@@ -34,6 +34,7 @@ from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Pipeline, Rejected
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
+from bridge.interrupts import INTERRUPTED, raise_on_interrupt
 
 MAX_UNCONFIRMED = 500
 """The number of unconfirmed events at once. It is high enough to keep the connection to the broker busy."""
@@ -93,6 +94,7 @@ def publish(files: tuple[str, ...], update_type: str | None, exchange: str | Non
                 await publish_events(file, pipeline, publisher, count, progress.say, progress.tick)
 
     try:
+        raise_on_interrupt()
         uvloop.run(run())
     except BridgeError as error:
         progress.say(_summary(count, exchange))

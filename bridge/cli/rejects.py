@@ -28,6 +28,7 @@ from bridge.config.settings import Settings
 from bridge.contract.pipeline import Reason
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
+from bridge.interrupts import raise_on_interrupt
 
 Answer = TypeVar("Answer")
 Callback = TypeVar("Callback", bound=Callable[..., object])
@@ -229,6 +230,7 @@ def _on_queue(settings: Settings, work: Callable[[RejectQueue], Awaitable[Answer
                         err=True,
                     )
 
+    raise_on_interrupt()
     return asyncio.run(run())
 
 

@@ -1,4 +1,4 @@
-"""How a command fails: each error is one line on standard error, without a password, and has an exit code."""
+"""Errors of commands: each is one line on standard error, without a password, and has an exit code."""
 
 import re
 import sys
@@ -11,9 +11,7 @@ import click
 from bridge.cli.common.output import echo, escape_unencodable
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, redact
-
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells use it: 128 and the number of SIGINT."""
+from bridge.interrupts import INTERRUPTED
 
 
 class OneLineErrors(click.Group):
@@ -31,13 +29,13 @@ class OneLineErrors(click.Group):
             echo(f"edk-bridge: {format_error(error)}", err=True)
             code = error.exit_code
         except click.Abort:
-            # Ctrl-C that no command has handled.
+            # Ctrl-C at a question.
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
 
 
 _REPEATED = re.compile(r"""( ['"(])(?![-\[]).*@""", re.DOTALL)
-"""An argument, as click repeats it after the names of options and arguments, up to its last @."""
+"""Matches an argument that click repeats after the names of options and arguments, up to its last @."""
 
 _DID_YOU_MEAN = re.compile(r"\. \(?Did you mean (?:one of: )?([^?]*)\?\)?")
 
@@ -53,27 +51,27 @@ def format_error(error: click.ClickException) -> str:
         text = redact(text)
     text = " ".join(text.split()).removesuffix(".")
     text = printable(_DID_YOU_MEAN.sub(r"; did you mean \1", text))
-    hint = "; a broker's URL is given with --amqp-url" if _BROKER_URL.search(error.format_message()) else ""
+    hint = "; give a broker's URL with --amqp-url" if _BROKER_URL.search(error.format_message()) else ""
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "edk-bridge"
-    return f"{text[:1].lower()}{text[1:]}{hint}; `{path} --help` says what there is"
+    return f"{text[:1].lower()}{text[1:]}{hint}; see `{path} --help`"
 
 
 def _concerns_a_file(error: click.ClickException) -> bool:
-    """Returns whether the message names a file. click would add the placeholder of the argument (`[FILE|-]...`)."""
+    """Returns whether the message names a file. click would add the metavar of the argument (`[FILE|-]...`)."""
     param = error.param if isinstance(error, click.BadParameter) else None
     return isinstance(param, click.Argument) and isinstance(param.type, click.Path)
 
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Ends the command with the exit code of a BridgeError, after printing it, or with that of Ctrl-C."""
+    """Prints a BridgeError and exits with its code. Exits with 130 after Ctrl-C."""
     try:
         yield
     except BridgeError as error:
         fail(error)
     except KeyboardInterrupt:
-        # Not the 1 of click, which is the exit code of `check` for an invalid event.
+        # click would exit with 1, which `check` uses for an invalid event.
         sys.exit(INTERRUPTED)
 
 

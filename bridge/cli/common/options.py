@@ -121,11 +121,18 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
     flag = name.replace("_", "-")
     # Without the space, a long list would be one word, which click breaks at the end of the line.
     default = settings.shown_default(name).replace(",", ", ") if default is None else default
-    declared = {"cls": SettingOption, "group": setting.group}
+    group = setting.group
     bracket = f"[{PREFIX}{name.upper()}; {default}]"
     if not setting.is_switch:
         return [
-            click.option(f"--{flag}", metavar=setting.metavar, help=setting.meaning, bracket=bracket, **declared),
+            click.option(
+                f"--{flag}",
+                metavar=setting.metavar,
+                help=setting.meaning,
+                cls=SettingOption,
+                group=group,
+                bracket=bracket,
+            ),
         ]
     return [
         click.option(
@@ -136,7 +143,8 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
             metavar=setting.metavar,
             help=setting.meaning,
             bracket=bracket,
-            **declared,
+            cls=SettingOption,
+            group=group,
         ),
         click.option(
             f"--no-{flag}",
@@ -147,7 +155,8 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
             default=None,
             help=f"The opposite of --{flag}.",
             bracket="",
-            **declared,
+            cls=SettingOption,
+            group=group,
         ),
     ]
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from bridge.config.settings import Settings
 
 
+ROOT = Path(bridge.__file__).parents[1]
+
+
 @pytest.fixture(autouse=True)
 def logging_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """How logging was configured, in an empty folder and an environment without settings."""
@@ -425,6 +428,7 @@ def test_demo_runs_in_the_chosen_way(monkeypatch: pytest.MonkeyPatch, option: st
 
 def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["bridge", "--version"])
+    monkeypatch.setattr("bridge.interrupts.signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("bridge", run_name="__main__")
     assert ended.value.code == 0
@@ -860,10 +864,10 @@ def test_package_offers_publishers_what_they_need() -> None:
 
 
 def test_package_alone_loads_no_broker_library() -> None:
-    script = (
-        "import bridge, sys; print(sorted({'aio_pika', 'aiormq', 'pamqp', 'structlog', 'uvloop'} & {*sys.modules}))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    names = "{'aio_pika', 'aiormq', 'click', 'importlib.metadata', 'pamqp', 'structlog', 'uvloop'}"
+    # -I and -S: the environment and site-packages must not load a module first.
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import bridge; print(sorted({names} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-ISc", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 

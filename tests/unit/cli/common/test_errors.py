@@ -33,51 +33,47 @@ def said(*arguments: str) -> tuple[int, list[str]]:
     [
         (
             ["serve", "--prot", "1"],
-            "no such option '--prot'; did you mean '--host', '--path', '--port'; `edk-bridge serve --help` says what "
-            "there is",
+            "no such option '--prot'; did you mean '--host', '--path', '--port'; see `edk-bridge serve --help`",
         ),
-        (["nonsense"], "no such command 'nonsense'; `edk-bridge --help` says what there is"),
+        (["nonsense"], "no such command 'nonsense'; see `edk-bridge --help`"),
         (
             ["rejects", "lst"],
-            "no such command 'lst'; did you mean 'list'; `edk-bridge rejects --help` says what there is",
+            "no such command 'lst'; did you mean 'list'; see `edk-bridge rejects --help`",
         ),
         (
             ["tail", "--color", "blue"],
-            "invalid value for '--color': 'blue' is not one of 'auto', 'always', 'never'; `edk-bridge tail --help` "
-            "says what there is",
+            "invalid value for '--color': 'blue' is not one of 'auto', 'always', 'never'; see `edk-bridge tail --help`",
         ),
         (
             ["completion"],
-            "missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; `edk-bridge completion --help` says "
-            "what there is",
+            "missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; see `edk-bridge completion --help`",
         ),
         (
             ["demo", "--port", f"amqp://user:{SECRET}@host"],
-            "invalid value for '--port': '***@host' is not a valid integer range; a broker's URL is given with "
-            "--amqp-url; `edk-bridge demo --help` says what there is",
+            "invalid value for '--port': '***@host' is not a valid integer range; give a broker's URL with "
+            "--amqp-url; see `edk-bridge demo --help`",
         ),
         (
             ["serve", f"amqp://user:{SECRET}@host/"],
-            "got unexpected extra argument (***@host/); a broker's URL is given with --amqp-url; `edk-bridge serve "
-            "--help` says what there is",
+            "got unexpected extra argument (***@host/); give a broker's URL with --amqp-url; see "
+            "`edk-bridge serve --help`",
         ),
         (
             ["serve", "here", f"amqps://user:{SECRET}@a,amqps://user:{SECRET}@b"],
-            "got unexpected extra arguments (***@b); a broker's URL is given with --amqp-url; `edk-bridge serve "
-            "--help` says what there is",
+            "got unexpected extra arguments (***@b); give a broker's URL with --amqp-url; see "
+            "`edk-bridge serve --help`",
         ),
         (
             [f"amqp://user:{SECRET}@host/"],
-            "no such command '***@host/'; a broker's URL is given with --amqp-url; `edk-bridge --help` says what there "
-            "is",
+            "no such command '***@host/'; give a broker's URL with --amqp-url; see `edk-bridge --help`",
         ),
         (
             ["check", f"user:{SECRET}@host"],
-            "file '***@host' does not exist; `edk-bridge check --help` says what there is",
+            "file '***@host' does not exist; see `edk-bridge check --help`",
         ),
         (
             ["publish", "."],
-            "file '.' is a directory; `edk-bridge publish --help` says what there is",
+            "file '.' is a directory; see `edk-bridge publish --help`",
         ),
     ],
 )

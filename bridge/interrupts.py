@@ -1,0 +1,28 @@
+"""Ctrl-C while a command starts: the process ends at once, with exit code 130, and prints nothing.
+
+Python raises KeyboardInterrupt at any point, also inside an import. It would be printed with a traceback. The entry
+point installs this handler before it imports anything else, so this module needs only the standard library.
+"""
+
+import os
+import signal
+from types import FrameType
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C, as shells use it."""
+
+
+def exit_on_interrupt() -> None:
+    """Makes Ctrl-C end the process at once. Does nothing if SIGINT is ignored, as in a background job of a shell."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
+
+
+def raise_on_interrupt() -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt again, for a command that has something to report or to close."""
+    if signal.getsignal(signal.SIGINT) is _exit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _exit(_number: int, _frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)

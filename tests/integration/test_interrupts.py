@@ -1,0 +1,113 @@
+"""Ctrl-C at many moments of the start of each command: it ends with 130 and prints nothing."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from tests.support.commands import AWAY, plain_environment
+from tests.support.waiting import LIMIT_S
+
+START = """
+import os
+from bridge.interrupts import exit_on_interrupt
+exit_on_interrupt()
+os.write(1, b'started\\n')
+from bridge.__main__ import main
+main()
+"""
+"""Reports that Python itself has started. An interrupt before that never reaches the bridge."""
+
+DELAYS_MS = (0, 1, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 700)
+
+
+@pytest.fixture
+async def silent_port() -> AsyncIterator[int]:
+    """The port of a server that accepts connections and sends nothing: no command gets further than its start."""
+    held: list[asyncio.StreamWriter] = []
+
+    async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for writer in held:
+        writer.transport.abort()
+    await server.wait_closed()
+
+
+async def interrupted(delay_ms: int, *arguments: str) -> tuple[int | None, str]:
+    """Returns the exit code and all output of a command that gets SIGINT after a delay."""
+    process = await asyncio.create_subprocess_exec(
+        *("env", "--default-signal=INT", sys.executable, "-c", START, *arguments),
+        env=plain_environment(),
+        cwd=AWAY,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert await process.stdout.readline() == b"started\n"
+            # Not a wait for a condition: each delay is another moment of the start.
+            await asyncio.sleep(delay_ms / 1000)
+            with suppress(ProcessLookupError):  # a command that only prints has ended
+                process.send_signal(signal.SIGINT)
+            output = await process.stdout.read()
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    return process.returncode, output.decode()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check"],
+        ["publish"],
+        ["rejects", "list"],
+        ["rejects", "requeue", "--all"],
+        ["tail"],
+        ["demo", "--publish-only"],
+    ],
+    ids=" ".join,
+)
+async def test_interrupt_at_any_moment_of_the_start_ends_quietly(silent_port: int, arguments: list[str]) -> None:
+    where = f"ws://127.0.0.1:{silent_port}/" if arguments == ["tail"] else f"--amqp-url=amqp://127.0.0.1:{silent_port}"
+    where = "--type=killmail" if arguments == ["check"] else where
+    for delay_ms in DELAYS_MS:
+        ended = await interrupted(delay_ms, *arguments, where)
+        if arguments[0] == "demo" and ended[0] == 0:
+            # The demo runs, and Ctrl-C stops it.
+            assert "Traceback" not in ended[1]
+        else:
+            assert ended == (130, ""), delay_ms
+
+
+@pytest.mark.parametrize("arguments", [["config"], ["completion", "bash"], ["--version"], ["serve", "--help"]])
+async def test_interrupted_command_that_only_prints_ends_quietly_or_has_ended(arguments: list[str]) -> None:
+    complete = None
+    for delay_ms in reversed(DELAYS_MS):
+        code, output = await interrupted(delay_ms, *arguments)
+        if complete is None:
+            complete = output
+        # While Python ends, it has no handler any more. For a shell, this is 130 too.
+        assert code in (0, 130, -signal.SIGINT), output
+        assert complete.startswith(output), delay_ms
+
+
+async def test_interrupted_bridge_ends_quietly_or_stops_in_order(silent_port: int) -> None:
+    for delay_ms in DELAYS_MS:
+        code, output = await interrupted(delay_ms, "serve", "--port=0", f"--amqp-url=amqp://127.0.0.1:{silent_port}")
+        assert "Traceback" not in output, output
+        if code == 0:
+            assert '"event":"stopped"' in output.splitlines()[-1]
+        else:
+            assert (code, output) == (130, ""), delay_ms
