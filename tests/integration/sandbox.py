@@ -1,7 +1,7 @@
-"""`python sandbox.py SYSTEM-CALLS COMMAND ...`: a command that may use these system calls only, as systemd starts one.
+"""`python sandbox.py SYSTEM-CALLS COMMAND ...`: runs a command that can use these system calls only, as systemd does.
 
-What a service manager does between fork and exec, without being one: no new privileges, no memory that can be written
-and run, and a filter in which every other call fails with EPERM. Needs libseccomp, which systemd brings.
+It does what a service manager does between fork and exec: no new privileges, no memory that is both writable and
+executable, and a filter by which each other call fails with EPERM. It needs libseccomp, which systemd requires.
 """
 
 import ctypes
@@ -15,11 +15,11 @@ ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 
 
 def main(calls: list[str], command: list[str]) -> None:
-    """Becomes the command. Raises OSError where a restriction can't be had."""
+    """Replaces this process by the command. Raises OSError if a restriction is not available."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option in (PR_SET_NO_NEW_PRIVS, PR_SET_MDWE):
         if libc.prctl(option, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):
-            # The second came with Linux 6.3; systemd does it by a filter.
+            # PR_SET_MDWE exists since Linux 6.3. On older kernels, systemd uses a filter for it.
             if option == PR_SET_MDWE and ctypes.get_errno() == errno.EINVAL:
                 continue
             raise OSError(ctypes.get_errno(), f"prctl {option}")
@@ -30,7 +30,7 @@ def main(calls: list[str], command: list[str]) -> None:
     rules = seccomp.seccomp_init(ERRNO | errno.EPERM)
     for call in calls:
         number = seccomp.seccomp_syscall_resolve_name(call.encode())
-        # Negative: not one of this architecture's.
+        # Negative: this architecture does not have the call.
         if number >= 0 and (error := seccomp.seccomp_rule_add(rules, ALLOW, number, 0)):
             raise OSError(-error, call)
     if error := seccomp.seccomp_load(rules):

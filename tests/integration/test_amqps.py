@@ -1,4 +1,4 @@
-"""A broker behind TLS: nothing is said to one whose certificate nobody vouches for, the password least of all."""
+"""TLS to the broker: the bridge sends nothing, and no password, to a broker whose certificate it does not trust."""
 
 import asyncio
 import ssl
@@ -27,9 +27,9 @@ from tests.support.waiting import eventually
 async def listener(
     folder: Path, *, trusts: Path | None = None, silent: bool = False
 ) -> AsyncIterator[tuple[int, Path, list[bytes]]]:
-    """A server behind TLS with a certificate of its own making: its port, the certificate, and what it is told.
+    """Runs a TLS server with a self-signed certificate. Yields its port, the certificate, and the bytes it receives.
 
-    It demands a certificate that `trusts` vouches for, where that is given. A `silent` one ends each connection.
+    With `trusts`, it requires a client certificate that this file trusts. A `silent` server aborts each connection.
     """
     chain, key = certificate(folder, "broker")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -37,23 +37,23 @@ async def listener(
     if trusts is not None:
         context.load_verify_locations(trusts)
         context.verify_mode = ssl.CERT_REQUIRED
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if silent:
             writer.transport.abort()
             return
-        heard.append(await reader.read(4))
+        received.append(await reader.read(4))
         await gone(writer)
 
     server = await asyncio.start_server(listen, "127.0.0.1", 0, ssl=context)
     async with server:
-        yield server.sockets[0].getsockname()[1], chain, heard
+        yield server.sockets[0].getsockname()[1], chain, received
 
 
 @asynccontextmanager
-async def demanding(folder: Path, trusts: Path, version: str) -> AsyncIterator[tuple[int, Path]]:
-    """OpenSSL's own server, which demands a certificate that `trusts` vouches for: its port, and its certificate."""
+async def openssl_server(folder: Path, trusts: Path, version: str) -> AsyncIterator[tuple[int, Path]]:
+    """Runs OpenSSL's server, which requires a client certificate that `trusts` trusts. Yields port and certificate."""
     chain, key = certificate(folder, "broker")
     arguments = ["-accept", "127.0.0.1:0", "-cert", str(chain), "-key", str(key), "-CAfile", str(trusts), f"-{version}"]
     process = await asyncio.create_subprocess_exec(
@@ -77,112 +77,112 @@ NOT_TRUSTED = "its certificate is not trusted, so nothing is sent to it: self-si
 
 
 async def error(bridge: Bridge) -> str:
-    """What `/readyz` says of the broker, once it says something."""
+    """Waits for the last error of the broker in `/readyz`, and returns it."""
 
-    def said() -> object:
+    def last_error() -> object:
         body = bridge.readiness.report()[1]["broker"]
         assert isinstance(body, dict)
         return body["last_error"]
 
-    await eventually("there is an error", said)
-    return str(said())
+    await eventually("there is an error", last_error)
+    return str(last_error())
 
 
-async def test_broker_with_a_certificate_that_nobody_vouches_for_is_told_nothing(tmp_path: Path) -> None:
-    async with listener(tmp_path) as (port, _, heard):
+async def test_broker_with_an_untrusted_certificate_receives_nothing(tmp_path: Path) -> None:
+    async with listener(tmp_path) as (port, _, received):
         async with started(f"amqps://guest:guest@127.0.0.1:{port}/") as bridge:
             assert (await error(bridge)).startswith(f"amqps://guest:***@127.0.0.1:{port}/: {NOT_TRUSTED}")
             assert "let ?cafile=" in await error(bridge)
-        assert heard == []
+        assert received == []
 
 
-async def test_broker_with_a_certificate_that_is_trusted_is_spoken_to(tmp_path: Path) -> None:
+async def test_broker_with_a_trusted_certificate_receives_the_protocol_header(tmp_path: Path) -> None:
     async with (
-        listener(tmp_path) as (port, chain, heard),
+        listener(tmp_path) as (port, chain, received),
         started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}"),
     ):
-        await eventually("the broker is spoken to", lambda: b"AMQP" in heard)
+        await eventually("the broker receives the protocol header", lambda: b"AMQP" in received)
 
 
 @pytest.mark.parametrize("version", ["tls1_2", "tls1_3"])
-async def test_broker_that_demands_a_certificate_is_said_with_what_to_do(tmp_path: Path, version: str) -> None:
-    """With TLS 1.3, it does so after the handshake; with TLS 1.2, without a word for it."""
+async def test_error_for_a_broker_that_requires_a_certificate_has_a_hint(tmp_path: Path, version: str) -> None:
+    """With TLS 1.3, the alert comes after the handshake. TLS 1.2 has no alert for a missing certificate."""
     (own := tmp_path / "bridge").mkdir()
     trusted, _ = certificate(own, "bridge")
     async with (
-        demanding(tmp_path, trusted, version) as (port, chain),
+        openssl_server(tmp_path, trusted, version) as (port, chain),
         started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}") as bridge,
     ):
-        said = await error(bridge)
-        assert "demand" in said
-        assert "a client certificate: add ?certfile=/path/of/it.pem&keyfile=" in said
+        text = await error(bridge)
+        assert "demand" in text
+        assert "a client certificate: add ?certfile=/path/of/it.pem&keyfile=" in text
 
 
 @pytest.mark.parametrize("version", ["tls1_2", "tls1_3"])
-async def test_certificate_that_the_broker_does_not_trust_is_said(tmp_path: Path, version: str) -> None:
+async def test_error_names_a_certificate_that_the_broker_does_not_trust(tmp_path: Path, version: str) -> None:
     (own := tmp_path / "bridge").mkdir()
     (other := tmp_path / "other").mkdir()
     mine, key = certificate(own, "bridge")
     trusted, _ = certificate(other, "another")
-    async with demanding(tmp_path, trusted, version) as (port, chain):
+    async with openssl_server(tmp_path, trusted, version) as (port, chain):
         url = f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}&certfile={mine}&keyfile={key}"
         async with started(url) as bridge:
             assert "not accept the bridge's certificate (certfile in the URL)" in await error(bridge)
 
 
 @pytest.mark.parametrize("with_certificate", [False, True])
-async def test_broker_that_ends_the_connection_without_an_alert_may_want_another_certificate(
+async def test_error_for_a_connection_that_ends_without_an_alert_suggests_a_certificate(
     tmp_path: Path, *, with_certificate: bool
 ) -> None:
-    """Not every server sends one, and not every alert comes through."""
+    """Not every server sends an alert, and not every alert arrives."""
     (own := tmp_path / "bridge").mkdir()
     mine, key = certificate(own, "bridge")
-    async with listener(tmp_path, silent=True) as (port, chain, heard):
+    async with listener(tmp_path, silent=True) as (port, chain, received):
         query = f"&certfile={mine}&keyfile={key}" if with_certificate else ""
         async with started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}{query}") as bridge:
-            said = await error(bridge)
-            assert ("may not accept the bridge's certificate" if with_certificate else "may require") in said
-        assert heard == []
+            text = await error(bridge)
+            assert ("may not accept the bridge's certificate" if with_certificate else "may require") in text
+        assert received == []
 
 
-async def test_certificate_that_the_broker_trusts_is_enough(tmp_path: Path) -> None:
+async def test_bridge_connects_with_a_certificate_that_the_broker_trusts(tmp_path: Path) -> None:
     (own := tmp_path / "bridge").mkdir()
     mine, key = certificate(own, "bridge")
-    async with listener(tmp_path, trusts=mine) as (port, chain, heard):
+    async with listener(tmp_path, trusts=mine) as (port, chain, received):
         url = f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}&certfile={mine}&keyfile={key}"
         async with started(url):
-            await eventually("the broker is spoken to", lambda: b"AMQP" in heard)
+            await eventually("the broker receives the protocol header", lambda: b"AMQP" in received)
 
 
-async def test_broker_with_a_certificate_for_another_host_is_told_nothing(tmp_path: Path) -> None:
-    async with listener(tmp_path) as (port, chain, heard):
+async def test_broker_with_a_certificate_for_another_host_receives_nothing(tmp_path: Path) -> None:
+    async with listener(tmp_path) as (port, chain, received):
         async with started(f"amqps://guest:guest@localhost:{port}/?cafile={chain}") as bridge:
-            said = await error(bridge)
-            assert "its certificate is for another host, so nothing is sent to it: Hostname mismatch" in said
-        assert heard == []
+            text = await error(bridge)
+            assert "its certificate is for another host, so nothing is sent to it: Hostname mismatch" in text
+        assert received == []
 
 
-async def test_port_for_tls_that_is_spoken_to_without_is_named(tmp_path: Path) -> None:
-    async with listener(tmp_path) as (port, _, heard):
+async def test_error_for_a_tls_port_with_a_plain_url_names_amqps(tmp_path: Path) -> None:
+    async with listener(tmp_path) as (port, _, received):
         async with started(f"amqp://guest:guest@127.0.0.1:{port}/") as bridge:
             assert await error(bridge) == f"amqp://guest:***@127.0.0.1:{port}/: {PLAIN_EOF_TEXT}"
             assert "begins with amqps://" in PLAIN_EOF_TEXT
-        assert heard == []
+        assert received == []
 
 
-async def test_broker_that_speaks_no_tls_on_its_port_is_named(broker: Broker) -> None:
+async def test_error_for_a_plain_port_with_an_amqps_url_names_the_usual_port(broker: Broker) -> None:
     parts = urlsplit(broker.url)
     async with started(f"amqps://guest:guest@{parts.hostname}:{parts.port}/") as bridge:
         assert "amqps:// is usually on 5671" in await error(bridge)
 
 
-async def test_updates_come_through_an_encrypted_line(
+async def test_updates_arrive_through_an_encrypted_connection(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    """The fast path of the deliveries takes what TLS gives it, and every acknowledgement goes back through it."""
+    """The fast path reads deliveries from TLS, and writes each acknowledgement to it."""
     async with encrypted(broker.url, tmp_path) as url, running(url, exchanges=f"{exchange}=killmail") as bridge:
         client = await RawClient.open(port_of(bridge))
-        # More than the prefetch: all of them come only where acknowledgements arrive.
+        # More events than the prefetch: all of them arrive only if the broker gets acknowledgements.
         for number in range(500):
             await publish(amqp, exchange, killmail(number))
         for number in range(500):
@@ -192,7 +192,7 @@ async def test_updates_come_through_an_encrypted_line(
 
 @asynccontextmanager
 async def encrypted(broker_url: str, folder: Path) -> AsyncIterator[str]:
-    """The URL by which the broker is reached through TLS: its own listener has none."""
+    """Runs a TLS proxy in front of the broker, which has no TLS listener. Yields its URL."""
     parts = urlsplit(broker_url)
     chain, key = certificate(folder, "broker")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,4 +1,4 @@
-"""`make audit` against a service of our own: a vulnerability, or a service that fails, must not look clean."""
+"""`make audit` with a fake service: it fails for a vulnerability and for a service that fails."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 LIMIT_S = 60
 
-WEAKNESS = {
+VULNERABILITY = {
     "id": "TEST-2026-1",
     "aliases": ["CVE-2026-0001"],
     "summary": "invented",
@@ -36,18 +36,18 @@ WEAKNESS = {
 
 
 @contextmanager
-def service(knows: Callable[[str], dict[str, Any] | None]) -> Iterator[tuple[str, list[str]]]:
-    """A service that speaks OSV's protocol: its URL, and the packages that it was asked about.
+def service(answer_for: Callable[[str], dict[str, Any] | None]) -> Iterator[tuple[str, list[str]]]:
+    """Runs a service with OSV's protocol. Yields its URL, and the packages of the requests.
 
-    `knows` gives the answer for a package's name; None is an error of the service's own.
+    `answer_for` returns the answer for a package's name. None is an error of the service.
     """
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
-            asked.append(name)
-            answer = knows(name)
+            requested.append(name)
+            answer = answer_for(name)
             body = json.dumps(answer or {}).encode()
             self.send_response(500 if answer is None else 200)
             self.send_header("Content-Length", str(len(body)))
@@ -55,13 +55,13 @@ def service(knows: Callable[[str], dict[str, Any] | None]) -> Iterator[tuple[str
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-            """Not on the test's output."""
+            """Keeps the log out of the test's output."""
 
     server = ThreadingHTTPServer((LOOPBACK, 0), Answer)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     serving.start()
     try:
-        yield f"http://{LOOPBACK}:{server.server_port}/v1/query", asked
+        yield f"http://{LOOPBACK}:{server.server_port}/v1/query", requested
     finally:
         server.shutdown()
         serving.join()
@@ -75,17 +75,17 @@ def pip_audit() -> None:
 
 
 def make_audit(url: str, folder: Path) -> tuple[int, str]:
-    """What `make audit` runs, asking the service at the URL: its exit code, and what it says.
+    """Runs the command of `make audit` with the service at the URL. Returns its exit code and its error output.
 
-    Not by make itself, which might find that .venv must be made anew, with this test running in it.
+    make does not run it: make might rebuild .venv, in which this test runs.
     """
     flags = f"-s osv --osv-url {url} --cache-dir {folder}"
-    # As by itself, also where another make runs the tests: it would say which folder it enters and leaves.
-    alone = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
+    # Without the variables of a make that runs the tests: with them, make prints which folder it enters and leaves.
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
         ["make", "--dry-run", "audit", f"FLAGS={flags}"],
         cwd=ROOT,
-        env=alone,
+        env=environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -100,16 +100,16 @@ def make_audit(url: str, folder: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_vulnerability_of_one_package_fails_and_every_locked_package_is_asked_for(tmp_path: Path) -> None:
-    with service(lambda name: {"vulns": [WEAKNESS]} if name == "orjson" else {}) as (url, asked):
+def test_audit_requests_each_locked_package_and_fails_for_a_vulnerability(tmp_path: Path) -> None:
+    with service(lambda name: {"vulns": [VULNERABILITY]} if name == "orjson" else {}) as (url, requested):
         code, text = make_audit(url, tmp_path)
     everything = locked(lock.read_text() for lock in LOCKS)
-    assert sorted(asked) == sorted(everything)
+    assert sorted(requested) == sorted(everything)
     assert code == VULNERABLE
-    assert f"orjson {everything['orjson']}: CVE-2026-0001, TEST-2026-1; mended in 999.1\n" in text
+    assert f"orjson {everything['orjson']}: CVE-2026-0001, TEST-2026-1; fixed in 999.1\n" in text
 
 
-def test_service_that_fails_for_one_package_is_no_clean_bill(tmp_path: Path) -> None:
+def test_audit_fails_if_the_service_fails_for_one_package(tmp_path: Path) -> None:
     with service(lambda name: None if name == "orjson" else {}) as (url, _):
         code, _ = make_audit(url, tmp_path)
     assert code == NOT_AUDITED

@@ -1,4 +1,4 @@
-"""The benchmark itself: it runs, and what it prints is what was there to see."""
+"""The benchmark runs, and its load generator counts correctly."""
 
 import asyncio
 import os
@@ -38,17 +38,17 @@ PATHS = ["/updates?after=1-00000001", "/updates?after=2-00000002&systemId=1", "/
 
 
 async def replay(client: ServerConnection) -> None:
-    """A server that answers a resume as the bridge does; it says of the second path that something is missing."""
+    """Answers a resume as the bridge does. The resume of the second path is not complete."""
     assert client.request is not None
     if "after" in client.request.path:
-        told = {"complete": "systemId" not in client.request.path, "replayed": KEPT, "id": "1-00000001"}
-        await client.send(orjson.dumps({"type": "resume", "data": told, "timestamp": 1}).decode())
+        resume = {"complete": "systemId" not in client.request.path, "replayed": KEPT, "id": "1-00000001"}
+        await client.send(orjson.dumps({"type": "resume", "data": resume, "timestamp": 1}).decode())
     for number in range(1, KEPT + 1):
         await client.send(orjson.dumps({"type": "killmail", "data": killmail(number), "timestamp": 1}).decode())
     await client.wait_closed()
 
 
-async def test_load_generator_takes_the_paths_in_turn_and_counts_no_resume_as_an_update(tmp_path: Path) -> None:
+async def test_load_generator_uses_the_paths_in_turn_and_counts_resumes_separately(tmp_path: Path) -> None:
     build()
     place = Place("amqp://localhost", "none", tmp_path / "log")
     async with serve(replay, "127.0.0.1", 0, compression=None) as running:
@@ -59,7 +59,7 @@ async def test_load_generator_takes_the_paths_in_turn_and_counts_no_resume_as_an
                 return clients.seen()
 
         seen = await asyncio.to_thread(until, *PATHS, frames=KEPT)
-        # Those that resume are done when they have what they were told of, without being told how much that is.
+        # Without a number of frames, clients stop when they have as many updates as their resume announced.
         caught_up = await asyncio.to_thread(until, *PATHS[:2], caught_up=True)
     assert (seen.resumes, seen.incomplete) == (4, 2)
     assert (caught_up.resumes, caught_up.incomplete) == (6, 3)
@@ -72,7 +72,7 @@ CANDIDATES = ("floor", "ours", "naive")
 
 
 def interpreter_without_pytest(folder: Path) -> Path:
-    """A command that runs Python as if pytest were not installed, like the interpreter that `make bench` installs."""
+    """Returns a command that runs Python without pytest, like the interpreter that `make bench` installs."""
     (folder / "sitecustomize.py").write_text('import sys\nsys.modules["pytest"] = None\n')
     command = folder / "python"
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
@@ -81,7 +81,7 @@ def interpreter_without_pytest(folder: Path) -> Path:
     return command
 
 
-async def test_benchmark_measures_the_bridge_and_its_peers_in_python_and_finds_nothing_wrong(
+async def test_benchmark_measures_the_bridge_and_its_peers_in_python_without_errors(
     broker: Broker, tmp_path: Path
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -97,19 +97,19 @@ async def test_benchmark_measures_the_bridge_and_its_peers_in_python_and_finds_n
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(90):
-        said, progress = await process.communicate()
-    lines = said.decode().splitlines()
+        output, progress = await process.communicate()
+    lines = output.decode().splitlines()
     assert process.returncode == 0, (lines, progress.decode())
     assert "could not be measured" not in progress.decode()
     assert f"|  |  | {' | '.join(CANDIDATES)} |" in lines
     costs = [line.split("|")[3 : 3 + len(CANDIDATES)] for line in lines if "| CPU" in line]
     assert len(costs) == 2
     assert all(float(cost) > 0 for row in costs for cost in row)
-    assert "WRONG" not in said.decode()
+    assert "WRONG" not in output.decode()
 
 
 @pytest.mark.parametrize(("size", "tls"), [(16_000, False), (256_000, True)], ids=["plain", "tls"])
-async def test_stalled_clients_are_evicted_and_the_memory_that_they_took_is_measured(
+async def test_benchmark_of_stalled_clients_measures_their_memory_and_their_eviction(
     broker: Broker, exchange: str, tmp_path: Path, size: int, tls: bool
 ) -> None:
     place = Place(broker.url, exchange, tmp_path / "log")

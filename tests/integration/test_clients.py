@@ -1,4 +1,4 @@
-"""Clients that follow the protocol and clients that do not: what each gets, and why it is evicted."""
+"""Clients that follow the protocol, and clients that do not: what each receives, and why it is evicted."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ amqp, exchange = module_loop.amqp, module_loop.exchange
 CONTINUATION, BINARY = 0, 2
 
 NUMBERS = itertools.count(1)
-"""Of killmails: the shared bridge sends none twice."""
+"""Ids of killmails: the shared bridge sends no killmail twice."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -73,7 +73,7 @@ async def test_client_that_sends_messages_and_a_ping_gets_a_pong_and_the_next_up
 async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection(
     shared: Bridge, data: bytes, code: int, evictions: int
 ) -> None:
-    """Autobahn's client ends the TCP connection itself, as soon as it has the close frame."""
+    """Autobahn's client does not test this: it closes the TCP connection itself after the close frame."""
 
     def evicted() -> float:
         return sample(shared, "bridge_evictions_total", reason="protocol-error")
@@ -89,7 +89,7 @@ async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection
     assert evicted() - before == evictions
 
 
-async def test_client_that_pauses_and_reads_on_gets_everything(
+async def test_client_that_pauses_and_continues_gets_all_updates(
     shared: Bridge, amqp: AbstractConnection, shared_exchange: str
 ) -> None:
     numbers = [next(NUMBERS) for _ in range(200)]
@@ -159,7 +159,7 @@ async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose
         stalled = await RawClient.open(port_of(bridge), receive_bytes=4096)
         stalled.pause()
         reader = await RawClient.open(port_of(bridge))
-        # No more at once than the log holds: all run in one loop here, and the reader must have its turn.
+        # Less at once than the log holds: bridge and reader share one loop, and the reader needs its turns.
         for first in range(0, count, 10):
             numbers = range(first, first + 10)
             await publish(amqp, exchange, *(killmail(number, padding=padding) for number in numbers))
@@ -174,7 +174,7 @@ async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose
         await reader.close()
 
 
-async def test_client_that_reads_on_late_finds_why_it_was_closed_even_where_the_bridge_is_gone(
+async def test_evicted_client_can_read_its_close_code_after_the_bridge_has_ended(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     variables = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
@@ -185,7 +185,7 @@ async def test_client_that_reads_on_late_finds_why_it_was_closed_even_where_the_
         stalled.pause()
         await publish(amqp, exchange, *(killmail(number, padding="x" * 50_000) for number in range(60)))
         await eventually("it is evicted", lambda: process.logged("client evicted"))
-        # One more turn of the bridge's loop, in which the kernel takes what was left.
+        # In one more turn of its loop, the bridge gives the rest to the kernel.
         assert (await get(port, "/healthz"))[0] == 200
         process.process.kill()
         stalled.resume()
@@ -193,7 +193,7 @@ async def test_client_that_reads_on_late_finds_why_it_was_closed_even_where_the_
         assert [opcode for opcode, _ in frames[:-1]] == [TEXT] * (len(frames) - 1)
         assert (frames[-1][0], close_code(frames[-1][1])) == (CLOSE, 4008)
         ids = [orjson.loads(payload)["data"]["killmailId"] for _, payload in frames[:-1]]
-        assert ids == list(range(len(ids))), "what it had begun to get, it gets whole"
+        assert ids == list(range(len(ids))), "an update is missing or not complete"
         await stalled.close()
 
 
@@ -204,7 +204,9 @@ async def test_client_beyond_the_limit_is_closed_with_1013_and_the_others_stay(b
         assert await third.closed() == 1013
         assert sample(bridge, "bridge_connections", transport="websocket") == 2
         await first.close()
-        await eventually("there is room", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1)
+        await eventually(
+            "a connection is free", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
+        )
         fourth = await RawClient.open(port_of(bridge))
         fourth.send(client_frame(PING, b""))
         assert (await fourth.frame())[0] == PONG
@@ -216,14 +218,14 @@ async def test_client_beyond_the_limit_is_closed_with_1013_and_the_others_stay(b
 async def secure_bridge(
     broker: Broker, exchange: str, chain: Path, key: Path
 ) -> AsyncIterator[tuple[BridgeProcess, str]]:
-    """A bridge that serves TLS with this certificate, and its URL."""
+    """Runs a bridge that serves TLS with this certificate. Yields its process and its URL."""
     variables = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
         await process.consuming()
         yield process, f"wss://127.0.0.1:{await process.port()}/updates"
 
 
-async def test_wss_delivers_and_reads_a_new_certificate_on_sighup(
+async def test_wss_delivers_updates_and_reloads_the_certificate_on_sighup(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
     chain, key = certificate(tmp_path, "first")
@@ -233,7 +235,7 @@ async def test_wss_delivers_and_reads_a_new_certificate_on_sighup(
         assert orjson.loads(await client.recv())["data"]["killmailId"] == 1
         certificate(tmp_path, "second")
         process.process.send_signal(signal.SIGHUP)
-        await eventually("the certificate is read again", lambda: process.logged("certificate reloaded"))
+        await eventually("the certificate is reloaded", lambda: process.logged("certificate reloaded"))
         async with connect(url, ssl=ssl.create_default_context(cafile=chain)) as second:
             await publish(amqp, exchange, killmail(2))
             for each in (client, second):
@@ -242,7 +244,7 @@ async def test_wss_delivers_and_reads_a_new_certificate_on_sighup(
             await connect(url, ssl=old)
 
 
-async def test_certificate_that_can_not_be_read_on_sighup_leaves_the_old_one_in_use(
+async def test_old_certificate_stays_in_use_if_sighup_finds_an_invalid_one(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
     chain, key = certificate(tmp_path, "first")
@@ -250,9 +252,9 @@ async def test_certificate_that_can_not_be_read_on_sighup_leaves_the_old_one_in_
     async with secure_bridge(broker, exchange, chain, key) as (process, url), connect(url, ssl=trusted) as client:
         chain.write_text("not a certificate")
         process.process.send_signal(signal.SIGHUP)
-        unread = "certificate not reloaded; the old one stays in use"
-        await eventually("it is said", lambda: process.logged(unread))
-        line = process.logged(unread)
+        phrase = "certificate not reloaded; the old one stays in use"
+        await eventually("it is logged", lambda: process.logged(phrase))
+        line = process.logged(phrase)
         assert line is not None
         assert line["error"] == f"{chain} holds no certificate (PEM)"
         async with connect(url, ssl=trusted) as second:

@@ -1,4 +1,4 @@
-"""Compression that a client offers is not taken: what it sends can't grow while it is read."""
+"""The bridge declines compression, so that a client's messages can't grow when the bridge reads them."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from tests.support.running import port_of, running
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
 
 
-async def test_compression_that_is_offered_is_not_taken(broker: Broker, exchange: str) -> None:
+async def test_offered_compression_is_declined(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
         writer.write(request(port_of(bridge), headers=[OFFER]))

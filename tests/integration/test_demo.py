@@ -1,4 +1,4 @@
-"""`edk-bridge demo`, as a person runs it: killmails flow, and Ctrl-C leaves nothing behind."""
+"""`edk-bridge demo` as a user runs it: it sends killmails, and leaves nothing behind after Ctrl-C."""
 
 import asyncio
 import os
@@ -26,32 +26,32 @@ from tests.support.waiting import LIMIT_S, eventually
 EXCHANGE = "bridge.demo"
 
 END_LIMIT_S = 15.0
-"""The bridge's own time to stop, and some for the rest."""
+"""The bridge's shutdown timeout, and a reserve."""
 
 START_LIMIT_S = 90.0
-"""A node's, on a machine that has other things to do, and the bridge's."""
+"""The time in which a node and the bridge start on a busy machine."""
 
 COMMAND = ("bridge", "demo")
 MAKE_DEMO = ("tests.support.broker.demo",)
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the test finds processes in /proc")
 
 
 def marked(mark: str) -> list[int]:
-    """The processes with this text in their environment: it is handed on to children, whatever their session."""
+    """Returns the processes with this text in their environment, which children inherit in any session."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             environment = path.read_bytes()
         except OSError:
-            continue  # gone by now, or another user's
+            continue  # the process has ended, or belongs to another user
         if mark.encode() in environment:
             found.append(int(path.parent.name))
     return found
 
 
 def is_node(pid: int) -> bool:
-    """Whether the process is Erlang's own, and none of those that it has beside it."""
+    """Whether the process is the Erlang node, and not one of its helpers."""
     return Path(f"/proc/{pid}/comm").read_text().startswith("beam")
 
 
@@ -70,9 +70,9 @@ async def exists(amqp: AbstractConnection, exchange: str) -> bool:
 async def demo(
     amqp_url: str | None, port: int, output: Path, *arguments: str, start: Sequence[str] = COMMAND, **variables: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A demo, and the mark in the environment of all its processes; killed at the end, with all of them.
+    """Runs a demo. Yields its process, and a text in the environment of all its processes, which are killed at the end.
 
-    Without a URL it has to start a broker.
+    Without a URL, the demo starts a broker.
     """
     name = f"{port}.{os.getpid()}"
     mark = f"TEST_DEMO={name}"
@@ -82,7 +82,7 @@ async def demo(
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", *start, "--port", str(port), "--rate", "20", *arguments),
             env=environment(PYTHONUNBUFFERED="1", TEST_DEMO=name, **variables),
-            # Away from any .env of the developer's own, but with the package to be found.
+            # A folder without the .env of the developer.
             cwd=output.parent,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
@@ -98,13 +98,13 @@ async def demo(
 
 
 async def guided(process: asyncio.subprocess.Process, output: Path) -> None:
-    """Returns when the demo has said what there is."""
+    """Returns once the demo has printed its guide."""
 
     def guide_is_shown() -> bool:
         assert process.returncode is None, output.read_text()
         return "Ctrl-C stops the demo" in output.read_text()
 
-    await eventually("the demo says how to watch it", guide_is_shown, START_LIMIT_S)
+    await eventually("the demo prints its guide", guide_is_shown, START_LIMIT_S)
 
 
 async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
@@ -118,7 +118,7 @@ async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
         await guided(process, output)
         guide = output.read_text()
         assert f"\n  {command} tail ws://localhost:{port}/updates\n" in guide
-        assert "export" not in guide, "a broker that was named is known, and its password not to be shown"
+        assert "export" not in guide, "the guide shows the URL of a given broker, with its password"
         assert b'"duel.json"' in (await get(port, "/schemas/"))[1]
         assert (await get(port, "/readyz"))[0] == 200
         client = await RawClient.open(port)
@@ -133,15 +133,15 @@ async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
         assert await client.closed() == 1001
         async with asyncio.timeout(END_LIMIT_S):
             assert await process.wait() == 0, output.read_text()
-        await eventually("nothing of it runs", lambda: not marked(mark))
+        await eventually("no process of the demo remains", lambda: not marked(mark))
         assert not await exists(amqp, EXCHANGE)
         assert output.read_text().rstrip().endswith("stopped")
         await client.close()
 
 
-async def test_make_demo_starts_a_node_prints_its_url_and_ends_with_it(tmp_path: Path) -> None:
+async def test_make_demo_starts_a_node_prints_its_url_and_ends_if_the_node_ends(tmp_path: Path) -> None:
     if installed_server() is None:
-        unavailable("there is no rabbitmq-server to start a node of")
+        unavailable("rabbitmq-server is not installed")
     port, output = free_port(), tmp_path / "output"
     variables = {"DOCKER_HOST": f"unix://{tmp_path}/none", "PYTHONPATH": str(ROOT)}
     # If no engine answers, it starts a node.
@@ -158,7 +158,7 @@ async def test_make_demo_starts_a_node_prints_its_url_and_ends_with_it(tmp_path:
             output.read_text(),
             re.MULTILINE,
         )
-        await eventually("nothing of it runs", lambda: not marked(mark))
+        await eventually("no process of the demo remains", lambda: not marked(mark))
 
 
 async def test_killmails_do_not_reach_the_exchange_of_the_settings(
@@ -181,17 +181,17 @@ async def test_killmails_do_not_reach_the_exchange_of_the_settings(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--rate", "1"]], ids=["plain", "with an option"])
-async def test_demo_without_any_broker_names_the_three_ways_out(arguments: list[str], tmp_path: Path) -> None:
+async def test_demo_that_finds_no_broker_names_three_solutions(arguments: list[str], tmp_path: Path) -> None:
     ended = await ran("demo", *arguments, DOCKER_HOST=f"unix://{tmp_path}/none")
     assert (ended.code, ended.printed) == (1, [])
     [line] = ended.said
     assert line.startswith("edk-bridge: the demo can't start RabbitMQ: no container engine answers; ")
-    assert all(way in line for way in ("BRIDGE_AMQP_URL", "pip install 'edk-bridge[demo]'", "--without-broker"))
+    assert all(hint in line for hint in ("BRIDGE_AMQP_URL", "pip install 'edk-bridge[demo]'", "--without-broker"))
 
 
 @asynccontextmanager
 async def without_broker(port: int, output: Path, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A demo without a broker, which runs. At the end, it is stopped with Ctrl-C, and none of its processes remains."""
+    """Runs a demo without a broker. At the end, stops it with Ctrl-C, and checks that no process remains."""
     variables["DOCKER_HOST"] = "unix:///nonexistent"
     async with demo(None, port, output, "--without-broker", **variables) as (process, mark):
         await guided(process, output)
@@ -200,7 +200,7 @@ async def without_broker(port: int, output: Path, **variables: str) -> AsyncIter
         async with asyncio.timeout(END_LIMIT_S):
             code = await process.wait()
         assert code == 0
-        await eventually("nothing of it runs", lambda: not marked(mark))
+        await eventually("no process of the demo remains", lambda: not marked(mark))
 
 
 async def test_demo_without_a_broker_sends_killmails_and_a_gap_and_lets_clients_resume(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ async def test_command_of_the_guide_resumes(tmp_path: Path) -> None:
     port, output = free_port(), tmp_path / "output"
     async with without_broker(port, output):
         [line] = re.findall(r"^  (id=.*)$", output.read_text(), re.MULTILINE)
-        # Without the pause, there is less to catch up with.
+        # Without the pause, the client misses fewer updates.
         script = f"{line.replace('sleep 10', 'true')} | head -n 30"
         shell = await asyncio.create_subprocess_exec(
             *("sh", "-c", script),
@@ -274,6 +274,6 @@ async def test_command_of_the_guide_resumes(tmp_path: Path) -> None:
             stderr=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(START_LIMIT_S):
-            printed, said = await shell.communicate()
-        assert len(printed.splitlines()) == 30, said
-        assert re.search(rb"connected to .*; \d+ updates? to catch up", said), said
+            printed, errors = await shell.communicate()
+        assert len(printed.splitlines()) == 30, errors
+        assert re.search(rb"connected to .*; \d+ updates? to catch up", errors), errors

@@ -1,4 +1,4 @@
-"""Brokers of our own: started, killed, started again with their data, and gone without a trace."""
+"""Private brokers: they start, restart with their data after a kill, and leave nothing behind."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ from tests.support.broker.find import Broker
 from tests.support.broker.node import PrivateNode, installed_server
 from tests.support.broker.session import unavailable
 
-_KEPT = "test.kept"
+_QUEUE = "test.kept"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def node() -> Iterator[PrivateNode]:
 
 
 @pytest.mark.slow
-async def test_a_killed_broker_starts_again_on_its_port_with_its_data(mortal_broker: Broker) -> None:
+async def test_killed_broker_restarts_on_its_port_with_its_data(mortal_broker: Broker) -> None:
     await _publish(mortal_broker.url, b"still here")
     mortal_broker.kill()
     assert not answers_amqp("127.0.0.1", urlsplit(mortal_broker.url).port or 0)
@@ -39,7 +39,7 @@ async def test_a_killed_broker_starts_again_on_its_port_with_its_data(mortal_bro
 
 
 @pytest.mark.slow
-def test_a_private_node_listens_on_loopback_only_and_leaves_no_trace(node: PrivateNode) -> None:
+def test_private_node_listens_on_loopback_only_and_leaves_nothing_behind(node: PrivateNode) -> None:
     node.start()
     processes = _processes_of(node.directory)
     assert any(Path(f"/proc/{pid}/comm").read_text().startswith("beam") for pid in processes)
@@ -52,7 +52,7 @@ def test_a_private_node_listens_on_loopback_only_and_leaves_no_trace(node: Priva
     _await(lambda: not _processes_of(node.directory))
 
 
-def test_further_lines_of_its_configuration_reach_a_private_node() -> None:
+def test_private_node_reads_further_lines_of_its_configuration() -> None:
     server = installed_server()
     if server is None:
         unavailable("rabbitmq-server is not installed")
@@ -86,26 +86,26 @@ time.sleep(1000)
 async def _publish(url: str, body: bytes) -> None:
     async with await aio_pika.connect(url, timeout=10) as connection:
         channel = await connection.channel(publisher_confirms=True)
-        await channel.declare_queue(_KEPT, durable=True)
+        await channel.declare_queue(_QUEUE, durable=True)
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await channel.default_exchange.publish(message, _KEPT)
+        await channel.default_exchange.publish(message, _QUEUE)
 
 
 async def _get(url: str) -> bytes:
     async with await aio_pika.connect(url, timeout=10) as connection:
         channel = await connection.channel()
-        queue = await channel.get_queue(_KEPT)
+        queue = await channel.get_queue(_QUEUE)
         message = await queue.get(no_ack=True, timeout=10)
         return message.body
 
 
 def _processes_of(directory: Path) -> list[int]:
-    """The processes that have the directory in their environment."""
+    """Returns the processes with the directory in their environment."""
     return [pid for pid in _pids() if str(directory).encode() in _read(f"/proc/{pid}/environ")]
 
 
 def _group(leader: int) -> list[int]:
-    """The living members of a process group."""
+    """Returns the running members of a process group."""
     members = []
     for pid in _pids():
         state, _, group, *_ = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split() or (b"Z", b"", b"")
@@ -121,12 +121,12 @@ def _pids() -> list[int]:
 def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
-    except OSError:  # it has ended, or is somebody else's
+    except OSError:  # the process has ended, or belongs to another user
         return b""
 
 
 def _listening(pids: list[int]) -> set[tuple[str, str]]:
-    """Address and port, as /proc writes them, of every TCP socket on which the processes listen."""
+    """Returns address and port of each TCP socket on which the processes listen, as /proc writes them."""
     targets = {str(fd.readlink()) for pid in pids for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     rows = [line.split() for name in ("tcp", "tcp6") for line in _read(f"/proc/net/{name}").decode().splitlines()[1:]]
     found = [row[1].partition(":") for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in targets]

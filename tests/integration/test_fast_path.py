@@ -1,7 +1,7 @@
-"""Many writes past the transports, and what could go wrong with them: every client's bytes, compared with each other's.
+"""Writes that bypass the transports: the bytes of each client are compared with those of the others.
 
-The bridge runs as a process, on the loop that its operator gets. A client's stream must be the same bytes as those of a
-client that was there from the start, from the beginning of some frame on.
+The bridge runs as a process, with the event loop of an operator's bridge. The stream of each client must be a part of
+the stream of a client that was connected from the start, and must begin with a whole frame.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ TINY = 2304
 
 LARGE = 200_000
 RESET = struct.pack("ii", 1, 0)
-"""A socket that lingers for no time ends with a reset, whatever it holds."""
+"""SO_LINGER with 0 s: closing the socket resets the connection, also with unsent data."""
 
 
-class Line(Protocol):
+class ByteStream(Protocol):
     """A client's end of a connection."""
 
     async def read(self, max_bytes: int) -> bytes:
-        """What is there, up to so many bytes; waits for some. Empty at the end."""
+        """Waits for data, and returns at most this number of bytes. Returns no bytes at the end."""
 
 
 class Plain:
-    """A socket that is read when it is read, and not a byte further."""
+    """A socket without a read buffer: only `read` takes bytes from the kernel."""
 
     def __init__(self, client_socket: socket.socket) -> None:
         self.socket = client_socket
@@ -63,21 +63,21 @@ class Plain:
 
 
 class Client:
-    """Keeps every byte that it reads."""
+    """Stores each byte that it reads."""
 
-    def __init__(self, line: Line, client_socket: socket.socket) -> None:
-        self._line = line
+    def __init__(self, stream: ByteStream, client_socket: socket.socket) -> None:
+        self._stream = stream
         self.socket = client_socket
         self.received = bytearray()
-        """What followed the handshake."""
+        """The bytes after the handshake."""
         self.head = b""
         self.updates = 0
-        """Whole frames."""
+        """The number of complete frames."""
         self._at = 0
 
     async def read(self, max_bytes: int = 2**18) -> int:
-        """Reads once; returns how much."""
-        data = await self._line.read(max_bytes)
+        """Reads once. Returns the number of bytes."""
+        data = await self._stream.read(max_bytes)
         if not self.head.endswith(b"\r\n\r\n"):
             head, separator, rest = (self.head + data).partition(b"\r\n\r\n")
             self.head = head + separator
@@ -90,26 +90,26 @@ class Client:
         return len(data)
 
     async def read_until(self, updates: int, piece: int = 2**18) -> None:
-        """Reads in pieces of so many bytes until it has had so many updates."""
+        """Reads pieces of this size until this number of updates is complete."""
         async with asyncio.timeout(LIMIT_S):
             while self.updates < updates:
                 assert await self.read(piece), "the connection has ended"
 
     async def upgraded(self) -> None:
-        """Reads until the handshake is answered."""
+        """Reads until the response to the handshake is complete."""
         async with asyncio.timeout(LIMIT_S):
             while not self.head.endswith(b"\r\n\r\n"):
                 assert await self.read(), "the connection has ended"
 
     def leave(self, *, reset: bool = False) -> None:
-        """Ends the TCP connection."""
+        """Closes the TCP connection."""
         if reset and self.socket.fileno() >= 0:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.socket.close()
 
 
 class Crowd:
-    """Clients of one port, none of which outlives the test."""
+    """Clients of one port, which are closed at the end."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -123,8 +123,8 @@ class Crowd:
             client.leave()
 
     async def join(self, receive_bytes: int | None = None) -> Client:
-        """A client that has asked for the upgrade, and has read nothing yet."""
-        client_socket = made(receive_bytes)
+        """Connects a client that has sent its handshake and has not read anything."""
+        client_socket = new_socket(receive_bytes)
         client = Client(Plain(client_socket), client_socket)
         self.clients.append(client)
         loop = asyncio.get_running_loop()
@@ -135,8 +135,8 @@ class Crowd:
 
 @asynccontextmanager
 async def encrypted(port: int, chain: Path, receive_bytes: int | None = None) -> AsyncIterator[Client]:
-    """The same over TLS."""
-    client_socket = made(receive_bytes)
+    """Connects such a client over TLS."""
+    client_socket = new_socket(receive_bytes)
     context = ssl.create_default_context(cafile=chain)
     await asyncio.get_running_loop().sock_connect(client_socket, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(
@@ -147,8 +147,8 @@ async def encrypted(port: int, chain: Path, receive_bytes: int | None = None) ->
     writer.transport.abort()
 
 
-def made(receive_bytes: int | None) -> socket.socket:
-    """A socket that is not connected yet."""
+def new_socket(receive_bytes: int | None) -> socket.socket:
+    """Returns a socket that is not connected yet."""
     client_socket = socket.socket()
     client_socket.setblocking(False)
     if receive_bytes is not None:
@@ -157,13 +157,13 @@ def made(receive_bytes: int | None) -> socket.socket:
 
 
 def event(number: int) -> dict[str, object]:
-    """A killmail with padding of its own: some large, some middling, most of them small."""
+    """Returns a killmail with its own padding: of eight killmails, one is large, one is medium, six are small."""
     size = LARGE if number % 8 == 3 else 30_000 if number % 8 == 6 else number % 300
     return killmail(number, padding=f"{number:06d}" * (size // 6))
 
 
-def checked(stream: bytearray, events: Sequence[object]) -> list[int]:
-    """Where each frame starts in a stream that holds these events, in order, and nothing else."""
+def frame_starts(stream: bytearray, events: Sequence[object]) -> list[int]:
+    """Checks that a stream has exactly these events, in order. Returns the position of each frame."""
     frames = server_frames(bytes(stream))
     assert [opcode for opcode, _ in frames] == [TEXT] * len(events)
     for (_, payload), published in zip(frames, events, strict=True):
@@ -176,21 +176,21 @@ def checked(stream: bytearray, events: Sequence[object]) -> list[int]:
 
 
 def is_part(stream: bytearray, whole: bytearray, starts: Sequence[int]) -> bool:
-    """Whether the whole holds this stream, from the start of one of its frames on."""
+    """Whether the stream is a part of `whole` that begins with one of its frames."""
     return any(whole.startswith(stream, start) for start in starts)
 
 
 async def metric(port: int, name: str) -> float:
-    """A metric's value, by its name and labels."""
+    """Returns the value of a metric with this name and these labels."""
     async with asyncio.timeout(LIMIT_S):
         _, body = await get(port, "/metrics")
     return next(float(line.split()[-1]) for line in body.decode().splitlines() if line.startswith(name + " "))
 
 
-async def test_clients_that_read_little_by_little_get_the_same_bytes_as_those_that_read_at_once(
+async def test_clients_that_read_in_small_pieces_get_the_same_bytes_as_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each socket takes a part of a large update, a different one each time: what follows must be its rest."""
+    """Each socket accepts a different part of a large update. The next write must continue with the rest."""
     events = [event(number) for number in range(160)]
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()
@@ -204,16 +204,16 @@ async def test_clients_that_read_little_by_little_get_the_same_bytes_as_those_th
             reading = [client.read_until(len(events)) for client in fast]
             reading += [client.read_until(len(events), piece) for client, piece in slow.items()]
             await asyncio.gather(publish(amqp, exchange, *events), *reading)
-            checked(fast[0].received, events)
+            frame_starts(fast[0].received, events)
             for client in crowd.clients:
                 assert client.received == fast[0].received
         assert await metric(port, 'bridge_sends_total{outcome="enqueued"}') > len(events)
 
 
-async def test_clients_that_come_and_go_during_a_flood_get_nothing_of_each_others(
+async def test_clients_that_connect_and_disconnect_during_a_flood_get_only_their_own_bytes(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """The kernel gives a descriptor to the next client as soon as the last one's is closed."""
+    """The kernel reuses a descriptor for the next client as soon as it is closed."""
     chance = random.Random(7)
     published = 0
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
@@ -222,8 +222,8 @@ async def test_clients_that_come_and_go_during_a_flood_get_nothing_of_each_other
             witness = await crowd.join()
             await witness.upgraded()
 
-            async def seat() -> None:
-                """One client after the other; how long each stays, and how fast it reads, is left to chance."""
+            async def connect_repeatedly() -> None:
+                """Connects one client after the other. Each reads at random speed for a random time."""
                 while True:
                     client = await crowd.join(chance.choice([TINY, 8192, 65536]))
                     quota, piece = chance.choice([0, 500, 20_000, 400_000]), chance.choice([500, 4000, 2**18])
@@ -231,16 +231,16 @@ async def test_clients_that_come_and_go_during_a_flood_get_nothing_of_each_other
                         pass
                     client.leave(reset=chance.random() < 0.5)
 
-            seats = [asyncio.create_task(seat()) for _ in range(12)]
+            tasks = [asyncio.create_task(connect_repeatedly()) for _ in range(12)]
             while len(crowd.clients) < 400:
                 await publish(amqp, exchange, *(event(number) for number in range(published, published + 8)))
                 published += 8
                 await witness.read_until(published)
-                assert not any(task.done() for task in seats), seats
-            for task in seats:
+                assert not any(task.done() for task in tasks), tasks
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait(seats)
-            starts = checked(witness.received, [event(number) for number in range(published)])
+            await asyncio.wait(tasks)
+            starts = frame_starts(witness.received, [event(number) for number in range(published)])
             for client in crowd.clients:
                 assert client.head.startswith(b"HTTP/1.1 101 ") or not client.head
                 assert is_part(client.received, witness.received, starts)
@@ -250,11 +250,11 @@ async def test_clients_that_come_and_go_during_a_flood_get_nothing_of_each_other
 def test_encrypted_and_plain_clients_of_one_hub_get_the_same_bytes(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """TLS goes through the transports, everyone else past them."""
-    uvloop.run(_encrypted_beside_plain(broker, exchange, tmp_path))
+    """Writes of TLS clients use the transports, writes of other clients bypass them."""
+    uvloop.run(_encrypted_and_plain(broker, exchange, tmp_path))
 
 
-async def _encrypted_beside_plain(broker: Broker, exchange: str, folder: Path) -> None:
+async def _encrypted_and_plain(broker: Broker, exchange: str, folder: Path) -> None:
     events = [event(number) for number in range(80)]
     chain, key = certificate(folder, "hub")
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
@@ -281,17 +281,17 @@ async def _encrypted_beside_plain(broker: Broker, exchange: str, folder: Path) -
                     await client.upgraded()
                 reading = [client.read_until(len(events), piece) for client, piece in pieces.items()]
                 await asyncio.gather(publish(amqp, exchange, *events), *reading)
-                checked(third.received, events)
+                frame_starts(third.received, events)
                 for client in pieces:
                     assert client.received == third.received
         secure.stop_listening()
         await secure.drain(5)
 
 
-async def test_client_that_joins_a_flood_without_reading_its_handshake_gets_a_whole_stream_once_it_reads(
+async def test_client_that_connects_during_a_flood_and_reads_late_gets_a_complete_stream(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """What it is sent, from the handshake on, lies with the kernel, and then in the log."""
+    """Until the client reads, the kernel holds the first bytes from the handshake on, and the log holds the others."""
     published = 0
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()
@@ -301,7 +301,7 @@ async def test_client_that_joins_a_flood_without_reading_its_handshake_gets_a_wh
             await witness.upgraded()
 
             async def lagging() -> float:
-                """Publishes some more; how many clients lag then."""
+                """Publishes more events. Returns the number of lagging clients."""
                 nonlocal published
                 await publish(amqp, exchange, *(event(number) for number in range(published, published + 8)))
                 published += 8
@@ -316,9 +316,9 @@ async def test_client_that_joins_a_flood_without_reading_its_handshake_gets_a_wh
             async def all_lag() -> bool:
                 return await lagging() == len(silent)
 
-            await eventually("none of them takes any more", all_lag)
+            await eventually("no socket accepts more data", all_lag)
             await lagging()
-            starts = checked(witness.received, [event(number) for number in range(published)])
+            starts = frame_starts(witness.received, [event(number) for number in range(published)])
             for client in silent:
                 async with asyncio.timeout(LIMIT_S):
                     while not client.received.endswith(witness.received[starts[-1] :]):

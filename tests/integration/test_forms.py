@@ -1,4 +1,4 @@
-"""Killmails as sources give them, through a real RabbitMQ, to a real client."""
+"""Killmails in the formats of their sources, through a real RabbitMQ, to a real client."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ from tests.support.publishing import depth, publish
 from tests.support.running import port_of, running, sample
 
 MANY = 4_000
-"""Attackers, of a killmail whose body takes several AMQP frames."""
+"""The number of attackers of a killmail whose body takes several AMQP frames."""
 
 
 def esi(killmail_id: int, attackers: int = 2) -> dict[str, Any]:
-    """A raw killmail with this id, and so many attackers."""
+    """Returns a raw killmail with this id and this number of attackers."""
     return {**ESI, "killmail_id": killmail_id, "attackers": ESI["attackers"] * (attackers // 2)}
 
 
-async def test_each_form_becomes_the_same_update_and_the_duplicate_window_holds_as_many_as_it_is_told_to(
+async def test_each_format_becomes_the_same_update_and_the_duplicate_window_has_the_configured_size(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     same = [EXAMPLE, ESI, redisq(ESI), packaged(redisq(ESI)), r2z2(ESI), wrapped(EXAMPLE)]
     others = [esi(1, MANY), redisq(esi(2)), packaged(redisq(esi(3))), r2z2(esi(4)), wrapped(packaged(redisq(esi(5))))]
     async with running(broker.url, exchanges=f"{exchange}=killmail", queue=queue, duplicate_window=5) as bridge:
         client = await RawClient.open(port_of(bridge))
-        # The window holds the first killmail and four others; the fifth evicts it.
+        # The window has the first killmail and four others. The fifth one evicts the first.
         await publish(amqp, exchange, *same, *others[:4], *same, others[4], EXAMPLE)
         updates = [orjson.loads(await client.text()) for _ in range(7)]
         assert {update["type"] for update in updates} == {"killmail"}

@@ -1,6 +1,6 @@
-"""What clients may use, with limits low enough to bite: places, in all and from one address, unfinished requests.
+"""The limits of clients: connections in all and for each address, and incomplete requests.
 
-What depends on the event loop's transports is in `test_transports.py`.
+Tests that depend on the event loop's transports are in `test_transports.py`.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ def few_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_pending")
-async def test_oldest_client_without_a_request_is_cut_off_for_a_new_one(shared: Bridge) -> None:
+async def test_oldest_client_without_a_request_is_dropped_for_a_new_one(shared: Bridge) -> None:
     """Clients that send nothing don't use up the limit: the newest client is served."""
     before = sample(shared, "bridge_clients_refused_total", rule="pending")
     async with lines(port_of(shared), PENDING) as silent:
-        await eventually("all are waited for", lambda: pending(shared) == PENDING)
+        await eventually("all requests are pending", lambda: pending(shared) == PENDING)
         client = await RawClient.open(port_of(shared))
         assert await answer(silent[0]) == b""
         assert pending(shared) == PENDING - 1
@@ -61,23 +61,24 @@ async def test_oldest_client_without_a_request_is_cut_off_for_a_new_one(shared: 
         assert (await silent[1][0].readline()).startswith(b"HTTP/1.1 101 ")
         await client.close()
     await eventually(
-        "nothing is left", lambda: pending(shared) == sample(shared, "bridge_connections", transport="websocket") == 0
+        "no connection is left",
+        lambda: pending(shared) == sample(shared, "bridge_connections", transport="websocket") == 0,
     )
 
 
 @pytest.mark.usefixtures("few_pending")
-async def test_as_many_clients_without_a_request_as_are_allowed_lose_nothing(shared: Bridge) -> None:
+async def test_clients_without_a_request_are_kept_up_to_the_limit(shared: Bridge) -> None:
     before = sample(shared, "bridge_clients_refused_total", rule="pending")
-    async with lines(port_of(shared), PENDING) as made:
-        await eventually("all are waited for", lambda: pending(shared) == PENDING)
-        for reader, writer in made:
+    async with lines(port_of(shared), PENDING) as connected:
+        await eventually("all requests are pending", lambda: pending(shared) == PENDING)
+        for reader, writer in connected:
             writer.write(request(port_of(shared)))
             assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
         assert sample(shared, "bridge_clients_refused_total", rule="pending") == before
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(shared: Bridge, excess: int) -> None:
+async def test_request_of_the_maximum_size_is_accepted_and_a_larger_one_is_refused(shared: Bridge, excess: int) -> None:
     before = sample(shared, "bridge_clients_refused_total", rule="size")
     head = request(port_of(shared), headers=["X-A: " + "a" * 12_000, "X-B: " + "b" * 12_000, "X-C: "])
     padded = head[:-4] + b"c" * (MAX_HEAD_BYTES - len(head) + excess) + b"\r\n\r\n"
@@ -100,12 +101,12 @@ async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limi
 ) -> None:
     async with lines(port_of(shared), 1) as [line]:
         line[1].write(request(port_of(shared), headers=[header]))
-        said = await answer(line)
-    assert said.startswith(b"HTTP/1.1 431 ")
-    assert said.endswith(limit)
+        response = await answer(line)
+    assert response.startswith(b"HTTP/1.1 431 ")
+    assert response.endswith(limit)
 
 
-async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(shared: Bridge) -> None:
+async def test_tls_client_of_a_plain_port_is_refused_with_a_hint_in_the_log(shared: Bridge) -> None:
     with capture_logs() as logged, pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
         await asyncio.to_thread(distrust, port_of(shared))
     refused = [line for line in logged if line["event"] == "client refused"]
@@ -114,24 +115,22 @@ async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(sha
     ]
 
 
-async def test_client_for_whom_there_is_no_place_gets_that_of_one_without_a_request(
-    broker: Broker, exchange: str
-) -> None:
+async def test_client_of_a_full_bridge_replaces_one_without_a_request(broker: Broker, exchange: str) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1, handshake_timeout="5m") as bridge,
         lines(port_of(bridge), 1 + MAX_OVERFLOW) as silent,
     ):
-        await eventually("all are waited for", lambda: pending(bridge) == 1 + MAX_OVERFLOW)
+        await eventually("all requests are pending", lambda: pending(bridge) == 1 + MAX_OVERFLOW)
         client = await RawClient.open(port_of(bridge))
         assert await answer(silent[0]) == b""
         await client.close()
 
 
 async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker: Broker, exchange: str) -> None:
-    """A full bridge tells 256 clients so, and drops whoever comes beyond them, said once and counted."""
+    """A full bridge closes 256 clients with 1013 and drops further ones. It logs this once, and counts them."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
         with capture_logs() as logged:
-            # None of those who are told so ends the connection.
+            # The clients that got 1013 do not close their connections.
             clients = [await RawClient.open(port_of(bridge)) for _ in range(1 + MAX_OVERFLOW)]
             async with lines(port_of(bridge), 3) as beyond:
                 for each in beyond:
@@ -140,13 +139,13 @@ async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker
         assert [line["log_level"] for line in logged if "dropping" in line["event"]] == ["warning"]
         for client in clients:
             await client.close()
-        await eventually("all are gone", lambda: len(bridge._server._connections) == 0)
+        await eventually("no connection is left", lambda: len(bridge._server._connections) == 0)
         with capture_logs() as logged:
             await (await RawClient.open(port_of(bridge))).close()
         assert [line["dropped"] for line in logged if line["event"] == "accepting new connections again"] == [3]
 
 
-async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(broker: Broker, exchange: str) -> None:
+async def test_bridge_that_is_repeatedly_full_logs_this_ten_times_a_minute(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
         server, address = bridge._server, "127.0.0.1"
         with capture_logs() as logged:
@@ -165,33 +164,35 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
 
 @pytest.fixture
 def limited_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback is an address like others."""
+    """Makes the limit for each address apply to loopback."""
     monkeypatch.setattr("bridge.server.access.address_limit._is_loopback", lambda address: False)
     monkeypatch.setattr("bridge.server.access.address_limit.MAX_ADDRESS_OVERFLOW", 2)
 
 
 @pytest.mark.usefixtures("limited_loopback")
-async def test_client_beyond_those_of_its_address_finds_1013_and_any_further_one_is_dropped(
+async def test_client_above_the_limit_of_its_address_gets_1013_and_further_ones_are_dropped(
     broker: Broker, exchange: str
 ) -> None:
     limits = {"exchanges": f"{exchange}=killmail", "max_connections_per_address": 2}
     async with running(broker.url, **limits) as bridge:
         clients = [await RawClient.open(port_of(bridge)) for _ in range(2)]
-        told = [await RawClient.open(port_of(bridge)) for _ in range(2)]
+        excess = [await RawClient.open(port_of(bridge)) for _ in range(2)]
         with capture_logs() as logged:
             async with lines(port_of(bridge), 1) as [beyond]:
                 assert await answer(beyond) == b""
         assert [(line["rule"], line["peer"]) for line in logged] == [("address-limit", "127.0.0.1")]
-        assert [await each.closed() for each in told] == [1013, 1013]
+        assert [await each.closed() for each in excess] == [1013, 1013]
         assert sample(bridge, "bridge_evictions_total", reason="address-limit") == 2
         assert sample(bridge, "bridge_connections", transport="websocket") == 2
-        for each in [*clients, *told]:
+        for each in [*clients, *excess]:
             await each.close()
-        await eventually("all are gone", lambda: len(bridge._server._address_limit) == 0)
+        await eventually("no connection is left", lambda: len(bridge._server._address_limit) == 0)
         await (await RawClient.open(port_of(bridge))).close()
 
 
-async def test_host_of_the_network_may_not_take_all_places_while_this_one_may(broker: Broker, exchange: str) -> None:
+async def test_limit_of_each_address_applies_to_other_machines_and_not_to_loopback(
+    broker: Broker, exchange: str
+) -> None:
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_HOST": "0.0.0.0",
@@ -201,10 +202,10 @@ async def test_host_of_the_network_may_not_take_all_places_while_this_one_may(br
         port = await process.port()
 
         async def status() -> tuple[bytes, int]:
-            """How a client of the other machine is answered: its status, and the code that it is closed with, or 0."""
-            line = await net.connect_from_afar(port)
-            line.settimeout(0)
-            reader, writer = await asyncio.open_connection(sock=line)
+            """Returns the status for a client of the other machine, and its close code, or 0."""
+            client_socket = await net.connect_from_afar(port)
+            client_socket.settimeout(0)
+            reader, writer = await asyncio.open_connection(sock=client_socket)
             kept.append(writer)
             writer.write(request(port, host=NEAR))
             head = await reader.readuntil(b"\r\n\r\n")
@@ -223,7 +224,9 @@ async def test_host_of_the_network_may_not_take_all_places_while_this_one_may(br
             writer.transport.abort()
 
 
-async def test_stranger_is_cut_off_before_any_tls(broker: Broker, exchange: str, tmp_path: Path) -> None:
+async def test_client_of_another_network_is_dropped_before_the_tls_handshake(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
     async with secure(broker, exchange, tmp_path, allowed_networks="10.0.0.0/8") as (bridge, _):
         async with lines(port_of(bridge), 1) as [line]:
             assert await answer(line) == b""

@@ -1,4 +1,4 @@
-"""Real connections from addresses that are not loopback: a machine beyond a cable, which has every address in turn."""
+"""Real connections from other addresses than loopback: a machine at the other end of a cable has each in turn."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,18 +53,18 @@ EXTERNAL = (
 async def reachable_bridge(
     broker: Broker, exchange: str, **variables: str
 ) -> AsyncIterator[tuple[Island, BridgeProcess, int]]:
-    """A bridge that listens to everything, in a network with another machine."""
+    """Runs a bridge that listens on all addresses, in a network with another machine."""
     variables |= {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_HOST": "0.0.0.0,::"}
     async with island(broker.url) as net, bridge_process(net.broker_url, **variables) as process:
         yield net, process, await process.port()
 
 
-async def told(net: Island, port: int, address: str, *headers: str, host: str | None = None) -> bytes:
-    """How a client from that address is answered: the beginning of it, or nothing."""
+async def first_line(net: Island, port: int, address: str, *headers: str, host: str | None = None) -> bytes:
+    """Returns the first line of the response to a client with this address, or nothing."""
     host = host or (f"[{NEAR_V6}]" if ":" in address else NEAR)
-    line = await net.connect_from_afar(port, address)
-    line.settimeout(0)
-    reader, writer = await asyncio.open_connection(sock=line)
+    client_socket = await net.connect_from_afar(port, address)
+    client_socket.settimeout(0)
+    reader, writer = await asyncio.open_connection(sock=client_socket)
     try:
         writer.write(request(port, headers=headers, host=host))
         async with asyncio.timeout(10):
@@ -75,22 +75,22 @@ async def told(net: Island, port: int, address: str, *headers: str, host: str | 
         writer.transport.abort()
 
 
-async def test_internal_addresses_are_let_in(broker: Broker, exchange: str) -> None:
+async def test_internal_addresses_can_connect(broker: Broker, exchange: str) -> None:
     async with reachable_bridge(broker, exchange) as (net, _, port):
         for address in INTERNAL:
-            answer = await told(net, port, await net.settle(address))
+            answer = await first_line(net, port, await net.settle(address))
             assert answer.startswith(b"HTTP/1.1 101 "), (address, answer)
         assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == 0
         assert await metric(port, 'bridge_connections_opened_total{transport="websocket"}') == len(INTERNAL)
 
 
-async def test_other_addresses_are_refused_whatever_their_headers_say(broker: Broker, exchange: str) -> None:
-    """They are told 403, and take no place."""
+async def test_other_addresses_are_refused_with_any_headers(broker: Broker, exchange: str) -> None:
+    """They get 403, and do not count as connections."""
     async with reachable_bridge(broker, exchange) as (net, process, port):
         for address in EXTERNAL:
             source = await net.settle(address)
             for headers in ([], ["X-Forwarded-For: 127.0.0.1"], ["Forwarded: for=10.0.0.1"], ["X-Real-IP: ::1"]):
-                answer = await told(net, port, source, *headers, host="localhost")
+                answer = await first_line(net, port, source, *headers, host="localhost")
                 assert answer.startswith(b"HTTP/1.1 403 "), (address, headers, answer)
         assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == 4 * len(EXTERNAL)
         assert await metric(port, 'bridge_connections_opened_total{transport="websocket"}') == 0
@@ -99,26 +99,26 @@ async def test_other_addresses_are_refused_whatever_their_headers_say(broker: Br
         assert (refusal["rule"], refusal["peer"]) == ("peer", EXTERNAL[0])
 
 
-async def test_strangers_that_stay_take_no_place(broker: Broker, exchange: str) -> None:
-    """However many strangers come and say nothing, whoever may connect does: they are gone before anybody waits."""
+async def test_refused_clients_that_stay_connected_do_not_count(broker: Broker, exchange: str) -> None:
+    """Allowed clients can connect, because the bridge closes refused ones at once."""
     async with reachable_bridge(broker, exchange, BRIDGE_MAX_CONNECTIONS="1") as (net, process, port):
         pid = process.process.pid
         await eventually("it consumes", lambda: process.logged("consuming"))
-        stranger, friend = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
+        external, internal = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
         before = sockets(pid)
-        # More than the places that there are, and those in which clients are told that there is none.
-        strangers = [await net.connect_from_afar(port, stranger) for _ in range(400)]
-        assert (await told(net, port, friend)).startswith(b"HTTP/1.1 101 ")
-        await eventually("nothing is left of any", lambda: sockets(pid) == before)
-        assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == len(strangers)
+        # More than the limit and its reserve.
+        refused = [await net.connect_from_afar(port, external) for _ in range(400)]
+        assert (await first_line(net, port, internal)).startswith(b"HTTP/1.1 101 ")
+        await eventually("all their sockets are closed", lambda: sockets(pid) == before)
+        assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == len(refused)
         assert await metric(port, 'bridge_clients_refused_total{rule="full"}') == 0
-        for each in strangers:
+        for each in refused:
             each.close()
 
 
 async def test_forwarded_address_can_only_exclude_its_sender(broker: Broker, exchange: str) -> None:
     async with reachable_bridge(broker, exchange) as (net, _, port):
-        friend = await net.settle("192.168.7.7")
+        internal = await net.settle("192.168.7.7")
         for header, status in (
             ("X-Forwarded-For: 192.168.7.8", b"101"),
             ("X-Forwarded-For: 192.168.7.8, 8.8.8.8", b"403"),
@@ -127,13 +127,11 @@ async def test_forwarded_address_can_only_exclude_its_sender(broker: Broker, exc
             ("Forwarded: for=unknown", b"403"),
             ("X-Real-IP: nobody", b"403"),
         ):
-            assert (await told(net, port, friend, header))[9:12] == status, header
+            assert (await first_line(net, port, internal, header))[9:12] == status, header
 
 
 @pytest.mark.parametrize("host", [NEAR, f"[{NEAR_V6}]", "bridge", "localhost"])
-async def test_literal_address_and_name_without_a_dot_are_hosts_for_a_client_beyond_loopback(
-    broker: Broker, exchange: str, host: str
-) -> None:
+async def test_host_may_be_a_literal_address_or_a_name_without_a_dot(broker: Broker, exchange: str, host: str) -> None:
     async with reachable_bridge(broker, exchange) as (net, _, port):
         source = await net.settle("fd00:99::2:2" if ":" in host else "10.7.7.7")
-        assert (await told(net, port, source, host=host)).startswith(b"HTTP/1.1 101 ")
+        assert (await first_line(net, port, source, host=host)).startswith(b"HTTP/1.1 101 ")

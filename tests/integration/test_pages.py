@@ -1,4 +1,4 @@
-"""The HTTP side of a running bridge: pages, refusals, limits of a handshake."""
+"""HTTP of a running bridge: pages, refusals, limits of a handshake."""
 
 import asyncio
 import socket
@@ -45,7 +45,7 @@ async def test_every_page_answers(broker: Broker, exchange: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "headers", "method", "status", "words"),
+    ("path", "headers", "method", "status", "reason"),
     [
         pytest.param("/nothing", (), "GET", 404, b"/updates is the WebSocket endpoint", id="unknown-path"),
         pytest.param("/schemas/../settings.py", (), "GET", 404, b"nothing here", id="path-outside-the-schemas"),
@@ -67,12 +67,12 @@ async def test_every_page_answers(broker: Broker, exchange: str) -> None:
         pytest.param("updates", (), "GET", 400, b"must be a path", id="no-path"),
     ],
 )
-async def test_request_that_is_not_served_is_told_why(
-    broker: Broker, exchange: str, path: str, headers: tuple[str, ...], method: str, status: int, words: bytes
+async def test_refused_request_gets_a_reason(
+    broker: Broker, exchange: str, path: str, headers: tuple[str, ...], method: str, status: int, reason: bytes
 ) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        answered, body = await get(port_of(bridge), path, *headers, method=method)
-        assert (answered, words in body) == (status, True), body
+        actual, body = await get(port_of(bridge), path, *headers, method=method)
+        assert (actual, reason in body) == (status, True), body
         assert sample(bridge, "bridge_connections", transport="websocket") == 0
 
 
@@ -92,7 +92,7 @@ async def test_request_that_is_not_served_is_told_why(
         ("/updates", ("Origin: https://evil.example",), 403),
     ],
 )
-async def test_every_answer_forbids_browsers_to_hand_it_to_another_page(
+async def test_each_response_forbids_browsers_to_give_it_to_other_pages(
     broker: Broker, exchange: str, path: str, headers: tuple[str, ...], status: int
 ) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
@@ -121,7 +121,7 @@ async def test_every_answer_forbids_browsers_to_hand_it_to_another_page(
     ],
     ids=["local-page", "loopback-page", "internal-proxy-chain", "allowed-origin", "other-spelling", "large-cookies"],
 )
-async def test_client_that_may_connect_is_upgraded(broker: Broker, exchange: str, headers: tuple[str, ...]) -> None:
+async def test_allowed_client_is_upgraded(broker: Broker, exchange: str, headers: tuple[str, ...]) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "allowed_origins": "https://kills.example.org"}
     async with running(broker.url, **flags) as bridge:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
@@ -131,16 +131,14 @@ async def test_client_that_may_connect_is_upgraded(broker: Broker, exchange: str
         await writer.wait_closed()
 
 
-async def test_networks_that_do_not_hold_the_peer_refuse_it(broker: Broker, exchange: str) -> None:
+async def test_peer_outside_the_allowed_networks_is_refused(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", allowed_networks="10.0.0.0/8") as bridge:
         status, body = await get(port_of(bridge), "/updates", *UPGRADE)
         assert (status, b"ALLOWED_NETWORKS" in body) == (403, True)
         assert sample(bridge, "bridge_clients_refused_total", rule="peer") == 1
 
 
-async def test_request_that_is_never_complete_is_ended_after_the_handshake_timeout(
-    broker: Broker, exchange: str
-) -> None:
+async def test_incomplete_request_gets_408_after_the_handshake_timeout(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", handshake_timeout="200ms") as bridge:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
         writer.write(b"GET /updates HTTP/1.1\r\nHost: local")
@@ -149,10 +147,10 @@ async def test_request_that_is_never_complete_is_ended_after_the_handshake_timeo
         assert answer.startswith(b"HTTP/1.1 408 ")
         writer.close()
         await writer.wait_closed()
-        await eventually("nothing is left of it", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
+        await eventually("no handshake is pending", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
 
 
-async def test_stranger_is_refused_before_it_has_said_anything(broker: Broker, exchange: str) -> None:
+async def test_client_of_another_network_is_refused_before_it_sends_anything(broker: Broker, exchange: str) -> None:
     flags = {"allowed_networks": "10.0.0.0/8", "handshake_timeout": "5m"}
     async with running(broker.url, exchanges=f"{exchange}=killmail", **flags) as bridge:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
@@ -162,7 +160,7 @@ async def test_stranger_is_refused_before_it_has_said_anything(broker: Broker, e
         await writer.wait_closed()
 
 
-async def test_body_of_another_method_does_not_hide_its_405(broker: Broker, exchange: str) -> None:
+async def test_other_method_with_a_body_gets_405(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         status, _ = await get(port_of(bridge), "/healthz", "Content-Length: 5", method="POST")
         assert status == 405
@@ -170,10 +168,10 @@ async def test_body_of_another_method_does_not_hide_its_405(broker: Broker, exch
 
 LARGE_BYTES = 1_000_000
 TIMEOUT_S = 0.5
-"""Of handshakes, and of a response that nothing is read of."""
+"""The handshake timeout, which also limits a response that the client does not read."""
 
 PAUSE_S, READ_BYTES = 0.06, 16_384
-"""Of a client that reads for eight times as long."""
+"""A client that reads in this way needs eight times the timeout."""
 
 
 @asynccontextmanager
@@ -193,20 +191,20 @@ async def serving_a_large_document(
 
 
 @contextmanager
-def asking_for_it(port: int, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
-    """A client whose kernel takes little, and that has asked for the document. It blocks: it belongs into a thread."""
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
-        line.settimeout(LIMIT_S)
-        line.connect(("127.0.0.1", port))
-        with context.wrap_socket(line, server_hostname="limits") if context else line as client:
+def requesting_it(port: int, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
+    """Requests the document, with a small receive buffer. The socket blocks, so this function needs a thread."""
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+        plain.settimeout(LIMIT_S)
+        plain.connect(("127.0.0.1", port))
+        with context.wrap_socket(plain, server_hostname="limits") if context else plain as client:
             client.sendall(b"GET /schemas/large.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
             yield client
 
 
 def read_slowly(port: int, context: ssl.SSLContext | None) -> tuple[float, bytes]:
-    """Returns how long it took, and the answer."""
-    with asking_for_it(port, context) as client:
+    """Returns the duration and the response."""
+    with requesting_it(port, context) as client:
         began_s, answer = time.monotonic(), b""
         while piece := client.recv(READ_BYTES):
             answer += piece
@@ -220,22 +218,22 @@ async def test_client_that_reads_a_page_slowly_gets_all_of_it(
 ) -> None:
     async with serving_a_large_document(broker, exchange, tmp_path, tls=tls) as (bridge, context):
         took_s, answer = await asyncio.to_thread(read_slowly, port_of(bridge), context)
-        assert took_s > 4 * TIMEOUT_S, "it was not slow"
+        assert took_s > 4 * TIMEOUT_S, "the client was not slow"
         head, _, body = answer.partition(b"\r\n\r\n")
         assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head
         assert len(body) > LARGE_BYTES
-        await eventually("nothing is left of it", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
+        await eventually("no handshake is pending", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_client_that_reads_nothing_of_its_page_is_cut(
+async def test_client_that_does_not_read_its_page_is_dropped(
     broker: Broker, exchange: str, tmp_path: Path, *, tls: bool
 ) -> None:
     async with serving_a_large_document(broker, exchange, tmp_path, tls=tls) as (bridge, context):
         over = threading.Event()
 
         def read_nothing() -> int:
-            with asking_for_it(port_of(bridge), context) as client:
+            with requesting_it(port_of(bridge), context) as client:
                 assert over.wait(LIMIT_S)
                 try:
                     return sum(map(len, iter(lambda: client.recv(READ_BYTES), b"")))
@@ -243,7 +241,7 @@ async def test_client_that_reads_nothing_of_its_page_is_cut(
                     return 0
 
         reading = asyncio.create_task(asyncio.to_thread(read_nothing))
-        await eventually("it is there", lambda: sample(bridge, "bridge_handshakes_pending") == 1)
-        await eventually("it is cut", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
+        await eventually("the response is pending", lambda: sample(bridge, "bridge_handshakes_pending") == 1)
+        await eventually("the client is dropped", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
         over.set()
         assert await reading < LARGE_BYTES

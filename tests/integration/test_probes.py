@@ -1,4 +1,4 @@
-"""Real programs that ask whether the bridge is alive: curl, wget, HAProxy's checks."""
+"""Real programs check the bridge: curl, wget and HAProxy."""
 
 import asyncio
 import csv
@@ -28,14 +28,14 @@ PAGES = ("/", "/healthz", "/readyz", "/metrics", "/schemas/", "/schemas/killmail
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(broker: Broker) -> AsyncIterator[Bridge]:
-    """A bridge for all of them, which consumes from its own exchange."""
+    """A bridge for all probes. It consumes its own exchange."""
     flags = {"exchanges": f"{unique('probes')}=killmail", "reject_exchange": "off"}
     async with running(broker.url, **flags) as bridge:
         yield bridge
 
 
 async def run(name: str, *arguments: str) -> tuple[int, str]:
-    """Exit status and output of a program that every machine has, or should."""
+    """Returns the exit status and the output of a common program."""
     path = found(name)
     if path is None:
         unavailable(f"{name} is not installed")
@@ -49,12 +49,12 @@ async def run(name: str, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_head_of_curl_and_wget_finds_each_page(shared: Bridge, path: str) -> None:
+async def test_each_page_answers_head_requests_of_curl_and_wget(shared: Bridge, path: str) -> None:
     url = f"http://127.0.0.1:{port_of(shared)}{path}"
     status, output = await run("curl", "--silent", "--show-error", "--fail", "--head", "--noproxy", "*", url)
     assert (status, output.startswith("HTTP/1.1 200 OK\r\n")) == (0, True), output
     _, body = await get(port_of(shared), path)
-    # What is counted changes from one request to the next.
+    # The counters and times of two pages change between requests.
     length = re.search(r"\r\nContent-Length: (\d+)\r\n", output)
     assert length is not None
     assert path in {"/metrics", "/readyz"} or int(length[1]) == len(body)
@@ -63,7 +63,7 @@ async def test_head_of_curl_and_wget_finds_each_page(shared: Bridge, path: str) 
 
 
 @pytest.mark.parametrize("version", ["--http1.0", "--http1.1"])
-async def test_curl_without_a_host_header_finds_what_is_for_probes(shared: Bridge, version: str) -> None:
+async def test_curl_without_a_host_header_gets_only_the_pages_for_probes(shared: Bridge, version: str) -> None:
     url = f"http://127.0.0.1:{port_of(shared)}"
     flags = ["--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--noproxy", "*", "--header", "Host:"]
     for path in ("/healthz", "/readyz", "/metrics", "/", "/updates"):
@@ -72,7 +72,7 @@ async def test_curl_without_a_host_header_finds_what_is_for_probes(shared: Bridg
         assert status == ("200" if is_for_probes else "400"), path
 
 
-async def test_head_of_the_endpoint_says_what_a_get_says(shared: Bridge) -> None:
+async def test_head_of_the_endpoint_is_answered_as_a_get(shared: Bridge) -> None:
     before = sample(shared, "bridge_connections_opened_total", transport="websocket")
     url = f"http://127.0.0.1:{port_of(shared)}/updates"
     for flags in ([], ["--header", "Upgrade: websocket", "--header", "Connection: Upgrade"]):
@@ -108,7 +108,7 @@ CHECKS = {
 
 @asynccontextmanager
 async def haproxy(folder: Path, check: str, port: int) -> AsyncIterator[None]:
-    """HAProxy with a backend that it checks, until the end."""
+    """Runs HAProxy with a backend that it checks."""
     (folder / "haproxy.cfg").write_text(HAPROXY.format(folder=folder, check=check, port=port))
     process = await asyncio.create_subprocess_exec(
         *die_with_parent(program("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")),
@@ -127,13 +127,13 @@ async def haproxy(folder: Path, check: str, port: int) -> AsyncIterator[None]:
 
 
 def status_of_the_check(folder: Path) -> str:
-    """Returns the status of HAProxy's last check in HAProxy's words, or an empty text before the first check."""
-    with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(LIMIT_S)
+    """Returns the status of the last check as HAProxy names it, or an empty text before the first check."""
+    with socket.socket(socket.AF_UNIX) as stats:
+        stats.settimeout(LIMIT_S)
         try:
-            line.connect(str(folder / "stats"))
-            line.sendall(b"show stat\n")
-            answer = b"".join(iter(lambda: line.recv(65536), b""))
+            stats.connect(str(folder / "stats"))
+            stats.sendall(b"show stat\n")
+            answer = b"".join(iter(lambda: stats.recv(65536), b""))
         except OSError:
             return ""
     rows = csv.DictReader(answer.decode().removeprefix("# ").splitlines())
@@ -141,17 +141,19 @@ def status_of_the_check(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-async def test_check_of_haproxy_finds_the_bridge_up(shared: Bridge, check: str, tmp_path: Path) -> None:
+async def test_haproxy_reports_the_bridge_as_up(shared: Bridge, check: str, tmp_path: Path) -> None:
     async with haproxy(tmp_path, CHECKS[check], port_of(shared)):
-        await eventually("it was checked", lambda: status_of_the_check(tmp_path).startswith(("L7", "L4", "L6")))
+        await eventually(
+            "HAProxy has checked the bridge", lambda: status_of_the_check(tmp_path).startswith(("L7", "L4", "L6"))
+        )
         assert status_of_the_check(tmp_path) == "L7OK UP"
 
 
 @pytest.mark.parametrize("check", ["HTTP/1.0 without Host", "without a method, which is OPTIONS"])
-async def test_check_of_haproxy_finds_a_bridge_without_a_broker_down(check: str, tmp_path: Path) -> None:
-    """Without this, nothing would say that a check looks at the status."""
+async def test_haproxy_reports_a_bridge_without_a_broker_as_down(check: str, tmp_path: Path) -> None:
+    """This shows that the checks above use the status of the response."""
     async with (
         started("amqp://127.0.0.1:1/", wait="true") as bridge,
         haproxy(tmp_path, CHECKS[check], port_of(bridge)),
     ):
-        await eventually("it is down", lambda: status_of_the_check(tmp_path) == "L7STS DOWN")
+        await eventually("HAProxy reports it as down", lambda: status_of_the_check(tmp_path) == "L7STS DOWN")

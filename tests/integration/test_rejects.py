@@ -1,4 +1,4 @@
-"""Events that can't become an update: where they go, and what is said of them."""
+"""Events that can't become an update: their queue, and the reasons in their headers."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ amqp, exchange, queue, rejects = module_loop.amqp, module_loop.exchange, module_
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A bridge whose rejected events each test takes, for all tests that need no other settings."""
+    """A bridge for all tests that need no other settings. Each test takes its rejected events from the queue."""
 
     bridge: Bridge
     exchange: str
@@ -32,17 +32,17 @@ class Shared:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def shared(amqp: AbstractConnection, of_all_tests: Shared) -> Shared:
+async def shared(amqp: AbstractConnection, shared_by_all: Shared) -> Shared:
     """The bridge of all tests. Its rejects queue is empty, even if an earlier test failed."""
     channel = await amqp.channel()
-    await (await channel.get_queue(of_all_tests.rejects, ensure=False)).purge()
+    await (await channel.get_queue(shared_by_all.rejects, ensure=False)).purge()
     await channel.close()
-    return of_all_tests
+    return shared_by_all
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def of_all_tests(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Shared]:
-    """Started once; it makes the exchange and the queue for rejected events itself."""
+async def shared_by_all(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Shared]:
+    """Starts the bridge once. It declares the exchange and the queue of rejected events itself."""
     async with module_loop.own(amqp, "exchange") as exchange, module_loop.own(amqp, "rejects") as rejects:
         flags = {"reject_exchange": rejects, "instance": "here", "max_message_bytes": 4096}
         async with running(broker.url, exchanges=f"{exchange}=killmail", **flags) as bridge:
@@ -50,7 +50,7 @@ async def of_all_tests(broker: Broker, amqp: AbstractConnection) -> AsyncIterato
 
 
 @pytest.mark.parametrize(
-    ("body", "properties", "reason", "pointer", "words"),
+    ("body", "properties", "reason", "pointer", "detail"),
     [
         (b"[" * 2000, {}, "not-json", "", "depth"),
         (b"x" * 5000, {}, "too-large", "", "5000 bytes; BRIDGE_MAX_MESSAGE_BYTES allows 4096"),
@@ -73,7 +73,7 @@ async def test_rejected_event_is_published_with_its_reason(
     properties: dict[str, object],
     reason: str,
     pointer: str,
-    words: str,
+    detail: str,
 ) -> None:
     before = sample(shared.bridge, "bridge_rejects_total", reason=reason)
     await publish(amqp, shared.exchange, body, **properties)
@@ -81,7 +81,7 @@ async def test_rejected_event_is_published_with_its_reason(
     assert message.body == body
     headers = {name.removeprefix("x-reject-"): value for name, value in message.headers.items()}
     assert (headers["reason"], headers["pointer"]) == (reason, pointer)
-    assert words in str(headers["detail"])
+    assert detail in str(headers["detail"])
     assert (headers["exchange"], headers["instance"]) == (shared.exchange, "here")
     assert headers["schema"] == ("urn:edk-bridge:schema:killmail" if reason == "schema-violation" else "")
     assert str(headers["time"]).endswith("+00:00")
@@ -89,7 +89,7 @@ async def test_rejected_event_is_published_with_its_reason(
 
 
 async def test_rejected_event_keeps_its_properties(shared: Shared, amqp: AbstractConnection) -> None:
-    came = {
+    properties = {
         "headers": {"source": "fetcher-1", "attempt": 3, "nested": {"a": [1, None, True]}},
         "content_type": "application/json",
         "delivery_mode": 2,
@@ -100,15 +100,15 @@ async def test_rejected_event_keeps_its_properties(shared: Shared, amqp: Abstrac
         "app_id": "edk",
         "type": "killmail",
     }
-    await publish(amqp, shared.exchange, b"[]", **came)
+    await publish(amqp, shared.exchange, b"[]", **properties)
     [message] = await take(amqp, shared.rejects, 1)
-    assert {name: getattr(message, name) for name in came if name != "headers"} == {
-        name: value for name, value in came.items() if name != "headers"
+    assert {name: getattr(message, name) for name in properties if name != "headers"} == {
+        name: value for name, value in properties.items() if name != "headers"
     }
-    assert {k: v for k, v in message.headers.items() if not k.startswith("x-reject")} == came["headers"]
+    assert {k: v for k, v in message.headers.items() if not k.startswith("x-reject")} == properties["headers"]
 
 
-async def test_headers_too_large_to_publish_again_are_left_out_and_said_so(
+async def test_headers_that_are_too_large_to_publish_are_omitted_and_a_header_says_so(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
     await publish(amqp, shared.exchange, b"[]", headers={"much": "x" * 130_900})
@@ -118,12 +118,12 @@ async def test_headers_too_large_to_publish_again_are_left_out_and_said_so(
     assert message.headers["x-reject-reason"] == "schema-violation"
 
 
-async def test_user_id_and_expiration_become_headers_and_headers_that_pass_for_reasons_are_replaced(
+async def test_user_id_and_expiration_become_headers_and_forged_reasons_are_replaced(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
     """The broker would refuse the user id of another connection, and drop an event that expires."""
     forged = {"x-reject-user-id": "root", "x-reject-reason": "placeholder", "x-reject-headers": "?", "source": "f-1"}
-    # In seconds here, in milliseconds on the line: long enough to be delivered.
+    # aio-pika takes seconds and sends milliseconds. 60 s is long enough for the delivery.
     await publish(amqp, shared.exchange, b"[]", headers=forged, user_id="guest", expiration=60)
     await publish(amqp, shared.exchange, b"[]", headers=forged)
     first, last = await take(amqp, shared.rejects, 2)
@@ -135,9 +135,11 @@ async def test_user_id_and_expiration_become_headers_and_headers_that_pass_for_r
     assert not {"x-reject-user-id", "x-reject-headers"} & set(last.headers)
 
 
-async def test_valid_events_overtake_rejected_ones_in_their_own_order(shared: Shared, amqp: AbstractConnection) -> None:
+async def test_valid_events_overtake_rejected_ones_and_keep_their_order(
+    shared: Shared, amqp: AbstractConnection
+) -> None:
     count = 500
-    events = [event for number in range(count) for event in (killmail(number), b"poison")]
+    events = [event for number in range(count) for event in (killmail(number), b"not JSON")]
     client = await RawClient.open(port_of(shared.bridge))
     await publish(amqp, shared.exchange, *events)
     ids = [orjson.loads(await client.text())["data"]["killmailId"] for _ in range(count)]
@@ -146,19 +148,21 @@ async def test_valid_events_overtake_rejected_ones_in_their_own_order(shared: Sh
     await client.close()
 
 
-async def test_off_only_counts(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
+async def test_events_are_only_counted_if_the_reject_exchange_is_off(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "reject_exchange": "off"}
     async with running(broker.url, **flags) as bridge:
-        await publish(amqp, exchange, b"poison")
+        await publish(amqp, exchange, b"not JSON")
         await eventually("it is counted", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
     assert await depth(amqp, queue) == 0
 
 
-async def test_rejects_queue_that_is_deleted_is_made_again(shared: Shared, amqp: AbstractConnection) -> None:
-    """An event that the broker returns, because no queue is bound, is held and published again."""
+async def test_deleted_rejects_queue_is_declared_again(shared: Shared, amqp: AbstractConnection) -> None:
+    """If no queue is bound, the broker returns the event. The bridge holds it and publishes it again."""
     channel = await amqp.channel()
     await channel.queue_delete(shared.rejects)
-    await publish(amqp, shared.exchange, b"poison")
+    await publish(amqp, shared.exchange, b"not JSON")
 
     async def arrived() -> bool:
         try:
@@ -170,14 +174,14 @@ async def test_rejects_queue_that_is_deleted_is_made_again(shared: Shared, amqp:
     await take(amqp, shared.rejects, 1)
 
 
-async def test_topic_exchange_for_rejects_takes_events_of_any_routing_key(
+async def test_topic_exchange_for_rejects_accepts_each_routing_key(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """An exchange for rejects that exists is used as it is, and its queue is bound for everything."""
+    """The bridge uses an existing exchange, and binds its queue with `#`."""
     channel = await amqp.channel()
     await channel.declare_exchange(rejects, aio_pika.ExchangeType.TOPIC, durable=True)
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects):
         target = await channel.get_exchange(exchange)
-        await target.publish(aio_pika.Message(b"poison"), routing_key="kill.lowsec")
+        await target.publish(aio_pika.Message(b"not JSON"), routing_key="kill.lowsec")
         [message] = await take(amqp, rejects, 1)
         assert message.routing_key == "kill.lowsec"

@@ -1,4 +1,4 @@
-"""`edk-bridge rejects` where somebody is in the way: a reader who waits, other writers of the queue, another queue."""
+"""`edk-bridge rejects` with obstacles: a slow reader, other writers of the queue, another kind of queue."""
 
 import asyncio
 import os
@@ -20,11 +20,11 @@ from tests.support.publishing import bind, numbers_in, rejected
 from tests.support.waiting import eventually
 
 CHANNELS = 2047
-"""As many as RabbitMQ lets a connection have."""
+"""RabbitMQ's limit of channels for each connection."""
 
 
 async def put(amqp: AbstractConnection, rejects: str, *headers: dict[str, Any], kind: str = "classic") -> None:
-    """Puts killmails with these headers into the queue, as anybody may; their numbers are their places, from 0."""
+    """Publishes a killmail for each of these headers to the queue. The killmails have the ids 0, 1, 2 ..."""
     channel = await amqp.channel(publisher_confirms=True)
     await channel.declare_queue(rejects, durable=True, arguments={"x-queue-type": kind})
     messages = [
@@ -36,23 +36,23 @@ async def put(amqp: AbstractConnection, rejects: str, *headers: dict[str, Any], 
 
 
 def is_full(pipe: int) -> bool:
-    """Whether whoever writes to it waits."""
+    """Whether a write to the pipe would block."""
     return not select.select([], [pipe], [], 0)[1]
 
 
 def waits_of(pid: int) -> int:
-    """How often it has waited for something, and gone on."""
+    """Returns how often the process has waited for an event."""
     [count] = re.findall(r"^voluntary_ctxt_switches:\t(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(count)
 
 
-async def test_list_into_a_pager_that_waits_still_hears_the_broker(
+async def test_list_with_a_slow_reader_still_answers_heartbeats(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
-    """Who is stuck in a full pipe answers no heartbeat: the broker takes it for dead, and the list ends half-way."""
+    """If a full pipe blocked the event loop, the broker would get no heartbeat and close the connection."""
     channel = await amqp.channel()
     await channel.declare_queue(rejects, durable=True)
-    # More than a pipe holds, so that it is full in the middle of a line.
+    # Larger than a pipe, so that the pipe is full in the middle of a line.
     await channel.default_exchange.publish(aio_pika.Message(b"x" * 200_000), rejects)
     ours, theirs = os.pipe()
     process = await asyncio.create_subprocess_exec(
@@ -64,8 +64,8 @@ async def test_list_into_a_pager_that_waits_still_hears_the_broker(
     try:
         await eventually("the pipe is full", lambda: is_full(theirs))
         before = waits_of(process.pid)
-        # The broker's heartbeats, and its own: without its loop, there is nothing that it goes on for.
-        await eventually("its loop turns", lambda: waits_of(process.pid) > before + 4)
+        # Only the heartbeats of both sides wake the process. A blocked process would not wake.
+        await eventually("its event loop runs", lambda: waits_of(process.pid) > before + 4)
     finally:
         process.kill()
         await process.wait()
@@ -74,14 +74,14 @@ async def test_list_into_a_pager_that_waits_still_hears_the_broker(
 
 
 @pytest.mark.parametrize(
-    ("redirected", "code", "said"),
+    ("redirected", "code", "error"),
     [
         (">&-", 2, "edk-bridge: standard output is closed"),
         (">/dev/full", 1, "edk-bridge: standard output: No space left on device"),
     ],
 )
-async def test_output_that_can_not_be_written_is_said_in_one_line(
-    broker: Broker, amqp: AbstractConnection, rejects: str, redirected: str, code: int, said: str
+async def test_error_of_the_output_is_one_line(
+    broker: Broker, amqp: AbstractConnection, rejects: str, redirected: str, code: int, error: str
 ) -> None:
     await rejected(amqp, rejects, "kills", [1])
     process = await asyncio.create_subprocess_shell(
@@ -91,10 +91,12 @@ async def test_output_that_can_not_be_written_is_said_in_one_line(
         stderr=asyncio.subprocess.PIPE,
     )
     _, errors = await process.communicate()
-    assert (process.returncode, errors.decode().splitlines()) == (code, [said])
+    assert (process.returncode, errors.decode().splitlines()) == (code, [error])
 
 
-async def test_json_on_a_terminal_holds_no_commands(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
+async def test_json_on_a_terminal_has_no_control_characters(
+    broker: Broker, amqp: AbstractConnection, rejects: str
+) -> None:
     await put(amqp, rejects, {"x-reject-detail": "\x9b31m\u202e\x7f"})
     async with on_terminal(
         "rejects", "list", "--json", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
@@ -105,14 +107,14 @@ async def test_json_on_a_terminal_holds_no_commands(broker: Broker, amqp: Abstra
     assert orjson.loads(shown)["detail"] == "\x9b31m\u202e\x7f"
 
 
-async def test_purge_removes_none_that_came_after_the_question(
+async def test_purge_keeps_events_that_arrive_after_the_question(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
     await rejected(amqp, rejects, "kills", range(3))
     async with on_terminal(
         "rejects", "purge", "--all", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
     ) as terminal:
-        await eventually("it asks", lambda: terminal.shown.endswith(b"[y/N]: "))
+        await eventually("the command asks", lambda: terminal.shown.endswith(b"[y/N]: "))
         await rejected(amqp, rejects, "kills", range(3, 6))
         terminal.type("y\n")
         assert await terminal.ended() == 0
@@ -120,10 +122,10 @@ async def test_purge_removes_none_that_came_after_the_question(
     assert await numbers_in(amqp, rejects) == [3, 4, 5]
 
 
-async def test_expiration_that_the_broker_refuses_keeps_no_other_event_from_being_requeued(
+async def test_event_with_an_invalid_expiration_does_not_prevent_the_requeue_of_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """It closes the channel, and what is sent there by then ends the connection."""
+    """The broker closes the channel for it, and closes the connection if more is published on that channel."""
     await bind(amqp, exchange, queue)
     headers = [{"x-reject-exchange": exchange} for _ in range(120)]
     headers[20]["x-reject-expiration"] = "soon"
@@ -139,20 +141,20 @@ async def test_expiration_that_the_broker_refuses_keeps_no_other_event_from_bein
 
 
 @pytest.mark.slow
-async def test_more_names_that_are_none_than_there_are_channels_end_nothing(
+async def test_requeue_handles_more_missing_exchanges_than_there_are_channels(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
     await bind(amqp, exchange, queue)
     names = [*(f"no\n{number}" for number in range(CHANNELS + 1)), exchange]
     await put(amqp, rejects, *({"x-reject-exchange": name} for name in names))
-    # It opens two thousand channels, one after another.
+    # The command opens two thousand channels, one after another.
     ended = await ran(
         *("rejects", "requeue", "--all"), limit_s=120, BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
     )
     assert ended.said[-1] == f"1 requeued, {CHANNELS + 1:,} kept"
 
 
-async def test_queue_that_drops_what_is_read_too_often_is_named(
+async def test_list_warns_of_a_quorum_queue_which_drops_events_that_are_read_too_often(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
     await put(amqp, rejects, {}, {}, kind="quorum")

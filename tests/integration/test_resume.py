@@ -1,4 +1,4 @@
-"""Filters and resume between a real broker and real clients: what is asked for comes, once and in order."""
+"""Filters and resume with a real broker and real clients: each requested update arrives once and in order."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 JITA = 30000142
 
 LATE_LIMIT_S = 0.25
-"""What a test may see beside others: the promise is 0.05 (`make bench`, resume)."""
+"""A limit for a busy machine. The promise is 0.05 s (`make bench`, resume)."""
 
 
 def event(number: int, system: int = JITA, pad: int = 0) -> bytes:
@@ -39,7 +39,7 @@ async def numbers(client: RawClient, count: int) -> list[int]:
     return [orjson.loads(await client.text())["data"]["killmailId"] for _ in range(count)]
 
 
-async def test_filtered_clients_get_theirs_and_plain_ones_the_same_bytes_as_ever(
+async def test_filtered_clients_get_matching_updates_and_other_clients_get_all(
     bridge: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     port = port_of(bridge)
@@ -59,7 +59,7 @@ async def test_filtered_clients_get_theirs_and_plain_ones_the_same_bytes_as_ever
         await client.close()
 
 
-async def test_client_that_comes_back_gets_what_it_missed_with_the_same_bytes(
+async def test_client_that_resumes_gets_the_missed_updates_with_the_same_bytes(
     bridge: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     port = port_of(bridge)
@@ -76,9 +76,7 @@ async def test_client_that_comes_back_gets_what_it_missed_with_the_same_bytes(
         await client.close()
 
 
-async def test_id_of_another_start_is_told_to_be_unknown(
-    broker: Broker, exchange: str, amqp: AbstractConnection
-) -> None:
+async def test_id_from_before_a_restart_is_unknown(broker: Broker, exchange: str, amqp: AbstractConnection) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         client = await RawClient.open(port_of(bridge), path="/updates?after=")
         old = orjson.loads(await client.text())["data"]["id"]
@@ -94,20 +92,20 @@ async def test_id_of_another_start_is_told_to_be_unknown(
             await each.close()
 
 
-async def test_client_that_was_too_slow_is_told_what_it_missed(
+async def test_client_that_was_too_slow_resumes_with_complete_false(
     broker: Broker, exchange: str, amqp: AbstractConnection
 ) -> None:
-    """The log is small, and the client reads nothing until it is closed with 4008."""
+    """The log is small, and the client does not read until the bridge closes it with 4008."""
     limits = {"log_bytes": "64 KiB", "max_message_bytes": "4 KiB"}
     async with running(broker.url, exchanges=f"{exchange}=killmail", **limits) as bridge:
         slow = await RawClient.open(port_of(bridge), path="/updates?after=", receive_bytes=4096)
         slow.pause()
         for first in range(0, 6000, 1000):
             await publish(amqp, exchange, *map(event, range(first, first + 1000)))
-        await eventually("it is evicted", lambda: not len(bridge._hub))
+        await eventually("the client is evicted", lambda: not len(bridge._hub))
         slow.resume()
         last = ""
-        with contextlib.suppress(AssertionError):  # the close frame, which is no text
+        with contextlib.suppress(AssertionError):  # the close frame is not a text message
             while True:
                 message = orjson.loads(await slow.text())
                 last = message.get("id") or message["data"]["id"]
@@ -120,10 +118,10 @@ async def test_client_that_was_too_slow_is_told_what_it_missed(
             await client.close()
 
 
-async def test_clients_that_come_and_go_under_load_have_everything_once_and_in_order(
+async def test_clients_that_reconnect_under_load_get_each_update_once_and_in_order(
     bridge: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Some of everything, some of one system; each connection lasts some milliseconds, and some are read slowly."""
+    """Some clients have a filter, and some read slowly. A connection lasts some milliseconds."""
     port = port_of(bridge)
     async with resuming_clients(port, 8) as everything, resuming_clients(port, 4, systemId="5") as of_system:
         publishing = asyncio.create_task(_publish_all(amqp, exchange, 3000))
@@ -148,10 +146,10 @@ async def _publish_all(amqp: AbstractConnection, exchange: str, count: int) -> N
 
 
 @pytest.mark.alone  # the delay is measured
-async def test_catching_up_with_all_of_a_full_log_delays_nobody(
+async def test_replays_of_a_full_log_do_not_delay_other_clients(
     broker: Broker, exchange: str, amqp: AbstractConnection
 ) -> None:
-    """Twenty at once, half of them with a filter each; meanwhile somebody else gets an update every 20 ms."""
+    """Twenty clients resume at once, half of them with different filters. A live client gets an update every 20 ms."""
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PREFETCH": "2000"}
     async with bridge_process(broker.url, **settings) as bridge:
         port = await bridge.port()
@@ -186,16 +184,16 @@ async def test_catching_up_with_all_of_a_full_log_delays_nobody(
         while not all(task.done() for task in returning):
             await publish_one()
         replayed = [await task for task in returning]
-        await eventually("all live updates have come", lambda: len(late_s) >= len(sent) - 50)
+        await eventually("all live updates have arrived", lambda: len(late_s) >= len(sent) - 50)
         living.cancel()
         await plain.close()
         assert min(replayed) > 8000
-        # How long it is exactly is for the benchmark to say.
+        # The benchmark measures the exact delay.
         assert max(late_s) < before_s + LATE_LIMIT_S, f"{max(late_s):.3f} s instead of {before_s:.3f} s"
 
 
 async def _all_kept(port: int, query: str) -> int:
-    """Reads all that a bridge keeps, as fast as it comes; returns how many updates that is."""
+    """Reads a full replay at full speed. Returns the number of its updates."""
     client = await RawClient.open(port, path=f"/updates?after=unknown{query}")
     replayed = int(orjson.loads(await client.text())["data"]["replayed"])
     left = replayed

@@ -1,4 +1,4 @@
-"""Reading a stream of a real broker's: nothing twice, nothing lost in silence, whatever becomes of it."""
+"""Reading a stream of a real broker: the bridge delivers no event twice, and reports each possible loss."""
 
 import asyncio
 import itertools
@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""After this long a new stream outlasts the end of its broker."""
+"""After this time, a new stream survives a kill of its broker."""
 
 
 def stream_of(name: str, window: int = 1000) -> StreamConfig:
@@ -42,33 +42,33 @@ def bodies(first: int, last: int) -> list[bytes]:
 
 
 async def has(recorder: Recorder, wanted: list[bytes]) -> None:
-    """Returns when all of these are there; fails where anything else is."""
+    """Waits for these deliveries. Fails if there are others."""
     await eventually("all are read", lambda: len(recorder.bodies) >= len(wanted))
     assert recorder.bodies == wanted
 
 
 async def caught_up(recorder: Recorder) -> None:
-    await eventually("all that was there is read", lambda: CAUGHT_UP in recorder.log)
+    await eventually("the end of the stream is reached", lambda: CAUGHT_UP in recorder.log)
 
 
-async def working_again(line: Proxy, consumer: Consumer, before: int) -> None:
-    """Returns when there is a new connection, and the stream is read from it."""
-    await eventually("it connects again", lambda: line.accepted > before)
+async def working_again(broker_proxy: Proxy, consumer: Consumer, before: int) -> None:
+    """Waits until a new connection reads the stream."""
+    await eventually("it connects again", lambda: broker_proxy.accepted > before)
     await eventually("it reads again", lambda: consumer.status.state is State.WORKING)
 
 
-def surely(recorder: Recorder) -> Gap:
-    """The one gap that says what happened. A line that is closed for long is one more reason to doubt the broker."""
+def known_gap(recorder: Recorder) -> Gap:
+    """Returns the only gap with a known cause. A long outage causes a second one: the broker may have restarted."""
     [gap] = [gap for gap in recorder.gaps if gap.reason != AWAY]
     return gap
 
 
-def place_of(recorder: Recorder, body: bytes) -> int:
-    """Where in the recorder's log a delivery is."""
+def index_of(recorder: Recorder, body: bytes) -> int:
+    """Returns the index of a delivery in the recorder's log."""
     return next(at for at, entry in enumerate(recorder.log) if isinstance(entry, Delivered) and entry.body == body)
 
 
-async def test_what_was_there_before_is_read_as_the_past_and_in_order(
+async def test_events_from_before_the_start_are_read_back_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     first, second = Recorder(), Recorder()
@@ -83,9 +83,9 @@ async def test_what_was_there_before_is_read_as_the_past_and_in_order(
             await publish(amqp, exchange, *bodies(50, 60))
             await has(first, bodies(0, 60))
             await has(second, bodies(0, 60))
-    # All readers find the same ids, those of markers too. The tag of an event is that of its body.
+    # All readers get the same ids, also for markers. The tag of an event is the checksum of its body.
     assert second.ids == first.ids == sorted(first.ids)
-    assert all(came.id and came.id.tag == crc32(came.body) for came in first.log if isinstance(came, Delivered))
+    assert all(entry.id and entry.id.tag == crc32(entry.body) for entry in first.log if isinstance(entry, Delivered))
     assert first.gaps == second.gaps == []
 
 
@@ -98,43 +98,43 @@ async def test_only_the_window_is_read_back(
     await publish(amqp, exchange, *bodies(0, 50))
     async with reading(broker.url, exchange, stream_of(queue, window=10), second):
         await caught_up(second)
-    # The broker's own notes take places too.
+    # Entries of the broker itself also count.
     assert 0 < len(second.past) <= 10
     assert second.past == bodies(50 - len(second.past), 50)
 
 
-async def test_connection_that_is_lost_without_a_reason_loses_nothing_and_reports_a_gap(
+async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The connection is lost amid deliveries, some not settled. The broker may have restarted meanwhile."""
+    """The connection is lost between deliveries, some of them unsettled. The broker may have restarted meanwhile."""
     recorder = Recorder()
     async with (
-        proxy(broker.url) as line,
-        reading(line.url, exchange, stream_of(queue), recorder, prefetch=20) as consumer,
+        proxy(broker.url) as broker_proxy,
+        reading(broker_proxy.url, exchange, stream_of(queue), recorder, prefetch=20) as consumer,
     ):
-        await line.open()
+        await broker_proxy.open()
         await caught_up(recorder)
         recorder.holds = True
         for first in range(0, 400, 10):
-            # Not all at once: what is published together is delivered together, whatever the prefetch.
+            # Not all at once: RabbitMQ delivers events that were published together in one batch, above the prefetch.
             await publish(amqp, exchange, *bodies(first, first + 10))
         wanted = 0
         for _ in range(5):
-            connections, wanted = line.accepted, len(recorder.bodies) + 20
-            line.cut()
-            await working_again(line, consumer, connections)
-            await eventually("the prefetch is used up", lambda: len(recorder.bodies) >= wanted)  # noqa: B023 - over before the next turn
+            connections, wanted = broker_proxy.accepted, len(recorder.bodies) + 20
+            broker_proxy.cut()
+            await working_again(broker_proxy, consumer, connections)
+            await eventually("the prefetch is used up", lambda: len(recorder.bodies) >= wanted)  # noqa: B023 - used only in this turn
         assert len(recorder.bodies) < 400
         recorder.holds = False
-        line.cut()
+        broker_proxy.cut()
         await has(recorder, bodies(0, 400))
     assert recorder.ids == sorted(set(recorder.ids))
     assert len(recorder.gaps) == 6
     assert {gap.reason for gap in recorder.gaps} == {AWAY}
 
 
-async def test_connection_that_the_broker_closes_with_a_reason_is_no_gap(node_broker: PrivateNode) -> None:
-    """It lives, and says so."""
+async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(node_broker: PrivateNode) -> None:
+    """The reason shows that the broker keeps running."""
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with (
         observer(node_broker.url) as amqp,
@@ -149,27 +149,27 @@ async def test_connection_that_the_broker_closes_with_a_reason_is_no_gap(node_br
 
         assert attempts() == 1
         await node_broker.ctl("close_all_connections", "maintenance")
-        await eventually("it is back", lambda: attempts() == 2 and consumer.is_live)
+        await eventually("it is connected again", lambda: attempts() == 2 and consumer.is_live)
         async with observer(node_broker.url) as again:
             await publish(again, exchange, b"2")
         await has(recorder, [b"1", b"2"])
     assert recorder.gaps == []
 
 
-async def test_broker_that_is_killed_and_started_again_loses_nothing_in_silence(mortal_broker: Broker) -> None:
-    """Promise: what it had confirmed before is there; what it confirms and drops on its return is in the gap."""
+async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_broker: Broker) -> None:
+    """Events confirmed before the kill arrive. Events that the broker confirms and drops after it are in the gap."""
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with reading(mortal_broker.url, exchange, stream, recorder) as consumer:
         await caught_up(recorder)
-        made_s = time.monotonic()
+        declared_s = time.monotonic()
         fetcher = SceneFetcher(mortal_broker.url, exchange)
         try:
-            # Killed within three seconds of its first stream, RabbitMQ 3.10 never finds that stream's leader again.
-            await eventually("the stream is on the disk", lambda: time.monotonic() > made_s + KEPT_S)
+            # If RabbitMQ 3.10 is killed within 3 s of its first stream, it never finds the leader of that stream again.
+            await eventually("the stream survives a kill", lambda: time.monotonic() > declared_s + KEPT_S)
             await fetcher.further(1)
             before = set(fetcher.confirmed)
             await asyncio.to_thread(mortal_broker.kill)
-            await eventually("that is noticed", lambda: consumer.status.state is not State.WORKING)
+            await eventually("the loss is noticed", lambda: consumer.status.state is not State.WORKING)
             await asyncio.to_thread(mortal_broker.start)
             await eventually("it reads again", lambda: consumer.status.state is State.WORKING)
             await fetcher.further(50)
@@ -177,17 +177,17 @@ async def test_broker_that_is_killed_and_started_again_loses_nothing_in_silence(
             await fetcher.stop()
         last = max(fetcher.confirmed)
         await eventually("the newest is read", lambda: last in numbers(recorder))
-    came = numbers(recorder)
-    assert came == sorted(set(came)), "this fetcher publishes nothing twice"
+    received = numbers(recorder)
+    assert received == sorted(set(received))
     assert recorder.ids == sorted(set(recorder.ids))
-    assert before <= set(came)
-    # A broker that starts may end a connection once more, after the first gap was told: the next one follows it.
+    assert before <= set(received)
+    # A starting broker may close another connection after the first gap. Then a second gap follows the first one.
     gaps = recorder.gaps
     assert {gap.reason for gap in gaps} == {AWAY}
     assert all(later.since_s <= earlier.until_s for earlier, later in itertools.pairwise(gaps))
     since_s, until_s = gaps[0].since_s, gaps[-1].until_s
     ahead_s = time.time() - time.monotonic()
-    lost = set(fetcher.confirmed) - set(came)
+    lost = set(fetcher.confirmed) - set(received)
     began, confirmed = fetcher.began, fetcher.confirmed
     assert [n for n in lost if began[n] + ahead_s > until_s or confirmed[n] + ahead_s < since_s] == []
 
@@ -196,7 +196,7 @@ def numbers(recorder: Recorder) -> list[int]:
     return [orjson.loads(body)["killmailId"] for body in recorder.bodies]
 
 
-async def test_stream_that_is_deleted_while_it_is_read_is_made_again_and_that_is_told(
+async def test_deleted_stream_is_declared_again_and_causes_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     recorder = Recorder()
@@ -207,72 +207,76 @@ async def test_stream_that_is_deleted_while_it_is_read_is_made_again_and_that_is
         channel = await amqp.channel()
         await channel.queue_delete(queue)
         await channel.close()
-        await eventually("it is made again", lambda: recorder.gaps)
-        await eventually("and read", lambda: consumer.status.state is State.WORKING)
+        await eventually("the stream is declared again", lambda: recorder.gaps)
+        await eventually("the stream is read", lambda: consumer.status.state is State.WORKING)
         await publish(amqp, exchange, *bodies(5, 10))
         await has(recorder, bodies(0, 10))
     [gap] = recorder.gaps
     assert gap.reason == RECREATED
     assert consumer.gaps.last == gap
-    assert place_of(recorder, b"4") < recorder.log.index(gap) < place_of(recorder, b"5")
+    assert index_of(recorder, b"4") < recorder.log.index(gap) < index_of(recorder, b"5")
 
 
 @pytest.mark.parametrize("new", [3, 300])
-async def test_stream_that_is_deleted_and_made_again_meanwhile_is_read_from_its_beginning(
+async def test_stream_that_was_replaced_during_an_outage_is_read_from_its_beginning(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, new: int
 ) -> None:
-    """Be it shorter than before, or longer: there, only the check tells that it is another."""
+    """The new stream is shorter or longer. If it is longer, only the tag of an id shows that it is another one."""
     recorder, stream = Recorder(), stream_of(queue)
-    async with proxy(broker.url) as line, reading(line.url, exchange, stream, recorder):
-        await line.open()
+    async with proxy(broker.url) as broker_proxy, reading(broker_proxy.url, exchange, stream, recorder):
+        await broker_proxy.open()
         await caught_up(recorder)
         await publish(amqp, exchange, *bodies(0, 30))
         await has(recorder, bodies(0, 30))
         before_s = time.time()
-        await line.close()
+        await broker_proxy.close()
         channel = await amqp.channel()
         await channel.queue_delete(queue)
-        made = await channel.declare_queue(queue, durable=True, arguments=stream.arguments)
-        await made.bind(exchange, "#")
+        replacement = await channel.declare_queue(queue, durable=True, arguments=stream.arguments)
+        await replacement.bind(exchange, "#")
         await channel.close()
         await publish(amqp, exchange, *bodies(1000, 1000 + new))
-        await line.open()
+        await broker_proxy.open()
         await has(recorder, bodies(0, 30) + bodies(1000, 1000 + new))
-    gap = surely(recorder)
+    gap = known_gap(recorder)
     assert gap.reason == RECREATED
     assert gap.since_s <= before_s < gap.until_s
-    assert place_of(recorder, b"29") < recorder.log.index(gap) < place_of(recorder, b"1000")
+    assert index_of(recorder, b"29") < recorder.log.index(gap) < index_of(recorder, b"1000")
 
 
-async def test_what_the_stream_has_dropped_unread_is_told(
+async def test_events_that_the_stream_dropped_before_the_bridge_read_them_cause_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The bound in bytes bites, and whoever was away for too long is told so before what is left."""
+    """The stream exceeds its limit of bytes during an outage. The gap comes before the remaining events."""
     recorder, stream = Recorder(), stream_of(queue)
     size, count, together = 4000, 1000, 20
-    async with proxy(broker.url) as line, reading(line.url, exchange, stream, recorder) as consumer:
-        await line.open()
+    async with proxy(broker.url) as broker_proxy, reading(broker_proxy.url, exchange, stream, recorder) as consumer:
+        await broker_proxy.open()
         await caught_up(recorder)
         await publish(amqp, exchange, b"before")
         await has(recorder, [b"before"])
-        await line.close()
-        # Not all at once: what is published together is kept together, and dropped so.
+        await broker_proxy.close()
+        # Not all at once: the stream keeps and drops events that were published together as one batch.
         for first in range(0, count, together):
             await publish(amqp, exchange, *(b"%0*d" % (size, number) for number in range(first, first + together)))
-        await line.open()
+        await broker_proxy.open()
         last = b"%0*d" % (size, count - 1)
-        await eventually("all that is left is read", lambda: last in recorder.bodies)
-    gap = surely(recorder)
+        await eventually("the last event is read", lambda: last in recorder.bodies)
+    gap = known_gap(recorder)
     assert gap.reason == TRUNCATED
     assert consumer.gaps.last in recorder.gaps
-    left = [int(body) for body in recorder.bodies[1:]]
-    assert left == list(range(left[0], count))
-    assert BYTES // 2 < len(left) * size < BYTES + 3 * together * size, "the newest stay, and little more"
-    assert place_of(recorder, b"before") < recorder.log.index(gap) < place_of(recorder, recorder.bodies[1])
+    remaining = [int(body) for body in recorder.bodies[1:]]
+    assert remaining == list(range(remaining[0], count))
+    assert BYTES // 2 < len(remaining) * size < BYTES + 3 * together * size, (
+        "the stream keeps about as many bytes as its limit"
+    )
+    assert index_of(recorder, b"before") < recorder.log.index(gap) < index_of(recorder, recorder.bodies[1])
 
 
-async def test_what_is_too_old_is_not_kept(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
-    """By file: what is old enough goes when the broker begins another one."""
+async def test_events_above_the_maximum_age_are_dropped(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """The broker drops whole segments, and only when it starts a new one."""
     stream = StreamConfig(queue, 1.0, BYTES, 10**6)
     recorder = Recorder()
     async with reading(broker.url, exchange, stream, recorder):
@@ -286,33 +290,36 @@ async def test_what_is_too_old_is_not_kept(broker: Broker, amqp: AbstractConnect
                 await caught_up(again)
             return not again.bodies[0].startswith(b"00000")
 
-        await eventually("the oldest is gone", oldest_is_gone)
+        await eventually("the oldest event is dropped", oldest_is_gone)
 
 
-async def test_stream_that_exists_is_used_as_it_is(
+async def test_existing_stream_keeps_its_limits(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     recorder = Recorder()
     channel = await amqp.channel()
-    theirs: FieldTable = {"x-queue-type": "stream", "x-max-age": "7D"}
-    await channel.declare_queue(queue, durable=True, arguments=theirs)
+    arguments: FieldTable = {"x-queue-type": "stream", "x-max-age": "7D"}
+    await channel.declare_queue(queue, durable=True, arguments=arguments)
     with capture_logs() as logged:
-        async with proxy(broker.url) as line, reading(line.url, exchange, stream_of(queue), recorder) as consumer:
-            await line.open()
+        async with (
+            proxy(broker.url) as broker_proxy,
+            reading(broker_proxy.url, exchange, stream_of(queue), recorder) as consumer,
+        ):
+            await broker_proxy.open()
             await caught_up(recorder)
-            connections = line.accepted
-            line.cut()
-            await working_again(line, consumer, connections)
+            connections = broker_proxy.accepted
+            broker_proxy.cut()
+            await working_again(broker_proxy, consumer, connections)
             await publish(amqp, exchange, *bodies(0, 5))
             await has(recorder, bodies(0, 5))
-    [said] = [line for line in logged if line["event"] == "the existing stream keeps its own limits"]
-    assert said["stream"] == queue
-    assert "inequivalent arg 'x-m" in said["difference"]
-    await channel.declare_queue(queue, durable=True, arguments=theirs)
+    [entry] = [line for line in logged if line["event"] == "the existing stream keeps its own limits"]
+    assert entry["stream"] == queue
+    assert "inequivalent arg 'x-m" in entry["difference"]
+    await channel.declare_queue(queue, durable=True, arguments=arguments)
     await channel.close()
 
 
-async def test_queue_of_another_kind_is_refused_and_nothing_in_it_is_touched(
+async def test_queue_that_is_not_a_stream_is_refused_and_keeps_its_events(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     await bind(amqp, exchange, queue)
@@ -323,7 +330,7 @@ async def test_queue_of_another_kind_is_refused_and_nothing_in_it_is_touched(
     assert [message.redelivered for message in await take(amqp, queue, 3)] == [False] * 3
 
 
-async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
+async def test_exchange_that_is_declared_again_is_bound_again(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     recorder = Recorder()
@@ -332,22 +339,22 @@ async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
         await delete_until_missed(
             amqp, exchange, lambda: consumer.status.state is not State.WORKING or bool(recorder.gaps)
         )
-        await eventually("it is made", lambda: recorder.gaps)
-        await eventually("and consumed from", lambda: consumer.status.state is State.WORKING)
+        await eventually("the exchange is declared", lambda: recorder.gaps)
+        await eventually("it consumes", lambda: consumer.status.state is State.WORKING)
         await publish(amqp, exchange, *bodies(0, 5))
         await has(recorder, bodies(0, 5))
         [gap] = recorder.gaps
         assert "NOT_FOUND" in gap.reason
-        # Where its owner makes it again at once, nobody is told, and it is bound again with the next check.
+        # If another program declares the exchange again at once, the broker sends no error. The next check binds it.
         await remade(amqp, exchange, aio_pika.ExchangeType.FANOUT)
         for _ in range(2):
             last_answered_s = consumer.status.last_answered_s
-            await eventually("the topology is looked at", lambda: consumer.status.last_answered_s != last_answered_s)  # noqa: B023 - over before the next turn
+            await eventually("the topology is checked", lambda: consumer.status.last_answered_s != last_answered_s)  # noqa: B023 - used only in this turn
         await publish(amqp, exchange, *bodies(5, 10))
         await has(recorder, bodies(0, 10))
 
 
-async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
+async def test_bridge_is_ready_once_it_has_read_the_history_and_reports_its_position(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
@@ -364,8 +371,8 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
         ready, body = bridge.readiness.report()
         assert not ready
         assert body["missing"] == ["the history is being read"]
-        assert not bridge._hub._source.is_live, "nobody is told that an id is unknown"
+        assert not bridge._hub._source.is_live, "ids would be unknown too early"
         await publish(amqp, exchange, killmail(2))
         await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2)
         history.position.begin_session(0)
-        assert not bridge._hub._source.is_live, "it is another stream now"
+        assert not bridge._hub._source.is_live, "another stream counts as read"

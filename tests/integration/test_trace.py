@@ -1,4 +1,4 @@
-"""The log of a bridge at the level debug: the paths of two events and of two clients, without the events' bodies."""
+"""The log at the level debug: it shows the paths of two events and of two clients, and no body of an event."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRACED = {
 
 
 async def traffic(process: BridgeProcess, amqp: AbstractConnection, exchange: str, rejects: str) -> str:
-    """One client with ids, one refused client, one valid and one invalid event. Returns the id of the update."""
+    """Causes one client with ids, one refused client, one valid and one invalid event. Returns the update's id."""
     await process.consuming()
     port = await process.port()
     client = await RawClient.open(port, path="/updates?after=&type=killmail")
@@ -59,7 +59,7 @@ async def stop(process: BridgeProcess) -> None:
 
 
 def indexes(lines: list[dict[str, object]], **fields: object) -> list[int]:
-    """The indexes of the lines that have these fields."""
+    """Returns the indexes of the lines with these fields."""
     return [index for index, line in enumerate(lines) if fields.items() <= line.items()]
 
 
@@ -70,7 +70,7 @@ async def test_debug_shows_the_path_of_each_event_and_of_each_client_and_no_body
     async with bridge_process(broker.url, "--log-level", "debug", **variables) as process:
         update_id = await traffic(process, amqp, exchange, rejects)
         await eventually("the reject is confirmed", lambda: process.logged("reject confirmed"))
-        await eventually("the client is gone", lambda: process.logged("connection closed"))
+        await eventually("the connection is closed", lambda: process.logged("connection closed"))
         await stop(process)
     lines = process.lines
 
@@ -102,9 +102,7 @@ async def test_debug_shows_the_path_of_each_event_and_of_each_client_and_no_body
     assert {str(line["logger"]).partition(".")[0] for line in lines if line["level"] == "debug"} == {"bridge"}
 
 
-async def test_info_shows_nothing_of_a_path(
-    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
-) -> None:
+async def test_info_does_not_show_paths(broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str) -> None:
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects, **UNPINGED}
     async with bridge_process(broker.url, "--log-level", "info", **variables) as process:
         await traffic(process, amqp, exchange, rejects)

@@ -1,4 +1,4 @@
-"""Handshakes and answers that end early, on asyncio's event loop and on uvloop, whose transports and TLS differ."""
+"""Handshakes and responses that end early, with asyncio and with uvloop: their transports and TLS differ."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.both_loops
 
 
-async def write_for_ever(writer: asyncio.StreamWriter) -> None:
+async def write_forever(writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(b"x" * 4096)
         await writer.drain()
@@ -36,7 +36,7 @@ async def read_all(client: socket.socket) -> None:
         pass
 
 
-async def test_client_that_goes_on_behind_its_answer_is_cut_off(broker: Broker, exchange: str) -> None:
+async def test_client_that_keeps_sending_after_its_response_is_dropped(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge, lines(port_of(bridge), 1) as [line]:
         reader, writer = line
         writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
@@ -44,14 +44,12 @@ async def test_client_that_goes_on_behind_its_answer_is_cut_off(broker: Broker, 
         writer.write(b"x" * MAX_DISCARDED_BYTES)
         assert pending(bridge) == 1
         with pytest.raises(ConnectionError):
-            await write_for_ever(writer)
-        await eventually("it has no place any more", lambda: pending(bridge) == 0)
+            await write_forever(writer)
+        await eventually("it is not counted any more", lambda: pending(bridge) == 0)
 
 
-async def test_nothing_stays_in_the_kernel_for_a_client_that_does_not_read_its_page(
-    broker: Broker, exchange: str
-) -> None:
-    """With its place its bytes are gone too: what it reads later ends with a reset."""
+async def test_kernel_keeps_no_bytes_for_a_client_that_does_not_read_its_page(broker: Broker, exchange: str) -> None:
+    """When the bridge drops the client, its unsent bytes are discarded: a later read ends with a reset."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", handshake_timeout="200ms") as bridge:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
@@ -61,7 +59,7 @@ async def test_nothing_stays_in_the_kernel_for_a_client_that_does_not_read_its_p
         with client:
             await loop.sock_sendall(client, b"GET /asyncapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await eventually("it is counted", lambda: pending(bridge) == 1)
-            await eventually("it has no place any more", lambda: pending(bridge) == 0)
+            await eventually("it is not counted any more", lambda: pending(bridge) == 0)
             with pytest.raises(ConnectionResetError):
                 await read_all(client)
 
@@ -69,7 +67,7 @@ async def test_nothing_stays_in_the_kernel_for_a_client_that_does_not_read_its_p
 # TLS
 
 
-async def test_tls_handshake_that_is_never_complete_takes_a_place_for_the_handshake_timeout(
+async def test_incomplete_tls_handshake_is_dropped_after_the_handshake_timeout(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path, handshake_timeout="300ms") as (bridge, _):
@@ -77,18 +75,18 @@ async def test_tls_handshake_that_is_never_complete_takes_a_place_for_the_handsh
             async with lines(port_of(bridge), 3) as silent:
                 silent[1][1].write(b"\x16\x03\x01\x02\x00")
                 assert [await answer(each) for each in silent] == [b"", b"", b""]
-            await eventually("they have no place any more", lambda: pending(bridge) == 0)
+            await eventually("they are not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="timeout") == 3
         assert {line["detail"] for line in logged} == {"No complete TLS handshake within 0.3 seconds."}
 
 
-async def test_tls_handshakes_that_are_never_complete_keep_nobody_out(
+async def test_incomplete_tls_handshakes_do_not_exclude_other_clients(
     broker: Broker, exchange: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MAX_HANDSHAKES", PENDING)
     async with secure(broker, exchange, tmp_path) as (bridge, chain), lines(port_of(bridge), 2 * PENDING) as silent:
         await eventually(
-            "the first ones are cut off", lambda: sample(bridge, "bridge_clients_refused_total", rule="pending")
+            "the first ones are dropped", lambda: sample(bridge, "bridge_clients_refused_total", rule="pending")
         )
         trust = ssl.create_default_context(cafile=chain)
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
@@ -99,7 +97,7 @@ async def test_tls_handshakes_that_are_never_complete_keep_nobody_out(
         writer.transport.abort()
 
 
-async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
+async def test_client_without_tls_is_refused_and_the_log_says_why(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
@@ -107,7 +105,7 @@ async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
             with capture_logs() as logged:
                 line[1].write(request(port_of(bridge)))
                 assert b"HTTP" not in await answer(line)
-                await eventually("it has no place any more", lambda: pending(bridge) == 0)
+                await eventually("it is not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="tls") == 1
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
         assert refusal["detail"] == "The client sent HTTP instead of TLS: use wss:// and https:// here."
@@ -115,7 +113,7 @@ async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00"], ids=["nothing", "a part"])
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
-async def test_client_that_goes_during_the_tls_handshake_is_counted_as_one_that_left(
+async def test_client_that_leaves_during_the_tls_handshake_is_counted_as_abandoned(
     broker: Broker, exchange: str, tmp_path: Path, sent: bytes, *, reset: bool
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
@@ -125,14 +123,14 @@ async def test_client_that_goes_during_the_tls_handshake_is_counted_as_one_that_
 
 @pytest.mark.parametrize("sent", [b"", b"GET /updates HT"], ids=["nothing", "a part"])
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
-async def test_client_that_goes_before_its_request_is_complete_is_counted_as_one_that_left(
+async def test_client_that_leaves_before_its_request_is_complete_is_counted_as_abandoned(
     broker: Broker, exchange: str, sent: bytes, *, reset: bool
 ) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         await leave(bridge, sent, reset=reset)
 
 
-async def test_client_that_goes_after_its_tls_handshake_is_counted_as_one_that_left(
+async def test_client_that_leaves_after_its_tls_handshake_is_counted_as_abandoned(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, chain):
@@ -140,7 +138,7 @@ async def test_client_that_goes_after_its_tls_handshake_is_counted_as_one_that_l
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
         assert sample(bridge, "bridge_handshakes_abandoned_total") == 0
         writer.close()
-        await eventually("it has no place any more", lambda: pending(bridge) == 0)
+        await eventually("it is not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_handshakes_abandoned_total") == 1
 
 
@@ -153,12 +151,12 @@ async def leave(bridge: Bridge, sent: bytes, *, reset: bool) -> None:
         if reset:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.close()
-        await eventually("it has no place any more", lambda: pending(bridge) == 0)
+        await eventually("it is not counted any more", lambda: pending(bridge) == 0)
     assert sample(bridge, "bridge_handshakes_abandoned_total") == 1
     assert {entry["log_level"] for entry in logged} == {"debug"}
 
 
-async def test_client_that_does_not_trust_the_certificate_is_named(
+async def test_log_names_a_client_that_does_not_trust_the_certificate(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
@@ -170,7 +168,7 @@ async def test_client_that_does_not_trust_the_certificate_is_named(
         assert "unknown ca" in str(refusal["detail"]).lower()
 
 
-async def test_stopping_ends_tls_handshakes(broker: Broker, exchange: str, tmp_path: Path) -> None:
+async def test_stop_closes_pending_tls_handshakes(broker: Broker, exchange: str, tmp_path: Path) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
         silent = await asyncio.open_connection("127.0.0.1", port_of(bridge))
         await eventually("it is counted", lambda: pending(bridge) == 1)
@@ -179,7 +177,7 @@ async def test_stopping_ends_tls_handshakes(broker: Broker, exchange: str, tmp_p
 
 
 def upgrade_and_reset(port: int) -> None:
-    """Asks for the upgrade, and resets the connection before the answer can be read."""
+    """Sends a handshake, and resets the connection before the response arrives."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with context.wrap_socket(socket.create_connection(("127.0.0.1", port))) as client:
@@ -187,7 +185,7 @@ def upgrade_and_reset(port: int) -> None:
         client.sendall(request(port))
 
 
-async def test_clients_of_tls_that_reset_after_their_request_harm_no_other_client(
+async def test_tls_clients_that_reset_after_their_request_do_not_affect_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, chain):
@@ -199,4 +197,6 @@ async def test_clients_of_tls_that_reset_after_their_request_harm_no_other_clien
                 await publish(amqp, exchange, killmail(number))
                 for client in (first, second):
                     assert orjson.loads(await client.recv())["data"] == killmail(number)
-            await eventually("they are gone", lambda: sample(bridge, "bridge_connections", transport="websocket") == 2)
+            await eventually(
+                "these connections are closed", lambda: sample(bridge, "bridge_connections", transport="websocket") == 2
+            )

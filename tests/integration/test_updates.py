@@ -1,4 +1,4 @@
-"""From a real RabbitMQ to real WebSocket clients: what arrives, to the byte where the contract says so."""
+"""Updates from a real RabbitMQ at real WebSocket clients, byte by byte if the contract says so."""
 
 import time
 from collections.abc import AsyncIterator
@@ -33,36 +33,38 @@ class Shared:
     """A bridge with three exchanges, for all tests that need no other settings."""
 
     bridge: Bridge
-    made: str
-    """An exchange that the bridge has made."""
+    declared: str
+    """An exchange that the bridge has declared."""
     topic: str
-    """A topic exchange that was there before."""
+    """A topic exchange that existed before."""
     sightings: str
-    """An exchange whose default type is an operator's own."""
+    """An exchange whose default type is from an operator's schema."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(
     broker: Broker, amqp: AbstractConnection, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Shared]:
-    """Started once, with a schema of the operator's own."""
+    """Starts the bridge once, with an operator's schema."""
     schemas = tmp_path_factory.mktemp("schemas")
     (schemas / "sightings.json").write_text(SCHEMA)
     async with AsyncExitStack() as stack:
-        made, topic, sightings = [await stack.enter_async_context(module_loop.own(amqp, "exchange")) for _ in range(3)]
+        declared, topic, sightings = [
+            await stack.enter_async_context(module_loop.own(amqp, "exchange")) for _ in range(3)
+        ]
         channel = await amqp.channel()
         await channel.declare_exchange(topic, aio_pika.ExchangeType.TOPIC, auto_delete=True)
-        exchanges = f"{made}=killmail,{topic}=killmail,{sightings}=sightings"
+        exchanges = f"{declared}=killmail,{topic}=killmail,{sightings}=sightings"
         bridge = await stack.enter_async_context(running(broker.url, exchanges=exchanges, schemas=schemas))
-        yield Shared(bridge, made, topic, sightings)
+        yield Shared(bridge, declared, topic, sightings)
 
 
-async def test_specification_example_arrives_to_the_byte_as_a_text_message(
+async def test_specification_example_arrives_byte_by_byte_as_a_text_message(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
     async with connect(f"ws://localhost:{port_of(shared.bridge)}/updates") as client:
         before_ms = time.time_ns() // 1_000_000
-        await publish(amqp, shared.made, EXAMPLE)
+        await publish(amqp, shared.declared, EXAMPLE)
         text = await client.recv()
         after_ms = time.time_ns() // 1_000_000
     assert isinstance(text, str)
@@ -71,12 +73,12 @@ async def test_specification_example_arrives_to_the_byte_as_a_text_message(
     assert text.encode() == b'{"type":"killmail","data":%s,"timestamp":%d}' % (orjson.dumps(EXAMPLE), timestamp_ms)
 
 
-async def test_type_is_that_of_the_message_or_else_the_default_of_its_exchange(
+async def test_type_is_from_the_message_or_the_default_of_its_exchange(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
     client = await RawClient.open(port_of(shared.bridge))
-    await publish(amqp, shared.made, {"kills": 7}, type="sightings")
-    await publish(amqp, shared.made, killmail(1))
+    await publish(amqp, shared.declared, {"kills": 7}, type="sightings")
+    await publish(amqp, shared.declared, killmail(1))
     await publish(amqp, shared.sightings, {"kills": 1})
     updates = [orjson.loads(await client.text()) for _ in range(3)]
     assert [(update["type"], update["data"]) for update in updates] == [
@@ -87,13 +89,13 @@ async def test_type_is_that_of_the_message_or_else_the_default_of_its_exchange(
     await client.close()
 
 
-async def test_missing_exchange_is_made_a_durable_fanout(shared: Shared, amqp: AbstractConnection) -> None:
+async def test_missing_exchange_is_declared_as_a_durable_fanout(shared: Shared, amqp: AbstractConnection) -> None:
     channel = await amqp.channel()
-    # Declared otherwise, the broker would refuse this.
-    await channel.declare_exchange(shared.made, aio_pika.ExchangeType.FANOUT, durable=True)
+    # The broker refuses this for an exchange with other properties.
+    await channel.declare_exchange(shared.declared, aio_pika.ExchangeType.FANOUT, durable=True)
 
 
-async def test_existing_topic_exchange_is_used_as_it_is(shared: Shared, amqp: AbstractConnection) -> None:
+async def test_existing_topic_exchange_delivers_each_routing_key(shared: Shared, amqp: AbstractConnection) -> None:
     client = await RawClient.open(port_of(shared.bridge))
     channel = await amqp.channel()
     target = await channel.get_exchange(shared.topic)
@@ -114,7 +116,7 @@ async def test_thousands_of_events_reach_a_hundred_clients_in_order(
 
         def first_has_all() -> bool:
             nonlocal frames
-            # To take all of it apart is dear: not before the last is there.
+            # Parsing all frames takes long, so the test waits for the last one first.
             if b'"killmailId":%d,' % (count - 1) not in clients[0].received[-400:]:
                 return False
             frames = server_frames(bytes(clients[0].received))
@@ -124,15 +126,15 @@ async def test_thousands_of_events_reach_a_hundred_clients_in_order(
         assert [orjson.loads(payload)["data"]["killmailId"] for opcode, payload in frames if opcode == TEXT] == list(
             range(count)
         )
-        # One frame for all, so all streams are the same bytes.
+        # All clients get the same frames, so all streams have the same bytes.
         expected = clients[0].received
         size = len(expected)
-        await eventually("all have as much", lambda: all(len(client.received) >= size for client in clients))
+        await eventually("all clients have everything", lambda: all(len(client.received) >= size for client in clients))
         assert all(client.received == expected for client in clients)
         close_all(clients)
 
 
-async def test_named_queue_keeps_events_while_the_bridge_is_away(
+async def test_named_queue_keeps_events_while_the_bridge_is_stopped(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue}
@@ -141,7 +143,7 @@ async def test_named_queue_keeps_events_while_the_bridge_is_away(
         await publish(amqp, exchange, killmail(1))
         assert b'"killmailId":1,' in await client.text()
         await client.close()
-    # Everything was acknowledged before the bridge went.
+    # The bridge acknowledged all events before it stopped.
     assert await depth(amqp, queue) == 0
     await publish(amqp, exchange, killmail(2), killmail(3))
     async with running(broker.url, **flags) as bridge:
@@ -150,10 +152,10 @@ async def test_named_queue_keeps_events_while_the_bridge_is_away(
     assert await depth(amqp, queue) == 0
 
 
-async def test_no_more_than_the_prefetch_is_unsettled(
+async def test_unsettled_events_never_exceed_the_prefetch(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A rejected event without a confirm holds its place: the broker sends the prefetch, and not one more."""
+    """A rejected event without a confirm stays unsettled, so the broker delivers only as many as the prefetch."""
     channel = await amqp.channel()
     # A queue that refuses every message: the broker answers each publish with a nack.
     await channel.declare_exchange(rejects, aio_pika.ExchangeType.FANOUT, durable=True)
@@ -163,9 +165,11 @@ async def test_no_more_than_the_prefetch_is_unsettled(
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": 5, "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:
         await publish(amqp, exchange, *([b"not json"] * 20))
-        await eventually("as many as the prefetch are held", lambda: bridge._rejects.waiting == 5)
+        await eventually("the prefetch is used up", lambda: bridge._rejects.waiting == 5)
         assert await depth(amqp, queue) == 15
         await channel.queue_delete(full.name)
-        await eventually("all are through", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") >= 20)
-        await eventually("and confirmed", lambda: bridge.readiness.report()[1]["rejects"]["waiting"] == 0)  # type: ignore[index]  # JSON: an object
+        await eventually(
+            "all events are rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") >= 20
+        )
+        await eventually("all rejects are confirmed", lambda: bridge.readiness.report()[1]["rejects"]["waiting"] == 0)  # type: ignore[index]  # JSON: an object
     assert await depth(amqp, queue) == 0

@@ -1,4 +1,4 @@
-"""The wheel in an environment that has nothing but it and what it is shipped with: all that it needs is in it."""
+"""The wheel in an environment with its locked dependencies only: the wheel is complete."""
 
 import json
 import os
@@ -33,14 +33,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the commands in an environment with the wheel in it."""
+    """The folder of the commands in an environment with the wheel."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     uv = str(BIN / "uv")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     install = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin/python")]
     locked = ["--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.lock")]
     subprocess.run([*install, *locked], check=True)
-    # Against what the wheel itself says that it needs: what is locked must satisfy it.
+    # With dependencies, but without an index: the locked packages must satisfy the requirements of the wheel.
     subprocess.run([*install, "--no-index", str(wheel)], check=True)
     return folder / "bin"
 
@@ -59,7 +59,7 @@ def run(folder: Path, where: Path, *arguments: str, text: str = "") -> str:
     return done.stdout
 
 
-def test_it_has_no_more_than_the_bridge_and_its_schemas(wheel: Path) -> None:
+def test_wheel_has_only_the_bridge_and_its_schemas(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
         [licence] = [name for name in names if name.endswith("licenses/LICENSE")]
@@ -78,7 +78,7 @@ def test_it_has_no_more_than_the_bridge_and_its_schemas(wheel: Path) -> None:
     assert re.search(r"^License-Expression: MIT$", about, re.MULTILINE)
 
 
-def test_its_command_works_anywhere(installed: Path, tmp_path: Path) -> None:
+def test_installed_command_works_in_any_folder(installed: Path, tmp_path: Path) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert version in run(installed, tmp_path, "--version")
     killmail = json.dumps({"killmailId": 1, "timestamp": "2024-10-22T10:30:00.000Z", "systemId": 30000142})
@@ -89,7 +89,7 @@ def test_its_command_works_anywhere(installed: Path, tmp_path: Path) -> None:
     assert failed.value.returncode == 1
 
 
-def test_its_demo_without_the_extra_names_the_ways_out(installed: Path, tmp_path: Path) -> None:
+def test_installed_demo_without_the_extra_names_the_solutions(installed: Path, tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         run(installed, tmp_path, "demo", "--port", str(free_port()))
     assert failed.value.returncode == 1
@@ -97,7 +97,7 @@ def test_its_demo_without_the_extra_names_the_ways_out(installed: Path, tmp_path
     assert "--without-broker" in failed.value.stderr
 
 
-async def test_its_bridge_serves_page_schemas_and_updates(
+async def test_installed_bridge_serves_page_schemas_and_updates(
     installed: Path, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     command = [str(installed / "edk-bridge")]

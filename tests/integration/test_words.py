@@ -1,4 +1,4 @@
-"""What peers are told, and what the log says of them: sentences of the bridge's own, and nothing raw of anybody's."""
+"""Refusals and log lines: they are the bridge's own sentences, without unescaped text of clients or brokers."""
 
 import asyncio
 from urllib.parse import quote, urlsplit
@@ -11,10 +11,10 @@ from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
 ESCAPES = "\x9b2J\u202e"
-"""What a terminal takes for commands, and what the parser of HTTP lets into a header."""
+"""Control characters for a terminal that the HTTP parser accepts in a header."""
 
 MARK = "planted"
-"""By which what came from a client is recognised."""
+"""Marks the text of a client."""
 
 HOSTILE = f"{MARK}{ESCAPES}"
 LONG = MARK + "x" * 7000
@@ -23,35 +23,38 @@ PASSWORD = "hunter2"
 UPGRADE = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
 
 
-def asked(*headers: str, target: str = "/updates", method: str = "GET", host: str = "localhost") -> bytes:
+def handshake(*headers: str, target: str = "/updates", method: str = "GET", host: str = "localhost") -> bytes:
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *headers]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 REFUSED = {
-    "host": (asked(host=f"{HOSTILE}.example"), 400),
-    "long host": (asked(host=f"{LONG}.example"), 400),
-    "origin": (asked(f"Origin: http://{HOSTILE}.example", *UPGRADE), 403),
-    "forwarded": (asked(f"X-Forwarded-For: {HOSTILE}"), 403),
-    "target": (asked(target=f"http://{MARK}.example/"), 403),
-    "page": (asked(target=f"/{MARK}"), 404),
-    "query": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{quote(HOSTILE)}=1"), 400),
-    "query of a long name": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{LONG}=1"), 400),
+    "host": (handshake(host=f"{HOSTILE}.example"), 400),
+    "long host": (handshake(host=f"{LONG}.example"), 400),
+    "origin": (handshake(f"Origin: http://{HOSTILE}.example", *UPGRADE), 403),
+    "forwarded": (handshake(f"X-Forwarded-For: {HOSTILE}"), 403),
+    "target": (handshake(target=f"http://{MARK}.example/"), 403),
+    "page": (handshake(target=f"/{MARK}"), 404),
+    "query": (handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{quote(HOSTILE)}=1"), 400),
+    "query of a long name": (handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{LONG}=1"), 400),
     "query of a value": (
-        asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?systemId={quote(HOSTILE)}"),
+        handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?systemId={quote(HOSTILE)}"),
         400,
     ),
-    "query of a type": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?type={quote(HOSTILE)}"), 400),
-    "method": (asked(method="POST"), 405),
-    "strange method": (asked(method=MARK.upper()), 405),
-    "no upgrade": (asked(), 426),
-    "key": (asked(f"Sec-WebSocket-Key: {HOSTILE}", *UPGRADE), 400),
-    "long key": (asked(f"Sec-WebSocket-Key: {LONG}", *UPGRADE), 400),
-    "two keys": (asked(f"Sec-WebSocket-Key: {KEY}", f"Sec-WebSocket-Key: {MARK}", *UPGRADE), 400),
-    "version": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], f"Sec-WebSocket-Version: {MARK}"), 426),
-    "other version": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], "Sec-WebSocket-Version: 8"), 426),
-    "upgrade to something else": (asked(f"Upgrade: {MARK}", *UPGRADE[1:]), 426),
-    "escape": (asked(f"X-Other: {MARK}\x1b[31m\x7f"), 400),
+    "query of a type": (
+        handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?type={quote(HOSTILE)}"),
+        400,
+    ),
+    "method": (handshake(method="POST"), 405),
+    "strange method": (handshake(method=MARK.upper()), 405),
+    "no upgrade": (handshake(), 426),
+    "key": (handshake(f"Sec-WebSocket-Key: {HOSTILE}", *UPGRADE), 400),
+    "long key": (handshake(f"Sec-WebSocket-Key: {LONG}", *UPGRADE), 400),
+    "two keys": (handshake(f"Sec-WebSocket-Key: {KEY}", f"Sec-WebSocket-Key: {MARK}", *UPGRADE), 400),
+    "version": (handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], f"Sec-WebSocket-Version: {MARK}"), 426),
+    "other version": (handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], "Sec-WebSocket-Version: 8"), 426),
+    "upgrade to something else": (handshake(f"Upgrade: {MARK}", *UPGRADE[1:]), 426),
+    "escape": (handshake(f"X-Other: {MARK}\x1b[31m\x7f"), 400),
     "no http": (HOSTILE.encode() + b"\r\n\r\n", 400),
     "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 40 + b"\r\n\r\n", 400),
 }
@@ -68,10 +71,10 @@ async def response(port: int, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
-async def test_refusals_are_one_sentence_for_the_refused_and_a_reason_for_the_operator(
+async def test_refusals_are_one_sentence_for_the_client_and_a_reason_in_the_log(
     broker: Broker, exchange: str, style: str
 ) -> None:
-    """Whatever a client sends, it is told one printable sentence that quotes no more than a query; and so the log."""
+    """A refused client gets one printable sentence, which quotes at most its query. Log lines are printable, too."""
     flags = ["--log-level", "debug", "--log-format", style]
     async with bridge_process(broker.url, *flags, BRIDGE_EXCHANGES=f"{exchange}=killmail", BRIDGE_PORT="0") as process:
         if style == "json":
@@ -99,13 +102,13 @@ async def test_refusals_are_one_sentence_for_the_refused_and_a_reason_for_the_op
     assert len(lines) > len(REFUSED)
     assert [line for line in lines if not line.isprintable()] == []
     assert [line for line in lines if len(line) > 1000] == []
-    # The operator sees what it was about.
+    # The log has the text that was refused.
     assert sum(MARK in line for line in lines) >= 4
 
 
-async def test_client_that_breaks_the_protocol_is_told_nothing_of_what_it_sent(broker: Broker, exchange: str) -> None:
+async def test_protocol_error_does_not_quote_the_client(broker: Broker, exchange: str) -> None:
     async with bridge_process(broker.url, "--log-level", "debug", BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
-        broken = asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE) + client_frame(3, HOSTILE.encode())
+        broken = handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE) + client_frame(3, HOSTILE.encode())
         assert MARK.encode() not in await response(await process.port(), broken)
         process.process.terminate()
         assert await process.ended() == 0
@@ -115,7 +118,7 @@ async def test_client_that_breaks_the_protocol_is_told_nothing_of_what_it_sent(b
 
 @pytest.mark.parametrize("style", ["json", "text"])
 async def test_no_log_line_has_a_password_at_any_level(broker: Broker, exchange: str, style: str) -> None:
-    """A broker that refuses, one that is not there, and one that is, with everything that the libraries have to say."""
+    """One broker refuses the password, another one does not exist. The log has the lines of all libraries."""
     parts = urlsplit(broker.url)
     wrong = parts._replace(netloc=f"guest:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
     nowhere = f"amqp://guest:{PASSWORD}@127.0.0.1:1/"
@@ -135,10 +138,10 @@ async def test_no_log_line_has_a_password_at_any_level(broker: Broker, exchange:
 @pytest.mark.parametrize(
     ("query", "end"), [("sytemId", "by; did you mean systemId?"), ("zzz", "/asyncapi.json lists the members.")]
 )
-async def test_sentence_of_a_refused_query_ends_with_one_mark(
+async def test_sentence_of_a_refused_query_ends_with_one_punctuation_mark(
     broker: Broker, exchange: str, query: str, end: str
 ) -> None:
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PORT": "0"}
     async with bridge_process(broker.url, **variables) as process:
-        request = asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{query}=1")
+        request = handshake(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{query}=1")
         assert (await response(await process.port(), request)).decode().endswith(f"{end}\n")
