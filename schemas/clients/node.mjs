@@ -1,4 +1,4 @@
-// Updates of an edk-bridge in Node (20.10 or newer), each exactly once, whatever becomes of the connection.
+// Updates of an edk-bridge in Node (20.10 or newer), each exactly once, also across lost connections.
 // A file to copy, and `npm install ws`.
 //
 //   import { updates } from "./node.mjs";
@@ -12,36 +12,37 @@ import { WebSocket } from "ws";
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-const LASTING_MS = 10_000; // What ends sooner did not work: without this, a bridge that is full is asked every second.
+const LASTING_MS = 10_000; // A shorter connection is a failure. Otherwise, a full bridge would be asked every second.
 const FULL = 1013;
 const TRY_AGAIN = [408, 429];
 
-// The bridge's own sentence: the query won't do (400), or whoever asks may not (403).
+// The message is the bridge's own sentence: the query is invalid (400), or the client may not connect (403).
 export class Refused extends Error {}
 
-// `onState` is told "connected" and the id after which all follows, or "disconnected" and why; `onMissed` what can't be
-// had any more: the data of a `resume` that is not complete, or of a `gap`. `after` is an id to go on from: that of the
-// last update, or the one that came with "connected" while there was none. The bridge pings every 30 s.
+// `onState("connected", id)`: all updates after this id follow. `onState("disconnected", reason)`: `reason` is a close
+// code, or a text. `onMissed(data)`: some updates can't be had any more; `data` is that of a `gap`, or of a `resume`
+// that is not complete. `after` is the id to resume from: that of the last update, or of the last "connected". After
+// `silenceMs` without a ping or a message, the connection is taken for dead: the bridge pings every 30 s.
 export async function* updates(url, options = {}) {
   const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
   let lastId = after; // Empty: from now on.
   for (let failures = 0; ; failures += 1) {
     const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
     const socket = new WebSocket(address, { handshakeTimeout: 10_000, perMessageDeflate: false });
-    let [connectedMs, why, broken] = [Infinity];
-    // Whoever is slow to take updates stops the reading, of pings too: that is not the line's silence.
+    let [connectedMs, reason, broken] = [Infinity];
+    // While the program is slow to take updates, the socket is paused and reads no pings: that is no silence.
     const silence = setTimeout(() => (socket.isPaused ? silence.refresh() : socket.terminate()), silenceMs);
     for (const sign of ["ping", "message"]) socket.on(sign, () => silence.refresh());
-    socket.on("close", (code) => (why = code));
+    socket.on("close", (code) => (reason = code));
     socket.on("error", (error) => (broken ??= error));
     socket.on("unexpected-response", async (_, response) => {
       const status = response.statusCode;
-      const words = `${status} ${(await text(response).catch(() => "")).trim()}`;
+      const sentence = `${status} ${(await text(response).catch(() => "")).trim()}`;
       const isFinal = status >= 400 && status < 500 && !TRY_AGAIN.includes(status);
-      socket.emit("error", isFinal ? new Refused(words) : new Error(words));
+      socket.emit("error", isFinal ? new Refused(sentence) : new Error(sentence));
     });
     try {
-      // Few are read ahead: what waits for a slow program waits on the bridge.
+      // Few updates are buffered here. The others wait in the bridge.
       const limits = { highWaterMark: 64, lowWaterMark: 16 };
       for await (const [body] of on(socket, "message", { close: ["close"], signal, ...limits })) {
         const message = JSON.parse(body);
@@ -54,14 +55,14 @@ export async function* updates(url, options = {}) {
       }
     } catch (error) {
       if (error !== broken || error instanceof Refused) throw error;
-      why = error.message;
+      reason = error.message;
     } finally {
       clearTimeout(silence);
       socket.terminate();
     }
-    onState("disconnected", why);
+    onState("disconnected", reason);
     if (performance.now() - connectedMs >= LASTING_MS) failures = 0;
-    if (why === FULL) failures = Math.max(failures, 3);
+    if (reason === FULL) failures = Math.max(failures, 3);
     const pauseMs = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** failures) * (0.5 + Math.random() / 2);
     await sleep(pauseMs, undefined, { signal });
   }

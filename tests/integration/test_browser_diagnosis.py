@@ -211,4 +211,4 @@ async def test_permission_for_the_local_network_lets_a_public_page_connect(tls: 
             async def is_connected() -> bool:
                 return "connected" in [words[0] for words in await follower.reports()]
 
-            await eventually("it is connected", is_connected)
+            await eventually("the client is connected", is_connected)

@@ -41,7 +41,9 @@ def local(text: str, bridge: Bridge) -> str:
 
 
 async def connected(bridge: Bridge) -> None:
-    await eventually("it is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1)
+    await eventually(
+        "the client is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
+    )
 
 
 @asynccontextmanager
@@ -103,7 +105,7 @@ async def test_example_with_the_copied_browser_client_prints_updates(
         await page.goto(f"http://localhost:{site.port}/")
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
-        await eventually("it prints the update", lambda: any("killmailId: 1," in line for line in lines))
+        await eventually("the page prints the update", lambda: any("killmailId: 1," in line for line in lines))
     assert lines[0].startswith("connected ")
 
 

@@ -1,6 +1,6 @@
-"""The examples in `schemas/clients` do what they promise: each update exactly once, whatever becomes of the connection.
+"""The examples in `schemas/clients` deliver each update exactly once, after any end of a connection.
 
-All three against a bridge that has every fault when it is wanted.
+All three follow a scripted bridge, which has each fault when the test needs it.
 """
 
 import asyncio
@@ -35,33 +35,34 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONG_S = 60.0
-"""A silence that no test lasts."""
+"""A silence limit that no test reaches."""
 
 SHORT_S = 0.7
+"""A silence limit that a test waits for. A browser on a busy machine may take 0.3 s to open a socket."""
+
 ENOUGH_S = 3.0
-"""For a test to act before the client does."""
-"""A silence that a test waits for. In 0.3 s a browser on a busy machine may have no socket open yet."""
+"""A silence limit that gives a test the time to act before the client does."""
 
 Following = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    """Chromium."""
+    """Runs Chromium."""
     async with chromium() as running:
         yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def bridge() -> AsyncIterator[ScriptedBridge]:
-    """A bridge that does what it is told, and pings often."""
+    """Runs a scripted bridge that pings often."""
     async with scripted_bridge(ping_interval_s=0.05) as running:
         yield running
 
 
 @pytest.fixture(params=["browser", "node", "python"])
 def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
-    """One of the examples, to be run with a URL."""
+    """Returns a function that runs one of the examples with a URL."""
     if request.param == "python":
         return lambda url, silence_s=LONG_S, after="", **pauses_s: in_python(url, silence_s, pauses_s, after=after)
     if request.param == "node":
@@ -76,30 +77,32 @@ def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
 
 
 async def reported(follower: Follower, *words: Any) -> None:
-    """Returns when the follower has reported a list that begins with these words."""
+    """Waits until the follower has reported a list that begins with these words."""
 
     async def is_reported() -> bool:
         return list(words) in [report[: len(words)] for report in await follower.reports()]
 
-    await eventually(f"it reports {words}", is_reported)
+    await eventually(f"the client reports {words}", is_reported)
 
 
 async def has(follower: Follower, *texts: bytes) -> None:
-    """Returns when it has had that many updates; they are these, in this order, and no other."""
+    """Waits for as many updates, and checks that they are exactly these, in this order."""
 
     async def is_had() -> bool:
         return len(await updates_of(follower)) >= len(texts)
 
-    await eventually(f"it has {len(texts)} updates", is_had)
+    await eventually(f"the client has {len(texts)} updates", is_had)
     assert await updates_of(follower) == [orjson.loads(text) for text in texts]
 
 
 async def connected(bridge: ScriptedBridge, times: int = 1) -> None:
-    """Returns when a client is connected for the so many-eth time, and no other is."""
-    await eventually("it is connected", lambda: len(bridge.asked) >= times and len(bridge.connections) == 1)
+    """Waits until a client has connected as many times, and exactly one connection is open."""
+    await eventually("the client is connected", lambda: len(bridge.asked) >= times and len(bridge.connections) == 1)
 
 
-async def test_updates_come_exactly_once_over_every_kind_of_end(bridge: ScriptedBridge, following: Following) -> None:
+async def test_updates_arrive_exactly_once_after_every_kind_of_end(
+    bridge: ScriptedBridge, following: Following
+) -> None:
     texts = []
     async with following(f"{bridge.url}?type=killmail&systemId=30000142") as follower:
         await connected(bridge)
@@ -118,15 +121,14 @@ async def test_updates_come_exactly_once_over_every_kind_of_end(bridge: Scripted
         assert [words for words in await follower.reports() if words[0] == "missed"] == []
 
 
-async def test_restart_of_the_bridge_is_survived(bridge: ScriptedBridge, following: Following) -> None:
+async def test_client_continues_after_a_restart_of_the_bridge(bridge: ScriptedBridge, following: Following) -> None:
     async with following(bridge.url) as follower:
         await connected(bridge)
         before = bridge.emit(1)
         await has(follower, before)
         await bridge.stop()
         await reported(follower, "disconnected", 1001)
-        # In vain.
-        await eventually("it has tried again", lambda: _lost(follower, 2))
+        await eventually("a second attempt has failed", lambda: _lost(follower, 2))
         after = bridge.emit(2)
         await bridge.start()
         await has(follower, before, after)
@@ -136,30 +138,32 @@ async def _lost(follower: Follower, times: int) -> bool:
     return [words[0] for words in await follower.reports()].count("disconnected") >= times
 
 
-async def test_client_that_has_had_no_update_misses_none(bridge: ScriptedBridge, following: Following) -> None:
-    bridge.emit("before it came")
+async def test_client_without_any_update_yet_misses_none(bridge: ScriptedBridge, following: Following) -> None:
+    bridge.emit("before it connects")
     async with following(bridge.url) as follower:
         await reported(follower, "connected", f"1-{TAG}")
         bridge.drop()
         await reported(follower, "disconnected", 1006)
-        await has(follower, bridge.emit("while it was away"))
+        await has(follower, bridge.emit("while it is disconnected"))
         assert bridge.asked[:2] == ["after=", f"after=1-{TAG}"]
 
 
-async def test_program_that_ended_before_its_first_update_goes_on_from_the_id_that_it_was_told(
+async def test_program_that_ended_before_its_first_update_resumes_after_the_reported_id(
     bridge: ScriptedBridge, following: Following
 ) -> None:
-    bridge.emit("before it came")
+    bridge.emit("before it connects")
     async with following(bridge.url) as follower:
         await reported(follower, "connected")
         [[_, last_id]] = await follower.reports()
-    await eventually("it is gone", lambda: not bridge.connections)
-    text = bridge.emit("before it was run again")
+    await eventually("the client is gone", lambda: not bridge.connections)
+    text = bridge.emit("before it runs again")
     async with following(bridge.url, after=last_id) as follower:
         await has(follower, text)
 
 
-async def test_what_is_missing_is_told_and_what_is_kept_follows(bridge: ScriptedBridge, following: Following) -> None:
+async def test_missing_updates_are_reported_and_the_kept_ones_follow(
+    bridge: ScriptedBridge, following: Following
+) -> None:
     async with following(bridge.url) as follower:
         await connected(bridge)
         had = bridge.emit(1)
@@ -178,7 +182,9 @@ async def test_what_is_missing_is_told_and_what_is_kept_follows(bridge: Scripted
         assert [words for words in await follower.reports() if words[0] == "missed"][1:] == [["missed", gap]]
 
 
-async def test_dead_line_is_found_and_nothing_is_missed(bridge: ScriptedBridge, following: Following) -> None:
+async def test_dead_connection_is_detected_and_no_update_is_missed(
+    bridge: ScriptedBridge, following: Following
+) -> None:
     async with following(bridge.url, SHORT_S) as follower:
         await connected(bridge)
         before = bridge.emit(1)
@@ -193,8 +199,8 @@ async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge,
     bridge.closing = 1011
     began_at = asyncio.get_running_loop().time()
     async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=LONG_S):
-        await eventually("it has tried often", lambda: len(bridge.asked) > 8)
-        # Half of 10 ms, doubled seven times, is the least that the eight pauses can be.
+        await eventually("the client has tried often", lambda: len(bridge.asked) > 8)
+        # The eight pauses take at least half of 10 ms, doubled seven times.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
 
 
@@ -202,11 +208,11 @@ async def test_pauses_are_short_again_after_a_connection_that_has_lasted(
     bridge: ScriptedBridge, following: Following
 ) -> None:
     async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=0.0):
-        # Pauses that only grew would take more than a minute.
+        # Pauses that only grow would take more than a minute.
         for times in range(1, 16):
             await connected(bridge, times)
             bridge.drop()
-            await eventually("it is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023 - over before the next turn
+            await eventually("the client is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023 - done before the next iteration
 
 
 async def test_pauses_grow_again_after_a_connection_that_has_lasted(
@@ -217,27 +223,27 @@ async def test_pauses_grow_again_after_a_connection_that_has_lasted(
         bridge.closing = 1011
         began_at = asyncio.get_running_loop().time()
         bridge.drop()
-        await eventually("it has tried often", lambda: len(bridge.asked) > 8)
+        await eventually("the client has tried often", lambda: len(bridge.asked) > 8)
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
 
 
-async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge, following: Following) -> None:
+async def test_client_waits_longer_after_a_bridge_was_full(bridge: ScriptedBridge, following: Following) -> None:
     bridge.closing = 1013
     async with following(bridge.url, FIRST_PAUSE=0.1, LONGEST_PAUSE=LONG_S, LASTING=LONG_S) as follower:
         await reported(follower, "disconnected", 1013)
         bridge.closing = None
         await reported(follower, "connected")
-        # Half of eight first pauses is the least.
+        # The pause is at least half of eight first pauses.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
 
-async def test_client_that_is_stopped_stays_away(bridge: ScriptedBridge, following: Following) -> None:
+async def test_stopped_client_does_not_reconnect(bridge: ScriptedBridge, following: Following) -> None:
     async with following(bridge.url, SHORT_S) as follower:
         await connected(bridge)
         await follower.stop()
-        await eventually("it is gone", lambda: not bridge.connections)
+        await eventually("the client is gone", lambda: not bridge.connections)
         until = asyncio.get_running_loop().time() + 2 * SHORT_S
-        await eventually("the silence is long", lambda: asyncio.get_running_loop().time() > until)
+        await eventually("the silence limit has passed", lambda: asyncio.get_running_loop().time() > until)
         if isinstance(follower, InNode):
             assert await follower.ended() == 0
     assert len(bridge.asked) == 1
@@ -250,7 +256,7 @@ async def test_refusal_ends_a_client_with_the_bridges_own_sentence(
     bridge.refusal = status, "There is no member systemID: did you mean systemId?"
     async with following(bridge.url) as follower:
         if isinstance(follower, InBrowser):
-            # A script is told neither status nor sentence.
+            # A script sees neither status nor sentence.
             await reported(follower, "disconnected", 1006)
             bridge.refusal = None
             await reported(follower, "connected")
@@ -259,49 +265,55 @@ async def test_refusal_ends_a_client_with_the_bridges_own_sentence(
             assert len(bridge.asked) == 1
 
 
-async def test_answer_that_may_be_another_soon_is_no_refusal(bridge: ScriptedBridge, following: Following) -> None:
+async def test_temporary_error_is_no_refusal(bridge: ScriptedBridge, following: Following) -> None:
     bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server is available to handle this request."
     async with following(bridge.url) as follower:
-        await eventually("it has tried again", lambda: len(bridge.asked) > 2)
+        await eventually("the client has tried again", lambda: len(bridge.asked) > 2)
         bridge.refusal = None
         await reported(follower, "connected")
 
 
-async def test_browsers_old_socket_stays_until_the_new_one_is_answered(
+async def test_old_socket_of_the_browser_stays_until_the_bridge_answers_on_the_new_one(
     bridge: ScriptedBridge, browser: Browser
 ) -> None:
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
         await reported(follower, "connected")
         for times in range(2, 5):
-            await eventually("it asks again", lambda: len(bridge.asked) >= times)  # noqa: B023 - over before the next turn
+            await eventually("the client connects again", lambda: len(bridge.asked) >= times)  # noqa: B023 - done before the next iteration
             await connected(bridge, times)
         await has(follower, bridge.emit(1))
         assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
         assert await follower.last_id() == bridge.last_id
 
 
-async def test_browsers_old_socket_that_speaks_first_is_the_one(bridge: ScriptedBridge, browser: Browser) -> None:
+async def test_old_socket_of_the_browser_stays_if_it_has_the_first_message(
+    bridge: ScriptedBridge, browser: Browser
+) -> None:
     async with in_browser(browser, bridge.url, ENOUGH_S, {}) as follower:
         await reported(follower, "connected")
         bridge.resumes = False
-        await eventually("a second is opened", lambda: len(bridge.connections) == 2)
+        await eventually("a second socket is open", lambda: len(bridge.connections) == 2)
         [old, new] = bridge.connections
         text = bridge.emit(1)
         await has(follower, text)
-        await eventually("one is left", lambda: bridge.connections[:1] == [old] and new not in bridge.connections)
+        await eventually(
+            "only the old socket is left", lambda: bridge.connections[:1] == [old] and new not in bridge.connections
+        )
         assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
 
 
-async def test_browsers_old_socket_is_kept_while_the_bridge_is_full(bridge: ScriptedBridge, browser: Browser) -> None:
+async def test_old_socket_of_the_browser_stays_while_the_bridge_is_full(
+    bridge: ScriptedBridge, browser: Browser
+) -> None:
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
         await reported(follower, "connected")
         bridge.closing = 1013
-        await eventually("it has asked again", lambda: len(bridge.asked) > 2)
+        await eventually("the client has connected again", lambda: len(bridge.asked) > 2)
         await has(follower, bridge.emit(1))
         assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
 
 
-async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBridge, browser: Browser) -> None:
+async def test_browser_without_an_answer_reports_the_loss(bridge: ScriptedBridge, browser: Browser) -> None:
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
         await reported(follower, "connected")
         bridge.resumes = False
@@ -310,20 +322,22 @@ async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBrid
         await has(follower, bridge.emit(1))
 
 
-async def test_first_failure_of_a_row_is_a_warning_in_python(bridge: ScriptedBridge) -> None:
+async def test_first_of_several_failures_is_a_warning_in_python(bridge: ScriptedBridge) -> None:
     async with in_python(bridge.url, LONG_S, {}) as follower:
         for number in range(2):
             await reported(follower, "connected", f"{number}-{TAG}")
-            bridge.emit("so that the next time another id is told")
+            bridge.emit("so that the next resume has another id")
             follower.levels.clear()
             bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server is available to handle this request."
             bridge.drop()
-            await eventually("it has tried again", lambda: follower.levels[2:])
+            await eventually("the client has tried again", lambda: follower.levels[2:])
             assert follower.levels[:3] == [logging.WARNING, logging.INFO, logging.INFO]
             bridge.refusal = None
 
 
-async def test_nodes_quiet_line_is_not_taken_for_a_dead_one(bridge: ScriptedBridge, node: str, tmp_path: Path) -> None:
+async def test_quiet_connection_in_node_is_not_taken_for_dead(
+    bridge: ScriptedBridge, node: str, tmp_path: Path
+) -> None:
     async with in_node(node, tmp_path, bridge.url, SHORT_S, {}) as follower:
         await connected(bridge)
         until = asyncio.get_running_loop().time() + 3 * SHORT_S
@@ -333,7 +347,7 @@ async def test_nodes_quiet_line_is_not_taken_for_a_dead_one(bridge: ScriptedBrid
         assert len(bridge.asked) == 1
 
 
-async def test_what_a_slow_program_in_node_has_not_taken_waits_with_the_bridge(
+async def test_updates_for_a_slow_program_in_node_wait_in_the_bridge(
     bridge: ScriptedBridge, node: str, tmp_path: Path
 ) -> None:
     async with in_node(node, tmp_path, bridge.url, SHORT_S, {}, "slow") as follower:
@@ -341,8 +355,8 @@ async def test_what_a_slow_program_in_node_has_not_taken_waits_with_the_bridge(
         texts = [bridge.emit("x" * 2**16) for _ in range(500)]
         transport = bridge.connections[0].transport
         until = asyncio.get_running_loop().time() + 3 * SHORT_S
-        # Longer than a silence, in which pings are not read either.
-        await eventually("it waits", lambda: asyncio.get_running_loop().time() > until)
+        # Longer than the silence limit: while the socket is paused, pings are not read either.
+        await eventually("the silence limit has passed", lambda: asyncio.get_running_loop().time() > until)
         assert transport.get_write_buffer_size() > 2**20
         assert len(await updates_of(follower)) == 1
         assert len(bridge.asked) == 1

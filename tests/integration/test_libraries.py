@@ -177,7 +177,7 @@ async def connected(client: Client, bridge: Bridge) -> None:
         assert not client.output.done(), client.output.result()
         return connections(bridge) == 1
 
-    await eventually("it is connected", is_connected, limit_s=LIMIT_S)
+    await eventually("the client is connected", is_connected, limit_s=LIMIT_S)
 
 
 async def printed(client: Client) -> object:
@@ -202,7 +202,7 @@ async def test_client_made_with_a_library_gets_the_largest_update(
         # A killmail with the number of an earlier one would be a duplicate.
         await publish(amqp, EXCHANGE, event := update_bytes(next(NUMBERS)))
         assert await printed(running_client) == orjson.loads(event)
-    await eventually("it is gone", lambda: connections(shared) == 0)
+    await eventually("the client is gone", lambda: connections(shared) == 0)
 
 
 def limits() -> Iterator[tuple[str, str, str]]:
@@ -236,7 +236,7 @@ async def test_client_without_the_option_of_the_readme_refuses_the_largest_updat
     async with client(changed, shared, tmp_path) as running_client:
         await connected(running_client, shared)
         await publish(amqp, EXCHANGE, update_bytes(next(NUMBERS)))
-        await eventually("it has closed the connection", lambda: connections(shared) == 0)
+        await eventually("the client has closed the connection", lambda: connections(shared) == 0)
         if running_client.process.returncode is None:
             running_client.process.kill()
         output, _ = await running_client.output

@@ -1,4 +1,4 @@
-"""A client that is not Python's: Node's `ws` gets the same texts, to the byte."""
+"""A client in Node, with `ws`, gets exactly the same bytes as a client in Python."""
 
 from contextlib import AsyncExitStack
 
@@ -13,7 +13,7 @@ from tests.support.prepare import NODE
 from tests.support.publishing import publish
 from tests.support.running import port_of, running
 
-# What a client that mistakes bytes for characters, or cuts at 125 or 65535 bytes, would get wrong.
+# A client that confuses bytes with characters, or has a fault at 125 or 65535 bytes, gets these wrong.
 EVENTS = [EXAMPLE, killmail(2, note='Ünïcode 🚀 \u2028 \x7f \\ " /'), killmail(3, padding="é" * 70_000)]
 
 

@@ -1,4 +1,4 @@
-"""A fetcher in Python: what the broker gets from it, and what it is told."""
+"""A fetcher in Python with `bridge.Publisher`: what the broker gets, and which errors the fetcher gets."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.support.publishing import bind, depth, take
 from tests.support.running import port_of, running
 from tests.support.waiting import eventually, no_task_left
 
-WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
+WRONG_PASSWORD = "correct-horse"  # no message contains this text by chance
 
 
 def ids(messages: list[AbstractIncomingMessage]) -> list[int]:
@@ -41,7 +41,7 @@ async def test_update_arrives_persistent_and_with_its_type(
     assert not message.headers
 
 
-async def test_update_that_no_queue_gets_is_told_by_false(
+async def test_update_that_no_queue_gets_returns_false(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     async with Publisher(broker.url, exchange, declare=True) as publisher:
@@ -50,7 +50,7 @@ async def test_update_that_no_queue_gets_is_told_by_false(
         assert await publisher.broadcast("killmail", EXAMPLE) is True
 
 
-async def test_client_of_a_running_bridge_gets_what_is_broadcast(broker: Broker, exchange: str) -> None:
+async def test_client_of_a_bridge_gets_published_updates(broker: Broker, exchange: str) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=statistics") as bridge,
         Publisher(broker.url, exchange) as publisher,
@@ -91,7 +91,7 @@ async def test_client_of_a_running_bridge_gets_what_is_broadcast(broker: Broker,
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
 )
-async def test_what_is_no_valid_update_is_refused_and_not_published(
+async def test_invalid_update_raises_and_is_not_published(
     broker: Broker,
     amqp: AbstractConnection,
     exchange: str,
@@ -132,7 +132,7 @@ async def test_datetime_is_written_as_a_date_time(
 
 
 @pytest.mark.parametrize("data", [ESI, redisq(ESI)], ids=["ESI", "RedisQ"])
-async def test_foreign_form_is_published_as_it_is(
+async def test_source_format_is_published_unchanged(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, data: object
 ) -> None:
     await bind(amqp, exchange, queue)
@@ -142,7 +142,7 @@ async def test_foreign_form_is_published_as_it_is(
     assert (message.type, orjson.loads(message.body)) == ("killmail", data)
 
 
-async def test_type_of_ones_own_is_validated_by_ones_own_schema(
+async def test_additional_type_is_validated_by_its_schema(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
 ) -> None:
     (tmp_path / "duel.json").write_text('{"type": "object", "required": ["winner"]}')
@@ -155,7 +155,7 @@ async def test_type_of_ones_own_is_validated_by_ones_own_schema(
     assert [message.type for message in await take(amqp, queue, 2)] == ["duel", "killmail"]
 
 
-async def test_bytes_of_an_envelope_say_their_type_themselves(
+async def test_wrapped_event_contains_its_type(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     await bind(amqp, exchange, queue)
@@ -170,32 +170,32 @@ async def test_bytes_of_an_envelope_say_their_type_themselves(
     assert (message.type, message.body) == ("killmail", body)
 
 
-async def test_thousand_updates_at_once_arrive_in_their_order(
+async def test_thousand_updates_at_once_arrive_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     await bind(amqp, exchange, queue)
     async with Publisher(broker.url, exchange) as publisher:
-        heard = await asyncio.gather(*(publisher.broadcast("killmail", killmail(n)) for n in range(1000)))
-    assert heard == [True] * 1000
+        confirmed = await asyncio.gather(*(publisher.broadcast("killmail", killmail(n)) for n in range(1000)))
+    assert confirmed == [True] * 1000
     assert ids(await take(amqp, queue, 1000)) == list(range(1000))
 
 
-async def test_updates_that_come_while_it_connects_keep_their_order(
+async def test_updates_published_while_it_connects_arrive_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Those who have waited for the connection are not overtaken by who comes when it is there."""
+    """Updates that wait for the connection are not overtaken by later ones."""
     await bind(amqp, exchange, queue)
     async with Publisher(broker.url, exchange) as publisher, asyncio.TaskGroup() as tasks:
         sent = [tasks.create_task(publisher.broadcast("killmail", killmail(0)))]
         while not sent[0].done():
-            # Enough of them for one to begin in each turn of the loop.
+            # One update begins in each turn of the loop.
             sent.append(tasks.create_task(publisher.broadcast("killmail", killmail(len(sent)))))
             await asyncio.sleep(0)
     assert ids(await take(amqp, queue, len(sent))) == list(range(len(sent)))
 
 
 @no_task_left
-async def test_missing_exchange_is_an_error_that_names_it_and_is_not_made(
+async def test_missing_exchange_raises_an_error_with_its_name_and_is_not_declared(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     async with Publisher(broker.url, exchange) as publisher:
@@ -207,19 +207,19 @@ async def test_missing_exchange_is_an_error_that_names_it_and_is_not_made(
         with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
             await missed.get_exchange(exchange)
         await missed.close()
-        # A bridge has started.
+        # As a bridge does when it starts.
         channel = await amqp.channel()
         await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
         await channel.close()
         assert await publisher.broadcast("killmail", EXAMPLE) is False
 
 
-async def test_missing_exchange_is_made_a_durable_fanout_on_demand(
+async def test_missing_exchange_is_declared_as_a_durable_fanout_on_demand(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     async with Publisher(broker.url, exchange, declare=True) as publisher:
         await publisher.broadcast("killmail", EXAMPLE)
-    # Refused, were it anything else.
+    # The broker refuses this if the exchange has other properties.
     await (await amqp.channel()).declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
 
 
@@ -232,7 +232,7 @@ async def test_missing_exchange_is_made_a_durable_fanout_on_demand(
     ],
     ids=["topic", "transient", "auto-delete"],
 )
-async def test_exchange_that_exists_is_used_as_it_is(
+async def test_existing_exchange_is_used_as_it_is(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, options: dict[str, Any]
 ) -> None:
     channel = await amqp.channel()
@@ -259,7 +259,7 @@ async def test_several_publishers_do_not_disturb_each_other(
 
 
 @no_task_left
-async def test_close_does_not_wait_for_a_broker_that_says_nothing(exchange: str) -> None:
+async def test_close_does_not_wait_for_a_silent_broker(exchange: str) -> None:
     accepted = asyncio.Event()
 
     class Silent(asyncio.Protocol):
@@ -270,7 +270,7 @@ async def test_close_does_not_wait_for_a_broker_that_says_nothing(exchange: str)
     publisher = Publisher(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/", exchange)
     waiting = asyncio.create_task(publisher.broadcast("killmail", EXAMPLE))
     await accepted.wait()
-    async with asyncio.timeout(4):  # it would wait for an answer for 5 s
+    async with asyncio.timeout(4):  # the answer of the broker has 5 s
         await publisher.close()
     with pytest.raises(RuntimeError, match="closed"):
         await waiting
@@ -278,15 +278,15 @@ async def test_close_does_not_wait_for_a_broker_that_says_nothing(exchange: str)
 
 
 @no_task_left
-async def test_close_ends_what_waits_for_a_confirm(
+async def test_close_ends_updates_that_wait_for_a_confirm(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """What a full queue refuses is published again and again, until the publisher is closed."""
+    """An update that a full queue refuses is published again and again, until the publisher is closed."""
     await bind(amqp, exchange, queue, **FULL)
     publisher = Publisher(broker.url, exchange)
     assert await publisher.broadcast("killmail", EXAMPLE)
     waiting = asyncio.create_task(publisher.broadcast("killmail", EXAMPLE))
-    await eventually("it was refused", lambda: publisher._exchange.error is not None)
+    await eventually("the update was refused", lambda: publisher._exchange.error is not None)
     await publisher.close()
     with pytest.raises(RuntimeError, match="closed"):
         await waiting
@@ -295,7 +295,7 @@ async def test_close_ends_what_waits_for_a_confirm(
 FULL = {"x-overflow": "reject-publish", "x-max-length": 1}
 
 
-async def test_queue_that_is_full_is_named_and_is_no_loss_once_there_is_room(
+async def test_full_queue_is_reported_and_gets_the_update_once_there_is_room(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     await bind(amqp, exchange, queue, **FULL)
@@ -308,33 +308,33 @@ async def test_queue_that_is_full_is_named_and_is_no_loss_once_there_is_room(
             await publisher.broadcast("killmail", killmail(2))
     async with Publisher(broker.url, exchange) as publisher:
         waiting = asyncio.create_task(publisher.broadcast("killmail", killmail(3)))
-        await eventually("it was refused", lambda: publisher._exchange.error is not None)
+        await eventually("the update was refused", lambda: publisher._exchange.error is not None)
         assert ids(await take(amqp, queue, 1)) == [1]
         assert await waiting is True
         assert ids(await take(amqp, queue, 1)) == [3]
 
 
-async def test_broker_that_is_down_is_named_and_used_once_it_is_up(
+async def test_stopped_broker_is_reported_and_used_once_it_runs(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     await bind(amqp, exchange, queue)
-    async with proxy(broker.url) as line, Publisher(line.url, exchange, timeout_s=0.5) as publisher:
+    async with proxy(broker.url) as stopped, Publisher(stopped.url, exchange, timeout_s=0.5) as publisher:
         with pytest.raises(NotConfirmed, match=r"within 0\.5 s: amqp://.*:\*\*\*@127\.0\.0\.1:\d+/.*: ") as failed:
             await publisher.broadcast("killmail", killmail(1))
         assert isinstance(failed.value, ConnectionError)
-        assert str(urlsplit(line.url).password) + "@" not in str(failed.value)
-        await line.open()
-        await eventually("it is published", lambda: heard(publisher, 2))
+        assert str(urlsplit(stopped.url).password) + "@" not in str(failed.value)
+        await stopped.open()
+        await eventually("the update is published", lambda: is_published(publisher, 2))
         assert ids(await take(amqp, queue, 1)) == [2]
 
 
-async def heard(publisher: Publisher, number: int) -> bool:
+async def is_published(publisher: Publisher, number: int) -> bool:
     with contextlib.suppress(NotConfirmed):
         return await publisher.broadcast("killmail", killmail(number))
     return False
 
 
-async def test_broker_that_says_nothing_is_not_waited_for(exchange: str) -> None:
+async def test_silent_broker_raises_not_confirmed(exchange: str) -> None:
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     url = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     async with Publisher(url, exchange, timeout_s=0.2) as publisher:
@@ -343,8 +343,8 @@ async def test_broker_that_says_nothing_is_not_waited_for(exchange: str) -> None
     server.close()
 
 
-async def refused_at_once_and_again(url: str, exchange: str, words: str) -> None:
-    """Each update is refused with these words, which have no password in them."""
+async def raises_at_once_and_again(url: str, exchange: str, words: str) -> None:
+    """Each update raises an error with this text, which does not contain the password."""
     async with Publisher(url, exchange) as publisher:
         for _ in range(2):
             with pytest.raises(BrokerRefusal) as refused:
@@ -358,26 +358,26 @@ async def refused_at_once_and_again(url: str, exchange: str, words: str) -> None
 
 
 @no_task_left
-async def test_wrong_password_is_told_at_once_and_again_with_the_next_update(broker: Broker, exchange: str) -> None:
+async def test_wrong_password_raises_at_once_and_again_with_the_next_update(broker: Broker, exchange: str) -> None:
     parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
     wrong = parts._replace(netloc=f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}").geturl()
-    await refused_at_once_and_again(wrong, exchange, "refuses the user name or the password")
+    await raises_at_once_and_again(wrong, exchange, "refuses the user name or the password")
 
 
 @no_task_left
-async def test_virtual_host_that_does_not_exist_is_told_at_once_and_again(broker: Broker, exchange: str) -> None:
+async def test_missing_virtual_host_raises_at_once_and_again(broker: Broker, exchange: str) -> None:
     parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
-    await refused_at_once_and_again(parts._replace(path="/nowhere").geturl(), exchange, "the virtual host 'nowhere'")
+    await raises_at_once_and_again(parts._replace(path="/nowhere").geturl(), exchange, "the virtual host 'nowhere'")
 
 
 @no_task_left
-async def test_exchange_that_takes_nothing_from_publishers_is_told_at_once_and_again(
+async def test_internal_exchange_raises_at_once_and_again(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True, internal=True)
     await channel.close()
-    await refused_at_once_and_again(broker.url, exchange, f"the exchange '{exchange}' can't be used: ACCESS_REFUSED")
+    await raises_at_once_and_again(broker.url, exchange, f"the exchange '{exchange}' can't be used: ACCESS_REFUSED")
 
 
 async def test_first_of_several_nodes_that_answers_is_used(

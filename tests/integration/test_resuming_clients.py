@@ -1,6 +1,6 @@
-"""Whoever follows a bridge misses nothing and gets nothing twice: a real bridge, a real broker, a line that breaks.
+"""Followers of a bridge miss no update and get none twice: a real bridge, a real broker, connections that break.
 
-The examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`.
+The followers are the examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +22,7 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 LONG_S = 60.0
-"""A silence that no test lasts."""
+"""A silence limit that no test reaches."""
 
 SHORT_S = 0.5
 JITA, AMARR = 30000142, 30002187
@@ -32,7 +32,7 @@ Following = Callable[..., AbstractAsyncContextManager[Follower]]
 
 @pytest.fixture(params=["browser", "node", "python", "tail"])
 def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
-    """One of them, to be run with a URL, and the silence after which it takes the line for dead."""
+    """Returns a function that runs a follower with a URL and a silence limit."""
     if request.param == "tail":
         return lambda url, silence_s=LONG_S: in_tail(url, pauses=f"0.02, 0.1, 0.0, {silence_s}")
     if request.param == "python":
@@ -54,25 +54,27 @@ def url_of(bridge: Bridge, query: str = "") -> str:
 
 
 @asynccontextmanager
-async def line_to(bridge: Bridge) -> AsyncIterator[tuple[Proxy, str]]:
-    """A line that can be broken, and the URL by way of it."""
-    # Whose password it is does not matter: there is none.
-    async with proxy(f"ws://any:one@127.0.0.1:{port_of(bridge)}/updates") as line:
-        await line.open()
-        yield line, f"ws://127.0.0.1:{urlsplit(line.url).port}/updates"
+async def proxy_to(bridge: Bridge) -> AsyncIterator[tuple[Proxy, str]]:
+    """Yields a proxy that can break connections, and the URL of the bridge behind it."""
+    # The proxy requires a password in the URL. The bridge has none.
+    async with proxy(f"ws://any:one@127.0.0.1:{port_of(bridge)}/updates") as running_proxy:
+        await running_proxy.open()
+        yield running_proxy, f"ws://127.0.0.1:{urlsplit(running_proxy.url).port}/updates"
 
 
 async def connected(bridge: Bridge) -> None:
-    await eventually("it is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1)
+    await eventually(
+        "the client is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
+    )
 
 
 async def has(follower: Follower, *killmail_ids: int) -> None:
-    """Returns when it has had that many updates; they are these, in this order, and each has an id of its own."""
+    """Waits for as many updates, and checks that they are these, in this order, each with another id."""
 
     async def is_had() -> bool:
         return len(await updates_of(follower)) >= len(killmail_ids)
 
-    await eventually(f"it has {len(killmail_ids)} updates", is_had)
+    await eventually(f"the client has {len(killmail_ids)} updates", is_had)
     updates = await updates_of(follower)
     assert [update["data"]["killmailId"] for update in updates] == list(killmail_ids)
     assert len({update["id"] for update in updates}) == len(updates)
@@ -83,69 +85,69 @@ async def reported(follower: Follower, word: str) -> None:
     async def is_reported() -> bool:
         return word in [words[0] for words in await follower.reports()]
 
-    await eventually(f"it reports {word}", is_reported)
+    await eventually(f"the client reports {word}", is_reported)
 
 
-async def test_nothing_is_missed_while_the_line_is_cut(
+async def test_no_update_is_missed_when_connections_are_cut(
     broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
 ) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
-        line_to(bridge) as (line, url),
+        proxy_to(bridge) as (proxy, url),
         following(url) as follower,
     ):
         await connected(bridge)
         await publish(amqp, exchange, killmail(1), killmail(2))
         await has(follower, 1, 2)
         for first in range(3, 30, 3):
-            line.cut()
+            proxy.cut()
             await publish(amqp, exchange, *(killmail(first + n) for n in range(3)))
         await has(follower, *range(1, 30))
         assert "missed" not in [words[0] for words in await follower.reports()]
 
 
-async def test_nothing_is_missed_while_the_line_is_dead(
+async def test_no_update_is_missed_while_a_connection_is_dead(
     broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "ping_interval": "100ms"}
     async with (
         running(broker.url, **flags) as bridge,
-        line_to(bridge) as (line, url),
+        proxy_to(bridge) as (proxy, url),
         following(url, SHORT_S) as follower,
     ):
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
         await has(follower, 1)
-        line.hold()
+        proxy.hold()
         await publish(amqp, exchange, killmail(2), killmail(3))
-        accepted = line.accepted
-        await eventually("it has tried again", lambda: line.accepted > accepted)
-        # What was held must not come by the old line: that is gone.
-        line.cut()
-        line.release()
+        accepted = proxy.accepted
+        await eventually("the client has tried again", lambda: proxy.accepted > accepted)
+        # The old connection ends first, so that the held updates do not arrive on it.
+        proxy.cut()
+        proxy.release()
         await has(follower, 1, 2, 3)
         await publish(amqp, exchange, killmail(4))
         await has(follower, 1, 2, 3, 4)
 
 
-async def test_only_what_was_asked_for_comes_also_after_a_lost_connection(
+async def test_filter_still_applies_after_a_lost_connection(
     broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
 ) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
-        line_to(bridge) as (line, url),
+        proxy_to(bridge) as (proxy, url),
         following(f"{url}?type=killmail&systemId={JITA}") as follower,
     ):
         await connected(bridge)
         await publish(amqp, exchange, killmail(1, systemId=AMARR), killmail(2, systemId=JITA))
         await has(follower, 2)
-        line.cut()
+        proxy.cut()
         await publish(amqp, exchange, killmail(3, systemId=JITA), killmail(4, systemId=AMARR))
         await publish(amqp, exchange, killmail(5, systemId=JITA))
         await has(follower, 2, 3, 5)
 
 
-async def test_restart_of_a_bridge_without_history_is_told(
+async def test_restart_of_a_bridge_without_history_is_reported(
     broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail"}
@@ -162,7 +164,7 @@ async def test_restart_of_a_bridge_without_history_is_told(
             await reported(follower, "missed")
 
 
-async def test_restart_of_a_bridge_with_history_costs_nothing(
+async def test_no_update_is_missed_when_a_bridge_with_history_restarts(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, following: Following
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
@@ -180,31 +182,31 @@ async def test_restart_of_a_bridge_with_history_costs_nothing(
             assert "missed" not in [words[0] for words in await follower.reports()]
 
 
-async def test_client_goes_on_with_another_bridge_on_the_same_history(
+async def test_client_continues_with_another_bridge_on_the_same_history(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, following: Following
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
     async with (
         running(broker.url, **flags) as one,
         running(broker.url, **flags) as other,
-        line_to(one) as (line, url),
+        proxy_to(one) as (proxy, url),
         following(url) as follower,
     ):
         await connected(one)
         await publish(amqp, exchange, killmail(1))
         await has(follower, 1)
-        line._target = "127.0.0.1", port_of(other)
-        line.cut()
+        proxy._target = "127.0.0.1", port_of(other)
+        proxy.cut()
         await publish(amqp, exchange, killmail(2))
         await has(follower, 1, 2)
         await connected(other)
         assert "missed" not in [words[0] for words in await follower.reports()]
 
 
-async def test_member_that_no_schema_has_is_refused(broker: Broker, exchange: str, following: Following) -> None:
+async def test_filter_with_an_unknown_member_is_refused(broker: Broker, exchange: str, following: Following) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
         following(url_of(bridge, "?systemID=1")) as follower,
     ):
-        # A browser's script is told nothing but that.
+        # A script in a browser sees only a lost connection.
         await reported(follower, "disconnected" if following is _in_own_browser else "refused")
