@@ -200,8 +200,8 @@ async def test_what_nobody_would_get_is_kept_and_that_is_said(
     assert ended.code == 1
     assert sorted(ended.said[:-1]) == sorted(
         [
-            f"10 kept: the exchange '{gone}' is gone: start the bridge that consumes from it, or make it",
-            f"10 kept: no queue is bound to the exchange '{deaf}': start what consumes from it",
+            f"10 kept: the exchange '{gone}' is gone: start the bridge that consumes from it, or declare it",
+            f"10 kept: no queue is bound to the exchange '{deaf}': start its consumer",
             "10 kept: they have no x-reject-exchange header, so no bridge has published them",
         ]
     )
