@@ -83,7 +83,7 @@ class Vector:
         return self.schema, self.event.body
 
     def agrees(self, pointers: Set[str]) -> bool:
-        """Whether a validator agrees: it finds no violation, or one only at the pointer.
+        """Whether a validator agrees: no violation in a valid vector, and one at the pointer in an invalid one.
 
         A placeholder violates the schema at the pointer or below it.
         """

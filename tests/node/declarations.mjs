@@ -60,8 +60,7 @@ const OPTIONS = {
   },
 };
 
-/** Returns the schema with the type `unknown` for parts that only have a description. The generator would take these
-parts for objects. */
+/** Gives parts with only a description the type `unknown`: the generator would take them for objects. */
 function withUnknown(schema) {
   return JSON.parse(JSON.stringify(schema), (key, value) =>
     typeof value?.description === "string" && Object.keys(value).length === 1 ? { ...value, tsType: "unknown" } : value,
