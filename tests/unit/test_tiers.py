@@ -1,4 +1,4 @@
-"""The Makefile runs the unit tests in two parts: some folders, and everything but these folders."""
+"""The Makefile runs the unit tests in two parts: some folders, and everything except these folders."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from bridge.demo.amqp_probe import LOOPBACK
 __all__ = ["LOOPBACK", "free_port", "why_not_free"]
 
 # Below the ports that Linux assigns to outgoing connections (32768 and up). While a broker on one of those is down, a
-# client that reconnects again and again is at some time assigned this port as its own, and connects to itself.
+# client that reconnects repeatedly may be assigned this port as its own, and connect to itself.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
 _returned: set[int] = set()
