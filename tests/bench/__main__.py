@@ -1,8 +1,8 @@
-"""`python -m tests.bench [SCENARIO ...]`: what the bridge costs, beside other programs that do the same.
+"""`python -m tests.bench [SCENARIO ...]`: measures what the bridge costs, in comparison with similar programs.
 
-Each round measures all candidates in turn, so that ratios hold where the machine is faster at one time than at
-another. It asserts nothing about time; it fails where the bridge lost, doubled or misplaced an update, or turned a
-client away.
+Each round measures all candidates in turn, so that their ratios are right even if the speed of the machine changes
+between rounds. The benchmark asserts nothing about time. It fails if the bridge loses, duplicates or reorders an
+update, or refuses or evicts a client that reads.
 """
 
 import argparse
@@ -17,39 +17,40 @@ from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, head, lines
 from tests.bench.process import Failed
-from tests.bench.scenarios import connect, delivery, filters, memory, requests, rest, resume, slow, stalled
+from tests.bench.scenarios import connect, filters, idle, memory, requests, resume, sends, slow, stalled
 from tests.support.broker.find import Broker
 from tests.support.broker.session import broker_or_reason, say
 from tests.support.running import unique
 
 SCENARIOS = {
-    "paced": delivery.paced,
-    "saturated": delivery.saturated,
+    "paced": sends.paced,
+    "saturated": sends.saturated,
     "memory": memory.cases,
     "slow": slow.cases,
     "connect": connect.cases,
-    "rest": rest.cases,
+    "idle": idle.cases,
     "filters": filters.cases,
     "resume": resume.cases,
     "requests": requests.cases,
     "stalled": stalled.cases,
 }
 SPARE_DESCRIPTORS = 200
-WHO = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
+CANDIDATES = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
 LEGEND = (
-    f"{WHO}. Medians of all rounds, and of each round's own ratio. Less is better, but for what is counted a second."
+    f"{CANDIDATES}. A figure is the median of all rounds. A ratio is the median of the ratios within each round. Less "
+    "is better, except for rates per second."
 )
-EPILOG = f"""{WHO}. A further candidate's COMMAND is started with AMQP, EXCHANGE and PORT in its environment, and the
-same in BRIDGE_AMQP_URL, BRIDGE_EXCHANGES, BRIDGE_HOST and BRIDGE_PORT."""
+EPILOG = f"""{CANDIDATES}. The COMMAND of another candidate is started with the variables AMQP, EXCHANGE and PORT. The
+variables BRIDGE_AMQP_URL, BRIDGE_EXCHANGES, BRIDGE_HOST and BRIDGE_PORT say the same."""
 
 
 def out(text: str) -> None:
-    """The result; what is said meanwhile goes to standard error."""
-    print(text, flush=True)  # noqa: T201 - its output
+    """Prints a part of the result. Progress goes to standard error."""
+    print(text, flush=True)  # noqa: T201 - the output of the program
 
 
 def candidates_of(words: Iterable[str]) -> list[Candidate]:
-    """Those of the named candidates that can be had here."""
+    """Returns the named candidates that are available on this machine."""
     found = []
     for word in words:
         try:
@@ -60,7 +61,7 @@ def candidates_of(words: Iterable[str]) -> list[Candidate]:
 
 
 def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) -> tuple[dict[str, list[Row]], bool]:
-    """The rows by candidate, and whether the bridge could be measured in every round."""
+    """Returns the rows by candidate, and whether the bridge could be measured in every round."""
     taking = [candidate for candidate in candidates if case.takes(candidate)]
     rows: dict[str, list[Row]] = {candidate.name: [] for candidate in taking}
     whole = True
@@ -71,21 +72,21 @@ def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) 
                 rows[candidate.name].append(case.measure(place, candidate))
             except Failed as reason:
                 say(f"{candidate.name} could not be measured: {reason}")
-                # A row all the same: ratios compare rows of the same round.
+                # An empty row keeps the rounds aligned: a ratio compares rows of the same round.
                 rows[candidate.name].append({})
                 whole = whole and candidate.name != OURS
     return rows, whole
 
 
 def run(place: Place, cases: list[Case], candidates: list[Candidate], rounds: int) -> bool:
-    """Prints a table, line by line; whether nothing is wrong with the bridge."""
+    """Prints the table, line by line. Returns whether the bridge did nothing wrong."""
     wrong: list[str] = []
     names = [candidate.name for candidate in candidates]
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     out(head(names))
     for case in cases:
         if case.clients + SPARE_DESCRIPTORS > descriptors:
-            say(f"without {case.title}: a process may have only {descriptors} file descriptors here")
+            say(f"without {case.title}: a process can have only {descriptors} file descriptors here; raise `ulimit -n`")
             continue
         rows, whole = measure(case, place, candidates, case.rounds or rounds)
         out(lines(case, names, rows))
@@ -99,36 +100,36 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
     known = (
-        "paced, saturated, memory, slow, connect (and a storm of reconnects), rest (and the start), filters, resume, "
-        "requests, stalled; all without any"
+        "paced, saturated, memory, slow, connect (also a storm of reconnects), idle (also the start), filters, resume, "
+        "requests, stalled; default: all"
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
     parser.add_argument(
-        "--candidates", default=",".join(NAMES), help="some of the usual ones, with commas: %(default)s"
+        "--candidates", default=",".join(NAMES), help="the candidates, separated by commas; default: %(default)s"
     )
-    parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="a further candidate")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="fewer clients and updates: to see that it works")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="another candidate")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="fewer clients and updates, for a test of the benchmark")
     asked = parser.parse_intermixed_args(words)
-    # A word with = is a candidate wherever it stands.
+    # A positional argument with = is a candidate.
     asked.also += [word for word in asked.scenarios if "=" in word]
     asked.scenarios = [word for word in asked.scenarios if "=" not in word] or list(SCENARIOS)
     if unknown := [word for word in asked.scenarios if word not in SCENARIOS]:
-        parser.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+        parser.error(f"unknown scenario: {', '.join(unknown)}; known: {', '.join(SCENARIOS)}")
     asked.candidates = [word for word in asked.candidates.split(",") if word]
     if unknown := [word for word in asked.candidates if word not in NAMES]:
-        parser.error(f"no such candidate: {', '.join(unknown)}; there are {', '.join(NAMES)}, and --also NAME=COMMAND")
+        parser.error(f"unknown candidate: {', '.join(unknown)}; known: {', '.join(NAMES)}, and --also NAME=COMMAND")
     if unknown := [word for word in asked.also if not all(word.partition("="))]:
         parser.error(f"--also {unknown[0]}: expected NAME=COMMAND")
     if asked.rounds < 1:
-        parser.error(f"--rounds {asked.rounds}: at least 1")
+        parser.error(f"--rounds {asked.rounds}: expected 1 or more")
     if not asked.candidates and not asked.also:
-        parser.error("nobody to measure: --candidates is empty")
+        parser.error("--candidates is empty: name one, or add one with --also NAME=COMMAND")
     return asked
 
 
 def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
-    """Everything that was asked for, on an exchange of its own that does not stay."""
+    """Runs the requested scenarios on an exchange of their own, and deletes it at the end."""
     build.build()
     place = Place(broker.url, unique("bench"), build.BUILT / "servers.log")
     place.log.write_bytes(b"")
@@ -146,16 +147,16 @@ def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
 
 
 def interrupted(_number: int, _frame: object) -> NoReturn:
-    """SIGTERM is Ctrl-C: everything that was started ends before we do."""
+    """Handles SIGTERM like Ctrl-C, so that all child processes end first."""
     raise KeyboardInterrupt
 
 
 def main() -> int:
-    """The program; its exit code."""
+    """Runs the program and returns its exit code."""
     asked = parsed()
     signal.signal(signal.SIGTERM, interrupted)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the children inherit it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # child processes inherit it
     broker = broker_or_reason()
     if broker is None:
         return 1

@@ -1,6 +1,6 @@
-"""The least of an AMQP client: what the benchmark asks of the broker, in frames written and read one by one.
+"""A minimal AMQP client: it writes and reads the few frames that the benchmark needs.
 
-It costs so little that the publisher does not compete with the servers that are measured on the same machine.
+It uses little processor time, so that the publisher does not slow down the measured servers on the same machine.
 """
 
 import socket
@@ -17,13 +17,13 @@ _HEADER = b"AMQP\x00\x00\x09\x01"
 _CHANNEL = 1
 
 _PIECE_BYTES = 131_072 - 8
-"""The most of a body that one frame holds: RabbitMQ's own `frame_max`, unless configured, less what is around it."""
+"""The largest part of a body in one frame: RabbitMQ's default `frame_max` without the 8 bytes around the payload."""
 
 Method = TypeVar("Method")
 
 
 class Channel:
-    """A connection with one channel on it."""
+    """A connection with one channel."""
 
     def __init__(self, url: str, timeout_s: float | None = 60) -> None:
         parts = URL(url)
@@ -33,7 +33,7 @@ class Channel:
         self._socket.sendall(_HEADER)
         start = self._expect(commands.Connection.Start)
         self.version = str(start.server_properties.get("version", "?"))
-        """The broker's."""
+        """The version of the broker."""
         user, password = parts.user or "guest", parts.password or "guest"
         self._send(commands.Connection.StartOk({}, "PLAIN", f"\0{user}\0{password}", "en_US"), 0)
         tune = self._expect(commands.Connection.Tune)
@@ -50,26 +50,26 @@ class Channel:
         self._socket.close()
 
     def declare(self, exchange: str) -> None:
-        """Makes the fanout exchange, if it is not there."""
+        """Creates the fanout exchange if it does not exist."""
         self._send(commands.Exchange.Declare(exchange=exchange, exchange_type="fanout", durable=True))
         self._expect(commands.Exchange.DeclareOk)
 
     def delete(self, exchange: str) -> None:
-        """Removes the exchange."""
+        """Deletes the exchange."""
         self._send(commands.Exchange.Delete(exchange=exchange))
         self._expect(commands.Exchange.DeleteOk)
 
     def write(self, frames: bytes) -> None:
-        """Sends frames that were made beforehand."""
+        """Sends encoded frames."""
         self._socket.sendall(frames)
 
     def close(self) -> None:
-        """Returns when the broker has taken everything that was written."""
+        """Closes the channel. Returns when the broker has read everything that was written."""
         self._send(commands.Channel.Close(0, "", 0, 0))
         self._expect(commands.Channel.CloseOk)
 
     def routed(self, exchange: str, body: bytes) -> bool:
-        """Publishes an event; whether a queue was there for it."""
+        """Publishes an event. Returns whether the broker routed it to a queue."""
         self._send(commands.Confirm.Select())
         self._expect(commands.Confirm.SelectOk)
         self.write(Publication(exchange, mandatory=True).of(body))
@@ -90,7 +90,7 @@ class Channel:
         return answer
 
     def consume(self, exchange: str) -> Iterator[bytes]:
-        """The bodies of what is published to the exchange from now on, acknowledged by being sent."""
+        """Yields the body of each event that is published to the exchange from now on. The broker expects no acks."""
         self.declare(exchange)
         self._send(commands.Queue.Declare(exclusive=True))
         queue = self._expect(commands.Queue.DeclareOk).queue or ""
@@ -111,7 +111,7 @@ class Channel:
                 return value
 
     def _next_frame(self) -> memoryview:
-        """The bytes of one frame (AMQP 0-9-1, section 4.2.3): seven of a header with its size, the payload, an end."""
+        """Returns one frame (AMQP 0-9-1, section 4.2.3): 7 bytes of header with the size, payload, end byte."""
         while len(self._received) < 7 or len(self._received) < (size := self._frame_size()):
             more = self._socket.recv(1 << 20)
             if not more:
@@ -124,7 +124,7 @@ class Channel:
 
 
 class Publication:
-    """The frames of a message, of which only the body's content changes from one to the next."""
+    """Encodes messages that differ only in their bodies."""
 
     def __init__(self, exchange: str, mandatory: bool = False) -> None:
         publish = commands.Basic.Publish(exchange=exchange, routing_key="", mandatory=mandatory)
@@ -133,7 +133,7 @@ class Publication:
         self._heads: dict[int, bytes] = {}
 
     def of(self, body: bytes) -> bytes:
-        """The frames of the message with this body."""
+        """Returns the frames of the message with this body."""
         head = self._heads.get(len(body))
         if head is None:
             header = frame.marshal(ContentHeader(0, len(body), self._properties), _CHANNEL)

@@ -1,6 +1,6 @@
-"""What the benchmark needs beside the tests' own packages: two C programs and, where npm is there, Bun.
+"""Builds what the benchmark needs in addition to the tests' packages: two C programs and, if npm is installed, Bun.
 
-Everything that is built goes to `.bench` at the top of the tree.
+The programs are in `.bench` at the top of the project.
 """
 
 import os
@@ -20,7 +20,7 @@ _MACHINES = {"x86_64": "x64", "aarch64": "aarch64"}
 
 
 def build() -> None:
-    """Compiles the C programs that are older than their sources."""
+    """Compiles each C program that is missing or older than the sources."""
     BUILT.mkdir(exist_ok=True)
     newest = max(source.stat().st_mtime for source in HERE.glob("*.[ch]"))
     for name in ("load", "floor"):
@@ -31,12 +31,12 @@ def build() -> None:
 
 
 def bun() -> Path:
-    """Bun's program, installed if need be. Raises Failed where it can't be had."""
+    """Returns the path of Bun, after installing it if necessary. Raises Failed if that is not possible."""
     program = NODE / f"node_modules/@oven/bun-linux-{_MACHINES.get(platform.machine(), '')}/bin/bun"
     installed, locked = NODE / "node_modules/.package-lock.json", NODE / "package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < locked.stat().st_mtime:
         if shutil.which("npm") is None:
-            raise Failed("Bun comes from npm, which is not installed")
+            raise Failed("npm, which installs Bun, is missing")
         say("installing Bun with npm")
         _run("npm", "ci", cwd=NODE)
     if not program.exists():

@@ -1,7 +1,7 @@
-"""Who is measured: how each is started, and how we know that it is ready, which is the same for all.
+"""The measured programs: how each is started, and how the benchmark detects that one is ready.
 
-A candidate gets the broker as AMQP, the exchange as EXCHANGE and the port to listen on as PORT, and the same in the
-bridge's own variables.
+A candidate gets the broker in the variable AMQP, the exchange in EXCHANGE and its port in PORT, and the same values in
+the bridge's variables.
 """
 
 import contextlib
@@ -24,25 +24,25 @@ from tests.support.broker.ports import LOOPBACK, free_port
 READY_LIMIT_S = 30.0
 OURS, FLOOR = "ours", "floor"
 NAMES = {
-    FLOOR: "the least that a fan-out is: a loop of bare sends in C",
+    FLOOR: "a loop in C that sends to each client and does nothing else",
     OURS: "this bridge",
-    "naive": "the one that anybody would write first, with aio-pika and websockets",
-    "bun": "the same on Bun with amqplib, which sends to each client",
-    "bun-publish": "the same, leaving that to Bun's own topics",
+    "naive": "the simplest program with aio-pika and websockets",
+    "bun": "the simplest program on Bun with amqplib, which sends to each client",
+    "bun-publish": "the same, with Bun's topics instead of a loop",
 }
 SHIPPED = Path(__file__).parents[2] / ".venv/shipped/bin/python"
-"""Where `make bench` installs what the bridge is shipped with. What tests it is not there: greenlet and rich, which
-structlog loads wherever they are, are 6 MB of each bridge's memory."""
+"""The interpreter for which `make bench` installs the package alone. The packages of the tests include greenlet and
+rich. structlog loads both if they are installed, and each bridge would need 6 MB more."""
 
 INTERPRETER = "BENCH_PYTHON"
-"""Names another interpreter for the bridge and the peers in Python."""
+"""The variable that names another interpreter for the bridge and the peers in Python."""
 
 PYTHON = (os.environ.get(INTERPRETER) or str(SHIPPED if SHIPPED.exists() else sys.executable), "-m")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A server, by the command that starts it."""
+    """A server, and the command that starts it."""
 
     name: str
     command: Sequence[str | Path]
@@ -51,15 +51,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where candidates are measured: one broker and one exchange for all of them."""
+    """The broker and the exchange that all candidates use."""
 
     amqp: str
     exchange: str
     log: Path
-    """Where everything goes that they have to say."""
+    """Gets the output of all processes."""
 
     def variables(self, port: int = 0) -> dict[str, str]:
-        """What a candidate, a feeder and a publisher are told."""
+        """Returns the environment variables for a candidate, a feeder or a publisher."""
         return {
             "AMQP": self.amqp,
             "EXCHANGE": self.exchange,
@@ -68,33 +68,33 @@ class Place:
             "BRIDGE_EXCHANGES": f"{self.exchange}=killmail",
             "BRIDGE_HOST": LOOPBACK,
             "BRIDGE_PORT": str(port),
-            # Or it would leave an exchange and a queue behind in a broker that is not ours.
+            # Otherwise the bridge would leave an exchange and a queue in a broker that may be the operator's.
             "BRIDGE_REJECT_EXCHANGE": "off",
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A candidate that runs."""
+    """A running candidate."""
 
     pid: int
     port: int
 
     def cpu_us(self) -> float:
-        """CPU microseconds used so far."""
+        """Returns the CPU microseconds used so far."""
         return process.cpu_us(self.pid)
 
     def rss_kb(self, field: str = "VmRSS") -> float:
-        """Kilobytes; `VmHWM` for the most so far."""
+        """Returns the resident kilobytes. The field `VmHWM` gives the maximum so far."""
         return process.rss_kb(self.pid, field)
 
     def settle(self) -> None:
-        """Returns when it has nothing left to do."""
+        """Returns when the server is idle."""
         process.settle(self.pid)
 
 
 def named(word: str) -> Candidate:
-    """The candidate of this name, or the one that `name=COMMAND` makes. Raises Failed where it can't be had."""
+    """Returns the candidate with this name, or the one that `name=COMMAND` declares. Raises Failed if it can't run."""
     name, equals, command = word.partition("=")
     if equals:
         return Candidate(name, shlex.split(command))
@@ -106,12 +106,12 @@ def named(word: str) -> Candidate:
         return Candidate(name, [*PYTHON, "tests.bench.peers.naive"])
     if name in ("bun", "bun-publish"):
         return Candidate(name, [bun(), "--no-install", NODE / "bun.ts"], {"TOPICS": "1"} if name != "bun" else {})
-    raise ValueError(f"there is no candidate {word!r}; there are {', '.join(NAMES)}, or NAME=COMMAND")
+    raise ValueError(f"unknown candidate {word!r}; known: {', '.join(NAMES)}, or NAME=COMMAND")
 
 
 @contextlib.contextmanager
 def serving(candidate: Candidate, place: Place, **settings: str) -> Iterator[Server]:
-    """The candidate, started and ready. `settings` are further variables for its environment."""
+    """Starts the candidate and waits until it is ready. `settings` are additional environment variables."""
     with launched(candidate, place, **settings) as server:
         process.await_true(f"{candidate.name} is ready", lambda: _ready(server, place), READY_LIMIT_S)
         server.settle()
@@ -120,7 +120,7 @@ def serving(candidate: Candidate, place: Place, **settings: str) -> Iterator[Ser
 
 @contextlib.contextmanager
 def launched(candidate: Candidate, place: Place, **settings: str) -> Iterator[Server]:
-    """The candidate, started and maybe not ready yet."""
+    """Starts the candidate, which may not be ready yet."""
     port = free_port()
     variables = {**place.variables(port), **candidate.variables, **settings}
     with contextlib.ExitStack() as stack:
@@ -138,9 +138,9 @@ def launched(candidate: Candidate, place: Place, **settings: str) -> Iterator[Se
 
 
 def _ready(server: Server, place: Place) -> bool:
-    """Whether it listens, and an event finds a queue of its behind the exchange: no candidate has to say so itself."""
-    if not os.path.exists(f"/proc/{server.pid}/exe"):  # noqa: PTH110 - a zombie's link can't be followed
-        raise Failed(f"it ended; {place.log} has its last words")
+    """Whether the server listens, and the exchange routes events to its queue. No candidate has to report this."""
+    if not os.path.exists(f"/proc/{server.pid}/exe"):  # noqa: PTH110 - the link of a zombie can't be followed
+        raise Failed(f"the process ended; {place.log} has its output")
     try:
         socket.create_connection((LOOPBACK, server.port), timeout=1).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a case is: a few rows of the one table that is printed, made of one measurement of each candidate a round."""
+"""A case is a few rows of the printed table. Each round measures each candidate once."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -7,50 +7,50 @@ from dataclasses import dataclass
 from tests.bench.candidates import OURS, Candidate, Place
 
 Row = Mapping[str, float]
-"""What one measurement of one candidate gave, by a figure's key."""
+"""The result of one measurement of one candidate, by the keys of the figures."""
 
 LOST, MISPLACED, CUT, REFUSED = "lost", "misplaced", "cut", "refused"
 FAULTS = {
     LOST: "updates lost",
-    MISPLACED: "updates doubled or out of order",
-    CUT: "clients that read cut off",
+    MISPLACED: "updates duplicated or out of order",
+    CUT: "reading clients disconnected",
     REFUSED: "clients refused",
 }
-"""What the bridge never may do, whatever the machine is like."""
+"""What the bridge must never do, on any machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A line of the table: for each candidate the median over the rounds."""
+    """A row of the table: the median over the rounds, for each candidate."""
 
     key: str
     name: str
     digits: int = 0
     against: str | None = None
-    """The figure is its ratio to that candidate's, of the same round: what the machine did to both cancels out."""
+    """If set, the figure is the ratio to this candidate in the same round, so that a slow machine does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One set of circumstances, and what is measured in it."""
+    """One situation, and the figures that are measured in it."""
 
     title: str
     figures: Sequence[Figure]
     measure: Callable[[Place, Candidate], Row]
     clients: int
-    """The most at once, each of which takes a file descriptor."""
+    """The maximum number of clients at a time. Each takes a file descriptor."""
     not_for: frozenset[str] = frozenset()
     only_ours: bool = False
     rounds: int | None = None
-    """None: as many as were asked for."""
+    """None: the number from the command line."""
 
     def takes(self, candidate: Candidate) -> bool:
-        """Whether it means anything for the candidate."""
+        """Whether the case can measure the candidate."""
         return candidate.name not in self.not_for and (not self.only_ours or candidate.name == OURS)
 
 
 def faults(case: Case, rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """What the bridge did that it never may: sentences."""
+    """Returns a sentence for each thing that the bridge must never do and did."""
     return [
         f"{case.title}, round {number}: {row[key]:.0f} {what}"
         for number, row in enumerate(rows.get(OURS, ()), 1)
@@ -60,12 +60,12 @@ def faults(case: Case, rows: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def head(names: Sequence[str]) -> str:
-    """The first lines of the table, in Markdown."""
+    """Returns the first lines of the table, in Markdown."""
     return "\n".join([_line(["", "", *names]), _line(["---", "---", *("---:" for _ in names)])])
 
 
 def lines(case: Case, names: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> str:
-    """The case's lines of the table."""
+    """Returns the lines of a case."""
     titles = [case.title, *("" for _ in case.figures)]
     return "\n".join(
         _line([title, figure.name, *(_cell(figure, name, rows) for name in names)])
@@ -80,7 +80,7 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(figure: Figure, name: str, rows: Mapping[str, Sequence[Row]]) -> str:
     values = [row.get(figure.key) for row in rows.get(name, ())]
     if figure.against is not None:
-        # Rounds of the other may be missing, where it could not be measured.
+        # The other candidate may lack a round in which it could not be measured.
         others = [row.get(figure.key) for row in rows.get(figure.against, ())]
         pairs = zip(values, others, strict=False)
         values = [None if not other or value is None else value / other for value, other in pairs]

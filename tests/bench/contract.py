@@ -1,6 +1,7 @@
-"""What one event costs: decoded, validated, converted where it must be, and wrapped. `python -m tests.bench.contract`.
+"""`python -m tests.bench.contract`: the cost of one event that is decoded, validated, converted and wrapped.
 
-CPU microseconds an event, one process, no broker and no clients: the median and the fastest of several rounds.
+The figures are CPU microseconds per event in one process, without a broker and clients: the median and the fastest of
+several rounds.
 """
 
 import statistics
@@ -15,7 +16,7 @@ from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq
 ROUNDS = 9
 NOW_MS = 1_697_962_000_000
 
-# About the median of real ones.
+# About the median size of real killmails.
 MEDIAN = {**ESI, "attackers": ESI["attackers"][:1] * 20}
 LARGEST = {**ESI, "attackers": ESI["attackers"][:1] * 3753}
 
@@ -23,15 +24,15 @@ EVENTS = {
     "update": EXAMPLE,
     "update, wrapped": {"type": "killmail", "data": EXAMPLE},
     "raw killmail, 20 attackers": MEDIAN,
-    "RedisQ package of it": packaged(redisq(MEDIAN)),
-    "R2Z2 document of it": r2z2(MEDIAN),
+    "the same, RedisQ package": packaged(redisq(MEDIAN)),
+    "the same, R2Z2 document": r2z2(MEDIAN),
     "raw killmail, 3753 attackers": LARGEST,
     "update that breaks its schema": {**EXAMPLE, "systemId": "Jita"},
 }
 
 
 def cost_us(pipeline: Pipeline, body: bytes) -> list[float]:
-    """CPU microseconds an event, one for each round."""
+    """Returns the CPU microseconds per event, for each round."""
     event = Event(body, None, "killmail", None)
     count = max(20, 4_000_000 // (len(body) + 500))
     costs = []

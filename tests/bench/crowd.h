@@ -1,4 +1,4 @@
-// One WebSocket client after another: from connect to its end, and what it saw meanwhile.
+// The WebSocket clients: from connect to the end of the connection, with counts of what arrives.
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,18 +19,18 @@
 #define RESUME "{\"type\":\"resume\","
 #define REPLAYED "\"replayed\":"
 #define INCOMPLETE "\"complete\":false"
-#define PATH_LIMIT 1024 // of a path with its query
+#define PATH_LIMIT 1024 // bytes of a path with its query
 
 enum state { IDLE, CONNECTING, SHAKING, OPEN, ENDED };
 
 struct client {
   int fd;
   uint8_t state, stalled;
-  int error; // that it ended with
+  int error; // errno of its end
   unsigned answered;
-  uint16_t code; // of the server's close frame
+  uint16_t code; // code of the server's close frame
   uint64_t updates, last;
-  uint64_t promised; // updates that the answer to a resume told of
+  uint64_t promised; // the number of updates that the resume message announced
   struct frames frames;
   char answer[512];
 };
@@ -43,13 +43,14 @@ static struct {
 } ask = {.inflight = 256, .quiet_us = 10000000};
 
 static struct client *all;
-static unsigned *waiting; // a ring: who is to be opened next
+static unsigned *waiting; // a ring of the clients to connect next
 static unsigned ring, ring_first, ring_count;
 static unsigned opening, refused, cut;
 static uint64_t frames_total, disorder, doubled, complete, pings, resumes, incomplete, complete_us;
-static uint64_t first_us, last_us, stalled_us; // when the first and the last update came, and anything to the stalled
+static uint64_t first_us, last_us; // times of the first update and of the last one
+static uint64_t stalled_us; // time of the last bytes for a stalled client
 static struct latency latency;
-static char **paths; // client number n asks for the path n modulo their count
+static char **paths; // client n requests the path n modulo their count
 static unsigned paths_count;
 static uint8_t buffer[1 << 18];
 static uint64_t arrived_us;
@@ -69,7 +70,7 @@ static void enqueue(unsigned index) {
   waiting[(ring_first + ring_count++) % ring] = index;
 }
 
-// The update's number, or 0. Updates look alike: the place where the last one had it is tried first.
+// Returns the update's number, or 0. Updates are similar: the position of the previous number is tried first.
 static uint64_t number_of(const struct frames *frame) {
   static size_t place;
   size_t length = sizeof MARK - 1, within = frame->kept < MARK_WITHIN ? frame->kept : MARK_WITHIN;
@@ -94,7 +95,7 @@ static int is_resume(const struct frames *frame) {
   return frame->kept > sizeof RESUME - 1 && !memcmp(frame->payload, RESUME, sizeof RESUME - 1);
 }
 
-// The first message to a client that asked for what came after an id: it is no update.
+// The first message to a client that resumes. It is not an update.
 static void on_resume(struct client *client, const struct frames *frame) {
   const uint8_t *replayed = memmem(frame->payload, frame->kept, REPLAYED, sizeof REPLAYED - 1);
   resumes++;
@@ -120,7 +121,7 @@ static void on_update(struct client *client, const struct frames *frame) {
   frames_total++;
 }
 
-// A client's frame must be masked (section 5.3); a mask of zeros leaves the payload as it is.
+// A client must mask its frames (section 5.3). A mask of zeros does not change the payload.
 static void reply(struct client *client, uint8_t opcode, const struct frames *frame) {
   uint8_t answer[6 + KEPT] = {0x80 | opcode, 0x80 | frame->kept};
   memcpy(answer + 6, frame->payload, frame->kept);
@@ -150,7 +151,7 @@ static void watch(struct client *client, int how, uint32_t events) {
     fail("epoll_ctl");
 }
 
-// Whatever state it was in; in a crowd that reconnects it is opened again.
+// Ends the connection in any state. With --reconnect, the client is queued to connect again.
 static void end(struct client *client, int error) {
   unsigned was = client->state;
   close(client->fd);
@@ -175,7 +176,7 @@ static void begin(struct client *client) {
   if (client->fd < 0)
     fail("socket");
   int small = STALLED_BUFFER;
-  // Before connect: the window that the handshake agrees on depends on it.
+  // Before connect, because the size determines the window that the handshake announces.
   if (client->stalled && setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small))
     fail("setsockopt");
   client->state = CONNECTING;
@@ -233,7 +234,7 @@ static void on_answer(struct client *client) {
   frames_feed(&client->frames, (uint8_t *)client->answer + size, client->answered - size, on_complete, client);
 }
 
-// A short read has emptied the socket: asking once more would double the calls.
+// Reads once: a short read means that the socket is empty, and a second call would double the system calls.
 static void on_bytes(struct client *client) {
   ssize_t got = recv(client->fd, buffer, sizeof buffer, 0);
   if (got > 0) {

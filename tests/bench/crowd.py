@@ -1,4 +1,4 @@
-"""The clients: the load generator as a child process, and what it saw."""
+"""The clients: the load generator as a child process, and its results."""
 
 import contextlib
 import json
@@ -19,30 +19,30 @@ OPEN_LIMIT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """How many connections ended how."""
+    """How many connections are in which state at the end."""
 
     connected: int
     reset: int
     eof: int
     codes: dict[str, int]
-    """By the code of the server's close frame."""
+    """The number of connections by the code of the server's close frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the load generator prints; times in its units."""
+    """The output of the load generator."""
 
     refused: int
     open_s: float
     refused_back: int
     back_s: float
-    """How long it took until all were open again; 0 where they were not dropped."""
+    """How long it took until all connections were open again, or 0 if none was dropped."""
     resumes: int
-    """Answers to a resume, each the first message of its connection."""
+    """Number of `resume` messages."""
     incomplete: int
-    """Of them those that said that something is missing."""
+    """Number of `resume` messages that said that updates are missing."""
     caught_s: float
-    """How long it took until the last client had what was asked of it, from the first connection on."""
+    """How long it took from the first connection until the last client had all requested updates."""
     frames: int
     lost: int
     extra: int
@@ -51,7 +51,7 @@ class Seen:
     cut: int
     pings: int
     span_s: float
-    """From the first update to the last."""
+    """Time from the first update to the last one."""
     cpu_us: float
     p50_us: float
     p90_us: float
@@ -63,39 +63,39 @@ class Seen:
 
     @property
     def misplaced(self) -> int:
-        """Updates that came twice, or behind a later one."""
+        """Updates that a client got twice, or after a later one."""
         return self.doubled + self.disorder
 
 
 class Crowd:
-    """Clients of one server, in one process."""
+    """The clients of one server, in one process."""
 
     def __init__(self, running: "subprocess.Popen[bytes]", flag: Path) -> None:
         self._process = running
         self._flag = flag
 
     def ready(self) -> None:
-        """Returns when all connections are open, or refused."""
+        """Returns when each connection is open or refused."""
         await_true("all clients are connected", lambda: self._flag.exists() or self._ended(), OPEN_LIMIT_S, 0.01)
         if self._ended():
             raise Failed("the load generator ended")
 
     def drop(self) -> None:
-        """All connections at once; `ready` returns when they are open anew."""
+        """Drops all connections at once. `ready` then returns when they are open again."""
         self._flag.unlink()
         self._process.send_signal(signal.SIGUSR1)
 
     def seen(self) -> Seen:
-        """What there was to see, once it is over. The connections stay open."""
+        """Waits for the results. The connections stay open."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise Failed("the load generator said nothing")
+            raise Failed("the load generator printed no result")
         found = json.loads(line)
         return Seen(**found | {name: Ends(**found[name]) for name in ("readers", "stalled")})
 
     def stop(self) -> Seen:
-        """Tells clients that hold to leave."""
+        """Ends clients that were started with `hold`, and returns their results."""
         self._process.terminate()
         return self.seen()
 
@@ -107,9 +107,9 @@ class Crowd:
 def crowd(
     place: Place, server: Server, clients: int, paths: Sequence[str] = (), **options: int | bool
 ) -> Iterator[Crowd]:
-    """So many clients of the server; `options` are the load generator's, as in `quiet_s=5` and `hold=True`.
+    """Starts this number of clients. `options` are those of the load generator, such as `quiet_s=5` and `hold=True`.
 
-    `paths` are what the clients ask for, in turn; without any, all of them for all updates.
+    The clients request the `paths` in turn. Without paths, each client requests all updates.
     """
     words = [f"--{name.replace('_', '-')}" + ("" if text is True else f" {text}") for name, text in options.items()]
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, place.log.open("ab") as log:
@@ -134,7 +134,7 @@ def crowd(
 def publishing(
     place: Place, count: int, rate: float, pad: int = 0, systems: int = 1
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A publisher at work; it ends by itself when the broker has everything."""
+    """Starts a publisher, which ends when the broker has all events."""
     numbers = map(str, (count, rate, pad, systems))
     command = [sys.executable, "-m", "tests.bench.publish", place.exchange, *numbers]
     with place.log.open("ab") as log, started(command, log, place.variables()) as running:

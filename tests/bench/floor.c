@@ -1,7 +1,7 @@
-// floor PORT: the least work that a fan-out is. Whoever connects to 127.0.0.1:PORT is taken for a WebSocket client, and
-// each line of standard input goes to all of them as one text frame, by one bare send() a client.
+// floor PORT: the least work that a fan-out needs. It takes each connection to 127.0.0.1:PORT for a WebSocket client.
+// It sends each line of standard input to all clients as one text frame, with one send() per client.
 //
-// It trusts everybody: the load generator's key is always the sample of RFC 6455, section 1.3, and so is the answer.
+// It checks nothing: the load generator always sends the sample key of RFC 6455, section 1.3. The answer is constant.
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #define MOST_CLIENTS 65536
-#define LONGEST_LINE 65535 // what a frame's 16-bit length can say
+#define LONGEST_LINE 65535 // the maximum of a frame's 16-bit length
 
 static const char ACCEPTED[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                                "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";

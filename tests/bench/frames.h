@@ -1,4 +1,4 @@
-// A server's WebSocket frames (RFC 6455, section 5.2), taken from bytes that may be split anywhere.
+// Parses a server's WebSocket frames (RFC 6455, section 5.2) from bytes that can be split anywhere.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -6,7 +6,7 @@
 
 enum { TEXT = 1, CLOSE = 8, PING = 9 };
 
-// What is kept of a payload: all of a control frame's, and of an update's the part that its number is in.
+// How many bytes of a payload are kept: all of a control frame, and the part of an update that has its number.
 #define KEPT 125
 
 struct frames {

@@ -1,4 +1,4 @@
-// Latencies in constant memory: buckets that are 1/256 of their value wide, so a quantile is right to 0.4 %.
+// Latencies in constant memory. The width of a bucket is 1/256 of its value, so a quantile is accurate to 0.4 %.
 
 #include <stdint.h>
 
@@ -22,7 +22,7 @@ static void latency_add(struct latency *all, uint64_t value) {
     all->largest = value;
 }
 
-// The value that `share` of all values do not exceed.
+// Returns the quantile: a share of all values does not exceed it.
 static uint64_t latency_quantile(const struct latency *all, double share) {
   uint64_t wanted = (uint64_t)((double)all->count * share), seen = 0;
   for (unsigned bucket = 0; bucket < sizeof all->buckets / sizeof *all->buckets; bucket++) {

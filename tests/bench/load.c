@@ -1,17 +1,18 @@
-// load PORT CLIENTS [OPTION ...]: a crowd of WebSocket clients of ws://127.0.0.1:PORT/updates, in one thread.
+// load PORT CLIENTS [OPTION ...]: many WebSocket clients of ws://127.0.0.1:PORT/updates, in one thread.
 //
-// It opens the connections, reads what the server sends, prints one line of JSON (what arrived, how late, in which order)
-// and stays connected until SIGTERM. A number behind "killmailId": near the start of an update is its publisher's CLOCK_MONOTONIC microseconds.
+// It opens the connections, reads what the server sends, prints one line of JSON (number, delay and order of updates)
+// and stays connected until SIGTERM. The number after "killmailId": near the start of an update is the time of its
+// publication, in microseconds of CLOCK_MONOTONIC.
 //
-//   --inflight W   connections that may be on their way to being open at once (256)
-//   --frames F     print when each client has had F updates; without it and --hold, as soon as all are open
-//   --quiet-s S    print also when nothing arrived for so long (10)
-//   --stalled K    that many more clients, with a small receive buffer, that read nothing until the others are done
-//   --hold         read until SIGTERM, and print then
-//   --reconnect    the same, and at SIGUSR1 drop all connections and open them anew
-//   --paths FILE   what to ask for instead of /updates, one a line, by the clients in turn
-//   --caught-up    print when each client has had what the answer to its resume told of
-//   --ready FILE   made when all are open, and again when all are open anew
+//   --inflight W   the maximum number of unfinished handshakes (256)
+//   --frames F     print when each client has F updates; without it and --hold, print as soon as all are open
+//   --quiet-s S    print also when nothing arrived for S seconds (10)
+//   --stalled K    K additional clients with a small receive buffer; they read nothing until the others are done
+//   --hold         read until SIGTERM, and then print
+//   --reconnect    as --hold; at SIGUSR1, drop all connections and open them again
+//   --paths FILE   the paths to request instead of /updates, one per line, by the clients in turn
+//   --caught-up    print when each client has the number of updates that its `resume` message announced
+//   --ready FILE   create FILE when all are open, and again when all are open again
 
 #define _GNU_SOURCE
 #include <signal.h>
@@ -19,7 +20,7 @@
 
 #include "crowd.h"
 
-#define LINGER_US 100000 // what is sent twice comes right after what was waited for
+#define LINGER_US 100000 // a duplicate update arrives right after the last expected one
 #define STALLED_QUIET_US 3000000
 
 static volatile sig_atomic_t stopped, dropped;
@@ -44,7 +45,7 @@ static void say_ready(void) {
     fclose(file);
 }
 
-// Until all are open or refused. Returns how long that took.
+// Runs until each connection is open or refused. Returns how long that took.
 static uint64_t open_all(void) {
   uint64_t began = now_us();
   while (!stopped && (ring_count || opening))
@@ -67,7 +68,7 @@ static uint64_t drop_and_return(void) {
   return now_us() - began;
 }
 
-// Returns how long the crowd took to come back, if it had to.
+// Returns how long the clients took to connect again, or 0 if none was dropped.
 static uint64_t read_on(unsigned readers) {
   uint64_t ready_us = now_us(), done_us = 0, back_us = 0;
   while (!stopped && (ask.hold || ask.frames || ask.caught_up)) {
@@ -217,7 +218,7 @@ int main(int count, char **words) {
   print_ends("stalled", ask.clients, ask.stalled);
   printf("}\n");
   fflush(stdout);
-  // What the server does when everybody leaves is not what was measured: they stay until they are told to go.
+  // The clients stay connected until SIGTERM: the measurement must not include their departure.
   while (!stopped)
     turn(100);
   return 0;

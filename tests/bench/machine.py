@@ -1,4 +1,4 @@
-"""What the figures were measured on, in one line: they mean little without it."""
+"""Describes the machine and the versions in one line. Figures mean little without them."""
 
 import os
 import platform
@@ -19,19 +19,19 @@ BROKER_LIMIT_S = 10.0
 
 
 def broker_version(amqp: str) -> str:
-    """What the broker says that it is. Raises Failed where there is none."""
+    """Returns the broker's version. Raises Failed if the broker can't be used."""
     try:
         with Channel(amqp, BROKER_LIMIT_S) as channel:
             return channel.version
     except (OSError, TypeError) as error:
         raise Failed(
-            f"the broker at {Node(amqp)} can't be used: {error}. Are address, user, password and virtual host right? "
-            "TEST_AMQP_URL says which broker is taken; without it, one is started"
+            f"the broker at {Node(amqp)} can't be used: {error}; check the address, user, password and virtual host in "
+            "TEST_AMQP_URL, or unset it to start a broker"
         ) from error
 
 
 def line(broker: str) -> str:
-    """Processor, kernel, versions and the command; `broker` is RabbitMQ's."""
+    """Returns the processor, the kernel, the versions and the command. `broker` is the version of RabbitMQ."""
     words = [
         f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
         f"Python {platform.python_version()}",

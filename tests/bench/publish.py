@@ -1,7 +1,7 @@
-"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: killmails, RATE a second or at full speed (0).
+"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: publishes killmails. RATE 0 is full speed.
 
-The broker is the one in AMQP. A killmail's id is the microsecond of CLOCK_MONOTONIC at which it was published: on the
-same machine whoever receives it can tell how old it is, and ids that do not grow are a lost order.
+The variable AMQP names the broker, and RATE is per second. The id of a killmail is the time of its publication, in
+microseconds of CLOCK_MONOTONIC. So a client on the same machine knows its age, and detects a wrong order.
 """
 
 import itertools
@@ -15,16 +15,16 @@ from tests.bench.amqp import Channel, Publication
 from tests.support.killmail import EXAMPLE, killmail
 
 BATCH = 100
-"""Events in one write, at full speed."""
+"""Events per write, at full speed."""
 
 SYSTEM = EXAMPLE["systemId"]
-"""Where the killmails happen, or the first of the systems where they happen in turn."""
+"""The solar system of the killmails, or the first of several systems."""
 
 
 class Events:
-    """Bodies of events, each with a larger id than the one before; `pad` bytes longer than a usual killmail.
+    """Makes the bodies of events, each with a larger id than the previous one.
 
-    They happen in so many solar systems, in turn.
+    A body is `pad` bytes longer than a usual killmail. The killmails happen in `systems` solar systems, in turn.
     """
 
     def __init__(self, pad: int = 0, systems: int = 1) -> None:
@@ -35,14 +35,14 @@ class Events:
         self._last = 0
 
     def next(self) -> bytes:
-        """The event of this moment."""
+        """Returns an event with the current time as its id."""
         self._last = max(self._last + 1, time.monotonic_ns() // 1000)
         before, after = next(self._parts)
         return b"%b%d%b" % (before, self._last, after)
 
 
 def publish(channel: Channel, exchange: str, count: int, rate: float, events: Events) -> None:
-    """Returns when the broker has them all."""
+    """Publishes events. Returns when the broker has all of them."""
     publication = Publication(exchange)
     batch = 1 if rate else BATCH
     began = time.monotonic()
@@ -54,7 +54,7 @@ def publish(channel: Channel, exchange: str, count: int, rate: float, events: Ev
 
 
 def main(exchange: str, count: str, rate: str, pad: str = "0", systems: str = "1") -> None:
-    """The program."""
+    """Runs the program."""
     with Channel(os.environ["AMQP"]) as channel:
         channel.declare(exchange)
         publish(channel, exchange, int(count), float(rate), Events(int(pad), int(systems)))

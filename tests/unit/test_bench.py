@@ -60,7 +60,7 @@ def test_lines_show_medians_and_ratios_of_the_same_round() -> None:
 
 def test_updates_lost_by_the_bridge_are_errors_and_those_lost_by_a_peer_are_not() -> None:
     rows = {OURS: [{LOST: 0, CUT: 0}, {LOST: 3, CUT: 1}], "naive": [{LOST: 7}]}
-    assert faults(CASE, rows) == ["paced, round 2: 3 updates lost", "paced, round 2: 1 clients that read cut off"]
+    assert faults(CASE, rows) == ["paced, round 2: 3 updates lost", "paced, round 2: 1 reading clients disconnected"]
 
 
 @pytest.mark.parametrize("kind", [filters.ALL, filters.FEW])

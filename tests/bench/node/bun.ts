@@ -1,5 +1,5 @@
-// The same on Bun: its own WebSocket server, and amqplib. TOPICS=1 leaves the fan-out to Bun's topics, which may merge
-// writes; without it each client gets a send of its own. Validates nothing.
+// The simplest bridge on Bun, with its WebSocket server and amqplib. With TOPICS=1, Bun's topics do the fan-out and can
+// merge writes. Otherwise, the program sends to each client. It validates nothing.
 import { connect } from "amqplib";
 
 const { AMQP, EXCHANGE, PORT, TOPICS } = process.env;

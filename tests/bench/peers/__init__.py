@@ -1,1 +1,1 @@
-"""Other programs that do what the bridge is for, to be measured beside it."""
+"""Other programs that broadcast events, for comparison with the bridge."""

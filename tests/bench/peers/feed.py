@@ -1,6 +1,6 @@
-"""What the floor sends: each event of the exchange as an update, one a line, on standard output.
+"""Writes each event of the exchange to standard output as an update, one per line. The floor sends these lines.
 
-A process of its own, because only the fan-out is the floor: what consuming costs is not counted there.
+This is a separate process, because the floor measures the fan-out only, without the cost of consuming.
 """
 
 import os
@@ -11,7 +11,7 @@ from tests.bench.amqp import Channel
 
 
 def main() -> None:
-    """The program. The pipe holds it back where it is faster than whoever reads its output."""
+    """Runs the program. If it is faster than the reader of its output, the pipe blocks it."""
     with Channel(os.environ["AMQP"], timeout_s=None) as channel:
         for body in channel.consume(os.environ["EXCHANGE"]):
             update = b'{"type":"killmail","data":%b,"timestamp":%d}\n' % (body, time.time() * 1000)

@@ -1,4 +1,4 @@
-"""The bridge as anybody would write it first, in the words of its libraries' front pages, and without what is ours."""
+"""The simplest bridge with aio-pika and websockets, as in the first examples of their documentation."""
 
 import asyncio
 import os
@@ -16,9 +16,9 @@ SCHEMA = Path(__file__).parents[3] / "schemas/killmail.json"
 
 
 async def consume(connection: AbstractConnection, take: Callable[[object, int], None]) -> None:
-    """Calls `take` with each event of the exchange and the time, for ever."""
+    """Calls `take` with each event of the exchange and the current time, until the process ends."""
     channel = await connection.channel()
-    await channel.set_qos(prefetch_count=200)  # as many as the bridge asks for
+    await channel.set_qos(prefetch_count=200)  # as in the bridge
     exchange = await channel.declare_exchange(os.environ["EXCHANGE"], aio_pika.ExchangeType.FANOUT, durable=True)
     queue = await channel.declare_queue(exclusive=True)
     await queue.bind(exchange)
@@ -29,7 +29,7 @@ async def consume(connection: AbstractConnection, take: Callable[[object, int], 
 
 
 async def main() -> None:
-    """The program."""
+    """Runs the program."""
     validator = jsonschema_rs.validator_for(orjson.loads(SCHEMA.read_bytes()))
     clients: set[ServerConnection] = set()
 

@@ -1,1 +1,1 @@
-"""What is measured: each module makes the cases of one scenario."""
+"""The scenarios: each module makes the cases of one."""

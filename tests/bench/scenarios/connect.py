@@ -1,4 +1,4 @@
-"""How fast clients get in, and what it does to the others when all come back at once."""
+"""How fast clients connect, and how a storm of reconnects affects other clients."""
 
 import functools
 import time
@@ -10,37 +10,37 @@ from tests.bench.crowd import crowd, publishing
 WATCHERS = 100
 RATE = 20
 BEFORE_S = 2.0
-"""Of broadcast, before everybody is dropped."""
+"""Seconds of broadcast before the connections are dropped."""
 
 
 def cases(quick: bool) -> list[Case]:
-    """Handshakes, and the storm."""
+    """Returns the cases of handshakes and of the storm."""
     clients = 500 if quick else 5000
     return [
         Case(
             f"connect: {clients} clients of one program",
             (
-                Figure("many", "handshakes a second, 256 at once"),
-                Figure("many", "times ours", 2, OURS),
-                Figure("one", "handshakes a second, one by one"),
-                Figure("one", "times ours", 2, OURS),
+                Figure("many", "handshakes per second, 256 at a time"),
+                Figure("many", "ratio to ours", 2, OURS),
+                Figure("one", "handshakes per second, one at a time"),
+                Figure("one", "ratio to ours", 2, OURS),
                 Figure(REFUSED, "clients refused"),
             ),
             functools.partial(_handshakes, clients=clients),
             clients,
         ),
         Case(
-            f"storm: {clients} clients drop and come back, {WATCHERS} others get {RATE} updates a second",
+            f"storm: {clients} clients reconnect, {WATCHERS} others get {RATE} updates per second",
             (
-                Figure("max_ms", "latest update of the others, ms"),
+                Figure("max_ms", "longest delay of the others, ms"),
                 Figure(LOST, "updates lost"),
-                Figure(MISPLACED, "updates doubled or out of order"),
-                Figure("back_s", "s until all are back", 1),
+                Figure(MISPLACED, "updates duplicated or out of order"),
+                Figure("back_s", "s until all are connected again", 1),
                 Figure(REFUSED, "clients refused"),
             ),
             functools.partial(_storm, clients=clients, updates=120 if quick else 240),
             clients + WATCHERS,
-            # It takes one client after the other, and would wait for the slowest with the broadcast.
+            # The floor accepts one client after the other, and its broadcast would wait for the slowest.
             not_for=frozenset({FLOOR}),
         ),
     ]

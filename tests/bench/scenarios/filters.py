@@ -1,4 +1,4 @@
-"""What it costs that clients ask for some updates only, and what it saves: filters, and ids, beside neither."""
+"""What filters and ids cost, and what filters save, compared with clients that use neither."""
 
 import functools
 from collections.abc import Sequence
@@ -11,36 +11,36 @@ from tests.bench.publish import SYSTEM
 
 FILTERS = 500
 SYSTEMS = 100
-"""Where updates happen in turn, for clients that want one of them."""
+"""The solar systems of the updates, in turn, if each client asks for one of them."""
 
 ELSEWHERE = 40_000_000
-"""No update's system: it makes filters different that match the same."""
+"""A solar system without updates. It makes filters different that match the same updates."""
 
 RATE = 10
 LIMIT = 1.3
-"""Times the cost without filters, where every update matches all of them."""
+"""The limit of the ratio to the cost without filters, if every update matches all filters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Clients that ask for the same kind of thing."""
+    """A kind of clients."""
 
     key: str
     name: str
     paths: Sequence[str]
     systems: int = 1
-    """Of which a client gets the updates of one."""
+    """The number of solar systems. A client gets the updates of one."""
 
 
 PLAIN = Kind("plain", "without a filter", ())
 ALL = Kind(
     "all",
-    f"{FILTERS} filters that all match",
+    f"{FILTERS} filters, all match",
     [f"/updates?systemId={SYSTEM}&systemId={ELSEWHERE + number}" for number in range(FILTERS)],
 )
 FEW = Kind(
     "few",
-    f"{FILTERS} filters of which 1 in {SYSTEMS} matches",
+    f"{FILTERS} filters, 1 in {SYSTEMS} matches",
     [f"/updates?systemId={SYSTEM + number % SYSTEMS}&systemId={ELSEWHERE + number}" for number in range(FILTERS)],
     SYSTEMS,
 )
@@ -50,25 +50,25 @@ KINDS = (PLAIN, ALL, FEW, IDS)
 
 def _figures(kind: Kind) -> list[Figure]:
     return [
-        Figure(f"{kind.key}_update", f"{kind.name}: CPU ms an update", 2),
-        *([] if kind is PLAIN else [Figure(f"{kind.key}_times", "times that without", 2)]),
-        Figure(f"{kind.key}_delivery", "CPU µs a delivery", 2),
-        Figure(f"{kind.key}_kb", "KB a connection", 2),
+        Figure(f"{kind.key}_update", f"{kind.name}: CPU ms per update", 2),
+        *([] if kind is PLAIN else [Figure(f"{kind.key}_times", "ratio to no filter", 2)]),
+        Figure(f"{kind.key}_send", "CPU µs per send", 2),
+        Figure(f"{kind.key}_kb", "KB per connection", 2),
     ]
 
 
 def cases(quick: bool) -> list[Case]:
-    """One case, for which the bridge is started anew for each kind of clients."""
+    """Returns one case. It starts a new bridge for each kind of clients."""
     clients, updates = (5000, 40) if quick else (5000, 200)
     figures = [
         *(figure for kind in KINDS for figure in _figures(kind)),
         Figure(LOST, "updates lost"),
-        Figure("extra", "updates that were not asked for"),
-        Figure(MISPLACED, "updates doubled or out of order"),
+        Figure("extra", "updates that were not requested"),
+        Figure(MISPLACED, "updates duplicated or out of order"),
         Figure(REFUSED, "clients refused"),
     ]
     measure = functools.partial(_measure, clients=clients, updates=updates)
-    title = f"filters: {clients} clients, {RATE} updates a second; at most {LIMIT} times where all match"
+    title = f"filters: {clients} clients, {RATE} updates per second; limit of the ratio {LIMIT} if all match"
     return [Case(title, figures, measure, clients, only_ours=True)]
 
 
@@ -83,9 +83,9 @@ def _measure(place: Place, candidate: Candidate, *, clients: int, updates: int) 
 
 
 def _broadcast(place: Place, candidate: Candidate, kind: Kind, clients: int, updates: int) -> Row:
-    """One kind of clients."""
+    """Measures one kind of clients."""
     if kind.systems > 1:
-        # As many for each system; deliveries are few.
+        # The same number for each system. More updates, because each reaches few clients.
         updates, rate = 5 * updates // kind.systems * kind.systems, 5 * RATE
     else:
         rate = RATE
@@ -101,7 +101,7 @@ def _broadcast(place: Place, candidate: Candidate, kind: Kind, clients: int, upd
             used_us = server.cpu_us() - before_us
     return {
         f"{kind.key}_update": used_us / updates / 1000,
-        f"{kind.key}_delivery": used_us / max(1, seen.frames),
+        f"{kind.key}_send": used_us / max(1, seen.frames),
         f"{kind.key}_kb": each_kb,
         LOST: seen.lost,
         "extra": seen.extra,

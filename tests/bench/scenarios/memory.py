@@ -1,4 +1,4 @@
-"""What connections cost in memory, and what stays behind when they go: several crowds of one process."""
+"""The memory that connections take, and the memory that is left when they end, several times in one process."""
 
 import functools
 
@@ -10,15 +10,15 @@ ROUNDS = 3
 
 
 def cases(quick: bool) -> list[Case]:
-    """One case, whose rounds are inside it."""
+    """Returns one case, which contains its rounds."""
     clients = 500 if quick else 5000
     numbers = range(1, ROUNDS + 1)
     figures = [
-        Figure("ready_mb", "MB before the first", 1),
-        *(Figure(f"each_{number}", f"KB a connection, {number}. time", 2) for number in numbers),
-        *(Figure(f"left_{number}", f"MB when they have gone, {number}. time", 1) for number in numbers),
+        Figure("ready_mb", "MB before the first connection", 1),
+        *(Figure(f"each_{number}", f"KB per connection, time {number}", 2) for number in numbers),
+        *(Figure(f"left_{number}", f"MB after all have left, time {number}", 1) for number in numbers),
     ]
-    title = f"memory: {clients} clients come, idle and go, {ROUNDS} times"
+    title = f"memory: {clients} clients connect, idle and leave, {ROUNDS} times"
     measure = functools.partial(_measure, clients=clients)
     return [Case(title, figures, measure, clients, not_for=frozenset({FLOOR}), rounds=1)]
 

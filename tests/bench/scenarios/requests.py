@@ -1,4 +1,4 @@
-"""What a request costs the loop, and so all other clients: each kind at its largest, and the metrics of many types."""
+"""What a request costs the event loop: each kind at its largest size, and the metrics of many types."""
 
 import contextlib
 import functools
@@ -17,24 +17,24 @@ from tests.support.largest_requests import METRICS, REQUESTS
 
 WATCHERS, RATE = 100, 20
 COSTLY = "forwarded: the maximum number of addresses"
-"""Kind of the requests that others get their updates beside."""
+"""The kind of the requests in the case that measures other clients."""
 
 _LIMIT_S = 10.0
 
 
 def cases(quick: bool) -> list[Case]:
-    """The bridge alone: what a request costs depends on what it means."""
+    """Returns the cases, for the bridge alone: other programs do not interpret requests."""
     count, types, updates = (20, 2000, 60) if quick else (300, 2000, 400)
     return [
         Case(
-            "requests: each at the largest size that is read",
+            "requests: each at the largest accepted size",
             tuple(Figure(name, f"CPU ms: {name}", 2) for name in REQUESTS),
             functools.partial(_costs, count=count),
             10,
             only_ours=True,
         ),
         Case(
-            f"requests: {types} update types of one's own",
+            f"requests: {types} update types of the operator",
             (
                 Figure("metrics", "CPU ms: page: /metrics", 2),
                 Figure("unknown", "CPU ms: query: an unknown name (refused)", 2),
@@ -44,12 +44,12 @@ def cases(quick: bool) -> list[Case]:
             only_ours=True,
         ),
         Case(
-            f"requests: one after the other ({COSTLY}), {WATCHERS} others get {RATE} updates a second",
+            f"requests: one after the other ({COSTLY}), {WATCHERS} clients get {RATE} updates per second",
             (
-                Figure("alone_ms", "p99 ms of the others alone", 1),
-                Figure("beside_ms", "p99 ms beside the requests", 1),
+                Figure("alone_ms", "p99 ms of the clients without requests", 1),
+                Figure("beside_ms", "p99 ms of the clients during requests", 1),
                 Figure(LOST, "updates lost"),
-                Figure(MISPLACED, "updates doubled or out of order"),
+                Figure(MISPLACED, "updates duplicated or out of order"),
             ),
             functools.partial(_beside, updates=updates),
             WATCHERS + 10,
@@ -91,7 +91,7 @@ def _beside(place: Place, candidate: Candidate, *, updates: int) -> Row:
 
 
 def _cost_ms(server: Server, request: bytes, count: int) -> float:
-    """Milliseconds of processor time for one request, its connection and its answer included."""
+    """Returns the milliseconds of processor time for one request, with its connection and its response."""
     for _ in range(3):
         _ask(server, request)
     server.settle()
@@ -102,18 +102,18 @@ def _cost_ms(server: Server, request: bytes, count: int) -> float:
 
 
 def _ask(server: Server, request: bytes) -> None:
-    """Returns when the answer has begun: what follows an upgrade is another matter."""
-    with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as line:
-        line.sendall(request)
-        if line.recv(65536).startswith(b"HTTP/1.1 101"):
+    """Sends a request and reads the response. After an upgrade, it reads nothing further."""
+    with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as client:
+        client.sendall(request)
+        if client.recv(65536).startswith(b"HTTP/1.1 101"):
             return
-        while line.recv(65536):
+        while client.recv(65536):
             pass
 
 
 @contextlib.contextmanager
 def _asking(server: Server) -> Iterator[None]:
-    """Requests, one after the other, until the end."""
+    """Sends requests, one after the other, until the end of the context."""
     over = threading.Event()
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""Whether clients that ask for all that is kept, at once, hold up those that only listen."""
+"""Whether clients that request a full replay delay live clients."""
 
 import functools
 import time
@@ -10,46 +10,47 @@ from tests.bench.crowd import Seen, crowd, publishing
 LIVE = 100
 RATE = 20
 BEFORE_S = 1.0
-"""Of broadcast, before anybody resumes."""
+"""Seconds of broadcast before clients resume."""
 
 LOG = "16MiB"
 ENOUGH = 60_000
-"""Updates that fill it."""
+"""The number of updates that fill the log."""
 
 EVERYTHING = "/updates?after=0-00000000"
-"""An id that no bridge has given out: the answer says that something is missing, and all that is kept follows."""
+"""The id is of no log. The bridge answers that updates are missing, and sends all that are in its log."""
 
 SIZES = (1, 20, 200)
 LIMIT_MS = 50
-"""Later than the latest update without anybody who resumes."""
+"""The limit of the additional delay of the live clients."""
 
 
 def cases(quick: bool) -> list[Case]:
-    """One case, on one bridge, whose log stays full."""
+    """Returns one case, on one bridge with a full log."""
     figures = [
-        Figure("alone_ms", "latest update of the others before, ms", 1),
+        Figure("alone_ms", "longest delay of the live clients before, ms", 1),
         *(figure for size in SIZES for figure in _figures(size)),
-        Figure("replayed", "updates replayed to each"),
-        Figure(LOST, "updates lost, of those who listen"),
-        Figure(MISPLACED, "updates doubled or out of order"),
-        Figure(CUT, "clients cut off"),
+        Figure("replayed", "updates replayed to each client"),
+        Figure(LOST, "updates lost by live clients"),
+        Figure(MISPLACED, "updates duplicated or out of order"),
+        Figure(CUT, "clients disconnected"),
         Figure(REFUSED, "clients refused"),
     ]
     measure = functools.partial(_measure, updates=200 if quick else 400)
-    title = f"resume: {LIVE} clients get {RATE} updates a second, others {LOG} of them at once"
-    return [Case(f"{title}; at most {LIMIT_MS} ms later", figures, measure, LIVE + max(SIZES), only_ours=True)]
+    title = f"resume: {LIVE} live clients get {RATE} updates per second, others a full replay of {LOG}"
+    title += f"; limit of the additional delay {LIMIT_MS} ms"
+    return [Case(title, figures, measure, LIVE + max(SIZES), only_ours=True)]
 
 
 def _figures(size: int) -> list[Figure]:
     return [
-        Figure(f"later_{size}", f"so much later beside {size}, ms", 1),
-        Figure(f"caught_{size}", f"s until {'it has' if size == 1 else 'they have'} all", 2),
+        Figure(f"later_{size}", f"additional delay during {size} replay{'s' * (size > 1)}, ms", 1),
+        Figure(f"caught_{size}", f"s until {'it is' if size == 1 else 'all are'} complete", 2),
     ]
 
 
 def _measure(place: Place, candidate: Candidate, *, updates: int) -> Row:
     with serving(candidate, place, BRIDGE_LOG_BYTES=LOG) as server:
-        # A client that has had them all shows that nothing of this is still under way.
+        # When this client has all updates, none is still on its way.
         with crowd(place, server, 1, frames=ENOUGH) as witness:
             witness.ready()
             with publishing(place, ENOUGH, 0):
@@ -74,7 +75,7 @@ def _measure(place: Place, candidate: Candidate, *, updates: int) -> Row:
 
 
 def _beside(place: Place, server: Server, size: int, updates: int) -> tuple[Seen, Seen | None]:
-    """What those saw who only listen, and those beside them who resumed."""
+    """Returns the results of the live clients, and of `size` clients that resume at the same time."""
     others = None
     with crowd(place, server, LIVE, frames=updates) as live:
         live.ready()

@@ -1,4 +1,4 @@
-"""Whether clients that do not read harm those that do, and what they cost."""
+"""Whether clients that do not read delay those that do, and what they cost."""
 
 import functools
 
@@ -8,28 +8,28 @@ from tests.bench.crowd import Seen, crowd, publishing
 
 RATE = 100
 PAD = 1800
-"""Bytes beside a killmail's own: two kilobytes an update."""
-# Small enough that the stalled fall off the log within the run; an update may not be larger than the log.
+"""Bytes in addition to a usual killmail: 2 KB per update."""
+# So small that the log overwrites what stalled clients need. An update must not be larger than the log.
 SETTINGS = {"BRIDGE_LOG_BYTES": "2MiB", "BRIDGE_MAX_MESSAGE_BYTES": "1MiB"}
 TOO_SLOW = "4008"
 
 FIGURES = (
-    Figure("alone_ms", "p99 ms of the readers alone", 1),
-    Figure("beside_ms", "p99 ms beside the stalled", 1),
-    Figure("times", "times that alone", 2),
+    Figure("alone_ms", "p99 ms of readers alone", 1),
+    Figure("beside_ms", "p99 ms of readers with stalled clients", 1),
+    Figure("times", "ratio to readers alone", 2),
     Figure(LOST, "updates lost by readers"),
-    Figure(MISPLACED, "updates doubled or out of order"),
-    Figure("grown_mb", "MB that it grew, at most"),
-    Figure("too_slow", f"stalled that find code {TOO_SLOW} when they read on"),
-    Figure("otherwise", "that find another end"),
-    Figure("connected", "that are still connected"),
+    Figure(MISPLACED, "updates duplicated or out of order"),
+    Figure("grown_mb", "MB grown, maximum"),
+    Figure("too_slow", f"stalled clients closed with {TOO_SLOW}"),
+    Figure("otherwise", "stalled clients that ended otherwise"),
+    Figure("connected", "stalled clients still connected"),
 )
 
 
 def cases(quick: bool) -> list[Case]:
-    """One case; each measurement starts the server twice, without and with the stalled."""
+    """Returns one case. Each measurement starts the server twice, without and with stalled clients."""
     clients, alone, beside = (50, 300, 1000) if quick else (500, 1000, 2400)
-    title = f"slow: {clients} clients read, {clients} do not, {RATE} updates of 2 KB a second"
+    title = f"slow: {clients} clients read, {clients} do not, {RATE} updates of 2 KB per second"
     measure = functools.partial(_measure, clients=clients, alone=alone, beside=beside)
     return [Case(title, FIGURES, measure, 2 * clients, not_for=frozenset({FLOOR}))]
 

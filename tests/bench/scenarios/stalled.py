@@ -1,4 +1,4 @@
-"""How much memory clients take that read nothing, by their number, the size of updates and the transport."""
+"""How much memory clients take if they read nothing, by their number, the size of updates and the transport."""
 
 import asyncio
 import contextlib
@@ -25,22 +25,22 @@ from tests.support.running import UNPINGED
 
 CLIENTS, QUICK_CLIENTS = (100, 500, 2000), (50,)
 SIZES = {"300 B": 300, "16 KB": 16_000, "256 KB": 256_000, "3.9 MB": 3_900_000}
-"""Bytes of an update, by what the table calls them."""
+"""Bytes of an update, by their name in the table."""
 
 LOG_BYTES = 16 * MB
 OWN_BYTES = 250
-"""Of an update without padding."""
+"""Bytes of an update without padding."""
 
 KERNEL_BYTES = 131_072
-"""The kernel never takes more than this of a client that does not read: one larger update stalls every client."""
+"""The kernel never buffers more than this for a client that does not read. One larger update stalls every client."""
 
 STEP_BYTES = 65_536
-"""Published at a time until all clients are behind; one update where that is larger."""
+"""Bytes that are published at a time until all clients lag, or one update if it is larger."""
 
 SAMPLE_S = 0.005
 LIMIT_S = 120.0
 HANDSHAKES = 8
-"""At once: OpenSSL releases Python's lock meanwhile."""
+"""Handshakes at a time. OpenSSL releases Python's lock meanwhile."""
 
 _UPDATES = 'bridge_updates_total{type="killmail"}'
 _LAGGING = 'bridge_connections_lagging{transport="websocket"}'
@@ -48,7 +48,7 @@ _EVICTED = 'bridge_evictions_total{reason="too-slow"}'
 
 
 def cases(quick: bool) -> list[Case]:
-    """Each on a bridge of its own: the memory that a bridge had once may serve it again."""
+    """Returns the cases. Each starts a new bridge, because a bridge reuses the memory that it once had."""
     return [
         Case(
             f"stalled: {clients} clients read nothing, {'TLS' if tls else 'plain'}, updates of {name}",
@@ -65,12 +65,12 @@ def cases(quick: bool) -> list[Case]:
 
 
 def _figures(size: int) -> tuple[Figure, ...]:
-    full = Figure("full_mb", "MB grown, log full and clients evicted", 1)
-    return (Figure("one_mb", "MB grown, one update", 1), full) if size > KERNEL_BYTES else (full,)
+    full = Figure("full_mb", "MB grown after a full log, clients evicted", 1)
+    return (Figure("one_mb", "MB grown after one update", 1), full) if size > KERNEL_BYTES else (full,)
 
 
 def measure(place: Place, candidate: Candidate, *, clients: int, size: int, tls: bool) -> Row:
-    """The most that the bridge grew, in MB, since all clients are connected."""
+    """Returns the maximum growth of the bridge, in MB, since all clients are connected."""
     settings = {**UNPINGED, "BRIDGE_LOG_BYTES": str(LOG_BYTES)}
     row = {}
     with contextlib.ExitStack() as stack:
@@ -115,14 +115,14 @@ class _Publisher:
         self._count = self.metric(_UPDATES)
 
     def publish(self, count: int) -> None:
-        """Returns when the bridge has sent so many updates to all clients that keep up."""
+        """Publishes updates. Returns when the bridge has broadcast them."""
         for _ in range(count):
             self._channel.write(self._publication.of(self._events.next()))
         self._count += count
         self.await_metric(_UPDATES, self._count)
 
     def stall(self, clients: int) -> None:
-        """Publishes until no client's socket takes more. Clients that were not written to yet are behind as well."""
+        """Publishes until each client lags because its socket is full. A client can also lag before its first write."""
         step = max(1, STEP_BYTES // self._size)
         while True:
             self.publish(step)
@@ -132,7 +132,7 @@ class _Publisher:
                     return
 
     def metric(self, name: str) -> float:
-        """A sample of the bridge's metrics."""
+        """Returns a sample of the bridge's metrics."""
         return asyncio.run(metric(self._server.port, name, self._context))
 
     def await_metric(self, name: str, value: float) -> None:
@@ -142,7 +142,7 @@ class _Publisher:
 
 @contextlib.contextmanager
 def _sampled(memory: Memory) -> Iterator[None]:
-    """Looks at the memory all the while."""
+    """Samples the memory until the end of the context."""
     over = threading.Event()
 
     def look() -> None:
@@ -160,7 +160,7 @@ def _sampled(memory: Memory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stalled(server: Server, count: int, context: ssl.SSLContext | None) -> Iterator[None]:
-    """So many clients that read nothing after the answer to their handshake."""
+    """Connects clients that read nothing after the response to their handshake."""
     with contextlib.ExitStack() as clients, ThreadPoolExecutor(HANDSHAKES) as pool:
         try:
             for client in pool.map(lambda _: _client(server, context), range(count)):
@@ -173,7 +173,7 @@ def _stalled(server: Server, count: int, context: ssl.SSLContext | None) -> Iter
 def _client(server: Server, context: ssl.SSLContext | None) -> socket.socket:
     client = socket.socket()
     client.settimeout(LIMIT_S)
-    # Before connect, which tells the bridge. The kernel makes the least of it that there is.
+    # Before connect, which announces the window. The kernel raises the size to its minimum.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     client.connect((LOOPBACK, server.port))
     if context is not None:
@@ -192,5 +192,5 @@ def _client(server: Server, context: ssl.SSLContext | None) -> socket.socket:
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:
-        raise Failed("the openssl command, which makes the certificate, is missing")
+        raise Failed("the command openssl, which makes the certificate, is missing")
     return certificate(folder, "bridge")

@@ -1,4 +1,4 @@
-"""How long a start takes, and what a server costs that has nothing to do."""
+"""How long a start takes, and what an idle server costs."""
 
 import functools
 import time
@@ -14,21 +14,21 @@ STARTS = 5
 
 
 def cases(quick: bool) -> list[Case]:
-    """The start of the bridge, and the rest of everybody."""
+    """Returns the cases: the start of the bridge, and idle servers."""
     clients, span_s = (100, 5) if quick else (1000, 20)
     return [
         Case(
             "start",
-            (Figure("ready_s", "s until /readyz says yes", 2),),
+            (Figure("ready_s", "s until /readyz reports 200", 2),),
             _start,
             0,
             only_ours=True,
             rounds=STARTS,
         ),
         Case(
-            f"rest: {clients} clients, no updates",
+            f"idle: {clients} clients, no updates",
             (Figure("percent", "% of a core", 2),),
-            functools.partial(_rest, clients=clients, span_s=span_s),
+            functools.partial(_idle, clients=clients, span_s=span_s),
             clients,
             not_for=frozenset({FLOOR}),
             rounds=1,
@@ -43,7 +43,7 @@ def _start(place: Place, candidate: Candidate) -> Row:
         return {"ready_s": time.monotonic() - began}
 
 
-def _rest(place: Place, candidate: Candidate, *, clients: int, span_s: float) -> Row:
+def _idle(place: Place, candidate: Candidate, *, clients: int, span_s: float) -> Row:
     with serving(candidate, place) as server, crowd(place, server, clients, hold=True) as idle:
         idle.ready()
         server.settle()

@@ -1,4 +1,4 @@
-"""What a delivery costs and how late it is: updates now and then, the usual case, and as fast as they come."""
+"""The cost and the delay of a send: an update for one client. Updates come paced, as usual, or at full speed."""
 
 import functools
 
@@ -7,28 +7,28 @@ from tests.bench.cases import CUT, LOST, MISPLACED, Case, Figure, Row
 from tests.bench.crowd import crowd, publishing
 
 _COST = (
-    Figure("cpu_us", "CPU µs a delivery", 2),
-    Figure("cpu_us", "times the floor", 2, FLOOR),
+    Figure("cpu_us", "CPU µs per send", 2),
+    Figure("cpu_us", "ratio to the floor", 2, FLOOR),
 )
-_LOAD = Figure("load_us", "the load generator's own µs", 2)
-_RELIABLE = (Figure(LOST, "updates lost"), Figure(MISPLACED, "updates doubled or out of order"))
+_LOAD = Figure("load_us", "load generator, CPU µs per send", 2)
+_RELIABLE = (Figure(LOST, "updates lost"), Figure(MISPLACED, "updates duplicated or out of order"))
 
 
 def paced(quick: bool) -> list[Case]:
-    """A few updates a second for many clients."""
+    """Returns the cases with a few updates per second for many clients."""
     figures = (
         *_COST,
         _LOAD,
-        Figure("p50_ms", "from publish to receipt, p50 ms", 1),
-        Figure("p99_ms", "p99 ms", 1),
+        Figure("p50_ms", "publish to receipt, p50 ms", 1),
+        Figure("p99_ms", "publish to receipt, p99 ms", 1),
         *_RELIABLE,
     )
     sizes = [(1000, 20, 60)] if quick else [(1000, 20, 200), (8000, 2, 40)]
     return [
         Case(
-            f"paced: {clients} clients, {rate} updates a second",
+            f"paced: {clients} clients, {rate} updates per second",
             figures,
-            functools.partial(_deliver, clients=clients, updates=updates, rate=rate),
+            functools.partial(_measure, clients=clients, updates=updates, rate=rate),
             clients,
         )
         for clients, rate, updates in sizes
@@ -36,27 +36,27 @@ def paced(quick: bool) -> list[Case]:
 
 
 def saturated(quick: bool) -> list[Case]:
-    """As fast as the broker takes them."""
+    """Returns the cases with updates at the full speed of the broker."""
     figures = (
         *_COST,
         _LOAD,
-        Figure("rate", "deliveries a second"),
+        Figure("rate", "sends per second"),
         *_RELIABLE,
-        Figure(CUT, "clients cut off"),
+        Figure(CUT, "clients disconnected"),
     )
     updates = 4000 if quick else 20_000
     return [
         Case(
             f"saturated: {clients} client{'s' * (clients > 1)}, {updates} updates at once",
             figures,
-            functools.partial(_deliver, clients=clients, updates=updates, rate=0),
+            functools.partial(_measure, clients=clients, updates=updates, rate=0),
             clients,
         )
         for clients in (100, 1)
     ]
 
 
-def _deliver(place: Place, candidate: Candidate, *, clients: int, updates: int, rate: float) -> Row:
+def _measure(place: Place, candidate: Candidate, *, clients: int, updates: int, rate: float) -> Row:
     with serving(candidate, place) as server, crowd(place, server, clients, frames=updates) as readers:
         readers.ready()
         server.settle()
