@@ -1,4 +1,4 @@
-# Everything that a person or CI does here. Needs Python 3.11 or newer, and installs the rest.
+# All tasks of developers and of CI. They need Python 3.11 or newer, and install the rest.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,19 +6,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start hundreds of Python processes. Without cached bytecode, each would compile the bridge.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Its name says which Python .venv was made with: another one makes it anew, and so does a change of what is installed.
+# The name contains the version of Python. Another version, or a change of the locked packages, creates .venv again.
 READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
-# pip-audit's own.
+# The environment of pip-audit.
 AUDIT := .venv/audit/.ready
-# The WebSocket libraries that tests connect with.
+# WebSocket libraries for the tests.
 LIBRARIES := .venv/libraries/.ready
-# mutmut and its dependencies, in a folder of their own. mutmut runs the tests with the packages of .venv.
+# mutmut and its dependencies. mutmut runs the tests with the packages of .venv.
 MUTANTS := .venv/mutants/.ready
-# The bridge with what it is shipped with, and nothing of what tests it: what is measured is what people run.
+# The bridge as users install it, without the packages of the tests, so that the benchmark measures what users run.
 SHIPPED := .venv/shipped/.ready
-TOO_OLD := this needs Python 3.11 or newer, and $(PYTHON) is %d.%d: PYTHON=python3.12 make setup takes another
+TOO_OLD := $(PYTHON) is Python %d.%d, but 3.11 or newer is needed: PYTHON=python3.12 make setup uses another
 
-# Nothing but the default index, whatever this machine is configured with: the hashes are of what everybody gets.
+# Only the default index, whatever the configuration of this machine: the hashes must be right for all users.
 COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
@@ -27,35 +27,35 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
-	@echo 'make prepare     install what the tests need, with apt; every target of tests but test-quick does this first'
+	@echo 'make prepare     install the tools of the tests, with apt; all targets of tests except test-quick do this first'
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
-	@echo 'make test        style, types, and all tests but those marked slow or alone, against a real RabbitMQ'
+	@echo 'make test        style, types, and all tests except those marked slow or alone, with a real RabbitMQ'
 	@echo 'make test-quick  style, types, the unit tests and the vectors, in a minute'
 	@echo 'make test-all    all tests, with branch coverage (WORKERS=5 SLOW_WORKERS=4 with four cores)'
 	@echo 'make test-releases  the tests on several releases of RabbitMQ and Python, as a table (FLAGS="--only 4.3 --part")'
-	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
-	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
-	@echo 'make mutants     mutation testing of changed modules: list mutants that survive (FLAGS="bridge/broadcast/resume.py")'
-	@echo 'make lint        style and types only'
-	@echo 'make format      put the code into shape'
-	@echo 'make contract    write schemas/generated anew, from the schema files'
-	@echo 'make readme      write the generated parts of the README files anew'
+	@echo 'make soak        ten minutes with all kinds of faults at the same time (FLAGS="--minutes 1")'
+	@echo 'make bench       compare the cost of an update with other programs (FLAGS="paced --quick"); all takes an hour'
+	@echo 'make mutants     mutation testing of changed modules: list surviving mutants (FLAGS="bridge/broadcast/resume.py")'
+	@echo 'make lint        style, spelling and types only'
+	@echo 'make format      fix the style of the code'
+	@echo 'make contract    regenerate schemas/generated from the schema files'
+	@echo 'make readme      regenerate the tables in the README files'
 	@echo 'make picture     take the pictures of the live page in README.md anew, which takes 5 minutes'
-	@echo 'make lock        write the lock files anew (FLAGS=--upgrade takes the newest of everything)'
-	@echo 'make audit       ask whether anything in the lock files has a known vulnerability (FLAGS="-s osv" asks OSV)'
-	@echo 'make clean       remove whatever was made here'
-	@echo 'PYTHON=python3.12 make ...  takes another Python'
+	@echo 'make lock        regenerate the lock files (FLAGS=--upgrade takes the newest versions)'
+	@echo 'make audit       look for known vulnerabilities of the locked packages (FLAGS="-s osv" asks OSV)'
+	@echo 'make clean       remove all generated files'
+	@echo 'PYTHON=python3.12 make ...  uses another Python'
 
 setup: $(READY)
 
 $(READY): requirements-dev.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo 'there is no $(PYTHON): PYTHON=python3.12 make setup takes another'; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) is missing: PYTHON=python3.12 make setup uses another'; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "$(TOO_OLD)" % v)'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(PYTHON) -P tests/support/broker/apt.py \
 	  "$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
 	@echo 'making .venv'
 	@$(PYTHON) -m venv --clear .venv
-	@echo 'installing the locked packages into it, which takes a minute'
+	@echo 'installing the locked packages (about a minute)'
 	@$(BIN)/pip install -qq --require-hashes --no-deps -r requirements-dev.lock
 	@$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -64,15 +64,15 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/python -m tests.support.broker.demo $(FLAGS)
 
-# tests/README.md says what is in each tier.
-# make would run a line with $(MAKE) itself under --dry-run, too, and so start the broker.
+# tests/README.md describes the tiers.
+# make runs a line with $(MAKE) itself even with --dry-run, and would start the broker.
 SUBMAKE := $(MAKE)
-# On two cores, three workers are faster: with two, the cores are idle for a fifth of the time. TEST_AMQP_URL names a
-# single virtual host, which workers can't share.
+# On two cores, three workers are faster than two, which leave a fifth of the time unused. TEST_AMQP_URL names a single
+# virtual host, which workers can't share.
 WORKERS ?= $(if $(TEST_AMQP_URL),1,3)
 # The slow tests keep two cores busy.
 SLOW_WORKERS ?= $(if $(TEST_AMQP_URL),1,2)
-# THOROUGH=1 tries all examples of the property-based tests, and measures branch coverage.
+# THOROUGH=1 runs all examples of the property-based tests, and measures branch coverage.
 THOROUGH ?=
 ifdef THOROUGH
 export TEST_THOROUGH := 1
@@ -107,7 +107,7 @@ unit: $(READY)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync VECTORS= unit-first unit-second
 	$(if $(THOROUGH),@$(UNIT_COVERAGE))
 
-# The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
+# tests/unit/.coveragerc lists the pure modules, which the unit tests alone must cover in full.
 UNIT_COVERAGE = $(BIN)/coverage combine --quiet .coverage.unit-first .coverage.unit-second && \
   $(BIN)/coverage report --rcfile=tests/unit/.coveragerc
 
