@@ -1,1 +1,1 @@
-"""Serves clients: sockets, HTTP and WebSocket. In `serve`, only this package imports websockets."""
+"""Serves clients: sockets, HTTP and WebSocket. In `serve`, only this package imports the library websockets."""

@@ -1,7 +1,7 @@
 """Counts and logs what happens to clients: refusals, evictions, throttling, and mistakes in their handshakes.
 
-A client can cause each of these lines, so `LogLimiter` limits them. At the level `debug`, there is also a line for the
-decision on each handshake, and one each when a connection opens and closes.
+A client can cause each of these lines, so `LogLimiter` limits them. At the level `debug`, the bridge also logs the
+decision on each handshake, and each connection that opens or closes.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LOGGER = "bridge.server"
 _log = structlog.get_logger(LOGGER)
 
 Decision: TypeAlias = Answer | Rule
-"""What is decided on a handshake. A rule is a refusal without a response."""
+"""The decision on a handshake. A `Rule` means that the client is refused without a response."""
 
 _TRACED_CHARACTERS = 200
 """The maximum length of a client's text in a debug line."""
@@ -45,9 +45,9 @@ class ClientLog:
         self._limiter = LogLimiter(time)
         self._warned_of_subprotocol = False
         self._dropped = 0
-        """The number of clients dropped since the bridge last had capacity."""
+        """The number of clients dropped since the bridge last had free capacity."""
 
-    # Before a client has a connection
+    # Clients without a connection
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
         """Counts and logs a refused client."""
@@ -63,7 +63,7 @@ class ClientLog:
         self._dropped += 1
 
     def has_capacity(self) -> None:
-        """Called when a client is admitted within the capacity. Logs the end of a period of dropped clients."""
+        """Must be called when a client is admitted within the capacity. Logs the end of a period of dropped clients."""
         if self._dropped:
             if (suppressed := self._limiter.allow("room")) is not None:
                 _log.info("accepting new connections again", dropped=self._dropped, **suppressed)
@@ -76,7 +76,7 @@ class ClientLog:
         _log.debug("handshake abandoned by client", peer=peer)
 
     def handshake(self, peer: str, request: Request | None, decision: Decision, duration_s: float) -> None:
-        """Logs the decision on a handshake. To be called only while `tracing`.
+        """Logs the decision on a handshake. Call it only if `tracing` is True.
 
         `request` is None if it can't be parsed, or was not read. `duration_s` counts from the accepted socket.
         """
@@ -118,7 +118,7 @@ class ClientLog:
                 **suppressed,
             )
 
-    # While a client has a connection
+    # Clients with a connection
 
     def opened(self, connection: Connection) -> None:
         """Counts and logs an opened connection."""

@@ -50,7 +50,7 @@ class HandshakeLog(Protocol):
         """Called when a client ends its connection before its request is complete."""
 
     def handshake(self, peer: str, request: Request | None, decision: Answer | Rule, duration_s: float) -> None:
-        """Called with the decision on a handshake. A rule is a refusal without a response.
+        """Called with the decision on a handshake. A `Rule` means that the client is refused without a response.
 
         `request` is None if it can't be parsed, or was not read. `duration_s` counts from the accepted socket.
         """
@@ -63,12 +63,14 @@ class HandshakeContext:
     router: Router
     log: HandshakeLog
     tls: Tls | None
-    """None for a server without TLS."""
+    """The server's TLS configuration, or None for a server without TLS."""
     timeout_s: float
-    """From the accepted socket to the complete request, and the period in which a client must read its response."""
+    """The time from the accepted socket to the complete request, and the period in which a client must read its
+    response."""
     tls_shutdown_s: float
     on_upgraded: "Callable[[Handshake, asyncio.Transport, Request, SubscribeRequest, bytes], None]"
-    """Called when a client becomes a connection, with the bytes that it sent after its request."""
+    """Called when a client's request is upgraded to a connection, with the bytes that the client sent after the
+    request."""
     on_closed: "Callable[[Handshake], None]"
     """Called when a handshake has ended without an upgrade, and its socket is closed."""
 
@@ -88,7 +90,7 @@ class Handshake(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self._began_at = 0.0
         self._peer = address
-        """The client in debug lines."""
+        """The client's name in debug lines."""
         if context.log.tracing:
             self._began_at = loop.time()
             self._peer = tcp.socket_peer_name(client) or address
@@ -98,7 +100,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._tls_transport: TlsTransport | None = None
         """The transport during its TLS handshake."""
         self._connecting: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = None
-        """Without TLS, the task that creates the transport."""
+        """The task that creates the transport, if there is no TLS."""
         if context.tls is None:
             self._connecting = loop.create_task(loop.connect_accepted_socket(lambda: self, client))
             self._connecting.add_done_callback(partial(self._on_connected, client))
@@ -118,7 +120,8 @@ class Handshake(asyncio.BufferedProtocol):
     def _on_connected(
         self, client: socket.socket, connecting: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]"
     ) -> None:
-        # The result of the task refers to this handshake. Without this, only the garbage collector frees both.
+        # The result of the task refers to this handshake. If this reference stayed, only the garbage collector could
+        # free both.
         self._connecting = None
         if self._transport is not None:
             return
@@ -138,7 +141,7 @@ class Handshake(asyncio.BufferedProtocol):
         if left and not self._answered:
             self._context.log.abandoned(self._peer)
         elif not self._answered:
-            # The text comes from OpenSSL. If the client sent an alert, the text contains only the alert's number.
+            # The error text comes from OpenSSL. If the client sent an alert, the text contains only the alert's number.
             detail = printable(str(error)) or type(error).__name__
             if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
                 detail = "The client sent HTTP instead of TLS: use wss:// and https:// here."
@@ -186,7 +189,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._respond(answer, has_body=request is None or request.method != "HEAD")
 
     def _refuse_unread(self, rule: Rule, detail: str) -> None:
-        """Reports that the client is refused before its request is read. It gets no response."""
+        """Reports that the client is refused before its request is read. The client gets no response."""
         self._trace(None, rule)
         self._context.log.refused(rule, self.address, detail)
 
@@ -264,7 +267,8 @@ class Handshake(asyncio.BufferedProtocol):
         if not self._answered:
             self._context.log.abandoned(self._peer)
         self._end()
-        # Transport and handshake refer to each other. Without this, only the garbage collector frees them.
+        # Transport and handshake refer to each other. If these references stayed, only the garbage collector could free
+        # the two.
         self._transport = self._writer = None
 
     def _end(self) -> None:

@@ -10,7 +10,7 @@ MAPPED_BYTES = 2**18
 """The C library maps each block of at least this size separately, and unmaps it as soon as it is freed."""
 
 _M_MMAP_THRESHOLD = -3
-"""The number of this option in glibc's `malloc.h`."""
+"""The number of the option M_MMAP_THRESHOLD in glibc's `malloc.h`."""
 
 
 def map_large_blocks() -> None:
@@ -28,7 +28,8 @@ def map_large_blocks() -> None:
 def malloc_trim() -> None:
     """Collects garbage, and returns free memory to the system. Takes some milliseconds.
 
-    Without it, glibc keeps 5 MB after 5000 clients have left. Other C libraries have no `malloc_trim`, and keep less.
+    Without this call, glibc keeps 5 MB after 5000 clients have left. Other C libraries have no `malloc_trim`, and keep
+    less.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -41,21 +42,21 @@ TRIM_MIN_CONNECTIONS = 250
 
 
 class HeapTrimmer:
-    """Calls `malloc_trim` after half of many connections have closed."""
+    """Calls `malloc_trim` after half of a large number of connections have closed."""
 
     def __init__(self, call_later: Callable[[float, Callable[[], None]], object], delay_s: float) -> None:
-        """`call_later` is that of the event loop. The trim follows after `delay_s`."""
+        """`call_later` is that of the event loop. The trim follows `delay_s` seconds later."""
         self._call_later = call_later
         self._delay_s = delay_s
         self._max_connections = 0
         """The most connections since the last trim."""
 
     def grown_to(self, connections: int) -> None:
-        """To be called with the number of connections after one has opened."""
+        """Must be called with the number of connections after one has opened."""
         self._max_connections = max(self._max_connections, connections)
 
     def shrunk_to(self, connections: int) -> None:
-        """To be called with the number of connections after one has closed."""
+        """Must be called with the number of connections after one has closed."""
         if self._max_connections >= TRIM_MIN_CONNECTIONS and connections <= self._max_connections // 2:
             self._max_connections = connections
             self._call_later(self._delay_s, malloc_trim)
@@ -74,7 +75,7 @@ def _group_limits(root: Path) -> Iterator[int]:
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return  # another system
+        return  # this system has no /proc
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -84,11 +85,11 @@ def _group_limits(root: Path) -> Iterator[int]:
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        # In a container, the path may be that on the host. Then only the topmost folder exists.
+        # In a container, the path may be the one on the host. Then only the topmost folder exists.
         for each in (group, *group.parents):
             try:
                 text = (root / folder / each / name).read_text().strip()
             except OSError:
                 continue
-            if text.isdecimal():  # else `max`
+            if text.isdecimal():  # a group without a limit has `max`
                 yield int(text)

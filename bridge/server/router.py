@@ -1,6 +1,6 @@
 """Decides the response to a request: an upgrade, a page, or a refusal.
 
-Pure, except that the pages read readiness and metrics: no sockets, no timers.
+The module has no sockets and no timers. It is pure, except that the pages read readiness and metrics.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Router:
     def refuse(self, error: BadRequest) -> Refused:
         """Returns the answer to a request that can't be parsed."""
         request = error.request
-        # Host has not been checked.
+        # The request's Host has not been checked.
         cors = () if request is None else self._cors_headers(request, request.path, trusts_host=False)
         return _refused(error.refusal, cors)
 
@@ -97,17 +97,17 @@ class Router:
         if request.method in READ_METHODS:
             return revalidated(self._pages.get(path), request.headers.get("if-none-match", ()))
         if request.method == "OPTIONS" and path in PROBED:
-            # The default check of older HAProxy versions. It gets the status of a GET.
+            # `OPTIONS /` is the default health check of older HAProxy versions. It gets the status of a GET.
             return Response(self._pages.get(path).status, b"", headers=(("Allow", _WITH_OPTIONS),))
         if path == "*":
-            # The target is the server as a whole: the check in HAProxy's manual.
+            # `OPTIONS *` asks about the server as a whole, and is the health check in HAProxy's manual.
             return _no_content(_WITH_OPTIONS)
         return _method_not_allowed(_WITH_OPTIONS if path in PROBED else _WITHOUT_OPTIONS)
 
     def _cors_headers(self, request: Request, path: str, *, trusts_host: bool) -> tuple[Header, ...]:
-        """Returns the headers by which a page of an allowed origin can read the response. Never with credentials.
+        """Returns the headers by which a page of an allowed origin can read the response.
 
-        `trusts_host` is False if `Host` has not passed its check.
+        These headers never allow credentials. `trusts_host` is False if `Host` has not passed its check.
         """
         is_endpoint = path == self._endpoint
         if not (is_endpoint or allows_cross_origin(path)):

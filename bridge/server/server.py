@@ -1,6 +1,6 @@
-"""The server: accepts clients, admits or refuses them, and keeps their connections until these close.
+"""The server accepts clients, admits or refuses them, and keeps their connections until they close.
 
-A client takes this path: accepted -> admitted or refused -> handshake -> upgraded -> closed.
+A client passes these states: accepted -> admitted or refused -> handshake -> upgraded -> closed.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ CLOCK_RESOLUTION_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What clients may use."""
+    """The limits on what clients may use."""
 
     max_connections: int
     overflow: int
@@ -84,7 +84,7 @@ class Server:
         self._address_limit = AddressLimit(limits.max_connections_per_address)
         self._heap_trimmer = HeapTrimmer(loop.call_later, timing.trim_delay_s)
         self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
-        """The oldest one first. A plain dict finds its first entry only after all entries that were removed."""
+        """The handshakes, oldest first. A plain dict must pass all removed entries before it finds its first entry."""
         self._handshake_context = HandshakeContext(
             router,
             self._client_log,
@@ -94,7 +94,7 @@ class Server:
             self._on_upgraded,
             self._on_handshake_closed,
         )
-        # With 5000 entries, a dict takes a third of the memory of a set.
+        # A dict is used because, with 5000 entries, it takes a third of the memory of a set.
         self._connections: dict[Connection, None] = {}
         self._connection_context = ConnectionContext(
             hub, self._clock, self._read_limiter, self._client_log.evicted, self._on_connection_lost
@@ -140,7 +140,7 @@ class Server:
             self._handshakes[Handshake(self._handshake_context, client, shared_address)] = None
 
     def _refuse(self, client: socket.socket, address: str, refusal: Refusal) -> None:
-        """Refuses an external client at once. The bridge reads nothing from it. It does not count for any limit."""
+        """Refuses an external client at once. The bridge reads nothing from this client, and no limit counts it."""
         response = None if self._tls is not None else refusal_response(refusal)
         self._trace_refusal(client, address, refusal.rule if response is None else Refused(response, refusal))
         self._client_log.refused(refusal.rule, address, refusal.detail)
@@ -170,7 +170,8 @@ class Server:
         if not self._handshakes:
             return False
         oldest = next(iter(self._handshakes))
-        # From now on, it does not count. Its socket is closed in this turn of the loop or in the next one.
+        # From now on, the evicted handshake does not count. Its socket is closed in this turn of the loop or in the
+        # next one.
         self._on_handshake_closed(oldest)
         oldest.evict(rule)
         return True
@@ -178,7 +179,7 @@ class Server:
     # Handshake: closed or upgraded
 
     def _on_handshake_closed(self, handshake: Handshake) -> None:
-        # An evicted handshake has already been removed, and closes later.
+        # An evicted handshake is not in the dict any more when its socket closes.
         if handshake in self._handshakes:
             del self._handshakes[handshake]
             self._on_left(handshake.address)
@@ -217,10 +218,11 @@ class Server:
     # Upgraded: until the connection is lost
 
     def _on_tick(self, late: bool) -> None:
-        # While the bridge did not run, it received no updates. A pending client's update may still arrive.
+        # While the bridge did not run, it received no updates. The update that a pending client waits for may still
+        # arrive.
         if not late:
             self._hub.tick()
-        # A throttled connection never sees EOF, so it is polled.
+        # A throttled connection never sees EOF, so its socket is polled.
         for client in self._read_limiter:
             client.close_if_eof()
 
@@ -266,7 +268,7 @@ class Server:
             if clients:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
             self._abort(clients)
-            # An abort takes one turn of the loop, and nothing can delay it.
+            # An abort takes one turn of the loop, and nothing can delay an abort.
             await self._no_clients.wait()
         if self._keepalive_task is not None:
             self._keepalive_task.cancel()

@@ -1,11 +1,11 @@
 """Limits the connections of each client address, so that one host can't use the whole capacity.
 
-Pure. An address is the text that the kernel writes.
+The module is pure. An address is the text that the kernel writes.
 """
 
 MAX_ADDRESS_OVERFLOW = 16
-"""How many connections an address may have beyond its limit. Each of them gets a close code. Further connections of
-this address are closed without an answer."""
+"""How many connections an address may have beyond its limit. Each of these connections gets a close code. Further
+connections of this address are closed without an answer."""
 
 
 class AddressLimit:
@@ -41,7 +41,7 @@ class AddressLimit:
             self._counts[address] -= 1
 
     def over_limit(self, address: str) -> bool:
-        """Whether the address has more connections than its limit."""
+        """Whether the address has more connections than the limit allows."""
         return self._counts[address] > self._limit and not _is_loopback(address)
 
 

@@ -5,10 +5,11 @@ and check it, at 3 microseconds a frame. Without a limit, one client with tiny f
 thousand such clients use all of it. The bridge therefore stops reading from a client for a while. TCP flow control then
 stops the client's writes.
 
-Time is divided into periods. In each period, each client has a budget, and all clients together have another one. A
-read is always handled as a whole, so it may exceed the budget. The excess is a debt, and the client is throttled until
-most of its debt is paid. While the common budget is used up, every client that sends anything is throttled until the
-next period. The bridge reads from throttled clients in turn. If 10,000 clients flood, a pong is delayed by ten seconds.
+Time is divided into periods. In each period, each client has a budget, and all clients together have a common budget. A
+read is always handled as a whole, so it may exceed the budget. The excess is the client's debt. The client is throttled
+until most of this debt is paid. While the common budget is used up, every client that sends anything is throttled until
+the next period. The bridge reads from throttled clients in turn. If 10,000 clients flood the bridge, a pong is delayed
+by ten seconds.
 
 This module has no sockets, and does not interpret the bytes.
 """
@@ -31,14 +32,14 @@ TOTAL_BUDGET_BYTES = 2**19
 """The budget of all clients in a period: 2000 tiny frames, which take 8 ms."""
 
 RESUMED_PER_PERIOD = 256
-"""How many throttled clients are resumed at the start of a period. A read of THROTTLED_READ_BYTES from each, which is
-five tiny frames, uses about the whole common budget."""
+"""How many throttled clients are resumed at the start of a period. If each sends five tiny frames, which fill
+THROTTLED_READ_BYTES, these reads use about the whole common budget."""
 
 MAX_READ_BYTES = 4096
-"""The size of a read: 700 tiny frames, which block the event loop for 2.5 ms."""
+"""The maximum size of a read: 700 tiny frames, which block the event loop for 2.5 ms."""
 
 THROTTLED_READ_BYTES = 32
-"""The size of a read while the common budget is used up: a pong, a close frame, or five tiny frames."""
+"""The maximum size of a read while the common budget is used up: a pong, a close frame, or five tiny frames."""
 
 READ_BUFFER = memoryview(bytearray(MAX_READ_BYTES))
 """The buffer that all connections share. The bytes of each read are handled before the next read."""
@@ -78,7 +79,7 @@ class ReadLimiter:
         """How much of its budget each client has used in this period, including its debt."""
         self._total_used_bytes = 0
         self._throttled: dict[Throttleable, None] = {}
-        """The throttled clients; the client throttled first is the first."""
+        """The throttled clients, in the order in which they were throttled."""
         self._timer: asyncio.TimerHandle | None = None
         self.buffer = READ_BUFFER
         """The buffer of the next read. It is shorter while the common budget is used up."""
@@ -92,7 +93,7 @@ class ReadLimiter:
         return iter(tuple(self._throttled))
 
     def consume(self, client: Throttleable, read_bytes: int, frames: int) -> bool:
-        """Charges a read. False: the caller must stop reading until the limiter calls `resume_reading`."""
+        """Charges a read. On False, the caller must stop reading until the limiter calls `resume_reading`."""
         if self._time() >= self._period_ends_at:
             self._begin_period()
         cost = read_bytes + FRAME_COST_BYTES * (frames + 1)
@@ -114,7 +115,7 @@ class ReadLimiter:
         self._throttled.pop(client, None)
 
     def _begin_period(self) -> None:
-        """Reduces each debt by one budget, and resumes clients with a debt of less than one."""
+        """Reduces each debt by one budget, and resumes clients with a debt of less than one budget."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -5,7 +5,7 @@ on the same host admits no external client. `Host` must not be a public name tha
 `Origin` must be allowed; if the browser sends none, `Sec-Fetch-Site` must not be `cross-site`. A forged forwarding
 header can only exclude its sender.
 
-Pure: no sockets, no WebSocket, no paths.
+The module is pure: it has no sockets, no WebSocket and no paths.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ Headers: TypeAlias = "Mapping[str, Sequence[str]]"
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 MAX_FORWARDED = 32
-"""Limits the addresses in the forwarding headers of a request. Real proxy chains are much shorter, and each address
-takes 5 microseconds of the loop."""
+"""The most addresses in the forwarding headers of a request. Real proxy chains are much shorter, and the check of each
+address blocks the event loop for 5 microseconds."""
 
 MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
-"""Limits the pairs in `Forwarded`. An element has at most four: for, by, host and proto."""
+"""The most pairs in `Forwarded`. An element has at most four pairs: for, by, host and proto."""
 
 MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
-"""Limits the length of all forwarding headers together."""
+"""The maximum length of all forwarding headers together."""
 
 DETAIL_CHARACTERS = 200
 
@@ -73,12 +73,12 @@ _ORIGIN = "Pages of this origin may not connect (BRIDGE_ALLOWED_ORIGINS)."
 _CROSS_SITE = "Pages of other sites may not connect without an Origin header (Sec-Fetch-Site: cross-site)."
 
 _ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?:[/?].*)?", re.ASCII | re.IGNORECASE)
-# RFC 7239 section 6: a node may have a port, and that may be obfuscated.
+# RFC 7239 section 6: a node may have a port, and the port may be obfuscated.
 _NODE_PORT = r"(?::(?:[0-9]{1,5}|_[\w.-]+))?"
 _NODE = re.compile(
     rf"\[(?P<boxed>{IPV6})\]{_NODE_PORT}|(?P<v4>[0-9.]+){_NODE_PORT}|(?P<v6>{IPV6})", re.ASCII | re.IGNORECASE
 )
-# RFC 7239 section 4, but without escapes in quoted strings.
+# The syntax of RFC 7239 section 4, but without escapes in quoted strings.
 _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s]+)""", re.ASCII)
 
 
@@ -106,7 +106,8 @@ class Rule(StrEnum):
     TIMEOUT = "timeout"
     """The request, and the TLS handshake before it, is complete in time."""
     PENDING = "pending"
-    """The number of connections without a complete request is below its limit. The oldest one is refused."""
+    """The number of connections without a complete request is below its limit. At the limit, the oldest of these
+    connections is refused."""
     ADDRESS_LIMIT = "address-limit"
     """The client's address is below its limit of connections."""
     FULL = "full"
@@ -117,20 +118,23 @@ class Rule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a client is refused: `status`, `text` and `headers` are for the client, the rest is for the operator."""
+    """Why a client is refused.
+
+    `status`, `text` and `headers` are for the client; `rule` and `detail` are for the operator.
+    """
 
     status: HTTPStatus
     text: str
-    """One sentence."""
+    """The reason for the client, in one sentence."""
     rule: Rule
     detail: str
-    """The value at fault in printable ASCII, of at most DETAIL_CHARACTERS, or the text again."""
+    """The value at fault in printable ASCII, cut after DETAIL_CHARACTERS, or a copy of `text`."""
     headers: tuple[tuple[str, str], ...] = ()
     """Further headers of the response."""
 
 
 class Access:
-    """The operator's rules: which networks, hosts and origins are allowed."""
+    """The networks, hosts and origins that the operator allows."""
 
     def __init__(self, networks: Iterable[Network], hosts: frozenset[str], origins: frozenset[str]) -> None:
         """`hosts` and `origins` are in canonical form (`canonical_host`, `canonical_origin`)."""
@@ -139,16 +143,16 @@ class Access:
         self.origins = origins
 
     def admits_peer(self, address: str) -> bool:
-        """Whether a socket's peer address is internal. An IPv6 zone has no effect."""
+        """Whether a socket's peer address is internal. The zone of an IPv6 address has no effect."""
         parsed = parse_address(address)
         return parsed is not None and parsed in self._networks
 
     def check_peer(self, address: str) -> Refusal | None:
-        """Returns why a client with this address is refused before it sends anything, or None if it is not."""
+        """Returns why a client with this address is refused before it sends anything, or None if it is allowed."""
         return None if self.admits_peer(address) else _refused(_PEER, Rule.PEER, address)
 
     def check_request(self, headers: Headers, target: str, *, requires_host: bool = True) -> Refusal | None:
-        """Returns why the forwarding headers, `Host` or the target of a request are refused, or None.
+        """Returns why a request is refused for its forwarding headers, `Host` or target, or None if it is allowed.
 
         `requires_host` is False if a request may have no `Host`.
         """
@@ -170,7 +174,7 @@ class Access:
         origins = headers.get("origin", ())
         if len(origins) > 1:
             return _refused(_ORIGIN_COUNT, Rule.ORIGIN, ", ".join(origins[:2]))
-        # Pages never send an empty Origin.
+        # Browsers never send an empty Origin, so an empty one is treated as missing.
         if any(origin.strip(" \t") for origin in origins):
             return None if self.allowed_origin(headers) is not None else _refused(_ORIGIN, Rule.ORIGIN, origins[0])
         # Browsers send no Origin with <img>, <script> and fetch in the mode no-cors.
@@ -204,13 +208,14 @@ class Access:
             return False
         if authority.is_loopback:
             return True
-        # The same host can't be a rebound name, because Host has passed its own rule.
+        # If the origin's host equals Host, it can't be a rebound name, because Host has passed its own rule.
         host = parse_authority(hosts[0].strip(" \t")) if hosts else None
         return host is not None and authority.agrees(host, scheme)
 
     def _check_forwarded(self, headers: Headers) -> Refusal | None:
         given = [(name, value) for name in FORWARDING for value in headers.get(name, ())]
-        # Checked before anything is parsed. The bridge never parses only the first addresses: the last may be external.
+        # The limits are checked before anything is parsed. Parsing only the first addresses is not an option, because
+        # the last one may be external.
         if (
             sum(value.count(",") + 1 for _, value in given) > MAX_FORWARDED
             or sum(value.count(";") for _, value in given) > MAX_FORWARDED_PAIRS
@@ -261,19 +266,19 @@ class _Ranges:
 
 
 def _check_target(target: str, host: Authority) -> Refusal | None:
-    """RFC 9112 section 3.2.2: the host in an absolute target takes precedence over `Host`."""
+    """Checks an absolute target. Its host takes precedence over `Host` (RFC 9112, section 3.2.2)."""
     if target.startswith("/") or "://" not in target:
         return None
     form = _ABSOLUTE.fullmatch(target)
     authority = None if form is None else parse_authority(form["authority"])
     if form is None or authority is None:
         return _refused(_TARGET_FORM, Rule.HOST, target, status=HTTPStatus.BAD_REQUEST)
-    # A target that agrees with Host has passed the rule for Host.
+    # A target with the same host as Host has passed the rule for Host.
     return None if authority.agrees(host, form["scheme"].lower()) else _refused(_TARGET_HOST, Rule.HOST, target)
 
 
 def _forwarded_nodes(element: str) -> list[str]:
-    """Returns the values of `for=` in an element of `Forwarded`. If it has none or can't be parsed, returns `[""]`.
+    """Returns the values of `for=` in an element of `Forwarded`, or `[""]` if it has none or can't be parsed.
 
     Elements and pairs are divided at every comma and semicolon, quoted or not. Otherwise, an unclosed quote from the
     client could hide the element that a proxy appends. No address contains either character.
@@ -297,7 +302,7 @@ def _node_address(node: str) -> Address | None:
 
 
 def _refused(text: str, rule: Rule, value: str, *, status: HTTPStatus = HTTPStatus.FORBIDDEN) -> Refusal:
-    # Cut first: otherwise a client could make the bridge escape a long value.
+    # The value is cut before it is escaped: otherwise a client could make the bridge escape a long value.
     detail = value[: DETAIL_CHARACTERS + 1].encode("unicode_escape").decode("ascii")
     if len(detail) > DETAIL_CHARACTERS:
         detail = detail[: DETAIL_CHARACTERS - 3] + "..."

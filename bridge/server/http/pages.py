@@ -1,4 +1,4 @@
-"""The pages: the responses to GET for all paths except the endpoint.
+"""The pages, which are the responses to GET for all paths except the endpoint.
 
 The files of the live page and the documents are read once, at the start. Readiness and metrics are read each time.
 """
@@ -37,7 +37,7 @@ _FILES = {
 }
 
 PARTS = {path: (file, _MEDIA_TYPES[file.suffix]) for path, file in _FILES.items()}
-"""The live page and the files that it loads: path, file, media type."""
+"""The live page and the files that it loads: the file and the media type for each path."""
 
 UPDATES_PATH = "@UPDATES_PATH@"
 """The placeholder for the endpoint's path in index.html, in a quoted attribute."""
@@ -47,14 +47,14 @@ LIVE_POLICY = (
     "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; "
     f"{NOT_IN_A_FRAME}"
 )
-"""The Content-Security-Policy of the live page. It may load its own files and connect to the bridge.
+"""The Content-Security-Policy of the live page. The page may load its own files and connect to the bridge.
 
 Its scripts can't turn text into markup or code, and injected markup can't run code.
 """
 
 
 def allows_cross_origin(path: str) -> bool:
-    """Whether pages of other origins may read this path: only the documents of the contract."""
+    """Whether pages of other origins may read this path. They may read only the documents of the contract."""
     return path == ASYNCAPI or path.startswith(SCHEMAS)
 
 
@@ -95,7 +95,10 @@ class Pages:
         )
 
     def describe(self, asyncapi_document: bytes) -> None:
-        """Serves the AsyncAPI document from now on. It contains the port, which is known only after `listen`."""
+        """Serves the AsyncAPI document from now on.
+
+        The document contains the port, which is known only after `listen`.
+        """
         self._documents[ASYNCAPI] = document_response(asyncapi_document, asyncapi.MEDIA_TYPE)
 
     def get(self, path: str) -> Response:

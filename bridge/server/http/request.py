@@ -1,10 +1,10 @@
-"""The head of an HTTP request: request line and headers, parsed and bounded (RFC 9112).
+"""Parses the head of an HTTP request, which is its request line and headers, within limits (RFC 9112).
 
-llhttp reads the headers, through httptools, in its strictest mode. It refuses folded lines, a space before a colon,
-control characters, and Content-Length with Transfer-Encoding. This module parses the request line, because llhttp
-refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
+llhttp reads the headers, through httptools, in its strictest mode. In this mode, llhttp refuses folded lines, a space
+before a colon, control characters, and Content-Length with Transfer-Encoding. This module parses the request line,
+because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
 
-Pure. `access` and `router` decide which requests are allowed.
+The module is pure. `access` and `router` decide which requests are allowed.
 """
 
 import re
@@ -16,7 +16,8 @@ import httptools
 from bridge.server.access.rules import Refusal, Rule
 
 MAX_HEADER_BYTES = 16384
-"""The largest value of a header. Browsers send a service on localhost the cookies of all applications on localhost."""
+"""The largest value of a header. It is large because browsers send a service on localhost the cookies of all
+applications there."""
 
 MAX_REQUEST_LINE_BYTES = 8190
 """The longest line with method, target and version."""
@@ -25,15 +26,15 @@ MAX_HEAD_BYTES = 2 * MAX_HEADER_BYTES
 """The largest head: one header and one request line of the largest size, and 8 KiB for the other headers."""
 
 MAX_EMPTY_LINES = 16
-"""The most empty lines before a request. They are ignored."""
+"""The most empty lines before a request. Empty lines are ignored."""
 
 MAX_HEADERS = 128
 
 MAX_MEMBERS = 64
-"""How many members of a comma-separated header the bridge interprets. It ignores the rest."""
+"""How many members of a comma-separated header the bridge interprets. It ignores further members."""
 
 _END = re.compile(rb"\n\r?\n")
-# A head with lines that end with LF alone is complete too, so that its client gets 400 at once, not 408 later.
+# A head whose lines end with LF alone also counts as complete, so that its client gets 400 at once, not 408 later.
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(1\.[01])\r\n")
@@ -67,7 +68,8 @@ class BadRequest(Exception):
         super().__init__(refusal.text)
         self.refusal = refusal
         self.request = request
-        """The parts that could be parsed, for the headers of the response. Nothing in it has been checked."""
+        """The parts of the request that could be parsed, for the headers of the response. None of these parts has been
+        checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +82,17 @@ class Request:
     method: str
     target: str
     version: str
-    """1.0 or 1.1."""
+    """The version of HTTP, which is 1.0 or 1.1."""
     headers: dict[str, list[str]]
 
     @property
     def path(self) -> str:
-        """The target's path, as it was sent. `*` for an OPTIONS request about the server as a whole."""
+        """The target's path, as it was sent, or `*` for an OPTIONS request about the server as a whole."""
         return self._path_and_query[0]
 
     @property
     def query(self) -> str:
-        """What follows the `?`, percent-encoded."""
+        """The part of the target after the `?`, percent-encoded."""
         return self._path_and_query[1]
 
     @property
@@ -146,7 +148,7 @@ class _HeaderCollector:
 
 
 class RequestReader:
-    """Collects the bytes of a client until they have a whole head, however they are split."""
+    """Collects the bytes of a client until they contain a whole head, however they are split."""
 
     __slots__ = ("_empty_lines", "_received")
 
@@ -157,12 +159,12 @@ class RequestReader:
     def feed(self, data: bytes | memoryview) -> tuple[Request, bytes] | None:
         """Adds received bytes. Returns the request and the bytes after its head, or None if the head is incomplete.
 
-        Raises BadRequest, also if the first bytes can't begin a request. Don't call it again after that.
+        Raises BadRequest, also if the first bytes can't begin a request. Don't call `feed` again after this error.
         """
         received = self._received
         scanned = max(0, len(received) - 2)
         received += data
-        # RFC 9112 section 2.2.
+        # RFC 9112 section 2.2: a server should ignore empty lines before a request.
         while received.startswith(b"\r\n"):
             del received[:2]
             self._empty_lines += 1
@@ -194,12 +196,12 @@ def parse(head: bytes) -> Request:
     if head.count(b"\n") - 2 > MAX_HEADERS:
         raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_MANY)
     try:
-        # This request line replaces the client's: llhttp might refuse that one before it parses the headers.
+        # This request line replaces the client's line, which llhttp might refuse before it parses the headers.
         httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
     except httptools.HttpParserUpgrade:
-        pass  # raised at the end of the headers if the client asks for an upgrade
+        pass  # httptools raises this error at the end of the headers if the client asks for an upgrade
     except httptools.HttpParserError as error:
-        # The text of the error is a constant of the parser, and quotes nothing from the client.
+        # The text of the error is a constant of the parser and quotes nothing from the client.
         raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
     assert collected.is_complete, "the parser may have left out the header that excludes the client"
     if collected.has_large:
@@ -216,7 +218,7 @@ def parse(head: bytes) -> Request:
 
 def _is_target(method: str, target: str) -> bool:
     if method == "CONNECT":
-        return True  # a host and a port; the response is 405
+        return True  # the target is a host and a port; the response is 405
     # RFC 9112 section 3.2: a target has no fragment.
     is_path = target.startswith("/") or _ABSOLUTE.match(target) is not None or (method, target) == ("OPTIONS", "*")
     return is_path and "#" not in target

@@ -17,9 +17,11 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 NOT_IN_A_FRAME = "frame-ancestors 'none'"
-"""The Content-Security-Policy of most responses. No page may show them in a frame, as if they were its own."""
+"""The Content-Security-Policy of most responses. It forbids other pages to show the response in a frame, as if it were
+their own."""
 
-# With these headers, browsers never guess another type, and give no page of another origin the response without CORS.
+# With these headers, browsers never guess another media type, and hide the response from pages of other origins without
+# CORS.
 _FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
 
 Header = tuple[str, str]
@@ -34,7 +36,7 @@ class Response:
     content_type: str = TEXT
     headers: tuple[Header, ...] = ()
     policy: str = NOT_IN_A_FRAME
-    """The Content-Security-Policy."""
+    """The Content-Security-Policy of the response."""
     etag: str | None = None
     """The entity tag of a document, which clients may cache and revalidate."""
 
@@ -79,7 +81,7 @@ def serialize(response: Response, *, has_body: bool = True) -> bytes:
     if response.etag is not None:
         headers.append(("ETag", response.etag))
     headers += *_FOR_BROWSERS, ("Content-Security-Policy", response.policy)
-    # A 426 has its own Connection header.
+    # A response with status 426 has its own Connection header.
     if not any(name == "Connection" for name, _ in response.headers):
         headers.append(("Connection", "close"))
     headers += response.headers

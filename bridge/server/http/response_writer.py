@@ -6,34 +6,36 @@ from collections.abc import Callable
 from bridge.server.transport import tcp
 
 MIN_READ_BYTES_PER_S = 1024
-"""A client that reads less of its response is disconnected, because the bridge holds the response in memory."""
+"""A client that reads its response more slowly than this is disconnected, because the bridge holds the response in
+memory."""
 
 LATE = 0.25
-"""A fraction of the timeout. A check that is later than this shows that the bridge did not run: it aborts no client."""
+"""A fraction of the timeout. If a check is later than this, the bridge did not run, and the check aborts no client."""
 
 
 class ResponseWriter:
-    """Writes one response, and watches that the client reads it."""
+    """Writes one response, and checks that the client reads it fast enough."""
 
     __slots__ = ("_abort", "_all_acknowledged_at", "_check", "_check_at", "_timeout_s", "_transport", "_unread_bytes")
 
     def __init__(self, transport: asyncio.Transport, data: bytes, timeout_s: float, abort: Callable[[], None]) -> None:
         """Writes `data`, and ends this side of the connection.
 
-        `abort` is called after a period of `timeout_s` in which the client has read too little. It is also called if
-        the client has read everything, but has not ended its side in this time.
+        `abort` is called after a period of `timeout_s` in which the client has read too little. `abort` is also called
+        if the client has read everything, but has not ended its side in this time.
         """
         self._transport = transport
         self._timeout_s = timeout_s
         self._abort = abort
         acknowledged = self._acknowledged()
         self._all_acknowledged_at = None if acknowledged is None else acknowledged + len(data)
-        """How many bytes the client's kernel has acknowledged once it has the whole response. None if unknown."""
+        """How many bytes the client's kernel has acknowledged when it has the whole response, or None if this is
+        unknown."""
         transport.write(data)
         self._unread_bytes = self._unread()
         self._begin_period()
-        # This ends only our side. If the socket were closed with unread bytes, the kernel would reset the connection,
-        # and the client might never receive the response.
+        # This call ends only our side. If the socket were closed with unread bytes, the kernel would reset the
+        # connection, and the client might never receive the response.
         transport.write_eof()
 
     def stop(self) -> None:
@@ -57,7 +59,10 @@ class ResponseWriter:
             self._abort()
 
     def _unread(self) -> int:
-        """How many bytes of the response the client has not read, without those of TLS; 0 or less if it read all."""
+        """Returns how many bytes of the response are unread, without those of TLS.
+
+        0 or less means that all is read.
+        """
         acknowledged = self._acknowledged()
         if acknowledged is None or self._all_acknowledged_at is None:
             return self._transport.get_write_buffer_size()

@@ -2,10 +2,10 @@
 
 The bridge accepts sockets here and does not use the event loop's own server, for two reasons. The loop's server creates
 a transport, and starts a TLS handshake, before the bridge can refuse the client. If no descriptor is left, libuv
-silently drops a client. If it can't do that either, it retries at once and uses a whole processor.
+silently drops a client. If libuv can't drop it either, it retries at once and uses a whole processor.
 
-While descriptors are exhausted, clients wait in the kernel's queue. The last descriptors are for the bridge itself,
-which may have to reconnect to the broker.
+While descriptors are exhausted, clients wait in the kernel's queue. The last descriptors are reserved for the bridge
+itself, which may have to reconnect to the broker.
 
 The owner of the acceptor decides which clients may connect.
 """
@@ -27,7 +27,7 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.server")
 
 SPARE_DESCRIPTORS = 16
-"""The last descriptors, which no client gets. They are for the broker's connection and for files."""
+"""The last descriptors, which no client gets. The connection to the broker and files use these descriptors."""
 
 ACCEPTS_PER_TURN = 8
 """How many clients one turn of the event loop accepts. Their handshakes delay the connected clients by 2 ms."""
@@ -51,9 +51,9 @@ class Acceptor:
         self._grace_s = timing.accept_grace_s
         self._exhausted_since_s: float | None = None
         self._check: asyncio.TimerHandle | None = None
-        """The next check whether descriptors are available, while they are exhausted."""
+        """The timer of the next check whether descriptors are available. None unless descriptors are exhausted."""
         self._held: tuple[socket.socket, str] | None = None
-        """A client with a spare descriptor. Only a descriptor with this number shows that the others are exhausted."""
+        """An accepted client whose descriptor is one of the spare ones, which shows that all others are exhausted."""
 
     def open(self) -> None:
         """Starts to accept clients. Raises OSError."""
@@ -64,8 +64,8 @@ class Acceptor:
     async def stop(self) -> None:
         """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
 
-        A listener that shares its port stays open for a moment. In this time, it still accepts clients that have begun
-        their TCP handshake. The kernel drops the requests of other clients.
+        A listener that shares its port stays open for a moment. In this time, the listener still accepts clients that
+        have begun their TCP handshake. The kernel drops the requests of other clients.
         """
         shared = filter(_shares_port, self._listeners)
         filtered = [drop_connection_requests(listener) for listener in shared]
@@ -76,12 +76,16 @@ class Acceptor:
             self.close()
 
     def close(self) -> None:
-        """Like `stop`, but without a delay. While descriptors are exhausted, clients in the queue are reset instead."""
+        """Like `stop`, but without a delay.
+
+        While descriptors are exhausted, resets the clients in the queue instead.
+        """
         self._pause()
         for listener in self._listeners:
             if listener.fileno() >= 0:
                 if self._check is None:
-                    # At most BACKLOG, because clients may connect faster than the bridge accepts them.
+                    # The loop accepts at most BACKLOG clients, because clients may connect faster than the bridge
+                    # accepts them.
                     self._accept(listener, BACKLOG)
                 listener.close()
         if self._check is not None:
@@ -106,7 +110,7 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return  # the queue is empty, or its first client is gone
             except OSError:
-                self._on_descriptors_exhausted()  # or the kernel has no memory for the socket
+                self._on_descriptors_exhausted()  # no descriptor is left, or the kernel has no memory for the socket
                 return
             # POSIX: a new descriptor has the lowest free number.
             if client.fileno() >= floor:
@@ -159,6 +163,6 @@ def _shares_port(listener: socket.socket) -> bool:
 
 
 def _descriptor_floor() -> float:
-    """The lowest spare descriptor."""
+    """Returns the number of the lowest spare descriptor."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if limit == resource.RLIM_INFINITY else limit - SPARE_DESCRIPTORS

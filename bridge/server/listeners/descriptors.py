@@ -1,4 +1,4 @@
-"""File descriptors: each client takes one, and most shells allow a process 1024."""
+"""The limits of file descriptors. Each client takes one descriptor, and most shells allow a process 1024."""
 
 import resource
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Capacity:
 
     connections: int
     overflow: int = MAX_OVERFLOW
-    """How many further connections get an answer."""
+    """How many connections beyond this limit get an answer."""
 
 
 def raise_nofile_limit() -> None:
@@ -39,7 +39,7 @@ def connection_capacity(max_connections: int) -> Capacity:
     if limit == resource.RLIM_INFINITY or limit >= max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS:
         return Capacity(max_connections)
     available = max(2, limit - OWN_DESCRIPTORS)
-    # At most a quarter of the descriptors is for refused clients.
+    # Refused clients get at most a quarter of the descriptors.
     overflow = min(MAX_OVERFLOW, max(1, available // 4))
     capacity = Capacity(min(max_connections, available - overflow), overflow)
     if capacity.connections < max_connections:

@@ -21,13 +21,13 @@ SEND_BUFFER_BYTES = 65536
 """The size of the kernel's send buffer for each client. Linux doubles it, for its own structures.
 
 By default, the kernel holds 2.5 to 4 MB for a client that does not read. No limit of the bridge counts this memory, but
-a container's limit does. The client would also stay live for a thousand updates: the p99 of the other clients was then
-2.8 times as high (`make bench`, slow). This size allows 100 MB a second at a round trip of 1 ms, and 2.5 MB a second at
-50 ms.
+a container's limit does. The client would also stay live for a thousand updates, and the p99 latency of the other
+clients was then 2.8 times as high (`make bench`, slow). This size allows 100 MB a second at a round trip of 1 ms, and
+2.5 MB a second at 50 ms.
 """
 
 RECEIVE_BUFFER_BYTES = 16384
-"""The size of the kernel's receive buffer for each client: room for a request.
+"""The size of the kernel's receive buffer for each client, which must hold a request.
 
 Later, clients send almost nothing, and `read_limiter` throttles those that send more. By default, the kernel holds up
 to 6 MB for each client, which no limit of the process counts.
@@ -45,12 +45,13 @@ _HINTS = {
 }
 
 SO_ATTACH_FILTER = 26
-"""The number of this option on Linux (asm-generic/socket.h). Python's `socket` does not define it."""
+"""The number of the socket option SO_ATTACH_FILTER on Linux (asm-generic/socket.h). Python's `socket` does not define
+it."""
 
 _DROP_SYN = (
     (0x30, 0, 0, 13),  # load the byte of flags: the filter of a TCP socket gets the packet without its IP header
     (0x54, 0, 0, 0x12),  # keep only the flags SYN and ACK
-    (0x15, 0, 1, 0x02),  # if only SYN is set,
+    (0x15, 0, 1, 0x02),  # if only SYN is set, run the next step; otherwise skip it
     (0x06, 0, 0, 0),  # drop the packet
     (0x06, 0, 0, 0xFFFFFFFF),  # else keep the entire packet
 )
@@ -67,7 +68,7 @@ class _Target:
     """The host as the operator wrote it, for errors."""
     family: socket.AddressFamily
     name: tuple[Any, ...]
-    """The argument of `socket.bind`. Its port is replaced."""
+    """The argument of `socket.bind`. The port in it is replaced later."""
     optional: bool
     """Whether the machine may lack this address."""
 
@@ -80,9 +81,9 @@ def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[so
     """Returns bound sockets, one for each address, all on the same port. They do not listen yet.
 
     With `port` 0, the port is one that is free on all addresses. `localhost` is 127.0.0.1 and, if the machine has it,
-    ::1. `::` is all addresses, with a second socket for IPv4: a single socket would give IPv4 clients IPv6 addresses.
-    An address is bound only once, and not at all if its family's wildcard is bound. Raises OSError with the address in
-    its text.
+    ::1. `::` means all addresses, and gets a second socket for IPv4. With a single socket, IPv4 clients would have IPv6
+    addresses. An address is bound only once, and not at all if the wildcard address of its family is bound. Raises
+    OSError with the address in its text.
     """
     targets = _targets(hosts, port)
     for _ in range(PORT_ATTEMPTS):
@@ -140,7 +141,7 @@ def address_unavailable(error: OSError) -> AddressUnavailable:
 
 
 def listen_hint(error: OSError) -> str:
-    """Returns what an operator can do about an error of `open_listeners`."""
+    """Returns the hint for the operator about an error of `open_listeners`."""
     if error.filename == EVERY and error.errno in NO_SUCH_ADDRESS:
         return f"this machine has no IPv6; set BRIDGE_HOST={EVERY_IPV4} for all IPv4 addresses"
     address, _, zone = str(error.filename).partition("%")
@@ -173,7 +174,7 @@ def _shown(host: str) -> str:
 def source_address(network: Network) -> str | None:
     """Returns the address from which this machine sends to a network, or None without a route. Sends nothing."""
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-    # The first address of a network names the network itself, unless it is the only one.
+    # The first address of a network names the network itself, unless the network has only one address.
     target = network[1] if network.num_addresses > 1 else network[0]
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -201,17 +202,18 @@ def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        # `filename` is the address, for `listen_hint`.
+        # The attribute `filename` holds the address, for `listen_hint`.
         raise OSError(error.errno, f"{_shown(target.host)} port {port}: {error.strerror}", target.host) from error
     return listener
 
 
 def drop_connection_requests(listener: socket.socket) -> bool:
-    """Makes the kernel drop each new connection request (SYN). Returns False if the kernel can't, as outside Linux.
+    """Makes the kernel drop each new connection request (SYN).
 
-    The client repeats its request after a second, and then reaches another listener on the port. The kernel still
-    establishes connections that have begun their TCP handshake. Without the filter, the kernel would choose this
-    listener for new clients until it is closed, and would then reset these clients.
+    Returns False if the kernel can't do this, as outside Linux. The client repeats its request after a second, and the
+    request then reaches another listener on the port. The kernel still establishes connections that have begun their
+    TCP handshake. Without the filter, the kernel would choose this listener for new clients until it is closed, and
+    would then reset these clients.
     """
     if sys.platform != "linux":
         return False
@@ -220,5 +222,5 @@ def drop_connection_requests(listener: socket.socket) -> bool:
     try:
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYN), address))
     except OSError:
-        return False  # a sandbox that emulates the kernel
+        return False  # a sandbox that emulates the kernel may lack this option
     return True

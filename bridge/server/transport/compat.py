@@ -1,4 +1,4 @@
-"""Everything that works around websockets and uvloop by names that these libraries do not document.
+"""All workarounds that use undocumented names of websockets and uvloop.
 
 Each workaround has its reason and the versions that it was seen with. `test_compat.py` has a test for each, which fails
 as soon as the library no longer needs the workaround.
@@ -16,7 +16,7 @@ try:
     # The compiled function unmasks a large payload about ten times as fast as Python code. websockets has no documented
     # name for it (websockets 17.4).
     from websockets.speedups import apply_mask
-except ImportError:  # there is no wheel for this platform
+except ImportError:  # there is no compiled wheel for this platform
     from websockets.utils import apply_mask
 
 __all__ = ["accept_handshake", "apply_mask", "as_transport"]
@@ -25,8 +25,8 @@ __all__ = ["accept_handshake", "apply_mask", "as_transport"]
 def accept_handshake(path: str, headers: Headers) -> tuple[Response, str]:
     """Returns the response of websockets to a handshake, and the name of the header at fault, or an empty string.
 
-    Without the `del`, the protocol and the generator of its parser refer to each other. Each handshake would then leave
-    1.3 KB to the garbage collector, which the bridge runs rarely (websockets 17.4).
+    Without the `del`, the protocol and the generator of its parser would refer to each other. Each handshake would then
+    leave 1.3 KB to the garbage collector, which the bridge runs rarely (websockets 17.4).
     """
     protocol = ServerProtocol()
     response = protocol.accept(Request(path, headers))
@@ -38,6 +38,6 @@ def accept_handshake(path: str, headers: Headers) -> tuple[Response, str]:
 def as_transport(transport: asyncio.BaseTransport) -> asyncio.Transport:
     """Returns a TCP transport with the type that asyncio documents for it.
 
-    The transports of uvloop have all of its methods, but are not instances of `asyncio.Transport` (uvloop 0.23).
+    The transports of uvloop have all methods of `asyncio.Transport`, but are not instances of it (uvloop 0.23).
     """
     return cast("asyncio.Transport", transport)

@@ -1,11 +1,13 @@
 """A transport for TLS that encrypts data only when it is sent, and reads a bounded number of bytes in a turn.
 
 The TLS transports of asyncio and uvloop keep two buffers for each connection, and encrypt all data at once. Here, all
-connections share two buffers, because each call of OpenSSL is followed at once by moving its bytes to or from the
-socket. A connection holds only what its socket did not take: with writes in pieces, at most one record.
+connections share two buffers, because the transport moves the bytes to or from the socket right after each call of
+OpenSSL. A connection holds only the bytes that its socket did not take. If data is written in pieces, this is at most
+one record.
 
 An `ssl.SSLSocket`, which has no buffers, is not used for two reasons. OpenSSL would read from the socket for as long as
-a client sends key updates, and block the event loop. And it fails if a key update comes while a record waits.
+a client sends key updates, and block the event loop. OpenSSL also fails if a key update arrives while a record waits to
+be sent.
 """
 
 import asyncio
@@ -23,14 +25,14 @@ RAW_READ_BYTES = 4096
 """How much is read from a socket in a turn of the loop: 150 key updates, which take 4 ms."""
 
 RECORD_OVERHEAD_BYTES = 64
-"""How many bytes a record has in addition to its data, at most with common ciphers."""
+"""The most bytes that a record has in addition to its data, with common ciphers."""
 
 MAX_SURPLUS_BYTES = 2**16
 """How many bytes a client may send that are neither data nor the overhead of data: 2400 key updates. A client that
 sends more is disconnected."""
 
 MAX_DISCARDED_BYTES = 2**18
-"""How many bytes are read and discarded after this side has ended. A client that sends more is reset.
+"""How many bytes are read and discarded after this side has ended. The connection of a client that sends more is reset.
 
 Closing a socket with unread bytes resets the connection, and the client might lose data that was sent to it."""
 
@@ -38,8 +40,8 @@ _RAW_BUFFER = memoryview(bytearray(RAW_READ_BYTES))
 """The buffer that all transports share for bytes from a socket."""
 
 _INCOMING, _OUTGOING = ssl.MemoryBIO(), ssl.MemoryBIO()
-"""OpenSSL's buffers, shared by all transports of the process. The outgoing one is empty whenever other code runs. The
-incoming one is empty whenever a transport begins to decrypt."""
+"""OpenSSL's buffers, shared by all transports of the process. The outgoing buffer is empty whenever other code runs.
+The incoming buffer is empty whenever a transport begins to decrypt."""
 
 
 class _State(Enum):
@@ -86,7 +88,7 @@ class TlsTransport(asyncio.Transport):
         on_failed: Callable[[OSError], None],
         shutdown_timeout_s: float,
     ) -> None:
-        """Takes over the socket. The handshake begins with `begin`.
+        """Takes over the socket. Call `begin` to start the handshake.
 
         `on_failed` is called once if the handshake fails. If it succeeds, `connection_made` of the protocol is called,
         and `connection_lost` at the end. `shutdown_timeout_s` is how long `close` waits for the client to end its side.
@@ -106,14 +108,14 @@ class TlsTransport(asyncio.Transport):
         self._closing = False
         self._reading = False
         self._reads_again = False
-        """True while a read is due that follows one that brought data."""
+        """True while a second read is due, because the last read returned data."""
         self._discarded_bytes = 0
         self._surplus_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._state = _State.HANDSHAKE
         self._peername = client.getpeername()
         client.setblocking(False)
-        with suppress(OSError):  # not TCP
+        with suppress(OSError):  # the socket is not a TCP socket
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = client
         self._tls = context.wrap_bio(_INCOMING, _OUTGOING, server_side=True)
@@ -126,7 +128,7 @@ class TlsTransport(asyncio.Transport):
     # The interface of asyncio's transports
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`socket`, `peername` and `sslcontext`, as with asyncio's transports. The socket is for its options only."""
+        """Returns `socket`, `peername` or `sslcontext`, as asyncio does. Use the socket only for its options."""
         match name:
             case "socket":
                 return self._socket
@@ -274,9 +276,9 @@ class TlsTransport(asyncio.Transport):
     # Writing
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Encrypts and sends the data, and holds the part that the socket does not take. To bound it, write in pieces.
+        """Encrypts and sends the data, and holds the part that the socket does not take.
 
-        Does nothing after this side has ended.
+        To bound this part, write in pieces. Does nothing after this side has ended.
         """
         if self._ends or not data or self._state is not _State.OPEN:
             return
@@ -308,7 +310,7 @@ class TlsTransport(asyncio.Transport):
                 self._keep_unsent(memoryview(encrypted)[taken:])
 
     def _keep_unsent(self, encrypted: memoryview) -> None:
-        # Copied, because a view would keep all of a large response in memory.
+        # The rest is copied, because a view would keep all of a large response in memory.
         self._unsent = encrypted if len(encrypted) <= 2 * RECORD_BYTES else memoryview(bytes(encrypted))
         self._loop.add_writer(self._socket, self._on_writable)
         if self._state is _State.OPEN and self._protocol is not None:
@@ -359,7 +361,7 @@ class TlsTransport(asyncio.Transport):
             return
         self._state = _State.ENDED
         with suppress(OSError, ValueError):
-            # Writes the alert close_notify, and then fails, because the client has not sent one yet.
+            # `unwrap` writes the alert close_notify, and then fails, because the client has not sent this alert yet.
             self._tls.unwrap()
         alert = _OUTGOING.read()
         with suppress(OSError):
@@ -386,7 +388,8 @@ class TlsTransport(asyncio.Transport):
         self._loop.call_soon(self._call_protocol, made, error)
 
     def _call_protocol(self, made: bool, error: OSError | None) -> None:
-        # The protocol and the callback refer to this transport. Without this, only the garbage collector frees them.
+        # The protocol and the callback refer to this transport. If these references stayed, only the garbage collector
+        # could free the objects.
         protocol, on_failed = self._protocol, self._on_failed
         self._protocol = self._on_failed = None
         if made:

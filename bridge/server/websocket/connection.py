@@ -1,4 +1,4 @@
-"""A client's connection after its handshake: the frames that it gets, the frames that it sends, and its end.
+"""A client's connection after its handshake: sends frames, handles the client's frames, and closes.
 
 An idle connection is only this object and its transport. All connections share one read buffer, and a frame reader
 exists only while a frame is incomplete.
@@ -20,12 +20,12 @@ from bridge.server.transport import tcp
 from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolViolation
 
 CLOSING_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
-"""The size of the kernel's send buffer for a closing client that does not read. It has room for the rest of an update
-of up to 80 KB, and for the close frame. After a larger update, the client may not get the close frame."""
+"""The size of the kernel's send buffer for a closing client that does not read. This buffer has room for the rest of an
+update of up to 80 KB, and for the close frame. After a larger update, the client may not get the close frame."""
 
 MAX_PONGS_DUE = 4
-"""The most pongs that a client may send without a charge, one for each unanswered ping. Without this limit, a client
-could collect free pongs for a flood."""
+"""The most pongs that the read limiter does not charge to a client, one for each unanswered ping. Without this limit, a
+client could collect free pongs for a flood."""
 
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
@@ -41,7 +41,10 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionContext:
-    """The collaborators that all connections of a server share. Each connection needs only one reference to them."""
+    """The collaborators that all connections of a server share.
+
+    Each connection needs only one reference to this object.
+    """
 
     hub: Hub
     clock: Clock
@@ -84,9 +87,9 @@ class Connection(asyncio.BufferedProtocol):
         """`address` is the IP address of the client."""
         self._context = context
         self._transport: asyncio.Transport | None = transport
-        """None after the end."""
+        """The connection's transport, or None after the end."""
         self._frame_reader: FrameReader | None = None
-        """None while no frame is incomplete."""
+        """The reader of an incomplete frame, or None if no frame is incomplete."""
         self._pong: bytes | None = None
         """The payload of the newest ping without a pong. Earlier pings need no pong (RFC 6455, section 5.5.3)."""
         self._ping_is_due = False
@@ -94,7 +97,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pending_close: tuple[bytes, Callable[[], None]] | None = None
         """The close frame that waits until the current frame is complete, and the function to call after it."""
         self._pongs_due = 0
-        """Pings of the bridge without an answer. The limit does not charge this many pongs."""
+        """The number of the bridge's pings without an answer. The read limiter does not charge this many pongs."""
         self.address = address
         self.cursor = 0
         self.offset = 0
@@ -103,11 +106,11 @@ class Connection(asyncio.BufferedProtocol):
         self.congested = False
         self.opened_at = self.last_received_at = self.pinged_at = context.clock.now_s
         self.closed_at: float | None = None
-        """When the closing handshake began."""
+        """The time when the closing handshake began, in seconds."""
         self.close_code: int | None = None
         """The code in the close frame of the side that began the closing handshake, if any."""
         self.descriptor: int | None = None
-        """The socket's descriptor. None if data must go through the transport, and after the end."""
+        """The socket's descriptor, or None if data must go through the transport, and after the end."""
         transport.set_protocol(self)
         if transport.get_extra_info("sslcontext") is None:
             self.descriptor = transport.get_extra_info("socket").fileno()
@@ -117,7 +120,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Writes through the transport. With TLS, it encrypts and sends at once."""
+        """The function that writes through the transport. With TLS, it encrypts and sends at once."""
         assert self._transport is not None
         return self._transport.write
 
@@ -128,23 +131,23 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def acknowledged_bytes(self) -> int | None:
-        """How many bytes the client's kernel has acknowledged. None if our kernel does not report this."""
+        """How many bytes the client's kernel has acknowledged, or None if our kernel does not report this."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             return None if stream is None else tcp.acknowledged_bytes(stream)
         return None
 
     def send(self, *frames: bytes | memoryview) -> int:
-        """Writes through the transport. Returns the bytes written, -1 if some are enqueued, 0 if they are dropped."""
+        """Writes through the transport. Returns the bytes written, -1 if some are enqueued, 0 if all are dropped."""
         if self._transport is None or (self.closed_at is not None and self._pending_close is None):
             return 0
         for part in frames:
-            # writelines would copy all of them into one buffer.
+            # `writelines` would copy all frames into one buffer.
             self._transport.write(part)
         return -1 if self.congested else sum(map(len, frames))
 
     def ping(self) -> None:
-        """Sends a ping. It has only two bytes, so the transport may hold it until a slow client reads."""
+        """Sends a ping. A ping has only two bytes, so the transport may hold it until a slow client reads."""
         if self._transport is None or self.closed_at is not None:
             return
         self.pinged_at = self._context.clock.now_s
@@ -173,8 +176,8 @@ class Connection(asyncio.BufferedProtocol):
     def close(self, reason: CloseReason, **details: object) -> None:
         """Starts the closing handshake. `Keepalive` limits how long the client may take to answer it.
 
-        If the client has received only a part of a frame, and the log has dropped this frame, then no close frame can
-        follow. The connection is reset instead.
+        If the client has received only a part of a frame, and the update log has dropped this frame, no close frame can
+        follow. The connection is then reset instead.
         """
         self._close(reason, details, _await_answer)
 
@@ -185,7 +188,7 @@ class Connection(asyncio.BufferedProtocol):
             self._begin_close(close_frame(reason.code, reason.phrase), after)
 
     def abort(self) -> None:
-        """Ends the connection at once. Drops the data that its transport holds."""
+        """Ends the connection at once, and drops the data that its transport holds."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -200,7 +203,7 @@ class Connection(asyncio.BufferedProtocol):
         """Sends a close frame as soon as the current frame is complete, and calls `after` when it is sent."""
         self.closed_at = self._context.clock.now_s
         if self.offset:
-            # Set first: the hub may complete the frame, or reset the connection, at once.
+            # This is set first, because the hub may complete the frame or reset the connection at once.
             self._pending_close = frame, after
             self._context.hub.closing(self)
         else:
@@ -212,8 +215,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(frame)
         # A TLS connection that has just ended has no socket.
         if self.congested and (stream := self._transport.get_extra_info("socket")) is not None:
-            # The kernel stores the close frame after the data that the client has not read. The client then finds it
-            # there, even if the bridge has ended by then.
+            # The kernel stores the close frame after the data that the client has not read. The client then finds the
+            # close frame there, even if the bridge has ended by then.
             with suppress(OSError):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLOSING_BUFFER_BYTES)
         after()
@@ -224,8 +227,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         filled = nbytes == len(self._context.read_limiter.buffer)
         if self.received(READ_BUFFER[:nbytes]) and filled and self._transport is not None:
-            # More data may be available, and libuv would read up to 32 times in a turn of the loop. A client with many
-            # tiny frames would then delay all others by 0.1 to 0.4 s.
+            # More data may be available, and libuv would read this socket up to 32 times in a turn of the loop. A
+            # client with many tiny frames would then delay all others by 0.1 to 0.4 s.
             self._transport.pause_reading()
             self._context.hub.schedule(self.resume_reading)
 
@@ -247,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
         reader = self._frame_reader or FrameReader()
         if found := reader.feed(data):
             self._send_pongs([each.payload for each in found if isinstance(each, Ping)])
-            # A violation or a close is always the last one.
+            # A violation or a close is always the last item.
             match found[-1]:
                 case ProtocolViolation(code, detail):
                     self._fail(REASONS[code], detail)
@@ -256,16 +259,16 @@ class Connection(asyncio.BufferedProtocol):
         self._frame_reader = None if reader.idle else reader
         if self._transport is None or self._charge(len(data), reader):
             return True
-        # A closing client is throttled too. Otherwise it could use the whole processor.
+        # A closing client is throttled too. Otherwise this client could use the whole processor.
         self._transport.pause_reading()
         return False
 
     def _charge(self, read_bytes: int, reader: FrameReader) -> bool:
-        """Charges the limit for received data, except for pongs that answer pings of the bridge."""
+        """Charges the limiter for received data, except for pongs that answer pings of the bridge."""
         frames = reader.frames
         if answers := min(reader.pongs, self._pongs_due):
             self._pongs_due -= answers
-            # If a pong arrives in several reads, the limit has already charged all reads but the last.
+            # If a pong arrives in several reads, the limiter has already charged all reads except the last.
             frames = max(0, frames - answers)
             read_bytes = max(0, read_bytes - reader.pong_bytes * answers // reader.pongs)
             if not (frames or read_bytes):
@@ -273,7 +276,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._context.read_limiter.consume(self, read_bytes, frames)
 
     def _send_pongs(self, pings: list[bytes]) -> None:
-        """Sends all pongs in one write, because a write takes as long as reading ten pings."""
+        """Sends all pongs in one write, because each write takes as long as reading ten pings."""
         if not pings or self._transport is None or self.closed_at is not None:
             return
         if self.congested or self.offset:
@@ -330,7 +333,8 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 self._context.on_lost(self)
             finally:
-                # Transport and protocol refer to each other. Without this, only the garbage collector frees them.
+                # Transport and protocol refer to each other. If these references stayed, only the garbage collector
+                # could free the two.
                 self._transport = self.descriptor = None
                 self._frame_reader = self._pending_close = None
 

@@ -30,10 +30,11 @@ LATE_TICKS = 2
 """A pass that is more than this many ticks late closes no client."""
 
 MIN_READ_BYTES_PER_S = 1024
-"""How fast a client must read the data before its close frame. The bridge aborts a slower client."""
+"""How fast a client must read the data before its close frame. The bridge aborts the connection of a slower client."""
 
 PING_PAUSE_S = 0.05
-"""The time between two groups of pings. With 20,000 pings in a tick of 5 s, a group has 200 pings and takes 2 ms."""
+"""The time between two groups of pings. With 20,000 pings in a tick of 5 s, a group has 200 pings and takes 2 ms to
+send."""
 
 
 class Pingable(Protocol):
@@ -69,7 +70,10 @@ class Keepalive:
         on_tick: Callable[[bool], None],
         timing: Timing = DEFAULT,
     ) -> None:
-        """`on_tick` is called after each pass, with True if the pass was late. It must not close clients then."""
+        """`on_tick` is called after each pass, with True if the pass was late.
+
+        After a late pass, `on_tick` must not close clients.
+        """
         self._connections = connections
         self._clock = clock
         self._ping_interval_s = ping_interval_s
@@ -79,20 +83,21 @@ class Keepalive:
         # At least one pass must come between a ping and the eviction. Otherwise a client is never pinged.
         spare_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, spare_s)
-        """Seconds between two passes, which is the resolution of all times here."""
-        # One tick longer, because `last_received_at` is the time of the pass before the client sent something.
+        """The time between two passes, in seconds. It is the resolution of all times in this class."""
+        # The timeout is one tick longer, because `last_received_at` is the time of the pass before the client sent
+        # something.
         self._evict_after_s = idle_timeout_s + self.tick_s
         self._passed_at = clock.now_s
         """The time of the last pass."""
         self._awake_since_s = -inf
-        """The time of the last late pass. Timeouts start here again, because the bridge did not read before."""
+        """The time of the last late pass. Timeouts start again at this time, because the bridge did not read before."""
         self._closing: dict[Pingable, tuple[float, int | None]] = {}
         """Closing connections, with the start of the current close timeout and the bytes acknowledged at that time."""
         self._pings_due: deque[Pingable] = deque()
         """Silent connections of the last pass that are not pinged yet."""
 
     async def run(self) -> None:
-        """Makes passes until it is cancelled."""
+        """Makes a pass at each tick, until its task is cancelled."""
         loop = asyncio.get_running_loop()
         self._passed_at = loop.time()
         while True:
@@ -110,7 +115,8 @@ class Keepalive:
         self._passed_at = now_s
         if late:
             self._awake_since_s = now_s
-            # This pass adds these connections again. Pings to all of them at once would block the loop still longer.
+            # This pass adds these connections again. Pings to all these connections at once would block the loop still
+            # longer.
             self._pings_due.clear()
         else:
             self.send_pings()
@@ -130,7 +136,10 @@ class Keepalive:
         self._on_tick(late)
 
     def send_pings(self, left_s: float = 0.0) -> None:
-        """Pings a group of silent connections. Its size spreads the pings evenly over the next `left_s` seconds."""
+        """Pings a group of silent connections.
+
+        The group's size spreads all pings evenly over the next `left_s` seconds.
+        """
         share = 1.0 if left_s <= PING_PAUSE_S else PING_PAUSE_S / left_s
         for _ in range(ceil(len(self._pings_due) * share)):
             connection = self._pings_due.popleft()
@@ -138,7 +147,7 @@ class Keepalive:
                 continue  # the client has sent something since the pass
             try:
                 connection.ping()
-            except Exception:  # as above
+            except Exception:  # a failure of one connection must not stop the pings of the others
                 self._abort(connection)
 
     def _check_idle(self, connection: Pingable, now_s: float) -> None:

@@ -4,7 +4,7 @@ The bridge only emits. It reads a client's messages only to check that they foll
 reader holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and never a
 message. Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is idle.
 
-Pure: no sockets, no timers. The connection answers the client.
+The module is pure: it has no sockets and no timers. The connection answers the client.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ CONTROL_PAYLOAD_BYTES = 125
 CONTROL_HEADER_BYTES = 6
 
 TEXT_PIECE_BYTES = 65536
-"""Text is unmasked and decoded in pieces of this size, so that the memory for it does not grow with the read. It is
-divisible by four, so that each piece begins at the same byte of the mask."""
+"""Text is unmasked and decoded in pieces of this size, so that the memory for it does not grow with the read. The size
+is divisible by four, so that each piece begins at the same byte of the mask."""
 
 _FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _CONTROL = frozenset({int(Opcode.CLOSE), int(Opcode.PING), int(Opcode.PONG)})
@@ -91,9 +91,10 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._head = b""
-        """An incomplete header."""
+        """The bytes of an incomplete header."""
         self._mask = b""
-        """The mask of the current frame; empty between frames. In a text, it is rotated to the next byte."""
+        """The mask of the current frame; empty between frames. In a text message, the mask is rotated to the next
+        byte."""
         self._opcode = 0
         self._fin = False
         self._left = 0
@@ -111,7 +112,7 @@ class FrameReader:
         self.pongs = 0
         """How many pongs the last call of `feed` completed."""
         self.pong_bytes = 0
-        """The size of these pongs."""
+        """The size of the pongs that the last call of `feed` completed."""
 
     @property
     def idle(self) -> bool:
@@ -119,9 +120,10 @@ class FrameReader:
         return not (self._mask or self._head or self._started or self._ended)
 
     def feed(self, data: bytes | memoryview) -> list[Incoming]:
-        """Returns what the client sent. After a `Close` or a `ProtocolViolation`, always returns an empty list.
+        """Returns the pings, closes and violations in `data`.
 
-        `data` may be overwritten afterwards. The list is as long as the number of six-byte frames that fit into `data`.
+        After a `Close` or `ProtocolViolation`, returns an empty list. `data` may be overwritten afterwards. The list is
+        bounded by the number of six-byte frames that fit into `data`.
         """
         found: list[Incoming] = []
         self.frames = self.pongs = self.pong_bytes = 0
@@ -154,7 +156,7 @@ class FrameReader:
                 at += self._read_payload(view[at:], found)
 
     def _read_header(self, view: memoryview) -> int:
-        """Reads a header, or the available part of it. Returns the number of bytes that it used."""
+        """Reads a header, or the available part of it. Returns the number of bytes used."""
         held = len(self._head)
         head = self._head + view[: MAX_HEADER_BYTES - held]
         self._head = head
@@ -204,7 +206,7 @@ class FrameReader:
             raise ProtocolError(CloseCode.PROTOCOL_ERROR, detail)
 
     def _read_payload(self, view: memoryview, found: list[Incoming]) -> int:
-        """Reads a payload, or the available part of it. Returns the number of bytes that it used."""
+        """Reads a payload, or the available part of it. Returns the number of bytes used."""
         piece = view[: self._left]
         taken = len(piece)
         self._left -= taken
@@ -243,8 +245,8 @@ class FrameReader:
         elif opcode == Opcode.PING:
             found.append(Ping(apply_mask(masked, mask)))
         else:
-            # Also between the fragments of a message (section 5.4). For the parser of websockets this is a violation,
-            # for Autobahn's case 7.1.5 a clean close.
+            # A close frame may also come between the fragments of a message (section 5.4). The parser of websockets
+            # treats such a close frame as a violation, but Autobahn's case 7.1.5 expects a clean close.
             found.append(Close(_close_code(apply_mask(masked, mask))))
             self._end()
 

@@ -1,10 +1,10 @@
 """Checks WebSocket handshakes, and makes the 101 response (RFC 6455, section 4.2).
 
 The library websockets checks the key and the version, and computes the accept value. This module checks the rest, as
-leniently as section 4.2.1 allows: `Upgrade` and `Connection` are lists. It never negotiates an extension or a
+leniently as section 4.2.1 allows: `Upgrade` and `Connection` are lists. The bridge never negotiates an extension or a
 subprotocol.
 
-Pure. `access` decides which clients may connect.
+The module is pure. `access` decides which clients may connect.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from bridge.server.transport.compat import accept_handshake
 VERSION = "13"
 
 _MAX_CHARACTERS = 64
-"""How many characters of a header the library gets. A valid key has 24. A longer one is invalid, even if it is cut."""
+"""How many characters of a header the library gets. A valid key has 24. A longer key is invalid, even after the cut."""
 
 
 def is_upgrade(request: Request) -> bool:
@@ -43,7 +43,7 @@ def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
         for header, value in headers:
             response.headers[header] = value
         return response.serialize()
-    # The texts of the library quote the client.
+    # The error texts of the library quote the client, so the bridge does not use them.
     if fault == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
         return _upgrade_required(f"{path} supports only version {VERSION} of WebSocket (RFC 6455).")
     text = (
@@ -63,7 +63,7 @@ def _library_headers(request: Request) -> Headers:
 
 
 def _upgrade_required(text: str) -> Refusal:
-    # RFC 9110, section 15.5.22, and RFC 6455, section 4.4.
+    # RFC 9110, section 15.5.22, and RFC 6455, section 4.4, require these headers.
     headers = ("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", VERSION)
     return Refusal(HTTPStatus.UPGRADE_REQUIRED, text, Rule.UPGRADE, text, headers)
 
