@@ -94,14 +94,14 @@ async def test_request_of_the_maximum_size_is_accepted_and_a_larger_one_is_refus
         ("Cookie: " + "a" * 16_385, b"at most 16384 bytes. If a browser sent it, delete the cookies of this host.\n"),
         ("\r\n".join(["X-A: b"] * 130), b"A request may have at most 128 headers.\n"),
     ],
-    ids=["line", "headers"],
+    ids=["long line", "many headers"],
 )
 async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limit(
     shared: Bridge, header: str, limit: bytes
 ) -> None:
-    async with lines(port_of(shared), 1) as [line]:
-        line[1].write(request(port_of(shared), headers=[header]))
-        response = await answer(line)
+    async with lines(port_of(shared), 1) as [connection]:
+        connection[1].write(request(port_of(shared), headers=[header]))
+        response = await answer(connection)
     assert response.startswith(b"HTTP/1.1 431 ")
     assert response.endswith(limit)
 
@@ -228,6 +228,6 @@ async def test_client_of_another_network_is_dropped_before_the_tls_handshake(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path, allowed_networks="10.0.0.0/8") as (bridge, _):
-        async with lines(port_of(bridge), 1) as [line]:
-            assert await answer(line) == b""
+        async with lines(port_of(bridge), 1) as [connection]:
+            assert await answer(connection) == b""
         assert sample(bridge, "bridge_clients_refused_total", rule="peer") == 1

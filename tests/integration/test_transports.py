@@ -37,8 +37,11 @@ async def read_all(client: socket.socket) -> None:
 
 
 async def test_client_that_keeps_sending_after_its_response_is_dropped(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge, lines(port_of(bridge), 1) as [line]:
-        reader, writer = line
+    async with (
+        running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
+        lines(port_of(bridge), 1) as [connection],
+    ):
+        reader, writer = connection
         writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")
         writer.write(b"x" * MAX_DISCARDED_BYTES)
@@ -101,10 +104,10 @@ async def test_client_without_tls_is_refused_and_the_log_says_why(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
-        async with lines(port_of(bridge), 1) as [line]:
+        async with lines(port_of(bridge), 1) as [connection]:
             with capture_logs() as logged:
-                line[1].write(request(port_of(bridge)))
-                assert b"HTTP" not in await answer(line)
+                connection[1].write(request(port_of(bridge)))
+                assert b"HTTP" not in await answer(connection)
                 await eventually("it is not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="tls") == 1
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
