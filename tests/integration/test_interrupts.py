@@ -1,6 +1,7 @@
 """Ctrl-C at many moments of the start of each command: it ends with 130 and prints nothing."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -57,7 +58,8 @@ async def interrupted(delay_ms: int, *arguments: str) -> tuple[int | None, str]:
             # Not a wait for a condition: each delay is another moment of the start.
             await asyncio.sleep(delay_ms / 1000)
             with suppress(ProcessLookupError):  # a command that only prints has ended
-                process.send_signal(signal.SIGINT)
+                # send_signal would take the exit code of a process that has ended away from asyncio.
+                os.kill(process.pid, signal.SIGINT)
             output = await process.stdout.read()
             await process.wait()
     finally:
