@@ -1,11 +1,12 @@
 """`edk-bridge rejects`: lists rejected events, publishes them again, or removes them.
 
-Each command makes one pass over the events that are in the queue when it starts. An event that is not selected is held
-until the end and then returns to its place, so that the order of the queue stays the same.
+Each command makes one pass over the events that are in the queue when it starts. It holds events that are not selected
+until its end. They then return to their places, so that the order of the queue stays the same.
 """
 
 import asyncio
 import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -20,8 +21,9 @@ import orjson
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import Reject, RejectQueue, open_reject_queue
 from bridge.amqp.rejects.requeue import MAX_IN_FLIGHT, NotRequeued, Requeuer
+from bridge.cli.common.counts import counted
 from bridge.cli.common.errors import broker_setting_named, exit_on_error
-from bridge.cli.common.options import effective_settings, setting_options
+from bridge.cli.common.options import effective_settings, exit_codes, setting_options
 from bridge.cli.common.output import Output, echo, json_encoding
 from bridge.cli.common.progress import Progress
 from bridge.config.settings import Settings
@@ -35,13 +37,18 @@ Callback = TypeVar("Callback", bound=Callable[..., object])
 
 REASONS = [reason.value for reason in Reason]
 
-CODES = "2 options that can't be used, or no such queue, 3 the broker refuses."
+CODES = {
+    "_2": "Options or settings can't be used, or there is no such queue.",
+    "_3": "The broker refuses: password, virtual host or permission.",
+    "_130": "Ctrl-C.",
+}
+"""The exit codes that all commands have in common."""
 
 reason_option = click.option(
     "--reason",
     type=click.Choice(REASONS),
     metavar="REASON",
-    help=f"only those with this reason: {', '.join(REASONS)}",
+    help=f"Only events with this reason: {', '.join(REASONS)}.",
 )
 
 broker_options = setting_options("amqp_url", "reject_exchange")
@@ -50,22 +57,26 @@ broker_options = setting_options("amqp_url", "reject_exchange")
 def selection_options(command: Callback) -> Callback:
     """Adds the ids, `--all` and `--reason` to a command."""
     everything = click.option(
-        "--all", "everything", is_flag=True, help="all events that are in the queue when the command starts"
+        "--all", "everything", is_flag=True, help="All events that are in the queue when the command starts."
     )
     return click.argument("ids", nargs=-1, metavar="[ID]...")(everything(reason_option(command)))
 
 
-@click.group(short_help="Lists rejected events, publishes them again, or removes them.")
+@click.group(short_help="Lists, requeues or removes rejected events.")
 def rejects() -> None:
-    """Events that could not become an update: the queue of BRIDGE_REJECT_EXCHANGE, to which the bridge publishes
-    them with the reason.
+    """Handles rejected events: events that could not become an update. The bridge publishes them to the exchange
+    BRIDGE_REJECT_EXCHANGE, whose queue has the same name.
     """
 
 
 @rejects.command(
     "list",
-    short_help="Lists them, and says what is wrong with each.",
-    epilog=f"Exit codes: 0 they are listed, or nobody reads on, 1 the broker can't be reached, {CODES}",
+    short_help="Lists rejected events and their problems.",
+    epilog=exit_codes(
+        _0="The events are listed, or the reader of the output has closed it.",
+        _1="The broker can't be reached.",
+        **CODES,
+    ),
 )
 @click.option(
     "--limit",
@@ -73,18 +84,19 @@ def rejects() -> None:
     metavar="N",
     default=100,
     show_default=True,
-    help="how many, the oldest first",
+    help="How many events to list, the oldest first.",
 )
 @reason_option
-@click.option("--json", "in_json", is_flag=True, help="NDJSON, with the event itself as `body`")
+@click.option("--json", "in_json", is_flag=True, help="Print a JSON object for each event (NDJSON), with its `body`.")
 @broker_options
 def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) -> None:
-    """Lists rejected events, the oldest first: number, time, reason, type, size, exchange, what is wrong, and the id
-    by which to name it. In a pipe each is one line, its fields separated by tabulators: number, time, type, reason,
-    pointer, detail, exchange, size, id.
+    """Lists rejected events, the oldest first, with their problems. Shows the id of each killmail, or the start of
+    another event. The last line of an entry is the id for `requeue` and `purge`.
 
-    Nothing is removed. While it runs, those that it has read are out of the queue's sight for others; after it, they
-    are in their old place.
+    In a pipe, each event is one line. Tabs separate its fields: number, time, type, reason, pointer, detail, exchange,
+    size, content, id.
+
+    The command removes no event. While it runs, other consumers of the queue don't see the events that it has read.
     """
     width = shutil.get_terminal_size().columns
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -96,7 +108,8 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
 
     async def work(queue: RejectQueue) -> None:
         count = 0
-        # A pager reads a page at a time, and the connection to the broker needs the event loop meanwhile.
+        last_id = ""
+        # A pager reads one page at a time. Meanwhile, the connection to the broker needs the event loop.
         encoding = json_encoding(sys.stdout) if in_json else sys.stdout.encoding
         output = Output(sys.stdout.fileno(), encoding=encoding)
         try:
@@ -104,6 +117,7 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
                 for line in shown(reject).split("\n"):
                     await output.line(line)
                 count += 1
+                last_id = reject.id or last_id
                 if count == limit:
                     break
         except BrokenPipeError:
@@ -112,7 +126,10 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
         except OSError as error:
             raise BridgeError(f"standard output: {error.strerror}") from error
         of = "" if reason is None else f" with the reason {reason}"
-        echo(f"{count:,} listed{of}; {queue.count:,} in {queue.name} in all", err=True)
+        echo(f"{counted(count, 'event')}{of} listed; {queue.name} has {queue.count:,}", err=True)
+        if last_id:
+            shown_id = shlex.quote(printable(last_id, 255))
+            echo(f"to publish an event again: edk-bridge rejects requeue ID, such as {shown_id}", err=True)
 
     with exit_on_error(), broker_setting_named():
         if sys.stdout is None:
@@ -121,22 +138,25 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
 
 
 @rejects.command(
-    short_help="Publishes them again to where they came from.",
-    epilog=f"Exit codes: 0 all are requeued, 1 some are kept or not there, or the broker can't be reached, {CODES}",
+    short_help="Publishes rejected events again.",
+    epilog=exit_codes(
+        _0="All selected events are requeued.",
+        _1="Some events are kept or not in the queue, or the broker can't be reached.",
+        **CODES,
+    ),
 )
 @selection_options
 @broker_options
 def requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags: str | None) -> None:
-    """Publishes rejected events again to the exchange that each came from, after whatever was wrong is mended (a
-    schema, a limit): body and properties as they came. Each is removed from the rejects once the broker has confirmed
-    it; one that nobody's queue has got is kept.
+    """Publishes rejected events again to the exchange that each came from, with unchanged body and properties. Use it
+    after the cause is fixed, such as a schema or a limit. The command removes an event from the rejects when the broker
+    has confirmed it. It keeps an event that reaches no queue.
 
-    The exchange gives it to everyone who is bound to it, as when it was new: to every bridge, and to every other
-    consumer, which may have had it already. A bridge sends an update whose identity it remembers once. What is still
-    invalid is rejected again, as a new reject.
+    Every queue of the exchange gets the event again, also those of other consumers. A bridge does not send an update
+    again if it remembers its identity. The bridge rejects an event again if it is still invalid.
     """
     outcome = Outcome()
-    progress = Progress(sys.stderr, lambda: f"{outcome.done:,} requeued, {outcome.kept.total():,} kept")
+    progress = Progress(sys.stderr, lambda: _requeued(outcome))
     selection = Selection(reason, frozenset(ids) or None)
 
     async def work(queue: RejectQueue) -> None:
@@ -150,26 +170,33 @@ def requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags:
             _on_queue(settings, work)
         except (BridgeError, KeyboardInterrupt):
             if outcome.begun:
-                progress.say(f"ended early, with {outcome.done:,} requeued; the others are kept")
+                progress.say(f"ended early, with {counted(outcome.done, 'event')} requeued; the others are kept")
             raise
     missing = _report_missing(ids, outcome, progress.say)
     for why, count in outcome.kept.items():
         progress.say(f"{count:,} kept: {why}")
-    progress.say(f"{outcome.done:,} requeued, {outcome.kept.total():,} kept")
+    progress.say(_requeued(outcome))
     sys.exit(1 if missing or outcome.kept else 0)
 
 
+def _requeued(outcome: "Outcome") -> str:
+    return f"{counted(outcome.done, 'event')} requeued, {outcome.kept.total():,} kept"
+
+
 @rejects.command(
-    short_help="Removes them for good.",
-    epilog="Exit codes: 0 they are removed, 1 the answer was no, some are not there, or the broker can't be reached, "
-    f"{CODES}",
+    short_help="Removes rejected events permanently.",
+    epilog=exit_codes(
+        _0="All selected events are removed.",
+        _1="The answer was no, some events are not in the queue,\nor the broker can't be reached.",
+        **CODES,
+    ),
 )
 @selection_options
-@click.option("--yes", is_flag=True, help="without asking")
+@click.option("--yes", is_flag=True, help="Don't ask.")
 @broker_options
 def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool, **flags: str | None) -> None:
-    """Removes rejected events for good: those with these ids, those with a reason, or all. It asks first, and removes
-    none that came after the question.
+    """Removes rejected events permanently: those with these ids, those with a reason, or all. It asks first. It never
+    removes events that were rejected after the question.
     """
     outcome = Outcome()
     selection = Selection(reason, frozenset(ids) or None)
@@ -195,10 +222,7 @@ def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool,
                     ["standard input is not a terminal, so the question can't be answered; pass --yes"]
                 )
             agreed, asked_at = _on_queue(settings, count), datetime.now(UTC)
-            which = [f"the {len(selection.ids):,} named"] if selection.ids else []
-            which += [f"those with the reason {reason}"] if reason else []
-            of = f" {', '.join(which)} of" if which else ""
-            if not click.confirm(f"Remove{of} {agreed:,} rejected events in {settings.reject_exchange}?", err=True):
+            if not click.confirm(_question(selection, agreed, str(settings.reject_exchange)), err=True):
                 echo("nothing is removed", err=True)
                 sys.exit(1)
         try:
@@ -207,15 +231,27 @@ def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool,
             for why, kept in outcome.kept.items():
                 echo(f"{kept:,} kept: {why}", err=True)
             if outcome.begun:
-                echo(f"{outcome.done:,} removed", err=True)
+                echo(f"{counted(outcome.done, 'event')} removed", err=True)
     sys.exit(1 if _report_missing(ids, outcome, lambda line: echo(line, err=True)) else 0)
+
+
+def _question(selection: "Selection", count: int, queue: str) -> str:
+    of = f" of the {counted(count, 'rejected event')} in {queue}"
+    with_reason = f" with the reason {selection.reason}" if selection.reason else ""
+    if selection.ids:
+        return f"Remove {counted(len(selection.ids), 'event')} by id{with_reason}{of}?"
+    if with_reason:
+        return f"Remove all events{with_reason}{of}?"
+    return f"Remove {counted(count, 'rejected event')} in {queue}?"
 
 
 def _on_queue(settings: Settings, work: Callable[[RejectQueue], Awaitable[Answer]]) -> Answer:
     """Returns the result of some work on the queue. Raises BridgeError and ConnectionError."""
     name = settings.reject_exchange
     if name is None:
-        raise ConfigurationError(["BRIDGE_REJECT_EXCHANGE: it is off, so that rejected events are not kept anywhere"])
+        raise ConfigurationError(
+            ["BRIDGE_REJECT_EXCHANGE: it is off, so there is no queue of rejected events; set it to a name"]
+        )
 
     async def run() -> Answer:
         async with open_reject_queue(tuple(map(Node, settings.amqp_url)), name) as queue:
@@ -224,9 +260,9 @@ def _on_queue(settings: Settings, work: Callable[[RejectQueue], Awaitable[Answer
             finally:
                 if queue.delivery_count:
                     echo(
-                        f"{name} is a quorum queue: each reading counts as a delivery (the most by now: "
-                        f"{queue.delivery_count + 1}), and what exceeds its delivery limit is dropped: raise that "
-                        "limit, or use a classic queue",
+                        f"{name} is a quorum queue: each reading counts as a delivery (the highest count is "
+                        f"{queue.delivery_count + 1}), and the broker drops events beyond the delivery limit: raise "
+                        "this limit, or use a classic queue",
                         err=True,
                     )
 
@@ -237,7 +273,7 @@ def _on_queue(settings: Settings, work: Callable[[RejectQueue], Awaitable[Answer
 def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | None) -> None:
     """Raises ConfigurationError unless the arguments select events."""
     if "" in ids:
-        # It would select each event that has no id.
+        # An empty id would select every event without an id.
         raise ConfigurationError(["an id is empty; give ids from `edk-bridge rejects list`"])
     if everything and ids:
         raise ConfigurationError(["ids and --all can't be combined; give one of them"])
@@ -246,7 +282,7 @@ def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | Non
 
 
 _NUMBER = re.compile("[0-9]{1,7}")
-"""Probably the number of an event in the list. The id of a killmail has more digits."""
+"""Matches the number of an event in the list. The id of a killmail has more digits."""
 
 
 def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str], None]) -> bool:
@@ -254,16 +290,16 @@ def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str
     missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
     for each in missing:
         if _NUMBER.fullmatch(each):
-            say(f"{each} is no id: the id is the last field of each event in `edk-bridge rejects list`")
+            say(f"{each} is not an id: see the last field of each event in `edk-bridge rejects list`")
         else:
-            say(f"not there: {printable(each, 255)}")
+            say(f"not in the queue: {printable(each, 255)}")
     return bool(missing)
 
 
 # Passes over the queue
 
 MAX_REASONS = 20
-"""The number of different reasons for kept events that are counted one by one."""
+"""How many different reasons for kept events have a count of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +326,7 @@ class Outcome:
     kept: Counter[str] = field(default_factory=Counter)
     """How many events are kept, by reason."""
     seen: set[str] = field(default_factory=set)
-    """Those of the given ids that the queue has."""
+    """The given ids that the queue has."""
 
 
 async def selected(queue: RejectQueue, selection: Selection) -> AsyncIterator[Reject]:
@@ -303,7 +339,7 @@ async def selected(queue: RejectQueue, selection: Selection) -> AsyncIterator[Re
 async def remove_selected(
     queue: RejectQueue, selection: Selection, outcome: Outcome, until: datetime | None = None
 ) -> None:
-    """Removes the selected events for good, except those that were rejected after `until`."""
+    """Removes the selected events permanently, except events that were rejected after `until`."""
     outcome.begun = True
     async for reject in selected(queue, selection):
         if selection.ids is not None:
@@ -370,8 +406,8 @@ async def requeue_selected(
 
 
 def _count(kept: Counter[str], why: str) -> None:
-    # A reason may name an exchange, and a publisher may have used any number of them.
-    kept[why if why in kept or len(kept) < MAX_REASONS else "and for other reasons"] += 1
+    # A reason may contain the name of an exchange, and publishers may have used any number of exchanges.
+    kept[why if why in kept or len(kept) < MAX_REASONS else "for other reasons"] += 1
 
 
 def record(reject: Reject) -> dict[str, object]:
@@ -385,11 +421,52 @@ def record(reject: Reject) -> dict[str, object]:
         "number": reject.number,
         "id": reject.id,
         "type": reject.type,
+        "killmail_id": killmail_id(reject.body),
         **headers,
         "routing_key": reject.routing_key,
         "size": len(reject.body),
         **body,
     }
+
+
+_ID_MEMBERS = ("killmailId", "killmail_id", "killID")
+
+_WRAPPERS = ("data", "package", "killmail", "esi")
+"""The members that contain a killmail in the formats of the sources."""
+
+_MAX_DEPTH = 3
+
+
+def killmail_id(body: bytes) -> int | None:
+    """Returns the id of the killmail in a body, which may have any format and any mistakes. None if it has no id."""
+    try:
+        event = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return _killmail_id(event, _MAX_DEPTH)
+
+
+def _killmail_id(event: object, depth: int) -> int | None:
+    if not isinstance(event, dict):
+        return None
+    for name in _ID_MEMBERS:
+        # In EDK's own format, an id may be a string.
+        if re.fullmatch("[0-9]{1,19}", text := str(event.get(name))):
+            return int(text)
+    inner = (_killmail_id(event.get(name), depth - 1) for name in _WRAPPERS) if depth else ()
+    return next((found for found in inner if found is not None), None)
+
+
+_START_BYTES = 400
+
+
+def content(reject: Reject, limit: int) -> str:
+    """Returns what a person recognizes an event by: the id of its killmail, or else the start of its body."""
+    if (found := killmail_id(reject.body)) is not None:
+        return f"killmail {found}"
+    # A truncated character at the end is not an error of the body.
+    start = " ".join(reject.body[:_START_BYTES].decode(errors="replace").split())
+    return _truncated(printable(start, _START_BYTES), limit) or "empty body"
 
 
 def as_json(reject: Reject) -> str:
@@ -399,13 +476,13 @@ def as_json(reject: Reject) -> str:
 
 def as_fields(reject: Reject) -> str:
     """Returns one line with a tab between its fields, for `cut`, `sort` and `awk`."""
-    of = record(reject)
-    names = ("number", "time", "type", "reason", "pointer", "detail", "exchange", "size", "id")
+    of = {**record(reject), "content": content(reject, 60)}
+    names = ("number", "time", "type", "reason", "pointer", "detail", "exchange", "size", "content", "id")
     return "\t".join(printable(str(of[name]), 1000) for name in names)
 
 
 def as_entry(reject: Reject, width: int) -> str:
-    """Returns three lines of at most `width` characters for a person. The id is never truncated."""
+    """Returns four lines of at most `width` characters for a person. The id is never truncated."""
     time, reason, detail = (printable(reject.header(name)) for name in ("time", "reason", "detail"))
     pointer = printable(reject.header("pointer"))
     what = f"{printable(reject.type, 60) or 'no type'}, {len(reject.body):,} bytes"
@@ -417,6 +494,7 @@ def as_entry(reject: Reject, width: int) -> str:
         f"{number}{time.partition('.')[0].replace('T', ' ') or 'no time'}  {reason or 'no reason'}  {what}, "
         f"from {origin}",
         f"{margin}{where}{detail or 'no detail'}",
+        f"{margin}{content(reject, max(width - len(margin), 0))}",
     ]
     return "\n".join([*(_truncated(line, width) for line in lines), f"{margin}{printable(reject.id, 255)}"])
 

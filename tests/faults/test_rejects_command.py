@@ -67,7 +67,7 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
     assert kept.startswith(
         f"100 kept: the user of BRIDGE_AMQP_URL may not write to the exchange '{closed}': ACCESS_REF"
     )
-    assert total == "100 requeued, 100 kept"
+    assert total == "100 events requeued, 100 kept"
     assert await numbers_in(node, free) == [n for n in range(200) if n % 20 >= 10]
     assert await numbers_in(node, rejects) == [n for n in range(200) if n % 20 < 10]
     await removed(node, rejects, free, closed)

@@ -20,6 +20,8 @@ from tests.support.publishing import bind, depth, numbers_in, publish, rejected,
 from tests.support.running import port_of, running, unique
 from tests.support.waiting import eventually
 
+REQUEUE = "to publish an event again: edk-bridge rejects requeue ID, such as "
+
 CLEARED = re.compile(r"[^\r\n]*\r\x1b\[K")
 """A line on a terminal that is gone again."""
 
@@ -45,11 +47,12 @@ async def test_list_shows_what_is_there_in_order_and_leaves_it_there(
                 "it is too large",
                 "kills",
                 str(len(orjson.dumps(killmail(n)))),
+                f"killmail {n}",
                 f"id-{n}",
             ]
             for n in (1, 2, 3)
         ]
-        assert ended.said == [f"3 listed; 5 in {rejects} in all"]
+        assert ended.said == [f"3 events listed; {rejects} has 5", REQUEUE + "id-3"]
     assert await numbers_in(amqp, rejects) == [1, 2, 3, 4, 5]
 
 
@@ -65,6 +68,7 @@ async def test_list_for_a_program_has_the_event_itself(broker: Broker, amqp: Abs
         "number": 1,
         "id": "id-1",
         "type": "killmail",
+        "killmail_id": 1,
         "time": "2026-11-26T02:15:01.123+00:00",
         "reason": "too-large",
         "pointer": "",
@@ -76,7 +80,7 @@ async def test_list_for_a_program_has_the_event_itself(broker: Broker, amqp: Abs
     assert (odd["id"], odd["reason"], odd["body_hex"]) == ("mine", "", "ff")
     chosen = await command(broker, rejects, "list", "--json", "--reason", "not-json", "--limit", "1")
     assert [orjson.loads(line)["number"] for line in chosen.printed] == [2]
-    assert chosen.said == [f"1 listed with the reason not-json; 4 in {rejects} in all"]
+    assert chosen.said == [f"1 event with the reason not-json listed; {rejects} has 4", REQUEUE + "id-2"]
 
 
 async def test_list_on_a_terminal_fits_it_and_holds_no_commands(
@@ -98,8 +102,9 @@ async def test_list_on_a_terminal_fits_it_and_holds_no_commands(
     lines = terminal.shown.decode().split("\r\n")
     assert lines[0] == "   1  2026-11-26 02:15:01  schema-violation  killmail, 2 bytes, from kills"
     assert lines[1].startswith(r"      /systemId: \x1b[31mlong long ")
-    assert lines[2] == "      " + "i" * 70
-    assert max(map(len, lines)) <= 80
+    assert lines[2:4] == ["      {}", "      " + "i" * 70]
+    assert max(map(len, lines[:4])) <= 80
+    assert lines[5] == f"{REQUEUE}{'i' * 70}"
     assert "\x1b" not in terminal.shown.decode()
 
 
@@ -139,7 +144,7 @@ async def test_event_that_is_valid_by_now_is_an_update_after_requeue(
         client = await RawClient.open(port_of(bridge))
         await bind(amqp, exchange, observed := unique("queue"))
         ended = await command(broker, rejects, "requeue", "--all")
-        assert (ended.code, ended.said) == (0, ["1 requeued, 0 kept"])
+        assert (ended.code, ended.said) == (0, ["1 event requeued, 0 kept"])
         assert orjson.loads(await client.text())["data"] == large
         [message] = await take(amqp, observed, 1)
         assert message.headers == {"source": "fetcher-1"}
@@ -165,7 +170,7 @@ async def test_event_that_is_still_invalid_is_rejected_once_more_and_no_oftener(
 
         await eventually("they are rejected", there)
         ended = await command(broker, rejects, "requeue", "--all")
-        assert (ended.code, ended.said) == (0, ["50 requeued, 0 kept"])
+        assert (ended.code, ended.said) == (0, ["50 events requeued, 0 kept"])
         await eventually("they are there again", there)
         assert rejections() == 100
 
@@ -177,9 +182,9 @@ async def test_requeue_takes_those_that_are_named_and_leaves_the_others_in_order
     await rejected(amqp, rejects, exchange, range(1, 7))
     await rejected(amqp, rejects, exchange, [7, 8], reason="not-json")
     ended = await command(broker, rejects, "requeue", "id-4", "id-2", "id-9")
-    assert (ended.code, ended.said) == (1, ["not there: id-9", "2 requeued, 0 kept"])
+    assert (ended.code, ended.said) == (1, ["not in the queue: id-9", "2 events requeued, 0 kept"])
     ended = await command(broker, rejects, "requeue", "--reason", "not-json")
-    assert (ended.code, ended.said) == (0, ["2 requeued, 0 kept"])
+    assert (ended.code, ended.said) == (0, ["2 events requeued, 0 kept"])
     assert await numbers_in(amqp, queue) == [2, 4, 7, 8]
     assert await numbers_in(amqp, rejects) == [1, 3, 5, 6]
 
@@ -205,7 +210,7 @@ async def test_what_nobody_would_get_is_kept_and_that_is_said(
             "10 kept: they have no x-reject-exchange header, so no bridge has published them",
         ]
     )
-    assert ended.said[-1] == "10 requeued, 30 kept"
+    assert ended.said[-1] == "10 events requeued, 30 kept"
     assert await numbers_in(amqp, queue) == list(range(1, 40, 4))
     assert await numbers_in(amqp, rejects) == [n for n in range(40) if n % 4 != 1]
     await channel.exchange_delete(deaf)
@@ -274,7 +279,7 @@ async def test_requeue_that_loses_the_broker_says_so_and_keeps_the_rest(
     assert process.returncode == 1
     lines = said.decode().splitlines()
     assert len(lines) == 2, lines
-    assert re.fullmatch(r"ended early, with [\d,]+ requeued; the others are kept", lines[0])
+    assert re.fullmatch(r"ended early, with [\d,]+ events? requeued; the others are kept", lines[0])
     assert lines[1].startswith("edk-bridge: the connection to the broker was lost")
 
     async def settled() -> bool:
@@ -296,7 +301,7 @@ async def test_purge_asks_on_a_terminal(
         await eventually("it asks", lambda: terminal.shown == question)
         terminal.type(f"{answer}\n")
         assert await terminal.ended() == code
-    assert terminal.shown.decode().splitlines()[-1] == ("nothing is removed" if left else "3 removed")
+    assert terminal.shown.decode().splitlines()[-1] == ("nothing is removed" if left else "3 events removed")
     assert await depth(amqp, rejects) == left
 
 
@@ -311,7 +316,7 @@ async def test_purge_that_nobody_can_answer_removes_nothing_without_yes(
         ["edk-bridge: standard input is not a terminal, so the question can't be answered; pass --yes"],
     )
     ended = await command(broker, rejects, "purge", "--yes", "--reason", "too-large")
-    assert (ended.code, ended.said) == (0, ["3 removed"])
+    assert (ended.code, ended.said) == (0, ["3 events removed"])
     assert await numbers_in(amqp, rejects) == [3, 4, 5]
 
 
@@ -321,12 +326,12 @@ async def test_purge_removes_those_that_are_named_and_leaves_the_others_in_order
     await rejected(amqp, rejects, "kills", range(5))
     await rejected(amqp, rejects, "kills", [5], reason="not-json")
     ended = await command(broker, rejects, "purge", "--yes", "id-3", "id-9", "id-1")
-    assert (ended.code, ended.said) == (1, ["2 removed", "not there: id-9"])
+    assert (ended.code, ended.said) == (1, ["2 events removed", "not in the queue: id-9"])
     ended = await command(broker, rejects, "purge", "--yes", "id-0")
-    assert (ended.code, ended.said) == (0, ["1 removed"])
+    assert (ended.code, ended.said) == (0, ["1 event removed"])
     # Both must hold.
     ended = await command(broker, rejects, "purge", "--yes", "--reason", "not-json", "id-2")
-    assert (ended.code, ended.said) == (1, ["0 removed", "not there: id-2"])
+    assert (ended.code, ended.said) == (1, ["0 events removed", "not in the queue: id-2"])
     assert await numbers_in(amqp, rejects) == [2, 4, 5]
 
 
@@ -335,7 +340,7 @@ async def test_purge_of_what_is_named_asks_for_that(broker: Broker, amqp: Abstra
     async with on_terminal(
         *("rejects", "purge", "id-1"), BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
     ) as terminal:
-        question = f"Remove the 1 named of 3 rejected events in {rejects}? [y/N]: ".encode()
+        question = f"Remove 1 event by id of the 3 rejected events in {rejects}? [y/N]: ".encode()
         await eventually("it asks", lambda: terminal.shown == question)
         terminal.type("y\n")
         assert await terminal.ended() == 0
@@ -360,7 +365,7 @@ async def test_reject_exchange_that_is_off_is_one_line_and_code_2(broker: Broker
     off = await command(broker, "off", "list")
     assert (off.code, off.said) == (
         2,
-        ["edk-bridge: BRIDGE_REJECT_EXCHANGE: it is off, so that rejected events are not kept anywhere"],
+        ["edk-bridge: BRIDGE_REJECT_EXCHANGE: it is off, so there is no queue of rejected events; set it to a name"],
     )
 
 

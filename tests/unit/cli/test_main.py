@@ -757,9 +757,9 @@ def test_number_of_the_list_is_said_to_be_no_id(command: list[str]) -> None:
     assert result.exit_code == 1
     lines = [line for line in result.stderr.splitlines() if "removed" not in line and "requeued" not in line]
     assert lines == [
-        "3 is no id: the id is the last field of each event in `edk-bridge rejects list`",
-        "not there: 98ca9b46",
-        "not there: 128473623",
+        "3 is not an id: see the last field of each event in `edk-bridge rejects list`",
+        "not in the queue: 98ca9b46",
+        "not in the queue: 128473623",
     ]
 
 

@@ -23,10 +23,13 @@ from bridge.cli.rejects import (
     as_entry,
     as_fields,
     as_json,
+    content,
+    killmail_id,
     remove_selected,
 )
 from bridge.errors import BrokerRefusal, ConfigurationError
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
+from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq, wrapped
 from tests.support.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
@@ -68,7 +71,41 @@ def test_fields_are_one_line_whatever_they_contain() -> None:
     fields = as_fields(reject()).split("\t")
     assert fields[:2] == ["7", SAID["x-reject-time"]]
     assert fields[5] == r"/a: is\twrong"
-    assert len(fields) == 9
+    assert fields[8:] == ["{}", "m-1"]
+
+
+@pytest.mark.parametrize(
+    ("event", "number"),
+    [
+        (EXAMPLE, 123456789),
+        (ESI, ESI["killmail_id"]),
+        (wrapped(ESI), ESI["killmail_id"]),
+        (packaged(redisq(ESI)), ESI["killmail_id"]),
+        (r2z2(ESI), ESI["killmail_id"]),
+        ({"killmailId": "137230345"}, 137230345),
+        ({"killmailId": "x", "data": {"killmailId": 7}}, 7),
+        ({"data": {"data": {"data": {"data": {"killmailId": 7}}}}}, None),
+        ({"killmailId": -1}, None),
+        ({}, None),
+        ([{"killmailId": 7}], None),
+    ],
+)
+def test_killmail_id_is_found_in_every_format(event: object, number: int | None) -> None:
+    assert killmail_id(orjson.dumps(event)) == number
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (orjson.dumps(EXAMPLE), "killmail 123456789"),
+        (b"", "empty body"),
+        (b"not\n  JSON", "not JSON"),
+        (b"\x1b[2J\xff", "\\x1b[2J\N{REPLACEMENT CHARACTER}"),
+        ("ü".encode() * 300, "ü" * 17 + "..."),
+    ],
+)
+def test_content_is_the_killmail_or_the_start_of_the_body(body: bytes, text: str) -> None:
+    assert content(reject(body), 20) == text
 
 
 def test_body_that_is_not_text_is_hex() -> None:
@@ -97,7 +134,7 @@ def test_reasons_why_events_are_kept_are_bounded() -> None:
         _count(kept, f"exchange {number}")
         _count(kept, "exchange 0")
     assert len(kept) == MAX_REASONS + 1
-    assert kept["and for other reasons"] == 5
+    assert kept["for other reasons"] == 5
     assert kept.total() == 2 * (MAX_REASONS + 5)
 
 
