@@ -83,6 +83,14 @@ def test_each_link_leads_somewhere(document: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_path_that_is_named_exists(document: str) -> None:
+    """A path begins at the top of the project."""
+    named = re.compile(r"`((?:\.github|bridge|docker|schemas|tests)/[a-z0-9_./-]+)`")
+    found = [(line, path) for line, text in prose(document) for path in named.findall(text)]
+    assert not [f"{document}:{line}: {path}" for line, path in found if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_each_example_is_run(document: str) -> None:
     named = run_examples() | NOT_RUN.keys()
     missing = [
