@@ -1,0 +1,23 @@
+"""The examples of the README of the command line that need no broker."""
+
+from pathlib import Path
+
+from bridge.cli.common.update_line import as_line
+from tests.support.documentation import code_block, shell
+from tests.support.killmail import EXAMPLE
+
+
+async def test_config_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    output = await shell(code_block("bridge/cli/README.md", "config"), tmp_path)
+    assert output.decode() == code_block("bridge/cli/README.md", "config", 1)
+
+
+async def test_check_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    (tmp_path / "wrong.ndjson").write_text(code_block("bridge/cli/README.md", "check", 0))
+    output = await shell(code_block("bridge/cli/README.md", "check", 1), tmp_path)
+    assert output.decode() == code_block("bridge/cli/README.md", "check", 2)
+
+
+def test_tail_prints_the_line_that_the_readme_shows() -> None:
+    message = {"type": "killmail", "data": EXAMPLE, "timestamp": 1697962000000}
+    assert f"{as_line(message, 80, in_color=False)}\n" == code_block("bridge/cli/README.md", "tail", 0)
