@@ -36,7 +36,7 @@ from tests.support.waiting import LIMIT_S, eventually
 PUBLISHERS = PACKAGED / "publishers"
 URL = "amqp://guest:guest@localhost:5672/"
 REJECTED = b"schema-violation /timestamp: the member 'timestamp' is missing"
-CLOSES, IN_FLIGHT = 25, 20
+CLOSES, IN_FLIGHT = 10, 20
 """Enough for RabbitMQ 4.3 to refuse some events, if a queue is not unbound first."""
 
 
