@@ -1,1 +1,1 @@
-"""Which subscriber gets which update, and when: one log, and a cursor for each connection. No handshakes."""
+"""Decides which client gets which update, and when, with one log and a cursor for each connection."""

@@ -1,9 +1,9 @@
 """Reads the log from a cursor, so that slow clients and resuming clients reach its head.
 
 Each connection has a position in the log, its cursor, and gets one piece after another from there. The pieces of all
-connections in one turn of the loop are bounded, so that they do not delay the live connections. A connection is closed
-when its cursor falls off the tail of the log. This is the whole policy for slow clients, and it bounds the memory of
-all clients together.
+connections in one turn of the loop are bounded together, so that the live connections are not delayed. A connection is
+closed when its cursor falls off the tail of the log. This is the whole policy for slow clients, and it bounds the
+memory of all clients together.
 """
 
 from collections import OrderedDict
@@ -30,17 +30,18 @@ that resume with a filter, which need a longer search."""
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
 """The most work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`): 5 ms for connections that were
-live, and 1 ms for each of the others, or one update of any size."""
+live, and 1 ms for each other rank. A single update of any size may exceed this."""
 
 MIN_COST_BYTES = 2048
-"""The least work that is counted for a piece."""
+"""The minimum work that is counted for a piece."""
 
 MAX_EVICTIONS_PER_TURN = 64
 """The most connections that are closed as too slow in one turn of the loop: 3 ms, if thousands stop reading at the same
 time."""
 
 
-# In Python 3.11, access to an enum member runs a property in Python, which takes longer than a comparison with it.
+# In Python 3.11, access to an enum member runs a property in Python, which takes longer than a comparison with the
+# member.
 _RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP, State.LAGGING, State.CLOSING
 _CAUGHT_UP = ConnectionEvent.CAUGHT_UP
 
@@ -49,7 +50,10 @@ _READING = frozenset({State.LAGGING, State.CATCHING_UP})
 
 
 class CatchUp:
-    """The connections that read the log from their cursors: RESUMING, CATCHING_UP, LAGGING and CLOSING ones."""
+    """The connections that read the log from their cursors.
+
+    Their state is RESUMING, CATCHING_UP, LAGGING or CLOSING.
+    """
 
     def __init__(
         self,
@@ -65,22 +69,23 @@ class CatchUp:
         self._schedule = schedule
         self._dispatch = dispatch
         self.catching_up: set[Subscriber] = set()
-        """The connections in the state CATCHING_UP. Read-only for others."""
+        """The connections in the state CATCHING_UP. Other classes must not change this set."""
         self.lagging: set[Subscriber] = set()
-        """The connections in the state LAGGING. Read-only for others."""
+        """The connections in the state LAGGING. Other classes must not change this set."""
         self.closing: set[Subscriber] = set()
-        """The connections in the state CLOSING that get the rest of a frame first. Read-only for others."""
+        """The connections in the state CLOSING that get the rest of a frame first. Other classes must not change this
+        set."""
         self._urgent: OrderedDict[Subscriber, None] = OrderedDict()
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (self._urgent, OrderedDict(), OrderedDict())
         """The connections that wait for their next piece, by rank."""
         self._turn_is_scheduled = False
         self._slowest = 0
-        """A lower bound of the cursors. The cursors are compared with the tail of the log only when it passes this
+        """A lower bound of the cursors. The cursors are compared with the log's tail only when the tail passes this
         bound."""
         self._evicting = False
         """True while some connections wait for their eviction in a later turn."""
         self.sent_bytes = 0
-        """Bytes written to sockets and handed to transports."""
+        """The number of bytes written to sockets and handed to transports."""
 
     # States: the hub calls these methods when connections enter and leave states
 
@@ -97,8 +102,8 @@ class CatchUp:
     def add_lagging(self, connection: Subscriber) -> None:
         """Adds a connection that is LAGGING now.
 
-        It reads from the next flush on, or from this one after `begin_at_flush`. Neither position is below `_slowest`,
-        which was at most the flushed position when it was set.
+        The connection reads from the next flush on, or from this flush after `begin_at_flush`. Neither position is
+        below `_slowest`, because `_slowest` was at most the flushed position when it was set.
         """
         connection.cursor = self._update_log.flushed
         connection.offset = 0
@@ -126,7 +131,7 @@ class CatchUp:
         connection.cursor = self._update_log.flush_start
 
     def finish_frame(self, connection: Subscriber) -> None:
-        """Sends a CLOSING connection the rest of the frame that it has received in part, if there is one."""
+        """Sends a CLOSING connection the rest of a frame that the connection has received in part, if there is one."""
         if not connection.offset:
             return
         if connection.cursor < self._update_log.tail:
@@ -144,7 +149,7 @@ class CatchUp:
     # Turns
 
     def schedule(self, connection: Subscriber) -> None:
-        """Sends a connection a piece in a later turn: otherwise a fast client could keep the loop busy."""
+        """Sends a connection a piece in a later turn. Without this delay, a fast client could keep the loop busy."""
         due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
         due[connection] = None
         if not self._turn_is_scheduled:
@@ -164,7 +169,7 @@ class CatchUp:
     def _consume(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
-        # Each connection gets one piece. Connections that are added meanwhile get theirs in the next turn.
+        # Each connection gets one piece. Connections that are added meanwhile get their piece in the next turn.
         for _ in range(len(due)):
             if not due or index.work_bytes >= limit_bytes:
                 return
@@ -207,7 +212,7 @@ class CatchUp:
         if connection.congested or connection.state not in _READING:
             return
         if connection.cursor < log.flushed:
-            # One piece a turn: a connection that lags far must not delay the others.
+            # A connection gets one piece a turn, because a connection that lags far must not delay the others.
             self.schedule(connection)
         else:
             self._dispatch(connection, _CAUGHT_UP)
@@ -246,7 +251,7 @@ class CatchUp:
         """Continues after a socket took only `taken` bytes of the frames at `positions`.
 
         `offset` is where the first frame started. The transport sends the next piece of the frame in which the socket
-        stopped, and reports when it has room again. The rest stays in the log.
+        stopped, and reports when the socket has room again. The rest of the frames stays in the log.
         """
         subscription = connection.subscription
         position, offset = subscription.split(positions, offset, taken)
@@ -299,7 +304,7 @@ class CatchUp:
         tail = self._update_log.tail
         for connection in [connection for connection in self.closing if connection.cursor < tail]:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
-        # RESUMING connections are left out: if the tail passes their cursors, they begin again after it.
+        # RESUMING connections are not evicted: if the tail passes their cursors, they begin again at a later position.
         reading = (*self.catching_up, *self.lagging)
         overtaken = [connection for connection in reading if connection.cursor < tail]
         for connection in overtaken[:MAX_EVICTIONS_PER_TURN]:

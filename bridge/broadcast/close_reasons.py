@@ -1,10 +1,10 @@
-"""Why the bridge closes a connection: a named reason, with the close code and a phrase that says what to do."""
+"""The reasons why the bridge closes a connection, each with its close code and a phrase that says what to do."""
 
 from enum import Enum
 
 
 class CloseReason(Enum):
-    """The reasons, each with its close code (RFC 6455, section 7.4; 4000-4999 for private use) and its phrase."""
+    """A reason, with its close code (RFC 6455, section 7.4; 4000-4999 are for private use) and its phrase."""
 
     STOPPING = (1001, "the bridge is stopping; reconnect")
     PROTOCOL_ERROR = (1002, "protocol error")
@@ -21,7 +21,7 @@ class CloseReason(Enum):
 
     @property
     def slug(self) -> str:
-        """The name as a metric's label and in logs."""
+        """The reason's name as a metric's label and in logs."""
         return self.name.lower().replace("_", "-")
 
 

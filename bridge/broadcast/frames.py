@@ -1,6 +1,6 @@
 """Server frames of RFC 6455, section 5, as bytes: unmasked and unfragmented.
 
-A server frame has no mask, and the bridge negotiates no extension. One byte string therefore serves all clients.
+A server frame has no mask, and the bridge negotiates no extension. All clients can therefore get the same byte string.
 """
 
 import struct
@@ -23,7 +23,7 @@ def text_header(length: int) -> bytes:
 
 
 def payload_of(frame: bytes) -> memoryview:
-    """Returns the payload of a text frame of the bridge. It is a view, because it may be large."""
+    """Returns the payload of a text frame of the bridge, as a view, because the payload may be large."""
     length = frame[1]
     return memoryview(frame)[2 if length < 126 else 4 if length == 126 else 10 :]
 

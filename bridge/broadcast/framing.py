@@ -22,7 +22,7 @@ class FrameEncoder:
         """The arguments of the last call of `ends`, and its result."""
 
     def frame(self, position: int, *, ids: bool) -> bytes:
-        """Returns the frame for a position. It is empty if clients receive nothing for it."""
+        """Returns the frame for a position. The frame is empty if clients receive nothing for this position."""
         frame = self._index.update_log.frame(position)
         if not ids:
             return frame
@@ -37,7 +37,7 @@ class FrameEncoder:
 
     def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
         """Returns the end of each frame, in bytes, if the frames of these positions are joined."""
-        # Many sockets become full in the same flush.
+        # Many sockets become full in the same flush, so the last result is kept.
         if self._last_ends[0] is not positions or self._last_ends[1] is not ids:
             sizes = (len(self.frame(position, ids=ids)) for position in positions)
             self._last_ends = (positions, ids, list(accumulate(sizes)))

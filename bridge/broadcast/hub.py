@@ -1,8 +1,9 @@
-"""Which connection gets which update, and when: one log, many cursors.
+"""The hub decides which connection gets which update, and when, with one log and many cursors.
 
 The hub has few verbs: join, leave, publish, drain. An update goes to the live connections with the next flush. All
 other connections read it from the log, each from its own cursor. `subscriber` has the states of a connection, and the
-table of its transitions. `Hub._dispatch` changes the states. `_reset_illegal` handles an event without a row.
+table of its transitions. `Hub._dispatch` changes the states. `_reset_illegal` handles an event that has no row in the
+table.
 
 This module neither interprets updates nor writes to sockets.
 """
@@ -36,18 +37,18 @@ FLUSH_BYTES = 65536
 the call."""
 
 ENCRYPT_BYTES = 2**20
-"""The most bytes of a larger flush that are encrypted, for all clients together, in its turn of the loop: 4 ms."""
+"""The most bytes of a larger flush that are encrypted, for all clients together, in one turn of the loop: 4 ms."""
 
 
 class FlushListener(Protocol):
-    """Receives a call after each flush."""
+    """An object that is called after each flush."""
 
     def on_flush(self) -> None:
         """Called when all updates published so far are written or left to the cursors."""
 
 
 class Source(Protocol):
-    """Where updates come from."""
+    """The source of the updates."""
 
     @property
     def is_live(self) -> bool:
@@ -90,15 +91,15 @@ class Hub:
     ) -> None:
         """`schedule` is the event loop's `call_soon`; `now_ms` is the clock (Unix milliseconds).
 
-        With `replaying`, all updates until `end_replay` are older than the bridge's start. They fill the log, and only
-        clients that resume get them.
+        With `replaying`, all updates until `end_replay` are older than the bridge's start. These updates fill the log,
+        and only clients that resume get them.
         """
         self._index = index
         self._update_log = log = index.update_log
         self._metrics = metrics
         self.schedule = schedule
-        """Calls back in the next turn of the loop. Connections use it too, so that they need no reference to the
-        loop."""
+        """Calls a function in the next turn of the loop. Connections use this attribute too, so that they need no
+        reference to the loop."""
         self._after_flush = flush_listener.on_flush
         if trace is not None:
             self._after_flush = partial(self._trace_flush, trace, flush_listener)
@@ -115,7 +116,7 @@ class Hub:
         self._catch_up = catch_up = CatchUp(index, self._resume, schedule, self._dispatch)
         self._stopping = False
         self._sent_bytes = 0
-        """Bytes sent to live connections."""
+        """The number of bytes sent to live connections."""
         self._leave: Mapping[State, _Call] = {
             State.PENDING: self._resume.pending.forget,
             State.RESUMING: catch_up.discard_resuming,
@@ -124,7 +125,7 @@ class Hub:
             State.LAGGING: catch_up.discard_lagging,
             State.CLOSING: catch_up.discard_closing,
         }
-        """By state, the call that removes a connection from the collection of that state."""
+        """For each state, the call that removes a connection from the collection of that state."""
         self._table = self._compile(trace)
         assert log.head == 0
 
@@ -150,7 +151,7 @@ class Hub:
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of updates and own messages written to sockets, or handed to transports."""
+        """The number of bytes of updates and own messages written to sockets, or handed to transports."""
         return self._sent_bytes + self._catch_up.sent_bytes
 
     @property
@@ -168,13 +169,13 @@ class Hub:
     def join(
         self, connection: Subscriber, update_filter: UpdateFilter | None = None, after: After | None = None
     ) -> None:
-        """Adds a connection. If `after` is None, it receives updates without ids, from now on."""
+        """Adds a connection. If `after` is None, the connection receives updates without ids, from now on."""
         if connection.state is State.NEW:
             connection.subscription = self._subscriptions.join(update_filter, ids=after is not None)
             if after is not None:
                 self._resume.start(connection, after)
                 return
-        # A connection that has joined before is reset: the table has no such row.
+        # A connection that has joined before is reset, because the table has no row for a second join.
         self._dispatch(connection, ConnectionEvent.JOIN)
         if connection.congested:
             self._dispatch(connection, _CONGESTED)
@@ -182,8 +183,8 @@ class Hub:
     def closing(self, connection: Subscriber) -> None:
         """Stops the updates of a connection, because its closing handshake begins.
 
-        It still gets the rest of a frame that is sent in part, and then a call of `frame_ended`. If the log has dropped
-        this frame, no close frame can follow: the connection is reset.
+        The connection still gets the rest of a frame that is sent in part, and then a call of `frame_ended`. If the log
+        has dropped this frame, no close frame can follow, and the connection is reset.
         """
         self._dispatch(connection, ConnectionEvent.CLOSE)
 
@@ -203,7 +204,7 @@ class Hub:
         self._dispatch(connection, _DRAINED)
 
     def drain(self) -> None:
-        """Closes each connection when it has received everything: now, or after it has caught up."""
+        """Closes each connection that has received everything now, and each other connection when it has caught up."""
         self.flush()
         self._stopping = True
         for connection in tuple(self._connections()):
@@ -221,8 +222,8 @@ class Hub:
     ) -> None:
         """Adds an update (UTF-8 JSON) to the log. The next `flush` sends it.
 
-        `filter_input` is its type and data, if the caller has them. `update_id` is its id, if the source assigns the
-        ids.
+        `filter_input` is the update's type and data, if the caller has them. `update_id` is the update's id, if the
+        source assigns the ids.
         """
         frame = text_frame(payload)
         self._make_room(len(frame))
@@ -230,7 +231,10 @@ class Hub:
         self._unflushed_bytes += len(frame)
 
     def record_id(self, update_id: UpdateId) -> None:
-        """Records an id without an update, so that clients that have it from another instance can resume after it."""
+        """Records an id without an update.
+
+        Clients that got this id from another instance can then resume after it.
+        """
         self._make_room(0)
         self._index.record_id(update_id)
 
@@ -252,7 +256,7 @@ class Hub:
         self._resume.end_replay()
 
     def tick(self) -> None:
-        """Ends the wait for updates that have not arrived between two ticks. Call it every few seconds."""
+        """Ends the wait for updates that have not arrived between two ticks. Call this method every few seconds."""
         self._resume.tick(self._source.is_live)
 
     # The flush
@@ -308,7 +312,8 @@ class Hub:
         room_bytes = ENCRYPT_BYTES
         for connection in tuple(live.via_transport):
             self._dispatch(connection, ConnectionEvent.POSTPONED)
-            # The others get the frames in later turns, because encryption for hundreds of clients takes long.
+            # The other connections get the frames in later turns, because encryption for hundreds of clients takes
+            # long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
                 catch_up.send_next(connection)
@@ -357,7 +362,7 @@ class Hub:
         }
 
     def _dispatch(self, connection: Subscriber, event: ConnectionEvent) -> None:
-        """Makes the transition of a connection, and carries out its actions."""
+        """Makes the transition of a connection, and carries out the actions of this transition."""
         try:
             leave, state, calls = self._table[connection.state][event]
         except KeyError:

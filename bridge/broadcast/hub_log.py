@@ -1,4 +1,4 @@
-"""The debug lines of the hub: one for each change of a connection's state, and one for each flush."""
+"""The debug lines of the hub: one line for each change of a connection's state, and one line for each flush."""
 
 import structlog
 
@@ -13,7 +13,7 @@ _WITH_CURSOR = frozenset({State.PENDING, State.RESUMING, State.CATCHING_UP, Stat
 
 
 class HubLog:
-    """The `Trace` of the level debug: writes each change and each flush to the log."""
+    """The `Trace` for the level debug. Logs each change of a state and each flush."""
 
     def __init__(self) -> None:
         self._flushed = 0
@@ -24,7 +24,7 @@ class HubLog:
         """The number of connections that get the frames in later turns of the loop, since the last flush."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
-        """Logs a change of a connection's state. The cursor is left out while the connection does not use it."""
+        """Logs a change of a connection's state, with the cursor if the connection uses it."""
         if event is ConnectionEvent.PARTIAL_WRITE:
             self._short_writes += 1
         elif event is ConnectionEvent.POSTPONED:

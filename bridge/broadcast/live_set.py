@@ -1,13 +1,14 @@
 """The live connections of a subscription, as an array of the descriptors of their sockets.
 
 A flush reads this array and nothing else of a connection. With 1000 clients, the transport and the protocol of the next
-client are not in the processor's caches: reading them takes longer than the system call (`make bench`, paced: 1.4 times
-a bare loop in C with them, 1.1 to 1.2 times without).
+client are not in the processor's caches, so reading them takes longer than the system call. In the paced benchmark
+(`make bench`), a flush takes 1.4 times as long as a bare loop in C if it reads them, and 1.1 to 1.2 times if it does
+not.
 
-A flush writes past the transport. This is correct only while the transport holds no bytes and owns the descriptor: a
-congested or closing connection must not be in the set. For a connection with TLS, the set holds the method of its
-transport that encrypts and sends. The set does not hold its descriptor, because a write to the descriptor would not be
-encrypted.
+A flush writes past the transport. This is correct only while the transport holds no bytes and owns the descriptor. A
+congested or closing connection must therefore not be in the set. For a connection with TLS, the set holds the method of
+the transport that encrypts and sends. It does not hold the descriptor of such a connection, because a write to the
+descriptor would not be encrypted.
 """
 
 from array import array
@@ -29,14 +30,14 @@ class Slot(Protocol):
 
     @property
     def descriptor(self) -> int | None:
-        """The descriptor of the socket; None with TLS."""
+        """The descriptor of the socket, or None with TLS."""
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """With TLS: encrypts frames and sends them. The transport holds the bytes that the socket does not take."""
+        """With TLS, encrypts and sends frames. The transport holds the bytes that the socket does not take."""
 
     slot: int
-    """The index of the connection in the set; -1 if it is in none. Only `LiveSet` sets it."""
+    """The index of the connection in its live set, or -1 if it is in no set. Only `LiveSet` changes this attribute."""
 
 
 P = TypeVar("P", bound=Slot)
@@ -49,14 +50,14 @@ class LiveSet(Generic[P]):
 
     def __init__(self) -> None:
         self.connections: list[P] = []
-        """The connections with a descriptor. Read-only for others, like all attributes."""
-        # Not a list: it would refer to an object for each number, and each object would be a cache miss (2 % of the
-        # paced fan-out).
+        """The connections with a descriptor. Other classes must not change any attribute of the set."""
+        # An array, because a list would refer to an object for each number, and each object would be a cache miss (2 %
+        # of the paced fan-out).
         self.descriptors = array("i")
         self.via_transport: list[P] = []
         """The connections with TLS."""
         self.writes: list[Callable[[bytes], None]] = []
-        """The method `write` of each of these connections, in the same order."""
+        """The method `write` of each connection in `via_transport`, in the same order."""
 
     def __len__(self) -> int:
         return len(self.connections) + len(self.via_transport)
@@ -122,7 +123,7 @@ class BroadcastWriter:
     def write(self, lives: Sequence[LiveSet[P]], frames: bytes) -> list[tuple[P, int]]:
         """Writes to every socket.
 
-        Returns each connection with a socket that took only a part, and the size of this part.
+        Returns each connection whose socket took only a part, and the size of this part.
         """
         descriptors = lives[0].descriptors if len(lives) == 1 else array("i")
         if len(lives) > 1:

@@ -1,10 +1,10 @@
-"""The index of the log, by position: the ids, the own messages, and which updates a filter matches.
+"""The index of the log, which maps positions to ids, own messages, and the matches of filters.
 
-The positions are in segments of some hundreds. A segment is dropped when the log has dropped all of its positions. Each
-segment caches the matches of a filter, so that the filter is applied once, even if many clients resume with it. Some
-positions hold no update: they hold an own message for clients with ids, or only an id to resume after.
+The positions are divided into segments of some hundreds. A segment is dropped when the log has dropped all of its
+positions. Each segment caches the matches of a filter, so that the filter is applied once, even if many clients resume
+with it. Some positions hold no update, but an own message for clients with ids, or only an id to resume after.
 
-Pure: no connections, no clock.
+The module is pure: it has no connections and no clock.
 """
 
 from array import array
@@ -20,7 +20,8 @@ from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import UpdateId
 
 SEGMENT_UPDATES = 256
-"""The most positions of a segment. A filter is applied to all of them at once, which takes half a millisecond."""
+"""The most positions of a segment. A filter is applied to all positions of a segment at once, which takes half a
+millisecond."""
 
 SEGMENT_BYTES = 65536
 """A segment also ends when its frames have this many bytes."""
@@ -29,8 +30,8 @@ REPLAY_MARGIN = 8
 """A full replay starts after the oldest eighth of the log, which the next updates would evict."""
 
 MAX_CACHED_FILTERS = 32
-"""The most filters with cached matches in a segment: 2 MB in all with the default log. Other filters are applied
-again."""
+"""The most filters with cached matches in a segment, which take 2 MB in all with the default log. Other filters are
+applied again."""
 
 MATCH_COST_BYTES = 128
 """The work of one call of a filter (see `ReplayIndex.work_bytes`): 0.4 us, the time to parse this much JSON."""
@@ -48,10 +49,10 @@ V = TypeVar("V")
 
 
 class UpdateFilter(Protocol):
-    """Selects updates. Hashable, and equal to a filter that selects the same."""
+    """Selects updates. A filter is hashable, and equal to each filter that selects the same updates."""
 
     def matches(self, update_type: str, data: object) -> bool:
-        """Whether it selects an update."""
+        """Whether the filter selects an update."""
 
 
 class Segment:
@@ -71,18 +72,18 @@ class Segment:
     def __init__(self, start: int) -> None:
         self.start = start
         self.size_bytes = 0
-        """The memory of its positions in the log. Set when the next segment begins."""
+        """The memory of the segment's positions in the log. It is set when the next segment begins."""
         self.non_updates_before = 0
-        """The number of positions before it that hold no update."""
+        """The number of positions before the segment that hold no update."""
         self.sequences = array("Q")
-        """The sequence of each position. Empty if the index counts the ids, like `tags`."""
+        """The sequence of each position. This array and `tags` are empty if the index counts the ids."""
         self.tags = array("I")
         self.non_updates: set[int] = set()
         """The positions that hold no update."""
         self.own_messages: dict[int, bytes] = {}
         """The frames of own messages, by position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
-        """By filter: for each position to which the filter was applied, 1 if its update matches."""
+        """The results of each filter: 1 for each position whose update matches, and 0 for others."""
 
 
 class BoundedCache(Generic[V]):
@@ -93,7 +94,7 @@ class BoundedCache(Generic[V]):
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._size_bytes = 0
-        # Not a dict: each removal of the first key makes the next removal slower.
+        # An OrderedDict, because each removal of the first key of a dict makes the next removal slower.
         self._values: OrderedDict[int, tuple[V, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -105,7 +106,7 @@ class BoundedCache(Generic[V]):
         return None if found is None else found[0]
 
     def put(self, position: int, value: V, size_bytes: int) -> None:
-        """Adds the value of a position that has none."""
+        """Adds the value of a position that has no value yet."""
         self._values[position] = (value, size_bytes)
         self._size_bytes += size_bytes
         while self._size_bytes > self._max_bytes and len(self._values) > 1:
@@ -114,10 +115,13 @@ class BoundedCache(Generic[V]):
 
 
 class ReplayIndex:
-    """The log with its ids, own messages and matches."""
+    """The log with its ids, its own messages, and the matches of filters."""
 
     def __init__(self, log: UpdateLog, tag: int | None = None) -> None:
-        """With a `tag`, the index counts the ids itself, from 1. Without one, each entry comes with its id."""
+        """With a `tag`, the index counts the ids itself, from 1.
+
+        Without a `tag`, the caller passes the id of each entry.
+        """
         self.update_log = log
         self._tag = tag
         self._segments = [Segment(0)]
@@ -127,13 +131,13 @@ class ReplayIndex:
         self._second_start = 0
         """The start of the second segment."""
         self._newest = UpdateId(0, 0)
-        """The last id that came with its entry."""
+        """The last id that a caller passed with an entry."""
         self._last_non_update = -1
         """The last position that holds no update."""
         self._filter_inputs: BoundedCache[FilterInput] = BoundedCache(CACHE_BYTES)
         self.work_bytes = 0
-        """The work for connections that are not live, and for filters: bytes read, searched and written. It only
-        grows."""
+        """The work for connections that are not live, and for filters: bytes read, searched and written. This number
+        only grows."""
 
     def append(
         self,
@@ -142,9 +146,10 @@ class ReplayIndex:
         filter_input: FilterInput | None = None,
         extra_bytes: int = 0,
     ) -> None:
-        """Adds the frame of an update; an empty frame is no update. `update_id` is its id, if ids are not counted here.
+        """Adds the frame of an update; an empty frame is no update.
 
-        `filter_input` is its type and data, if a filter may need them. `extra_bytes` is as in `UpdateLog.append`.
+        `update_id` is the update's id, if ids are not counted here. `filter_input` is the update's type and data, if a
+        filter may need them. `extra_bytes` is as in `UpdateLog.append`.
         """
         log = self.update_log
         if filter_input is not None:
@@ -188,7 +193,7 @@ class ReplayIndex:
         self._second_start = self._segments[1].start
 
     def _drop(self) -> None:
-        # The id of the position before the tail is kept: a client that has that update misses nothing.
+        # The id of the position before the tail is kept, because a client that has that update misses nothing.
         while len(self._segments) > 1 and self._segments[1].start < self.update_log.tail:
             del self._segments[0]
         self._second_start = self._segments[1].start if len(self._segments) > 1 else self._full_at
@@ -198,7 +203,7 @@ class ReplayIndex:
         return self._tag is None and sought.sequence > self._newest.sequence and self._find(sought) is None
 
     def after(self, sought: UpdateId) -> int | None:
-        """Returns the position after an id; None if the id is unknown, or if the log has dropped that position."""
+        """Returns the position after an id, or None if the id is unknown or the log has dropped that position."""
         position = self._find(sought)
         return position + 1 if position is not None and position + 1 >= self.update_log.tail else None
 
@@ -209,7 +214,8 @@ class ReplayIndex:
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
-            # The first of equal ids. The own messages after an update have its id too, and may be in a later segment.
+            # This is the first of equal ids. The own messages after an update have the update's id too, and may be in a
+            # later segment.
             at = bisect_left(segment.sequences, sought.sequence)
             known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
             if known and segment.start + at not in segment.own_messages:
@@ -218,12 +224,12 @@ class ReplayIndex:
 
     @property
     def newest_sequence(self) -> int:
-        """The sequence of the last id that came with its entry."""
+        """The sequence of the last id that a caller passed with an entry."""
         return self._newest.sequence
 
     @property
     def oldest(self) -> int:
-        """The oldest position that stays for a while. It is the tail if the log has room left."""
+        """The oldest position that stays in the log for a while. It is the tail if the log has room left."""
         log = self.update_log
         needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)
         position = log.tail
@@ -248,7 +254,7 @@ class ReplayIndex:
         return UpdateId(segment.sequences[position - segment.start], segment.tags[position - segment.start])
 
     def own_message_at(self, position: int) -> bytes:
-        """Returns the frame of an own message; empty if there is none at this position."""
+        """Returns the frame of the own message at a position, or empty bytes if there is none."""
         return self._segment(position).own_messages.get(position, b"")
 
     def filter_input(self, position: int) -> FilterInput:
@@ -279,9 +285,10 @@ class ReplayIndex:
     def matching(
         self, update_filter: UpdateFilter | None, start: int, end: int, *, own_messages: bool
     ) -> tuple[Sequence[int], int]:
-        """Returns the positions from `start` on that a client gets, and where the search ended: at `end` or before it.
+        """Returns the positions from `start` on that a client gets, and the position where the search ended.
 
-        `start` is below `end`. Only one segment is searched, so that a slow filter does not delay other connections.
+        `start` must be below `end`. The search may end before `end`: only one segment is searched, so that a slow
+        filter does not delay other connections.
         """
         segment, end = self._segment(start), self._end(start, end)
         found: Sequence[int] = range(start, end)
@@ -294,9 +301,10 @@ class ReplayIndex:
         return found, end
 
     def count(self, update_filter: UpdateFilter | None, start: int, end: int) -> tuple[int, int]:
-        """Returns how many updates from `start` on match, and where the count ended: at `end` or before it.
+        """Returns how many updates from `start` on match, and the position where the count ended.
 
-        The count uses the cached matches, and applies the filter to at most one segment.
+        The count stops before `end`, or earlier. It uses the cached matches, and applies the filter to at most one
+        segment.
         """
         if update_filter is None:
             return end - start - self._non_updates_before(end) + self._non_updates_before(start), end
@@ -319,7 +327,7 @@ class ReplayIndex:
         return segment.non_updates_before + sum(each < position for each in segment.non_updates)
 
     def forget(self, update_filter: UpdateFilter) -> None:
-        """Drops the cached matches of a filter. Call it when the last client with this filter is gone."""
+        """Drops the cached matches of a filter. Call this method when the last client with the filter is gone."""
         for segment in self._segments:
             segment.match_cache.pop(update_filter, None)
 

@@ -1,11 +1,11 @@
-"""How a connection with ids begins: its position, its `resume` message, and its way to the state LIVE.
+"""Starts connections with ids: finds their position, makes their `resume` message, and leads to the state LIVE.
 
 1. `Resume.start` decides if the client must wait. A client that has an update of another instance waits until this
    update arrives here (`PendingResumes`). While the bridge replays the stream itself, all clients wait.
 2. `Resume._begin` finds the position: after the client's update; the head, if the client asks for no earlier updates;
    or the oldest update that stays, if the id is unknown.
 3. `Resume.next_message` counts the updates to replay. This takes many turns of the loop if a filter must be applied to
-   each update. Then it returns the `resume` message.
+   each update. Then `next_message` returns the `resume` message.
 4. `CatchUp` sends this message, and then the log from the position to the head. Then the connection is live.
 """
 
@@ -28,7 +28,7 @@ class _Count:
     """The count of the updates to replay to one connection."""
 
     complete: bool
-    """False if the client misses updates."""
+    """Whether the replay is complete. False if the client misses updates."""
     counted: int
     """The position up to which updates are counted."""
     updates: int = 0
@@ -50,9 +50,10 @@ class Resume:
         *,
         replaying: bool = False,
     ) -> None:
-        """`schedule` is the loop's `call_soon`, `now_ms` the clock (Unix milliseconds), `flush` the hub's.
+        """`schedule` is the loop's `call_soon`, `now_ms` a clock (Unix milliseconds), and `flush` is that of the hub.
 
-        `on_resumed` gets, for each `resume` message, whether the replay is complete, and the number of its updates.
+        `on_resumed` is called for each `resume` message, with whether the replay is complete and the number of its
+        updates.
         """
         self._index = index
         self._update_log = index.update_log
@@ -71,11 +72,11 @@ class Resume:
         return len(self._resuming)
 
     def __iter__(self) -> Iterator[Subscriber]:
-        """Iterates over a copy of them."""
+        """Iterates over a copy of the connections."""
         return iter(tuple(self._resuming))
 
     def start(self, connection: Subscriber, after: After) -> None:
-        """Lets a new connection wait, or finds its position."""
+        """Finds the position of a new connection, or makes the connection wait."""
         if self.pending.defer(connection, after):
             self._dispatch(connection, ConnectionEvent.DEFER)
         else:
@@ -93,7 +94,7 @@ class Resume:
         self.release()
 
     def tick(self, source_is_live: bool) -> None:
-        """Ends the wait for updates that did not arrive between two ticks. Call it every few seconds."""
+        """Ends the wait for updates that did not arrive between two ticks. Call this method every few seconds."""
         self.pending.tick(source_is_live)
         self.release()
 
@@ -104,7 +105,8 @@ class Resume:
 
     def _release_some(self) -> None:
         ready = self.pending.ready()
-        # Set before `_begin`, which may flush: that flush must not release further connections in this turn.
+        # This is set before `_begin`, which may flush, because that flush must not release further connections in this
+        # turn.
         self._releasing = bool(ready)
         if ready:
             self._schedule(self._release_some)
@@ -122,14 +124,14 @@ class Resume:
             position: int | None = log.flushed
         else:
             position = None if after.id is None else self._index.after(after.id)
-        # Not after the flushed position: the client would miss the next updates.
+        # The position is not after the flushed position, because the client would then miss the next updates.
         connection.cursor = self._oldest() if position is None else min(position, log.flushed)
         connection.offset = 0
         self._resuming[connection] = _Count(position is not None, connection.cursor)
         self._dispatch(connection, ConnectionEvent.START if after == FROM_NOW_ON else ConnectionEvent.RESUME)
 
     def _oldest(self) -> int:
-        # After the flushed position, the number of replayed updates would be negative.
+        # If the position were after the flushed position, the number of replayed updates would be negative.
         return min(self._index.oldest, self._update_log.flushed)
 
     # The resume message
@@ -141,7 +143,7 @@ class Resume:
         """
         count, index, flushed = self._resuming[connection], self._index, self._update_log.flushed
         if connection.cursor < self._update_log.tail:
-            # The second time, the client gets no earlier updates: otherwise this might never end.
+            # The second time, the client gets no earlier updates. Otherwise the count might never end.
             count.complete, count.updates = False, 0
             connection.cursor = count.counted = flushed if count.overtaken else self._oldest()
             count.overtaken = True
@@ -150,7 +152,7 @@ class Resume:
         if count.counted < flushed:
             return None
         if not count.updates and not index.has_own_message(connection.cursor, flushed):
-            # Nothing to replay. With a newer id, the client's next resume has fewer updates to count.
+            # There is nothing to replay. With a newer id, the client's next resume has fewer updates to count.
             connection.cursor = flushed
         self._on_resumed(count.complete, count.updates)
         after = str(index.before(connection.cursor))
@@ -163,40 +165,41 @@ class _Wait:
 
     after: After
     awaited: UpdateId | None
-    """The update that must arrive first; None if the connection waits for the end of the replay only."""
+    """The update that must arrive first, or None if the connection waits only for the end of the replay."""
     ticked: bool = False
-    """True if it waited at the last tick."""
+    """True if the connection waited at the last tick."""
 
 
 class PendingResumes:
-    """The connections that wait for an update that another instance has already sent: those in the state PENDING.
+    """The connections in the state PENDING, which wait for an update that another instance has already sent.
 
-    No connection waits forever. If the update does not arrive while the source is live, its id counts as unknown.
+    No connection waits forever. If the awaited update does not arrive while the source is live, its id counts as
+    unknown.
     """
 
     def __init__(self, index: ReplayIndex, replaying: bool) -> None:
-        """With `replaying`, all connections must wait for now."""
+        """With `replaying`, all connections must wait until `end_replay`."""
         self._index = index
         self.replaying = replaying
-        """Read-only for others."""
+        """True while the bridge replays the stream. Other classes must not change this attribute."""
         self.waits: dict[Subscriber, _Wait] = {}
-        """By connection. Read-only for others."""
+        """Why each connection waits. Other classes must not change this dict."""
         self._next_sequence = 0
-        """A lower bound of the awaited sequences. The connections are searched only when it is reached."""
+        """A lower bound of the awaited sequences. The connections are searched only when this sequence is reached."""
 
     def __len__(self) -> int:
         return len(self.waits)
 
     def __iter__(self) -> Iterator[Subscriber]:
-        """Iterates over a copy."""
+        """Iterates over a copy of the connections."""
         return iter(tuple(self.waits))
 
     def end_replay(self) -> None:
-        """Ends the wait for the replay."""
+        """Ends the wait of all connections for the bridge's own replay."""
         self.replaying = False
 
     def defer(self, connection: Subscriber, after: After) -> bool:
-        """Adds a connection if it must wait. Returns whether it must."""
+        """Adds a connection if it must wait. Returns whether it must wait."""
         awaited = after.id
         if not self.replaying and (awaited is None or not self._index.is_ahead(awaited)):
             return False
@@ -206,7 +209,7 @@ class PendingResumes:
         return True
 
     def forget(self, connection: Subscriber) -> None:
-        """Removes a connection, if it is here."""
+        """Removes a connection, if it waits."""
         self.waits.pop(connection, None)
 
     def ready(self) -> list[tuple[Subscriber, After]]:
@@ -222,7 +225,7 @@ class PendingResumes:
                 continue
             ready.append((connection, wait.after))
             if len(ready) == MAX_RELEASES_PER_TURN:
-                # There may be more: the next call searches again.
+                # There may be more ready connections: the next call searches again.
                 break
         else:
             self._next_sequence = next_sequence or 0
@@ -231,7 +234,7 @@ class PendingResumes:
         return ready
 
     def tick(self, source_is_live: bool) -> None:
-        """Ends the wait of each connection that also waited at the last tick, if the source was live at both."""
+        """Ends the wait of each connection that also waited at the last tick, if the source was live at both ticks."""
         counts = source_is_live and not self.replaying
         for wait in self.waits.values():
             if counts and wait.ticked:

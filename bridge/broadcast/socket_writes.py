@@ -1,9 +1,9 @@
 """Writes the same bytes to many sockets, past their transports.
 
 `IoSubmitWriter` needs two system calls for hundreds of sockets. `io_submit(2)`, which was made for files, takes a list
-of writes in one call. It carries out writes to sockets at once, one after the other, and does not wait if a socket is
-full. A second call returns the results. A write takes a seventh less time than with `os.write`, and less than in a loop
-in C that calls `send` (`make bench`, paced). Containers usually allow these calls, unlike io_uring.
+of writes in one call. It writes to sockets at once, one after the other, and does not wait if a socket is full. A
+second call returns the results. With `io_submit`, a write takes a seventh less time than with `os.write`, and less than
+in a loop in C that calls `send` (`make bench`, paced). Containers usually allow these calls, unlike io_uring.
 
 The layouts and numbers are from the kernel's `fs/aio.c` and `include/uapi/linux/aio_abi.h`.
 """
@@ -21,11 +21,11 @@ from contextlib import suppress
 from weakref import finalize
 
 BATCH_SOCKETS = 512
-"""The sockets of one pair of calls. Their control blocks stay in the caches of the processor."""
+"""The number of sockets in one pair of calls. Their control blocks stay in the caches of the processor."""
 
 SYSCALL_NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
-"""By machine, the numbers of io_setup, io_destroy, io_getevents and io_submit. The C library has no functions for
-them."""
+"""The numbers of io_setup, io_destroy, io_getevents and io_submit on each machine. The C library has no functions for
+these calls."""
 
 IOCB = struct.Struct("=QIiHhIQQqQII")
 """A control block, for one write: number, key, flags, operation, priority, descriptor, address, count, offset, and
@@ -35,19 +35,19 @@ DESCRIPTOR_OFFSET = 20
 """The offset of the descriptor in a control block, in bytes."""
 
 IOCB_CMD_PWRITEV = 8
-"""The operation. The address in the control block is that of a vector. All control blocks share one vector, so that
-only this vector changes with the bytes to write."""
+"""The operation of each control block. The address in the control block is that of a vector. All control blocks share
+one vector, so that only this vector changes with the bytes to write."""
 
 IO_EVENT = struct.Struct("=QQqq")
 """The result of one write: number, address, the bytes written or the negative error, and a field that stays 0."""
 
 
 def try_write(descriptor: int, frames: bytes) -> int:
-    """Writes to one socket. Returns the number of bytes that it took."""
+    """Writes to one socket. Returns the number of bytes that the socket took."""
     try:
         return os.write(descriptor, frames)
     except OSError:
-        # The socket is full, or its connection is lost. The transport finds out which.
+        # The socket is full, or its connection is lost. The transport finds out which case it is.
         return 0
 
 
@@ -56,7 +56,8 @@ def try_write_all(descriptors: Iterable[int], frames: bytes) -> list[tuple[int, 
     short: list[tuple[int, int]] = []
     size, write = len(frames), os.write
     for descriptor in descriptors:
-        # Not `try_write`: with a thousand sockets, the calls would take 1 % of the time (`make bench`, paced).
+        # The loop does not call `try_write`: with a thousand sockets, the calls would take 1 % of the time (`make
+        # bench`, paced).
         try:
             taken = write(descriptor, frames)
         except OSError:
@@ -84,7 +85,8 @@ class IoSubmitWriter:
         self._context = ctypes.c_ulong(0)
         if self._call(setup, ctypes.c_long(BATCH_SOCKETS), ctypes.byref(self._context)):
             raise _error()
-        # Not at the end of the program: this takes some milliseconds, and the kernel does it anyway.
+        # The context is not freed at the end of the program, because this takes some milliseconds, and the kernel frees
+        # it anyway.
         finalize(self, self._call, destroy, self._context).atexit = False
         self._vector = _Vector()
         iocbs, events = bytearray(IOCB.size * BATCH_SOCKETS), bytearray(IO_EVENT.size * BATCH_SOCKETS)
@@ -102,7 +104,8 @@ class IoSubmitWriter:
         self._complete = memoryview(array("q", [0] * BATCH_SOCKETS))
         """The results if every socket takes all bytes."""
         self._broken = False
-        """True after the results of a call were lost: they could be mistaken for the results of later writes."""
+        """True after the results of a call were lost. These results could be mistaken for the results of later
+        writes."""
         self._probe()
 
     def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:
@@ -150,7 +153,10 @@ class IoSubmitWriter:
             done -= ended
 
     def _abort(self, descriptors: "array[int]") -> list[tuple[int, int]]:
-        """Shuts down sockets that took an unknown number of bytes. Their clients reconnect, and miss no bytes."""
+        """Shuts down sockets that took an unknown number of bytes.
+
+        The clients of these sockets reconnect, and miss no bytes.
+        """
         self._broken = True
         for descriptor in descriptors:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:

@@ -1,7 +1,7 @@
-"""A connection as the hub sees it: its states, and the table of its transitions.
+"""The interface of a connection for the hub: the states of a connection, and the table of its transitions.
 
-The connection holds its own state. `TRANSITIONS` is data: the hub looks up each step, and carries it out. The README of
-this folder draws the table.
+Each connection holds its own state. `TRANSITIONS` is data: the hub looks up each step, and carries it out. The README
+of this folder draws the table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,14 @@ class _Choice(Enum):
 
 
 class State(_Choice):
-    """The states of a connection. The value is the description."""
+    """The states of a connection. The value of each member is its description."""
 
     NEW = "not in the hub yet"
     PENDING = "waits for an update that another instance has already sent, or for the end of the bridge's own replay"
-    RESUMING = "has its position in the log; the bridge counts the updates to replay, and has not sent `resume` yet"
-    CATCHING_UP = "has received `resume`, and reads the log from there; it was never live"
+    RESUMING = (
+        "the position in the log is known; the bridge counts the updates to replay, and has not sent `resume` yet"
+    )
+    CATCHING_UP = "the client has received `resume`, and gets the log from its cursor; it was never live"
     LIVE = "at the head of the log, with an empty socket; each flush writes to it"
     LAGGING = "was live, until its socket was full or a flush was postponed; reads the log from there"
     CLOSING = "its close frame is sent, or due after the rest of a frame"
@@ -34,7 +36,7 @@ class State(_Choice):
 
 
 class ConnectionEvent(_Choice):
-    """What happens to a connection. The value is the description."""
+    """The events of a connection. The value of each member is its description."""
 
     JOIN = "the connection joins without ids"
     START = "the connection joins with ids from now on, at once or after its wait"
@@ -42,33 +44,33 @@ class ConnectionEvent(_Choice):
     DEFER = "the connection joins with ids, and must wait"
     RESUME_SENT = "the updates to replay are counted; the hub sends `resume` next"
     CAUGHT_UP = "the connection was sent everything that is flushed, and its socket is empty"
-    PARTIAL_WRITE = "its socket took only a part of a flush"
+    PARTIAL_WRITE = "the socket took only a part of a flush"
     POSTPONED = "the connection must read the updates of a flush from the log: they are large, or many filters are due"
-    CONGESTED = "its transport holds bytes that the socket did not take"
-    DRAINED = "its transport is empty again"
-    OVERTAKEN = "the log has dropped the update at its cursor"
+    CONGESTED = "the transport holds bytes that the socket did not take"
+    DRAINED = "the transport is empty again"
+    OVERTAKEN = "the log has dropped the update at the connection's cursor"
     STOP = "the bridge stops"
-    CLOSE = "its closing handshake begins"
-    LEAVE = "its socket is closed, or the connection has failed"
+    CLOSE = "the closing handshake begins"
+    LEAVE = "the socket is closed, or the connection has failed"
 
 
 class Action(_Choice):
-    """What the hub does after a transition. The value is the description."""
+    """The actions of the hub after a transition. The value of each member is its description."""
 
     SEND = "send the next piece"
     SCHEDULE = "send the next piece in a later turn of the loop"
-    BEGIN_AT_FLUSH = "set its cursor to where the flush began"
-    CLOSE_STOPPING = "close it with 1001"
-    CLOSE_IF_STOPPING = "close it with 1001 if the bridge stops"
-    CLOSE_TOO_SLOW = "close it with 4008"
-    COUNT_DROPPED = "count the updates that it does not receive"
-    UNSUBSCRIBE = "remove it from its subscription"
+    BEGIN_AT_FLUSH = "set the cursor to the start of the flush"
+    CLOSE_STOPPING = "close the connection with 1001"
+    CLOSE_IF_STOPPING = "close the connection with 1001 if the bridge stops"
+    CLOSE_TOO_SLOW = "close the connection with 4008"
+    COUNT_DROPPED = "count the updates that the connection does not receive"
+    UNSUBSCRIBE = "remove the connection from its subscription"
     FINISH_FRAME = "send the rest of a frame that is sent in part"
     RESET = "reset it"
 
 
 class Transition(NamedTuple):
-    """A step from one state to another, or to the same."""
+    """A step from one state to another or to the same state."""
 
     to: State
     actions: tuple[Action, ...] = ()
@@ -78,7 +80,7 @@ class Transition(NamedTuple):
 
 TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
     State.NEW: {
-        # A transport may be full already when the connection joins: it still holds a part of the HTTP response.
+        # A transport may be full already when the connection joins, because it still holds a part of the HTTP response.
         ConnectionEvent.CONGESTED: Transition(State.NEW),
         ConnectionEvent.JOIN: Transition(State.LIVE),
         ConnectionEvent.START: Transition(State.RESUMING, (Action.SEND,)),
@@ -99,7 +101,7 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.RESUME_SENT: Transition(State.CATCHING_UP),
         ConnectionEvent.CONGESTED: Transition(State.RESUMING),
         ConnectionEvent.DRAINED: Transition(State.RESUMING, (Action.SCHEDULE,)),
-        # The client has received nothing yet, so it misses nothing.
+        # A client that has received nothing yet misses nothing.
         ConnectionEvent.STOP: Transition(State.RESUMING, (Action.CLOSE_STOPPING,)),
         ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
         ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
@@ -158,7 +160,7 @@ class Piece(NamedTuple):
 
     frames: bytes
     positions: Sequence[int]
-    """The positions of these frames."""
+    """The positions of the frames."""
     end: int
     """The position of the frame with which the next piece begins."""
     offset: int
@@ -166,24 +168,27 @@ class Piece(NamedTuple):
 
 
 class Subscription(Protocol):
-    """A filter, with ids or without. All connections that ask for the same share one subscription."""
+    """A filter, with ids or without.
+
+    All connections with the same filter and the same choice of ids share one subscription.
+    """
 
     @property
     def filter(self) -> UpdateFilter | None:
-        """Selects updates; None selects all."""
+        """The filter that selects updates, or None for all updates."""
 
     @property
     def ids(self) -> bool:
-        """True if each update is sent with its id."""
+        """Whether each update is sent with its id."""
 
     @property
     def live(self) -> "LiveSet[Subscriber]":
-        """Its connections in the state LIVE."""
+        """The subscription's connections in the state LIVE."""
 
     connections: int
-    """The number of its connections."""
+    """The number of the subscription's connections."""
     lagging_count: int
-    """The number of its connections in the state LAGGING."""
+    """The number of the subscription's connections in the state LAGGING."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
         """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`."""
@@ -193,18 +198,18 @@ class Subscription(Protocol):
 
 
 class Subscriber(Slot, Protocol):
-    """A connection, as the hub sees it."""
+    """The interface of a connection that the hub uses."""
 
     state: State
-    """Only the hub sets it."""
+    """The state of the connection. Only the hub changes it."""
     cursor: int
-    """The position of the next frame to send. Not updated while the connection is live."""
+    """The position of the next frame to send. The cursor is not updated while the connection is live."""
     offset: int
     """The number of bytes of the frame at the cursor that are sent. It is 0 unless the frame is sent in parts."""
     congested: bool
     """True while the transport holds bytes."""
     subscription: Subscription
-    """Set when the connection joins."""
+    """The subscription of the connection, which is set when the connection joins."""
 
     @property
     def peer(self) -> str:
@@ -224,4 +229,4 @@ class Subscriber(Slot, Protocol):
 
 
 Dispatch = Callable[[Subscriber, ConnectionEvent], None]
-"""Makes the transition of a connection, and carries out its actions."""
+"""A function that makes the transition of a connection, and carries out the actions of this transition."""

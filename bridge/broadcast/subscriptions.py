@@ -1,7 +1,7 @@
-"""What clients have asked for: one subscription for each filter, with ids or without.
+"""The subscriptions of clients: one for each filter, with ids or without.
 
-Connections with the same filter and the same choice of ids share a subscription. Subscriptions with equal bytes share a
-write. Each filter is therefore applied to an update once, even if many clients use it.
+Connections with the same filter and the same choice of ids share a subscription. Subscriptions that send equal bytes
+share a write. Each filter is applied to an update only once, even if many clients use it.
 
 This module has no sockets.
 """
@@ -17,11 +17,11 @@ from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 
 MAX_MATCHES_PER_FLUSH = 8192
 """The most calls of filters in a flush: 4 ms. Connections with the remaining filters read the updates from the log in
-the next turns of the loop, like lagging ones."""
+the next turns of the loop, like lagging connections."""
 
 
 class SharedSubscription:
-    """Reads the log for the connections of one subscription, and keeps the live ones among them."""
+    """Reads the log for the connections of one subscription, and keeps the set of its live connections."""
 
     __slots__ = ("_encoder", "_index", "connections", "filter", "ids", "lagging_count", "live")
 
@@ -40,7 +40,7 @@ class SharedSubscription:
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
         """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`.
 
-        A larger frame is returned in parts. The piece stops before `end`. It also stops after the search of one
+        A larger frame is returned in parts. The piece stops before `end`. The piece also stops after the search of one
         segment, so it may be empty. `position` must be in the log, and below `end`.
         """
         if offset:
@@ -88,13 +88,13 @@ class Batch(NamedTuple):
     subscriptions: Sequence[SharedSubscription]
     frames: bytes
     positions: Sequence[int]
-    """The positions of these frames."""
+    """The positions of the frames."""
     updates: int
-    """The number of updates in them."""
+    """The number of updates in the frames."""
 
 
 class Subscriptions:
-    """The subscriptions that are in use, and the default one: all updates, without ids."""
+    """The subscriptions that are in use, and the default subscription, which has all updates without ids."""
 
     def __init__(self, index: ReplayIndex) -> None:
         self._index = index
@@ -112,7 +112,7 @@ class Subscriptions:
         return iter((self.unfiltered, *self._others.values()))
 
     def join(self, update_filter: UpdateFilter | None, *, ids: bool) -> SharedSubscription:
-        """Returns the subscription for a new connection, which must leave it once."""
+        """Returns the subscription for a new connection. The connection must leave the subscription once."""
         subscription = self._find(update_filter, ids)
         subscription.connections += 1
         return subscription
@@ -131,7 +131,8 @@ class Subscriptions:
             return self.unfiltered
         subscription = self._others.get((update_filter, ids))
         if subscription is None:
-            # With and without ids, the filter must be the same object: `_grouped` applies each filter object once.
+            # The subscriptions with and without ids must share one filter object, because `_grouped` applies each
+            # filter object once.
             twin = self._others.get((update_filter, not ids))
             shared = twin.filter if twin else update_filter
             subscription = SharedSubscription(self._index, self._encoder, shared, ids)
@@ -139,16 +140,16 @@ class Subscriptions:
         return subscription
 
     def batches(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Batch], Sequence[SharedSubscription]]:
-        """Returns what to write for the positions of a flush, and the subscriptions to serve in later turns.
+        """Returns the batches to write for a flush, and the subscriptions to serve in later turns.
 
-        `frames` holds the frames of these positions, joined, without ids.
+        `frames` holds the frames of the positions from `start` to `end`, joined, without ids.
         """
         positions = self._index.updates(start, end)
         if not self._others:
             return ((Batch(self._only_unfiltered, frames, positions, len(positions)),) if frames else ()), ()
         if frames:
             return self._grouped(frames, positions)
-        # An own message is flushed alone (see `Hub.send_own_message`), for all subscriptions with ids.
+        # An own message is flushed alone (see `Hub.send_own_message`), and all subscriptions with ids get it.
         message = self._index.own_message_at(start)
         with_ids = [subscription for subscription in self._others.values() if subscription.ids]
         return ((Batch(with_ids, message, (start,), 0),) if message and with_ids else ()), ()

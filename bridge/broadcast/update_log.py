@@ -1,22 +1,23 @@
-"""The shared log: the most recent framed updates, bounded in bytes. Each connection reads it from its own position.
+"""The shared log: the most recent framed updates, bounded in bytes.
 
-Pure: no connections, no clock. Positions count up from 0 and are never used twice. A frame may be empty: its position
-holds an own message, or an id without an update (see `replay`).
+Each connection reads the log from its own position. The module is pure: it has no connections and no clock. Positions
+count up from 0 and are never used twice. A frame is empty if its position holds an own message, or an id without an
+update (see `replay`).
 """
 
 ENTRY_BYTES = 174
 """The memory of an entry without its frame (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the position, about
-95 for a slot of the dict, and 14 in the `ReplayIndex`. It counts towards the bound of the log, because the bound is for
-memory."""
+95 for a slot of the dict, and 14 in the `ReplayIndex`. This memory counts towards the bound of the log, because the
+bound is for memory."""
 
 
 class UpdateLog:
-    """Frames at the positions from `tail` up to, but not including, `head`."""
+    """The frames at the positions from `tail` up to, but not including, `head`."""
 
     __slots__ = ("_extra_bytes", "_frames", "flush_start", "flushed", "head", "max_bytes", "size_bytes", "tail")
 
     def __init__(self, max_bytes: int) -> None:
-        # A dict by position, not a deque: a slow connection reads from the middle.
+        # A dict by position, not a deque, because a slow connection reads from the middle.
         self._frames: dict[int, bytes] = {}
         self._extra_bytes: dict[int, int] = {}
         self.max_bytes = max_bytes
@@ -32,7 +33,7 @@ class UpdateLog:
         return self.head - self.tail
 
     def append(self, frame: bytes, extra_bytes: int = 0) -> None:
-        """Adds the newest frame, and drops the oldest ones that no longer fit. The newest always stays.
+        """Adds the newest frame, and drops the oldest frames that no longer fit. The newest frame always stays.
 
         `extra_bytes` is the memory that the caller keeps elsewhere for as long as the log holds the frame.
         """
@@ -46,14 +47,14 @@ class UpdateLog:
             self.tail += 1
 
     def frame(self, position: int) -> bytes:
-        """Returns the frame at a position that is in the log. It is empty if the position holds no update."""
+        """Returns the frame at a position that is in the log. The frame is empty if the position holds no update."""
         return self._frames[position]
 
     def read(self, position: int, end: int, max_bytes: int) -> tuple[bytes, int]:
         """Returns the frames from `position` on in one piece, and the position after the last of them.
 
-        The piece stops before `end`, and before the frame that would make it larger than `max_bytes`. It holds one
-        frame at least. `position` must be in the log, and below `end`.
+        The piece stops before `end`, and before the frame that would make it larger than `max_bytes`. The piece holds
+        one frame at least. `position` must be in the log, and below `end`.
         """
         frames = self._frames
         first = frames[position]
@@ -72,9 +73,9 @@ class UpdateLog:
         return b"".join(run), position
 
     def flush(self, max_bytes: int) -> bytes:
-        """Returns the next frames for the live connections, and counts them as flushed. There must be some.
+        """Returns the next frames for the live connections, and counts them as flushed.
 
-        The piece stops as in `read`.
+        At least one frame must be left. The piece stops as in `read`.
         """
         self.flush_start = self.flushed
         frames, self.flushed = self.read(self.flushed, self.head, max_bytes)
