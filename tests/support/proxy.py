@@ -125,7 +125,8 @@ class Proxy:
         writer: asyncio.StreamWriter,
         alter: Callable[[bytes], bytes],
     ) -> None:
-        with suppress(OSError):
+        # uvloop raises RuntimeError for a write to a closed transport.
+        with suppress(OSError, RuntimeError):
             while data := await reader.read(self._piece_bytes):
                 await self._flowing[direction].wait()
                 writer.write(alter(data))
