@@ -16,6 +16,23 @@ from tests.support.documentation import ROOT, blocks
 
 PICTURE, OTHER = "raw/HEAD/", "blob/HEAD/"
 
+CASES = {
+    "[x](docker/README.md)": "[x]({}/blob/HEAD/docker/README.md)",
+    "[x](docker/README.md#compose)": "[x]({}/blob/HEAD/docker/README.md#compose)",
+    "[x](#run)": "[x]({}#run)",
+    "![x](.github/page.png)": "![x]({}/raw/HEAD/.github/page.png)",
+    "[![x](page.png)](LICENSE)": "[![x]({}/raw/HEAD/page.png)]({}/blob/HEAD/LICENSE)",
+    '<a href="SECURITY.md">': '<a href="{}/blob/HEAD/SECURITY.md">',
+    '<a href="#run">': '<a href="{}#run">',
+    '<img alt="x" src=".github/light.png">': '<img alt="x" src="{}/raw/HEAD/.github/light.png">',
+    '<source media="(x)" srcset=".github/dark.png">': '<source media="(x)" srcset="{}/raw/HEAD/.github/dark.png">',
+    "<http://localhost:3000/>": "<http://localhost:3000/>",
+    "[x](https://example.org/a)": "[x](https://example.org/a)",
+    "![x](https://example.org/a.png)": "![x](https://example.org/a.png)",
+    "[x](mailto:a@example.org)": "[x](mailto:a@example.org)",
+}
+"""What README.md can contain, and what the package has instead. Braces stand for the repository."""
+
 
 def metadata(folder: Path) -> dict[str, Any]:
     """Returns what hatchling writes into a package of the project in the folder."""
@@ -60,29 +77,16 @@ def test_code_blocks_of_the_readme_are_not_changed(package: dict[str, Any]) -> N
     assert [block.text for block in blocks("README.md") if block.text not in package["readme"]["text"]] == []
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("[x](docker/README.md)", "[x]({}/blob/HEAD/docker/README.md)"),
-        ("[x](docker/README.md#compose)", "[x]({}/blob/HEAD/docker/README.md#compose)"),
-        ("[x](#run)", "[x]({}#run)"),
-        ("![x](.github/page.png)", "![x]({}/raw/HEAD/.github/page.png)"),
-        ("[![x](page.png)](LICENSE)", "[![x]({}/raw/HEAD/page.png)]({}/blob/HEAD/LICENSE)"),
-        ('<a href="SECURITY.md">', '<a href="{}/blob/HEAD/SECURITY.md">'),
-        ('<a href="#run">', '<a href="{}#run">'),
-        ('<img alt="x" src=".github/light.png">', '<img alt="x" src="{}/raw/HEAD/.github/light.png">'),
-        (
-            '<source media="(prefers-color-scheme: dark)" srcset=".github/dark.png">',
-            '<source media="(prefers-color-scheme: dark)" srcset="{}/raw/HEAD/.github/dark.png">',
-        ),
-        ("<http://localhost:3000/>", "<http://localhost:3000/>"),
-        ("[x](https://example.org/a)", "[x](https://example.org/a)"),
-        ("![x](https://example.org/a.png)", "![x](https://example.org/a.png)"),
-        ("[x](mailto:a@example.org)", "[x](mailto:a@example.org)"),
-    ],
-)
-def test_links_become_absolute(text: str, expected: str, package: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """By each text of CASES, what the package has instead."""
+    folder = tmp_path_factory.mktemp("project")
     for name in ("LICENSE", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "README.md").write_text(f"{text}\n")
-    assert metadata(tmp_path)["readme"]["text"] == expected.replace("{}", package["urls"]["Repository"]) + "\n"
+        shutil.copy(ROOT / name, folder)
+    (folder / "README.md").write_text("\n".join(CASES))
+    return dict(zip(CASES, metadata(folder)["readme"]["text"].splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_links_become_absolute(text: str, converted: dict[str, str], package: dict[str, Any]) -> None:
+    assert converted[text] == CASES[text].replace("{}", package["urls"]["Repository"])
