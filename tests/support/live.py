@@ -14,8 +14,10 @@ expect.set_options(timeout=LIMIT_MS)
 CONNECTED = "Connected"
 """The state that the page shows while it is connected."""
 
-NOT_REACHED = r"net::ERR_CONNECTION_|the server responded with a status of 503"
-"""Chromium's own console messages while the bridge is away or not ready. A page can't suppress them."""
+NOT_REACHED = r"net::ERR_CONNECTION_|the server responded with a status of (503|426)"
+"""Chromium's own console messages while the bridge is away or not ready. A page can't suppress them.
+
+The status is 426 if the bridge has started again just before the client asks over HTTP why its connections fail."""
 
 REFUSED = r"(Unexpected response code:|responded with a status of) 400"
 """Chromium's own console messages about a filter that the bridge refuses."""
