@@ -8,7 +8,7 @@ import asyncio
 
 
 class CancellationGuard:
-    """A task creates it before it waits for the broker. `requested` is True after a later call of `Task.cancel`.
+    """A task creates this guard before it waits for the broker. `requested` is True if the task is cancelled later.
 
     Earlier requests don't count: `Task.cancelling` still counts them if the task continued after a cancellation. The
     guard keeps no reference to the task, because an error of the task would then keep its own traceback in memory.

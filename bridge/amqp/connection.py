@@ -97,7 +97,7 @@ async def _connect(
         return connection, factory
     finally:
         if connection.transport is None:
-            # Otherwise its finalizer closes it, at an arbitrary moment.
+            # Otherwise the finalizer closes the connection, at an arbitrary moment.
             await connection.close()
 
 

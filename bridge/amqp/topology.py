@@ -115,7 +115,7 @@ async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
     """Binds the queue. Returns False if the user may neither bind nor configure a queue that existed already.
 
     The owner of such a queue also creates the binding. The broker gives no list of bindings. A user who may configure
-    the queue is its owner. For this user, BrokerRefusal is raised: without the binding, no event would ever arrive.
+    the queue is its owner. For such a user, it raises BrokerRefusal: without the binding, no event would ever arrive.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:

@@ -93,7 +93,7 @@ class Consumer:
         self._created = False
         """True if an exchange or a queue had to be declared, and no session has reported it yet."""
         self._known_exchanges: dict[str, Exchange] = {}
-        """The exchanges of the last session. One that disappears is declared again as it was, or not at all."""
+        """The exchanges of the last session. If one disappears, it is declared as it was, or not at all."""
 
     async def run(self) -> None:
         """Consumes until `stop`. Raises BrokerRefusal if the broker refuses from the start, unless `wait` is set."""

@@ -22,8 +22,8 @@ class FlowControl:
     """The limits of the consumer, over all sessions.
 
     The prefetch is the usual limit. If rejected events fill the memory that they may take, reading from the broker
-    pauses. After about 15 s of that, the broker closes the connection. The next session then has a reduced prefetch,
-    until there is room again: the bridge can read all that the broker sends.
+    pauses. After about 15 s without reading, the broker closes the connection. The next session then has a reduced
+    prefetch until there is room again, so that the bridge can read all that the broker sends.
     """
 
     def __init__(self, max_prefetch: int) -> None:

@@ -125,7 +125,7 @@ class StreamEndProbe:
 
 
 def _is_lost(publishing: asyncio.Task[None]) -> bool:
-    """True if publishing failed only because the channel was closed. aiormq gives a publisher no cause for that."""
+    """True if publishing failed only because the channel was closed. aiormq then raises an error without the cause."""
     return publishing.cancelled() or not isinstance(publishing.exception(), BrokerRefusal)
 
 

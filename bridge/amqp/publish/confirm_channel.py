@@ -169,8 +169,8 @@ class ConfirmChannel:
         `properties` returns the properties, with `message_id`, for a connection with the given frame limit (bytes).
         `on_published` gets them when the library has taken the message, before the confirm.
 
-        No timeout applies while the connection is open. A broker that is short of memory accepts nothing until that is
-        over, and then gets every attempt that was made meanwhile.
+        No timeout applies while the connection is open. A broker that is short of memory accepts nothing until it has
+        memory again, and then gets every attempt that was made meanwhile.
         """
         async with self._message_ids.lock(message_id):
             # A new attempt at the moment when a channel opens would overtake those that have waited for it.

@@ -225,8 +225,8 @@ async def _publish(
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
     # A broker without a frame limit announces 0, from which aiormq subtracts the size of an empty frame.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
-    # The function that awaits the confirm must not do this: the traceback of its failure would keep the last piece in
-    # memory.
+    # The function that awaits the confirm must not send the pieces: the traceback of its failure would keep the
+    # last one in memory.
     for piece in _pieces(channel.number, body, content_size):
         await _send(channel, piece)
 
