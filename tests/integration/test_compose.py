@@ -175,8 +175,8 @@ async def test_demo_that_only_publishes_uses_the_exchange_of_the_bridge(
 @pytest.mark.parametrize(
     ("variables", "hint"),
     [
-        ({}, "name it in BRIDGE_AMQP_URL"),
-        ({"BRIDGE_AMQP_URL": "amqp://x/", "BRIDGE_EXCHANGES": "e=event"}, "carries killmails"),
+        ({}, "set BRIDGE_AMQP_URL"),
+        ({"BRIDGE_AMQP_URL": "amqp://x/", "BRIDGE_EXCHANGES": "e=event"}, "no exchange has the type killmail"),
     ],
 )
 async def test_demo_that_only_publishes_names_the_setting_to_change(variables: dict[str, str], hint: str) -> None:

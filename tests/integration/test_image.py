@@ -186,7 +186,7 @@ async def test_health_check_uses_tls_if_the_bridge_does(place: Site, tmp_path: P
     variables = {"BRIDGE_TLS_CERTIFICATE": "/tls/chain.pem", "BRIDGE_TLS_KEY": "/tls/key.pem", "BRIDGE_PORT": "3443"}
     with place.bridge({chain: "/tls/chain.pem", key: "/tls/key.pem"}, **variables) as secure:
         await _wait_for_health(secure, "healthy")
-        assert any("wss://127.0.0.1:3443/updates" in line for line in secure.log())
+        assert any("wss://localhost:3443/updates" in line for line in secure.log())
 
 
 async def test_stopped_process_is_unhealthy_until_it_continues(place: Site) -> None:
