@@ -27,7 +27,7 @@ LIMIT_BYTES = 2**20
 """The size of the queue: about 5,000 log lines. Lines that don't fit are dropped."""
 
 LAST_S = 1.0
-"""How long the process waits at its end for the last lines, which may contain the error that ends it."""
+"""How long the process waits at its end for the last lines. They may contain the error that ended it."""
 
 IN_ORDER_S = 0.1
 """`patience_s` for a command that writes to both streams."""
@@ -53,7 +53,7 @@ class QueuedOutput(io.RawIOBase):
         self._report = report
         self._limit_bytes = limit_bytes
         self._patience_s = patience_s
-        # `isatty` returns False for a terminal that is gone, so the answer is stored.
+        # `isatty` returns False for a closed terminal, so the answer is stored.
         self._is_terminal = os.isatty(descriptor)
         # The lock is reentrant: garbage collection may run at any point of this class, and write a warning.
         self._changed = threading.Condition()
@@ -61,9 +61,9 @@ class QueuedOutput(io.RawIOBase):
         self._size_bytes = 0
         self._writing = False
         self._blocked = False
-        """Whether a wait of `flush` timed out, and nothing was written since then."""
+        """Whether a wait of `flush` has timed out, and no line was written since then."""
         self._given_up = False
-        """Whether a wait of `drain` timed out, and nothing was written since then."""
+        """Whether a wait of `drain` has timed out, and no line was written since then."""
         self._unreported = 0
         self._torn = False
         """Whether the last write failed in the middle of a line."""

@@ -1,4 +1,4 @@
-"""Decides, for all commands, whether a stream takes color, and sequences that move the cursor."""
+"""Decides whether a stream supports colors, and sequences that move the cursor."""
 
 import os
 from collections.abc import Mapping

@@ -1,21 +1,22 @@
-"""`edk-bridge completion`: prints the script with which a shell completes commands, options, files and update types."""
+"""`edk-bridge completion`: prints a script, with which a shell completes commands, options, files and update types."""
 
 import click
 from click.shell_completion import get_completion_class
 
+from bridge.cli.common.options import exit_codes
 from bridge.cli.common.output import echo
 
 SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command(
-    short_help="Prints what a shell needs to complete this.",
-    epilog="Exit codes: 0 it is printed, 2 there is no such shell.",
+    short_help="Prints the completion script for a shell.",
+    epilog=exit_codes(_0="The script is printed.", _2="The shell is unknown."),
 )
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, /, shell: str) -> None:
-    """Prints the script with which a shell completes this command. In the shell's own file:
+    """Prints the script with which a shell completes this command. Add a line to the file of your shell:
 
     \b
     eval "$(edk-bridge completion bash)"   # in ~/.bashrc; bash 4.4 or newer

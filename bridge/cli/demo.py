@@ -5,7 +5,7 @@ import sys
 import click
 
 from bridge.cli.common.errors import exit_on_error
-from bridge.cli.common.options import setting_options
+from bridge.cli.common.options import exit_codes, setting_options
 from bridge.demo import demo as demonstration
 from bridge.demo.broker import start_container
 from bridge.demo.demo import Demo
@@ -14,25 +14,39 @@ from bridge.errors import ConfigurationError
 
 @click.command(
     short_help="Runs the bridge with invented killmails.",
-    epilog="Exit codes: 0 stopped as asked, 1 the broker or the bridge has ended or can't be started, 2 options or "
-    "settings that can't be used, 3 the broker refuses.",
+    epilog=exit_codes(
+        _0="A signal stopped the demo.",
+        _1="The broker or the bridge has ended or can't be started.",
+        _2="Options or settings can't be used.",
+        _3="The broker refuses: password, virtual host or permission.",
+        _130="Ctrl-C, before the demo runs.",
+    ),
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="the bridge's port")
-@click.option("--rate", type=click.FloatRange(0.01, 1000), default=1.0, show_default=True, help="killmails a second")
-@click.option("--without-broker", is_flag=True, help="no RabbitMQ: the killmails go straight to the bridge")
-@click.option("--publish-only", is_flag=True, help="only the publisher, to the bridge's exchange at BRIDGE_AMQP_URL")
-@setting_options("amqp_url", "schemas", defaults={"amqp_url": "not set: a container"})
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=3000,
+    show_default=True,
+    metavar="PORT",
+    help="The port of the bridge.",
+)
+@click.option(
+    "--rate", type=click.FloatRange(0.01, 1000), default=1.0, show_default=True, metavar="N", help="Killmails a second."
+)
+@click.option("--without-broker", is_flag=True, help="Pass the killmails directly to the bridge, without RabbitMQ.")
+@click.option("--publish-only", is_flag=True, help="Run only the publisher, to the exchange of the settings.")
+@setting_options("amqp_url", "schemas", defaults={"amqp_url": "not set: start a container"})
 @click.pass_context
 def demo(
     context: click.Context, /, port: int, rate: float, without_broker: bool, publish_only: bool, **flags: str | None
 ) -> None:
-    """Runs the bridge with invented killmails, until Ctrl-C.
+    """Runs the bridge with invented killmails until Ctrl-C.
 
-    The broker is the one of BRIDGE_AMQP_URL, if it is set: the killmails then go to the exchange bridge.demo, which
-    only the demo uses. Otherwise a container is started, with the exchange killmails; this needs a container engine
-    such as Docker, and the extra `demo` of the package.
+    If BRIDGE_AMQP_URL is set, the demo publishes to this broker, to the exchange bridge.demo, which only the demo uses.
+    Otherwise, it starts a container with RabbitMQ. This needs a container engine such as Docker, and the extra `demo`
+    of the package.
 
-    With --without-broker, this command alone is enough to write and try a client. The bridge also announces gaps and
+    With --without-broker, no other program is needed to write and try a client: the bridge also announces gaps and
     rejects invalid events, and clients can resume.
     """
     settings = Demo(rate, {**flags, "port": str(port)})

@@ -141,7 +141,7 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
     short_help="Publishes rejected events again.",
     epilog=exit_codes(
         _0="All selected events are requeued.",
-        _1="Some events are kept or not in the queue, or the broker can't be reached.",
+        _1="Some events are kept or not in the queue,\nor the broker can't be reached.",
         **CODES,
     ),
 )

@@ -1,4 +1,4 @@
-"""The broker's URLs, which are checked completely before the first connection.
+"""Checks the broker's URLs completely before the first connection.
 
 aio-pika accepts any text as a URL. It ignores invalid parameters of the query, or retries with them forever.
 """
@@ -38,7 +38,7 @@ MAX_HEARTBEAT_S = 65_534
 
 
 def amqp_urls(text: str) -> tuple[str, ...]:
-    """Parses one or more URLs, separated by commas. Raises ValueError with what was expected."""
+    """Parses one or more URLs, separated by commas. Raises ValueError with the expected value."""
     # Only a comma before a scheme is a separator, because a password may contain commas.
     *others, last = (url.strip() for url in re.split(r",\s*(?=amqps?://)", text, flags=re.IGNORECASE))
     # A comma at the end of a single URL belongs to the URL. After several URLs, it is followed by an empty item.
@@ -51,7 +51,7 @@ def amqp_urls(text: str) -> tuple[str, ...]:
             usable = False
         # An @ after the host ends a password that contains / ? or #. The parsed host is then a part of the password.
         if usable and "," in parts.path:
-            raise ValueError("amqp:// or amqps:// before each of several URLs; write a comma in a virtual host as %2C")
+            raise ValueError("amqp:// or amqps:// before each URL of a list; write a comma in a virtual host as %2C")
         if (
             not usable
             or parts.path.startswith("//")
@@ -59,8 +59,8 @@ def amqp_urls(text: str) -> tuple[str, ...]:
             or "\\" in parts.netloc
         ):
             raise ValueError(
-                "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ \\ in the "
-                "user's name or the password are written as %2F %3F %23 %40 %5C"
+                "amqp://user:password@host:port/vhost or amqps://..., or a list with commas; write / ? # @ \\ in the "
+                "user name and the password as %2F %3F %23 %40 %5C"
             )
         _check_parts(url, parts)
         _check_as_parsed_by_yarl(url, parts)
@@ -74,7 +74,10 @@ def virtual_host(url: str) -> str:
 
 
 def _check_parts(url: str, parts: SplitResult) -> None:
-    """Raises ValueError for parts that the libraries change, ignore, or retry forever. The error shows no part."""
+    """Raises ValueError for parts that the libraries change or ignore, or with which they retry forever.
+
+    The error shows no part of the URL.
+    """
     if not url.isprintable():
         # urlsplit removes tabs and newlines. A lone surrogate can't be sent.
         raise ValueError("a URL without control characters")
@@ -83,9 +86,7 @@ def _check_parts(url: str, parts: SplitResult) -> None:
             "a URL without #, because everything after it is ignored; write # in a name or password as %23"
         )
     if not _is_host(parts.hostname or ""):
-        raise ValueError(
-            "a host name or an address after // or @; each of several URLs begins with amqp:// or amqps://"
-        )
+        raise ValueError("a host name or an address after // or @; each URL of a list begins with amqp:// or amqps://")
     for name in (parts.username or "", parts.password or "", parts.path):
         try:
             unquote_to_bytes(name).decode()
@@ -96,9 +97,9 @@ def _check_parts(url: str, parts: SplitResult) -> None:
 
 
 def _check_as_parsed_by_yarl(url: str, parts: SplitResult) -> None:
-    """Raises ValueError if aiormq, which parses with yarl, connects elsewhere or as another user than the URL says.
+    """Raises ValueError if aiormq would connect to another host, or as another user, than the URL names.
 
-    The errors of yarl contain the password, so they are not passed on.
+    aiormq parses with yarl. The errors of yarl contain the password, so they are not passed on.
     """
     try:
         parsed = URL(url)
@@ -151,18 +152,18 @@ def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
     unknown = sorted(query.keys() - {*KNOWN_OPTIONS, UNSAFE})
     if unknown:
         raise ValueError(
-            f"nothing behind the ? but {', '.join(KNOWN_OPTIONS)}; {printable(', '.join(unknown))} would be ignored"
+            f"no parameters except {', '.join(KNOWN_OPTIONS)}; {printable(', '.join(unknown))} would be ignored"
         )
     if any(name == UNSAFE and value != "0" for name, value in pairs):
         raise ValueError(
             f"a URL without {UNSAFE}: TLS verification can't be disabled; name the authority's certificate, "
-            "or the broker's own, with cafile=/path/of/it.pem"
+            "or that of the broker, with cafile=/path/to/it.pem"
         )
     if len(query) < len(pairs):
-        raise ValueError("each name behind the ? once: of two, the library takes one")
+        raise ValueError("each parameter only once: the library ignores a second one")
     of_tls = [name for name in TLS_OPTIONS if name in query]
     if of_tls and not over_tls:
-        raise ValueError(f"amqps:// with {', '.join(of_tls)}, which would be ignored without TLS")
+        raise ValueError(f"amqps:// with {', '.join(of_tls)}: without TLS, these parameters would be ignored")
     for name, check in _CHECKS.items():
         if name in query:
             try:
@@ -171,19 +172,19 @@ def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
                 raise ValueError(f"{name} to be {error}: {shown_value(query[name])}") from error
     _check_pair(query)
     if query.get("auth", "").lower() == "external" and "certfile" not in query:
-        raise ValueError("amqps:// with certfile and keyfile beside auth=external: the certificate names the user")
+        raise ValueError("amqps://, certfile and keyfile with auth=external: the certificate names the user")
 
 
 def _check_pair(query: Mapping[str, str]) -> None:
     if "certfile" not in query:
         if "keyfile" in query:
-            raise ValueError("certfile beside keyfile: a key is of no use without its certificate")
+            raise ValueError("certfile with keyfile: a key needs its certificate")
         return
     key = query.get("keyfile")
     try:
         load_certificate(ssl.create_default_context(), Path(query["certfile"]), None if key is None else Path(key))
     except OSError as error:
-        hint = "; keyfile names another file for it" if key is None and "private key" in str(error) else ""
+        hint = "; name the file of the key with keyfile" if key is None and "private key" in str(error) else ""
         raise ValueError(f"a certificate in certfile and its key in keyfile, but {error}{hint}") from error
 
 
@@ -192,14 +193,14 @@ def _authorities(text: str) -> Path:
     try:
         ssl.create_default_context(cafile=path)
     except ssl.SSLError as error:
-        raise ValueError("a file that holds certificates (PEM)") from error
+        raise ValueError("a file with certificates (PEM)") from error
     return path
 
 
 def _hashed_authorities(text: str) -> Path:
     path = parsers.folder(text)
     if not any(re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", file.name) for file in path.iterdir()):
-        raise ValueError("a folder with certificates as `openssl rehash` names them")
+        raise ValueError("a folder with certificates that `openssl rehash` has named")
     return path
 
 

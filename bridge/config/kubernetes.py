@@ -21,8 +21,8 @@ def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[s
 def is_service_variable(name: str, value: str) -> bool:
     """Whether the name and the value both match a kind of injected variable.
 
-    The value is checked too, because a Service `bridge` injects `BRIDGE_PORT=tcp://...`, and a misspelled setting must
-    stay an error.
+    The value is checked too: a Service `bridge` injects `BRIDGE_PORT=tcp://...`, and a misspelled setting must stay
+    an error.
     """
     return any(form.fullmatch(name) and fits(value) for form, fits in _FORMS)
 

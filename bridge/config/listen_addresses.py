@@ -34,13 +34,13 @@ def canonical_listener(text: str) -> str:
     if "*" in text:
         raise ValueError(f"use {EVERY_IPV4} for all IPv4 addresses of this machine, or {EVERY} for all addresses")
     if "/" in text:
-        raise ValueError("give the address alone, without scheme, path and network")
+        raise ValueError("give only the address, without scheme, path and network")
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
         # A link-local address has a zone, which is the interface: `fe80::1%eth0`.
         address: Address = ipaddress.ip_address(bare)
     except ValueError:
-        return canonical_name(text, "give the address without a port: that is BRIDGE_PORT")
+        return canonical_name(text, "give the address without a port; BRIDGE_PORT is the port")
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address
     if address.is_multicast or address == _BROADCAST:
@@ -49,7 +49,7 @@ def canonical_listener(text: str) -> str:
 
 
 def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
-    """The kind of network without which no allowed client can reach a listener. None if clients can reach it.
+    """The kind of network that is missing, if no allowed client can reach a listener. None if clients can reach it.
 
     `listener` is the address of a socket. Only clients with loopback addresses reach a loopback address. Clients of
     another address have other addresses, even on this machine.

@@ -16,24 +16,24 @@ DEFAULT_NETWORKS: tuple[Network, ...] = (
 """Loopback and internal addresses: RFC 1122, RFC 1918 and RFC 4193."""
 
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
-"""RFC 1122, section 3.2.1.3: no packet of a connection comes from it."""
+"""RFC 1122, section 3.2.1.3: no connection has a source address in it."""
 
 _BROADCAST = ipaddress.IPv4Network("255.255.255.255/32")
 
 _UNSPECIFIED = ipaddress.IPv6Network("::/128")
 
 _WILDCARDS = frozenset({"*", "any", "all"})
-"""How other programs write all networks."""
+"""Words for all networks in other programs."""
 
 
 def parse_network(text: str) -> Network:
     """Parses a network or a single address. Raises ValueError with the reason.
 
-    The reason names the accepted spelling of a network with host bits, a wildcard, `localhost` and an IPv4-mapped
-    network. A network that no client can have is refused.
+    For a network with host bits, a wildcard, `localhost` or an IPv4-mapped network, the reason has the accepted
+    spelling. A network without client addresses is an error.
     """
     if "%" in text:
-        raise ValueError("a zone has no effect here; remove the % and what follows it")
+        raise ValueError("a zone has no effect here; remove the % and the text after it")
     if text in _WILDCARDS:
         raise ValueError("0.0.0.0/0 and ::/0 are all addresses")
     if text.lower() == "localhost":

@@ -1,4 +1,4 @@
-"""The parsers of settings: each makes a value of a text, or raises ValueError with what was expected."""
+"""The parsers of settings. Each converts a text to a value, or raises ValueError with the expected value."""
 
 import os
 import re
@@ -43,7 +43,7 @@ PATH_CHARACTERS = 1024
 """Limits a path. The request line has at most 8190 bytes, most of which are for the query."""
 
 _SWITCH_WORDS = frozenset({"off", "on", "none", "null", "false", "true", "no", "yes"})
-"""Words for a switch. They are refused as names of queues."""
+"""Words for a switch. They are not accepted as names of queues."""
 
 NAME_BYTES = 255
 """Limits a name that the broker shows (AMQP 0-9-1, short strings)."""
@@ -161,7 +161,7 @@ def name(text: str) -> str:
 def amqp_name(text: str) -> str:
     """The name of an exchange or a queue."""
     if not AMQP_NAME.fullmatch(text):
-        raise ValueError("a name of 1 to 127 letters, digits, spaces or -_.:@#,/+ (the AMQP library takes no others)")
+        raise ValueError("a name of 1 to 127 letters, digits, spaces or -_.:@#,/+ (the AMQP library accepts no others)")
     return text
 
 
@@ -221,12 +221,12 @@ def path(text: str) -> str:
     """An absolute URL path."""
     if not re.fullmatch(rf"/[A-Za-z0-9._~/-]{{0,{PATH_CHARACTERS - 1}}}", text):
         raise ValueError(
-            f"a path such as /updates: it begins with /, and has at most {PATH_CHARACTERS} letters (a to z), digits "
-            "and ._~/-"
+            f"a path such as /updates: it begins with / and has at most {PATH_CHARACTERS} letters (a to z), digits and "
+            "._~/-"
         )
     # Browsers resolve dots, and parse //host/x as a host. Proxies merge slashes.
     if not {"", ".", ".."}.isdisjoint(text[1:].removesuffix("/").split("/")) and text != "/":
-        raise ValueError("a path such as /updates, without empty parts and parts that are . or ..")
+        raise ValueError("a path such as /updates, without empty parts and without . or .. as a part")
     return text
 
 
@@ -275,7 +275,7 @@ def _each(text: str, parse: Callable[[str], _Value], expected: str) -> Iterable[
             found[parse(item)] = None
         except ValueError as error:
             if "@" in text or may_be_key(text):
-                # The error may contain an item, which may be a part of a password with a comma, or of a private key.
+                # The error may contain an item. The item may be a part of a password with a comma, or of a private key.
                 raise ValueError(f"{expected}, without @ and line breaks") from None
             shown, reason = printable(item, SHOWN_CHARACTERS), printable(str(error), 2 * SHOWN_CHARACTERS)
             raise ValueError(f"{expected} ({shown}: {reason})") from error

@@ -12,7 +12,7 @@ NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
 """The paths that the sentence for an unknown path lists besides `/`."""
 
 FUTURE = ("/openapi.json",)
-"""Paths of later versions. If the endpoint had one of these paths, that version would have to move it."""
+"""Paths of later versions. An endpoint with one of these paths would have to move then."""
 
 PAGE_FILES = ("page.js", "filter.js", "health.js", "list.js", "rate.js", "row.js", "page.css", "icon.svg")
 """The files that the live page at `/` loads, besides those below SCHEMAS. Each has the path `/NAME`."""

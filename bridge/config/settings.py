@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 DOTENV = Path(".env")
-"""The file of settings in the working directory, unless the operator names another."""
+"""The file of settings in the working directory, if the operator names no other."""
 
 _Value = TypeVar("_Value")
 
@@ -410,7 +410,7 @@ def load_with_sources(
             effective[_FIELDS[name]] = _parse(setting, found[name].text)
         except ValueError as error:
             shown = "its value" if setting.secret else shown_value(found[name].text)
-            problems.append(f"{PREFIX}{name.upper()} ({found[name].source}): {shown} won't do: expected {error}")
+            problems.append(f"{PREFIX}{name.upper()} ({found[name].source}): {shown} is not valid: expected {error}")
     if not problems:
         file = found["amqp_url"].file if "amqp_url" in found else None
         settings = Settings(**effective, amqp_url_file=file)
@@ -431,7 +431,7 @@ def value_of(settings: Settings, name: str) -> object:
 
 
 def shown_default(name: str) -> str:
-    """A setting's default for documentation. It is the same on every machine."""
+    """A setting's default for documentation, which is the same on every machine."""
     return "the host name" if name == "instance" else SETTINGS[name].default or "not set"
 
 
@@ -452,22 +452,22 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
         problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
     if is_reserved(settings.path):
         problems.append(
-            f"BRIDGE_PATH: {settings.path!r} is reserved for the bridge's own pages: give another path, such as "
+            f"BRIDGE_PATH: {settings.path!r} is reserved for the bridge's own pages; give another path, such as "
             "/updates"
         )
     if settings.ping_interval_s >= settings.idle_timeout_s:
         problems.append(
             f"BRIDGE_PING_INTERVAL: {settings.ping_interval_s:g} s is not below BRIDGE_IDLE_TIMEOUT "
-            f"({settings.idle_timeout_s:g} s): clients that only listen would be closed; set BRIDGE_PING_INTERVAL lower"
+            f"({settings.idle_timeout_s:g} s): the bridge would close clients that only listen; set it lower"
         )
     if settings.reject_exchange is not None and settings.reject_exchange in (settings.queue, *settings.exchanges):
         problems.append(
-            f"BRIDGE_REJECT_EXCHANGE: {settings.reject_exchange!r} is what the bridge consumes as well (BRIDGE_QUEUE, "
-            "BRIDGE_EXCHANGES): what it rejects would come back to it for ever"
+            f"BRIDGE_REJECT_EXCHANGE: the bridge also consumes {settings.reject_exchange!r} (BRIDGE_QUEUE, "
+            "BRIDGE_EXCHANGES): it would reject the same events again and again; give another name"
         )
     of_stream = ("history_stream", "history_max_age", "history_max_bytes")
     if settings.history is HistoryMode.MEMORY:
-        # A flag may turn off the stream of a `.env` file. The stream's other settings in that file are no problem then.
+        # A flag may disable the stream of a `.env` file. The stream's other settings in that file are then no problem.
         above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
             f"{PREFIX}{name.upper()} ({found[name].source}): has an effect only with BRIDGE_HISTORY=stream, and "
@@ -478,17 +478,17 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
     if settings.history is HistoryMode.STREAM:
         if settings.queue is not None:
             problems.append(
-                f"BRIDGE_QUEUE: {settings.queue!r} is not consumed with BRIDGE_HISTORY=stream, which has everything; "
-                "unset one of them"
+                f"BRIDGE_QUEUE: the bridge does not consume {settings.queue!r} with BRIDGE_HISTORY=stream, because the "
+                "stream has all events; unset one of them"
             )
         if settings.history_stream == settings.reject_exchange:
             problems.append(
-                f"BRIDGE_HISTORY_STREAM: {settings.history_stream!r} is the queue of BRIDGE_REJECT_EXCHANGE as well: "
-                "give it another name"
+                f"BRIDGE_HISTORY_STREAM: {settings.history_stream!r} is also the queue of BRIDGE_REJECT_EXCHANGE: give "
+                "another name"
             )
     if settings.log_bytes < settings.max_message_bytes:
         problems.append(
             f"BRIDGE_LOG_BYTES: {settings.log_bytes} is less than BRIDGE_MAX_MESSAGE_BYTES "
-            f"({settings.max_message_bytes}): one update must fit into the log"
+            f"({settings.max_message_bytes}): the log must have room for one update; set it higher"
         )
     return problems

@@ -37,10 +37,10 @@ class Found:
 
     text: str
     source: str
-    """The name of the source for the operator."""
+    """The name of the source, for the operator."""
     layer: Layer
     file: Path | None = None
-    """The file with only this text, if a `_FILE` variant names one."""
+    """The file that has only this text, if a `_FILE` variant names one."""
 
 
 def find(
@@ -74,7 +74,7 @@ def _variables(
         if not variable.startswith(PREFIX):
             meant = _canonical(variable)
             if meant.removeprefix(PREFIX).lower().removesuffix("_file") in known and meant.startswith(PREFIX):
-                problems.append(f"{variable} ({source}): the setting is written {meant}")
+                problems.append(f"{variable} ({source}): write the name of this setting as {meant}")
             continue
         name = variable.removeprefix(PREFIX).lower()
         in_file = name not in known and name.removesuffix("_file") in known
@@ -87,7 +87,7 @@ def _variables(
             names = dict.fromkeys((f"{PREFIX}{name.upper()}{'_FILE' * first}", variable))
             problems.append(f"{' and '.join(names)} ({source}): the setting is set twice; set it once")
         elif in_file and not text.strip():
-            problems.append(f"{variable} ({source}): it names no file")
+            problems.append(f"{variable} ({source}): the name of the file is empty")
         elif in_file:
             place = f"the {source}" if layer is Layer.ENVIRONMENT else source
             try:
@@ -105,7 +105,7 @@ def _variables(
 def _suggestion(variable: str, known: Iterable[str]) -> str:
     wrong = variable.removeprefix(PREFIX).lower()
     if wrong == "env_file":
-        return "; the flag --env-file names a file of settings"
+        return "; name a file of settings with the flag --env-file"
     if wrong.startswith("amqp_"):
         return f"; did you mean {PREFIX}AMQP_URL?"
     names = list(known)
@@ -145,14 +145,14 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
-    """The problem of a line of a `.env` file, or None. The value is not shown, because it may be a password."""
+    """The problem of a line of a `.env` file, or None. It does not show the value, which may be a password."""
     whole = binding.original.string
     text = whole.strip()
     # The binding includes the empty lines before it.
     line = f"line {binding.original.line + len(_NEWLINE.findall(whole[: whole.find(text)]))}"
     key, value = binding.key, binding.value
     if binding.error:
-        hint = "; a quote is not closed, or text follows the closing quote" if "=" in text else ""
+        hint = "; a quote is not closed, or there is text after the closing quote" if "=" in text else ""
         return f"{line}: it can't be read as NAME=value{hint}"
     if key is None:
         return None
@@ -164,5 +164,5 @@ def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
         return f"{line}: the value begins with #; quote it, or put a space before the comment"
     if _NEWLINE.search(text) and (key.startswith(PREFIX) or PREFIX in value):
         # A value with an unclosed quote includes the next settings, up to their first quote.
-        return f"{line}: the value goes on in the next line; close its quotes"
+        return f"{line}: the value continues in the next line; close its quotes"
     return None

@@ -1,4 +1,4 @@
-"""Text files from people, whose editors may write other encodings than plain UTF-8."""
+"""Text files that people write. Their editors may use other encodings than plain UTF-8."""
 
 import codecs
 from pathlib import Path
@@ -30,8 +30,8 @@ def read_marked(file: Path) -> str:
 def _decoded(content: bytes) -> str:
     if b"\0" in content:
         # In UTF-16, every second byte of ASCII text is zero. Without a byte order mark, that is valid UTF-8.
-        raise NotPlainTextError("it holds zero bytes, as a file in UTF-16 does; save it as UTF-8")
+        raise NotPlainTextError("it has zero bytes, like a file in UTF-16; save it as UTF-8")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise NotPlainTextError(f"it is no text in UTF-8 (byte {error.start})") from error
+        raise NotPlainTextError(f"it is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error

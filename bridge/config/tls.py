@@ -19,21 +19,21 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | Non
     """
     # OpenSSL's error for a file that is not PEM names neither the file nor the reason.
     if b"-----BEGIN CERTIFICATE" not in certificate.read_bytes():
-        raise OSError(f"{certificate} holds no certificate (PEM)")
+        raise OSError(f"{certificate} has no certificate (PEM)")
     key = key or certificate
     text = key.read_bytes()
     if b"PRIVATE KEY-----" not in text:
-        raise OSError(f"{key} holds no private key (PEM)")
+        raise OSError(f"{key} has no private key (PEM)")
     if b"ENCRYPTED" in text:
-        raise OSError(f"the key in {key} is encrypted, and must not be: nobody is there to give its passphrase")
+        raise OSError(f"the key in {key} is encrypted: the bridge can't ask for its passphrase; give a key without one")
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise OSError(f"the key in {key} is not that of the certificate in {certificate}") from error
+            raise OSError(f"the key in {key} does not belong to the certificate in {certificate}") from error
         raise OSError(f"{certificate}, {key}: {error.reason or error}") from error
 
 
 def _no_password() -> str:
-    """Without this function, OpenSSL would ask for the passphrase of an encrypted key at the terminal."""
+    """Prevents OpenSSL from asking for the passphrase of an encrypted key at the terminal."""
     return ""

@@ -39,7 +39,7 @@ def setting_warnings(settings: Settings, memory_bytes: int) -> Sequence[SettingW
                 "BRIDGE_ALLOWED_NETWORKS has reserved addresses",
                 {
                     "networks": ", ".join(map(str, reserved)),
-                    "hint": f"check the numbers: {_RESERVED} is rarely in use",
+                    "hint": f"check the numbers: {_RESERVED} is rarely used",
                 },
             )
         )
@@ -56,7 +56,7 @@ def setting_warnings(settings: Settings, memory_bytes: int) -> Sequence[SettingW
                 {
                     "log_bytes": settings.log_bytes,
                     "memory_bytes": memory_bytes,
-                    "hint": "lower it, or raise the limit of memory",
+                    "hint": "lower it, or raise the memory limit",
                 },
             )
         )

@@ -256,7 +256,7 @@ async def test_old_certificate_stays_in_use_if_sighup_finds_an_invalid_one(
         await eventually("it is logged", lambda: process.logged(phrase))
         line = process.logged(phrase)
         assert line is not None
-        assert line["error"] == f"{chain} holds no certificate (PEM)"
+        assert line["error"] == f"{chain} has no certificate (PEM)"
         async with connect(url, ssl=trusted) as second:
             await publish(amqp, exchange, killmail(1))
             for each in (client, second):

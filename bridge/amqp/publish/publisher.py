@@ -101,7 +101,7 @@ class Publisher:
         try:
             name = parsers.amqp_name(exchange)
         except ValueError as error:
-            raise ValueError(f"exchange: {shown_value(exchange)} won't do: expected {error}") from None
+            raise ValueError(f"exchange: {shown_value(exchange)} is not valid: expected {error}") from None
         if declare and topology.is_reserved(exchange):
             raise ValueError(
                 f"exchange: {exchange!r} can't be declared: RabbitMQ reserves names that begin with "

@@ -1,6 +1,7 @@
-"""Events in a file or a pipe: a JSON document, several of them, or one a line (NDJSON), and places in a document.
+"""Splits a file or a pipe into events, and finds the line of a JSON Pointer in an event.
 
-This module finds where each document begins and ends. The pipeline decides whether it is JSON.
+The input is one JSON document, several documents, or one document a line (NDJSON). This module finds where each
+document begins and ends. The pipeline decides whether it is JSON.
 """
 
 import json
@@ -21,8 +22,8 @@ CHUNK_BYTES = 64 * 1024
 
 _OPENING = b"[{"
 _OPENED_BY = {ord("]"): ord("["), ord("}"): ord("{")}
-# Brackets, and strings, in which brackets have no meaning. A string ends with its line: JSON has no line break in a
-# string. The quantifiers are possessive: the backtracking stack would take many times the memory of the string.
+# Brackets, and strings, in which brackets have no meaning. A string ends with its line, because a JSON string has no
+# line break. The quantifiers are possessive: the backtracking stack would take many times the memory of the string.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 _SPACE = frozenset(" \t\r\n")
@@ -50,7 +51,7 @@ class Document:
 def lines_of(stream: Readable) -> Iterator[bytes]:
     """Yields each line of a stream as soon as it has arrived.
 
-    The stream is unbuffered: Python can't exit while another thread waits in a buffered stream.
+    The stream must be unbuffered: Python can't exit while another thread waits in a buffered stream.
     """
     partial: list[bytes] = []
     while (chunk := stream.read(CHUNK_BYTES)) != b"":
@@ -69,11 +70,11 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
 
 
 def documents(lines: Iterable[bytes]) -> Iterator[Document]:
-    """Yields each event as soon as its last line has arrived, so that a pipe may stay open for ever.
+    """Yields each event as soon as its last line has arrived, so that a pipe can stay open.
 
-    A broken document ends with its line. If its brackets are left open, it ends before the next line that begins with
-    an object where JSON allows none, so that it hides no later event. A binary format at the start is one event, up to
-    the next line that is an object or array.
+    An invalid document ends with its line. If a bracket is not closed, the document ends before the next line that
+    begins with an object where JSON allows none. It then hides no later event. Binary data at the start is one event,
+    up to the next line that is an object or an array.
     """
     partial = _Partial()
     binary: bytearray | None = None
@@ -81,7 +82,7 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     for number, line in enumerate(lines, 1):
         if binary is not None:
             if not line.lstrip().startswith((b"{", b"[")) or not _is_document(line):
-                # So many bytes are enough to recognize the format.
+                # The first CHUNK_BYTES are enough to recognize the format.
                 binary += line if len(binary) < CHUNK_BYTES else b""
                 continue
             yield Document(bytes(binary).strip(), first)
@@ -91,7 +92,7 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
         if partial:
             yield from partial.add_line(line, number)
         elif not line.isspace():
-            # A fast path, because most input has one event a line.
+            # A fast path: most input has one event a line.
             if _is_document(line):
                 yield Document(line.strip(), number)
             elif not first and is_binary(line):
@@ -124,13 +125,13 @@ class _Partial:
         self._last = 0
         """The last character that is not whitespace. For a string, this is its opening quote."""
         self._has_other_text = False
-        """Whether text stands outside all brackets, so that the line can't be split at brackets."""
+        """Whether there is text outside all brackets, so that the line can't be split at brackets."""
 
     def __bool__(self) -> bool:
         return bool(self._open)
 
     def ends_before(self, line: bytes) -> bool:
-        """Returns whether the line starts another document: it has an object where JSON allows no value."""
+        """Returns whether the line begins another document: it has an object where JSON allows no value."""
         if not line.startswith(b"{") or not self._open:
             return False
         in_array = self._open[-1] == ord("[")
@@ -142,7 +143,7 @@ class _Partial:
         return self._take()
 
     def add_line(self, line: bytes, number: int) -> Iterator[Document]:
-        """Yields the documents that end on the line. The rest of the line starts the next one."""
+        """Yields the documents that end on the line. The rest of the line begins the next document."""
         begin = 0
         for end in self._ends_on(line):
             self._add(line[begin:end], number)
@@ -154,7 +155,7 @@ class _Partial:
     def _ends_on(self, line: bytes) -> list[int]:
         """Returns the positions where documents end on the line.
 
-        A document ends with its last bracket. If other text stands beside the brackets, the entire line is one
+        A document ends with its last bracket. If the line has other text outside the brackets, the entire line is one
         document: the meaning of `{"a":1},{"b":2}` is unclear.
         """
         ends = []
@@ -167,7 +168,7 @@ class _Partial:
             at = token.end()
             if self._last in _OPENING:
                 self._open.append(self._last)
-            # A bracket that does not match closes nothing. Otherwise, parts of a broken document would become events.
+            # A bracket that does not match closes nothing. Otherwise, parts of an invalid document would become events.
             elif self._open and self._open[-1] == _OPENED_BY.get(self._last):
                 self._open.pop()
                 if not self._open:
@@ -244,7 +245,7 @@ class _Locations:
 
 @lru_cache(maxsize=1)
 def _locations(body: bytes) -> _Locations:
-    # An event may have thousands of violations. The cache scans it once.
+    # An event may have thousands of violations. With the cache, it is scanned once.
     return _Locations(body.decode())
 
 

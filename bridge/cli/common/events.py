@@ -1,4 +1,4 @@
-"""Events in files, and what is wrong with them: what `check` and `publish` have in common."""
+"""Events in files and their problems, for `check` and `publish`."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ def type_option(command: Callback) -> Callback:
 
 
 def files_argument(command: Callback) -> Callback:
-    """Adds the names of files to a command, as `files`. Each file is opened once, because it may be a named pipe."""
+    """Adds file names to a command, as `files`. Each file is opened only once, because it may be a named pipe."""
     return click.argument(
         "files",
         type=click.Path(exists=True, dir_okay=False, allow_dash=True),
@@ -50,12 +50,12 @@ class EventFile:
     """A file of events."""
 
     name: str
-    """Its name as it was given; `-` is standard input."""
+    """Its name as the user gave it. `-` is standard input."""
     lines: Iterable[bytes]
     update_type: str | None
-    """The type of all events; None: each may have its own."""
+    """The type of all events. None: each event may have its own."""
     default_type: str
-    """The type of an event that has none: the one that its exchange carries."""
+    """The type of an event that names none: the default type of its exchange."""
 
     def event(self, document: Document) -> Event:
         """Returns the event that a bridge would get for a document of this file."""
@@ -87,7 +87,7 @@ def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
         )
     if update_type is not None and update_type not in schemas.types:
         known = ", ".join(sorted(schemas.types))
-        hint = "" if settings.schemas else " (and BRIDGE_SCHEMAS, for types of your own, is not set)"
+        hint = "" if settings.schemas else "; BRIDGE_SCHEMAS, the folder for your own types, is not set"
         raise ConfigurationError(
             [f"--type {printable(update_type)}: there is no schema for this type; known: {known}{hint}"]
         )
@@ -105,7 +105,7 @@ class Problem:
     """One problem of an event, and its place in a file."""
 
     file: str
-    """The file's name as it was given."""
+    """The name of the file as the user gave it."""
     line: int
     """Counted from 1."""
     column: int | None

@@ -23,9 +23,9 @@ Callback = TypeVar("Callback", bound=Callable[..., object])
 def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
     """Returns the file that the option names. A second file would silently replace the first."""
     if len(names) > 1:
-        raise click.BadParameter("give one file")
+        raise click.BadParameter("give only one file")
     if names and not names[0]:
-        raise click.BadParameter("it names no file")
+        raise click.BadParameter("the name of the file is empty")
     return names[0] if names else None
 
 
@@ -205,11 +205,11 @@ def warn_of_schemas(schemas: catalog.Catalog) -> None:
 KUBERNETES_SKIPPED = "Kubernetes Service variables skipped"
 
 _MAX_NAMES = 8
-"""A namespace may have many Services, each with seven or more variables."""
+"""How many names the line has. A namespace may have many Services, each with seven or more variables."""
 
 
 def skipped_variables() -> str | None:
-    """Returns the names of the variables that Kubernetes has injected for Services, as one line; None without any."""
+    """Returns one line with the names of the variables that Kubernetes has injected for Services, or None."""
     names = service_variables(PREFIX, os.environ)
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more or None

@@ -1,6 +1,6 @@
 """Standard output and standard error of the commands.
 
-A character that the encoding of a stream does not have is escaped.
+Characters that the encoding of a stream does not have are escaped.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def json_encoding(stream: TextIO) -> str:
 
 
 def echo(line: str, *, err: bool = False) -> None:
-    """Prints a line, unless the stream is closed. `click.echo` would write UTF-8 to a stream that is ASCII."""
+    """Prints a line, unless the stream is closed. `click.echo` would write UTF-8 to an ASCII stream."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
         stream.write(f"{line}\n")
@@ -56,9 +56,9 @@ def echo_json(document: str) -> None:
 
 
 class Output:
-    """Prints lines to a descriptor from an event loop, which runs on while the reader is slow.
+    """Prints lines to a descriptor. A slow reader does not block the event loop.
 
-    Created inside a running event loop.
+    Create it inside a running event loop.
     """
 
     def __init__(self, descriptor: int, in_color: bool = False, encoding: str = "utf-8") -> None:
@@ -89,14 +89,14 @@ class Output:
                 # A writable pipe accepts at least PIPE_BUF bytes.
                 rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
             except BlockingIOError:
-                # Another program has set O_NONBLOCK, and has filled the pipe first.
+                # Another program has set O_NONBLOCK, and has just filled the pipe.
                 await asyncio.sleep(0)
 
     async def abandoned(self) -> None:
         """Returns when the reader closes the pipe. Never returns if the descriptor is not a pipe."""
         gone = asyncio.Event()
         if self._is_pipe:
-            # This end has no data to read: only the error of a closed pipe wakes the loop.
+            # This end never has data to read: only the error of a closed pipe wakes the loop.
             self._loop.add_reader(self._descriptor, gone.set)
         try:
             await gone.wait()

@@ -1,7 +1,7 @@
-"""A status line on a terminal: the progress of a long command, or what the command waits for.
+"""A status line on a terminal: the progress of a long command, or the event that it waits for.
 
 click has no spinner, and its progress bar can't print other lines in between. Without a terminal, there is no status
-line: cron would mail each one.
+line: cron would mail it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ FIRST_S = 1.0
 """A command that takes less time shows no progress."""
 
 ON_TERMINAL_S = 0.2
-"""The interval at which the line is written anew."""
+"""The interval at which the line is updated."""
 
 STEP_S = 0.15
 """The interval at which the spinner turns. A shorter wait shows no spinner."""
@@ -39,7 +39,7 @@ class Progress:
         self._shown = False
 
     def tick(self) -> None:
-        """Shows the progress if it is time for that. To be called often."""
+        """Shows the progress if the interval is over. Call it often."""
         now_s = time.monotonic()
         if not self._on_terminal or now_s < self._next_s:
             return
@@ -66,7 +66,7 @@ class Progress:
 
 
 class Spinner:
-    """Shows what a command waits for, and prints lines that stay. Created inside a running event loop."""
+    """Shows what a command waits for, and prints lines that stay. Create it inside a running event loop."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -81,7 +81,7 @@ class Spinner:
         self._text = text
         self._stop()
         if text and self._moves:
-            # Not at once: a short wait needs no line.
+            # Not immediately: a short wait needs no line.
             self._turning = asyncio.get_running_loop().call_later(STEP_S, self._turn)
 
     def say(self, line: str) -> None:

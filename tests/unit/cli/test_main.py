@@ -165,7 +165,9 @@ def test_env_file_is_read_in_place_of_dotenv(runs: Runs, tmp_path: Path) -> None
     assert (settings.port, settings.queue) == (2, None)
 
 
-@pytest.mark.parametrize(("names", "words"), [(["a", "b"], "give one file"), ([""], "it names no file")])
+@pytest.mark.parametrize(
+    ("names", "words"), [(["a", "b"], "give only one file"), ([""], "the name of the file is empty")]
+)
 def test_env_file_is_one_file(names: list[str], words: str) -> None:
     result = invoke("config", *(f"--env-file={name}" for name in names))
     assert (result.exit_code, words in result.stderr) == (2, True)
@@ -383,7 +385,7 @@ def test_demo_checks_its_options(arguments: list[str]) -> None:
 
 def test_help_of_the_demo_shows_what_happens_without_a_broker() -> None:
     text = " ".join(invoke("demo", "--help").output.split())
-    assert "[BRIDGE_AMQP_URL; not set: a container]" in text
+    assert "[BRIDGE_AMQP_URL; not set: start a container]" in text
     assert "guest" not in text
 
 
@@ -445,7 +447,7 @@ def test_flag_without_its_value_is_an_error(runs: Runs, arguments: list[str]) ->
 def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
     result = invoke("serve", "--prefetch=-5")
     assert result.exit_code == 2
-    assert "BRIDGE_PREFETCH (--prefetch): '-5' won't do" in result.output
+    assert "BRIDGE_PREFETCH (--prefetch): '-5' is not valid" in result.output
 
 
 @pytest.mark.parametrize(
@@ -535,8 +537,8 @@ def test_check_takes_several_files_and_counts_over_all(tmp_path: Path) -> None:
             "--type nonsense: there is no schema for this type; known: entity-activity, ",
         ),
         (["--type", "esi-killmail"], "--type esi-killmail: there is no schema for this type"),
-        (["--schemas", "nowhere"], "BRIDGE_SCHEMAS (--schemas): 'nowhere' won't do"),
-        (["--max-message-bytes", "lots"], "BRIDGE_MAX_MESSAGE_BYTES (--max-message-bytes): 'lots' won't do"),
+        (["--schemas", "nowhere"], "BRIDGE_SCHEMAS (--schemas): 'nowhere' is not valid"),
+        (["--max-message-bytes", "lots"], "BRIDGE_MAX_MESSAGE_BYTES (--max-message-bytes): 'lots' is not valid"),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -875,8 +877,8 @@ def test_tail_says_all_that_is_wrong_with_its_options() -> None:
     result = invoke("tail", "http://localhost:3000", "--where", "systemId")
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        "edk-bridge: http://localhost:3000: is no WebSocket URL, such as ws://localhost:3000/updates",
-        "edk-bridge: --where systemId: must be MEMBER=VALUE, such as systemId=30000142",
+        "edk-bridge: http://localhost:3000: this is not a WebSocket URL such as ws://localhost:3000/updates",
+        "edk-bridge: --where systemId: write MEMBER=VALUE, such as systemId=30000142",
     ]
 
 

@@ -48,14 +48,14 @@ def test_certificate_and_its_key_are_taken_from_two_files_or_from_one(pairs: Pai
 @pytest.mark.parametrize(
     ("certfile", "keyfile", "words"),
     [
-        ("chain", None, "certificate.pem holds no private key .*; keyfile names another file for it"),
-        ("chain", "other_key", "is not that of the certificate in"),
-        ("chain", "nothing", "nothing.pem holds no private key"),
-        ("chain", "chain", "holds no private key"),
-        ("chain", "encrypted", "is encrypted, and must not be"),
-        ("key", None, "key.pem holds no certificate"),
-        ("key", "key", "key.pem holds no certificate"),
-        ("nothing", "key", "nothing.pem holds no certificate"),
+        ("chain", None, "certificate.pem has no private key .*; name the file of the key with keyfile"),
+        ("chain", "other_key", "does not belong to the certificate in"),
+        ("chain", "nothing", "nothing.pem has no private key"),
+        ("chain", "chain", "has no private key"),
+        ("chain", "encrypted", "is encrypted: the bridge can't ask"),
+        ("key", None, "key.pem has no certificate"),
+        ("key", "key", "key.pem has no certificate"),
+        ("nothing", "key", "nothing.pem has no certificate"),
     ],
 )
 def test_pair_that_can_not_be_used_is_said_with_the_file(
@@ -70,7 +70,7 @@ def test_pair_that_can_not_be_used_is_said_with_the_file(
 
 
 def test_certificate_of_any_of_several_nodes_is_looked_at(pairs: Pairs) -> None:
-    with pytest.raises(ValueError, match="holds no private key"):
+    with pytest.raises(ValueError, match="has no private key"):
         amqp_urls(f"amqps://one/,{url(certfile=pairs.chain)}")
 
 

@@ -37,7 +37,7 @@ def test_address_is_a_network() -> None:
             )
         ),
         *(
-            (text, "a zone has no effect here; remove the % and what follows it")
+            (text, "a zone has no effect here; remove the % and the text after it")
             for text in ("fe80::1%eth0", "fe80::%1/64")
         ),
     ],

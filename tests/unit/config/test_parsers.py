@@ -152,14 +152,14 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((parsers.amqp_name, text, "a name of 1 to 127") for text in ("", "x" * 128, "\u2603", "a\n", "a=b", "a*")),
     *((MAYBE, text, "a name, or off") for text in ("none", "False", "no", "null")),
     *((parsers.queue_name, text, "leave it empty for no queue") for text in ("off", "None", "true")),
-    *((amqp_urls, f"amqp://u:p@mq/{end}", "before each of several URLs") for end in (",mq2", "v,")),
+    *((amqp_urls, f"amqp://u:p@mq/{end}", "before each URL of a list") for end in (",mq2", "v,")),
     (amqp_urls, "amqp://u:p@https://mq/", "amqp://user:password@host:port/vhost"),
     *((MAYBE, text, "a name of 1 to 127") for text in ("", "a\tb")),
     *((parsers.queue_name, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.gen", "amq.topic")),
     *((MAYBE, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.", "amq.fanout", "amq.gen-x")),
     *((parsers.hosts, text, "addresses or names of this machine, separated by commas") for text in ("", " ", ",")),
     *((parsers.hosts, text, "without scheme, path and network") for text in ("http://a", "a/b", "10.0.0.0/8")),
-    *((parsers.hosts, text, "that is BRIDGE_PORT") for text in ("a:3000", "[::1]:3000", "127.0.0.1:0")),
+    *((parsers.hosts, text, "BRIDGE_PORT is the port") for text in ("a:3000", "[::1]:3000", "127.0.0.1:0")),
     *((parsers.hosts, text, "use 0.0.0.0 for all IPv4 addresses") for text in ("*", "a,*", "*:3000", "*.example.org")),
     *((parsers.hosts, text, "four decimal numbers") for text in ("127.1", "0", "0x7f000001", "010.0.0.1")),
     *((parsers.hosts, text, "not a host name") for text in ("a b", "a..b", ":::", "[a]", "a_%b", "localhost..")),
@@ -211,12 +211,12 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for text in ("amqp://u:p%ff@mq/", "amqp://%e4:p@mq/", "amqp://mq/%c3")
     ),
     *((amqp_urls, f"amqp://mq/{name}", "at most 255 bytes") for name in ("x" * 256, "%C3%A4" * 128)),
-    (amqp_urls, f"amqps://mq/?capath={Path(__file__).parent}", "as `openssl rehash` names them"),
+    (amqp_urls, f"amqps://mq/?capath={Path(__file__).parent}", "that `openssl rehash` has named"),
     (amqp_urls, "amqps://mq/?heartbeat=1&heartbeat=2", "once"),
     (amqp_urls, "amqps://mq/?ca_file=a&verify=0", "certfile, keyfile; ca_file, verify would be ignored"),
     (amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
     (amqp_urls, f"amqps://mq/?certfile={Path(__file__).parent}", "Is a directory"),
-    (amqp_urls, f"amqps://mq/?cafile={__file__}", "cafile to be a file that holds certificates (PEM)"),
+    (amqp_urls, f"amqps://mq/?cafile={__file__}", "cafile to be a file with certificates (PEM)"),
     (
         amqp_urls,
         "amqps://mq/?capath=/nonexistent",
@@ -232,19 +232,19 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for text in ("abc", "0", "-1", "2.5", "")
     ),
     *((amqp_urls, f"amqps://mq/?auth={text}", "auth to be plain or external") for text in ("kerberos", "amqplain", "")),
-    (amqp_urls, "amqps://mq/?auth=EXTERNAL", "certfile and keyfile beside auth=external"),
-    (amqp_urls, "amqps://mq/?keyfile=/dev/null", "certfile beside keyfile"),
+    (amqp_urls, "amqps://mq/?auth=EXTERNAL", "amqps://, certfile and keyfile with auth=external"),
+    (amqp_urls, "amqps://mq/?keyfile=/dev/null", "certfile with keyfile"),
     *(
-        (amqp_urls, f"amqp://mq/?{name}=/dev/null", f"amqps:// with {name}, which would be ignored without TLS")
+        (amqp_urls, f"amqp://mq/?{name}=/dev/null", f"amqps:// with {name}: without TLS")
         for name in ("cafile", "certfile", "keyfile", "capath", "cadata")
     ),
     (amqp_urls, "amqp://a/,amqp://b/?heartbeat=x", "heartbeat to be"),
     *(
-        (parsers.path, text, "a path such as /updates: it begins with /, and has at most 1024 letters")
+        (parsers.path, text, "a path such as /updates: it begins with / and has at most 1024 letters")
         for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9", "/" + "x" * 1024)
     ),
     *(
-        (parsers.path, text, "without empty parts and parts that are . or ..")
+        (parsers.path, text, "without empty parts and without . or .. as a part")
         for text in ("//", "//x", "/a//b", "/a//", "/.", "/..", "/./x", "/a/../b", "/a/.", "/a/..", "/a/../")
     ),
     *(

@@ -156,8 +156,8 @@ def test_dotenv_may_have_quotes_comments_and_exports(sources: Sources) -> None:
     ("line", "hint"),
     [
         ("BRIDGE_AMQP_URL amqp://u:secret@mq/", ""),
-        ('BRIDGE_AMQP_URL="amqp://u:secret@mq/', "; a quote is not closed, or text follows the closing quote"),
-        ("BRIDGE_QUEUE='a' b", "; a quote is not closed, or text follows the closing quote"),
+        ('BRIDGE_AMQP_URL="amqp://u:secret@mq/', "; a quote is not closed, or there is text after the closing quote"),
+        ("BRIDGE_QUEUE='a' b", "; a quote is not closed, or there is text after the closing quote"),
     ],
 )
 def test_line_of_dotenv_that_is_unclear_is_a_problem_and_no_default(
@@ -171,7 +171,7 @@ def test_line_of_dotenv_that_is_unclear_is_a_problem_and_no_default(
 @pytest.mark.parametrize("name", ["bridge_port", "Bridge_Port", "BRIDGE-PORT", "bridge.port", "bridge_port_file"])
 def test_name_in_another_form_is_a_problem(sources: Sources, name: str) -> None:
     meant = name.upper().replace("-", "_").replace(".", "_")
-    assert sources.problems(env={name: "1"}) == [f"{name} (environment): the setting is written {meant}"]
+    assert sources.problems(env={name: "1"}) == [f"{name} (environment): write the name of this setting as {meant}"]
 
 
 @pytest.mark.parametrize("name", ["bridge", "bridge_", "bridge_name", "my_bridge_port", "PORT"])
@@ -183,7 +183,7 @@ def test_name_of_something_else_is_none(sources: Sources, name: str) -> None:
     ("name", "hint"),
     [
         ("BRIDGE_AMQP_HOST", "did you mean BRIDGE_AMQP_URL?"),
-        ("BRIDGE_ENV_FILE", "the flag --env-file names a file of settings"),
+        ("BRIDGE_ENV_FILE", "name a file of settings with the flag --env-file"),
         ("BRIDGE_X", "`edk-bridge serve --help` lists them all"),
         ("BRIDGE_PROT", "did you mean BRIDGE_PORT?"),
     ],
@@ -193,13 +193,15 @@ def test_unknown_name_has_the_hint_of_its_own_part(sources: Sources, name: str, 
 
 
 def test_file_variable_without_a_file_is_a_problem(sources: Sources) -> None:
-    assert sources.problems(env={"BRIDGE_PORT_FILE": " "}) == ["BRIDGE_PORT_FILE (environment): it names no file"]
+    assert sources.problems(env={"BRIDGE_PORT_FILE": " "}) == [
+        "BRIDGE_PORT_FILE (environment): the name of the file is empty"
+    ]
 
 
 @pytest.mark.parametrize("text", ['"amqp://u:secret@mq/"', "'amqp://u:secret@mq/' "])
 def test_value_within_quotes_is_a_problem_where_nothing_removes_them(sources: Sources, text: str) -> None:
     [problem] = sources.problems(env={"BRIDGE_AMQP_URL": text})
-    assert problem.endswith("its value won't do: expected a value without quotes around it")
+    assert problem.endswith("its value is not valid: expected a value without quotes around it")
 
 
 def test_dotenv_that_is_a_folder_counts_for_nothing(sources: Sources) -> None:
@@ -244,12 +246,12 @@ def test_file_that_is_missing_is_a_problem_that_names_it(sources: Sources) -> No
 def test_file_that_is_not_text_is_a_problem(sources: Sources) -> None:
     [problem] = sources.problems(env={"BRIDGE_PORT_FILE": sources.file("port", b"\xff")})
     assert problem.startswith("BRIDGE_PORT_FILE (environment): can't read ")
-    assert problem.endswith("no text in UTF-8 (byte 0)")
+    assert problem.endswith("not text in UTF-8 (byte 0); save it as UTF-8")
 
 
 def test_value_from_a_file_that_will_not_do_names_the_file_variable(sources: Sources) -> None:
     [problem] = sources.problems(env={"BRIDGE_PORT_FILE": sources.file("port", "x")})
-    assert problem.startswith("BRIDGE_PORT (BRIDGE_PORT_FILE in the environment): 'x' won't do")
+    assert problem.startswith("BRIDGE_PORT (BRIDGE_PORT_FILE in the environment): 'x' is not valid")
 
 
 # Problems
@@ -268,7 +270,7 @@ def test_problem_names_setting_source_value_and_what_was_expected(
 ) -> None:
     [problem] = sources.problems(flags, env, dotenv)
     shown = str(sources.dotenv) if source == ".env" else source
-    assert problem == f"BRIDGE_PORT ({shown}): 'x' won't do: expected a whole number from 0 to 65535"
+    assert problem == f"BRIDGE_PORT ({shown}): 'x' is not valid: expected a whole number from 0 to 65535"
 
 
 def test_flag_of_two_words_is_named_as_it_is_written(sources: Sources) -> None:
@@ -336,7 +338,7 @@ OF_STREAM = ("STREAM", "MAX_AGE", "MAX_BYTES")
 def test_path_that_would_hide_a_page_is_a_problem_that_says_so(sources: Sources) -> None:
     [problem] = sources.problems({"path": "/metrics"})
     assert problem == (
-        "BRIDGE_PATH: '/metrics' is reserved for the bridge's own pages: give another path, such as /updates"
+        "BRIDGE_PATH: '/metrics' is reserved for the bridge's own pages; give another path, such as /updates"
     )
 
 
@@ -486,7 +488,7 @@ def test_line_of_dotenv_without_a_value_is_named_unless_it_may_be_a_secret(
 def test_dotenv_that_is_not_utf8_is_named(sources: Sources) -> None:
     sources.dotenv.write_bytes(b"BRIDGE_PATH=/a\nBRIDGE_PORT=\xff\n")
     [problem] = sources.problems()
-    assert problem == f"{sources.dotenv}: can't be read: it is no text in UTF-8 (byte 27)"
+    assert problem == f"{sources.dotenv}: can't be read: it is not text in UTF-8 (byte 27); save it as UTF-8"
 
 
 # Byte order marks, quotes and dollars
@@ -562,7 +564,7 @@ def test_file_that_is_named_must_be_there(sources: Sources) -> None:
 )
 def test_value_that_takes_in_the_next_line_is_a_problem(sources: Sources, text: str, line: int) -> None:
     [problem] = sources.problems(dotenv=text)
-    assert problem == f"{sources.dotenv}, line {line}: the value goes on in the next line; close its quotes"
+    assert problem == f"{sources.dotenv}, line {line}: the value continues in the next line; close its quotes"
 
 
 def test_value_of_others_may_have_several_lines(sources: Sources) -> None:

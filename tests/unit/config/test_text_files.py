@@ -37,7 +37,9 @@ def test_byte_order_mark_of_utf8_is_left_out_where_it_may_be(file: Path) -> None
     assert read_marked(file) == "text"
 
 
-@pytest.mark.parametrize(("encoding", "reason"), [("utf-16", "it is in UTF-16"), ("utf-16-le", "as a file in UTF-16")])
+@pytest.mark.parametrize(
+    ("encoding", "reason"), [("utf-16", "it is in UTF-16"), ("utf-16-le", "like a file in UTF-16")]
+)
 def test_utf16_is_named(file: Path, encoding: str, reason: str) -> None:
     file.write_bytes("text".encode(encoding))
     with pytest.raises(NotPlainTextError, match=f"{reason}.*; save it as UTF-8"):
@@ -46,7 +48,7 @@ def test_utf16_is_named(file: Path, encoding: str, reason: str) -> None:
 
 def test_utf16_without_a_byte_order_mark_is_named_in_plain_text_too(file: Path) -> None:
     file.write_bytes("text".encode("utf-16-be"))
-    with pytest.raises(NotPlainTextError, match="as a file in UTF-16 does"):
+    with pytest.raises(NotPlainTextError, match="like a file in UTF-16"):
         read_plain(file)
 
 
@@ -55,4 +57,4 @@ def test_other_encoding_is_an_error_that_quotes_nothing(file: Path, read: type) 
     file.write_bytes(b"secret\xff")
     with pytest.raises(NotPlainTextError) as raised:
         read(file)
-    assert str(raised.value) == "it is no text in UTF-8 (byte 6)"
+    assert str(raised.value) == "it is not text in UTF-8 (byte 6); save it as UTF-8"

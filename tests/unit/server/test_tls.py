@@ -115,7 +115,7 @@ def test_reload_of_a_pair_that_does_not_fit_raises_and_changes_nothing(
     before = files.certificate.read_bytes()
     tls = Tls(files.certificate, files.key)
     files.hold(certificate, key)
-    with pytest.raises(OSError, match=r"the key in .*tls\.key is not that of the certificate in .*tls\.pem"):
+    with pytest.raises(OSError, match=r"the key in .*tls\.key does not belong to the certificate in .*tls\.pem"):
         tls.reload()
     assert shown(tls.context) == before
 
@@ -132,7 +132,7 @@ def test_reload_of_files_that_are_gone_raises_and_changes_nothing(files: Files) 
 
 @pytest.mark.parametrize("content", [b"", b"something else"])
 @pytest.mark.parametrize(
-    ("name", "words"), [("tls.pem", r"tls\.pem holds no certificate"), ("tls.key", r"tls\.key holds no private key")]
+    ("name", "words"), [("tls.pem", r"tls\.pem has no certificate"), ("tls.key", r"tls\.key has no private key")]
 )
 def test_file_without_its_certificate_or_key_raises(files: Files, name: str, words: str, content: bytes) -> None:
     files.hold("a", "a")
@@ -150,7 +150,7 @@ def test_damaged_certificate_raises_and_names_the_files(files: Files) -> None:
 
 def test_pair_that_does_not_fit_raises(files: Files) -> None:
     files.hold("a", "b")
-    with pytest.raises(OSError, match=r"is not that of the certificate"):
+    with pytest.raises(OSError, match=r"does not belong to the certificate"):
         Tls(files.certificate, files.key)
 
 
@@ -167,5 +167,5 @@ def test_encrypted_key_is_an_error_and_not_a_prompt(files: Files) -> None:
     files.hold("a", "a")
     encrypted = ["ec", "-in", str(files.key), "-aes256", "-passout", "pass:secret", "-out", str(files.key)]
     subprocess.run([str(OPENSSL), *encrypted], check=True, capture_output=True)
-    with pytest.raises(OSError, match="is encrypted, and must not be"):
+    with pytest.raises(OSError, match="is encrypted: the bridge can't ask"):
         Tls(files.certificate, files.key)

@@ -105,7 +105,7 @@ async def test_missing_exchange_with_a_reserved_name_is_not_to_be_declared(broke
     [
         (["http://localhost/"], "amqp_url: expected amqp://"),
         (["amqp://"], "amqp_url: expected amqp://"),
-        (["amqp://localhost", ""], "exchange: '' won't do"),
+        (["amqp://localhost", ""], "exchange: '' is not valid"),
         (["amqp://localhost", "x" * 200], "a name of 1 to 127"),
     ],
 )

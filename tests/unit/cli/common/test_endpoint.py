@@ -50,24 +50,24 @@ def test_options_become_a_query(url: str, types: list[str], where: list[str], as
 def test_url_that_leads_to_no_bridge_is_said(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         endpoint(url, [], [])
-    assert refused.value.problems == (f"{url}: is no WebSocket URL, such as {URL}",)
+    assert refused.value.problems == (f"{url}: this is not a WebSocket URL such as ws://localhost:3000/updates",)
 
 
 def test_every_problem_is_said_at_once() -> None:
     with pytest.raises(ConfigurationError) as refused:
         endpoint(f"{URL}?after=1-0", ["killmail"], ["systemId", "=1", "after=1-0", "type=event", "shipTypeId=587"])
     assert refused.value.problems == (
-        f"{URL}?after=1-0: has an id to start from, which is given with --after",
-        "--where systemId: must be MEMBER=VALUE, such as systemId=30000142",
-        "--where =1: must be MEMBER=VALUE, such as systemId=30000142",
-        "--where after=1-0: is given with --after",
-        "--where type=event: is given with --type",
+        f"{URL}?after=1-0: remove the parameter `after`, and give the id with --after",
+        "--where systemId: write MEMBER=VALUE, such as systemId=30000142",
+        "--where =1: write MEMBER=VALUE, such as systemId=30000142",
+        "--where after=1-0: give this value with --after",
+        "--where type=event: give this value with --type",
     )
 
 
 def test_nobody_is_asked_for_a_certificate_without_tls() -> None:
     assert tls_context(URL, None) is None
-    with pytest.raises(ConfigurationError, match="--cafile: is for wss://"):
+    with pytest.raises(ConfigurationError, match="--cafile: this option needs a URL with wss://"):
         tls_context(URL, "ca.pem")
 
 
@@ -82,7 +82,7 @@ def test_with_tls_the_systems_authorities_are_believed_or_those_of_a_file(tmp_pa
     assert authority["subject"] == ((("commonName", "bridge"),),)
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("none", "holds no certificate")])
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("none", "the file has no certificate")])
 def test_file_without_authorities_is_said(tmp_path: Path, content: str | None, words: str) -> None:
     file = tmp_path / "ca.pem"
     if content is not None:

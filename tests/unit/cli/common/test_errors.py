@@ -102,11 +102,15 @@ def test_interrupt_that_nobody_else_has_seen_ends_with_130(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("idle-timeout", "soon", "'soon' won't do: expected a time from 100 ms to 1 d, as in 120, 500ms, 2m, 3h or 7d"),
+        (
+            "idle-timeout",
+            "soon",
+            "'soon' is not valid: expected a time from 100 ms to 1 d, as in 120, 500ms, 2m, 3h or 7d",
+        ),
         (
             "log-bytes",
             "much",
-            "'much' won't do: expected a size from 64 KiB to 1 TiB, as in 4194304, 4 MiB or 4 MB "
+            "'much' is not valid: expected a size from 64 KiB to 1 TiB, as in 4194304, 4 MiB or 4 MB "
             "(kB, MB, GB, TB or KiB, MiB, GiB, TiB)",
         ),
     ],
