@@ -196,7 +196,7 @@ async def test_commands_of_the_readme_set_the_secrets_of_both_files(tmp_path: Pa
     shutil.copytree(FOLDER, tmp_path / "docker")
     changes = [("docker compose", program("docker-compose")), ("up --detach", "config")]
     single = await shell(adapted(code_block("docker/README.md", "Compose", 0), *changes), tmp_path)
-    cluster = await shell(adapted(code_block("docker/README.md", "Compose", 1), *changes), tmp_path)
+    cluster = await shell(adapted(code_block("docker/README.md", "Compose", 2), *changes), tmp_path)
     secrets_found = dict(line.split("=") for line in (tmp_path / "docker/.env").read_text().splitlines())
     assert secrets_found.keys() == SECRETS.keys()
     assert secrets_found["BROKER_PASSWORD"].encode() in single

@@ -19,6 +19,7 @@ from tests.support.clients import RawClient, get
 from tests.support.documentation import adapted, code_block, shell
 from tests.support.image import BASE, BROKER, PORT, ROOT, Contained, Site, site
 from tests.support.killmail import killmail
+from tests.support.prepare import program
 from tests.support.publishing import observer, publish
 from tests.support.waiting import eventually
 
@@ -50,6 +51,13 @@ async def _connect(bridge: Contained) -> RawClient:
     return await RawClient.open(PORT, host=bridge.address)
 
 
+async def is_ready(port: int) -> bool:
+    try:
+        return (await get(port, "/readyz"))[0] == 200
+    except (OSError, IndexError):
+        return False
+
+
 async def _wait_for_health(bridge: Contained, state: str) -> None:
     await eventually(f"the engine reports {state}", lambda: bridge.health == state, HEALTH_LIMIT_S)
 
@@ -79,20 +87,33 @@ async def test_commands_of_the_readme_build_and_start_a_bridge(place: Site, tmp_
     await shell(build, ROOT)
     await shell(write, tmp_path)
 
-    async def is_ready() -> bool:
-        try:
-            return (await get(port, "/readyz"))[0] == 200
-        except (OSError, IndexError):
-            return False
-
     try:
         await shell(run, tmp_path)
-        await eventually("the bridge is ready", is_ready)
+        await eventually("the bridge is ready", lambda: is_ready(port))
         output = await shell(check, tmp_path)
         for expected in (b'"event":"listening"', b'"event":"consuming"', b'"ready": true'):
             assert expected in output
     finally:
         await shell(f"docker rm --force --volumes {name}; docker rmi --force {name}", tmp_path)
+
+
+async def test_compose_file_of_the_readme_starts_a_bridge_next_to_a_broker(place: Site, tmp_path: Path) -> None:
+    port = free_port()
+    file = adapted(
+        code_block("docker/README.md", "Compose", 1),
+        ("image: edk-bridge", f"image: {place.image}"),
+        ("my-network", place._network.name),
+        ("127.0.0.1:3000:", f"127.0.0.1:{port}:"),
+    )
+    (tmp_path / "compose.yaml").write_text(file)
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    (tmp_path / "secrets/amqp-url").write_text(f"amqp://guest:guest@{BROKER}:5672/\n")
+    compose = f"{program('docker-compose')} --project-name edk-bridge-test-{secrets.token_hex(4)}"
+    try:
+        await shell(f"{compose} up --detach", tmp_path)
+        await eventually("the bridge is ready", lambda: is_ready(port))
+    finally:
+        await shell(f"{compose} down", tmp_path)
 
 
 async def test_update_reaches_many_clients_at_the_address_of_the_container(place: Site, bridge: Contained) -> None:
