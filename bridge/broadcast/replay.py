@@ -303,8 +303,7 @@ class ReplayIndex:
     def count(self, update_filter: UpdateFilter | None, start: int, end: int) -> tuple[int, int]:
         """Returns how many updates from `start` on match, and the position where the count ended.
 
-        The count stops before `end`, or earlier. It uses the cached matches, and applies the filter to at most one
-        segment.
+        The count stops at `end` or earlier. It uses the cached matches, and applies the filter to at most one segment.
         """
         if update_filter is None:
             return end - start - self._non_updates_before(end) + self._non_updates_before(start), end

@@ -1,4 +1,4 @@
 """The definition of an update: schemas, validation and the envelope.
 
-Pure: no module here opens a socket, reads a clock, logs, or imports other packages of the bridge.
+The package is pure: no module opens a socket, reads a clock, logs, or imports other packages of the bridge.
 """

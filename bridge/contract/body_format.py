@@ -1,7 +1,7 @@
 """Recognizes the format of a body that is not JSON, so that its publisher learns what to change.
 
-Examines the first bytes, and the place that the JSON parser names. Only the check for UTF-8 takes longer for a longer
-body. This module must not know what an event is.
+The module examines the first bytes, and the place that the JSON parser names. Only the check for UTF-8 takes longer for
+a longer body. This module must not know what an event is.
 """
 
 import binascii
@@ -28,11 +28,11 @@ class NotJson:
     """The problem of a body that is not JSON, and its place."""
 
     text: str
-    """The problem, without the place. Printable."""
+    """The problem, without the place, in printable characters."""
     lead: str = ""
     """The words between `the body` and `text`."""
     place: str = ""
-    """The place, to append to `text`. Empty if the problem is the whole body."""
+    """The place, to append to `text`, or "" if the problem is the whole body."""
     line: int = 1
     column: int = 1
     """`line` and `column` count from 1. The column is in characters."""
@@ -140,7 +140,7 @@ def _of_binary(body: bytes) -> str:
 
 
 def _is_zlib(body: bytes, head: bytes) -> bool:
-    # RFC 1950, section 2.2: deflate, a window of up to 32 KiB, and a checksum over both bytes.
+    # RFC 1950, section 2.2, requires deflate, a window of up to 32 KiB, and a checksum over both bytes.
     if len(body) < 2 or head[0] & 0x8F != 0x08 or int.from_bytes(head[:2]) % 31:
         return False
     return bool(_inflated(head, zlib.MAX_WBITS))
@@ -158,7 +158,8 @@ def _inflated(head: bytes, window: int) -> bytes:
 
 
 def _is_pickle(body: bytes, head: bytes) -> bool:
-    # Protocols 2 to 5 begin with PROTO and their number. Protocols 0 and 1 have no header. All end with STOP.
+    # Pickle protocols 2 to 5 begin with PROTO and their number. Protocols 0 and 1 have no header. All protocols end
+    # with STOP.
     is_binary = len(body) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5
     return body.endswith(b".") and (is_binary or _PICKLE.match(head) is not None)
 
@@ -188,8 +189,8 @@ _FIRST = frozenset('{["-0123456789tfn \t\r\n')
 """The possible first characters of JSON."""
 
 _SelfDescribed = tuple[range, dict[int, int], range, dict[int, int], range, dict[int, int]]
-"""The first bytes of maps, arrays and strings. For each kind: the range for short values, in which the first byte has
-the length; then the first bytes of longer values, each with the number of bytes of the length that follows."""
+"""The first bytes of maps, arrays and strings. Each kind has two parts: the first bytes of short values, which include
+the length, and the first bytes of longer values, each with the size of the length that follows."""
 
 _MSGPACK: _SelfDescribed = (
     range(0x80, 0x90),
@@ -258,7 +259,7 @@ def _undecodable(body: bytes, broken: UnicodeDecodeError) -> NotJson:
 
 def _is_latin_1(body: bytes, at: int) -> bool:
     byte, following = body[at], body[at + 1 : at + 2]
-    # Broken UTF-8 is more likely than these letters. Latin-1 text hardly ever has 0xFE or 0xFF.
+    # Broken UTF-8 is more likely than text with these letters. Latin-1 text hardly ever has 0xFE or 0xFF.
     if byte >= 0xFE or (byte >= 0xC0 and following and following[0] & 0xC0 == 0x80):
         return False
     if len(body) > PARSED_BYTES:
@@ -274,7 +275,7 @@ def _is_latin_1(body: bytes, at: int) -> bool:
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
 _BASE64_SAMPLE = 64
-"""Characters, a multiple of 4."""
+"""The number of characters that are decoded from base64. It must be a multiple of 4."""
 
 _DUMPS = "publish what json.dumps() writes"
 _STRINGIFY = "publish what JSON.stringify() writes"
@@ -308,7 +309,7 @@ _TEXTS = (
     (re.compile(r"[\w.+%\[\]-]+=[^=\s]"), _looks_like("a form (x-www-form-urlencoded)", "publish JSON")),
     (re.compile(r"---\s|[A-Za-z_][\w-]*:\s"), _looks_like("YAML", "publish JSON")),
 )
-"""Patterns for the start of a text, after white space, each with the words for the format."""
+"""Patterns for the start of a text, after white space, each with a description of the format."""
 
 
 def _of_text(text: str) -> str:
@@ -339,7 +340,7 @@ _UNQUOTED = re.compile(r"[A-Za-z_$0-9]")
 
 
 def _of_place(text: str, at: int, message: str) -> str:
-    """Returns the likely format of the text, detected at the parser's error position. Empty if unknown."""
+    """Returns the likely format of the text, detected at the parser's error position, or "" if it is unknown."""
     rest = text[at : at + HEAD_BYTES].lstrip()
     is_complete = message == "unexpected content after document"
     if is_complete and rest.lstrip(" \r\n,;\x1e")[:1] in _OPENING and text.lstrip()[:1] in _OPENING:
@@ -352,7 +353,7 @@ def _of_place(text: str, at: int, message: str) -> str:
 
 
 def _at(text: str, at: int, message: str) -> str:
-    """Returns a better message than the parser's if the cause is known."""
+    """Returns a better message than the parser's message if the cause is known."""
     rest = text[at : at + 16]
     if _NUMBERS.match(rest):
         return "JSON has no NaN or Infinity; publish null"

@@ -29,7 +29,7 @@ PACKAGED = next(
     for folder in (Path(__file__).parents[1] / "schemas", Path(__file__).parents[2] / "schemas")
     if folder.is_dir()
 )
-"""The schema files that come with the bridge: inside the installed package, or beside it in a checkout."""
+"""The folder of the bridge's schema files: inside the installed package, or next to the package in a checkout."""
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -56,8 +56,8 @@ class SchemaViolation:
     """Where and how data violates its schema."""
 
     pointer: str
-    """JSON Pointer into the data; for a missing member, to the place where it should be. Printable and bounded, because
-    it may contain names from a publisher."""
+    """JSON Pointer into the data. For a missing member, it points to the place where the member should be. It is
+    printable and bounded, because it may contain names from a publisher."""
     detail: str
     """The actual and the expected value, in one printable and bounded sentence."""
 
@@ -90,7 +90,7 @@ class Schema:
     """The names of all members in the schema and its references, at any depth."""
 
     def violation(self, data: object) -> SchemaViolation | None:
-        """Returns the first violation in the data, or None. Fast for valid data."""
+        """Returns the first violation in the data, or None. This is fast for valid data."""
         if self.validator.is_valid(data):
             return None
         try:
@@ -101,17 +101,17 @@ class Schema:
         raise AssertionError("the validator contradicts itself")
 
     def violations(self, data: object) -> Iterator[SchemaViolation]:
-        """Yields all violations in the data. Slow if there are many: for commands, not for a stream of events."""
+        """Yields all violations in the data. This is slow for many violations, so only commands use it."""
         seen: set[SchemaViolation] = set()
         for error in self.validator.iter_errors(data):
             violation = _violation(error, self.names)
-            # A wrong date-time violates both its format and its pattern.
+            # A wrong date-time violates both its format and its pattern, but is reported once.
             if violation not in seen:
                 seen.add(violation)
                 yield violation
 
     def identity_of(self, data: object) -> Identity | None:
-        """Returns the identity of an update. None if the schema names no member for it, or if the data has none."""
+        """Returns the identity of an update, or None if the schema names no member for it or the data lacks it."""
         if self.identity is None or not isinstance(data, dict):
             return None
         value = data.get(self.identity)
@@ -130,9 +130,9 @@ class Catalog:
     types: Mapping[str, Schema]
     source_formats: Mapping[str, Schema]
     documents: Mapping[str, bytes]
-    """File name to content, byte for byte."""
+    """The content of each schema file, byte for byte, by the file's name."""
     messages: Mapping[str, Schema] = field(default_factory=dict)
-    """The own messages by name. They can't be published."""
+    """The schemas of the own messages, by name. Events can't have these types."""
     filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The members of any type's data that a client can filter by, each with its scalar types (`integer`, `null`)."""
     declared: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -223,7 +223,7 @@ def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
 
 
 def _alone(folder: Path) -> list[SchemaWarning]:
-    """Warnings about the files of a folder without schema files that are perhaps meant to be schema files."""
+    """Returns warnings about files that are perhaps meant to be schema files, in a folder without schema files."""
     reasons = {entry: schema_lint.not_read(entry.name, alone=True) for entry in sorted(folder.iterdir())}
     return [SchemaWarning(_shown(entry), "", reason) for entry, reason in reasons.items() if reason is not None]
 
@@ -233,7 +233,7 @@ def _shown(path: Path) -> str:
 
 
 def schema_id(name: str) -> str:
-    """The default `$id` of a schema file."""
+    """Returns the default `$id` of a schema file."""
     return f"urn:edk-bridge:schema:{quote(name, safe='', errors='surrogateescape')}"
 
 
@@ -262,7 +262,7 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -> jsonschema_rs.Registry:
-    """A registry of all schemas by their `$id`, so that a file can refer to another."""
+    """Returns a registry of all schemas by their `$id`, so that a file can refer to another file."""
     owners: dict[str, str] = {}
     for name, schema in schemas.items():
         identifier = schema["$id"]
@@ -281,9 +281,10 @@ def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -
 
 
 def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str | None:
-    """Finds the schema that the library can't use. The library's error does not name it. None if there are several.
+    """Returns the one schema that the library can't use, which its error does not name. None if there are several.
 
-    This is a schema that refers to the absent `$id`. Otherwise, it is the schema without which the others are usable.
+    The result is a schema that refers to the absent `$id`, if this is the problem. Otherwise, it is the schema without
+    which the others are usable.
     """
     for name, schema in schemas.items():
         references = (each.partition("#")[0] for each in _strings(schema, *REFERENCES))
@@ -302,7 +303,7 @@ def _strings(value: object, *keywords: str) -> Iterator[str]:
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:
     """Yields every object in a schema."""
-    # Not recursive: the nesting of a schema may exceed Python's recursion limit.
+    # This loop replaces recursion, because the nesting of a schema may exceed Python's recursion limit.
     rest = [value]
     while rest:
         part = rest.pop()
@@ -314,7 +315,7 @@ def _objects(value: object) -> Iterator[dict[str, Any]]:
 
 
 def _names(schema: dict[str, Any], schemas: Mapping[str, dict[str, Any]]) -> frozenset[str]:
-    """The names of members in a schema, and in the files that it refers to by their `$id`."""
+    """Returns the names of members in a schema, and in the files that it refers to by their `$id`."""
     files = {other["$id"]: other for other in schemas.values()}
     names: set[str] = set()
     rest = [schema]

@@ -12,8 +12,8 @@ class DuplicateWindow:
     """
 
     def __init__(self, size: int) -> None:
-        """`size` is in identities; 0 remembers nothing."""
-        # Not a dict: removing the first key of a dict gets slower with each removal.
+        """`size` is the number of identities; with 0, the window remembers nothing."""
+        # An OrderedDict, because removing the first key of a dict gets slower with each removal.
         self._order: deque[Identity] = deque()
         self._known: set[Identity] = set()
         self._size = size

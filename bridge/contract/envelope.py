@@ -8,8 +8,8 @@ import orjson
 def wrap(update_type: str, data: object, timestamp_ms: int) -> bytes:
     """Returns an envelope as compact UTF-8 JSON.
 
-    `timestamp_ms` is when the update is sent, in Unix milliseconds. Raises orjson.JSONEncodeError (a TypeError) if the
-    data has more than about 250 levels: orjson reads deeper documents than it writes.
+    `timestamp_ms` is the time when the update is sent, in Unix milliseconds. Raises orjson.JSONEncodeError (a
+    TypeError) if the data has more than about 250 levels, because orjson reads deeper documents than it writes.
     """
     return orjson.dumps({"type": update_type, "data": data, "timestamp": timestamp_ms})
 
@@ -21,15 +21,15 @@ def unwrap(payload: bytes | memoryview) -> tuple[str, object]:
 
 
 def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
-    """Returns the end of an envelope with an id. It replaces the closing brace."""
+    """Returns the end of an envelope with an id, which replaces the closing brace of the envelope."""
     return b',"id":%b}' % orjson.dumps(id)
 
 
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
     """Returns the first message to a client that asked for ids.
 
-    The updates after `id` follow, `replayed` of them at once. `complete` is False if the id in the client's request is
-    unknown, or older than the oldest update in the log.
+    The updates after `id` follow, the first `replayed` of them at once. `complete` is False if the id in the client's
+    request is unknown, or older than the oldest update in the log.
     """
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 

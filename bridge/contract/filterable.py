@@ -15,7 +15,7 @@ RESERVED = frozenset({"type", "after"})
 SCALARS = frozenset({"integer", "number", "string", "boolean", "null"})
 
 _ANY = SCALARS | {"array", "object"}
-"""All JSON types. A schema without types allows all of them. `number` is a number that is not an integer."""
+"""All JSON types, which a schema without types allows. `number` stands for a number that is not an integer."""
 
 _BRANCHES = ("allOf", "anyOf", "oneOf")
 _CONDITIONAL = ("then", "else")
@@ -43,7 +43,10 @@ def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> 
 
 
 def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, frozenset[str]]:
-    """Returns every top-level member that a schema declares, with all its types. `resolver` resolves from its `$id`."""
+    """Returns every top-level member that a schema declares, with all its types.
+
+    `resolver` resolves from the schema's `$id`.
+    """
     found: dict[str, frozenset[str]] = {}
     for name, types in _members(schema, resolver, set()):
         found[name] = found.get(name, frozenset()) | types
@@ -70,7 +73,7 @@ def _members(
 
 
 def _types(schema: object, resolver: jsonschema_rs.Resolver, path: _ReferencePath) -> frozenset[str]:
-    """The types that a schema allows."""
+    """Returns the types that a schema allows."""
     if not isinstance(schema, dict):
         return _ANY if schema else frozenset()
     resolver = _within(schema, resolver)
@@ -96,7 +99,7 @@ def _types(schema: object, resolver: jsonschema_rs.Resolver, path: _ReferencePat
 def _targets(
     schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver
 ) -> Iterator[tuple[tuple[str, str], object, jsonschema_rs.Resolver]]:
-    """Yields the targets of the schema's references, each with the step to it and the resolver there."""
+    """Yields the targets of the schema's references, each with the step to the target and the resolver there."""
     for keyword in _REFERENCES:
         if keyword in schema and (found := _looked_up(schema[keyword], resolver)) is not None:
             yield (resolver.base_uri, schema[keyword]), found.contents, found.resolver
@@ -109,7 +112,7 @@ def _within(schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver) -> json
 
 
 def _looked_up(reference: str, resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolved | None:
-    """Returns the target of a reference. None if only the validator finds it, such as for the `$id` `#`."""
+    """Returns the target of a reference, or None if only the validator finds it, as for the `$id` `#`."""
     try:
         return resolver.lookup(reference)
     except jsonschema_rs.ReferencingError:

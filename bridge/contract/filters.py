@@ -1,4 +1,4 @@
-"""The query of a client's request: a filter for updates, and the id after which they start.
+"""Parses the query of a client's request: a filter for updates, and the id after which updates start.
 
 A filter has types, and members with values. It matches an update if the update's type is one of the types, and its data
 has one of the values for every member. The schemas declare the type of each member. A value is parsed as each type that
@@ -27,21 +27,21 @@ from bridge.contract.update_id import UpdateId
 Scalar = str | int | float | None
 
 MAX_VALUES = 256
-"""Limits the types and values of members in a query. A filter of one integer takes 0.8 KB, and a filter of 256 integers
+"""The most types and values of members in a query. A filter of one integer takes 0.8 KB, and a filter of 256 integers
 16 KB. The largest filter takes 72 KB: the longest request line with strings of one four-byte character. Every query is
 parsed within half a millisecond."""
 
 MAX_FIELDS = 2 * MAX_VALUES
-"""Limits the fields of a query, which are separated by `&`. Empty fields count too."""
+"""The most fields of a query, which are separated by `&`. Empty fields count too."""
 
 MAX_ESCAPES = 1024
-"""Limits the percent-encoded bytes of a query. Decoding one byte takes a third of a microsecond."""
+"""The most percent-encoded bytes of a query. Decoding one byte takes a third of a microsecond."""
 
 _ABSENT = object()
-"""Stands for an absent member. No filter has this value. None is null, which a filter can have."""
+"""A value that stands for an absent member. No filter has this value. None stands for null, which a filter can have."""
 
 _NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
-"""RFC 8259, section 6."""
+"""The pattern of a number in JSON (RFC 8259, section 6)."""
 
 _NUMBER, _SEVERAL_NUMBERS = re.compile(_NUMBER_PATTERN), re.compile(f"{_NUMBER_PATTERN}(?:,{_NUMBER_PATTERN})*")
 
@@ -53,7 +53,7 @@ _AFTER = (
     "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
 )
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
-"""Names of these parameters in other feeds, in lower case and with letters and digits only."""
+"""Names of the parameters `type` and `after` in other feeds, in lower case and with letters and digits only."""
 
 _SOURCES = {"solarsystemid": "systemId", "solarsystem": "systemId", "characterid": "victimId"}
 """Names of members of a killmail in ESI and EDK."""
@@ -83,14 +83,16 @@ class UpdateFilter:
     """The updates that a client wants. Filters with the same types and values are equal."""
 
     types: frozenset[str] | None
-    """None: every type."""
+    """The types of the updates, or None for every type."""
     members: tuple[tuple[str, frozenset[Scalar], frozenset[bool]], ...]
-    """Each member once, in order, with its values. Booleans are separate, because `True == 1` in Python."""
+    """The members with their values, each member once, in order. Booleans are separate, because `True == 1` in
+    Python."""
 
     def matches(self, update_type: str, data: object) -> bool:
         """Whether the filter matches an update. Never raises.
 
-        Called for every update and distinct filter. Takes 0.2 microseconds with a type and a member.
+        The bridge calls this method for every update and distinct filter. With a type and a member, a call takes 0.2
+        microseconds.
         """
         if self.types is not None and update_type not in self.types:
             return False
@@ -110,21 +112,21 @@ class UpdateFilter:
 
 
 class After(NamedTuple):
-    """Where a client that asked for ids starts: from now on, or after an update that it has."""
+    """The start of a client that asked for ids: from now on, or after an update that the client has."""
 
     text: str
-    """The value of `after` as the client sent it, decoded. Empty: from now on."""
+    """The decoded value of `after` in the query. An empty value means "from now on"."""
     id: UpdateId | None
     """None if the text is empty or not an id. A text that is not an id counts as an unknown id."""
 
     @classmethod
     def parse(cls, text: str) -> "After":
-        """Accepts any text."""
+        """Returns the start for a value of `after`, which can be any text."""
         return cls(text, UpdateId.parse(text))
 
 
 FROM_NOW_ON = After("", None)
-"""The client receives no earlier updates."""
+"""With this start, the client receives no earlier updates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +134,9 @@ class SubscribeRequest:
     """What a client asks for in the query of its request."""
 
     filter: UpdateFilter | None
-    """None: everything."""
+    """The filter, or None for all updates."""
     after: After | None
-    """None: updates without ids."""
+    """The start of the updates with ids, or None for updates without ids."""
 
 
 class QueryParser:
@@ -190,7 +192,7 @@ class QueryParser:
         if types is None:
             raise BadQuery(self._unknown(name))
         any_number = "number" in types
-        # The most frequent case. Parsing all numbers at once takes a fifth of the time.
+        # Numbers are the most frequent case. Parsing all numbers at once takes a fifth of the time.
         found = _numbers(values) if types <= {"integer", "number", "null"} else None
         if found is not None and (any_number or ("integer" in types and all(float(n).is_integer() for n in found))):
             return frozenset(found), frozenset()
@@ -206,7 +208,7 @@ class QueryParser:
             for value in values:
                 if not (value in numbers or value in booleans or (nulls and value == "null")):
                     raise BadQuery(self._misfit(name, value, types))
-        # Built from a list, because a set built from a set is twice as large.
+        # The set is built from a list, because a set built from a set is twice as large.
         texts = values if "string" in types else ()
         return frozenset([*texts, *nulls, *numbers.values()]), frozenset(booleans.values())
 
@@ -239,7 +241,10 @@ its start may have one."""
 
 
 class SimilarNames:
-    """Finds the known name that is most similar to a misspelled one. Takes at most 0.3 ms for any number of names."""
+    """Finds the known name that is most similar to a misspelled name.
+
+    A search takes at most 0.3 ms for any number of names.
+    """
 
     _NEIGHBOURS = 128
     """The search looks at this many names on each side of the text, in alphabetical order."""
@@ -251,7 +256,7 @@ class SimilarNames:
         self._sorted = sorted(self._names)
 
     def find(self, text: str) -> str | None:
-        """The most similar name, or None if no name is similar."""
+        """Returns the most similar name, or None if no name is similar."""
         text = text[:_TYPED].lower()
         at = bisect(self._sorted, text)
         neighbours = self._sorted[max(0, at - self._NEIGHBOURS) : at + self._NEIGHBOURS]
@@ -263,7 +268,7 @@ class SimilarNames:
 
 
 def _parts(value: str) -> list[str]:
-    """Returns the values of a list. The last one may be cut off."""
+    """Returns the values of a list. The last value may be cut off."""
     return [part for part in _SEPARATORS.split(value[:_TYPED]) if part]
 
 
@@ -278,7 +283,7 @@ _BETWEEN = b"\xff"
 
 
 def _decoded(texts: Sequence[str]) -> list[str]:
-    """Decodes all names or values at once, because one by one takes three times as long. Raises BadQuery."""
+    """Decodes all names or values at once, because decoding each alone takes three times as long. Raises BadQuery."""
     try:
         joined = _BETWEEN.join(text.encode() for text in texts).replace(b"+", b" ")
         decoded = [part.decode() for part in unquote_to_bytes(joined).split(_BETWEEN)]
@@ -290,7 +295,7 @@ def _decoded(texts: Sequence[str]) -> list[str]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float] | None:
-    """Parses all texts as numbers. None if one of them is not a number."""
+    """Parses all texts as numbers. Returns None if one of them is not a number."""
     joined = ",".join(texts)
     if joined.count(",") >= len(texts) or _SEVERAL_NUMBERS.fullmatch(joined) is None:
         return None
@@ -302,7 +307,7 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
 
 
 def _number(text: str) -> float | None:
-    """Parses a number in the same way as in events. None if the text is not a number."""
+    """Parses a number in the same way as in events. Returns None if the text is not a number."""
     if _NUMBER.fullmatch(text) is None:
         return None
     try:

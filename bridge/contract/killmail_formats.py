@@ -39,7 +39,7 @@ _R2Z2_OR_REDISQ_MEMBERS = frozenset({"esi", "sequence_id", "killID", "killmail"}
 """A document with one of these members is from R2Z2 or RedisQ, even if it has no killmail."""
 
 _REFERENCE_MEMBERS = frozenset({"killmail_hash", "hash", "zkb"})
-"""Members of an entry, next to `killmail_id`, in lists of ESI and zKillboard that only refer to killmails."""
+"""The members next to `killmail_id` in an entry of a list of ESI or zKillboard that only refers to killmails."""
 
 _KILLMAIL_MEMBERS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
 """A document with one of these members is a killmail, perhaps an incomplete or misspelled one."""
@@ -52,7 +52,7 @@ _VICTIM = {"victimId": "character_id", "victimCorporationId": "corporation_id", 
 
 @dataclass(frozen=True, slots=True)
 class SourceDocument:
-    """A document in a source format. It is not validated yet."""
+    """A document in a source format, which is not validated yet."""
 
     format: SourceFormat
     document: object
@@ -60,7 +60,7 @@ class SourceDocument:
     pointer: str
     """JSON Pointer from the event's data to the document."""
     killmail: str | None
-    """The member of the document that contains the raw killmail. None if the document is the raw killmail."""
+    """The member of the document that contains the raw killmail, or None if the document is the raw killmail."""
 
     @property
     def validated_as(self) -> str:
@@ -79,7 +79,10 @@ class SourceDocument:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """A document that a source sends if it has no killmail. It is not an error, but it can't become an update."""
+    """A document that a source sends if it has no killmail.
+
+    A placeholder is not an error, but can't become an update.
+    """
 
     format: SourceFormat
     pointer: str
@@ -88,10 +91,10 @@ class Placeholder:
 
 
 def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
-    """Returns the document in a source format that an event's data is or contains. None if it is an update's data."""
+    """Returns the document in a source format that an event's data is or contains, or None for an update's data."""
     if "killmailId" in data:
         return None
-    # Checked before `package`: in a document that has its killmail, the bridge ignores a member `package`.
+    # This check comes before `package`: in a document that has its killmail, the bridge ignores a member `package`.
     source = _with_killmail(data, "")
     if source is not None:
         return source
@@ -114,8 +117,8 @@ def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
 def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
     """Returns the data of an update of the type `killmail`, from a document that matches its format's schema.
 
-    The ids of the victim are copied unchanged: they may be absent, null or 0. `timestamp_ms` is now, in Unix
-    milliseconds.
+    The ids of the victim are copied unchanged: they may be absent, null or 0. `timestamp_ms` is the current time, in
+    Unix milliseconds.
     """
     document: Any = source.document
     killmail = document if source.killmail is None else document[source.killmail]
@@ -163,7 +166,10 @@ def _without_killmail(document: Mapping[str, object], pointer: str) -> Placehold
 
 
 def _is_empty(value: object) -> bool:
-    """True for null, [] and {}, and for an object with only such members: PHP writes its placeholders like this."""
+    """Whether a value is null, [] or {}, or an object with only such members.
+
+    PHP writes placeholders in these forms.
+    """
     if value in _EMPTY:
         return True
     return isinstance(value, dict) and all(inner in _EMPTY for inner in value.values())

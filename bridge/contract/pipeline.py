@@ -1,6 +1,6 @@
 """Turns an event into an update: bytes and properties in, Accepted or Rejected out. No input raises an exception.
 
-Pure: the pipeline knows neither deliveries nor clients, and reads no clock.
+The module is pure: it knows neither deliveries nor clients, and reads no clock.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Reason(StrEnum):
 class Event(NamedTuple):
     """A published event: the body of a message, and the properties that the pipeline reads.
 
-    A tuple, like Accepted: creating a frozen dataclass for each event takes three times as long.
+    Event and Accepted are tuples, because creating a frozen dataclass for each event takes three times as long.
     """
 
     body: bytes
@@ -72,11 +72,11 @@ class Rejected:
 
     reason: Reason
     detail: str
-    """One sentence: printable and bounded."""
+    """The problem in one sentence, which is printable and bounded."""
     pointer: str = ""
-    """JSON Pointer into the event; empty for the event as a whole."""
+    """JSON Pointer into the event, or "" for the event as a whole."""
     schema: str = ""
-    """The `$id` of the violated schema. Empty for other reasons."""
+    """The `$id` of the violated schema, or "" for other reasons."""
 
 
 @dataclass(slots=True)
@@ -86,12 +86,12 @@ class _Reading:
     type: Schema
     """The schema of the update's type."""
     schema: Schema
-    """The schema that validates the document: of the update's type, or of a source format."""
+    """The schema that validates the document: that of the update's type, or that of a source format."""
     document: object
     pointer: str
     """JSON Pointer from the event to the document."""
     source: killmail_formats.SourceDocument | killmail_formats.Placeholder | None
-    """None if the document is the update's data."""
+    """The document in a source format or the placeholder, or None if the document is the update's data."""
     event: object
     """The whole event, decoded."""
 
@@ -115,7 +115,7 @@ class Pipeline:
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
     def process(self, event: Event, now_ms: int) -> Accepted | Rejected:
-        """Turns an event into an update. `now_ms` (Unix milliseconds) becomes its timestamp."""
+        """Turns an event into an update. `now_ms` (Unix milliseconds) becomes the update's timestamp."""
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return reading
@@ -135,7 +135,7 @@ class Pipeline:
         return Accepted(name, wrap(name, data, now_ms), update_type.identity_of(data), data)
 
     def problems(self, event: Event) -> list[Rejected]:
-        """Returns all problems of an event; `process` returns only the first one. Empty for a valid event.
+        """Returns all problems of an event, or [] for a valid event. `process` returns only the first problem.
 
         If there are more than `MAX_PROBLEMS` violations, the last item reports that others are not listed.
         """
@@ -156,9 +156,9 @@ class Pipeline:
         return violations if explained is None else [explained]
 
     def _written(self, reading: _Reading, now_ms: int) -> bytes | Rejected:
-        """Wraps the document in an envelope. Without a source format, this is the update.
+        """Wraps the document in an envelope. Without a source format, the result is the update.
 
-        Called before each validation, because this bounds the depth of the document for the validator.
+        This method is called before each validation, because it bounds the depth of the document for the validator.
         """
         try:
             payload = wrap(reading.type.name, reading.document, now_ms)
@@ -202,7 +202,8 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # The data of some types can have the members of an envelope. Then an unknown "type" is part of the data.
+            # The data of some types can have the members of an envelope. An unknown "type" in it is then part of the
+            # data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)

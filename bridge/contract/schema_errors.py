@@ -32,7 +32,7 @@ _ELSEWHERE = {
     "str": "string",
     "text": "string",
 }
-"""Names of these types in programming languages."""
+"""The names that programming languages have for JSON types."""
 
 _OF_A_TYPE = ["properties", "type", "anyOf"]
 """The place in the meta-schema that defines the values of `type`."""
@@ -41,7 +41,10 @@ _ABSENT = re.compile(r"^Resource '(.*?)' is not present in a registry|^Failed to
 
 
 def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
-    """Returns the problem and its place in the file. `ids` has the `$id` of each schema file, by name without .json."""
+    """Returns the problem and its place in the file.
+
+    `ids` has the `$id` of each schema file, by its name without .json.
+    """
     message = str(getattr(error, "message", error))
     if (absent := absent_id(message)) is not None:
         return f"no schema file has the $id {printable(absent)!r}; {_which_id(absent, ids)}"
@@ -57,13 +60,13 @@ def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
 
 
 def absent_id(message: str) -> str | None:
-    """Returns the `$id` in a `$ref` that no schema has, if the library's message is about this. Otherwise None."""
+    """Returns the `$id` in a `$ref` that no schema has, or None if the library's message has another cause."""
     found = _ABSENT.match(message)
     return None if found is None else found[1] or found[2]
 
 
 def _which_id(absent: str, ids: Mapping[str, str]) -> str:
-    """Returns a hint: authors sometimes write the name of the file instead of its `$id`."""
+    """Returns a hint about a `$ref`. Authors sometimes write the name of the file instead of its `$id`."""
     by_name = {f"{name}.json": schema_id for name, schema_id in ids.items()} | dict(ids)
     by_name |= {schema_id: schema_id for schema_id in ids.values()}
     close = similar(absent, by_name) or similar(absent.rpartition("/")[2], by_name)

@@ -1,6 +1,6 @@
 """Finds probable mistakes in a folder of schema files, although a validator accepts the files.
 
-Takes names of files, and schemas that compile. Reads no files.
+The functions take names of files, and schemas that compile. They read no files.
 """
 
 import re
@@ -14,10 +14,10 @@ from bridge.contract.similar import similar
 from bridge.contract.text import json_pointer, printable, unescape
 
 MOST_PER_FILE = 20
-"""The maximum number of warnings for a file. A file with more is probably not a JSON Schema."""
+"""The maximum number of warnings for a file. A file with more mistakes is probably not a JSON Schema."""
 
 LONGEST_TYPE_BYTES = 255
-"""The maximum length of AMQP's `type` property, a short string."""
+"""The maximum length of AMQP's `type` property, which is a short string."""
 
 IDENTITY, ROLE = "x-identity", "x-role"
 
@@ -48,23 +48,23 @@ _IDENTIFYING = frozenset(("string", "integer", "number"))
 
 @dataclass(frozen=True, slots=True)
 class SchemaWarning:
-    """Something in a folder of schema files that has no effect, or probably a wrong effect."""
+    """A warning about a part of a folder of schema files that has no effect, or probably a wrong effect."""
 
     file: str
-    """The file or folder: printable."""
+    """The name of the file or folder, in printable characters."""
     pointer: str
-    """JSON Pointer into the file; empty if the warning is about the file itself. Printable."""
+    """JSON Pointer into the file, in printable characters, or "" if the warning is about the file itself."""
     detail: str
-    """One sentence: printable and bounded."""
+    """The warning in one sentence, which is printable and bounded."""
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.pointer, self.detail) if part)
 
 
 def not_read(name: str, *, alone: bool = False) -> str | None:
-    """Returns why a file with a name similar to a schema file's is not read. None for other names.
+    """Returns why a file with a name similar to that of a schema file is not read, or None for other names.
 
-    `alone`: the folder has no schema file, so a backup (`event.json.bak`) may be the intended one.
+    `alone` is True if the folder has no schema file. A backup (`event.json.bak`) may then be the intended file.
     """
     if _LIKE_A_SCHEMA.search(name) is None and not (alone and ".json" in name.lower() and not name.endswith(".json")):
         return None
@@ -87,7 +87,7 @@ def not_read(name: str, *, alone: bool = False) -> str | None:
 
 
 def unusual_name(stem: str) -> str | None:
-    """Returns why the name of an update type is probably a mistake. None for other names."""
+    """Returns why the name of an update type is probably a mistake, or None for other names."""
     bare = re.sub(r"\.(?:schema|json|jsonschema)$", "", stem.strip(), flags=re.IGNORECASE)
     bare = (_COPY.sub("", bare) or bare).strip()
     if bare == stem:
@@ -99,8 +99,8 @@ def unusual_name(stem: str) -> str | None:
 def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> list[tuple[str, str]]:
     """Returns up to `MOST_PER_FILE` parts of a schema without effect, each as a JSON Pointer and a sentence.
 
-    `declared` has the members of an update type's data, each with its JSON types. None: the schema is not an update
-    type.
+    `declared` has the members of an update type's data, each with its JSON types. It is None if the schema is not that
+    of an update type.
     """
     found = list(islice(_found(schema, declared), MOST_PER_FILE + 1))
     if len(found) > MOST_PER_FILE:
@@ -111,7 +111,7 @@ def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | No
 def _found(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> Iterator[tuple[str, str]]:
     if schema.get(IDENTITY) is not None and (detail := _identity(schema, declared)) is not None:
         yield json_pointer([IDENTITY]), detail
-    # Not recursive: the nesting of a schema may exceed Python's recursion limit.
+    # This loop replaces recursion, because the nesting of a schema may exceed Python's recursion limit.
     rest: list[tuple[Steps, Any]] = [((), schema)]
     while rest:
         steps, part = rest.pop()

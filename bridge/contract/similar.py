@@ -8,7 +8,7 @@ COMPARED_NAMES = 1000
 
 
 def similar(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
-    """Returns the most similar name, ignoring case. None if no name is similar, or if there are too many names.
+    """Returns the most similar name, ignoring case, or None if no name is similar or there are too many names.
 
     `cutoff` is difflib's minimum ratio for a similar name. In a short name, two swapped letters give a lower ratio. A
     name with the same letters in another order is therefore similar too.

@@ -1,7 +1,8 @@
-"""Makes untrusted text safe for a header, a log line or an error: printable, on one line, bounded."""
+"""Makes untrusted text safe for a header, a log line or an error: the result is printable, bounded, and on one line."""
 
 LIMIT = 400
-"""Characters. Enough for a sentence and a value, but not for a killmail with thousands of attackers."""
+"""The default limit, in characters. It is enough for a sentence and a value, but not for a killmail with thousands of
+attackers."""
 
 
 def printable(text: str, limit: int = LIMIT) -> str:
@@ -21,8 +22,8 @@ def escaped(text: str, kept: str = "") -> str:
 def from_system(text: str) -> str:
     r"""Returns an argument, an environment variable or a file's name as text that UTF-8 can encode.
 
-    Python decodes them by the locale, and represents undecodable bytes as surrogates. These bytes are decoded as UTF-8
-    here. Bytes that are not UTF-8 are escaped, such as `\xff`.
+    Python decodes such text by the locale, and represents undecodable bytes as surrogates. Here, these bytes are
+    decoded as UTF-8. Bytes that are not UTF-8 are escaped, such as `\xff`.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 

@@ -1,4 +1,4 @@
-"""The id of an update. With it, a client can ask for everything after that update.
+"""The id of an update, with which a client can ask for everything after that update.
 
 An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag
 distinguishes two logs: two updates with the same sequence are the same update only if their tags are equal too.
@@ -17,12 +17,12 @@ _PATTERN = re.compile(r"(0|[1-9][0-9]{0,18})-([0-9a-f]{8})")
 class UpdateId(NamedTuple):
     """The id of one update. Its text has at most 28 characters.
 
-    A tuple: with a stream, creating a frozen dataclass for each update takes three times as long.
+    It is a tuple because, with a stream, creating a frozen dataclass for each update takes three times as long.
     """
 
     sequence: int
     tag: int
-    """32 bits."""
+    """The tag of the update log or of the event's body, in 32 bits."""
 
     def __str__(self) -> str:
         return f"{self.sequence}-{self.tag:08x}"

@@ -22,7 +22,8 @@ NAMES = 8
 """The maximum number of names or options in a sentence."""
 
 PARSED_BYTES = 64 * 1024
-"""Only the start and the end of a longer string are examined, so that many long strings take no more time."""
+"""The maximum length of a string that is parsed. Only the start and the end of a longer string are examined, so that
+many long strings take no more time."""
 
 SAMPLED_BYTES = 64
 """The number of items of an array that are examined to detect bytes."""
@@ -42,9 +43,9 @@ _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
 
 
 def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()) -> str:
-    """Returns the actual and the expected value: printable and bounded.
+    """Returns the actual and the expected value in a printable and bounded text.
 
-    `declared` are the names of members in the schema. They are not misspellings of other names.
+    `declared` are the names of members in the schema. These names are not misspellings of other names.
     """
     kind, value = error.kind, error.instance
     if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:
@@ -59,7 +60,7 @@ def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()
 
 
 def _misspelled(missing: str, value: Mapping[str, object], declared: Container[str]) -> str | None:
-    """Returns the member of an object that is probably a misspelling of the missing one."""
+    """Returns the member of an object that is probably a misspelling of the missing member."""
     if len(missing) > COMPARED_CHARACTERS:
         return None
     members: dict[str, str] = {}
@@ -92,7 +93,10 @@ def _counted(items: int) -> str:
 
 
 def listed(names: Iterable[str], count: int) -> str:
-    """Returns printable names as `'a', 'b' and 'c'`, or the first ones of many names and the number of others."""
+    """Returns printable names as `'a', 'b' and 'c'`.
+
+    Of many names, returns the first ones and the number of the others.
+    """
     return _joined([f"'{printable(name, VALUE)}'" for name in islice(names, NAMES + 1)], "and", count)
 
 
@@ -102,7 +106,7 @@ def holds_bytes(value: Sequence[object]) -> bool:
 
 
 def holds_json(text: str) -> bool:
-    """Whether a string is an object or an array encoded as JSON. A long string only has to look like it."""
+    """Whether a string is an object or an array encoded as JSON. A long string only has to look like JSON."""
     text = text.strip()
     if text[:1] + text[-1:] not in ("{}", "[]", '""'):
         return False
@@ -126,7 +130,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
                 return f"the member {listed(names, 1)} is not allowed"
             return f"the members {listed(names, len(names))} are not allowed"
         case Kind.PropertyNames(error):
-            # Only the message contains the name.
+            # Only the library's message contains the name.
             return f"a member's name is not allowed: {printable(error.message, 2 * VALUE)}"
         case Kind.Constant(expected):
             return f"expected {_json(expected, 2 * VALUE)}; got {shown(value)}"
@@ -142,7 +146,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
 
 @lru_cache(64)
 def _is_of_date_times(pattern: str) -> bool:
-    """Whether a schema's pattern accepts only date-times. Tests it with samples."""
+    """Whether a schema's pattern accepts only date-times. Samples test the pattern."""
     takes = jsonschema_rs.Draft202012Validator({"pattern": pattern}).is_valid
     return takes(_DATE_TIME) and not any(map(takes, _NO_DATE_TIMES))
 

@@ -1,7 +1,7 @@
 """Finds events that are wrapped in something other than the bridge's envelope, and names the wrapper.
 
-Called only for events that no schema accepts. The caller decides whether a part of a document is an event. This module
-must not know the update types.
+The bridge calls this module only for events that no schema accepts. The caller decides whether a part of a document is
+an event. This module must not know the update types.
 """
 
 from collections import deque
@@ -76,7 +76,7 @@ class Wrapped:
     pointer: str
     """JSON Pointer to the problem, or to the event in the wrapper."""
     text: str
-    """The problem and what to do about it, to append to the pointer. Printable."""
+    """The problem and what to do about it, in printable characters, to append to the pointer."""
 
 
 def wrapped(
@@ -86,10 +86,10 @@ def wrapped(
     is_event: Callable[[object], bool],
     members: frozenset[str] = frozenset(),
 ) -> Wrapped | None:
-    """Returns the wrapper of the event in a document that is not an event itself. None if no wrapper is recognized.
+    """Returns the wrapper of the event in a document that is not an event itself, or None if it has no known wrapper.
 
-    `pointer` is the document's place. `declared` are the members that its schema names: they are never part of a
-    wrapper. `members` are the members of an event in other formats.
+    `pointer` is the document's place. `declared` are the members that the document's schema names. These members are
+    never part of a wrapper. `members` are the members of an event in other formats.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)
@@ -124,7 +124,7 @@ def wrapped(
 
 
 def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | None:
-    """Returns why an object with `type` and `data` is not an envelope. None if it is one, or if a member is missing."""
+    """Returns why an object with `type` and `data` is not an envelope, or None if it is one or lacks a member."""
     if "type" not in document or "data" not in document:
         return None
     if extra := list(islice((name for name in document if name not in ENVELOPE_MEMBERS), NAMES + 1)):
@@ -160,7 +160,7 @@ class _Inner:
 def _find(
     document: dict[str, object] | list[object], declared: frozenset[str], is_event: Callable[[object], bool]
 ) -> _Inner | None:
-    """Returns the first event in a document. Searches breadth-first."""
+    """Returns the first event in a document, in a breadth-first search."""
     queue = deque([(_Inner((), in_string=False), document, SEARCHED_LEVELS)])
     values, objects, strings, characters = SEARCHED_VALUES, SEARCHED_OBJECTS, PARSED_STRINGS, PARSED_CHARACTERS
     while queue:
@@ -212,7 +212,7 @@ def _known(document: Mapping[str, object], declared: frozenset[str]) -> tuple[st
 
 
 def _first_content(document: Mapping[str, object], members: frozenset[str]) -> str:
-    """Returns a JSON Pointer to the part of an envelope that may be an event. Empty if there is no such part."""
+    """Returns a JSON Pointer to the part of an envelope that may be an event, or "" if there is no such part."""
     return next(
         (f"/{name}" for name in _CONTENTS if name in document and _is_content(name, document[name], members)), ""
     )
@@ -245,5 +245,5 @@ def _contained(inner: _Inner, pointer: str) -> Wrapped:
 
 
 def _members(names: Iterable[str], count: int) -> str:
-    """Returns words for the first names of `count` members."""
+    """Returns a phrase with the first names of `count` members."""
     return f"{'member' if count == 1 else 'members'} {listed(names, count)}"

@@ -1,7 +1,7 @@
-"""Creates the AsyncAPI document. It tells tools which messages clients receive and fetchers can publish.
+"""Creates the AsyncAPI document, which tells tools which messages clients receive and fetchers can publish.
 
 The document has the bridge's point of view: the bridge receives events from the broker's exchanges, and sends updates
-to WebSocket clients. Both use the schema files.
+to WebSocket clients. Events and updates both use the schema files.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,8 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
     """Returns the AsyncAPI 3.0.0 document, indented, with a newline at its end.
 
     `documents` are the schema files (name to content). `filterable` are the members that clients can filter by, each
-    with its types. The document never contains the broker's address: publishers know it, and others do not need it.
+    with its types. The document never contains the broker's address, because publishers know this address, and others
+    do not need it.
     """
     files = messages.read(documents)
     envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}
@@ -157,7 +158,7 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
                     "items": {"type": min(kinds) if len(kinds) == 1 else sorted(kinds)},
                 }
                 for name, kinds in filterable.items()
-                # Tools would resolve it as a reference.
+                # Tools would resolve a member `$ref` as a reference.
                 if name != "$ref"
             },
         },

@@ -13,9 +13,9 @@ from bridge.contract.keywords import ANCHORS, BY_NAME, PLAIN, REFERENCES, Steps,
 
 
 def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, dict[str, object]]:
-    """Converts schemas to draft 7. Each needs an `$id`. `place` is their common place: `#/components/schemas`.
+    """Converts schemas to draft 7. Each needs an `$id`. `place` is the place for all schemas: `#/components/schemas`.
 
-    A reference to a schema that is not among them becomes a schema that accepts everything.
+    A reference to a schema that is not among `schemas` becomes a schema that accepts everything.
     """
     places: dict[str, str] = {}
     for name, schema in schemas.items():
@@ -65,11 +65,11 @@ def _converted_object(schema: Mapping[str, Any], base: str, places: Mapping[str,
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, str, Steps, object]]:
-    """Yields each direct subschema: its steps in draft 2020-12, its keyword and other steps in draft 7, and itself."""
+    """Yields each direct subschema, after its steps in draft 2020-12, its keyword in draft 7, and its other steps."""
     for steps, part in subschemas(schema):
         keyword, *within = steps
         if keyword in BY_NAME and within == ["$ref"]:
-            # A member with the name $ref is not a reference, but tools fail because of it.
+            # A member with the name $ref is not a reference, but tools fail if they find one.
             continue
         new = str(keyword)
         if keyword == "$defs":

@@ -1,4 +1,4 @@
-"""The messages of the AsyncAPI document: those that clients receive, and those that fetchers can publish.
+"""Creates the messages of the AsyncAPI document, which clients receive or fetchers can publish.
 
 Messages are created from the schema files alone, without channels.
 """
@@ -19,7 +19,7 @@ AMQP_BINDING = "0.3.0"
 """The version of AsyncAPI's AMQP binding."""
 
 _SENT_MS = 1697962000000
-"""The timestamp of examples. It is that of the specification's example."""
+"""The timestamp of examples, which is that of the specification's example."""
 
 _TYPE = "The message's `type` property must name this type, unless it is the exchange's default."
 
@@ -61,7 +61,7 @@ class File:
 
     @property
     def examples(self) -> Sequence[object]:
-        """The schema's examples. They are not validated."""
+        """The schema's examples, which are not validated."""
         examples: Sequence[object] = self.schema.get("examples", [])
         return examples
 
