@@ -1,6 +1,6 @@
 """A bridge from a RabbitMQ fanout exchange to WebSocket clients, for killmails and other updates of a killboard.
 
-Fetchers in Python use `Publisher`. Everything outside `__all__` is internal.
+Fetchers in Python use `Publisher`. All names outside `__all__` are internal.
 """
 
 from typing import TYPE_CHECKING
@@ -25,8 +25,8 @@ _FOR_PUBLISHERS = {
 if not TYPE_CHECKING:  # otherwise a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        # Imported on first use: every module of the bridge imports this one first, and most need no broker. Also, the
-        # shorter this import takes, the sooner Ctrl-C ends the command quietly.
+        # Names are imported on first use, because every module of the bridge imports this package first, and most need
+        # no broker. A faster import also means that Ctrl-C ends the command quietly sooner.
         if name == "__version__":
             from importlib.metadata import version  # noqa: PLC0415 - it takes 20 ms
 

@@ -1,4 +1,4 @@
-"""Builds everything, starts it downstream first, and stops it upstream first."""
+"""Builds all parts of the bridge, starts them downstream first, and stops them upstream first."""
 
 import asyncio
 import gc
@@ -54,8 +54,9 @@ _log = structlog.get_logger("bridge")
 class Bridge:
     """The whole program in one process. Construct it inside a running event loop.
 
-    A delivery goes source -> relay -> hub -> update log -> sockets; if it can't become an update, relay -> rejects. A
-    handshake goes listener -> server -> router -> hub. The constructor builds each path from its end.
+    A delivery goes source -> relay -> hub -> update log -> sockets, or source -> relay -> rejects if it can't become an
+    update. A handshake goes listener -> server -> router -> hub. The constructor builds each path backwards from its
+    end.
     """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
@@ -131,7 +132,7 @@ class Bridge:
         """The addresses and ports on which the bridge listens. Empty until `start`."""
         self._source_task: asyncio.Task[None] | None = None
         self._rejects_task: asyncio.Task[None] | None = None
-        """None until `start`."""
+        """The task that publishes rejected events, or None until `start`."""
 
     @property
     def is_live(self) -> bool:
@@ -139,7 +140,7 @@ class Bridge:
         return self._source.is_live
 
     async def start(self) -> None:
-        """Listens, then starts to consume. Raises AddressUnavailable if the bridge can't listen on an address."""
+        """Starts to listen, and then to consume. Raises AddressUnavailable if the bridge can't listen on an address."""
         settings = self._settings
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
@@ -151,7 +152,8 @@ class Bridge:
         host = announced_host(hosts, networks, source_address)
         self._pages.describe(self._described(host, port))
         has_clients = any(client_host(each, networks, source_address) is not None for each in hosts)
-        # One line for all addresses: a person looks for the page, and any of the addresses leads there.
+        # The bridge logs one line for all addresses, because a person looks for the page, and any of the addresses
+        # leads there.
         _log.info(
             "listening",
             **(self._urls(host, port) if has_clients else {}),
@@ -192,7 +194,7 @@ class Bridge:
         )
 
     async def wait_for_refusal(self) -> None:
-        """Waits for a refusal of the broker that ends the program, and raises that BrokerRefusal."""
+        """Waits for a refusal by the broker that ends the program, and raises it as BrokerRefusal."""
         assert self._source_task is not None
         assert self._rejects_task is not None
         both = (self._source_task, self._rejects_task)
@@ -202,7 +204,10 @@ class Bridge:
         await asyncio.Event().wait()
 
     async def stop(self) -> None:
-        """Stops in order, within the shutdown timeout. A client that keeps reading gets every acknowledged update."""
+        """Stops all parts in order, within the shutdown timeout.
+
+        A client that keeps reading gets every acknowledged update.
+        """
         deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout_s
         self.readiness.stop()
         _log.info("stopping", connections=len(self._hub))
@@ -217,7 +222,10 @@ class Bridge:
         _log.info("stopped")
 
     async def _end(self, task: asyncio.Task[None] | None, status: Status) -> None:
-        """Waits for the end of a task, for at most BROKER_SHARE if its connection works. Then cancels the task."""
+        """Cancels a task.
+
+        If the task's connection works, first waits for its end, for at most BROKER_SHARE of the timeout.
+        """
         if task is None:
             return
         share_s = BROKER_SHARE * self._settings.shutdown_timeout_s if status.state is State.WORKING else 0.0
@@ -244,7 +252,7 @@ MIN_PER_ADDRESS = 16
 """The smallest default limit of connections for one address."""
 
 BROKER_SHARE = 0.5
-"""The share of the shutdown timeout for the connections to the broker. The rest is for the clients."""
+"""The share of the shutdown timeout for the connections to the broker. The rest of the timeout is for the clients."""
 
 
 def _init_labels(metrics: Metrics, schemas: catalog.Catalog) -> None:
@@ -324,13 +332,14 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
 
     def on_signal(number: int) -> None:
         if stopping.is_set():
-            # Not the default action of the signal: the kernel skips it for the first process of a container.
+            # A handler replaces the default action of the signal, because the kernel skips this action for the first
+            # process of a container.
             os._exit(128 + number)
         stopping.set()
 
     def on_hangup() -> None:
         if settings.tls_certificate is None and sys.stderr.isatty():
-            # Its terminal was closed.
+            # The terminal of the bridge was closed.
             on_signal(signal.SIGHUP)
         else:
             manager.reloading()
@@ -342,8 +351,9 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
     bridge = Bridge(settings, timing, make_source)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
-    # The objects made until here live until the end. A full collection would visit all of them, and block the loop for
-    # 10 ms. Reference counting frees the objects of an update. Cycles are rare, so the collector can run less often.
+    # The objects made until here live until the end. A full garbage collection would visit all these objects, and block
+    # the loop for 10 ms. Reference counting frees the objects of an update. Cycles are rare, so the collector can run
+    # less often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

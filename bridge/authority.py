@@ -1,4 +1,4 @@
-"""The canonical form of hosts and origins, in which settings are compared with headers.
+"""Converts hosts and origins to a canonical form, in which settings are compared with headers.
 
 Settings and headers are both converted. A setting therefore matches a header in any spelling: upper case letters, a
 default port, a name that is not ASCII, a slash at the end.
@@ -31,27 +31,30 @@ _WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
 
 _WITHOUT_ORIGIN = frozenset({"about", "blob", "data", "ftp", "javascript"})
 
-# Each expression must match the whole text. Only ASCII matches.
+# Each expression must match the whole text, and matches only ASCII.
 _AUTHORITY = re.compile(
     rf"(?:\[(?P<boxed>{IPV6})\]|(?P<name>[\w-]+(?:\.[\w-]+)*)\.?)(?::(?P<port>[0-9]{{1,5}}))?",
     re.ASCII | re.IGNORECASE,
 )
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[!-~]*)", re.ASCII | re.IGNORECASE)
-# The rest of an origin with another scheme: the identifier of an extension, a dot, or nothing.
+# The rest of an origin with another scheme is the identifier of an extension, a dot, or nothing.
 _OTHER_REST = re.compile(r"[\w.:-]*", re.ASCII)
 # inet_aton and browsers parse a host whose last label is such a number as an IPv4 address, or refuse it: 0x7f000001.
 NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 
 class Authority(NamedTuple):
-    """A host and its port. A name is in lower case without a trailing dot, an address in canonical form."""
+    """A host and its port. A name is in lower case without a trailing dot, and an address is in canonical form."""
 
     host: str
     address: Address | None
     port: int | None
 
     def agrees(self, other: Authority, scheme: str) -> bool:
-        """Whether both have the same host and port. A missing port is the default of `scheme` (http or https)."""
+        """Whether both have the same host and port.
+
+        A missing port means the default port of `scheme` (http or https).
+        """
         default = DEFAULT_PORTS[scheme]
         return self.host == other.host and (
             (default if self.port is None else self.port) == (default if other.port is None else other.port)
@@ -69,7 +72,7 @@ class Authority(NamedTuple):
 
 
 def parse_address(text: str) -> Address | None:
-    """Parses an address. An IPv4-mapped IPv6 address becomes the IPv4 address. None if the text is not an address."""
+    """Returns the address in a text, or None. An IPv4-mapped IPv6 address becomes the IPv4 address."""
     try:
         if ":" not in text:
             return ipaddress.IPv4Address(inet_pton(AF_INET, text))
@@ -81,7 +84,10 @@ def parse_address(text: str) -> Address | None:
 
 
 def parse_authority(text: str) -> Authority | None:
-    """Parses `host[:port]`: no user, no escapes, no empty label, at most one trailing dot. None if it is malformed."""
+    """Parses `host[:port]` without user, escapes or empty label, and with at most one trailing dot.
+
+    None if malformed.
+    """
     if len(text) > MAX_HOST_CHARACTERS + len(".:65535"):
         return None
     form = _AUTHORITY.fullmatch(text)
@@ -132,7 +138,7 @@ def canonical_name(text: str, port_reason: str) -> str:
 def canonical_origin(text: str) -> str:
     """Converts an origin to the form in which origins are compared. Raises ValueError with the reason.
 
-    `null` and `file://` are origins too: a sandboxed frame sends `null`, a page in Electron sends `file://`.
+    `null` and `file://` are origins too: a sandboxed frame sends `null`, and a page in Electron sends `file://`.
     """
     if len(text) > MAX_ORIGIN_CHARACTERS:
         raise ValueError(f"more than {MAX_ORIGIN_CHARACTERS} characters")
@@ -162,7 +168,7 @@ def canonical_origin(text: str) -> str:
 
 
 def _check_name(authority: Authority) -> None:
-    """Raises ValueError for a name that browsers parse as an IPv4 address. They send that address instead."""
+    """Raises ValueError for a name that browsers parse as an IPv4 address. Browsers send that address instead."""
     if authority.address is None and NUMBER.fullmatch(authority.host.rpartition(".")[2]):
         raise ValueError("write an IPv4 address with four decimal numbers")
 

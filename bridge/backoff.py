@@ -12,13 +12,13 @@ class Backoff:
         self._next_s = first_s
 
     def reset(self) -> None:
-        """Starts again with the first pause. Call it after a successful attempt."""
+        """Starts again with the first pause. Call this method after a successful attempt."""
         self._next_s = self._first_s
 
     def pause_s(self, least_s: float = 0.0) -> float:
         """Returns the next pause, shortened by up to half, so that many programs don't reconnect at the same time.
 
-        Before the jitter, the pause is at least `least_s`. The next ones grow from there.
+        Before the jitter, the pause is at least `least_s`. The next pauses grow from this value.
         """
         pause_s = max(self._next_s, least_s)
         self._next_s = min(pause_s * 2, self._longest_s)

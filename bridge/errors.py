@@ -1,4 +1,4 @@
-"""Errors that end the program, each with an exit code, and functions that hide passwords in errors.
+"""The errors that end the program, each with an exit code, and functions that hide passwords in errors.
 
 Other errors are defined where they occur: rejected events in `contract`, refused clients in `server`, lost connections
 to the broker in `amqp`.
@@ -30,17 +30,17 @@ class ConfigurationError(BridgeError):
 
 
 def redact(text: str) -> str:
-    """Hides everything before the last @: the text may contain a URL, and a password may contain any character."""
+    """Hides the text before the last @, because it may be a URL with a password, which may contain any character."""
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 
 def may_be_key(text: str) -> bool:
-    """Whether a value may be a private key (PEM): it has a PEM header or a line break."""
+    """Whether a value may be a private key (PEM), because it has a PEM header or a line break."""
     return "-----BEGIN" in text or len(f"{text}.".splitlines()) > 1
 
 
 def shown_value(text: str) -> str:
-    """Formats an invalid value for an error: quoted, redacted, printable and short. A private key is not shown."""
+    """Formats an invalid value for an error: the text is quoted, redacted, printable and short. Hides a private key."""
     if may_be_key(text):
         return "its value"
     return repr(printable(redact(text), SHOWN_CHARACTERS))
@@ -62,12 +62,12 @@ _PRINTABLE_OPTIONS = frozenset({"auth", "cafile", "capath", "certfile", "heartbe
 
 
 class AddressUnavailable(BridgeError):
-    """The bridge can't listen on an address: BRIDGE_HOST or BRIDGE_PORT can't be used as they are."""
+    """The bridge can't listen on an address, so BRIDGE_HOST or BRIDGE_PORT must be changed."""
 
     exit_code = 2
 
 
 class BrokerRefusal(BridgeError):
-    """The broker refuses permanently: a password, a virtual host, a permission, or an exchange of another kind."""
+    """The broker permanently refuses a password, a virtual host or a permission, or has an exchange of another kind."""
 
     exit_code = 3

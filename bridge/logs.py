@@ -1,7 +1,7 @@
-"""The log: fixed phrases with fields on standard error, as JSON lines or as text.
+"""Configures the log: fixed phrases with fields on standard error, as JSON lines or as text.
 
-The level `debug` applies to the bridge's own loggers: it shows the path of each delivery and of each handshake. The
-debug lines of libraries contain whole message bodies, and are never written.
+The level `debug` applies to the bridge's own loggers, and shows the path of each delivery and of each handshake. The
+debug lines of libraries are never written, because they contain whole message bodies.
 
 The loggers of the AMQP libraries are silent at all other levels. The bridge logs each lost connection itself, once and
 with a hint.
@@ -37,7 +37,7 @@ class LogFormat(StrEnum):
     """The values of `BRIDGE_LOG_FORMAT`."""
 
     AUTO = "auto"
-    """Text on a terminal, JSON otherwise."""
+    """The format is text on a terminal, and JSON otherwise."""
     TEXT = "text"
     JSON = "json"
 
@@ -50,11 +50,12 @@ _DEBUG_LOGGERS = ("aio_pika", "aiormq")
 """Loggers of libraries. Only the level debug shows their lines, except those below the level info."""
 
 _SILENT_LOGGER = "websockets"
-"""This logger is always silent: its lines contain clients' headers, with cookies and up to 8 KiB of any text."""
+"""A logger that is always silent, because its lines contain clients' headers, with cookies and up to 8 KiB of any
+text."""
 
 
 def configure(level: LogLevel, log_format: LogFormat) -> None:
-    """Sends the log of this process to standard error. A second call replaces the first."""
+    """Sends the log of this process to standard error. A second call replaces the first configuration."""
     if log_format is LogFormat.AUTO:
         log_format = LogFormat.TEXT if sys.stderr is not None and sys.stderr.isatty() else LogFormat.JSON
     shared: list[Processor] = [
@@ -67,7 +68,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
-            # The order of the call: the most important field is first.
+            # The fields keep the order of the call, which has the most important field first.
             sort_keys=False,
             # If the package rich is installed, the default shows the local variables of each frame, with passwords.
             exception_formatter=structlog.dev.plain_traceback,
@@ -108,7 +109,10 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
 
 
 def traces(logger: str) -> bool:
-    """Whether a logger writes debug lines. Call it only at construction, so that a disabled trace takes no time."""
+    """Whether a logger writes debug lines.
+
+    Call this function only at construction, so that a disabled trace takes no time.
+    """
     return logging.getLogger(logger).isEnabledFor(logging.DEBUG)
 
 

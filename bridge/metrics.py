@@ -1,10 +1,10 @@
-"""All metrics: their names, labels and help texts, as Prometheus reads them at `/metrics`.
+"""Defines all metrics: the names, labels and help texts that Prometheus reads at `/metrics`.
 
 Names and labels do not change after 0.1.0, because dashboards and alerts depend on them. Each bridge has an instance
 with its own registry, so that two bridges in one process (in a test) have separate metrics.
 
-The metrics that each update changes are plain numbers, which become metrics at a scrape. The library's counters took 8
-of the 30 microseconds of an update (`make bench`, saturated with one client).
+The metrics that each update changes are plain numbers, which become metrics at a scrape. With the library's counters,
+they took 8 of the 30 microseconds of an update (`make bench`, saturated with one client).
 """
 
 import collections
@@ -36,7 +36,7 @@ RECEIPT_TO_FLUSH_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25
 
 
 class Transport(StrEnum):
-    """How a client gets updates: the values of the label `transport`."""
+    """The way in which a client gets updates. Each value is a value of the label `transport`."""
 
     WEBSOCKET = "websocket"
 
@@ -52,7 +52,7 @@ class Durations:
         self._sum_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Counts a duration."""
+        """Adds a duration to the histogram."""
         self._counts[bisect_left(self._bounds_s, seconds)] += 1
         self._sum_s += seconds
 
@@ -69,7 +69,8 @@ class Durations:
 class ByType(Collector):
     """A counter with a label for the update type. An operator may have thousands of types.
 
-    A scrape takes 0.3 microseconds for each type. The library's counter takes 10, and blocks the event loop.
+    A scrape takes 0.3 microseconds for each type. With the library's counter, it would take 10 microseconds and block
+    the event loop.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -88,7 +89,7 @@ class ByType(Collector):
     def lines(self) -> str:
         """Returns the counter in the text format."""
         for name, count in self.counts.items() - self._shown.items():
-            # The escapes of the text format.
+            # These are the escapes of the text format.
             value = name.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
             self._lines[name] = f'{self._name}_total{{type="{value}"}} {count}.0\n'
             self._shown[name] = count
@@ -97,29 +98,30 @@ class ByType(Collector):
 
 
 class Metrics(Collector):
-    """All metrics of one bridge. Counters are incremented by the code that they count. Gauges are read at a scrape."""
+    """All metrics of one bridge. The code that a counter counts increments the counter. Gauges are read at a scrape."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        """All metrics."""
+        """The registry of all metrics."""
         self._registry_without_types = CollectorRegistry()
-        """All metrics except the counters by type: `ByType.lines` returns their text."""
+        """The registry of all metrics except the counters by type, whose text `ByType.lines` returns."""
         self._add(ProcessCollector(registry=None))
         self._add(GCCollector(registry=CollectorRegistry()))
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, tuple[str, list[tuple[dict[str, str], Callable[[], int]]]]] = {}
-        """By name, each counter that `counter` added: its help text, and its values with their labels."""
+        """Each counter that the method `counter` added, by name: its help text, and its values with their labels."""
         self.deliveries = 0
         self.redeliveries = 0
         self.last_update_ms = 0
-        """Unix milliseconds: the `timestamp` of the newest broadcast update."""
+        """The `timestamp` of the newest broadcast update, in Unix milliseconds."""
         self._updates = ByType("bridge_updates", "Updates broadcast, by type.")
         self._duplicates = ByType(
             "bridge_duplicates", "Duplicate events, by type: an update with the same identity was already broadcast."
         )
         self.updates, self.duplicates = self._updates.counts, self._duplicates.counts
         self.written = 0
-        """Counted once for each update and connection, like the next three."""
+        """The number of updates written at once, counted once for each update and connection, like the next three
+        numbers."""
         self.enqueued = 0
         self.dropped = 0
         self.replayed = 0
@@ -225,7 +227,10 @@ class Metrics(Collector):
             self.resumes.labels(complete)
 
     def gauge(self, name: str, text: str, value: Callable[[], float], **labels: str) -> None:
-        """Adds a gauge with a function that returns its value at a scrape. Call it again for other label values."""
+        """Adds a gauge with a function that returns its value at a scrape.
+
+        Call this method again for other label values.
+        """
         gauge = self._gauges.get(name)
         if gauge is None:
             gauge = self._gauges[name] = Gauge(name, text, tuple(labels), registry=None)

@@ -1,7 +1,7 @@
-"""Standard error and standard output for an event loop: a thread writes, and the loop never waits for a reader.
+"""Output streams for an event loop: a thread writes to standard error or output, and the loop never waits for a reader.
 
-A write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. O_NONBLOCK can't be used instead: it would
-affect each program that shares the pipe or the terminal.
+A write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. O_NONBLOCK is not an alternative, because
+it would affect each program that shares the pipe or the terminal.
 
 `install` replaces the entire stream, not only the handler of the log. Warnings, tracebacks and errors of commands
 therefore stay in order with the lines of the log.
@@ -30,13 +30,13 @@ LAST_S = 1.0
 """How long the process waits at its end for the last lines. They may contain the error that ended it."""
 
 IN_ORDER_S = 0.1
-"""`patience_s` for a command that writes to both streams."""
+"""The value of `patience_s` for a command that writes to both streams."""
 
 DESCRIPTORS = {"stdout": 1, "stderr": 2}
 
 
 class QueuedOutput(io.RawIOBase):
-    """Writes to a descriptor from a thread. Drops and counts lines while the queue is full, or the write fails."""
+    """Writes to a descriptor from a thread. Drops and counts lines while the queue is full or writes fail."""
 
     def __init__(
         self, descriptor: int, report: Callable[[int], object], limit_bytes: int, patience_s: float = 0.0
@@ -55,7 +55,7 @@ class QueuedOutput(io.RawIOBase):
         self._patience_s = patience_s
         # `isatty` returns False for a closed terminal, so the answer is stored.
         self._is_terminal = os.isatty(descriptor)
-        # The lock is reentrant: garbage collection may run at any point of this class, and write a warning.
+        # The lock is reentrant, because garbage collection may run at any point of this class, and write a warning.
         self._changed = threading.Condition()
         self._queue: deque[bytes] = deque()
         self._size_bytes = 0
@@ -69,12 +69,12 @@ class QueuedOutput(io.RawIOBase):
         """Whether the last write failed in the middle of a line."""
         self._ending = False
         self._ended = False
-        # A daemon thread: if it is blocked in a write, the process must end nevertheless.
+        # The thread is a daemon, because the process must be able to end while the thread is blocked in a write.
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
 
     def writable(self) -> bool:
-        """Returns True always."""
+        """Always returns True."""
         return True
 
     def fileno(self) -> int:
@@ -92,7 +92,8 @@ class QueuedOutput(io.RawIOBase):
         if self._ended or not chunk:
             return len(chunk)
         with self._changed:
-            # The thread's own report is queued even if the queue is full. It follows after some lines are written.
+            # The thread's own report is queued even if the queue is full, because the thread reports only after it has
+            # written lines.
             if self._size_bytes + len(chunk) <= self._limit_bytes or threading.get_ident() == self._thread.ident:
                 self._queue.append(chunk)
                 self._size_bytes += len(chunk)
@@ -107,12 +108,12 @@ class QueuedOutput(io.RawIOBase):
             self._blocked = not self._wait(self._patience_s)
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits up to `timeout_s` until all lines are written. Returns whether they are."""
+        """Waits up to `timeout_s` until all lines are written. Returns whether all lines are written."""
         self._given_up = not self._wait(timeout_s)
         return not self._given_up
 
     def end(self) -> None:
-        """Writes the queued lines and ends the thread. If `drain` timed out, it does not wait. Discards later lines."""
+        """Writes the queued lines and ends the thread. Does not wait if `drain` timed out. Discards later lines."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
@@ -142,7 +143,7 @@ class QueuedOutput(io.RawIOBase):
                 self._report(dropped)
 
     def _next(self) -> bytes:
-        """Waits for lines. Returns as many as a pipe takes in one atomic write, and at least one."""
+        """Waits for lines. Returns as many lines as a pipe takes in one atomic write, and at least one line."""
         with self._changed:
             self._writing = False
             self._changed.notify_all()
@@ -205,7 +206,7 @@ def install(name: Literal["stdout", "stderr"], report: Callable[[int], object], 
     with suppress(OSError):
         stream.flush()
     output = QueuedOutput(descriptor, report, LIMIT_BYTES, patience_s)
-    # Also writes lines that follow the end of the event loop, such as the traceback of an unhandled exception.
+    # This also writes lines that follow the end of the event loop, such as the traceback of an unhandled exception.
     atexit.register(output.end)
     # Without write_through, the wrapper collects the parts of a line, and the queue gets whole lines.
     wrapper = io.TextIOWrapper(output, stream.encoding, stream.errors, line_buffering=True)  # type: ignore[type-var]  # RawIOBase has what it needs

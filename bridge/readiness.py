@@ -1,4 +1,4 @@
-"""Whether the bridge is ready, and what is missing: the content of `/readyz`."""
+"""Decides whether the bridge is ready, and lists what is missing: the content of `/readyz`."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ class Readiness:
         self._stopping = False
 
     def stop(self) -> None:
-        """Makes all later reports say that the bridge is not ready, because it is stopping."""
+        """Must be called when the bridge stops. Later reports say that the bridge is not ready."""
         self._stopping = True
 
     def report(self) -> tuple[bool, dict[str, object]]:
@@ -56,8 +56,8 @@ class Readiness:
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:
-            # Also after each lost connection: otherwise a load balancer would send clients with ids that are not read
-            # yet.
+            # This also applies after each lost connection: otherwise a load balancer would send clients with ids that
+            # are not read yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             if self._rejects.waiting:
@@ -71,7 +71,7 @@ class Readiness:
         return missing
 
     def _warnings(self) -> list[str]:
-        """Returns what the operator should know although the bridge is ready."""
+        """Returns the problems that the operator should know although the bridge is ready."""
         warnings = []
         if others := self._source.other_consumers:
             warnings.append(

@@ -1,7 +1,7 @@
 """Connects the broker's side and the clients' side: turns deliveries into updates or rejected events.
 
-One branch decides: Accepted goes to the hub and is settled after the flush, Rejected goes to the rejects and is
-settled after the confirm.
+There are two paths. An accepted event goes to the hub, and its delivery is settled after the flush. A rejected event
+goes to the rejects, and its delivery is settled after the confirm.
 """
 
 import time
@@ -56,7 +56,7 @@ class UnflushedDeliveries:
 
 
 class Relay:
-    """Takes deliveries in order, and ensures that each is settled once."""
+    """Takes deliveries in order, and ensures that each delivery is settled once."""
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class Relay:
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
-        If the bridge fails on an event, the event is rejected. If that fails too, the delivery stays unsettled, so that
-        a queue delivers it again. All other deliveries of the read are relayed in any case.
+        If the bridge fails on an event, the event is rejected. If the rejection fails too, the delivery stays
+        unsettled, so that a queue delivers it again. All other deliveries of the read are relayed in any case.
         """
         relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
@@ -146,12 +146,13 @@ class Relay:
             _log.exception("an event could not be processed")
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log has the error")
             if identity is not None and not duplicate:
-                # Its update was not broadcast. If the event is delivered again, it must not count as a duplicate.
+                # The update was not broadcast. If the event is delivered again, it must not count as a duplicate.
                 self._window.remove_newest()
         if isinstance(outcome, Rejected):
             self._record_id(delivery)
             if self._replaying:
-                # Another bridge rejected the event when it was new. Logging it again at each start would fill the log.
+                # Another bridge rejected the event when it was new. Logging the rejection again at each start would
+                # fill the log.
                 self._invalid_before += 1
                 delivery.settle()
             else:
@@ -163,7 +164,7 @@ class Relay:
             self._metrics.duplicates[outcome.type] += 1
             delivery.settle()
             return "duplicate"
-        # After `publish`: it may flush earlier updates, and that flush must not settle this delivery.
+        # This comes after `publish`, which may flush earlier updates: that flush must not settle this delivery.
         self._unflushed.add(delivery)
         if not self._replaying:
             self._metrics.updates[outcome.type] += 1
@@ -171,8 +172,8 @@ class Relay:
         return _UPDATE
 
     def _record_id(self, delivery: Delivery) -> None:
-        # Another bridge, with other schemas or an earlier start, may have broadcast this event. Its clients may resume
-        # here.
+        # Another bridge, with other schemas or an earlier start, may have broadcast this event. Clients of that bridge
+        # may resume here.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
             self._flush_due = True
@@ -198,7 +199,10 @@ class Relay:
         self._hub.send_own_message(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
 
     def on_session_end(self) -> None:
-        """Passes the end of a session on to the rejects: the broker takes its unsettled deliveries back."""
+        """Reports the end of a session to the rejects.
+
+        The broker takes back the session's unsettled deliveries.
+        """
         self._rejects.on_session_end()
 
     def _log_rejected(self, delivery: Delivery, rejected: Rejected) -> None:

@@ -14,19 +14,19 @@ from bridge.timing import Timing
 
 
 class EventSource(Protocol):
-    """What the bridge needs of the source of its events."""
+    """The interface of a source of events that the bridge uses."""
 
     @property
     def status(self) -> Status:
-        """The state of the source: for the consumer, that of the connection to the broker."""
+        """The state of the source. For the consumer, it is the state of the connection to the broker."""
 
     @property
     def gaps(self) -> GapReporter:
-        """Reports gaps, and keeps the last one."""
+        """The reporter of gaps, which keeps the last gap."""
 
     @property
     def stream_reader(self) -> StreamReader | None:
-        """The reader of the stream; None without a stream."""
+        """The reader of the stream, or None without a stream."""
 
     @property
     def other_consumers(self) -> int:

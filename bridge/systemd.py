@@ -1,4 +1,4 @@
-"""Notifications to systemd: `sd_notify(3)`, for units of `Type=notify`.
+"""Sends notifications to systemd (`sd_notify(3)`), for units of `Type=notify`.
 
 Without `NOTIFY_SOCKET` in the environment, no notification is sent. If a notification can't be sent, the bridge logs
 this and continues.
@@ -22,14 +22,15 @@ class SdNotifier:
         """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from the environment."""
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(environment) if self._address else None
-        """The service manager kills the bridge after this time without a notification. None without a watchdog."""
+        """The service manager kills the bridge after this time without a notification. It is None without a
+        watchdog."""
 
     def ready(self) -> None:
-        """Notifies that the bridge listens. It may not have a broker yet."""
+        """Notifies that the bridge listens. The bridge may not have a broker yet."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Notifies that the bridge reads its certificate again. Call `ready` afterwards."""
+        """Notifies that the bridge reads its certificate again. Call `ready` when the bridge has read it."""
         # Type=notify-reload requires the time of this notification on the monotonic clock.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
@@ -56,7 +57,10 @@ class SdNotifier:
 
 
 def _address(text: str) -> str | None:
-    """Returns the address of a Unix socket: a path, or an abstract name after @. None for other kinds of addresses."""
+    """Returns the address of a Unix socket: a path, or an abstract name after @.
+
+    Returns None for other kinds of addresses.
+    """
     if text.startswith("@"):
         return f"\0{text[1:]}"
     return text if text.startswith("/") else None

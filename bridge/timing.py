@@ -1,4 +1,4 @@
-"""Time constants of the bridge's connections to the broker and to clients. They are not settings.
+"""The time constants of the bridge's connections to the broker and to clients. These constants are not settings.
 
 The bridge runs with `DEFAULT`. A test passes other values, so that a limit of 20 s takes 0.5 s.
 """
@@ -13,8 +13,8 @@ class Timing:
     """Intervals and timeouts, in seconds."""
 
     heartbeat_s: int = 10
-    """AMQP heartbeat if the URL sets none. A dead connection is detected after 33 s. With aio-pika's default of 60 s,
-    detection takes 183 s."""
+    """The AMQP heartbeat if the URL sets none. With it, a dead connection is detected after 33 s. With aio-pika's
+    default of 60 s, detection takes 183 s."""
 
     connect_timeout_s: float = 5.0
     """Time from the TCP connect to one node until its virtual host is open. A broker may accept the connection and send
@@ -31,8 +31,8 @@ class Timing:
 
     check_interval_s: float = 1.5
     """Interval between the answer to a request of the topology check and the next request. The requests are few and
-    small, and find an exchange that was deleted and declared again. The answers also show aio-pika that the connection
-    is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
+    small, and detect an exchange that was deleted and declared again. The answers also show aio-pika that the
+    connection is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
 
     check_timeout_s: float = 20.0
     """The bridge closes a connection on which no request of the topology check is answered for this long. If only one
@@ -42,17 +42,19 @@ class Timing:
     refused_interval_s: float = 60.0
     """Interval between a refused request of the topology check and the next attempt. The broker logs each refusal.
 
-    Also the age at which the check replaces a channel: on an open one, the broker caches the user's permissions."""
+    At this age, the check also replaces a channel, because the broker caches the user's permissions on an open
+    channel."""
 
     unbind_timeout_s: float = 1.0
     """Time for the broker to unbind an exclusive queue before the connection is closed. A cluster node without a
-    majority never does it."""
+    majority never unbinds it."""
 
     cancel_timeout_s: float = 2.0
-    """Time for the broker to confirm `basic.cancel`. A broker that is stopped never confirms it."""
+    """Time for the broker to confirm `basic.cancel`. A broker that is stopped never confirms."""
 
     settle_timeout_s: float = 3.0
-    """Time to settle the last deliveries when the bridge stops. A named queue keeps those that stay unsettled."""
+    """Time to settle the last deliveries when the bridge stops. A named queue keeps the deliveries that stay
+    unsettled."""
 
     end_timeout_s: float = 1.0
     """Time for the consumer task or the rejects task to end after its cancellation. aio-pika may still be closing the

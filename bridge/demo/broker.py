@@ -1,4 +1,4 @@
-"""The RabbitMQ that the demo starts if none is configured: a container that is removed when the demo ends."""
+"""The broker of the demo if none is configured: RabbitMQ in a container that is removed when the demo ends."""
 
 import socket
 from collections.abc import Callable
@@ -13,18 +13,18 @@ class Broker(Protocol):
 
     url: str
     origin: str
-    """A description for people: `container rabbitmq:4-management`."""
+    """A description for people, such as `container rabbitmq:4-management`."""
 
     @property
     def runs(self) -> bool:
-        """Whether it still runs."""
+        """Whether the broker still runs."""
 
     def stop(self) -> None:
-        """Ends it and removes its data."""
+        """Ends the broker and removes its data."""
 
 
 class NoBroker(BridgeError):
-    """No RabbitMQ can be started. The text gives the reason and the possible solutions."""
+    """The demo can't start RabbitMQ. The text gives the reason and the possible solutions."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(

@@ -18,8 +18,8 @@ _LONGEST_LINE = 256 * 1024
 _POLL_S = 0.1
 
 
-# The shell ignores SIGTERM, which goes to the entire process group, so that it can return the command's exit status.
-# The watcher blocks on the pipe from the parent process. When the pipe closes, the watcher kills the group.
+# SIGTERM goes to the entire process group. The shell ignores it, so that it can return the command's exit status. The
+# watcher blocks on the pipe from the parent process. When the pipe closes, the watcher kills the group.
 _SCRIPT = """
 exec 3<&0 </dev/null
 (trap '' TERM; read -r _ <&3; kill -9 0) >/dev/null 2>&1 &
@@ -38,8 +38,8 @@ def die_with_parent(*command: str) -> list[str]:
     Start the arguments with `stdin=PIPE` and `start_new_session=True`, and keep the pipe open while the command must
     live. The kernel closes the pipe also when this process is killed. The exit status is the command's.
 
-    PR_SET_PDEATHSIG is not an alternative: it fires when the *thread* that started the child ends, and it does not
-    reach the children of the child. The command has its own session, so Ctrl-C in a terminal does not reach it.
+    PR_SET_PDEATHSIG is not an alternative: this signal fires when the *thread* that started the child ends, and does
+    not reach the children of the child. The command has its own session, so Ctrl-C in a terminal does not reach it.
     """
     return ["/bin/sh", "-c", _SCRIPT, "die-with-parent", *command]
 
@@ -95,7 +95,7 @@ class Child:
         self._ready = True
 
     async def ended(self) -> None:
-        """Waits until the bridge ends. Raises ChildError then."""
+        """Waits until the bridge ends, and then raises ChildError."""
         assert self._process is not None
         assert self._reading is not None
         status = await self._process.wait()
@@ -104,7 +104,7 @@ class Child:
         raise ChildError(f"the bridge ended unexpectedly with status {status}{words}")
 
     async def stop(self, timeout_s: float) -> None:
-        """Sends SIGTERM, and SIGKILL after `timeout_s` to the processes that are left."""
+        """Sends SIGTERM, and after `timeout_s` sends SIGKILL to the processes that are left."""
         process = self._process
         if process is None:
             return
@@ -125,7 +125,7 @@ class Child:
             try:
                 line = await output.readline()
             except ValueError:
-                # The line exceeds the limit, and is dropped. A pipe that is not read would block the bridge.
+                # The line exceeds the limit, so it is dropped. A pipe that is not read would block the bridge.
                 continue
             if not line:
                 return
@@ -144,7 +144,7 @@ def is_ready(host: str, port: int, tls: bool) -> bool:
     """Returns whether `/readyz` of the bridge at this address answers 200."""
     connection = HTTPConnection(host, port, timeout=2)
     if tls:
-        # The bridge is a child process on this machine. Clients decide whether its certificate can be trusted.
+        # The bridge is a child process on this machine. Clients decide whether the bridge's certificate can be trusted.
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

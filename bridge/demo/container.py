@@ -1,4 +1,7 @@
-"""RabbitMQ in a container, through testcontainers. Importing this module takes 0.3 s, and needs the extra `demo`."""
+"""Runs RabbitMQ in a container, through testcontainers.
+
+Importing this module takes 0.3 s, and needs the extra `demo`.
+"""
 
 import secrets
 import socket
@@ -16,10 +19,10 @@ _ANSWER_TIMEOUT_S = 3
 _START_TIMEOUT_S = 90.0
 
 BUSY_WAIT = {"RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": "short"}
-"""With the packaged value `none`, the schedulers sleep between the thousand modules that a start loads: 6 s instead of
-3 s on two virtual cores. An idle broker uses no more processor time with `short`."""
+"""With the packaged value `none`, the schedulers sleep between the thousand modules that a start loads. A start then
+takes 6 s instead of 3 s on two virtual cores. An idle broker uses no more processor time with `short`."""
 
-# Ryuk is a container from another image, for programs that do not remove their containers themselves.
+# The demo does not need Ryuk, a container from another image for programs that do not remove their own containers.
 testcontainers_config.ryuk_disabled = True
 
 
@@ -40,7 +43,8 @@ def engine_answers() -> bool:
 
 
 def _listens(engine: str) -> bool:
-    # If the connection is refused, docker's client leaves its socket open until the garbage collector warns about it.
+    # If the connection is refused, docker's client leaves its socket open until the garbage collector warns about the
+    # socket.
     scheme, _, path = engine.partition("://")
     if scheme != "unix":
         return True
@@ -80,7 +84,7 @@ class Container:
         self._container.ports[_AMQP_PORT] = (LOOPBACK, port)  # type: ignore[assignment]  # declared too narrow
 
     def start(self) -> None:
-        """Starts the container and waits until it answers AMQP. Raises RuntimeError if it does not."""
+        """Starts the container and waits until it answers AMQP. Raises RuntimeError if this fails."""
         try:
             self._start()
             await_amqp(LOOPBACK, self.port, _START_TIMEOUT_S, lambda: self.runs)
@@ -96,7 +100,7 @@ class Container:
 
     @property
     def runs(self) -> bool:
-        """Whether it still runs, as far as the engine knows."""
+        """Whether the container still runs, as far as the engine knows."""
         try:
             self._container.reload()
         except (DockerException, OSError):

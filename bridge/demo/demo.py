@@ -1,4 +1,4 @@
-"""`edk-bridge demo`: the bridge with invented killmails, from RabbitMQ or from a feed in the same process.
+"""Implements `edk-bridge demo`: the bridge with invented killmails, from RabbitMQ or from a feed in the same process.
 
 However the demo ends, it removes everything that it has started or declared.
 """
@@ -33,7 +33,8 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import address_unavailable, open_listeners, source_address
 
 StartBroker = Callable[[str, Callable[[str], None]], Broker]
-"""Starts a broker from an image. Calls the function with each line to print. Raises BridgeError."""
+"""A function that starts a broker from an image. It calls its second argument with each line to print, and raises
+BridgeError."""
 
 READY_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 10.0
@@ -56,9 +57,10 @@ class Demo:
     """The options of a demo."""
 
     rate: float
-    """Killmails a second."""
+    """The number of killmails a second."""
     flags: Mapping[str, str | None]
-    """The values of `setting_options`: `port`, `amqp_url`, `schemas` and `env_file`. None: not given."""
+    """The values of `setting_options`: `port`, `amqp_url`, `schemas` and `env_file`. A value is None if the flag is not
+    given."""
 
     def settings(self, **decided: str) -> Settings:
         """Returns the effective settings, including those that the demo decides. Raises ConfigurationError."""
@@ -86,7 +88,7 @@ class _Stopped(BaseException):
 
 
 class Signals:
-    """The first SIGINT, SIGTERM or SIGHUP ends the demo. Later ones are ignored, so that it can clean up."""
+    """The first SIGINT, SIGTERM or SIGHUP ends the demo. Later signals are ignored, so that the demo can clean up."""
 
     def __init__(self) -> None:
         self._received = False
@@ -117,7 +119,10 @@ class Signals:
 
 
 def run(demo: Demo, start_broker: StartBroker) -> int:
-    """Runs the demo until a signal, with the configured broker or one from `start_broker`. Returns the exit code."""
+    """Runs the demo until a signal, with the configured broker or a broker from `start_broker`.
+
+    Returns the exit code.
+    """
     signals = Signals()
     never_block()
     try:
@@ -259,7 +264,7 @@ def _image() -> str:
 
 
 def _arguments(demo: Demo, settings: Settings, decided: Mapping[str, str]) -> list[str]:
-    """Returns the flags of the bridge, without the broker's URL: other users of the machine can read arguments."""
+    """Returns the bridge's flags, without the broker's URL, because other users of the machine can read arguments."""
     given = {name: text for name, text in demo.flags.items() if text is not None and name != "amqp_url"}
     flags = {**given, **decided, "log_format": _log_format(settings)}
     return [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
@@ -290,7 +295,7 @@ async def _declare(publisher: DemoPublisher) -> None:
 
 
 async def _first_end(*works: Coroutine[object, object, None]) -> None:
-    """Runs all until the first one ends. Raises its error."""
+    """Runs all coroutines until the first one ends. Raises the error of that coroutine."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -309,7 +314,7 @@ async def _report(publisher: DemoPublisher) -> NoReturn:
 
 
 async def _ended(broker: Broker | None) -> NoReturn:
-    """Raises BridgeError when the demo's own broker ends. No other program starts it again."""
+    """Raises BridgeError when the demo's own broker ends, because no other program starts this broker again."""
     while True:
         await asyncio.sleep(CHECK_INTERVAL_S)
         if broker is not None and not await asyncio.to_thread(lambda: broker.runs):

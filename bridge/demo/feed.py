@@ -21,7 +21,7 @@ from bridge.metrics import Metrics
 from bridge.timing import Timing
 
 REJECT_INTERVAL = 20
-"""One of this many events is invalid."""
+"""One event of each group of this size is invalid."""
 
 GAP_INTERVAL = 30
 """After this many events, the feed drops LOST_EVENTS events and reports a gap."""
@@ -34,7 +34,7 @@ PROPERTIES = MessageProperties(b"", ("killmail", None))
 class Feed:
     """Delivers invented killmails to the bridge, with some invalid events and gaps.
 
-    The feed is also the session of its deliveries. It never redelivers, so `settle` does nothing.
+    The feed is also the session of its deliveries. The feed never redelivers, so `settle` does nothing.
     """
 
     def __init__(
@@ -48,7 +48,10 @@ class Feed:
         wait: bool,
         timing: Timing,
     ) -> None:
-        """`rate` is in killmails a second. `on_start` is called before the first one. The rest is as for a consumer."""
+        """`rate` is in killmails a second.
+
+        `on_start` is called before the first killmail. Other parameters are as for a consumer.
+        """
         # The feed waits for no broker, so its status is always fresh.
         self.status = Status(answer_valid_s=inf)
         self.gaps = GapReporter(handler, metrics)
@@ -68,7 +71,7 @@ class Feed:
         return self.status.state is State.WORKING
 
     def settle(self, tag: int) -> None:
-        """Does nothing."""
+        """Does nothing, because the feed never redelivers."""
 
     def stop(self) -> None:
         """Ends `run`."""
@@ -93,7 +96,7 @@ class Feed:
         self.status.enter(State.STOPPED)
 
     async def _pause(self, pause_s: float) -> bool:
-        """Waits. Returns whether the feed must stop."""
+        """Waits for the pause. Returns whether the feed must stop."""
         try:
             async with asyncio.timeout(pause_s):
                 await self._stopping.wait()

@@ -19,7 +19,7 @@ class Guide:
     host: str
     """The host for clients' URLs."""
     rate: float
-    """Killmails a second."""
+    """The number of killmails a second."""
 
     def with_broker(self, where: str, exchange: str) -> str:
         """Returns the text for a broker that other programs use too. `where` names the broker without its password."""

@@ -1,6 +1,6 @@
-"""Plausible killmails, for a demo without a fetcher.
+"""Invents plausible killmails, for a demo without a fetcher.
 
-Pure: the caller passes the random numbers and the clock.
+The module is pure: the caller passes the random numbers and the clock.
 """
 
 import random
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 _FIRST_KILLMAIL_ID = 130_000_000
 
-# Busy systems: trade hubs, the routes between them, and systems known for their fights. System id to weight.
+# The weight of each busy system, by its id: trade hubs, the routes between them, and systems known for their fights.
 _BUSY_SYSTEMS = {
     30000142: 12,  # Jita
     30000144: 6,  # Perimeter
@@ -29,7 +29,7 @@ _K_SPACE = (30_000_001, 30_005_201)
 _J_SPACE = (31_000_001, 31_002_604)
 _J_SPACE_SHARE = 0.2
 
-# Lost ships and structures. Type id to weight.
+# The weight of each lost ship or structure, by its type id.
 _SHIPS = {
     670: 30,  # Capsule
     587: 8,  # Rifter
@@ -61,7 +61,7 @@ _STRUCTURES = {
     35833: 2,  # Fortizar
     35835: 5,  # Athanor
 }
-# Of 123 real killmails, 17 had no victim character (a structure has none) and 41 no alliance.
+# Of 123 real killmails, 17 had no victim character (structures have no character), and 41 had no alliance.
 _STRUCTURE_SHARE = 1 / 7
 _NO_ALLIANCE_SHARE = 1 / 3
 
@@ -72,7 +72,7 @@ _MOST_ATTACKERS = 4000
 def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[str, object]]:
     """Yields the data of updates of the type `killmail` without end, with increasing ids.
 
-    `now` is called once for each, and returns a time with a time zone.
+    `now` is called once for each killmail, and returns a time with a time zone.
     """
     killmail_id = _FIRST_KILLMAIL_ID + rng.randrange(1_000_000)
     while True:
@@ -94,7 +94,10 @@ def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[
 
 
 def pace(rng: random.Random, rate: float) -> Iterator[float]:
-    """Yields the pauses (seconds) between independent events without end. `rate` is their mean number a second."""
+    """Yields the pauses (seconds) between independent events without end.
+
+    `rate` is the mean number of events a second.
+    """
     if not rate > 0:
         raise ValueError(f"a rate must be above 0; got {rate}")
     while True:

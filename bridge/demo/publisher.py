@@ -29,7 +29,7 @@ class DemoPublisher:
     """Declares an exchange and publishes invented killmails to it, with confirms. Reconnects to a lost broker."""
 
     def __init__(self, nodes: Sequence[Node], exchange: str, durable: bool, say: Callable[[str], None]) -> None:
-        """`durable`: whether the exchange outlasts the demo, like a fetcher's. `say` prints a line."""
+        """`durable` is True if the exchange outlasts the demo, like that of a fetcher. `say` prints a line."""
         self.published = 0
         self._nodes = nodes
         self._exchange = exchange
@@ -43,7 +43,10 @@ class DemoPublisher:
             await self._declare(amqp)
 
     async def publish(self, rate: float) -> None:
-        """Publishes `rate` killmails a second until cancelled. Raises BrokerRefusal if the broker refuses at start."""
+        """Publishes `rate` killmails a second until its task is cancelled.
+
+        Raises BrokerRefusal if the broker refuses at start.
+        """
         rng = random.Random()  # noqa: S311 - invented killmails are no secret
         bodies = (orjson.dumps(data) for data in killmails(rng, lambda: datetime.now(UTC)))
         pauses = pace(rng, rate)
