@@ -1,30 +1,30 @@
-// Updates of an edk-bridge in a browser, each exactly once: across lost connections, restarts and a laptop's sleep.
-// A file to copy. In a module: `import { connect } from "./browser.js"`; in a script: `await import("./browser.js")`.
+// Receives the updates of an edk-bridge in a browser, each exactly once, also across lost connections and restarts.
+// Copy this file. In a module: `import { connect } from "./browser.js"`; in a script: `await import("./browser.js")`.
 //
 //   connect("ws://localhost:3000/updates?type=killmail", { onUpdate: (update) => console.log(update.data) });
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-const LASTING_MS = 10_000; // A shorter connection is a failure. Otherwise, a full bridge would be asked every second.
-const NOT_REACHED = 1006; // The browser's own code for an end without a close frame, and for a refusal (400, 403).
+const LASTING_MS = 10_000; // A shorter connection is a failure, so that a full bridge is not asked every second.
+const NOT_REACHED = 1006; // The browser's code for an end without a close frame, and for a refused handshake.
 const FULL = 1013;
 const FAILURES_TO_DIAGNOSE = 3;
 const LOOPBACK = /^(localhost|.*\.localhost|127\.[\d.]+|\[::1\])$/;
 const MIXED = "a page over https can open ws:// only to localhost: use wss:// (mixed content)";
 
-// `onState("connected", id)`: all updates after this id follow. `onState("disconnected", code, reason)`: `reason` is a
-// phrase for people, empty if unknown. A second call follows once the reason is found. `onMissed(data)`: some updates
-// can't be had any more; `data` is that of a `gap`, or of a `resume` that is not complete. `after` is the id to resume
+// `onState("connected", id)` means that all updates after this id follow. `onState("disconnected", code, reason)` has a
+// `reason` for people, empty if unknown. A second call follows when the reason is found. `onMissed(data)` means that
+// some updates are lost; `data` is that of a `gap`, or of a `resume` that is not complete. `after` is the id to resume
 // from: the `lastId()` of an earlier page, which is the id of the last update or of the last "connected".
 export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}, after = "", silenceMs = 60_000 }) {
-  let lastId = after; // Empty: from now on.
-  let current; // The socket whose messages count.
+  let lastId = after; // An empty id means "from now on".
+  let current; // The socket whose messages are handled.
   let next; // The socket that replaces `current` once the bridge has answered on it.
   let connectedMs = Infinity;
   let failures = 0;
-  let unopened = 0; // Connections in a row that never opened.
+  let unopened = 0; // The number of connections in a row that never opened.
   let reason = "";
-  let timer; // Only one thing is due at a time: the end of a pause, or of a silence.
+  let timer; // Only one timer is needed at a time: for the end of a pause, or of a silence.
 
   function schedule(action, ms) {
     clearTimeout(timer);
@@ -56,10 +56,10 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   function receive(socket, message) {
     const { type, data, id } = message;
     const isBack = !current;
-    // The socket with the first message stays: the other one would only repeat it.
+    // The socket with the first message stays, because the other socket would only repeat this message.
     discard(socket === next ? current : next);
     [current, next] = [socket, undefined];
-    // A script sees no pings, so a silent connection may be dead. A second connection finds out, and misses nothing.
+    // A script sees no pings, so a silent connection may be dead. A second connection tests this, and misses nothing.
     schedule(open, silenceMs);
     lastId = type === "resume" ? data.id : (id ?? lastId);
     unopened = 0;
@@ -72,7 +72,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   function lose(socket, code, phrase = "") {
     discard(socket);
     if (socket === current) current = undefined;
-    // If the new socket can't reach the bridge, the old one is dead too. With any other code, the bridge has answered.
+    // If the new socket can't reach the bridge, the old socket is dead too. Any other code comes from the bridge.
     else if (code === NOT_REACHED) current = discard(current);
     if (socket === next) next = undefined;
     if (!current && performance.now() - connectedMs >= LASTING_MS) failures = 0;
@@ -88,7 +88,8 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   }
 
   function explain(cause) {
-    if (unopened) onState("disconnected", NOT_REACHED, (reason = cause)); // Neither connected nor stopped meanwhile.
+    // The page has neither connected nor stopped meanwhile.
+    if (unopened) onState("disconnected", NOT_REACHED, (reason = cause));
   }
 
   function stop() {
@@ -102,10 +103,10 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   return { lastId: () => lastId, stop };
 }
 
-// Why a connection does not open. A script can't read the response to a handshake, but it can ask the bridge over HTTP.
+// Finds why a connection does not open. A script can't read the response to a handshake, but can send an HTTP request.
 async function causeOf(address) {
   const url = new URL(address.replace(/^ws/, "http"));
-  // To its own origin, a page sends the header Origin, which the bridge may refuse, with OPTIONS but not with GET.
+  // To its own origin, a page sends the header Origin with OPTIONS but not with GET. The bridge may refuse this header.
   const methods = url.origin === location.origin ? ["OPTIONS", "GET"] : ["GET"];
   for (const method of methods) {
     const [status = 0, text] = await fetch(url, { method, cache: "no-store", signal: AbortSignal.timeout(10_000) })

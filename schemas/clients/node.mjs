@@ -1,5 +1,5 @@
-// Updates of an edk-bridge in Node (20.10 or newer), each exactly once, also across lost connections.
-// A file to copy, and `npm install ws`.
+// Receives the updates of an edk-bridge in Node (20.10 or newer), each exactly once, also across lost connections.
+// Copy this file, and run `npm install ws`.
 //
 //   import { updates } from "./node.mjs";
 //   for await (const update of updates("ws://localhost:3000/updates")) console.log(update.id, update.data);
@@ -12,25 +12,25 @@ import { WebSocket } from "ws";
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-const LASTING_MS = 10_000; // A shorter connection is a failure. Otherwise, a full bridge would be asked every second.
+const LASTING_MS = 10_000; // A shorter connection is a failure, so that a full bridge is not asked every second.
 const FULL = 1013;
 const TRY_AGAIN = [408, 429];
 
-// The message is the bridge's own sentence: the query is invalid (400), or the client may not connect (403).
+// The bridge refused the client: the query is invalid (400), or the client may not connect (403). The message says why.
 export class Refused extends Error {}
 
-// `onState("connected", id)`: all updates after this id follow. `onState("disconnected", reason)`: `reason` is a close
-// code, or a text. `onMissed(data)`: some updates can't be had any more; `data` is that of a `gap`, or of a `resume`
-// that is not complete. `after` is the id to resume from: that of the last update, or of the last "connected". After
-// `silenceMs` without a ping or a message, the connection is taken for dead: the bridge pings every 30 s.
+// `onState("connected", id)` means that all updates after this id follow. `onState("disconnected", reason)` has a close
+// code or a text as its reason. `onMissed(data)` means that some updates are lost; `data` is that of a `gap`, or of a
+// `resume` that is not complete. `after` is the id to resume from: the id of the last update, or of the last
+// "connected". A connection without a ping or a message for `silenceMs` counts as dead: the bridge pings every 30 s.
 export async function* updates(url, options = {}) {
   const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
-  let lastId = after; // Empty: from now on.
+  let lastId = after; // An empty id means "from now on".
   for (let failures = 0; ; failures += 1) {
     const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
     const socket = new WebSocket(address, { handshakeTimeout: 10_000, perMessageDeflate: false });
     let [connectedMs, reason, broken] = [Infinity];
-    // While the program is slow to take updates, the socket is paused and reads no pings: that is no silence.
+    // While the program is slow to take updates, the socket is paused and reads no pings. This is not silence.
     const silence = setTimeout(() => (socket.isPaused ? silence.refresh() : socket.terminate()), silenceMs);
     for (const sign of ["ping", "message"]) socket.on(sign, () => silence.refresh());
     socket.on("close", (code) => (reason = code));
@@ -42,7 +42,7 @@ export async function* updates(url, options = {}) {
       socket.emit("error", isFinal ? new Refused(sentence) : new Error(sentence));
     });
     try {
-      // Few updates are buffered here. The others wait in the bridge.
+      // Few updates are buffered here. Other updates wait in the bridge.
       const limits = { highWaterMark: 64, lowWaterMark: 16 };
       for await (const [body] of on(socket, "message", { close: ["close"], signal, ...limits })) {
         const message = JSON.parse(body);

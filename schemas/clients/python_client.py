@@ -1,6 +1,6 @@
-"""Updates of an edk-bridge with asyncio, each exactly once, also across lost connections.
+"""Receives the updates of an edk-bridge with asyncio, each exactly once, also across lost connections.
 
-A file to copy, and `pip install websockets`.
+Copy this file, and run `pip install websockets`.
 
     async for update in updates("ws://localhost:3000/updates?type=killmail"):
         print(update["id"], update["data"])
@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidHandshake, InvalidStatus
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
-LASTING_S = 10.0  # A shorter connection is a failure. Otherwise, a full bridge would be asked every second.
+LASTING_S = 10.0  # A shorter connection is a failure, so that a full bridge is not asked every second.
 FULL, TRY_AGAIN = 1013, (408, 429)
 
 log = logging.getLogger("updates")
@@ -31,7 +31,7 @@ Callback = Callable[[Any], object]
 
 
 class Refused(Exception):
-    """The bridge's own sentence: the query is invalid (400), or the client may not connect (403)."""
+    """The bridge refused the client, with the bridge's reason: an invalid query (400), or a forbidden client (403)."""
 
 
 async def updates(
@@ -41,13 +41,13 @@ async def updates(
     on_connected: Callback = log_connected,
     ping_s: float = 20.0,
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yields the updates after an id, or from now on. The id is that of an update, or one from `on_connected`.
+    """Yields the updates after an id, or from now on. The id is that of an update, or an id from `on_connected`.
 
-    `on_connected` is called with an id: all updates after it follow. `on_missed` is called if some updates can't be had
-    any more, with the data of a `gap` or of a `resume` that is not complete. A connection on which a ping is not
-    answered within `ping_s` is dead.
+    `on_connected` is called with an id, and all updates after this id follow. `on_missed` is called if some updates are
+    lost, with the data of a `gap` or of a `resume` that is not complete. A connection on which a ping is not answered
+    within `ping_s` is dead.
     """
-    # No limit for the size: an update above it would come again with every connection.
+    # The size has no limit, because an update above a limit would come again with every connection.
     open_connection = partial(connect, max_size=None, proxy=None, ping_interval=ping_s, ping_timeout=ping_s)
     last_id, pause_s, level = after, FIRST_PAUSE_S, logging.WARNING
     while True:

@@ -37,11 +37,11 @@ export interface UpdateOf<Type extends UpdateType> {
    */
   type: Type;
   /**
-   * The update itself. The schema of its type describes it.
+   * The data of the update. The schema of the update's type describes it.
    */
   data: UpdateData[Type];
   /**
-   * When the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
+   * The time when the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
    */
   timestamp: number;
 }
@@ -51,7 +51,7 @@ export interface UpdateOf<Type extends UpdateType> {
  */
 export interface UpdateWithIdOf<Type extends UpdateType> extends UpdateOf<Type> {
   /**
-   * The id of the update, for after. It is opaque: its order and its parts have no meaning for clients.
+   * The id of the update, to pass as after. The id is opaque: its order and its parts have no meaning for clients.
    */
   id: string;
 }
@@ -65,11 +65,11 @@ export interface MessageOf<Type extends keyof MessageData> {
    */
   type: Type;
   /**
-   * The update itself. The schema of its type describes it.
+   * The data of the update. The schema of the update's type describes it.
    */
   data: MessageData[Type];
   /**
-   * When the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
+   * The time when the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
    */
   timestamp: number;
 }
@@ -79,7 +79,7 @@ export interface MessageOf<Type extends keyof MessageData> {
  */
 export interface EntityActivity {
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
+   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -99,11 +99,11 @@ export interface EntityActivity {
    */
   periodEnd: string;
   /**
-   * The number of killmails in the period that name the entity among the attackers. For a place: the number of killmails there.
+   * The number of killmails in the period that name the entity among the attackers. For a place, the number of killmails there.
    */
   killCount: number;
   /**
-   * The number of killmails in the period that name the entity as the victim. 0 for a place.
+   * The number of killmails in the period that name the entity as the victim. It is 0 for a place.
    */
   lossCount: number;
   /**
@@ -119,11 +119,11 @@ export interface EntityActivity {
    */
   lastKillmailId?: number | null;
   /**
-   * The id of the solar system of that killmail. Absent, null or 0 if there is none.
+   * The id of the solar system of the newest counted killmail. Absent, null or 0 if there is none.
    */
   lastSystemId?: number | null;
   /**
-   * The time of that killmail, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time of the newest counted killmail, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   lastActivityTime?: string;
 }
@@ -133,27 +133,27 @@ export interface EntityActivity {
  */
 export interface EsiKillmail {
   /**
-   * The killmail's id. It becomes killmailId.
+   * The killmail's id, which becomes killmailId.
    */
   killmail_id: number;
   /**
-   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. It becomes killmailTime. ESI always includes it.
+   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. It becomes killmailTime. ESI always includes this member.
    */
   killmail_time?: string;
   /**
-   * The killmail's hash. ESI does not include it, but some fetchers add it.
+   * The killmail's hash. ESI does not include this member, but some fetchers add it.
    */
   killmail_hash?: string | null;
   /**
-   * The id of the solar system. It becomes systemId.
+   * The id of the solar system, which becomes systemId.
    */
   solar_system_id: number;
   /**
-   * The id of the moon, if the ship was lost at one.
+   * The id of the moon, if the ship was lost at a moon.
    */
   moon_id?: number | null;
   /**
-   * The id of the war, if the kill belongs to one.
+   * The id of the war, if the kill belongs to a war.
    */
   war_id?: number | null;
   /**
@@ -161,15 +161,15 @@ export interface EsiKillmail {
    */
   victim: {
     /**
-     * The victim's character id. A structure has none. It becomes victimId, unchanged.
+     * The victim's character id. A structure has none. The id becomes victimId, unchanged.
      */
     character_id?: number | null;
     /**
-     * The victim's corporation id. It becomes victimCorporationId, unchanged.
+     * The victim's corporation id, which becomes victimCorporationId, unchanged.
      */
     corporation_id?: number | null;
     /**
-     * The victim's alliance id. It becomes victimAllianceId, unchanged.
+     * The victim's alliance id, which becomes victimAllianceId, unchanged.
      */
     alliance_id?: number | null;
     /**
@@ -177,7 +177,7 @@ export interface EsiKillmail {
      */
     faction_id?: number | null;
     /**
-     * The type id of the lost ship. It becomes shipTypeId.
+     * The type id of the lost ship, which becomes shipTypeId.
      */
     ship_type_id: number;
     /**
@@ -185,16 +185,16 @@ export interface EsiKillmail {
      */
     damage_taken?: number | null;
     /**
-     * The items in the ship. The bridge ignores them.
+     * The items in the ship, which the bridge ignores.
      */
     items?: unknown;
     /**
-     * The position in the solar system, in metres from its star. The bridge ignores it.
+     * The position in the solar system, in metres from its star. The bridge ignores the position.
      */
     position?: unknown;
   };
   /**
-   * All attackers. Their number becomes attackerCount.
+   * All attackers. The number of attackers becomes attackerCount.
    *
    * Items: One attacker: a character, or an NPC.
    */
@@ -237,7 +237,7 @@ export interface EsiKillmail {
     weapon_type_id?: number | null;
   }[];
   /**
-   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores them, so they may have any shape.
+   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores these additions, so they may have any shape.
    */
   zkb?: unknown;
 }
@@ -247,11 +247,11 @@ export interface EsiKillmail {
  */
 export interface KillboardEvent {
   /**
-   * The id of the event, in any form that the publisher chooses. A later update with the same id is a correction: it replaces the earlier one. A later development is a separate event, with relatedEventId.
+   * The id of the event, in any form that the publisher chooses. A later update with the same id is a correction, which replaces the earlier update. A later development is a separate event, with relatedEventId.
    */
   eventId: string;
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
+   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -271,15 +271,15 @@ export interface KillboardEvent {
    */
   url?: string;
   /**
-   * When the event began or will begin, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time when the event began or will begin, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   startTime?: string;
   /**
-   * When the event ended or will end, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time when the event ended or will end, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   endTime?: string;
   /**
-   * The id of the solar system of the event. Absent, null or 0 if it has no single place.
+   * The id of the solar system of the event. Absent, null or 0 if the event has no single place.
    */
   systemId?: number | null;
   /**
@@ -301,11 +301,11 @@ export interface KillboardEvent {
  */
 export interface Gap {
   /**
-   * The start of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event before it.
+   * The start of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event before this time.
    */
   since: string;
   /**
-   * The end of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event after it.
+   * The end of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event after this time.
    */
   until: string;
   /**
@@ -315,15 +315,15 @@ export interface Gap {
 }
 
 /**
- * The data of an update of the type killmail. It is sent when a new killmail has been fetched and processed.
+ * The data of an update of the type killmail. The update is sent when a new killmail has been fetched and processed.
  */
 export interface Killmail {
   /**
-   * The killmail's id in ESI and zKillboard. It identifies the update: the bridge does not send a second update with the same id.
+   * The killmail's id in ESI and zKillboard. This id identifies the update: the bridge does not send a second update with the same id.
    */
   killmailId: number;
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of the kill, which is killmailTime.
+   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time of the kill, which is killmailTime.
    */
   timestamp: string;
   /**
@@ -351,17 +351,17 @@ export interface Killmail {
    */
   attackerCount: number;
   /**
-   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. An extension: updates from a raw killmail have it, others may have it.
+   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. This member is an extension: updates from a raw killmail have it, and other updates may have it.
    */
   killmailTime?: string;
 }
 
 /**
- * The data of an update of the type price-update: a new price of one type of item. The killboard uses it to value killmails.
+ * The data of an update of the type price-update: a new price of one type of item. The killboard uses this price to value killmails.
  */
 export interface PriceUpdate {
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
+   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -381,7 +381,7 @@ export interface PriceUpdate {
    */
   regionId?: number | null;
   /**
-   * When the price became valid, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time when the price became valid, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   priceTime?: string;
   /**
@@ -404,11 +404,11 @@ export interface R2Z2Document {
   hash?: unknown;
   esi: EsiKillmail;
   /**
-   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores them, so they may have any shape.
+   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores these additions, so they may have any shape.
    */
   zkb?: unknown;
   /**
-   * When zKillboard created the document, in Unix seconds.
+   * The time when zKillboard created the document, in Unix seconds.
    */
   uploaded_at?: unknown;
   /**
@@ -418,7 +418,7 @@ export interface R2Z2Document {
 }
 
 /**
- * A package of zKillboard's RedisQ: the content of {"package": ...}. The bridge accepts it with or without this wrapper, and converts it to an update of the type killmail. A package without its killmail is rejected as a placeholder.
+ * A package of zKillboard's RedisQ: the content of {"package": ...}. The bridge accepts a package with or without this wrapper, and converts it to an update of the type killmail. A package without its killmail is rejected as a placeholder.
  */
 export interface RedisqPackage {
   /**
@@ -427,17 +427,17 @@ export interface RedisqPackage {
   killID?: unknown;
   killmail: EsiKillmail;
   /**
-   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores them, so they may have any shape.
+   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores these additions, so they may have any shape.
    */
   zkb?: unknown;
 }
 
 /**
- * The data of the first message to a client that asked for ids (?after=). It says where the updates start: those after data.id follow.
+ * The data of the first message to a client that asked for ids (?after=). The message says where the updates start: the updates after data.id follow.
  */
 export interface Resume {
   /**
-   * Whether all updates after the client's id follow. False if that id is unknown, or older than the update log. The update log then follows, except a margin of the oldest updates. The client misses the earlier updates.
+   * Whether all updates after the client's id follow. False if the client's id is unknown, or older than the update log. The update log then follows, except a margin of the oldest updates. The client misses the earlier updates.
    */
   complete: boolean;
   /**
@@ -445,7 +445,7 @@ export interface Resume {
    */
   replayed: number;
   /**
-   * The id for after, until an update has the next one.
+   * The id to pass as after, until the client receives an update, which has its own id.
    */
   id: string;
 }
@@ -455,7 +455,7 @@ export interface Resume {
  */
 export interface Statistics {
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
+   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -471,11 +471,11 @@ export interface Statistics {
    */
   killmailCount: number;
   /**
-   * The number of these killmails with a single attacker, who is a player.
+   * The number of killmails in the period with a single attacker, who is a player.
    */
   soloKillmailCount?: number;
   /**
-   * The number of these killmails whose attackers are all NPCs.
+   * The number of killmails in the period whose attackers are all NPCs.
    */
   npcKillmailCount?: number;
   /**
@@ -495,7 +495,7 @@ export interface Statistics {
    *
    * @maxItems 100
    *
-   * Items: One entry of the list.
+   * Items: An entry of the list.
    */
   topCharacters?: {
     /**
@@ -503,11 +503,11 @@ export interface Statistics {
      */
     id: number;
     /**
-     * The number of killmails in the period that involve it.
+     * The number of killmails in the period that involve the character.
      */
     killmailCount: number;
     /**
-     * The value destroyed in these killmails, in ISK.
+     * The value destroyed in the killmails of this entry, in ISK.
      */
     iskDestroyed?: number;
   }[];
@@ -516,7 +516,7 @@ export interface Statistics {
    *
    * @maxItems 100
    *
-   * Items: One entry of the list.
+   * Items: An entry of the list.
    */
   topCorporations?: {
     /**
@@ -524,11 +524,11 @@ export interface Statistics {
      */
     id: number;
     /**
-     * The number of killmails in the period that involve it.
+     * The number of killmails in the period that involve the corporation.
      */
     killmailCount: number;
     /**
-     * The value destroyed in these killmails, in ISK.
+     * The value destroyed in the killmails of this entry, in ISK.
      */
     iskDestroyed?: number;
   }[];
@@ -537,7 +537,7 @@ export interface Statistics {
    *
    * @maxItems 100
    *
-   * Items: One entry of the list.
+   * Items: An entry of the list.
    */
   topAlliances?: {
     /**
@@ -545,11 +545,11 @@ export interface Statistics {
      */
     id: number;
     /**
-     * The number of killmails in the period that involve it.
+     * The number of killmails in the period that involve the alliance.
      */
     killmailCount: number;
     /**
-     * The value destroyed in these killmails, in ISK.
+     * The value destroyed in the killmails of this entry, in ISK.
      */
     iskDestroyed?: number;
   }[];
@@ -558,7 +558,7 @@ export interface Statistics {
    *
    * @maxItems 100
    *
-   * Items: One entry of the list.
+   * Items: An entry of the list.
    */
   topShipTypes?: {
     /**
@@ -566,11 +566,11 @@ export interface Statistics {
      */
     id: number;
     /**
-     * The number of killmails in the period that involve it.
+     * The number of killmails in the period that involve the ship type.
      */
     killmailCount: number;
     /**
-     * The value destroyed in these killmails, in ISK.
+     * The value destroyed in the killmails of this entry, in ISK.
      */
     iskDestroyed?: number;
   }[];
@@ -579,7 +579,7 @@ export interface Statistics {
    *
    * @maxItems 100
    *
-   * Items: One entry of the list.
+   * Items: An entry of the list.
    */
   topSystems?: {
     /**
@@ -587,11 +587,11 @@ export interface Statistics {
      */
     id: number;
     /**
-     * The number of killmails in the period that involve it.
+     * The number of killmails in the period that involve the solar system.
      */
     killmailCount: number;
     /**
-     * The value destroyed in these killmails, in ISK.
+     * The value destroyed in the killmails of this entry, in ISK.
      */
     iskDestroyed?: number;
   }[];

@@ -1,5 +1,5 @@
 // Publishes events with amqplib, and reports which of them a bridge rejects.
-// A file to copy, and `npm install amqplib`.
+// Copy this file, and run `npm install amqplib`.
 //
 //   const publisher = await openPublisher("amqp://guest:guest@localhost:5672/", "killmails", console.log);
 //   await publisher.publish("killmail", data);
@@ -9,11 +9,11 @@ import { randomUUID } from "node:crypto";
 
 import amqp from "amqplib";
 
-const MAX_KNOWN = 10_000; // The newest events. A reject of an older one is not recognized.
-const MAX_QUEUED = 1_000; // Rejects that wait for this program. Otherwise, a program that hangs would fill the broker.
+const MAX_KNOWN = 10_000; // The number of newest events whose rejects are recognized.
+const MAX_QUEUED = 1_000; // The most rejects that wait for this program. Without a bound, they could fill the broker.
 
 // `onReject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. If the
-// connection is lost, `onError` is called: open another publisher, and publish again what was not confirmed.
+// connection is lost, `onError` is called: open another publisher, and publish the unconfirmed events again.
 export async function openPublisher(url, exchange, onReject, options = {}) {
   const { rejects = "bridge.rejected", onError = console.error } = options;
   const known = new Set();
@@ -27,7 +27,7 @@ export async function openPublisher(url, exchange, onReject, options = {}) {
   await channel.consume(queue, receive, { noAck: true });
 
   function receive(message) {
-    // All rejects come here, also those of other publishers.
+    // All rejects arrive here, also those of other publishers.
     const { messageId, headers } = message?.properties ?? {};
     if (known.delete(messageId)) onReject(messageId, headers["x-reject-reason"], headers["x-reject-detail"]);
   }

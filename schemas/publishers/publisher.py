@@ -1,6 +1,6 @@
 """Publishes events with aio-pika, and reports which of them a bridge rejects.
 
-A file to copy, and `pip install aio-pika`.
+Copy this file, and run `pip install aio-pika`.
 
     async with publisher("amqp://guest:guest@localhost:5672/", "killmails", print) as publish:
         await publish("killmail", data)
@@ -15,8 +15,8 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
-MAX_KNOWN = 10_000  # The newest events. A reject of an older one is not recognized.
-MAX_QUEUED = 1_000  # Rejects that wait for this program. Without a bound, a program that hangs would fill the broker.
+MAX_KNOWN = 10_000  # The number of newest events whose rejects are recognized.
+MAX_QUEUED = 1_000  # The most rejects that wait for this program. Without a bound, they could fill the broker.
 
 Publish = Callable[[str, Any], Awaitable[str]]
 
@@ -28,12 +28,12 @@ async def publisher(
     """Yields a function that publishes an event, waits for the broker's confirm, and returns the event's message id.
 
     `on_reject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. A lost
-    connection raises an error: open another publisher, and publish again what was not confirmed.
+    connection raises an error: open another publisher, and publish the unconfirmed events again.
     """
     known: dict[str, None] = {}
 
     async def receive(message: AbstractIncomingMessage) -> None:
-        # All rejects come here, also those of other publishers.
+        # All rejects arrive here, also those of other publishers.
         if message.message_id in known:
             del known[message.message_id]
             on_reject(message.message_id, *(str(message.headers[f"x-reject-{name}"]) for name in ("reason", "detail")))
