@@ -1,4 +1,4 @@
-"""The bridge as a process, from its start to its end: what it prints, and what its exit code says."""
+"""The bridge as a process, from its start to its end: its output and its exit codes."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from tests.support.running import bridge_process, timed_command
 from tests.support.waiting import LIMIT_S, eventually
 
 UNREACHABLE = "amqp://guest:guest@127.0.0.1:1/"
-"""Nothing listens on port 1: for tests that end before the broker matters."""
+"""No program listens on port 1. For tests that end before the broker matters."""
 
 
 async def test_port_0_is_printed_and_healthz_and_readyz_answer_there(broker: Broker, exchange: str) -> None:
@@ -72,7 +72,7 @@ async def test_signal_ends_a_bridge_that_never_found_its_broker_with_0(number: s
         assert await process.ended() == 0
 
 
-async def test_settings_that_will_not_do_end_with_2_and_all_problems_at_once() -> None:
+async def test_invalid_settings_end_with_2_and_all_problems_at_once() -> None:
     variables = {
         "BRIDGE_PREFETCH": "many",
         "BRIDGE_IDLE_TIMEOUT": "soon",
@@ -151,7 +151,7 @@ async def test_log_has_one_line_about_all_addresses_with_the_page_and_the_endpoi
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SO_REUSEPORT is not known there")
-async def test_two_bridges_share_a_port_where_that_is_asked_for(broker: Broker, exchange: str) -> None:
+async def test_two_bridges_share_a_port_with_reuse_port(broker: Broker, exchange: str) -> None:
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REUSE_PORT": "true"}
     async with bridge_process(broker.url, **variables) as first:
         port = await first.port()
@@ -159,8 +159,8 @@ async def test_two_bridges_share_a_port_where_that_is_asked_for(broker: Broker, 
             assert await second.port() == port
 
 
-async def test_sigterm_while_the_broker_says_nothing_ends_with_0() -> None:
-    """A server that accepts and is silent: nothing is in hand, so nothing is waited for."""
+async def test_sigterm_while_the_broker_is_silent_ends_with_0() -> None:
+    """The server accepts connections and sends nothing. The bridge has no deliveries, so it does not wait."""
     held: list[asyncio.StreamWriter] = []
 
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,7 +180,7 @@ async def test_sigterm_while_the_broker_says_nothing_ends_with_0() -> None:
     await server.wait_closed()
 
 
-async def test_second_signal_ends_at_once_though_a_client_does_not_close(broker: Broker) -> None:
+async def test_second_signal_ends_the_process_while_a_client_does_not_close(broker: Broker) -> None:
     async with bridge_process(broker.url, BRIDGE_SHUTDOWN_TIMEOUT="60s") as process:
         client = await RawClient.open(await process.port())
         await process.consuming()
@@ -192,7 +192,7 @@ async def test_second_signal_ends_at_once_though_a_client_does_not_close(broker:
 
 
 async def gone(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection without a word, and leaves nothing of it."""
+    """Aborts a connection, and waits for its end."""
     writer.transport.abort()
     writer.close()
     with suppress(OSError):
@@ -200,7 +200,7 @@ async def gone(writer: asyncio.StreamWriter) -> None:
 
 
 async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exchange: str) -> None:
-    """A service that is told to reload goes on: its clients stay, and the log says that there is nothing to reload."""
+    """A reload of a service changes nothing: its clients stay, and the log says that there is nothing to reload."""
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()
         client = await RawClient.open(await process.port())
@@ -212,8 +212,8 @@ async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exch
         await client.close()
 
 
-async def test_sighup_of_a_bridge_whose_terminal_is_gone_stops_it_in_order(exchange: str) -> None:
-    """A bridge that somebody runs in a terminal ends with it, as with SIGTERM."""
+async def test_sighup_after_the_loss_of_the_terminal_stops_the_bridge_in_order(exchange: str) -> None:
+    """A bridge in a terminal ends with the terminal, as after SIGTERM."""
     ours, its = pty.openpty()
     port = free_port()
     flags = [
@@ -264,7 +264,7 @@ async def test_client_whose_tls_handshake_began_before_the_stop_is_answered_and_
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         late = socket.create_connection(("127.0.0.1", port))
         process.process.send_signal(signal.SIGTERM)
-        # The first client keeps the bridge from ending until the second has tried.
+        # The first client keeps the bridge running until the second one has connected.
         assert (await reader.readexactly(2))[0] == 0x88
         late_reader, late_writer = await asyncio.open_connection(sock=late, ssl=trust, server_hostname="127.0.0.1")
         late_writer.write(request(port))

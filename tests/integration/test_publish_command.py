@@ -1,4 +1,4 @@
-"""`edk-bridge publish` as its user runs it: a process, a real broker, files and pipes."""
+"""`edk-bridge publish` as a process with files and pipes, at a real broker."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ from tests.support.waiting import LIMIT_S, eventually
 WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
 
 PATIENCE_S = 15.0
-"""With a broker that is not there: the command itself takes five seconds at most, and a busy machine some to start."""
+"""For a missing broker. The command needs at most 5 s, and a busy machine some more to start it."""
 
 IMPATIENT = "import sys; from bridge.cli.common import progress; progress.FIRST_S = progress.ON_TERMINAL_S = 0.0; "
 SOON = (
@@ -43,11 +43,11 @@ MAIN = "from bridge.cli import main; main()"
 
 @dataclass
 class Ended:
-    """What is left of a process."""
+    """The exit code and the output of a process."""
 
     code: int
     said: list[str]
-    """On standard error, line by line."""
+    """The lines of standard error."""
 
 
 class Command:
@@ -68,7 +68,7 @@ class Command:
         self.process.stdin.write(data)
 
     async def ended(self) -> Ended:
-        """What is left of it, once it has ended by itself; standard output stays empty, and nothing is a traceback."""
+        """Waits for the end of the process. Standard output must be empty, and standard error without a traceback."""
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
@@ -82,10 +82,10 @@ class Command:
 async def command(
     folder: Path, url: str, *arguments: str, script: str = MAIN, of: Sequence[str] = ("publish",), **variables: Any
 ) -> AsyncIterator[Command]:
-    """The command, its standard input a pipe; killed at the end if it still runs."""
+    """Runs the command with a pipe as standard input. Kills it at the end if it still runs."""
     start = ["-m", "bridge"] if script == MAIN else ["-c", script]
     process = await asyncio.create_subprocess_exec(
-        # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
+        # As in a terminal. A background job ignores Ctrl-C, and its children inherit that.
         *("env", "--default-signal=INT", sys.executable, *start, *of, *arguments),
         env=plain_environment(**{"BRIDGE_AMQP_URL": url, **variables}),
         cwd=folder,
@@ -105,7 +105,7 @@ async def command(
 
 
 async def published(folder: Path, url: str, *arguments: str, stdin: bytes = b"", **variables: Any) -> Ended:
-    """What is left of the command, after all of its input."""
+    """Runs the command with this input to its end."""
     async with command(folder, url, *arguments, **variables) as running:
         running.write(stdin)
         assert running.process.stdin is not None
@@ -144,7 +144,7 @@ async def test_events_of_a_file_and_of_a_pipe_arrive_in_order_with_their_types(
     assert await depth(amqp, queue) == 0
 
 
-async def test_invalid_events_are_said_with_their_line_and_passed_over(
+async def test_invalid_events_are_reported_with_their_lines_and_skipped(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
 ) -> None:
     await bind(amqp, exchange, queue)
@@ -160,7 +160,7 @@ async def test_invalid_events_are_said_with_their_line_and_passed_over(
     assert contents(await take(amqp, queue, 2)) == [killmail(1), killmail(5)]
 
 
-async def test_summary_says_what_has_reached_no_queue(broker: Broker, exchange: str, tmp_path: Path) -> None:
+async def test_summary_counts_events_that_reached_no_queue(broker: Broker, exchange: str, tmp_path: Path) -> None:
     ended = await published(
         tmp_path, broker.url, stdin=ndjson(killmail(1), killmail(2)), BRIDGE_EXCHANGES=f"{exchange}=killmail"
     )
@@ -169,7 +169,7 @@ async def test_summary_says_what_has_reached_no_queue(broker: Broker, exchange: 
     assert ended.said == [f"2 events published, 0 invalid; 2 reached no queue: {nobody}"]
 
 
-async def test_exchange_that_is_missing_is_made_where_the_settings_name_it_and_else_an_error(
+async def test_missing_exchange_is_declared_only_if_the_settings_name_it(
     broker: Broker, amqp: AbstractConnection, tmp_path: Path
 ) -> None:
     missing = unique("exchange")
@@ -186,7 +186,7 @@ async def test_exchange_that_is_missing_is_made_where_the_settings_name_it_and_e
     await channel.exchange_delete(missing)
 
 
-async def test_exchange_is_that_of_the_type_with_a_schema_of_ones_own(
+async def test_exchange_of_an_own_type_is_that_of_the_settings(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
 ) -> None:
     (tmp_path / "own").mkdir()
@@ -217,7 +217,7 @@ async def test_exchange_is_that_of_the_type_with_a_schema_of_ones_own(
     ],
     ids=["file", "type", "exchange", "URL", "variable"],
 )
-async def test_what_cannot_be_used_ends_with_2(
+async def test_unusable_arguments_end_with_2(
     broker: Broker, tmp_path: Path, arguments: list[str], variables: dict[str, Any]
 ) -> None:
     ended = await published(tmp_path, broker.url, *arguments, **variables)
@@ -226,7 +226,7 @@ async def test_what_cannot_be_used_ends_with_2(
 
 
 @pytest.mark.parametrize("source", ["standard input", "pipe with a name"])
-async def test_refusal_of_the_broker_ends_with_3_though_the_pipe_is_still_open(
+async def test_refusal_of_the_broker_ends_with_3_while_the_pipe_is_open(
     broker: Broker, exchange: str, tmp_path: Path, source: str
 ) -> None:
     parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
@@ -249,14 +249,14 @@ async def test_interrupt_while_the_pipe_is_silent_ends_with_130(
         assert contents(await take(amqp, queue, 1)) == [EXAMPLE]
         running.process.send_signal(signal.SIGINT)
         ended = await running.ended()
-    # The confirm may still be on its way when the queue has the event.
+    # The queue may have the event before the command has the confirm.
     assert ended.code == 130
     assert ended.said in [[f"interrupted: {count} published, 0 invalid"] for count in ("0 events", "1 event")]
 
 
 @asynccontextmanager
 async def silent_pipe(folder: Path, url: str, source: str, exchange: str) -> AsyncIterator[Command]:
-    """The command, at a pipe that has had one event and stays open."""
+    """Runs the command at a pipe that has one event and stays open."""
     if source == "standard input":
         async with command(folder, url, "--exchange", exchange) as running:
             running.write(ndjson(EXAMPLE))
@@ -273,7 +273,7 @@ async def silent_pipe(folder: Path, url: str, source: str, exchange: str) -> Asy
         os.close(descriptor)
 
 
-async def test_broker_that_is_lost_names_the_first_event_that_is_not_confirmed(
+async def test_error_of_a_lost_broker_names_the_first_unconfirmed_event(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
 ) -> None:
     await bind(amqp, exchange, queue)
@@ -291,7 +291,7 @@ async def test_broker_that_is_lost_names_the_first_event_that_is_not_confirmed(
             running.write(ndjson(*(killmail(n) for n in range(10, 20))))
             ended = await running.ended()
     assert ended.code == 1
-    # What follows the last confirm; the last confirms may have been lost with the connection.
+    # The event after the last confirm. The last confirms may have been lost with the connection.
     summary, [reason], where = ended.said[-3], [ended.said[-2]], ended.said[-1]
     count = int(summary.split()[0])
     assert summary == f"{count} events published, 0 invalid"
@@ -306,13 +306,11 @@ async def test_broker_that_is_lost_names_the_first_event_that_is_not_confirmed(
     ids=["nobody listens", "nobody listens at any address", "no such host"],
 )
 @pytest.mark.parametrize("arguments", [["publish"], ["rejects", "list"]], ids=" ".join)
-async def test_broker_that_is_not_there_ends_with_one_line(
-    tmp_path: Path, arguments: list[str], host: str, words: str
-) -> None:
+async def test_missing_broker_ends_with_one_line(tmp_path: Path, arguments: list[str], host: str, words: str) -> None:
     port = free_port()
     began_s = time.monotonic()
     async with command(tmp_path, f"amqp://guest:guest@{host}:{port}/", of=arguments) as running:
-        # The pipe stays open, and its end need not be waited for.
+        # The pipe stays open: the command must not wait for its end.
         running.write(ndjson(EXAMPLE))
         ended = await running.ended()
     [line] = ended.said
@@ -324,11 +322,11 @@ async def test_broker_that_is_not_there_ends_with_one_line(
     hint = localhost_hint(host, detect_container())
     assert not words or line == f"{begin}{words}{'' if hint is None else f'; {hint}'}{end}"
     assert ended.code == 1
-    # Well below the time for which a connection that is lost later is tried again.
+    # Much less than the time in which the command tries to reconnect after a later loss.
     assert time.monotonic() - began_s < PATIENCE_S
 
 
-async def test_long_input_has_no_line_of_its_progress_in_a_pipe(broker: Broker, exchange: str, tmp_path: Path) -> None:
+async def test_long_input_shows_no_progress_in_a_pipe(broker: Broker, exchange: str, tmp_path: Path) -> None:
     (tmp_path / "events.ndjson").write_bytes(ndjson(*map(killmail, range(50))))
     async with command(
         tmp_path, broker.url, "events.ndjson", script=IMPATIENT + MAIN, BRIDGE_EXCHANGES=f"{exchange}=killmail"
@@ -339,7 +337,7 @@ async def test_long_input_has_no_line_of_its_progress_in_a_pipe(broker: Broker, 
     assert line.startswith("50 events published, 0 invalid; 50 reached no queue")
 
 
-async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: str, tmp_path: Path) -> None:
+async def test_long_input_shows_its_progress_on_a_terminal(broker: Broker, exchange: str, tmp_path: Path) -> None:
     (tmp_path / "events.ndjson").write_bytes(ndjson(*map(killmail, range(50)), killmail(50, systemId="Jita")))
     script = IMPATIENT + MAIN
     ours, theirs = pty.openpty()
@@ -356,7 +354,7 @@ async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: s
     assert await process.wait() == 1
     shown = said.split("\r\n")
     assert shown.pop() == ""
-    # Each line as it is left behind, and what stood there before.
+    # Each line that stays, and the progress that it replaced.
     assert [line.split("\r\x1b[K")[-1] for line in shown] == [
         'events.ndjson:51: /systemId: "Jita" is not of type "integer" [schema-violation]',
         f"50 events published, 1 invalid; 50 reached no queue: no bridge consumes from the exchange {exchange}",
@@ -365,7 +363,7 @@ async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: s
 
 
 def all_of(descriptor: int) -> str:
-    """All that is written to a terminal until its other side is closed."""
+    """Returns all output on a terminal until its other side is closed."""
     said = b""
     try:
         while chunk := os.read(descriptor, 4096):

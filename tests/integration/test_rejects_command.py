@@ -1,4 +1,4 @@
-"""`edk-bridge rejects` as its user runs it: what is listed, published again or removed, and that nothing is lost."""
+"""`edk-bridge rejects` as a process: lists, requeues and removes events, and loses none."""
 
 import asyncio
 import re
@@ -23,14 +23,14 @@ from tests.support.waiting import eventually
 REQUEUE = "to publish an event again: edk-bridge rejects requeue ID, such as "
 
 CLEARED = re.compile(r"[^\r\n]*\r\x1b\[K")
-"""A line on a terminal that is gone again."""
+"""Matches a line on a terminal that was erased."""
 
 
 async def command(broker: Broker, rejects: str, *arguments: str) -> Ended:
     return await ran("rejects", *arguments, BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects)
 
 
-async def test_list_shows_what_is_there_in_order_and_leaves_it_there(
+async def test_list_shows_events_in_order_and_keeps_them(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
     await rejected(amqp, rejects, "kills", range(1, 6))
@@ -56,7 +56,7 @@ async def test_list_shows_what_is_there_in_order_and_leaves_it_there(
     assert await numbers_in(amqp, rejects) == [1, 2, 3, 4, 5]
 
 
-async def test_list_for_a_program_has_the_event_itself(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
+async def test_list_as_json_has_the_event_itself(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
     await rejected(amqp, rejects, "kills", [1])
     await rejected(amqp, rejects, "kills", [2, 3], reason="not-json")
     channel = await amqp.channel()
@@ -83,7 +83,7 @@ async def test_list_for_a_program_has_the_event_itself(broker: Broker, amqp: Abs
     assert chosen.said == [f"1 event with the reason not-json listed; {rejects} has 4", REQUEUE + "id-2"]
 
 
-async def test_list_on_a_terminal_fits_it_and_holds_no_commands(
+async def test_list_fits_the_terminal_and_escapes_control_characters(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
     channel = await amqp.channel()
@@ -108,7 +108,7 @@ async def test_list_on_a_terminal_fits_it_and_holds_no_commands(
     assert "\x1b" not in terminal.shown.decode()
 
 
-async def test_list_ends_quietly_where_nobody_reads_on(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
+async def test_list_ends_quietly_if_its_pipe_is_closed(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
     await rejected(amqp, rejects, "kills", range(30))
     process = await asyncio.create_subprocess_shell(
         f"{sys.executable} -m bridge rejects list --json | head -1",
@@ -128,7 +128,7 @@ async def test_list_ends_quietly_where_nobody_reads_on(broker: Broker, amqp: Abs
     await eventually("all is back", back)
 
 
-async def test_event_that_is_valid_by_now_is_an_update_after_requeue(
+async def test_event_that_has_become_valid_is_an_update_after_requeue(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": rejects}
@@ -155,12 +155,12 @@ async def test_event_that_is_valid_by_now_is_an_update_after_requeue(
         await client.close()
 
 
-async def test_event_that_is_still_invalid_is_rejected_once_more_and_no_oftener(
+async def test_event_that_is_still_invalid_is_rejected_once_more(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:
-        await publish(amqp, exchange, *(b"poison" for _ in range(50)))
+        await publish(amqp, exchange, *(b"invalid" for _ in range(50)))
 
         def rejections() -> float:
             return bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "not-json"}) or 0
@@ -175,7 +175,7 @@ async def test_event_that_is_still_invalid_is_rejected_once_more_and_no_oftener(
         assert rejections() == 100
 
 
-async def test_requeue_takes_those_that_are_named_and_leaves_the_others_in_order(
+async def test_requeue_takes_the_selected_events_and_keeps_the_order_of_the_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
     await bind(amqp, exchange, queue)
@@ -189,7 +189,7 @@ async def test_requeue_takes_those_that_are_named_and_leaves_the_others_in_order
     assert await numbers_in(amqp, rejects) == [1, 3, 5, 6]
 
 
-async def test_what_nobody_would_get_is_kept_and_that_is_said(
+async def test_event_that_would_reach_no_queue_is_kept_and_reported(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
     channel = await amqp.channel()
@@ -217,13 +217,13 @@ async def test_what_nobody_would_get_is_kept_and_that_is_said(
 
 
 @pytest.mark.parametrize("after", [1, pytest.param(300, marks=pytest.mark.slow)])
-async def test_requeue_that_is_killed_loses_nothing(
+async def test_killed_requeue_loses_no_event(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str, after: int
 ) -> None:
     count = 1000
     await bind(amqp, exchange, queue)
     await rejected(amqp, rejects, exchange, range(count))
-    # Through this process, so that the command waits where the test is late.
+    # The proxy is in this process: if the test is late, the command waits.
     async with proxy(broker.url) as line:
         await line.open()
         process = await asyncio.create_subprocess_exec(
@@ -251,11 +251,11 @@ async def test_requeue_that_is_killed_loses_nothing(
     assert {*in_queue} | {*in_rejects} == set(range(count))
     assert in_queue == sorted(in_queue)
     assert in_rejects == sorted(in_rejects)
-    # Published, and not yet removed: no more than may be under way.
+    # Some events may be published and not removed yet: at most the limit for events in flight.
     assert len({*in_queue} & {*in_rejects}) <= 50
 
 
-async def test_requeue_that_loses_the_broker_says_so_and_keeps_the_rest(
+async def test_requeue_that_loses_the_broker_reports_it_and_keeps_the_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
     count = 1500
@@ -305,7 +305,7 @@ async def test_purge_asks_on_a_terminal(
     assert await depth(amqp, rejects) == left
 
 
-async def test_purge_that_nobody_can_answer_removes_nothing_without_yes(
+async def test_purge_without_a_terminal_removes_nothing_without_yes(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
     await rejected(amqp, rejects, "kills", range(3))
@@ -320,7 +320,7 @@ async def test_purge_that_nobody_can_answer_removes_nothing_without_yes(
     assert await numbers_in(amqp, rejects) == [3, 4, 5]
 
 
-async def test_purge_removes_those_that_are_named_and_leaves_the_others_in_order(
+async def test_purge_removes_the_selected_events_and_keeps_the_order_of_the_others(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
     await rejected(amqp, rejects, "kills", range(5))
@@ -329,13 +329,13 @@ async def test_purge_removes_those_that_are_named_and_leaves_the_others_in_order
     assert (ended.code, ended.said) == (1, ["2 events removed", "not in the queue: id-9"])
     ended = await command(broker, rejects, "purge", "--yes", "id-0")
     assert (ended.code, ended.said) == (0, ["1 event removed"])
-    # Both must hold.
+    # An event must match both.
     ended = await command(broker, rejects, "purge", "--yes", "--reason", "not-json", "id-2")
     assert (ended.code, ended.said) == (1, ["0 events removed", "not in the queue: id-2"])
     assert await numbers_in(amqp, rejects) == [2, 4, 5]
 
 
-async def test_purge_of_what_is_named_asks_for_that(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
+async def test_question_of_purge_names_the_selection(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
     await rejected(amqp, rejects, "kills", range(3))
     async with on_terminal(
         *("rejects", "purge", "id-1"), BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
@@ -381,7 +381,7 @@ async def test_broker_that_is_not_reached_is_one_line_and_code_1(broker: Broker)
     ("arguments", "words"),
     [([], "no events are selected; give ids"), (["--all", "id-1"], "ids and --all can't be combined")],
 )
-async def test_requeue_of_nothing_clear_is_one_line_and_code_2(
+async def test_requeue_without_a_clear_selection_is_one_line_and_code_2(
     broker: Broker, rejects: str, arguments: list[str], words: str
 ) -> None:
     ended = await command(broker, rejects, "requeue", *arguments)

@@ -1,4 +1,4 @@
-"""`edk-bridge tail` as its user runs it: a process, pipes, and a bridge that has every fault when it is wanted."""
+"""`edk-bridge tail` as a process with pipes, and a scripted bridge with all kinds of faults."""
 
 import asyncio
 import os
@@ -22,12 +22,12 @@ from tests.support.waiting import LIMIT_S, eventually
 
 @pytest.fixture
 async def bridge() -> AsyncIterator[ScriptedBridge]:
-    """A bridge that does what it is told."""
+    """A scripted bridge."""
     async with scripted_bridge() as running:
         yield running
 
 
-async def test_updates_are_printed_as_they_came_over_every_kind_of_end(bridge: ScriptedBridge) -> None:
+async def test_updates_are_printed_unchanged_after_each_kind_of_disconnect(bridge: ScriptedBridge) -> None:
     texts = []
     async with tailing(bridge.url) as tail:
         await tail.says(f"connected to {bridge.url}")
@@ -46,7 +46,7 @@ async def test_updates_are_printed_as_they_came_over_every_kind_of_end(bridge: S
         assert [line.partition(" ")[0] for line in tail.said] == ["connected", *["disconnected", "reconnected"] * 3]
 
 
-async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedBridge) -> None:
+async def test_missing_bridge_is_reported_once_and_waited_for(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
         before = bridge.emit(1)
@@ -69,7 +69,7 @@ async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedB
         assert tail.said[4:] == [f"updates are missing: the bridge no longer has all updates after 1-{TAG}"]
 
 
-async def test_gap_is_said_and_what_is_not_known_is_ignored(bridge: ScriptedBridge) -> None:
+async def test_gap_is_reported_and_unknown_messages_are_ignored(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
         bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="lost\x1b[31m")
@@ -85,7 +85,7 @@ async def test_gap_is_said_and_what_is_not_known_is_ignored(bridge: ScriptedBrid
         ]
 
 
-async def test_options_are_what_the_bridge_is_asked(bridge: ScriptedBridge) -> None:
+async def test_options_become_the_request(bridge: ScriptedBridge) -> None:
     bridge.emit(1)
     options = ["--type", "killmail", "--type", "event", "--where", "systemId=1", "--where", "systemId=2"]
     second = bridge.emit(2)
@@ -95,14 +95,14 @@ async def test_options_are_what_the_bridge_is_asked(bridge: ScriptedBridge) -> N
         assert tail.said == [f"connected to {bridge.url}; 1 update to catch up"]
 
 
-async def test_unknown_id_is_said_and_all_that_is_kept_is_printed(bridge: ScriptedBridge) -> None:
+async def test_unknown_id_is_reported_and_all_kept_updates_are_printed(bridge: ScriptedBridge) -> None:
     texts = [bridge.emit(1), bridge.emit(2)]
     async with tailing(bridge.url, "--after", UNKNOWN) as tail:
         await tail.prints(*texts)
         assert tail.said[1:] == [f"updates are missing: the bridge no longer has all updates after {UNKNOWN}"]
 
 
-async def test_dead_line_is_found(bridge: ScriptedBridge) -> None:
+async def test_dead_connection_is_found(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url, pauses="0.02, 0.1, 0.0, 0.3") as tail:
         await tail.says("connected to")
         bridge.mute()
@@ -111,7 +111,7 @@ async def test_dead_line_is_found(bridge: ScriptedBridge) -> None:
 
 
 @pytest.mark.parametrize("status", [HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN])
-async def test_refusal_ends_it_with_the_bridges_own_sentence(bridge: ScriptedBridge, status: HTTPStatus) -> None:
+async def test_refusal_ends_tail_with_the_sentence_of_the_bridge(bridge: ScriptedBridge, status: HTTPStatus) -> None:
     bridge.refusal = status, "There is no member\x9b systemID."
     async with tailing(bridge.url, "--where", "systemID=1") as tail:
         assert await tail.ended() == 2
@@ -119,7 +119,7 @@ async def test_refusal_ends_it_with_the_bridges_own_sentence(bridge: ScriptedBri
         assert len(bridge.asked) == 1
 
 
-async def test_page_is_no_endpoint(bridge: ScriptedBridge) -> None:
+async def test_page_is_not_the_endpoint(bridge: ScriptedBridge) -> None:
     bridge.refusal = HTTPStatus.OK, "<html>"
     async with tailing(bridge.url) as tail:
         assert await tail.ended() == 2
@@ -128,7 +128,7 @@ async def test_page_is_no_endpoint(bridge: ScriptedBridge) -> None:
         ]
 
 
-async def test_bridge_that_can_say_nothing_yet_is_waited_for_and_that_is_said(bridge: ScriptedBridge) -> None:
+async def test_silent_bridge_is_reported_and_waited_for(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with tailing(bridge.url) as tail:
         await tail.says(f"connected to {bridge.url}, which does not send updates yet")
@@ -137,7 +137,7 @@ async def test_bridge_that_can_say_nothing_yet_is_waited_for_and_that_is_said(br
         await tail.prints(bridge.emit({"killmailId": 1}))
 
 
-async def test_proxy_without_a_bridge_is_asked_again(bridge: ScriptedBridge) -> None:
+async def test_proxy_without_a_bridge_gets_further_requests(bridge: ScriptedBridge) -> None:
     bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server."
     async with tailing(bridge.url) as tail:
         await eventually("it has asked often", lambda: len(bridge.asked) > 2)
@@ -146,28 +146,28 @@ async def test_proxy_without_a_bridge_is_asked_again(bridge: ScriptedBridge) -> 
         assert tail.said[:-1] == [f"can't connect to {bridge.url}: it answers 503: No server.; trying again"]
 
 
-async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge) -> None:
+async def test_pauses_grow_until_a_connection_is_stable(bridge: ScriptedBridge) -> None:
     bridge.closing = 1011
     began_at = asyncio.get_running_loop().time()
     async with tailing(bridge.url, pauses="0.01, 60.0, 60.0, 60.0") as tail:
         await eventually("it has tried often", lambda: len(bridge.asked) > 8)
-        # Half of 10 ms, doubled seven times, is the least that the eight pauses can be.
+        # Each pause is at least half of 10 ms, doubled up to seven times. This is the minimum of all eight.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
         assert tail.said == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
 
 
-async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge) -> None:
+async def test_full_bridge_gets_a_longer_pause(bridge: ScriptedBridge) -> None:
     bridge.closing = 1013
     async with tailing(bridge.url, pauses="0.1, 60.0, 60.0, 60.0") as tail:
         await tail.says(f"can't connect to {bridge.url}: the bridge is full; trying again")
         bridge.closing = None
         await tail.says("connected to")
-        # Half of eight first pauses is the least.
+        # The minimum is half of eight first pauses.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_signal_ends_it_and_says_how_to_go_on(bridge: ScriptedBridge, number: signal.Signals) -> None:
+async def test_signal_ends_tail_and_prints_how_to_continue(bridge: ScriptedBridge, number: signal.Signals) -> None:
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
         await tail.prints(bridge.emit(1))
@@ -177,9 +177,7 @@ async def test_signal_ends_it_and_says_how_to_go_on(bridge: ScriptedBridge, numb
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_signal_is_seen_while_nobody_takes_what_is_printed(
-    bridge: ScriptedBridge, number: signal.Signals
-) -> None:
+async def test_signal_ends_tail_while_its_output_is_blocked(bridge: ScriptedBridge, number: signal.Signals) -> None:
     ours, theirs = os.pipe()
     async with tailing(bridge.url, stdout=theirs) as tail:
         os.close(theirs)
@@ -188,7 +186,7 @@ async def test_signal_is_seen_while_nobody_takes_what_is_printed(
             bridge.emit("x" * 2**16)
         await eventually("it waits", lambda: bridge.connections[0].transport.get_write_buffer_size() > 2**20)
         tail.process.send_signal(number)
-        # And not one more is taken for printed than was.
+        # The id is that of the last update that was printed completely.
         assert await tail.ended() == 128 + number
         assert tail.said[1:] == [f"to continue from here: --after {await _whole_lines(ours)}-{TAG}"]
 
@@ -199,7 +197,7 @@ async def _whole_lines(descriptor: int) -> int:
 
 
 @pytest.mark.parametrize("update_follows", [True, False])
-async def test_pipe_that_nobody_reads_any_more_ends_it_quietly(bridge: ScriptedBridge, *, update_follows: bool) -> None:
+async def test_closed_pipe_ends_tail_quietly(bridge: ScriptedBridge, *, update_follows: bool) -> None:
     ours, theirs = os.pipe()
     async with tailing(bridge.url, stdout=theirs) as tail:
         os.close(theirs)
@@ -213,7 +211,7 @@ async def test_pipe_that_nobody_reads_any_more_ends_it_quietly(bridge: ScriptedB
         assert tail.said == [f"connected to {bridge.url}"]
 
 
-async def test_file_gets_everything(bridge: ScriptedBridge, tmp_path: Path) -> None:
+async def test_file_gets_all_updates(bridge: ScriptedBridge, tmp_path: Path) -> None:
     with (tmp_path / "updates.ndjson").open("wb") as file:
         async with tailing(bridge.url, stdout=file.fileno()) as tail:
             await tail.says("connected to")
@@ -222,7 +220,7 @@ async def test_file_gets_everything(bridge: ScriptedBridge, tmp_path: Path) -> N
     assert (tmp_path / "updates.ndjson").read_bytes().splitlines() == texts
 
 
-async def test_output_that_takes_nothing_is_said(bridge: ScriptedBridge) -> None:
+async def test_failed_write_is_reported(bridge: ScriptedBridge) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
         async with tailing(bridge.url, stdout=full) as tail:
@@ -266,7 +264,7 @@ async def test_pipe_gets_lines_of_any_length_on_request(bridge: ScriptedBridge) 
     assert second.endswith(f'  killmail  {{"note":"{"x" * 500}\\u001b[2J"}}\n')
 
 
-async def test_certificate_is_believed_where_its_authority_is_named(tmp_path: Path) -> None:
+async def test_certificate_is_trusted_if_cafile_names_its_authority(tmp_path: Path) -> None:
     own, key = certificate(tmp_path, "bridge")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(own, key)
@@ -289,7 +287,7 @@ async def test_certificate_is_believed_where_its_authority_is_named(tmp_path: Pa
         (b'{"type":"killmail","data":{},"timestamp":1}', "no `resume` came first"),
     ],
 )
-async def test_whoever_is_no_bridge_is_said(bridge: ScriptedBridge, text: bytes, words: str) -> None:
+async def test_other_server_is_reported(bridge: ScriptedBridge, text: bytes, words: str) -> None:
     bridge.resumes = False
     async with tailing(bridge.url) as tail:
         await eventually("it is connected", lambda: bridge.connections)
@@ -300,7 +298,7 @@ async def test_whoever_is_no_bridge_is_said(bridge: ScriptedBridge, text: bytes,
         assert line.endswith(words)
 
 
-async def test_command_without_an_output_says_so(bridge: ScriptedBridge) -> None:
+async def test_closed_standard_output_is_reported(bridge: ScriptedBridge) -> None:
     process = await asyncio.create_subprocess_shell(
         f"exec {sys.executable} -m bridge tail {bridge.url} >&-", stderr=asyncio.subprocess.PIPE
     )

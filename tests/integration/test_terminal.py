@@ -1,4 +1,4 @@
-"""`edk-bridge tail` on a real terminal: colors, something that moves while it waits; no trace of either elsewhere."""
+"""`edk-bridge tail` on a real terminal: colors and a spinner, which are not in pipes."""
 
 import asyncio
 import os
@@ -18,24 +18,24 @@ from tests.support.killmail import EXAMPLE
 from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
-"""What moved, and is gone again."""
+"""Matches a spinner that was erased."""
 START = ("-c", TAIL_SCRIPT.format(pauses=IMPATIENT))
 
 
 @pytest.fixture
 async def bridge() -> AsyncIterator[ScriptedBridge]:
-    """A bridge that does what it is told."""
+    """A scripted bridge."""
     async with scripted_bridge() as running:
         yield running
 
 
 def plain(terminal: OnTerminal) -> list[str]:
-    """The lines that are left on a terminal, without colors."""
+    """Returns the lines that stay on a terminal, without colors."""
     left = ERASED.sub(b"", terminal.shown)
     return re.sub(rb"\x1b\[[0-9;]*m", b"", left).decode().replace("\r\n", "\n").splitlines()
 
 
-async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: ScriptedBridge) -> None:
+async def test_spinner_turns_until_the_first_update_and_is_erased(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with on_terminal("tail", "--format", "json", bridge.url, start=START) as terminal:
         await eventually("it turns", lambda: f"\r/ connecting to {bridge.url}".encode() in terminal.shown)
@@ -69,7 +69,7 @@ async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: Sc
         (["--color", "always"], {"NO_COLOR": "1", "TERM": "dumb"}, True),
     ],
 )
-async def test_terminal_has_colors_unless_they_are_not_wanted(
+async def test_terminal_has_colors_unless_disabled(
     bridge: ScriptedBridge, arguments: list[str], variables: dict[str, str], *, colors: bool
 ) -> None:
     async with on_terminal("tail", "--format", "json", *arguments, bridge.url, start=START, **variables) as terminal:
@@ -96,10 +96,10 @@ async def test_update_is_one_line_that_fits_into_the_terminal(bridge: ScriptedBr
     assert gap.startswith("updates may be missing: ")
 
 
-async def test_pipe_has_neither_colors_nor_anything_that_moves(bridge: ScriptedBridge) -> None:
+async def test_pipe_has_neither_colors_nor_a_spinner(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with tailing(bridge.url) as tail:
-        # Longer than it takes a wheel to turn.
+        # The wait is longer than the step of a spinner.
         await tail.says(f"connected to {bridge.url}, which does not send updates yet")
         bridge.ready.set()
         await tail.says(f"connected to {bridge.url}", times=2)
@@ -107,7 +107,7 @@ async def test_pipe_has_neither_colors_nor_anything_that_moves(bridge: ScriptedB
         assert not any("\r" in line or "\x1b" in line for line in tail.said)
 
 
-async def test_colors_that_are_asked_for_are_in_a_pipe_too_and_nothing_that_a_pager_would_obey(
+async def test_pipe_has_requested_colors_and_escaped_control_characters(
     bridge: ScriptedBridge,
 ) -> None:
     async with tailing(bridge.url, "--color", "always") as tail:
@@ -119,7 +119,7 @@ async def test_colors_that_are_asked_for_are_in_a_pipe_too_and_nothing_that_a_pa
     assert rb"\u009b2J" in line
 
 
-async def test_updates_go_into_a_pipe_while_a_terminal_shows_what_is_waited_for(bridge: ScriptedBridge) -> None:
+async def test_updates_are_in_the_pipe_and_the_spinner_on_the_terminal(bridge: ScriptedBridge) -> None:
     ours, theirs = pty.openpty()
     try:
         async with tailing(bridge.url, stderr=theirs) as tail:
@@ -139,7 +139,7 @@ def has_asked(bridge: ScriptedBridge, often: int) -> bool:
     return len(bridge.asked) >= often
 
 
-async def test_refusal_of_who_was_let_in_before_is_said_once_and_tried_again(bridge: ScriptedBridge) -> None:
+async def test_refusal_after_a_connection_is_reported_once_and_tried_again(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
         for status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.FORBIDDEN):
@@ -155,7 +155,7 @@ async def test_refusal_of_who_was_let_in_before_is_said_once_and_tried_again(bri
         assert away == ["disconnected from", "can't connect to", "can't connect to"], tail.said
 
 
-async def test_request_that_a_bridge_refuses_for_good_after_it_was_let_in_ends_it(bridge: ScriptedBridge) -> None:
+async def test_permanent_refusal_after_a_connection_ends_tail(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
         bridge.refusal = HTTPStatus.BAD_REQUEST, "There is no such type."

@@ -1,4 +1,4 @@
-"""What is said of events without a broker: every violation, with its line, its pointer and its reason."""
+"""Problems of events without a broker: each violation with its line, its pointer and its reason."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SCHEMAS = catalog.load([catalog.PACKAGED])
 GOOD = json.dumps(EXAMPLE).encode()
 
 
-def said(
+def checked(
     text: bytes | str, update_type: str | None = None, max_message_bytes: int = 2**20
 ) -> tuple[int, int, list[str]]:
-    """How many events, how many invalid ones, and the lines."""
+    """Returns the number of events, the number of invalid ones, and the lines."""
     lines: list[str] = []
     content = text.encode() if isinstance(text, str) else text
     counts = check_events(
@@ -52,18 +52,18 @@ def without(*members: str) -> dict[str, Any]:
         {**wrapped(EXAMPLE), "timestamp": 1, "id": "1234-9f86d081"},
     ],
 )
-def test_nothing_is_said_of_what_a_bridge_takes(event: object) -> None:
-    assert said(json.dumps(event)) == (1, 0, [])
-    assert said(json.dumps(event, indent=2), "killmail") == (1, 0, [])
+def test_valid_event_has_no_problems(event: object) -> None:
+    assert checked(json.dumps(event)) == (1, 0, [])
+    assert checked(json.dumps(event, indent=2), "killmail") == (1, 0, [])
 
 
-def test_nothing_at_all_is_no_event() -> None:
-    assert said("\n\n") == (0, 0, [])
+def test_empty_input_has_no_event() -> None:
+    assert checked("\n\n") == (0, 0, [])
 
 
-def test_every_violation_of_an_event_has_a_line_of_its_own() -> None:
+def test_each_violation_of_an_event_has_its_own_line() -> None:
     event = json.dumps({**without("shipTypeId"), "systemId": "Jita", "victimId": -1}, indent=2)
-    events, invalid, lines = said(f"\n{event}\n")
+    events, invalid, lines = checked(f"\n{event}\n")
     assert (events, invalid) == (1, 1)
     assert sorted(lines) == [
         "f:2: /shipTypeId: the member 'shipTypeId' is missing [schema-violation]",
@@ -72,24 +72,24 @@ def test_every_violation_of_an_event_has_a_line_of_its_own() -> None:
     ]
 
 
-def test_lines_are_those_of_the_file_one_event_a_line() -> None:
+def test_line_numbers_are_those_of_the_file() -> None:
     events = [killmail(1), without("systemId"), killmail(3), {}, killmail(5, systemId=None)]
     text = "\n\n".join(map(json.dumps, events))
-    count, invalid, lines = said(text)
+    count, invalid, lines = checked(text)
     assert (count, invalid) == (5, 3)
     assert [line.split(":")[1] for line in lines] == ["3", "7", "7", "7", "7", "7", "9"]
 
 
 def test_pointer_leads_into_the_envelope() -> None:
     event = json.dumps(wrapped({**EXAMPLE, "systemId": "Jita"}), indent=2)
-    [line] = said(event)[2]
+    [line] = checked(event)[2]
     assert line == 'f:9: /data/systemId: "Jita" is not of type "integer" [schema-violation]'
     assert '"Jita"' in event.splitlines()[8]
 
 
-def test_pointer_leads_into_a_foreign_form() -> None:
+def test_pointer_leads_into_a_source_format() -> None:
     event = json.dumps(packaged(redisq({**ESI, "solar_system_id": "Jita"})), indent=2)
-    [line] = said(event)[2]
+    [line] = checked(event)[2]
     assert "/package/killmail/solar_system_id: " in line
     number = int(line.split(":")[1])
     assert '"Jita"' in event.splitlines()[number - 1]
@@ -125,8 +125,8 @@ def test_pointer_leads_into_a_foreign_form() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_where_it_is(text: str, update_type: str | None, line: str) -> None:
-    assert said(text, update_type) == (1, 1, [line])
+def test_problem_is_reported_with_its_place(text: str, update_type: str | None, line: str) -> None:
+    assert checked(text, update_type) == (1, 1, [line])
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_what_is_wrong_is_said_where_it_is(text: str, update_type: str | None, l
     ],
     ids=["word", "NaN", "after an umlaut", "no UTF-8", "half a pair in UTF-8", "half a pair", "deep"],
 )
-def test_what_is_no_json_is_said_with_line_and_column(text: bytes, place: str) -> None:
-    events, invalid, [line] = said(text)
+def test_syntax_error_is_reported_with_line_and_column(text: bytes, place: str) -> None:
+    events, invalid, [line] = checked(text)
     assert (events, invalid) == (1 + text.startswith(GOOD), 1)
     assert line.startswith(place)
     assert line.endswith(" [not-json]")
@@ -172,13 +172,13 @@ def test_what_is_no_json_is_said_with_line_and_column(text: bytes, place: str) -
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_what_a_bridge_says_of_another_format_is_said_with_its_place(text: bytes, line: str) -> None:
-    assert said(text) == (1, 1, [line])
+def test_other_format_is_named_with_its_place(text: bytes, line: str) -> None:
+    assert checked(text) == (1, 1, [line])
 
 
-def test_event_that_is_too_large_is_said_to_be() -> None:
+def test_too_large_event_is_reported() -> None:
     big = json.dumps(killmail(1, note="x" * 5000))
-    events, invalid, [line] = said(f"{json.dumps(EXAMPLE)}\n{big}\n", max_message_bytes=4096)
+    events, invalid, [line] = checked(f"{json.dumps(EXAMPLE)}\n{big}\n", max_message_bytes=4096)
     assert (events, invalid) == (2, 1)
     assert line.startswith("f:2: the body has ")
     assert line.endswith("[too-large]")
@@ -197,9 +197,9 @@ def test_members_with_odd_names_are_found() -> None:
     ]
 
 
-def test_thousand_violations_are_each_said_with_their_line() -> None:
+def test_each_of_a_thousand_violations_has_its_line() -> None:
     event = json.dumps({**ESI, "attackers": [{"character_id": "x"}] * 1000}, indent=1)
-    events, invalid, lines = said(event)
+    events, invalid, lines = checked(event)
     assert (events, invalid, len(lines)) == (1, 1, 1000)
     assert len({line.split(":")[1] for line in lines}) == 1000
 
@@ -238,7 +238,7 @@ def test_violation_as_json_has_its_place_and_its_schema() -> None:
     ]
 
 
-def test_what_is_no_json_as_json_has_a_column_and_no_schema() -> None:
+def test_syntax_error_as_json_has_a_column_and_no_schema() -> None:
     [problem] = in_json(b'\n{"a": "\xc3\xa4", x}')
     assert {name: problem[name] for name in ("line", "column", "pointer", "reason", "schema")} == {
         "line": 2,

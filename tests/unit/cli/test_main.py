@@ -1,4 +1,4 @@
-"""The command: its help, its exit codes, what it says on standard error."""
+"""The command: its help, its exit codes and its standard error."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ ROOT = Path(bridge.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def logging_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """How logging was configured, in an empty folder and an environment without settings."""
+    """Returns how logging was configured, in an empty folder and an environment without settings."""
     monkeypatch.chdir(tmp_path)
     for name in tuple(os.environ):
         if name.startswith("BRIDGE_"):
             monkeypatch.delenv(name)
-    # What this does to logging is tested elsewhere, and lasts.
+    # Logging stays configured for the whole process. Other tests check it.
     configured: list[tuple[str, str]] = []
     monkeypatch.setattr(logs, "configure", lambda level, style: configured.append((level, style)))
     return configured
 
 
 class Runs:
-    """Stands in for the bridge: notes the settings that it is run with, and ends as told."""
+    """A fake of the bridge: records its settings, and raises `error` if it is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settings: list[Settings] = []
@@ -93,7 +93,7 @@ VERSION = (
 )
 
 
-def test_version_is_the_packages_with_what_it_stands_on() -> None:
+def test_version_has_those_of_python_and_of_the_libraries() -> None:
     result = invoke("--version")
     assert (result.exit_code, result.output) == (0, VERSION)
 
@@ -157,7 +157,7 @@ def test_serve_takes_flags_over_the_environment_over_dotenv(
     assert (settings.port, settings.path, settings.queue) == (3, "/environment", "dotenv")
 
 
-def test_env_file_is_read_in_place_of_dotenv(runs: Runs, tmp_path: Path) -> None:
+def test_env_file_is_read_instead_of_dotenv(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("BRIDGE_PORT=1\nBRIDGE_QUEUE=dotenv\n")
     (tmp_path / "other").write_text("BRIDGE_PORT=2\n")
     assert invoke("serve", "--env-file", "other").exit_code == 0
@@ -207,7 +207,7 @@ def test_env_file_is_read_by_every_command_with_settings_and_must_be_there(
 
 @pytest.mark.parametrize("option", [[], ["--publish-only"], ["--without-broker"]], ids="".join)
 def test_env_file_of_the_demo_must_be_there(option: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # These last: the handlers of signals, and the streams that never block.
+    # The signal handlers and the replaced streams would stay for the whole process.
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr("bridge.queued_output.install", lambda *_: None)
     result = invoke("demo", *option, "--env-file", "missing")
@@ -216,7 +216,7 @@ def test_env_file_of_the_demo_must_be_there(option: list[str], monkeypatch: pyte
 
 
 class Log:
-    """Stands in for the bridge's logger."""
+    """A fake of the bridge's logger."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, object]] = []
@@ -233,7 +233,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, services: int) -> None:
-    """So many Services, as Kubernetes has them, the first of which is called `bridge`."""
+    """Sets the variables that Kubernetes injects for some Services. The first Service is `bridge`."""
     for number in range(services):
         name = "BRIDGE" if number == 0 else f"BRIDGE_N{number}"
         monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
@@ -279,7 +279,7 @@ def test_names_of_skipped_variables_are_bounded(runs: Runs, log: Log, monkeypatc
 
 
 @pytest.mark.usefixtures("runs")
-def test_nothing_is_said_of_kubernetes_outside_of_it(log: Log) -> None:
+def test_log_does_not_mention_kubernetes_without_its_variables(log: Log) -> None:
     assert invoke("serve").exit_code == 0
     assert log.lines == []
     assert invoke("config").stderr == ""
@@ -342,7 +342,7 @@ def test_help_shows_the_opposite_of_each_switch(command: str) -> None:
     assert [switch for switch in SWITCHES if f"--no-{switch} " not in text] == []
 
 
-def test_settings_that_will_not_do_exit_with_2_and_a_line_each(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_exit_with_2_and_a_line_each(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGE_PROT", "1")
     result = invoke("serve", "--port", "x", "--path", "y")
     assert result.exit_code == 2
@@ -367,7 +367,7 @@ def test_error_that_ends_the_bridge_has_its_exit_code_and_no_traceback(
     assert result.stderr.splitlines() == [f"edk-bridge: {line}" for line in str(error).splitlines()]
 
 
-def test_fault_of_ours_is_not_hidden(runs: Runs) -> None:
+def test_programming_error_is_not_hidden(runs: Runs) -> None:
     runs.error = ZeroDivisionError()
     assert isinstance(invoke("serve").exception, ZeroDivisionError)
 
@@ -470,7 +470,7 @@ def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
         ("publish", ["to RabbitMQ", "[FILE|-]...", "--type", "--exchange", "BRIDGE_AMQP_URL", "3 The broker refuses"]),
     ],
 )
-def test_help_of_a_command_says_what_it_takes_and_how_it_ends(command: str, words: list[str]) -> None:
+def test_help_of_a_command_has_its_arguments_and_exit_codes(command: str, words: list[str]) -> None:
     text = " ".join(invoke(command, "--help").output.split())
     assert [word for word in words if word not in text] == []
 
@@ -499,7 +499,7 @@ def test_check_of_no_events_finds_none_invalid() -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "0 events, 0 invalid\n")
 
 
-def test_check_says_every_violation_on_a_line_and_exits_with_1() -> None:
+def test_check_prints_each_violation_on_a_line_and_exits_with_1() -> None:
     result = invoke("check", stdin=ndjson(EXAMPLE, WRONG))
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
@@ -542,7 +542,7 @@ def test_check_takes_several_files_and_counts_over_all(tmp_path: Path) -> None:
         (["--nonsense"], "--nonsense"),
     ],
 )
-def test_what_cannot_be_used_exits_with_2_before_anything_is_read(
+def test_unusable_arguments_exit_with_2_before_any_input_is_read(
     command: str, arguments: list[str], words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "good.json").write_text(ndjson(WRONG))
@@ -551,7 +551,7 @@ def test_what_cannot_be_used_exits_with_2_before_anything_is_read(
     assert words in result.stderr
 
 
-def test_schema_file_that_is_none_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_schema_file_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "broken.json").write_text("{")
     monkeypatch.setenv("BRIDGE_SCHEMAS", "own")
@@ -573,8 +573,8 @@ def test_schema_folder_adds_a_type_that_check_knows(tmp_path: Path, monkeypatch:
 
 
 @pytest.fixture
-def slips(tmp_path: Path) -> str:
-    """A folder of schema files of which two are probably mistaken."""
+def mistaken_schemas(tmp_path: Path) -> str:
+    """A folder of schema files with two probable mistakes."""
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "duel.json").write_text('{"requierd": ["winner"]}')
@@ -590,8 +590,10 @@ WARNINGS = [
 
 
 @pytest.mark.parametrize("command", ["check", "publish", "config"])
-def test_schema_file_that_is_probably_mistaken_causes_a_warning(published: Published, command: str, slips: str) -> None:
-    result = invoke(command, "--schemas", slips)
+def test_probable_mistake_in_a_schema_file_causes_a_warning(
+    published: Published, command: str, mistaken_schemas: str
+) -> None:
+    result = invoke(command, "--schemas", mistaken_schemas)
     assert result.exit_code == 0
     assert result.stderr.splitlines()[:2] == WARNINGS
     assert "warning" not in result.stdout
@@ -599,13 +601,13 @@ def test_schema_file_that_is_probably_mistaken_causes_a_warning(published: Publi
 
 @pytest.mark.parametrize("command", ["check", "publish"])
 @pytest.mark.parametrize("name", ["resume", "bridge.x"])
-def test_reserved_type_is_said_to_be_reserved(published: Published, command: str, name: str) -> None:
+def test_reserved_type_is_an_error(published: Published, command: str, name: str) -> None:
     result = invoke(command, "--type", name, stdin=ndjson({}))
     assert result.exit_code == 2
     assert result.stderr == f"edk-bridge: --type {name}: this type is reserved for the bridge's own messages\n"
 
 
-def test_check_prints_json_lines_on_demand_and_the_summary_beside_them() -> None:
+def test_check_prints_json_lines_on_request_and_the_summary_on_standard_error() -> None:
     result = invoke("check", "--json", stdin=ndjson(EXAMPLE, WRONG) + "x\n")
     assert result.exit_code == 1
     found = [json.loads(line) for line in result.stdout.splitlines()]
@@ -617,21 +619,21 @@ def test_check_prints_json_lines_on_demand_and_the_summary_beside_them() -> None
     assert result.stderr == "3 events, 2 invalid\n"
 
 
-def test_type_holds_for_all_events() -> None:
+def test_type_option_applies_to_all_events() -> None:
     statistics = {"type": "statistics", "data": {}}
     result = invoke("check", "--type", "killmail", stdin=ndjson(EXAMPLE, {"type": "killmail", "data": ESI}, statistics))
     assert result.exit_code == 1
     assert result.stdout.startswith("-:3: /type: the envelope's type is 'statistics'")
 
 
-def test_largest_message_is_as_set() -> None:
+def test_message_larger_than_the_setting_is_rejected() -> None:
     result = invoke("check", "--max-message-bytes", "1024", stdin=ndjson(killmail(1, note="x" * 2000)))
     assert result.exit_code == 1
     assert "[too-large]" in result.stdout
 
 
-def test_pipe_with_a_name_is_read_once(tmp_path: Path) -> None:
-    """Opened a second time, what its writer wrote would be gone."""
+def test_named_pipe_is_opened_once(tmp_path: Path) -> None:
+    """A second open would lose the text of the writer."""
     os.mkfifo(tmp_path / "pipe")
     writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=[ndjson(EXAMPLE, EXAMPLE)])
     writing.start()
@@ -640,7 +642,7 @@ def test_pipe_with_a_name_is_read_once(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "2 events, 0 invalid\n")
 
 
-def test_check_that_is_interrupted_says_nothing_of_what_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_check_prints_no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> NoReturn:
         raise KeyboardInterrupt
 
@@ -650,14 +652,14 @@ def test_check_that_is_interrupted_says_nothing_of_what_it_has_not_seen(monkeypa
 
 
 class Published:
-    """Stands in for the publisher: notes what it is made with and what it gets, and answers as told."""
+    """A fake of the publisher: records its arguments and events, and returns `routed` or raises `error`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[tuple[str, str]] = []
         self.declares: list[object] = []
         self.bodies: list[bytes] = []
         self.error: BaseException | None = None
-        self.heard = True
+        self.routed = True
         monkeypatch.setattr(publish, "Publisher", self.make)
         self.looked_for: list[str | None] = []
         monkeypatch.setattr(publish, "check_broker", self.check_broker)
@@ -680,7 +682,7 @@ class Published:
         if self.error is not None:
             raise self.error
         self.bodies.append(body)
-        return self.heard
+        return self.routed
 
 
 @pytest.fixture
@@ -688,14 +690,14 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Published:
     return Published(monkeypatch)
 
 
-def test_publish_publishes_all_events_and_says_how_many(published: Published, tmp_path: Path) -> None:
+def test_publish_publishes_all_events_and_counts_them(published: Published, tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(EXAMPLE, indent=2))
     result = invoke("publish", "one.json", "-", stdin=ndjson(*map(killmail, range(1200))))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "1,201 events published, 0 invalid\n")
     assert [json.loads(body) for body in published.bodies] == [EXAMPLE, *map(killmail, range(1200))]
 
 
-def test_publish_says_how_many_have_the_identity_of_an_earlier_one(published: Published) -> None:
+def test_publish_counts_events_with_the_identity_of_an_earlier_one(published: Published) -> None:
     result = invoke("publish", stdin=ndjson(killmail(1), killmail(2), killmail(1), ESI, ESI))
     assert result.exit_code == 0
     assert result.stderr == (
@@ -709,7 +711,7 @@ def test_publish_counts_one_repeated_event_in_the_singular(published: Published)
     )
 
 
-def test_publish_says_every_violation(published: Published) -> None:
+def test_publish_prints_each_violation(published: Published) -> None:
     result = invoke("publish", stdin=ndjson(EXAMPLE, WRONG))
     *lines, summary = result.stderr.splitlines()
     assert sorted(line.split(": ")[1] for line in lines) == [
@@ -733,9 +735,7 @@ def test_publish_says_every_violation(published: Published) -> None:
     ],
     ids=["nothing", "both", "empty", "empty beside another"],
 )
-def test_command_that_changes_rejects_does_not_begin_before_it_is_clear_which_are_meant(
-    command: str, arguments: list[str], line: str
-) -> None:
+def test_command_that_changes_rejects_needs_a_clear_selection(command: str, arguments: list[str], line: str) -> None:
     for sure in [[], ["--yes"]] if command == "purge" else [[]]:
         result = invoke("rejects", command, *sure, *arguments, "--amqp-url", "amqp://127.0.0.1:1")
         assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"edk-bridge: {line}\n")
@@ -743,7 +743,7 @@ def test_command_that_changes_rejects_does_not_begin_before_it_is_clear_which_ar
 
 @pytest.fixture
 def empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queue of rejects is there, and empty."""
+    """An empty queue of rejected events."""
 
     def open_connection(nodes: Sequence[Node], name: str) -> AbstractAsyncContextManager[Connection]:
         amqp = FakeAmqp().on("queue bridge.rejected passive", commands.Queue.DeclareOk("", 0, 0))
@@ -754,7 +754,7 @@ def empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("empty_queue")
 @pytest.mark.parametrize("command", [["requeue"], ["purge", "--yes"]], ids=lambda words: str(words[0]))
-def test_number_of_the_list_is_said_to_be_no_id(command: list[str]) -> None:
+def test_number_of_the_list_is_not_accepted_as_an_id(command: list[str]) -> None:
     result = invoke("rejects", *command, "3", "98ca9b46", "128473623")
     assert result.exit_code == 1
     lines = [line for line in result.stderr.splitlines() if "removed" not in line and "requeued" not in line]
@@ -775,7 +775,7 @@ def test_number_of_the_list_is_said_to_be_no_id(command: list[str]) -> None:
     ],
     ids=["queue", "refusal", "connection"],
 )
-def test_nothing_is_said_to_be_done_where_the_queue_was_not_reached(
+def test_no_summary_is_printed_if_the_queue_was_not_reached(
     monkeypatch: pytest.MonkeyPatch, command: list[str], error: Exception, exit_code: int
 ) -> None:
     def fail(*_: object) -> NoReturn:
@@ -787,8 +787,8 @@ def test_nothing_is_said_to_be_done_where_the_queue_was_not_reached(
     assert (result.exit_code, line.startswith(f"edk-bridge: {error}")) == (exit_code, True)
 
 
-def test_publish_says_what_nobody_has_got(published: Published) -> None:
-    published.heard = False
+def test_publish_counts_events_that_reached_no_queue(published: Published) -> None:
+    published.routed = False
     result = invoke("publish", stdin=ndjson(EXAMPLE))
     assert result.exit_code == 1
     assert result.stderr == (
@@ -827,7 +827,7 @@ def test_publish_does_not_declare_an_exchange_with_a_reserved_name(
 
 
 @pytest.mark.parametrize("name", ["", "x" * 200, "a\tb", "\N{SNOWMAN}"])
-def test_publish_to_what_can_be_no_exchange_exits_with_2(name: str) -> None:
+def test_publish_to_an_invalid_exchange_name_exits_with_2(name: str) -> None:
     result = invoke("publish", "--exchange", name, stdin=ndjson(EXAMPLE))
     assert result.exit_code == 2
     assert "expected a name of 1 to 127" in result.stderr
@@ -850,14 +850,14 @@ def test_publish_that_fails_names_the_first_line_that_is_not_confirmed(
     ]
 
 
-def test_publish_that_is_interrupted_says_how_far_it_was(published: Published) -> None:
+def test_interrupted_publish_prints_its_summary(published: Published) -> None:
     published.error = KeyboardInterrupt()
     result = invoke("publish", stdin=ndjson(EXAMPLE))
     assert result.exit_code == 130
     assert result.stderr == "interrupted: 0 events published, 0 invalid\n"
 
 
-def test_package_offers_publishers_what_they_need() -> None:
+def test_package_exports_the_names_for_publishers() -> None:
     assert bridge.Publisher is Publisher
     assert all(hasattr(bridge, name) for name in bridge.__all__)
     assert {*bridge.__all__} <= {*dir(bridge)}
@@ -873,7 +873,7 @@ def test_package_alone_loads_no_broker_library() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_tail_says_all_that_is_wrong_with_its_options() -> None:
+def test_tail_reports_all_problems_of_its_options() -> None:
     result = invoke("tail", "http://localhost:3000", "--where", "systemId")
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
@@ -908,7 +908,7 @@ def test_character_that_the_encoding_does_not_have_is_escaped(encoding: str, sho
 
 
 def test_character_is_escaped_in_the_locale_of_a_minimal_system() -> None:
-    """In a process of its own: Python chooses the encoding of the streams at its start."""
+    """In its own process, because Python chooses the encoding of the streams at its start."""
     names = {
         name: text for name, text in os.environ.items() if not name.startswith(("BRIDGE_", "PYTHON", "LC_", "LANG"))
     }
@@ -951,7 +951,7 @@ def test_json_is_the_same_json_in_every_encoding(encoding: str, monkeypatch: pyt
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_error_that_repeats_what_the_encoding_does_not_have_is_one_line(arguments: list[str]) -> None:
+def test_error_with_characters_that_the_encoding_does_not_have_is_one_line(arguments: list[str]) -> None:
     result = invoke_in("latin-1", *arguments)
     assert result.exit_code == 2
     assert result.stderr_bytes.isascii()

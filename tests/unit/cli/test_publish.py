@@ -1,4 +1,4 @@
-"""Events from lines to the publisher: what becomes of them when the input or the broker fails half way."""
+"""Events from lines to the publisher, also if the input or the broker fails in between."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class FakePublisher:
         self.faults: dict[int, Exception] = {}
         self.confirms = asyncio.Event()
         self.confirms.set()
-        self.heard = True
-        self.most = self.under_way = 0
+        self.routed = True
+        self.most = self.in_flight = 0
 
     async def publish_valid(self, body: bytes, update_type: str) -> bool:
         assert update_type == "tick"
         number = json.loads(body)["n"]
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
         if number in self.faults:
             raise self.faults[number]
         await self.confirms.wait()
-        self.under_way -= 1
+        self.in_flight -= 1
         self.published.append(number)
-        return self.heard
+        return self.routed
 
 
 class Command:
@@ -62,7 +62,7 @@ class Command:
         self.pipeline = Pipeline(catalog.load([folder]), 2**20)
         self.publisher = FakePublisher()
         self.count = Count(DuplicateWindow(2))
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.progress = 0
 
     def tick(self) -> None:
@@ -72,7 +72,7 @@ class Command:
         async with asyncio.timeout(LIMIT_S):
             publisher = cast("Publisher", self.publisher)
             file = EventFile("f\n", lines, None, "tick")
-            await publish_events(file, self.pipeline, publisher, self.count, self.said.append, self.tick)
+            await publish_events(file, self.pipeline, publisher, self.count, self.printed.append, self.tick)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def command(tmp_path: Path) -> Command:
 
 
 def events(count: int, error: Exception | None = None) -> Iterator[bytes]:
-    """So many, one a line; then reading them fails."""
+    """Yields events, one a line, and then raises the error."""
     for number in range(count):
         yield b'{"n": %d}\n' % number
     if error is not None:
@@ -89,7 +89,7 @@ def events(count: int, error: Exception | None = None) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2 * READ_AHEAD])
-async def test_input_that_can_not_be_read_any_more_ends_the_command(command: Command, count: int) -> None:
+async def test_input_that_fails_ends_the_command(command: Command, count: int) -> None:
     error = ConfigurationError(["f: can't be read: Input/output error"])
     with pytest.raises(ConfigurationError) as raised:
         await command.run(events(count, error))
@@ -97,13 +97,13 @@ async def test_input_that_can_not_be_read_any_more_ends_the_command(command: Com
     assert command.publisher.published == list(range(len(command.publisher.published)))
 
 
-async def test_input_that_raises_an_error_of_ours_is_not_taken_for_its_end(command: Command) -> None:
+async def test_programming_error_while_reading_is_not_the_end_of_the_input(command: Command) -> None:
     with pytest.raises(ExceptionGroup) as raised:
         await command.run(events(1, ZeroDivisionError("a fault")))
     assert raised.group_contains(ZeroDivisionError)
 
 
-async def test_more_events_than_may_wait_are_all_published_in_order(command: Command) -> None:
+async def test_more_events_than_the_limit_are_all_published_in_order(command: Command) -> None:
     count = MAX_UNCONFIRMED + 2 * READ_AHEAD
     await command.run(events(count))
     assert command.publisher.published == list(range(count))
@@ -112,7 +112,7 @@ async def test_more_events_than_may_wait_are_all_published_in_order(command: Com
     assert command.progress == count
 
 
-async def test_no_more_confirms_are_outstanding_than_may_be(command: Command) -> None:
+async def test_unconfirmed_events_are_limited(command: Command) -> None:
     command.publisher.confirms.clear()
     read = 0
 
@@ -125,15 +125,15 @@ async def test_no_more_confirms_are_outstanding_than_may_be(command: Command) ->
     async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(command.run(lines()))
         await eventually("all is read that may be", lambda: read >= MAX_UNCONFIRMED + READ_AHEAD)
-        await eventually("so many are sent", lambda: command.publisher.under_way >= MAX_UNCONFIRMED)
-        # Whatever else was read would be sent in the next turn of the loop.
+        await eventually("so many are sent", lambda: command.publisher.in_flight >= MAX_UNCONFIRMED)
+        # Further events would be sent in the next turn of the loop.
         await asyncio.sleep(0)
         assert command.publisher.most == MAX_UNCONFIRMED
         command.publisher.confirms.set()
     assert command.count.published == MAX_UNCONFIRMED + 2 * READ_AHEAD
 
 
-async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confirmed_or_invalid(
+async def test_error_names_the_first_event_without_a_confirm(
     command: Command,
 ) -> None:
     command.publisher.faults = {3: NotConfirmed("no broker")}
@@ -147,7 +147,7 @@ async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confi
     ]
     assert command.publisher.published[:2] == [0, 2]
     assert command.count.invalid == 1
-    assert command.said == ['f\\n:2: /n: "x" is not of type "integer" [schema-violation]']
+    assert command.printed == ['f\\n:2: /n: "x" is not of type "integer" [schema-violation]']
 
 
 @pytest.mark.parametrize(("cause", "exit_code"), [(OSError("disk"), BridgeError.exit_code), (BridgeError("b"), 1)])
@@ -159,14 +159,14 @@ async def test_interruption_has_the_exit_code_of_its_cause(command: Command, cau
 
 
 async def test_events_that_reach_no_queue_are_counted(command: Command) -> None:
-    command.publisher.heard = False
+    command.publisher.routed = False
     await command.run(events(3))
     assert (command.count.published, command.count.unrouted) == (3, 3)
 
 
-async def test_every_violation_of_an_event_is_said(command: Command) -> None:
+async def test_each_violation_of_an_event_is_printed(command: Command) -> None:
     await command.run(iter([b'{"n": 1}\n', b'{"n": "x",\n', b'"id": "y"}\n', b'{"n": 2}\n']))
-    assert sorted(command.said) == [
+    assert sorted(command.printed) == [
         'f\\n:2: /n: "x" is not of type "integer" [schema-violation]',
         'f\\n:3: /id: "y" is not of type "integer" [schema-violation]',
     ]
@@ -174,20 +174,20 @@ async def test_every_violation_of_an_event_is_said(command: Command) -> None:
 
 
 @pytest.mark.parametrize(("size_bytes", "waits"), [(LARGE_BYTES, False), (LARGE_BYTES + 1, True)])
-async def test_violations_of_a_large_event_are_named_when_the_broker_has_confirmed_the_others(
+async def test_violations_of_a_large_event_are_found_after_the_confirms_of_the_others(
     command: Command, size_bytes: int, *, waits: bool
 ) -> None:
-    """To name them may take seconds, after which the others would count as not confirmed."""
+    """To find the violations may take seconds. The confirms of the others would time out meanwhile."""
     command.publisher.confirms.clear()
     start, end = b'{"n": "', b'"}'
     large = start + b"x" * (size_bytes - len(start + end)) + end
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(command.run(iter([b'{"n": 1}\n', large + b"\n"])))
-        await eventually("the first is sent", lambda: command.publisher.under_way == 1)
+        await eventually("the first is sent", lambda: command.publisher.in_flight == 1)
         if not waits:
             await eventually("the second is rejected", lambda: command.count.invalid == 1)
         await eventually("the second is read", lambda: command.count.line == 2)
-        assert (command.count.invalid, len(command.said)) == ((0, 0) if waits else (1, 1))
+        assert (command.count.invalid, len(command.printed)) == ((0, 0) if waits else (1, 1))
         command.publisher.confirms.set()
         await running
     assert (command.count.published, command.count.invalid) == (1, 1)
@@ -198,7 +198,7 @@ async def test_violations_of_a_large_event_are_named_when_the_broker_has_confirm
     [([1, 2, 3], 0), ([1, 1, 1], 2), ([1, 2, 1, 2], 2), ([1, 2, 3, 1], 0), ([None, None], 0)],
     ids=str,
 )
-async def test_events_with_the_identity_of_an_earlier_one_are_counted_as_far_as_a_bridge_remembers(
+async def test_repeated_events_are_counted_within_the_window_of_a_bridge(
     command: Command, ids: list[int | None], repeated: int
 ) -> None:
     lines = [{"n": n} if each is None else {"n": n, "id": each} for n, each in enumerate(ids)]
@@ -206,6 +206,6 @@ async def test_events_with_the_identity_of_an_earlier_one_are_counted_as_far_as_
     assert (command.count.published, command.count.repeated) == (len(ids), repeated)
 
 
-async def test_invalid_event_is_no_earlier_one(command: Command) -> None:
+async def test_identity_of_an_invalid_event_does_not_count(command: Command) -> None:
     await command.run(iter([b'{"n": "x", "id": 1}\n', b'{"n": 1, "id": 1}\n']))
     assert (command.count.published, command.count.repeated, command.count.invalid) == (1, 0, 1)

@@ -1,4 +1,4 @@
-"""The broker's URLs: what the libraries can't use, or would change, is an error before the first connection."""
+"""The broker's URLs. A URL that the libraries can't use, or change, is an error before the first connection."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def url(**query: object) -> str:
     return "amqps://mq/?" + "&".join(f"{name}={value}" for name, value in query.items())
 
 
-def test_certificate_and_its_key_are_taken_from_two_files_or_from_one(pairs: Pairs) -> None:
+def test_certificate_and_key_are_in_two_files_or_in_one(pairs: Pairs) -> None:
     for text in (url(certfile=pairs.chain, keyfile=pairs.key), url(certfile=pairs.both)):
         assert amqp_urls(text) == (text,)
         assert amqp_urls(f"{text}&auth=external") == (f"{text}&auth=external",)
@@ -58,9 +58,7 @@ def test_certificate_and_its_key_are_taken_from_two_files_or_from_one(pairs: Pai
         ("nothing", "key", "nothing.pem has no certificate"),
     ],
 )
-def test_pair_that_can_not_be_used_is_said_with_the_file(
-    pairs: Pairs, certfile: str, keyfile: str | None, words: str
-) -> None:
+def test_error_of_an_unusable_pair_names_the_file(pairs: Pairs, certfile: str, keyfile: str | None, words: str) -> None:
     query = {"certfile": getattr(pairs, certfile)}
     if keyfile is not None:
         query["keyfile"] = getattr(pairs, keyfile)
@@ -69,7 +67,7 @@ def test_pair_that_can_not_be_used_is_said_with_the_file(
     assert str(raised.value).startswith("a certificate in certfile and its key in keyfile, but ")
 
 
-def test_certificate_of_any_of_several_nodes_is_looked_at(pairs: Pairs) -> None:
+def test_certificates_of_all_nodes_are_checked(pairs: Pairs) -> None:
     with pytest.raises(ValueError, match="has no private key"):
         amqp_urls(f"amqps://one/,{url(certfile=pairs.chain)}")
 
@@ -88,7 +86,7 @@ def test_folder_of_authorities_is_one_that_openssl_can_use(tmp_path: Path) -> No
         "u:s3cret%2F\u2126@mq/v",
     ],
 )
-def test_url_that_the_library_can_not_parse_is_refused_without_a_part_of_it(address: str) -> None:
+def test_error_of_an_unparsable_url_shows_no_part_of_it(address: str) -> None:
     with pytest.raises(ValueError, match="percent escapes") as raised:
         amqp_urls(f"amqp://{address}/")
     assert "s3cret" not in str(raised.value)
@@ -100,11 +98,11 @@ def test_url_that_the_library_can_not_parse_is_refused_without_a_part_of_it(addr
     "host",
     [
         *("a" * 64, f"mq.{'a' * 64}.example", "\u00fc" * 60, "xn--zz", "mq.xn--zz.example", ".".join(["a" * 50] * 6)),
-        # The library decodes this name to one with an eszett, which the resolver reads as another name.
+        # The library decodes this name to a name with an eszett. For the resolver, that is another name.
         *("xn--fa-hia.example", "[v1.a:b]", "10.0.0.\uff12\uff15\uff16"),
     ],
 )
-def test_host_that_can_never_be_resolved_as_written_is_refused(host: str) -> None:
+def test_host_that_can_not_be_resolved_is_an_error(host: str) -> None:
     with pytest.raises(ValueError, match="a host name or an address"):
         amqp_urls(f"amqp://{host}/")
 
@@ -116,7 +114,7 @@ def test_host_that_can_never_be_resolved_as_written_is_refused(host: str) -> Non
         *("[::0001]", "[fe80::1%25eth0]", "[fe80::1%eth0]", "[::ffff:10.0.0.1]"),
     ],
 )
-def test_host_that_the_library_resolves_as_written_is_taken(host: str) -> None:
+def test_host_that_the_library_resolves_is_valid(host: str) -> None:
     assert amqp_urls(f"amqp://{host}/") == (f"amqp://{host}/",)
 
 
@@ -124,7 +122,7 @@ def test_host_that_the_library_resolves_as_written_is_taken(host: str) -> None:
     "path",
     [".", "..", "a/../b", "a/./b", "a/..", "%2e", "%2E%2e/b", "v%252Fw", "%252F", "./v"],
 )
-def test_virtual_host_that_the_library_would_change_is_refused(path: str) -> None:
+def test_virtual_host_that_the_library_changes_is_an_error(path: str) -> None:
     with pytest.raises(ValueError, match="virtual host"):
         amqp_urls(f"amqp://mq/{path}")
 
@@ -143,7 +141,7 @@ def test_virtual_host_that_the_library_would_change_is_refused(path: str) -> Non
         *(("/v%252fw", "v%2fw"), ("/v%2C", "v,")),
     ],
 )
-def test_virtual_host_of_a_single_url_is_the_one_that_is_written(path: str, name: str) -> None:
+def test_virtual_host_of_a_single_url_is_unchanged(path: str, name: str) -> None:
     text = f"amqp://mq{path}"
     assert amqp_urls(text) == (text,)
     assert virtual_host(text) == name

@@ -1,4 +1,4 @@
-"""What Kubernetes injects for a Service, and what only looks like it."""
+"""The variables that Kubernetes injects for a Service, and similar ones."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def machine(*own: str) -> Callable[[Network], str | None]:
-    """A machine that sends to each network from the first of its addresses of that kind."""
+    """Returns the function of a machine that sends to each network from its first address of that family."""
     return lambda network: next((each for each in own if ipaddress.ip_address(each).version == network.version), None)
 
 
@@ -51,9 +51,7 @@ def machine(*own: str) -> Callable[[Network], str | None]:
         ("fe80::1%eth0", "::/0", None),
     ],
 )
-def test_listener_is_out_of_reach_where_no_allowed_network_leads_to_it(
-    listener: str, allowed: str, lack: str | None
-) -> None:
+def test_listener_is_out_of_reach_without_an_allowed_network(listener: str, allowed: str, lack: str | None) -> None:
     assert out_of_reach(listener, networks(allowed)) == lack
 
 

@@ -1,4 +1,4 @@
-"""The networks that clients may connect from: which texts are networks, and the reason why others are refused."""
+"""Which texts are networks, and the errors of other texts."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def test_address_is_a_network() -> None:
         ),
     ],
 )
-def test_other_text_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_other_text_is_an_error_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(reason)}$"):
         parse_network(text)

@@ -1,4 +1,4 @@
-"""How the text of each kind of setting is read, and what is expected where it can't be."""
+"""The values of all kinds of settings, and the errors of invalid texts."""
 
 from __future__ import annotations
 
@@ -265,21 +265,19 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
 
 
 def named(part: object) -> str:
-    """Part of a test's name: the same in every process that collects the tests."""
+    """Returns a part of a test's name. It must be equal in every process that collects the tests."""
     if isinstance(part, FunctionType):
         return part.__qualname__.partition(".")[0]
     return repr(sorted(part) if isinstance(part, frozenset) else part)[:40]
 
 
 @pytest.mark.parametrize(("parse", "text", "value"), GOOD, ids=named)
-def test_text_is_read(parse: Callable[[str], Any], text: str, value: Any) -> None:
+def test_text_is_parsed(parse: Callable[[str], Any], text: str, value: Any) -> None:
     assert parse(text) == value
 
 
 @pytest.mark.parametrize(("parse", "text", "expected"), BAD, ids=named)
-def test_text_that_will_not_do_is_answered_with_what_was_expected(
-    parse: Callable[[str], Any], text: str, expected: str
-) -> None:
+def test_error_has_the_expected_value(parse: Callable[[str], Any], text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=re.escape(expected)):
         parse(text)
 
@@ -300,7 +298,7 @@ def test_folder_must_exist(tmp_path: Path) -> None:
 
 
 def test_folder_must_be_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # root may read everything.
+    # root can read every file.
     monkeypatch.setattr(os, "scandir", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(ValueError, match="can be read \\(Permission denied\\)"):
         parsers.folder(str(tmp_path))
@@ -322,7 +320,7 @@ PURE += [amqp_urls, parsers.path, parsers.networks, parsers.host_names, parsers.
 @given(
     text=st.text(max_size=30) | st.sampled_from([text for _, text, *_ in GOOD]).flatmap(st.permutations).map("".join)
 )
-def test_any_text_has_a_value_or_a_sentence(text: str) -> None:
+def test_any_text_has_a_value_or_an_error(text: str) -> None:
     for parse in PURE:
         try:
             parse(text)

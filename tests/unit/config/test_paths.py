@@ -1,4 +1,4 @@
-"""The paths that are reserved for the bridge's own pages, and those that the endpoint may have."""
+"""The paths of the bridge's own pages, and paths that the endpoint may have."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def test_path_of_a_page_is_reserved(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/updates", "/metrics/", "/schemas", "/page", "/other.js", "//metrics"])
-def test_any_other_path_is_free(path: str) -> None:
+def test_other_path_is_not_reserved(path: str) -> None:
     assert not is_reserved(path)

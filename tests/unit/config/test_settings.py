@@ -1,4 +1,4 @@
-"""Where settings come from, which source wins, and what is said of everything that is wrong with them."""
+"""The sources of settings, their order, and the errors."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_dotenv_may_have_quotes_comments_and_exports(sources: Sources) -> None:
         ("BRIDGE_QUEUE='a' b", "; a quote is not closed, or there is text after the closing quote"),
     ],
 )
-def test_line_of_dotenv_that_is_unclear_is_a_problem_and_no_default(
+def test_unclear_line_of_dotenv_is_a_problem(
     sources: Sources, line: str, hint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     [problem] = sources.problems(dotenv=f"BRIDGE_PORT=1\n{line}\n")
@@ -175,7 +175,7 @@ def test_name_in_another_form_is_a_problem(sources: Sources, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bridge", "bridge_", "bridge_name", "my_bridge_port", "PORT"])
-def test_name_of_something_else_is_none(sources: Sources, name: str) -> None:
+def test_other_variable_is_ignored(sources: Sources, name: str) -> None:
     assert sources.load(env={name: "1"}) == Settings()
 
 
@@ -199,12 +199,12 @@ def test_file_variable_without_a_file_is_a_problem(sources: Sources) -> None:
 
 
 @pytest.mark.parametrize("text", ['"amqp://u:secret@mq/"', "'amqp://u:secret@mq/' "])
-def test_value_within_quotes_is_a_problem_where_nothing_removes_them(sources: Sources, text: str) -> None:
+def test_quotes_around_a_value_of_the_environment_are_a_problem(sources: Sources, text: str) -> None:
     [problem] = sources.problems(env={"BRIDGE_AMQP_URL": text})
     assert problem.endswith("its value is not valid: expected a value without quotes around it")
 
 
-def test_dotenv_that_is_a_folder_counts_for_nothing(sources: Sources) -> None:
+def test_dotenv_that_is_a_folder_is_ignored(sources: Sources) -> None:
     sources.dotenv.mkdir()
     assert sources.load() == Settings()
 
@@ -229,7 +229,7 @@ def test_flag_wins_over_a_file_and_a_file_over_dotenv(sources: Sources) -> None:
 
 
 @pytest.mark.parametrize("dotenv", [False, True])
-def test_setting_and_its_file_are_not_both_set(sources: Sources, *, dotenv: bool) -> None:
+def test_setting_and_its_file_variable_together_are_a_problem(sources: Sources, *, dotenv: bool) -> None:
     variables = {"BRIDGE_PORT": "1", "BRIDGE_PORT_FILE": sources.file("port", "2")}
     text = "\n".join(f"{name}={value}" for name, value in variables.items())
     [problem] = sources.problems(dotenv=text) if dotenv else sources.problems(env=variables)
@@ -238,7 +238,7 @@ def test_setting_and_its_file_are_not_both_set(sources: Sources, *, dotenv: bool
 
 
 def test_file_that_is_missing_is_a_problem_that_names_it(sources: Sources) -> None:
-    # Not a temporary folder: the message shortens a long path.
+    # Not in a temporary folder, because the error truncates a long path.
     [problem] = sources.problems(env={"BRIDGE_PORT_FILE": "/missing/port"})
     assert problem == "BRIDGE_PORT_FILE (environment): can't read '/missing/port': No such file or directory"
 
@@ -249,7 +249,7 @@ def test_file_that_is_not_text_is_a_problem(sources: Sources) -> None:
     assert problem.endswith("not text in UTF-8 (byte 0); save it as UTF-8")
 
 
-def test_value_from_a_file_that_will_not_do_names_the_file_variable(sources: Sources) -> None:
+def test_problem_of_a_value_from_a_file_names_the_file_variable(sources: Sources) -> None:
     [problem] = sources.problems(env={"BRIDGE_PORT_FILE": sources.file("port", "x")})
     assert problem.startswith("BRIDGE_PORT (BRIDGE_PORT_FILE in the environment): 'x' is not valid")
 
@@ -265,7 +265,7 @@ def test_value_from_a_file_that_will_not_do_names_the_file_variable(sources: Sou
         ({}, {}, "BRIDGE_PORT=x", ".env"),
     ],
 )
-def test_problem_names_setting_source_value_and_what_was_expected(
+def test_problem_has_setting_source_value_and_expected_value(
     sources: Sources, flags: dict[str, str], env: dict[str, str], dotenv: str | None, source: str
 ) -> None:
     [problem] = sources.problems(flags, env, dotenv)
@@ -297,7 +297,7 @@ def test_unknown_name_is_a_problem_with_a_suggestion(
     assert problem == f"{variable} ({source}): there is no such setting; {hint}"
 
 
-def test_all_problems_are_said_at_once(sources: Sources) -> None:
+def test_all_problems_are_reported_together(sources: Sources) -> None:
     problems = sources.problems(
         {"path": "kills"},
         {"BRIDGE_PORT": "x", "BRIDGE_PROT": "1", "BRIDGE_QUEUE_FILE": "/nowhere"},
@@ -335,7 +335,7 @@ def test_value_with_a_password_is_never_shown(sources: Sources, url: str) -> Non
 OF_STREAM = ("STREAM", "MAX_AGE", "MAX_BYTES")
 
 
-def test_path_that_would_hide_a_page_is_a_problem_that_says_so(sources: Sources) -> None:
+def test_path_of_a_page_is_a_problem(sources: Sources) -> None:
     [problem] = sources.problems({"path": "/metrics"})
     assert problem == (
         "BRIDGE_PATH: '/metrics' is reserved for the bridge's own pages; give another path, such as /updates"
@@ -388,14 +388,14 @@ def test_certificate_and_key_are_set_together(sources: Sources, name: str) -> No
         {"history": "stream", "history_max_age": "3h"},
     ],
 )
-def test_settings_at_the_edge_of_a_contradiction_are_fine(sources: Sources, flags: dict[str, str]) -> None:
+def test_settings_at_the_limit_are_valid(sources: Sources, flags: dict[str, str]) -> None:
     sources.load(flags)
 
 
 @pytest.mark.parametrize(
     ("log_bytes", "duplicate_window", "window"), [("16 MiB", "0", 76260), ("64 KiB", "65536", 65536)]
 )
-def test_window_of_the_history_is_what_the_log_or_the_duplicate_window_can_hold(
+def test_history_window_is_the_capacity_of_the_log_or_of_the_duplicate_window(
     sources: Sources, log_bytes: str, duplicate_window: str, window: int
 ) -> None:
     flags = {"log_bytes": log_bytes, "duplicate_window": duplicate_window, "max_message_bytes": "64 KiB"}
@@ -408,14 +408,14 @@ def test_every_variable_begins_with_the_prefix() -> None:
 
 
 @pytest.mark.parametrize("name", ["BRIDGE_PREFETCH", "BRIDGE_TLS_KEY", "BRIDGE_SCHEMAS_FILE"])
-def test_password_of_a_url_that_was_put_where_another_setting_belongs_is_not_shown(sources: Sources, name: str) -> None:
+def test_password_of_a_url_in_another_setting_is_not_shown(sources: Sources, name: str) -> None:
     [problem] = sources.problems(env={name: "amqp://bridge:hunter2@mq/"})
     assert "hunter2" not in problem
     assert "***@mq/" in problem
 
 
 @pytest.mark.parametrize("word", ["SEC/RET", "SEC@RET", "SEC#RET", "SEC?RET", "SECRET"])
-def test_password_with_anything_in_it_is_not_shown(sources: Sources, word: str) -> None:
+def test_password_with_any_characters_is_not_shown(sources: Sources, word: str) -> None:
     for text in (f"amqp://bridge:{word}@mq/", f"bridge:{word}@mq"):
         problems = [
             *sources.problems(env={"BRIDGE_PREFETCH": text}),
@@ -427,7 +427,7 @@ def test_password_with_anything_in_it_is_not_shown(sources: Sources, word: str) 
         assert "RET" not in "".join(problems)
 
 
-def test_secret_put_into_the_file_variable_is_not_shown(sources: Sources) -> None:
+def test_secret_in_the_file_variable_is_not_shown(sources: Sources) -> None:
     [problem] = sources.problems(env={"BRIDGE_AMQP_URL_FILE": "amqp://u:s3cret@mq/"})
     assert "s3cret" not in problem
 
@@ -448,25 +448,25 @@ def test_dotenv_line_without_a_value_is_a_problem(sources: Sources) -> None:
 
 @pytest.fixture
 def foreign_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files whose encoding is not named are read as something else than UTF-8, as in some locales."""
+    """Makes another encoding than UTF-8 the default for files, as in some locales."""
 
     def text_encoding(encoding: str | None, stacklevel: int = 2) -> str:
         return encoding or "cp1252"
 
-    # What pathlib asks.
+    # pathlib calls this function.
     monkeypatch.setattr(io, "text_encoding", text_encoding)
 
 
 @pytest.mark.usefixtures("foreign_encoding")
-def test_files_are_read_as_utf8_whatever_the_locale(sources: Sources) -> None:
+def test_files_are_utf8_in_any_locale(sources: Sources) -> None:
     sources.dotenv.write_text("BRIDGE_INSTANCE=Łódź\n", encoding="utf-8")
     assert sources.load().instance == "Łódź"
     assert sources.load(env={"BRIDGE_INSTANCE_FILE": sources.file("name", "Łódź\n")}).instance == "Łódź"
 
 
 @pytest.mark.usefixtures("foreign_encoding")
-def test_dotenv_is_looked_through_for_unclear_lines_as_utf8(sources: Sources) -> None:
-    # 0x81, a byte of Ł, stands for nothing in the other encoding.
+def test_unclear_lines_of_dotenv_are_found_in_utf8(sources: Sources) -> None:
+    # The other encoding has no character for 0x81, a byte of Ł.
     sources.dotenv.write_text("# Ł\nBRIDGE_PORT=1\n", encoding="utf-8")
     assert sources.load().port == 1
 
@@ -496,7 +496,7 @@ def test_dotenv_that_is_not_utf8_is_named(sources: Sources) -> None:
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
 @pytest.mark.parametrize("password", ["pa$$word", "pa$HOME", "${HOME}", "${NONE:-x}", "$", "%24{HOME}", "a#b", "a=b"])
-def test_value_of_dotenv_is_taken_as_it_is(
+def test_value_of_dotenv_is_unchanged(
     sources: Sources, quote: str, password: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "replaced")
@@ -517,7 +517,7 @@ def test_value_of_dotenv_is_taken_as_it_is(
         ("  a b  ", "a b"),
     ],
 )
-def test_quotes_of_dotenv_do_what_is_documented(sources: Sources, written: str, value: str) -> None:
+def test_quotes_of_dotenv_work_as_documented(sources: Sources, written: str, value: str) -> None:
     assert sources.load(dotenv=f"BRIDGE_INSTANCE={written}\n").instance == value
 
 
@@ -529,7 +529,7 @@ def test_dotenv_with_a_byte_order_mark_is_read_from_its_first_line(sources: Sour
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_dotenv_in_utf16_is_named_as_such(sources: Sources, encoding: str) -> None:
+def test_dotenv_in_utf16_is_a_problem_that_names_the_encoding(sources: Sources, encoding: str) -> None:
     sources.dotenv.write_bytes("BRIDGE_PORT=1\n".encode(encoding))
     [problem] = sources.problems()
     assert problem.startswith(f"{sources.dotenv}: can't be read: it ")
@@ -546,7 +546,7 @@ def test_byte_order_mark_of_a_file_is_named(sources: Sources, encoding: str, nam
     assert "amqp" not in problem
 
 
-def test_file_that_is_named_must_be_there(sources: Sources) -> None:
+def test_named_file_must_exist(sources: Sources) -> None:
     for path in (sources.dotenv, sources.folder):
         with pytest.raises(ConfigurationError, match="can't be read: "):
             load({}, {}, path, must_exist=True)
@@ -562,12 +562,12 @@ def test_file_that_is_named_must_be_there(sources: Sources) -> None:
         ("A=1\nOTHER='a\nBRIDGE_PORT=1\n'\n", 2),
     ],
 )
-def test_value_that_takes_in_the_next_line_is_a_problem(sources: Sources, text: str, line: int) -> None:
+def test_value_that_continues_in_the_next_line_is_a_problem(sources: Sources, text: str, line: int) -> None:
     [problem] = sources.problems(dotenv=text)
     assert problem == f"{sources.dotenv}, line {line}: the value continues in the next line; close its quotes"
 
 
-def test_value_of_others_may_have_several_lines(sources: Sources) -> None:
+def test_value_of_another_program_may_have_several_lines(sources: Sources) -> None:
     assert sources.load(dotenv="KEY='-----BEGIN\nEND-----'\nBRIDGE_PORT=1\n").port == 1
 
 
@@ -607,7 +607,7 @@ def test_setting_of_a_stream_that_is_not_consumed_is_a_problem_even_with_its_def
     )
 
 
-def test_history_that_a_higher_source_switches_off_makes_no_problem_of_the_lower_one(sources: Sources) -> None:
+def test_stream_settings_of_a_lower_source_are_no_problem_if_a_flag_disables_the_stream(sources: Sources) -> None:
     stream = {"BRIDGE_HISTORY": "stream", "BRIDGE_HISTORY_STREAM": "s"}
     assert sources.load({"history": "memory"}, stream).history == "memory"
     assert len(sources.problems({}, {"BRIDGE_HISTORY": "memory", "BRIDGE_HISTORY_STREAM": "s"})) == 1
@@ -702,5 +702,5 @@ def test_quoted_value_of_dotenv_may_begin_with_a_number_sign(sources: Sources, l
 @pytest.mark.parametrize(
     "line", ["BRIDGE_QUEUE= # none", "BRIDGE_QUEUE=\t# none", "OTHER=# none", "BRIDGE_QUEUE=''# none"]
 )
-def test_comment_after_an_empty_value_and_values_of_others_are_fine(sources: Sources, line: str) -> None:
+def test_comment_after_an_empty_value_is_valid(sources: Sources, line: str) -> None:
     assert sources.load(dotenv=line).queue is None

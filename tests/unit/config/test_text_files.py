@@ -17,7 +17,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "file"
 
 
-def test_plain_text_is_read_as_it_is(file: Path) -> None:
+def test_plain_text_is_read_unchanged(file: Path) -> None:
     file.write_bytes("Łódź\r\n".encode())
     assert read_plain(file) == read_marked(file) == "Łódź\r\n"
 
@@ -32,7 +32,7 @@ def test_byte_order_mark_is_named(file: Path, encoding: str) -> None:
         read_plain(file)
 
 
-def test_byte_order_mark_of_utf8_is_left_out_where_it_may_be(file: Path) -> None:
+def test_allowed_byte_order_mark_of_utf8_is_removed(file: Path) -> None:
     file.write_bytes("text".encode("utf-8-sig"))
     assert read_marked(file) == "text"
 

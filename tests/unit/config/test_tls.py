@@ -1,4 +1,4 @@
-"""The minimum version of TLS, also on a system whose default contexts have none, as Debian's Python 3.14 has."""
+"""The minimum version of TLS, also if default contexts have none, as in Debian's Python 3.14."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREATE = ssl.create_default_context
 
 @pytest.fixture
 def created(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
-    """The default contexts that are created from now on, each without a minimum version."""
+    """Records the default contexts that are created, and removes their minimum versions."""
     contexts: list[ssl.SSLContext] = []
 
     def create(purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH, **files: str | None) -> ssl.SSLContext:

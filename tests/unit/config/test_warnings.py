@@ -1,4 +1,4 @@
-"""Settings that do nothing or too much: each is warned of, and none of those that do something."""
+"""Warnings for settings without an effect or with a risky one, and for no others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def warned(flags: dict[str, str], memory_bytes: int = GIB) -> list[tuple[str, dict[str, object]]]:
-    """The name of each setting that is warned of, and the fields, but for the hint."""
+    """Returns the name of each setting with a warning, and the fields except the hint."""
     found = setting_warnings(load(flags, {}, NOWHERE), memory_bytes)
     assert all(warning.fields["hint"] for warning in found)
     return [

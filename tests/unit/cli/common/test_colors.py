@@ -1,4 +1,4 @@
-"""Colors are added to a line, and nothing else is changed."""
+"""Colors of a line of JSON. The text itself does not change."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_type_id_and_time_stand_out() -> None:
 
 
 @pytest.mark.parametrize("line", [LINE, "", "{}", '{"a": "b"}', '"unended', '{"a":"' + "\\\\" * 1000 + '"}'])
-def test_without_colors_it_is_the_same_line(line: str) -> None:
+def test_text_without_colors_is_unchanged(line: str) -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", colored(line)) == line

@@ -1,4 +1,4 @@
-"""Events among lines: where each begins and ends, on which line, and where a JSON Pointer leads."""
+"""The events in lines of text, their first lines, and the lines of JSON Pointers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 DEPTH = 30_000
 DEEP = b"[" * DEPTH + b"]" * DEPTH
-"""Nested deeper than Python's json, which recurses, can follow."""
+"""Deeper than Python's json, which recurses, can parse."""
 
 
 def found(text: bytes) -> list[tuple[int, bytes]]:
-    """The documents of a whole file, each with its line."""
+    """Returns the documents of a file, each with its line."""
     return [(document.line, document.body) for document in documents(io.BytesIO(text))]
 
 
@@ -84,7 +84,7 @@ def test_events_of_several_lines_are_found_with_their_lines(text: bytes, expecte
         (b'{"a":nonsense}{"a":2}\n', [(1, b'{"a":nonsense}'), (1, b'{"a":2}')]),
     ],
 )
-def test_events_that_meet_on_a_line_are_told_apart(text: bytes, expected: list[tuple[int, bytes]]) -> None:
+def test_events_on_one_line_are_separate(text: bytes, expected: list[tuple[int, bytes]]) -> None:
     assert found(text) == expected
 
 
@@ -107,7 +107,7 @@ def test_events_that_meet_on_a_line_are_told_apart(text: bytes, expected: list[t
         b'\xef\xbb\xbf{"a":1}',
     ],
 )
-def test_line_on_which_something_stands_beside_an_event_is_one_document(line: bytes) -> None:
+def test_line_with_text_outside_an_event_is_one_document(line: bytes) -> None:
     assert found(line) == [(1, line)]
     assert found(b'{"a":1}\n\n' + line + b'\n{\n"a":4\n}\n') == [(1, b'{"a":1}'), (3, line), (4, b'{\n"a":4\n}')]
 
@@ -121,13 +121,11 @@ def test_line_on_which_something_stands_beside_an_event_is_one_document(line: by
         (b'config: {\n"a":1\n}{}\n[\n]\n', {1: b'config: {\n"a":1\n}{}', 4: b"[\n]"}),
         (b'nonsense\n[\n{"a":1}\n]\n', {1: b"nonsense", 2: b'[\n{"a":1}\n]'}),
         (b'nonsense\n{\n}{"a":1}\n', {1: b"nonsense", 2: b"{\n}", 3: b'{"a":1}'}),
-        # The end of an event, of which the beginning is lost.
+        # The end of an event without its start.
         (b'  "b": [\n    {"a":1}\n  ]\n}\n{}\n', {1: b'"b": [\n    {"a":1}\n  ]', 4: b"}", 5: b"{}"}),
     ],
 )
-def test_brackets_beside_something_else_are_closed_before_the_next_event(
-    text: bytes, expected: dict[int, bytes]
-) -> None:
+def test_open_brackets_end_before_the_next_event(text: bytes, expected: dict[int, bytes]) -> None:
     assert found(text) == told(expected)
 
 
@@ -161,7 +159,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: repr(broken[:15]))
-def test_broken_line_spoils_no_other(broken: bytes) -> None:
+def test_invalid_line_affects_no_other_line(broken: bytes) -> None:
     good = [b'{"a":%d}' % number for number in range(3)]
     for at in range(4):
         lines = [*good[:at], broken, *good[at:]]
@@ -178,7 +176,7 @@ def test_broken_line_spoils_no_other(broken: bytes) -> None:
         [b"don't \"quote", b'"either', b'{"a":1}}'],
     ],
 )
-def test_broken_lines_at_the_top_hide_none_of_those_behind_them(broken: list[bytes]) -> None:
+def test_invalid_lines_at_the_start_hide_no_later_event(broken: list[bytes]) -> None:
     lines = [*broken, b'{"a":1}', *broken, *broken, b'{"a":2}', b'{"a":3}', *broken]
     assert found(b"\n".join(lines)) == list(enumerate(lines, 1))
 
@@ -205,7 +203,7 @@ def test_broken_lines_at_the_top_hide_none_of_those_behind_them(broken: list[byt
     ids=lambda broken: repr(broken[:20]),
 )
 @pytest.mark.parametrize("good", [b'{\n "a": 1\n}', b'{"a":1}'], ids=["pretty", "one a line"])
-def test_broken_event_of_several_lines_spoils_no_other(broken: bytes, good: bytes) -> None:
+def test_invalid_event_of_several_lines_affects_no_other_event(broken: bytes, good: bytes) -> None:
     text = good + b"\n" + broken + b"\n" + good + b"\n\n" + good
     second = 2 + good.count(b"\n")
     third = second + broken.count(b"\n") + 1
@@ -226,22 +224,22 @@ def test_broken_event_of_several_lines_spoils_no_other(broken: bytes, good: byte
         b'{"a":[{"b":[]},\n{"c":1}]}',
     ],
 )
-def test_object_at_the_start_of_a_line_where_a_value_may_stand_begins_no_document(text: bytes) -> None:
+def test_object_where_a_value_is_allowed_begins_no_document(text: bytes) -> None:
     assert found(b"{}\n" + text + b"\n{}") == [(1, b"{}"), (2, text), (3 + text.count(b"\n"), b"{}")]
 
 
 @pytest.mark.parametrize("line", [b'{"a":', b"nonsense [", b'nonsense {"a":', b'{"a":1},{"b":', b"\xef\xbb\xbf["])
-def test_line_cut_off_where_a_value_may_stand_takes_one_more_with_it(line: bytes) -> None:
-    """It may be the inside of a document, of which no part is an event."""
+def test_line_truncated_where_a_value_is_allowed_includes_the_next_line(line: bytes) -> None:
+    """The line may be inside a document, whose parts are not events."""
     assert found(line + b'\n{"a":2}\n{"a":3}\n') == [(1, line + b'\n{"a":2}'), (3, b'{"a":3}')]
 
 
-def test_list_behind_a_byte_order_mark_is_taken_for_no_events() -> None:
+def test_list_after_a_byte_order_mark_is_not_split() -> None:
     assert found(b'\xef\xbb\xbf[\n{"a":1},\n{"a":2}\n]\n') == [(1, b'\xef\xbb\xbf[\n{"a":1},\n{"a":2}\n]')]
 
 
 @pytest.mark.parametrize("event", [b'{"a":%d}\n', b'{\n "a": %d\n}\n', b'{"a":%d}}\n', b"nonsense %d\n"])
-def test_event_is_there_as_soon_as_its_last_line_is(event: bytes) -> None:
+def test_event_is_yielded_as_soon_as_its_last_line_has_arrived(event: bytes) -> None:
     read = 0
 
     def endless() -> Iterator[bytes]:
@@ -259,7 +257,7 @@ def test_event_is_there_as_soon_as_its_last_line_is(event: bytes) -> None:
 
 
 @pytest.mark.parametrize("following", [b'{"a":2}', b'{\n"a":2\n}'], ids=["one a line", "pretty"])
-def test_event_that_is_cut_off_holds_up_a_pipe_until_the_next_one_begins(following: bytes) -> None:
+def test_truncated_event_waits_until_the_next_one_begins(following: bytes) -> None:
     lines = iter([b'{"a":1,\n', b"\n", *io.BytesIO(following + b"\n"), b"never read yet\n"])
     events = documents(lines)
     assert next(events) == Document(b'{"a":1,', 1)
@@ -283,14 +281,14 @@ def test_event_that_is_cut_off_holds_up_a_pipe_until_the_next_one_begins(followi
     ],
     ids=["many", "string", "cut off", "escapes", "line", "lines", "deep", "deep lines", "never closed", "never opened"],
 )
-def test_input_is_gone_through_once_however_long_and_deep(document: bytes, times: int) -> None:
+def test_long_and_deep_input_is_scanned_once(document: bytes, times: int) -> None:
     read = found((document + b"\n") * times)
     assert [line for line, _ in read] == [1 + number * (document.count(b"\n") + 1) for number in range(times)]
     assert {body for _, body in read} == {document.strip()}
 
 
 @pytest.mark.parametrize("inside", [b"x" * 2**20, b'\\"' * 2**19], ids=["text", "escapes"])
-def test_long_string_takes_no_more_memory_than_a_few_copies_of_it(inside: bytes) -> None:
+def test_long_string_needs_the_memory_of_a_few_copies(inside: bytes) -> None:
     line = b'{"a": "' + inside
     tracemalloc.start()
     try:
@@ -298,7 +296,7 @@ def test_long_string_takes_no_more_memory_than_a_few_copies_of_it(inside: bytes)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Of which orjson alone takes 12, to find that it is no JSON.
+    # orjson alone needs 12 times the size to find that the text is not JSON.
     assert peak < 20 * len(line)
 
 
@@ -313,14 +311,14 @@ WRITTEN = st.builds(
     st.none() | st.integers(0, 4),
     st.booleans(),
 )
-# Begins with what no JSON does: a number, for one, is a value.
+# The first character begins no JSON value. A digit would begin a number.
 GARBAGE = st.text(st.characters(exclude_characters='[]{}"\r\n', exclude_categories=["Cs"])).map(
     lambda text: f"!{text.rstrip()}".encode()
 )
 
 
 def numbered(written: list[bytes], gaps: list[int], end: bytes) -> tuple[bytes, list[int]]:
-    """The texts one below the other, with that many blank lines before each; and on which lines they begin."""
+    """Returns the texts, each after some blank lines, and the lines on which they begin."""
     text, lines = b"", []
     for document, gap in zip(written, gaps, strict=True):
         text += end * gap
@@ -330,9 +328,7 @@ def numbered(written: list[bytes], gaps: list[int], end: bytes) -> tuple[bytes, 
 
 
 @given(st.lists(st.tuples(WRITTEN, st.integers(0, 3))), st.sampled_from([b"\n", b"\r\n"]), st.booleans())
-def test_values_come_back_as_they_were_written_with_their_lines(
-    written: list[tuple[bytes, int]], end: bytes, cut: bool
-) -> None:
+def test_values_are_found_unchanged_with_their_lines(written: list[tuple[bytes, int]], end: bytes, cut: bool) -> None:
     text, lines = numbered([document for document, _ in written], [gap for _, gap in written], end)
     read = list(documents(io.BytesIO(text.rstrip() if cut else text)))
     assert [json.loads(document.body) for document in read] == [json.loads(document) for document, _ in written]
@@ -340,7 +336,7 @@ def test_values_come_back_as_they_were_written_with_their_lines(
 
 
 @given(st.lists(st.tuples(WRITTEN | GARBAGE, st.integers(0, 3))))
-def test_values_come_back_from_among_garbage(written: list[tuple[bytes, int]]) -> None:
+def test_values_between_other_text_are_found(written: list[tuple[bytes, int]]) -> None:
     bodies = [document for document, _ in written]
     text, lines = numbered(bodies, [gap for _, gap in written], b"\n")
     assert [(document.line, document.body) for document in documents(io.BytesIO(text))] == list(
@@ -349,7 +345,7 @@ def test_values_come_back_from_among_garbage(written: list[tuple[bytes, int]]) -
 
 
 @given(st.lists(st.sampled_from([*b'[]{}",:\\ \n1x'])).map(bytes))
-def test_nothing_gets_lost_and_every_line_is_right_whatever_the_text(text: bytes) -> None:
+def test_any_text_is_found_completely_with_correct_lines(text: bytes) -> None:
     read = list(documents(io.BytesIO(text)))
     at = 0
     for document in read:
@@ -362,7 +358,7 @@ def test_nothing_gets_lost_and_every_line_is_right_whatever_the_text(text: bytes
 
 
 @given(st.binary(), st.lists(st.binary()))
-def test_no_input_is_too_odd(first: bytes, rest: list[bytes]) -> None:
+def test_any_input_is_accepted(first: bytes, rest: list[bytes]) -> None:
     lines = [line.replace(b"\n", b"") + b"\n" for line in (first, *rest)]
     assert b"".join(b"".join(document.body.split()) for document in documents(lines)) == b"".join(
         b"".join(lines).split()
@@ -370,7 +366,7 @@ def test_no_input_is_too_odd(first: bytes, rest: list[bytes]) -> None:
 
 
 class Pipe:
-    """Gives one piece at each read, however much is asked for."""
+    """Returns one piece for each read of any size."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.left = list(pieces)
@@ -393,18 +389,18 @@ class Pipe:
         ([b"a\r", b"\n\rb\x0b\x0c\n"], [b"a\r\n", b"\rb\x0b\x0c\n"]),
     ],
 )
-def test_lines_are_put_together_from_what_is_read(pieces: list[bytes], lines: list[bytes]) -> None:
+def test_lines_are_joined_from_chunks(pieces: list[bytes], lines: list[bytes]) -> None:
     assert list(lines_of(Pipe(*pieces))) == lines
 
 
-def test_line_is_there_before_the_next_one_is_read() -> None:
+def test_line_is_yielded_before_the_next_one_is_read() -> None:
     pipe = Pipe(b"a\nb", b"c\n", b"never read yet")
     lines = lines_of(pipe)
     assert [next(lines), next(lines)] == [b"a\n", b"bc\n"]
     assert len(pipe.left) == 1
 
 
-def test_pipe_that_never_waits_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonblocking_pipe_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     pieces = [b"a\nb", b"c\n", b"d"]
@@ -418,7 +414,7 @@ def test_pipe_that_never_waits_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
             return super().read(size)
 
     def wait(*streams: Any) -> Any:
-        """Has the next piece written, or the end, as soon as it is waited for."""
+        """Writes the next piece, or the end, when the reader waits."""
         nonlocal waits
         waits += 1
         if pieces:
@@ -455,7 +451,7 @@ BINARY = {
 
 
 @pytest.mark.parametrize("content", BINARY.values(), ids=BINARY)
-def test_binary_file_is_one_event_whatever_line_ends_it_has(content: bytes) -> None:
+def test_binary_file_is_one_event_with_any_line_breaks(content: bytes) -> None:
     [document] = documents(io.BytesIO(content))
     assert content[:CHUNK_BYTES].lstrip(b"\n").startswith(document.body[:CHUNK_BYTES])
     assert len(document.body) >= min(len(content.strip()), CHUNK_BYTES)
@@ -477,7 +473,7 @@ def test_binary_file_is_one_event_whatever_line_ends_it_has(content: bytes) -> N
     ],
     ids=repr,
 )
-def test_broken_text_hides_no_event_of_a_later_line(lines: list[bytes]) -> None:
+def test_invalid_text_hides_no_event_of_a_later_line(lines: list[bytes]) -> None:
     assert [document.line for document in documents(lines)] == [1, 2]
 
 
@@ -487,7 +483,7 @@ def test_binary_beginning_hides_no_event_of_a_later_line() -> None:
     assert read[0].body.startswith(b"\x1f\x8b\x08\nx\n1\n")
 
 
-def test_binary_event_behind_another_is_one_line() -> None:
+def test_binary_data_after_an_event_is_one_line() -> None:
     assert [document.line for document in documents([b"{}\n", b"\x1f\x8b\x08\n", b"{}\n"])] == [1, 2, 3]
 
 
@@ -497,7 +493,7 @@ def test_only_the_beginning_of_a_large_binary_file_is_kept() -> None:
 
 
 class Counting(json.JSONDecoder):
-    """Counts how many characters are decoded, over all instances."""
+    """Counts the decoded characters of all instances."""
 
     decoded = 0
 
@@ -514,7 +510,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
     return Counting
 
 
-def test_thousands_of_places_in_one_document_take_no_more_than_a_few_readings(counting: type[Counting]) -> None:
+def test_thousands_of_places_in_one_document_need_few_scans(counting: type[Counting]) -> None:
     times = 2000
     body = json.dumps({"attackers": [{"id": number} for number in range(times)]}, indent=1).encode()
     lines = [json_location(body, f"/attackers/{number}/id") for number in range(times)]
@@ -595,7 +591,7 @@ def test_pointer_leads_to_its_line(pointer: str, line: int) -> None:
         ("/twice/missing", 21),
     ],
 )
-def test_pointer_to_what_is_not_there_leads_to_the_nearest_around_it(pointer: str, line: int) -> None:
+def test_pointer_to_a_missing_value_leads_to_the_nearest_one_around_it(pointer: str, line: int) -> None:
     assert json_location(DOCUMENT, pointer) == line
 
 
@@ -605,7 +601,7 @@ def test_pointer_leads_past_a_number_of_any_length() -> None:
 
 
 @pytest.mark.parametrize("scalar", [b"1", b'"text"', b"null", b"[]", b"{}"])
-def test_pointer_into_nothing_leads_to_the_start(scalar: bytes) -> None:
+def test_pointer_into_an_empty_document_leads_to_the_start(scalar: bytes) -> None:
     assert json_location(b"\n\n" + scalar, "/a/b") == 2
     assert json_location(b"\n\n" + scalar, "") == 2
 
@@ -632,6 +628,6 @@ def test_pointer_into_nothing_leads_to_the_start(scalar: bytes) -> None:
     ],
     ids=lambda body: repr(body[:12]),
 )
-def test_pointer_into_no_json_leads_to_some_line_of_it(body: bytes) -> None:
+def test_pointer_into_invalid_json_leads_to_one_of_its_lines(body: bytes) -> None:
     for pointer in ("", "/a", "/0", "/1/a"):
         assert 0 <= json_location(body, pointer) <= body.count(b"\n")

@@ -1,4 +1,4 @@
-"""What `edk-bridge tail` asks for: the URL that becomes of its options, and whom it believes."""
+"""The URL and the TLS context that `edk-bridge tail` builds from its options."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_options_become_a_query(url: str, types: list[str], where: list[str], as
         f"{URL}#a",
     ],
 )
-def test_url_that_leads_to_no_bridge_is_said(url: str) -> None:
+def test_url_that_can_not_be_used_is_an_error(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         endpoint(url, [], [])
     assert refused.value.problems == (f"{url}: this is not a WebSocket URL such as ws://localhost:3000/updates",)
 
 
-def test_every_problem_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as refused:
         endpoint(f"{URL}?after=1-0", ["killmail"], ["systemId", "=1", "after=1-0", "type=event", "shipTypeId=587"])
     assert refused.value.problems == (
@@ -65,13 +65,13 @@ def test_every_problem_is_said_at_once() -> None:
     )
 
 
-def test_nobody_is_asked_for_a_certificate_without_tls() -> None:
+def test_cafile_without_tls_is_an_error() -> None:
     assert tls_context(URL, None) is None
     with pytest.raises(ConfigurationError, match="--cafile: this option needs a URL with wss://"):
         tls_context(URL, "ca.pem")
 
 
-def test_with_tls_the_systems_authorities_are_believed_or_those_of_a_file(tmp_path: Path) -> None:
+def test_authorities_are_those_of_the_system_or_of_a_file(tmp_path: Path) -> None:
     context = tls_context("wss://localhost/updates", None)
     assert context is not None
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -83,7 +83,7 @@ def test_with_tls_the_systems_authorities_are_believed_or_those_of_a_file(tmp_pa
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("none", "the file has no certificate")])
-def test_file_without_authorities_is_said(tmp_path: Path, content: str | None, words: str) -> None:
+def test_file_without_authorities_is_an_error(tmp_path: Path, content: str | None, words: str) -> None:
     file = tmp_path / "ca.pem"
     if content is not None:
         file.write_text(content)

@@ -1,4 +1,4 @@
-"""What is said of a command line that can't be used, what help looks like, and what a shell completes."""
+"""Errors of the command line, the format of the help, and the completion of a shell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = "correct horse/battery:staple"
 
 
 def said(*arguments: str) -> tuple[int, list[str]]:
-    """The exit code, and standard error line by line; nothing is printed."""
+    """Returns the exit code and the lines of standard error. Standard output must be empty."""
     result = CliRunner().invoke(cli, arguments, prog_name="edk-bridge")
     assert result.stdout == ""
     return result.exit_code, result.stderr.splitlines()
@@ -90,7 +90,7 @@ def test_command_without_arguments_shows_its_help_and_exits_with_2(path: list[st
     assert lines[0].startswith("Usage: edk-bridge")
 
 
-def test_interrupt_that_nobody_else_has_seen_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unhandled_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> NoReturn:
         raise KeyboardInterrupt
 
@@ -115,7 +115,7 @@ def test_interrupt_that_nobody_else_has_seen_ends_with_130(monkeypatch: pytest.M
         ),
     ],
 )
-def test_duration_or_size_that_is_none_is_said_with_an_example(name: str, value: str, words: str) -> None:
+def test_error_of_a_duration_or_size_has_an_example(name: str, value: str, words: str) -> None:
     code, [line] = said("serve", f"--{name}", value)
     assert (code, line) == (2, f"edk-bridge: BRIDGE_{name.replace('-', '_').upper()} (--{name}): {words}")
 
@@ -158,13 +158,13 @@ def test_help_breaks_no_word_and_fits(path: list[str], columns: int) -> None:
         (["demo"], ["--schemas FOLDER"]),
     ],
 )
-def test_help_says_what_stands_for_what(path: list[str], shown: list[str]) -> None:
+def test_help_has_metavars(path: list[str], shown: list[str]) -> None:
     text = " ".join(CliRunner().invoke(cli, [*path, "--help"], prog_name="edk-bridge").output.split())
     assert [words for words in shown if words not in text] == []
 
 
 def completed(shell_words: str, at: int) -> list[str]:
-    """What a real bash offers for the word with this number."""
+    """Returns the words that a real bash offers for the word with this number."""
     script = (
         f'eval "$(edk-bridge completion bash)"; COMP_WORDS=({shell_words}); COMP_CWORD={at}; '
         '_edk_bridge_completion edk-bridge; printf "%s\\n" "${COMPREPLY[@]}"'
@@ -197,7 +197,7 @@ def test_bash_completes_commands_options_and_types(words: str, at: int, offered:
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_script_of_another_shell_is_there_and_right(shell: str) -> None:
+def test_script_of_another_shell_is_valid(shell: str) -> None:
     result = CliRunner().invoke(cli, ["completion", shell], prog_name="edk-bridge")
     assert result.exit_code == 0
     assert f"_EDK_BRIDGE_COMPLETE={shell}_complete" in result.stdout
@@ -206,7 +206,7 @@ def test_script_of_another_shell_is_there_and_right(shell: str) -> None:
         subprocess.run([command, "-n", "/dev/stdin"], input=result.stdout, text=True, check=True)
 
 
-def test_types_of_ones_own_are_completed_and_a_folder_that_is_none_is_no_error(tmp_path: Path) -> None:
+def test_own_types_are_completed_and_a_missing_folder_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "sighting.json").write_text('{"type": "object"}')
     environment = {
         "_EDK_BRIDGE_COMPLETE": "bash_complete",
@@ -223,13 +223,13 @@ def test_types_of_ones_own_are_completed_and_a_folder_that_is_none_is_no_error(t
 
 
 @pytest.mark.parametrize("arguments", [[], ["rejects"]])
-def test_command_without_a_subcommand_is_answered_with_its_help(arguments: list[str]) -> None:
+def test_group_without_a_command_prints_its_help(arguments: list[str]) -> None:
     code, lines = said(*arguments)
     assert code == 2
     assert lines[0] == f"Usage: {' '.join(['edk-bridge', *arguments])} [OPTIONS] COMMAND [ARGS]..."
 
 
-def test_interrupt_that_nobody_has_more_to_say_of_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise click.Abort
 

@@ -1,4 +1,4 @@
-"""The files of events, as `check` and `publish` read them."""
+"""The files that `check` and `publish` read."""
 
 from __future__ import annotations
 

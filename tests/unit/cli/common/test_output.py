@@ -1,4 +1,4 @@
-"""The output of a command: escaped for its encoding, line by line, while the event loop runs on."""
+"""The output of a command: escaped for its encoding, and without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MORE_THAN_A_PIPE_HOLDS = "ü" * 2**20
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """The two ends of a pipe, which a test may close."""
+    """The two ends of a pipe. A test may close them."""
     ends = os.pipe()
     yield ends
     for end in ends:
@@ -32,19 +32,19 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
-async def test_loop_turns_while_a_pipe_is_full(pipe: tuple[int, int]) -> None:
+async def test_event_loop_runs_while_a_pipe_is_full(pipe: tuple[int, int]) -> None:
     ours, theirs = pipe
     printing = asyncio.create_task(Output(theirs).line(MORE_THAN_A_PIPE_HOLDS))
     taken = b""
     while not printing.done() or select([ours], [], [], 0)[0]:
-        # Would not come back, if the printing waited for this reader in the loop's own thread.
+        # If the printing blocked the thread of the loop, this would never return.
         await asyncio.sleep(0)
         if select([ours], [], [], 0)[0]:
             taken += os.read(ours, 2**20)
     assert taken.decode() == MORE_THAN_A_PIPE_HOLDS + "\n"
 
 
-async def test_printing_that_is_cancelled_leaves_the_descriptor_alone(pipe: tuple[int, int]) -> None:
+async def test_cancelled_line_unregisters_the_descriptor(pipe: tuple[int, int]) -> None:
     printing = asyncio.create_task(Output(pipe[1]).line(MORE_THAN_A_PIPE_HOLDS))
     await eventually("the pipe is full", lambda: not select([], [pipe[1]], [], 0)[1])
     printing.cancel()
@@ -53,7 +53,7 @@ async def test_printing_that_is_cancelled_leaves_the_descriptor_alone(pipe: tupl
     assert asyncio.get_running_loop().remove_writer(pipe[1]) is False
 
 
-async def test_pipe_that_nobody_reads_is_abandoned_and_breaks(pipe: tuple[int, int]) -> None:
+async def test_pipe_without_a_reader_is_abandoned_and_raises(pipe: tuple[int, int]) -> None:
     ours, theirs = pipe
     output = Output(theirs)
     abandoned = asyncio.create_task(output.abandoned())
@@ -78,7 +78,7 @@ async def test_file_is_never_abandoned(tmp_path: Path) -> None:
         abandoned.cancel()
         with pytest.raises(asyncio.CancelledError):
             await abandoned
-    # What only a terminal would take for a command is left as it came.
+    # Only a terminal would execute a control character, so a file has it unchanged.
     assert (tmp_path / "file").read_text() == "\x9b2J\n\n"
 
 
@@ -88,7 +88,7 @@ async def test_control_characters_are_escaped_in_color(pipe: tuple[int, int], in
     assert os.read(pipe[0], 100) == (b'"\\u009b2J"\n' if in_color else '"\x9b2J"\n'.encode())
 
 
-async def test_pipe_that_another_program_has_filled_meanwhile_is_tried_again(
+async def test_pipe_filled_by_another_program_is_tried_again(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.write
@@ -133,7 +133,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, encoding: str) -> io.By
         ("utf-8", "\xe4 \u2022 \U0001f680 ".encode() + b"\\udcff\n"),
     ],
 )
-def test_both_streams_escape_what_their_encoding_does_not_have(
+def test_both_streams_escape_characters_that_their_encoding_does_not_have(
     monkeypatch: pytest.MonkeyPatch, encoding: str, written: bytes
 ) -> None:
     out, err = (replaced(monkeypatch, name, encoding) for name in ("stdout", "stderr"))
@@ -160,7 +160,7 @@ def test_json_is_utf_8_or_ascii(monkeypatch: pytest.MonkeyPatch, encoding: str, 
     assert raw.getvalue() == written
 
 
-def test_stream_that_is_closed_or_no_text_stream_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_stream_and_other_stream_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", err := io.StringIO())
     escape_unencodable()
@@ -170,6 +170,6 @@ def test_stream_that_is_closed_or_no_text_stream_is_left_alone(monkeypatch: pyte
     assert err.getvalue() == "line\n"
 
 
-def test_error_of_decoding_is_none_of_the_handlers() -> None:
+def test_decoding_error_is_not_handled() -> None:
     with pytest.raises(UnicodeDecodeError):
         b"\xff".decode("ascii", ESCAPE)

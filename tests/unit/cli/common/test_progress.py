@@ -1,4 +1,4 @@
-"""The status line of a command: when it is shown, and how on a terminal and elsewhere."""
+"""The status line of a command, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock that is looked at, turned by hand."""
+    """A clock that a test sets."""
     turned = Clock()
     monkeypatch.setattr("bridge.cli.common.progress.time", turned)
     return turned
 
 
-def test_work_is_done_where_standard_error_is_closed(clock: Clock) -> None:
+def test_progress_works_if_standard_error_is_closed(clock: Clock) -> None:
     progress = Progress(None, lambda: "never said")
     clock.now_s += FIRST_S * 2
     progress.tick()
     progress.say("never said either")
 
 
-def test_what_is_soon_done_needs_no_line(clock: Clock) -> None:
+def test_short_command_shows_no_progress(clock: Clock) -> None:
     for stream in (io.StringIO(), Terminal()):
         progress = Progress(stream, lambda: "never said")
         clock.now_s += FIRST_S * 0.9
@@ -53,7 +53,7 @@ def test_what_is_soon_done_needs_no_line(clock: Clock) -> None:
         assert stream.getvalue() == ""
 
 
-def test_log_gets_no_line_however_long_it_takes(clock: Clock) -> None:
+def test_progress_is_not_shown_without_a_terminal(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(stream, lambda: "never said")
     for _ in range(100):
@@ -62,7 +62,7 @@ def test_log_gets_no_line_however_long_it_takes(clock: Clock) -> None:
     assert stream.getvalue() == ""
 
 
-def test_line_on_a_terminal_is_written_over_itself(clock: Clock) -> None:
+def test_progress_on_a_terminal_overwrites_itself(clock: Clock) -> None:
     stream, count = Terminal(), 0
     progress = Progress(stream, lambda: f"{count} done")
     clock.now_s += FIRST_S
@@ -72,7 +72,7 @@ def test_line_on_a_terminal_is_written_over_itself(clock: Clock) -> None:
     assert stream.getvalue() == "1 done\r\x1b[K5 done\r\x1b[K9 done\r"
 
 
-def test_line_that_stays_takes_the_place_of_the_one_that_does_not(clock: Clock) -> None:
+def test_line_that_stays_replaces_the_progress(clock: Clock) -> None:
     stream = Terminal()
     progress = Progress(stream, lambda: "half")
     clock.now_s += FIRST_S
@@ -82,7 +82,7 @@ def test_line_that_stays_takes_the_place_of_the_one_that_does_not(clock: Clock) 
     assert stream.getvalue() == "half\r\x1b[Kan error\nthe end\n"
 
 
-def test_line_that_stays_is_all_of_it_in_a_log(clock: Clock) -> None:
+def test_only_lines_that_stay_are_printed_without_a_terminal(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(stream, lambda: "half")
     clock.now_s += FIRST_S

@@ -66,6 +66,6 @@ def test_colors_are_added_and_nothing_else_changes() -> None:
 
 
 @pytest.mark.parametrize("timestamp", [None, "soon", 1e300, float("nan")])
-def test_timestamp_that_is_no_time_is_shown_as_none(timestamp: object) -> None:
+def test_invalid_timestamp_is_shown_as_no_time(timestamp: object) -> None:
     line = as_line({"type": "event", "data": {}, "timestamp": timestamp}, None, in_color=False)
     assert line == f"{NO_TIME}  event  {{}}"
