@@ -1,7 +1,7 @@
 """Distinguishes a requested cancellation of a task from one that aiormq causes.
 
-aiormq cancels each task that waits for a connection when the connection is lost. The task then gets the same
-CancelledError as from `Task.cancel`.
+aiormq cancels each task that waits for a connection when the connection is lost. The CancelledError in the task is then
+the same as after `Task.cancel`.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ class CancellationGuard:
 
     @property
     def requested(self) -> bool:
-        """Whether a cancellation of the running task was requested since it created this guard."""
+        """Whether a cancellation of the running task was requested since the task created this guard."""
         return _requests() > self._earlier
 
 

@@ -1,4 +1,4 @@
-"""Why a connection, a channel or a consumer was closed, and why a connection is blocked.
+"""Finds why a connection, a channel or a consumer was closed, and why a connection is blocked.
 
 This module does not decide what follows from the cause.
 """
@@ -38,11 +38,11 @@ _BROKER_IS_UP = (
 
 @dataclass(frozen=True, slots=True)
 class CloseCause:
-    """Why a connection, a channel or a consumer was closed."""
+    """The reason why a connection, a channel or a consumer was closed."""
 
     reason: str
     broker_stayed_up: bool = True
-    """False if the broker may have been restarted: its close announced a shutdown, or the connection was lost."""
+    """False if the broker may have been restarted: the broker announced a shutdown, or the connection was lost."""
 
     @classmethod
     def of(cls, error: BaseException) -> Self:

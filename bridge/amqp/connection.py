@@ -29,8 +29,8 @@ from bridge.timing import DEFAULT, Timing
 Connection = aiormq.abc.AbstractConnection
 Channel = aiormq.abc.AbstractChannel
 
-# Without these, Python prints the errors of the libraries, with tracebacks, in a program that does not configure
-# logging. The callers report each lost connection in one line.
+# Without these handlers, Python prints the errors of the libraries, with tracebacks, in a program that does not
+# configure logging. The callers report each lost connection in one line.
 for _library in ("aio_pika", "aiormq"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
@@ -39,10 +39,11 @@ for _library in ("aio_pika", "aiormq"):
 async def open_connection(
     nodes: Sequence[Node], name: str, fast_channel: FastChannel | None = None, timing: Timing = DEFAULT
 ) -> AsyncIterator[Connection]:
-    """Connects to the first node that accepts, and closes the connection within `amqp_close_timeout_s` at the end.
+    """Connects to the first node that accepts a connection. Closes it within `amqp_close_timeout_s` at the end.
 
-    RabbitMQ's management page shows `name`. `fast_channel` gets the deliveries. Raises BrokerRefusal if a node refuses,
-    and ConnectionError if no node can be reached: with several nodes, the error of the last one.
+    RabbitMQ's management page shows `name`. `fast_channel` gets the deliveries. Raises BrokerRefusal if a node refuses
+    the connection, and ConnectionError if no node can be reached. With several nodes, it raises the error of the last
+    node.
     """
     connection, factory, node = await _connect_to_any(nodes, name, fast_channel, timing)
     transport = connection.transport
@@ -97,7 +98,7 @@ async def _connect(
         return connection, factory
     finally:
         if connection.transport is None:
-            # Otherwise the finalizer closes the connection, at an arbitrary moment.
+            # Without this call, the finalizer closes the connection, at an arbitrary moment.
             await connection.close()
 
 
@@ -109,8 +110,8 @@ async def _close(connection: aio_pika.abc.AbstractConnection, factory: "_Transpo
             async with lag_tolerant_timeout(timing.amqp_close_timeout_s):
                 await asyncio.wait([closing])
     finally:
-        # This happens also if this task is cancelled. A broker that is short of memory stops reading, and aiormq waits
-        # until the broker has read everything, even if `closing` is cancelled.
+        # The connection is aborted even if this task is cancelled. A broker that is short of memory stops reading, and
+        # aiormq waits until the broker has read everything, even if `closing` is cancelled.
         factory.abort()
         # aiormq's own task must record first that the connection is closed. If that task and `closing` are cancelled
         # together, as at the end of a program, `closing` waits forever, and so does the program.
@@ -119,12 +120,12 @@ async def _close(connection: aio_pika.abc.AbstractConnection, factory: "_Transpo
         await asyncio.wait([closing], timeout=timing.give_up_s)
         if closing.done() and not closing.cancelled():
             closing.exception()
-        # If the first attempt was given up, the second only marks the connection as closed, and returns at once.
+        # If the first call was cancelled, this call only marks the connection as closed, and returns at once.
         await connection.close()
 
 
 class _TransportFactory(aiormq.connection.TransportFactory):
-    """Creates the transport for aiormq, which keeps it private. Only the creator can share it or abort it."""
+    """Creates the transport for aiormq. aiormq keeps it private, so only this factory can share or abort it."""
 
     def __init__(self, fast_channel: FastChannel | None) -> None:
         self._fast_channel = fast_channel
@@ -171,7 +172,7 @@ class _Reader(asyncio.StreamReaderProtocol):
         self._fast_channel = fast_channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._fast_channel.attach(cast("asyncio.Transport", transport))  # uvloop's is not a subclass
+        self._fast_channel.attach(cast("asyncio.Transport", transport))  # uvloop's transport is not a subclass
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -179,7 +180,7 @@ class _Reader(asyncio.StreamReaderProtocol):
         if others:
             super().data_received(others)
         if self._fast_channel.error and self._fast_channel.number:
-            # aiormq gives up the connection, and drops what it has not read yet.
+            # aiormq gives up the connection, and drops the bytes that it has not read yet.
             self._reader.set_exception(
                 aiormq.exceptions.InvalidFrameError(f"the broker sent {self._fast_channel.error}")
             )

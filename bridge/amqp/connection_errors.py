@@ -24,7 +24,7 @@ from bridge.errors import BrokerRefusal
 
 
 def error_text(error: BaseException) -> str:
-    """Returns the text of the broker or of the operating system, without what the library adds to it."""
+    """Returns the text of the broker or of the operating system, without the text that the library adds."""
     text = str(error.args[-1]) if error.args else type(error).__name__
     return printable(text) or type(error).__name__
 
@@ -35,7 +35,7 @@ _CONNECT_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed")
 def os_error_text(error: OSError | UnicodeError) -> str:
     """Returns the text of the operating system, without addresses.
 
-    uvloop raises with this text. asyncio raises with its own, which has the address of each attempt.
+    The errors of uvloop have this text. The errors of asyncio have another text, with the address of each attempt.
     """
     codes = dict.fromkeys(_CONNECT_FAILED.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or error_text(error)
@@ -44,8 +44,8 @@ def os_error_text(error: OSError | UnicodeError) -> str:
 # Failed attempts to connect
 
 NOT_ALLOWED = 530
-"""The reply code if the virtual host does not exist, the user may not use it, or its limit of connections is reached.
-Only the limit of connections can pass without a change by the operator."""
+"""The reply code if the virtual host does not exist, the user may not use it, or its connection limit is reached. Only
+a reached connection limit can pass without a change by the operator."""
 
 
 def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
@@ -126,11 +126,12 @@ CERTIFICATE_REFUSED_REASONS = frozenset(
 PLAIN_EOF_TEXT = (
     "it closed the connection before it sent anything; if it uses TLS on this port, use amqps:// in the URL"
 )
-"""For a connection without TLS that ends at once. A TLS port ends it, and so does a proxy whose broker is away."""
+"""The text for a connection without TLS that ends at once. A TLS port closes such a connection, and so does a proxy
+whose broker is away."""
 
 
 def tls_error_text(error: ssl.SSLError) -> str:
-    """Returns one sentence without the name of the broker."""
+    """Returns one sentence for a TLS error, without the name of the broker."""
     if isinstance(error, ssl.SSLCertVerificationError):
         text = error.verify_message.rstrip(".")
         if error.verify_code in HOSTNAME_MISMATCH_CODES:

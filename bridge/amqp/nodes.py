@@ -22,7 +22,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The address of one node, with credentials. Its text never contains the password."""
+    """The address of one node, with credentials. `str(node)` never contains the password."""
 
     url: str = field(repr=False)
 
@@ -44,7 +44,7 @@ class Node:
 
 
 class NodesFile(Sequence[Node]):
-    """Nodes from a file. Each iteration reads the file again, so that a secret can be renewed there."""
+    """Nodes from a file. Each iteration reads the file again, so that a secret in the file can be renewed."""
 
     def __init__(self, urls: Sequence[str], read: Callable[[], Sequence[str]]) -> None:
         """`urls` are the first content of the file. If `read` raises OSError or ValueError, the last nodes are kept."""
@@ -76,16 +76,16 @@ class NodesFile(Sequence[Node]):
     def __getitem__(self, index: slice) -> Sequence[Node]: ...
 
     def __getitem__(self, index: int | slice) -> Node | Sequence[Node]:
-        """Returns a node, or several, as of the last read."""
+        """Returns a node, or several, as of the last read of the file."""
         return self._nodes[index]
 
     def __len__(self) -> int:
-        """Returns the number of nodes, as of the last read."""
+        """Returns the number of nodes, as of the last read of the file."""
         return len(self._nodes)
 
 
 def broker_nodes(urls: Sequence[str], file: Path | None) -> Sequence[Node]:
-    """Returns the nodes of the URLs. If `file` is given, each iteration reads it again."""
+    """Returns the nodes of the URLs. If `file` is given, each iteration reads this file again."""
     if file is None:
         return tuple(map(Node, urls))
     return NodesFile(urls, lambda: amqp_urls(content(file).strip()))

@@ -1,4 +1,4 @@
-"""The state of a connection to the broker, as `/readyz` reports it: since when, and with the last error."""
+"""The state of a connection to the broker, as `/readyz` reports it, with its start and the last error."""
 
 import math
 import time
@@ -34,7 +34,7 @@ class Gap:
     since_s: float
     until_s: float
     reason: str
-    """The reason for the operator, from the broker or a library. It may contain hosts and users."""
+    """The reason for the operator, from the broker or a library. This text may contain hosts and users."""
     slug: GapSlug = GapSlug.BROKER_AWAY
 
     def report(self) -> dict[str, object]:
@@ -47,7 +47,7 @@ class Status:
     """The state of one connection, as it changes. Times are monotonic, in seconds."""
 
     answer_valid_s: float = DEFAULT.answer_valid_s
-    """How long an answer of the broker proves that the connection works."""
+    """The time for which an answer of the broker proves that the connection works."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
     ever_connected: bool = False
@@ -55,15 +55,15 @@ class Status:
     attempts: int = 0
     """The number of attempts to connect since the connection last worked."""
     failed_connects: int = 0
-    """The number of these attempts in which no node accepted the connection. It includes a pending attempt."""
+    """The number of these attempts in which no node accepted the connection. A pending attempt counts too."""
     broker_may_have_restarted: bool = False
     """True if a connection was lost since the connection last worked, and the broker may have been restarted."""
     error: str | None = None
-    """The last error, as the broker states it. It is kept after a recovery."""
+    """The last error, in the words of the broker. The error is kept after a recovery."""
     error_unix_s: float | None = None
     """The time of the last error."""
     last_answered_s: float | None = None
-    """When the bridge sent the last request that the broker has answered."""
+    """The time at which the bridge sent the last request that the broker has answered."""
 
     def enter(self, state: State, error: str | None = None, requested_s: float | None = None) -> None:
         """Changes the state, the error or both.
@@ -83,7 +83,10 @@ class Status:
             self.touch(time.monotonic() if requested_s is None else requested_s)
 
     def touch(self, requested_s: float) -> None:
-        """Records that a request sent at that time was answered. The answer may have been read much later."""
+        """Records that the broker answered a request sent at that time.
+
+        The bridge may have read the answer much later.
+        """
         self.last_answered_s = requested_s if self.last_answered_s is None else max(self.last_answered_s, requested_s)
 
     @property

@@ -1,8 +1,8 @@
 """Runs one session on a connection to the broker after another, with pauses between them.
 
-This is the one place that distinguishes a lost connection, a refusal of the broker and a fault of the bridge. A refusal
-ends the program if no session ever worked. A fault is logged with its frames. After each of them, the next session
-follows after the same pauses. The bridge thus notices a corrected password as soon as a started broker.
+Only this module distinguishes a lost connection, a refusal by the broker and a fault of the bridge. A refusal ends the
+program if no session ever worked. A fault is logged with its frames. After each of the three, the next session follows
+after the same pauses. The bridge thus notices a corrected password as soon as it notices a restarted broker.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _log = logging.getLogger("bridge.amqp")
 
 
 class UnexpectedError(Exception):
-    """Stands for an error in the log, with the name of its type and its frames, but without its text."""
+    """Replaces an error in the log. It has the type and the frames of the error, but not its text."""
 
 
 async def supervise(

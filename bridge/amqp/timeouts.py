@@ -1,7 +1,7 @@
 """Timeouts for the broker that count only the time in which the event loop of the bridge runs.
 
 With 20,000 clients on a third of a core, a turn of the loop takes 1 s. An answer of the broker that arrives meanwhile
-is read late, and a plain timeout would blame the broker for it.
+is read late, and a plain timeout would blame the broker for the delay.
 """
 
 import asyncio
@@ -9,12 +9,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 TICKS = 100
-"""A timeout takes at least this number of turns of the loop: each turn counts for at most a hundredth of it."""
+"""A timeout takes at least this number of turns of the loop: each turn counts for at most a hundredth of the
+timeout."""
 
 
 @asynccontextmanager
 async def rpc_timeout(limit_s: float) -> AsyncIterator[None]:
-    """Bounds requests to the broker. Raises ConnectionError if they take longer than `limit_s` together."""
+    """Limits the time of requests to the broker.
+
+    Raises ConnectionError if the requests together take longer than `limit_s`.
+    """
     try:
         async with lag_tolerant_timeout(limit_s):
             yield
@@ -43,12 +47,12 @@ async def lag_tolerant_timeout(limit_s: float, on_expiry: Callable[[], object] |
 
 async def lag_tolerant_sleep(delay_s: float) -> None:
     """Like `asyncio.sleep`, but a turn of the loop counts for at most a third of the delay."""
-    for _ in range(3):  # not a hundred times: thousands of tasks may sleep at once
+    for _ in range(3):  # three ticks instead of a hundred, because thousands of tasks may sleep at once
         await asyncio.sleep(delay_s / 3)
 
 
 class _Countdown:
-    """Ends a timeout after TICKS ticks. A turn of the loop runs one tick at most."""
+    """Ends a timeout after TICKS ticks. At most one tick runs in each turn of the loop."""
 
     def __init__(self, tick_s: float, timeout: asyncio.Timeout, on_expiry: Callable[[], object] | None) -> None:
         self._ticks_left = TICKS

@@ -26,7 +26,7 @@ ROUTING_KEY = "#"
 """Matches every event of a topic exchange. A fanout exchange ignores it."""
 
 RESERVED_PREFIX = "amq."
-"""No user may declare an exchange whose name begins with this (AMQP 0-9-1, `exchange.declare`)."""
+"""The prefix of names of exchanges that no user may declare (AMQP 0-9-1, `exchange.declare`)."""
 
 _MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([\w-]+)'")
 """The broker's text if an exchange differs from its declaration."""
@@ -37,12 +37,12 @@ a start of RabbitMQ 3.10.8, its home node "is down or inaccessible", and a decla
 
 
 class Presence(Enum):
-    """Whether something exists at the broker, as far as the user's permissions show it."""
+    """Whether an exchange or a queue exists at the broker, as far as the user's permissions show it."""
 
     EXISTS = auto()
     ABSENT = auto()
     INACCESSIBLE = auto()
-    """From RabbitMQ 4.3 on, the broker answers only a user with some permission on the name."""
+    """From RabbitMQ 4.3 on, the broker does not answer a user without any permission on the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Exchange:
 
     name: str
     kind: str | None
-    """None if it can't be determined: a permission is missing, or the exchange has arguments."""
+    """The type of the exchange. None if a missing permission or the exchange's arguments hide the type."""
     durable: bool = True
 
 
@@ -73,7 +73,7 @@ class Queue:
 
     name: str
     created: bool
-    """True if this connection has declared it."""
+    """True if this connection has declared the queue."""
 
 
 # Setup
@@ -88,10 +88,10 @@ async def set_up(
 ) -> Topology:
     """Finds or declares the exchanges and the queue, and binds them.
 
-    `known` has the exchanges as they were before. `prepare` finds or declares the queue. `on_created` is called if one
-    of them was missing, even if a later step fails: no queue of the bridge has earlier events. Raises BrokerRefusal if
-    a permission is missing or an exchange would never deliver. Raises ConnectionError if a missing exchange can be
-    declared only by its owner.
+    `known` has the exchanges as they were before. `prepare` finds or declares the queue. `on_created` is called if an
+    exchange or the queue was missing, even if a later step fails: no queue of the bridge has earlier events. Raises
+    BrokerRefusal if a permission is missing or an exchange would never deliver. Raises ConnectionError if a missing
+    exchange can be declared only by its owner.
     """
     inaccessible = []
     try:
@@ -115,7 +115,8 @@ async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
     """Binds the queue. Returns False if the user may neither bind nor configure a queue that existed already.
 
     The owner of such a queue also creates the binding. The broker gives no list of bindings. A user who may configure
-    the queue is its owner. For such a user, it raises BrokerRefusal: without the binding, no event would ever arrive.
+    the queue is its owner. For such a user, `_bind` raises BrokerRefusal: without the binding, no event would ever
+    arrive.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -142,8 +143,8 @@ async def _may_configure(amqp: Connection, queue: str) -> bool:
 
 
 async def _detect(amqp: Connection, exchange: str) -> Exchange:
-    # A passive declaration does not return the kind. An active one changes nothing: if the exchange differs, the broker
-    # refuses, and its text has the present value.
+    # A passive declaration does not return the kind. An active declaration changes nothing: if the exchange differs,
+    # the broker refuses the declaration, and its text has the present value.
     kind, durable = "fanout", True
     for _ in range(3):
         channel = await amqp.channel(publisher_confirms=False)
@@ -174,14 +175,15 @@ async def _detect(amqp: Connection, exchange: str) -> Exchange:
 
 
 def is_reserved(exchange: str) -> bool:
-    """Whether RabbitMQ reserves the name: such an exchange can be used if it exists, but not declared."""
+    """Whether RabbitMQ reserves the name. A reserved exchange can be used if it exists, but not declared."""
     return exchange.startswith(RESERVED_PREFIX)
 
 
 async def exchange_exists(amqp: Connection, exchange: str) -> bool:
-    """Whether an exchange of any kind has this name. It is also True if the user may not look at the exchange.
+    """Whether an exchange of any kind has this name.
 
-    Raises ConnectionError if the exchange exists and is not up yet.
+    The result is also True if the user may not look at the exchange. Raises ConnectionError if the exchange exists and
+    is not up yet.
     """
     try:
         presence = await _presence(amqp, lambda channel: channel.exchange_declare(exchange, passive=True))
@@ -209,7 +211,10 @@ async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> b
 
 
 async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
-    """Declares a missing exchange as it was before. With other properties, its owner could never declare it again."""
+    """Declares a missing exchange with its old properties.
+
+    If they differed, the exchange's owner could never declare it again.
+    """
 
     async def declare(channel: Channel) -> object:
         if is_reserved(exchange.name):
@@ -227,7 +232,7 @@ async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
 
 
 async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence:
-    """Declares what is absent. Returns the presence from before."""
+    """Declares an exchange or a queue that is absent. Returns its presence before the call."""
     presence = await _presence(amqp, look)
     if presence is Presence.ABSENT:
         channel = await amqp.channel(publisher_confirms=False)
@@ -237,9 +242,10 @@ async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence
 
 
 async def _presence(amqp: Connection, look: Request) -> Presence:
-    """Raises ChannelNotFoundEntity for a queue that is not up yet: as ABSENT, it would be declared and reported as new.
+    """Returns whether an exchange or a queue exists.
 
-    Opens its own channel, because the broker closes the channel if something is missing.
+    Raises ChannelNotFoundEntity for a queue that is not up yet: if it counted as ABSENT, it would be declared and
+    reported as new. Opens its own channel, because the broker closes the channel if the exchange or queue is missing.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -282,6 +288,6 @@ async def cancellation_reason(amqp: Connection, queue: str, limit_s: float) -> s
 
 
 def permission_error(error: aiormq.exceptions.ChannelAccessRefused, permission: str | None = None) -> BrokerRefusal:
-    """Returns the refusal for a missing permission. `permission` names it, if the broker does not."""
+    """Returns the refusal for a missing permission. `permission` is its name, if the broker's text does not name it."""
     hint = "" if permission is None else f"; it needs {permission}"
     return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {error_text(error)}{hint}")

@@ -1,4 +1,4 @@
-"""Declares, consumes and leaves what a bridge consumes: an exclusive queue, a named queue or a stream."""
+"""The kinds of queues that a bridge declares and consumes: an exclusive queue, a named queue or a stream."""
 
 import asyncio
 import time
@@ -21,27 +21,27 @@ NAMED_QUEUE_ARGUMENTS: FieldTable = {
     "x-expires": 7 * 24 * 3600 * 1000,
     "x-max-length-bytes": 256 * 1024 * 1024,
 }
-"""For a named queue that the bridge declares. It expires after a week without a consumer (in milliseconds). It keeps
-the killmails of a few days, so that a removed bridge does not fill the broker's disk.
-
-It is classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20 returns.
+"""The arguments of a named queue that the bridge declares. The queue expires after a week without a consumer (in
+milliseconds). The queue keeps the killmails of a few days, so that a removed bridge does not fill the broker's disk.
+The queue is classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20
+returns.
 """
 
 
 class ConsumedQueue(Protocol):
-    """What a bridge consumes, over all its sessions."""
+    """A queue or a stream that a bridge consumes, over all its sessions."""
 
     redelivers: bool
     """True if unsettled deliveries are delivered again in the next session."""
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Declares the queue if it does not exist. `channel` will consume it. Raises BrokerRefusal."""
+        """Declares the queue if it does not exist. `channel` will consume this queue. Raises BrokerRefusal."""
 
     def arguments(self) -> FieldTable | None:
         """Returns the arguments of `basic.consume`."""
 
     async def leave(self, amqp: Connection) -> None:
-        """To be called at the end of each session, before the connection is closed."""
+        """Must be called at the end of each session, before the connection is closed."""
 
 
 class ExclusiveQueue:
@@ -55,7 +55,7 @@ class ExclusiveQueue:
         self._name: str | None = None
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Declares it without auto-delete, so that it can be unbound before it is deleted."""
+        """Declares the queue without auto-delete, so that it can be unbound before it is deleted."""
         declared = await channel.queue_declare("", exclusive=True, arguments={"x-queue-type": "classic"})
         self._name = declared.queue or ""
         return Queue(self._name, created=True)
@@ -73,7 +73,7 @@ class ExclusiveQueue:
         if name is None or amqp.closing.done():
             return
         unbinding = topology.unbind(amqp, name, self._exchanges, self._timing.unbind_timeout_s)
-        # Runs in its own task: if the connection is lost, aiormq cancels each task that waits for it.
+        # Unbinding runs in its own task: if the connection is lost, aiormq cancels each task that waits for the broker.
         await asyncio.wait([asyncio.create_task(unbinding, name="unbind the queue")])
 
 
@@ -87,14 +87,14 @@ class NamedQueue:
         self._last_priority = 0
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Declares it if it does not exist."""
+        """Declares the queue if it does not exist."""
         return Queue(self._name, await topology.ensure_queue(amqp, self._name, NAMED_QUEUE_ARGUMENTS))
 
     def arguments(self) -> FieldTable | None:
         """Returns a priority that is higher than that of any earlier connection.
 
         The broker may not have noticed the end of the old connection. With equal priorities, it would deliver every
-        other event there, and keep it until three heartbeats are missed.
+        other event to the old connection, and keep these events until three heartbeats are missed.
         """
         self._last_priority = max(self._last_priority + 1, time.time_ns() // 1_000_000)
         return {"x-priority": self._last_priority}
@@ -112,7 +112,7 @@ class StreamQueue:
         self._reader = reader
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Declares it if it does not exist."""
+        """Declares the stream if it does not exist."""
         return await self._reader.prepare(amqp)
 
     def arguments(self) -> FieldTable | None:

@@ -1,4 +1,4 @@
-"""Consumes events, in one supervised session after another: connect, set up, consume until the session ends.
+"""Consumes events in supervised sessions. Each session connects, sets up the topology, and consumes until it ends.
 
 Each session has its own connection, channel and deliveries. This module does not process deliveries.
 """
@@ -45,12 +45,12 @@ STOPPED = "stopped"
 
 @dataclass(frozen=True, slots=True)
 class ConsumerConfig:
-    """What a consumer consumes, and from which broker."""
+    """The broker and the queue or stream of a consumer."""
 
     nodes: Sequence[Node]
     exchanges: tuple[str, ...]
     queue: str | None
-    """The name of a durable queue. None if each connection declares an exclusive one."""
+    """The name of a durable queue. None if each connection declares an exclusive queue."""
     connection_name: str
     """The name that the broker's management page shows."""
     stream: StreamConfig | None = None
@@ -58,7 +58,7 @@ class ConsumerConfig:
 
 
 class Consumer:
-    """Consumes until it is stopped, and reconnects after each loss."""
+    """Consumes until `stop` is called, and reconnects after each lost connection."""
 
     def __init__(
         self,
@@ -93,7 +93,8 @@ class Consumer:
         self._created = False
         """True if an exchange or a queue had to be declared, and no session has reported it yet."""
         self._known_exchanges: dict[str, Exchange] = {}
-        """The exchanges of the last session. If one disappears, it is declared as it was, or not at all."""
+        """The exchanges of the last session. If an exchange disappears, it is declared with its old properties, or not
+        at all."""
 
     async def run(self) -> None:
         """Consumes until `stop`. Raises BrokerRefusal if the broker refuses from the start, unless `wait` is set."""
@@ -106,7 +107,7 @@ class Consumer:
 
     @property
     def is_live(self) -> bool:
-        """True while the bridge consumes, and has read all that was in the stream before this session."""
+        """True while the bridge consumes, and has read all messages that were in the stream before this session."""
         reader = self.stream_reader
         return self.status.state is State.WORKING and (reader is None or reader.position.at_end)
 
@@ -117,7 +118,7 @@ class Consumer:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for `/readyz`: what may prevent deliveries, and what the bridge can't check."""
+        """Warnings for `/readyz`: conditions that may prevent deliveries, and those that the bridge can't check."""
         check = self._topology_check
         return self._early_losses.warnings + self._delivery_counts.warnings + ([] if check is None else check.warnings)
 
@@ -175,7 +176,10 @@ class Consumer:
     async def _set_up(
         self, amqp: Connection, fast_channel: FastChannel
     ) -> tuple[ConsumerSession, Topology, asyncio.Future[CloseCause]]:
-        """Declares what is missing and consumes. The future is done when the connection or the consumer is closed."""
+        """Declares missing parts of the topology and consumes.
+
+        The future is done when the connection or the consumer is closed.
+        """
         channel = await amqp.channel(publisher_confirms=False)
         prepare = functools.partial(self._queue.prepare, amqp, channel)
         found = await topology.set_up(amqp, self._config.exchanges, self._known_exchanges, prepare, self._on_created)
@@ -183,7 +187,7 @@ class Consumer:
         await channel.basic_qos(prefetch_count=self._flow_control.prefetch)
         if self.stream_reader is not None:
             await self.stream_reader.begin_session(self._created)
-            self._created = False  # the stream reports it now
+            self._created = False  # the stream reports the declaration now
         closed = closed_future(amqp, channel)
         on_open = functools.partial(self._on_open, found, time.monotonic())
         self._session = session = self._new_session(channel, fast_channel, on_open)
@@ -203,7 +207,10 @@ class Consumer:
     async def _wait_for_end(
         self, amqp: Connection, session: ConsumerSession, found: Topology, closed: asyncio.Future[CloseCause]
     ) -> CloseCause:
-        """Waits until the session ends or the bridge stops. Checks the topology, and a stream, meanwhile."""
+        """Waits until the session ends or the bridge stops.
+
+        Meanwhile, checks the topology and the stream, if there is one.
+        """
         self._topology_check = check = TopologyCheck(
             amqp,
             found,
@@ -244,7 +251,7 @@ class Consumer:
         return CloseCause(STOPPED) if self._stopping.is_set() else task_close_cause(ended[0])
 
     def _may_deliver(self, session: ConsumerSession) -> bool:
-        """False at the prefetch limit: the broker's silence is then no stall."""
+        """False if the prefetch limit is reached: a broker that sends nothing is then no sign of a stall."""
         return session.outstanding < self._flow_control.prefetch and not self._flow_control.paused
 
     async def _restore_prefetch(self, session: ConsumerSession, found: Topology) -> None:
@@ -277,14 +284,14 @@ class Consumer:
         self._created = True
 
     def _on_open(self, found: Topology, requested_s: float) -> None:
-        """Called before the first delivery: reports a gap, and logs that the bridge consumes."""
+        """Reports a gap, and logs that the bridge consumes. Called before the first delivery."""
         status, reader = self.status, self.stream_reader
         fields = {"queue": found.queue, "exchanges": self._config.exchanges, "attempts": status.attempts}
         if status.ever_connected:
             after_s = round(time.monotonic() - status.since_s, 1)
             gap = self._created if reader is None else reader.gap_possible
             if self._created:
-                # Events from before the declaration are in no queue of the bridge.
+                # No queue of the bridge has the events from before the declaration.
                 self.gaps.report_loss(status.error or "")
             if status.state is not State.WORKING:
                 _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)

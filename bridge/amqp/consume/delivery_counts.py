@@ -1,7 +1,7 @@
 """Warns of unsettled events that a quorum queue has delivered several times.
 
 A rejected event that can't be published is held, and returns to its queue with each lost connection. A quorum queue
-drops an event silently when it reaches the delivery limit. The bridge declares no such queue, but it can use one.
+drops an event silently when it reaches the delivery limit. The bridge declares no quorum queue, but it can use one.
 """
 
 import structlog
@@ -12,7 +12,7 @@ DELIVERY_COUNT = "x-delivery-count"
 """The header with the number of earlier deliveries of a message. A quorum queue sets it."""
 
 WARNED = 5
-"""The lowest count with a warning. Since RabbitMQ 4.0, the default limit is 20."""
+"""The lowest delivery count that causes a warning. Since RabbitMQ 4.0, the default limit is 20."""
 
 _log = structlog.get_logger("bridge.amqp")
 
@@ -22,12 +22,12 @@ class DeliveryCounts:
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
-        """By delivery tag."""
+        """The delivery counts, by delivery tag."""
         self._logged = 0
-        """The count of the last warning."""
+        """The delivery count of the last warning."""
 
     def begin_session(self) -> None:
-        """Forgets the deliveries of the last session: the broker delivers them again."""
+        """Forgets the deliveries of the last session, because the broker delivers them again."""
         self.counts.clear()
 
     def note(self, tag: int, properties: MessageProperties) -> None:
@@ -46,7 +46,7 @@ class DeliveryCounts:
 
     @property
     def warnings(self) -> list[str]:
-        """For `/readyz`."""
+        """The warnings for `/readyz`."""
         return [self._warning(max(self.counts.values()))] if self.counts else []
 
     @staticmethod

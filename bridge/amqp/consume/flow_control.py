@@ -1,4 +1,4 @@
-"""Bounds what the bridge takes from the broker at once: unsettled deliveries, and bytes of held rejected events."""
+"""Limits the number of unsettled deliveries, and the bytes of held rejected events."""
 
 import asyncio
 from typing import Protocol
@@ -21,9 +21,9 @@ class PausableChannel(Protocol):
 class FlowControl:
     """The limits of the consumer, over all sessions.
 
-    The prefetch is the usual limit. If rejected events fill the memory that they may take, reading from the broker
-    pauses. After about 15 s without reading, the broker closes the connection. The next session then has a reduced
-    prefetch until there is room again, so that the bridge can read all that the broker sends.
+    The prefetch is the usual limit. If rejected events fill the memory that they may take, the bridge stops reading
+    from the broker. After about 15 s without reading, the broker closes the connection. The next session then has a
+    reduced prefetch until memory is free again, so that the bridge can read all deliveries.
     """
 
     def __init__(self, max_prefetch: int) -> None:
@@ -32,9 +32,9 @@ class FlowControl:
         self.prefetch = max_prefetch
         """The prefetch of this session, or of the next one."""
         self.paused = False
-        """True while nothing is read from the broker."""
+        """True while the bridge reads nothing from the broker."""
         self.prefetch_restorable = asyncio.Event()
-        """Set when a reduced prefetch can be raised to the maximum."""
+        """An event that is set when a reduced prefetch can be raised to the maximum."""
         self._full = False
         self._channel: PausableChannel | None = None
 
@@ -43,7 +43,7 @@ class FlowControl:
         self._channel = channel
 
     def set_full(self, full: bool) -> None:
-        """Called with True when there is no room for more held events, and with False when there is room again."""
+        """Called with True if there is no memory for more held events, and with False if there is memory again."""
         if self._channel is None:
             return
         self._full = full
@@ -58,7 +58,10 @@ class FlowControl:
                 self._channel.resume_reading()
 
     def on_prefetch_restored(self) -> None:
-        """Called when the broker has applied the maximum prefetch again. Reading pauses if the room is filled again."""
+        """Called when the broker has applied the maximum prefetch again.
+
+        Reading pauses if held events have filled the memory again.
+        """
         self.prefetch = self.max_prefetch
         self.prefetch_restorable.clear()
         if self._full:
@@ -70,6 +73,6 @@ class FlowControl:
         self.prefetch_restorable.clear()
         if self.paused and self._channel is not None:
             _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
-            self._channel.resume_reading()  # otherwise the broker's reason for closing is not read
+            self._channel.resume_reading()  # while reading is paused, the broker's reason for closing would not be read
         self.paused = self._full = False
         self._channel = None

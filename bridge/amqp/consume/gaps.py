@@ -1,4 +1,4 @@
-"""Reports the times in which events may have been missed: each is logged, counted and passed to the handler.
+"""Reports gaps, in which events may have been missed: logs and counts each gap and passes it to the handler.
 
 This module does not decide whether there was a gap.
 """
@@ -25,11 +25,11 @@ class GapReporter:
         self._metrics = metrics
 
     def confirm_complete(self, until_s: float) -> None:
-        """Records that all events from before `until_s` (monotonic seconds) have been delivered."""
+        """Records that all events before `until_s` (monotonic seconds) have been delivered."""
         self._complete_until_s = max(self._complete_until_s, until_s)
 
     def report_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
-        """Reports a gap that began when the events were known to be complete, and that ends now."""
+        """Reports a gap from the last time at which all events were known to be delivered until now."""
         self.report(gap_until_now(self._complete_until_s, reason, slug))
 
     def report(self, gap: Gap) -> None:
@@ -40,7 +40,7 @@ class GapReporter:
         self._handler.on_gap(gap)
 
     def forward(self, gap: Gap) -> None:
-        """Reports a gap of another bridge, or of this one before its restart. It is not counted here."""
+        """Reports a gap of another bridge, or of this bridge before its restart, without counting the gap."""
         _log.warning("events may have been missed, according to the stream", **gap.report())
         self._handler.on_gap(gap)
 

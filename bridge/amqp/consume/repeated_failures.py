@@ -1,4 +1,4 @@
-"""Delays sessions after repeated failures: each session after the same failure begins later than the one before."""
+"""Delays sessions after repeated failures. After each repetition of the same failure, the next session begins later."""
 
 import asyncio
 from collections.abc import Hashable
@@ -18,13 +18,13 @@ CLOSED_EARLY = (
 LOST_EARLY = "the connection is lost each time the bridge begins to consume: see the broker's log"
 
 LONGEST_DELAY_S = 30.0
-"""Longest delay of a session after others that were closed early."""
+"""The longest delay of a session after sessions that were closed early."""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 class RepeatedFailures:
-    """One kind of failure, over all sessions."""
+    """The repetitions of one kind of failure, over all sessions."""
 
     def __init__(self, longest_s: float) -> None:
         """`longest_s` bounds the delay of a session."""
@@ -36,7 +36,7 @@ class RepeatedFailures:
         self._delay_due = False
 
     def note(self, place: Hashable = None) -> bool:
-        """Records a failure. Returns False if the one before was at the same place."""
+        """Records a failure. Returns False if the last failure was at the same place."""
         if not self.count or place != self.place:
             self.reset()
         self.place = place
@@ -50,7 +50,7 @@ class RepeatedFailures:
         self._delays.reset()
 
     async def wait(self, stopping: asyncio.Event) -> bool:
-        """Waits before the session after a repeated failure, or until `stopping` is set. Returns True in this case."""
+        """Waits before the session after a repeated failure. Returns True early if `stopping` is set."""
         if not self._delay_due:
             return False
         self._delay_due = False
@@ -67,7 +67,7 @@ class EarlyLosses(RepeatedFailures):
         super().__init__(LONGEST_DELAY_S)
 
     def note_close(self, cause: CloseCause | None) -> None:
-        """Records why a session was closed early; None if it was not."""
+        """Records why a session was closed early. `cause` is None if the session was not closed early."""
         if cause is None:
             self.reset()
             return
@@ -79,5 +79,5 @@ class EarlyLosses(RepeatedFailures):
 
     @property
     def warnings(self) -> list[str]:
-        """For `/readyz`."""
+        """The warnings for `/readyz`."""
         return [str(self.place)] if self.count > 1 else []

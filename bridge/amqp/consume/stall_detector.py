@@ -1,10 +1,11 @@
-"""Compares the consumer of a stream with the stream's end, as long as a session lasts.
+"""Compares the position of a stream's consumer with the end of the stream, as long as a session lasts.
 
-A consumer that has reached the end has missed nothing until then: if events are missed later, the gap begins there.
+A consumer that has reached the end has missed no events: if events are missed later, the gap begins at this time.
 
-RabbitMQ may also stop delivering although the stream has newer messages, without an error. That happens after retention
-drops the segment that a slow consumer is about to read. It was seen with RabbitMQ 4.0.5 in one of six runs of a test,
-and once with 3.10.8. Only a probe distinguishes such a stream from one to which nothing is published.
+RabbitMQ may also stop delivering although the stream has newer messages, without an error. RabbitMQ stops after
+retention drops the segment that a slow consumer is about to read. This was seen with RabbitMQ 4.0.5 in one of six runs
+of a test, and once with 3.10.8. Only a probe distinguishes a stalled stream from a stream to which nothing is
+published.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from bridge.timing import DEFAULT, Timing
 STALLED = "the broker stopped delivering, but the stream has newer messages"
 
 LONGEST_PAUSE_S = 60.0
-"""Longest pause between two probes, and between two sessions that stall at the same event."""
+"""The longest pause between two probes, and between two sessions that stall at the same event."""
 
 _log = structlog.get_logger("bridge.amqp")
 
@@ -39,7 +40,7 @@ class StallDetector:
     def __init__(
         self, amqp: Connection, reader: StreamReader, on_answer: Callable[[float], None], timing: Timing = DEFAULT
     ) -> None:
-        """`reader` belongs to the consumer. It receives the ends that the probes find.
+        """`reader` belongs to the consumer, and receives the ends that the probes find.
 
         `on_answer` is called when a stall is confirmed, with the time of the request (monotonic seconds): the probe
         shows that the broker answers.
@@ -52,14 +53,15 @@ class StallDetector:
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._failure_logged = False
         self._next_end_s = time.monotonic() + timing.stall_check_s
-        """When the end is probed next, while there are deliveries."""
+        """The time of the next probe while there are deliveries."""
         self._begin_silence()
 
     async def run(self, may_deliver: Callable[[], bool]) -> None:
         """Runs until cancelled. Raises SessionEndedError(STALLED) when the stream stalls.
 
-        The first probe for a stall follows after `stall_check_s` without a delivery. Only time in which `may_deliver()`
-        is true counts. The pause doubles after each probe that finds nothing newer, up to LONGEST_PAUSE_S.
+        The first probe for a stall follows after `stall_check_s` without a delivery. Only the time in which
+        `may_deliver()` is true counts. The pause doubles after each probe that finds nothing newer, up to
+        LONGEST_PAUSE_S.
         """
         while True:
             await asyncio.sleep(self._timing.check_interval_s)
@@ -79,7 +81,7 @@ class StallDetector:
         """True if the last probe found a newer message."""
 
     async def _probe_end(self) -> None:
-        # A reader of the first message that the probe gets has read all that was there before the probe.
+        # A consumer that has read the first message of the probe has read all messages from before the probe.
         requested_s = time.monotonic()
         self._next_end_s = requested_s + self._timing.stall_check_s
         with suppress(_NoAnswerError):
@@ -120,8 +122,8 @@ class StallDetector:
         try:
             async with lag_tolerant_timeout(limit_s + self._timing.check_timeout_s):
                 if self._channel is None or self._channel.is_closed:
-                    # 0 means unbounded. A full frame buffer would block aiormq's reader, and with it all channels of
-                    # the connection. RabbitMQ 3.10 may send a whole chunk despite the prefetch of 1.
+                    # The size 0 means unbounded. A full frame buffer would block aiormq's reader, and with it all
+                    # channels of the connection. RabbitMQ 3.10 may send a whole chunk despite the prefetch of 1.
                     self._channel = await self._amqp.channel(publisher_confirms=False, frame_buffer_size=0)
                 return await first_offset(self._channel, self._reader.stream.name, offset, limit_s)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
@@ -135,7 +137,7 @@ class StallDetector:
 
 
 class _NoAnswerError(Exception):
-    """A probe failed."""
+    """A probe for the end of the stream failed."""
 
 
 async def first_offset(

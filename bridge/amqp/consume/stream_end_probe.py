@@ -1,4 +1,4 @@
-"""Finds the end of a stream: publishes a marker to the stream and reads it back.
+"""Finds the end of a stream: publishes a marker to the stream and reads the marker back.
 
 Reading alone does not find the end: the broker delivers nothing, without an error, to a consumer at the end of a
 stream or beyond it.
@@ -23,14 +23,14 @@ from bridge.amqp.wire.properties import stream_offset
 from bridge.errors import BrokerRefusal
 
 PREFETCH = 64
-"""Other messages may be published between the start of the probe and its marker."""
+"""The prefetch of the probe: other messages may be published between the start of the probe and its marker."""
 
 
 class StreamEndProbe:
     """Consumes at the end of a stream until its own marker is delivered."""
 
     def __init__(self, amqp: Connection, channel: aiormq.abc.AbstractChannel, stream: str, retry_s: float) -> None:
-        """Use `listen`."""
+        """Called only by `listen`."""
         loop = asyncio.get_running_loop()
         self._channel = channel
         self._stream = stream
@@ -43,12 +43,12 @@ class StreamEndProbe:
 
     @classmethod
     async def listen(cls, amqp: Connection, stream: str, retry_s: float) -> "StreamEndProbe":
-        """Consumes from the end on. A marker that takes longer than `retry_s` is published again.
+        """Consumes from the end of the stream on. A marker that takes longer than `retry_s` is published again.
 
         Raises BrokerRefusal if the queue is not a stream or may not be read.
         """
-        # One channel for both: the broker handles its requests in order. On two channels, it may answer basic.consume,
-        # take the marker, and only then look for the end.
+        # One channel consumes and publishes, because the broker handles its requests in order. On two channels, it may
+        # answer basic.consume, take the marker, and only then look for the end.
         channel = await amqp.channel(publisher_confirms=True)
         probe = cls(amqp, channel, stream, retry_s)
         await channel.basic_qos(prefetch_count=PREFETCH)
@@ -81,7 +81,7 @@ class StreamEndProbe:
                     f"the broker accepts no messages ({self._blocked.result()}), so the end of the stream "
                     f"{self._stream!r} can't be found"
                 )
-            # The broker closes a channel on which publishing is forbidden. The publishing task then has the refusal.
+            # The broker closes a channel on which publishing is forbidden. The publishing task then raises the refusal.
             await asyncio.wait([publishing], timeout=self._retry_s)
             if publishing.done() and _is_lost(publishing):
                 # The cause of the close may be known a moment later.
@@ -108,7 +108,7 @@ class StreamEndProbe:
             except aiormq.exceptions.ChannelAccessRefused as error:
                 raise stream_permission_error("write on amq.default, to find the stream's end", error) from error
             except aiormq.exceptions.DeliveryError:
-                pass  # returned as unroutable, or nacked
+                pass  # the message is returned as unroutable, or nacked
             except TimeoutError:
                 continue
             await asyncio.sleep(self._retry_s)

@@ -1,8 +1,8 @@
 """Stream markers: small messages that bridges publish to the stream that they read, in addition to its events.
 
-A marker shows where the stream ended when it was published. It may report a gap, in which the broker may have lost
-events before the stream had them. All readers of the stream get this gap, also much later. Other programs can publish
-to the stream too, so a decoded marker is checked, bounded and printable.
+A marker shows where the stream ended when it was published. A marker may report a gap, in which the broker may have
+lost events before the stream had them. All readers of the stream get this gap, also much later. Other programs can
+publish to the stream too, so a decoded marker is checked, bounded and printable.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from bridge.amqp.status import Gap, GapSlug
 from bridge.contract.text import printable
 
 MARKER_TYPE = "bridge.mark"
-"""The AMQP `type` of a marker. A marker comes through the default exchange, an event through another one."""
+"""The AMQP `type` of a marker. A marker comes through the default exchange, an event through another exchange."""
 
 MAX_BYTES = 4096
-"""A marker has a few hundred bytes."""
+"""The limit for the size of a marker, which has a few hundred bytes."""
 
 LATEST_S = 253_402_300_799.0
-"""The end of the year 9999, the last one in RFC 3339."""
+"""The end of the year 9999, which is the last year in RFC 3339."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamMarker:
-    """A marker, decoded."""
+    """A decoded marker."""
 
     token: str
-    """Unique, except that a marker may be published twice."""
+    """A unique value, except that a marker may be published twice."""
     gap: Gap | None
 
 

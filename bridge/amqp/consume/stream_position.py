@@ -1,10 +1,10 @@
-"""How far a stream has been read, and what that means for the next delivery.
+"""Keeps the position of a reader in a stream, and judges each delivery by it.
 
 The broker numbers the entries of a stream. Not each offset has a message, because the broker also writes entries of its
 own. A tag, which depends on the body, distinguishes messages of two streams with the same offset.
 
-Each session starts with the message that was read last. It proves that the stream is the same one, and that no message
-after it was dropped. Everything here is decided from offsets and tags, without connections and clocks.
+Each session starts with the message that was read last. If this message is still there, the stream is the same one, and
+no message after it was dropped. This module decides from offsets and tags only, without connections and clocks.
 """
 
 from enum import Enum, auto
@@ -14,23 +14,24 @@ from bridge.contract.update_id import UpdateId
 MAX_STEP = 2
 """The largest step from one message to the next, across one of the broker's own entries.
 
-RabbitMQ 3.10.8 writes one such entry at the start of each segment, and never two in a row. A dropped segment takes its
-entry and at least one message with it."""
+RabbitMQ 3.10.8 writes one such entry at the start of each segment, and never two in a row. If a segment is dropped, its
+entry and at least one message are dropped."""
 
 RECREATED = "the stream was deleted and declared again"
 TRUNCATED = "the stream reached its limit of age or size, and dropped events before the bridge read them"
 
 
 class Verdict(Enum):
-    """What a delivery is."""
+    """The kinds of deliveries of a stream."""
 
     NEW = auto()
     ALREADY_READ = auto()
     OTHER_STREAM = auto()
-    """It comes from another stream than before. The session must end; the next one reads that stream from its start."""
+    """The delivery comes from another stream than before. The session must end; the next session reads that stream from
+    its start."""
     POSSIBLE_GAP = auto()
-    """More offsets are missing before it than the broker's entries explain. The session must end. The next one starts
-    with the last message that was read, which proves whether a message was dropped."""
+    """More offsets are missing before the delivery than the broker's entries explain. The session must end. The next
+    session starts with the last message that was read, which proves whether a message was dropped."""
 
 
 class StreamPosition:
@@ -43,14 +44,14 @@ class StreamPosition:
         self.caught_up = False
         """True when all messages from before the reader's start have been read."""
         self.loss: str | None = None
-        """Why messages were missed: TRUNCATED or RECREATED, until `take_loss`."""
+        """The reason why messages were missed, TRUNCATED or RECREATED, until `take_loss`."""
         self.end = 0
         """The offset at which the stream ended when the session began."""
         self._window = window
         self._rereads_last = False
         """True until the session has read `last` again."""
         self._after_possible_gap: int | None = None
-        """The offset that was a POSSIBLE_GAP. If it follows `last` again, no message between the two is missing."""
+        """The offset of a POSSIBLE_GAP. If this offset follows `last` again, no message between the two is missing."""
         self._from_start = False
 
     @property
@@ -74,7 +75,7 @@ class StreamPosition:
         return 0 if self._from_start else max(0, end - self._window)
 
     def observe(self, offset: int, tag: int) -> Verdict:
-        """Judges the next delivery. A NEW one becomes `last`."""
+        """Judges the next delivery. The id of a NEW delivery becomes `last`."""
         if self._rereads_last:
             assert self.last is not None
             if offset < self.offset:
@@ -88,7 +89,7 @@ class StreamPosition:
                 return Verdict.OTHER_STREAM
         if offset <= self.offset:
             return Verdict.ALREADY_READ
-        # Retention drops the oldest messages. The broker does not report it to a consumer that is slower: the next
+        # Retention drops the oldest messages. The broker does not report the drop to a slower consumer: the next
         # delivery is simply the oldest message that is left.
         if self.last is not None and offset > self.offset + MAX_STEP and offset != self._after_possible_gap:
             self._after_possible_gap = offset

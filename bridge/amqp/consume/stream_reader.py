@@ -1,4 +1,4 @@
-"""The stream in which RabbitMQ keeps the history: how it is declared, where a session starts to read, and its gaps.
+"""Declares the stream in which RabbitMQ keeps the history, chooses where a session starts to read, and reports gaps.
 
 Any number of bridges read the same stream, and none of them changes it. A reader can't see which events the broker lost
 before the stream had them. A bridge that suspects such a loss publishes a marker with the gap, for all readers of the
@@ -31,22 +31,22 @@ from bridge.timing import DEFAULT, Timing
 SLUGS = {TRUNCATED: GapSlug.STREAM_TRUNCATED, RECREATED: GapSlug.STREAM_RECREATED}
 
 AWAY = "the broker was or may have been away; on its return, it may have confirmed events that the stream did not get"
-"""RabbitMQ 3.10.8 drops events for 0.3 s after a kill and a restart. Its listener is open, but the stream has no
-leader yet: a message for the stream is confirmed and dropped."""
+"""RabbitMQ 3.10.8 drops events for 0.3 s after a kill and a restart. The listener of the broker is open, but the stream
+has no leader yet: a message for the stream is confirmed and dropped."""
 
 TOKENS = 64
-"""Tokens of markers that are remembered: more than the bridges that may reconnect at the same time."""
+"""The number of remembered tokens of markers: more than the bridges that may reconnect at the same time."""
 
 SEGMENTS = 64
-"""Segment files of a full stream. The broker drops whole segments and keeps the newest: with a few large ones, it would
-keep far more than the limits allow."""
+"""The number of segment files of a full stream. The broker drops whole segments and keeps the newest: with a few large
+segments, it would keep far more than the limits allow."""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 @dataclass(frozen=True, slots=True)
 class StreamConfig:
-    """How a stream is declared and read."""
+    """The name and the limits of a stream, and how much of the stream is read."""
 
     name: str
     max_age_s: float
@@ -56,7 +56,7 @@ class StreamConfig:
 
     @property
     def arguments(self) -> FieldTable:
-        """The arguments of its declaration."""
+        """The arguments of the stream's declaration."""
         return {
             "x-queue-type": "stream",
             "x-max-age": f"{math.ceil(self.max_age_s)}s",
@@ -66,12 +66,12 @@ class StreamConfig:
 
 
 class StreamReader:
-    """A stream, how far this bridge has read it, and what it may have missed there."""
+    """A stream, the position of this bridge in it, and the events that the bridge may have missed."""
 
     def __init__(
         self, stream: StreamConfig, gaps: GapReporter, status: Status, nodes: Sized, timing: Timing = DEFAULT
     ) -> None:
-        """`status` is that of the connection that reads the stream. The number of `nodes` may change."""
+        """`status` belongs to the connection that reads the stream. The number of `nodes` may change."""
         self.stream = stream
         self.position = StreamPosition(stream.window)
         self.start_offset = 0
@@ -92,11 +92,11 @@ class StreamReader:
         """The tokens of the last markers with a gap. A marker may have been published twice."""
         self._end_probe: StreamEndProbe | None = None
         self._declared_now = False
-        """True if this session had to declare the stream: no earlier event was on its way into it."""
+        """True if this session had to declare the stream. Earlier events are then not in the stream."""
         self._logged_difference: str | None = None
 
     def report(self) -> dict[str, object]:
-        """For `/readyz`."""
+        """Returns the part of `/readyz` for the stream."""
         last = self.position.last
         return {
             "stream": self.stream.name,
@@ -117,8 +117,9 @@ class StreamReader:
     async def begin_session(self, created: bool) -> None:
         """Finds the end of the stream and the offset to start from.
 
-        `created` is True if an exchange, a queue or a stream had to be declared since the last session. To be called
-        last: each call publishes a marker, and repeated refusals after it would fill the stream with markers.
+        `created` is True if an exchange, a queue or a stream had to be declared since the last session. Must be called
+        after everything that can be refused. Each call publishes a marker, and repeated refusals after the call would
+        fill the stream with markers.
         """
         assert self._end_probe is not None
         requested_s = time.monotonic()
@@ -127,7 +128,7 @@ class StreamReader:
         since_s = self._created_s if since_s is None else since_s
         gap = (lambda: None) if reason is None else (lambda: gap_until_now(since_s, reason, slug))
         end = await self._end_probe.end(f"{self._instance}{secrets.token_hex(8)}", gap)
-        # The gap is now in the stream, where this bridge reads it too.
+        # The gap is now in the stream, so this bridge reads it too.
         self._status.touch(requested_s)
         self._status.failed_connects = 0
         self._status.broker_may_have_restarted = False
@@ -141,7 +142,7 @@ class StreamReader:
         self.start_offset = self.position.offset + 1
 
     def _gap_reason(self, created: bool) -> str | None:
-        """Why events may have been lost on their way into the stream since the broker's last answer."""
+        """Returns why events may have been lost on their way into the stream since the broker's last answer."""
         status = self._status
         if created and status.ever_connected:
             return status.error or "an exchange, a queue or a stream was missing"
@@ -171,14 +172,14 @@ class StreamReader:
         self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 
     def expect_end(self, offset: int, at_s: float) -> None:
-        """Records that a reader of `offset` has read all that was in the stream at `at_s` (monotonic seconds)."""
+        """Records that a reader of `offset` has read all messages from before `at_s` (monotonic seconds)."""
         if self.position.offset >= offset:
             self._gaps.confirm_complete(at_s)
         elif self.expected_end == math.inf:
             self.expected_end, self._expected_end_s = offset, at_s
 
     def on_expected_end(self) -> None:
-        """To be called when `expected_end` has been read."""
+        """Must be called when the message at `expected_end` has been read."""
         self.expected_end = math.inf
         self._gaps.confirm_complete(self._expected_end_s)
 
@@ -190,7 +191,7 @@ class StreamReader:
     # Declaration
 
     async def _ensure(self, amqp: Connection) -> bool:
-        """Declares the stream if it does not exist, and returns whether it did so. Never changes an existing one."""
+        """Declares the stream if it does not exist, and returns whether it did so. Never changes an existing stream."""
         name = self.stream.name
         try:
             declared = await topology.ensure_queue(amqp, name, self.stream.arguments)
@@ -202,7 +203,8 @@ class StreamReader:
             raise not_a_stream_error(name) from error
         except aiormq.exceptions.AMQPError as error:
             text = error_text(error)
-            # Before 3.9, the type is unknown. Before 3.11, it may be disabled, which closes the connection.
+            # RabbitMQ before 3.9 does not know the type `stream`. Before 3.11, the type may be disabled, which closes
+            # the connection.
             if "x-queue-type" in text or "feature flag" in text:
                 raise BrokerRefusal(
                     f"the broker can't declare the stream {name!r}, which needs RabbitMQ 3.9 or newer, with its "
@@ -219,7 +221,7 @@ class StreamReader:
         try:
             await channel.queue_declare(self.stream.name, durable=True, arguments=self.stream.arguments)
         except aiormq.exceptions.ChannelAccessRefused:
-            return  # the permission to declare it is not needed
+            return  # the permission to declare the stream is not needed
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             text = error_text(error)
             if "'x-queue-type'" in text:

@@ -1,4 +1,4 @@
-"""The deliveries of one consumer of a stream: messages that were read before are settled, new ones get an id.
+"""Receives the deliveries of one consumer of a stream: settles messages that were read before, gives ids to new ones.
 
 This module neither processes deliveries nor declares the stream.
 """
@@ -54,7 +54,7 @@ class StreamSession(ConsumerSession):
             self._fail(RECREATED if verdict is Verdict.OTHER_STREAM else POSSIBLE_GAP)
             return
         if position.loss is not None:
-            self._forward_deliveries()  # before the gap
+            self._forward_deliveries()  # these deliveries come before the gap
             self._reader.report_loss()
         if offset >= self._reader.expected_end:
             self._forward_deliveries()

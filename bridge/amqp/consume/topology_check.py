@@ -1,11 +1,11 @@
 """Checks at intervals, while the bridge consumes, that exchanges, queue and bindings still exist.
 
-If an exchange is deleted and declared again, its bindings are gone, and no events arrive: the broker sends no error. If
-it is declared again as a direct exchange, it accepts the binding and delivers nothing.
+If an exchange is deleted and declared again, its bindings are gone, and no events arrive: the broker sends no error. An
+exchange that is declared again as a direct exchange accepts the binding and delivers nothing.
 
 Each check has its own channel. The broker closes the channel of a refused request. A node of a cluster without its
-majority (seen with RabbitMQ 4.3) leaves some requests without an answer and answers the others. Neither ends a session
-that may still deliver: the bridge warns until the broker answers again.
+majority (seen with RabbitMQ 4.3) leaves some requests without an answer and answers the others. A missing answer does
+not end a session that may still deliver: the bridge warns until the broker answers again.
 """
 
 import asyncio
@@ -26,10 +26,12 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.amqp")
 
 UNVERIFIED_BINDING = "the user may not bind the queue, and the bridge can't check whether it is bound"
-"""Logged once for each connection: without the binding, no events arrive, and the bridge can't detect it."""
+"""A phrase that is logged once for each connection. Without the binding, no events arrive, and the bridge can't detect
+this."""
 
 INACCESSIBLE_EXCHANGE = "the user has no permission on the exchange, so the bridge can't check whether it exists"
-"""Logged once for each connection: since RabbitMQ 4.3, a passive declaration needs a permission on the exchange."""
+"""A phrase that is logged once for each connection. Since RabbitMQ 4.3, a passive declaration needs a permission on the
+exchange."""
 
 
 class Reading(Protocol):
@@ -45,19 +47,20 @@ class Check:
     purpose: str
     """The purpose of the request, as it follows "to" in a warning."""
     request: Request
-    """Returns the number of events in the queue, or None for other parts. Raises the broker's error if it fails."""
+    """Returns the number of events in the queue, or None for other parts. Raises the broker's error if the request
+    fails."""
     pending: bool = False
     """True from the request to its answer."""
     pending_ticks: int = 0
-    """How long it has been pending, in hundredths of the limit (see `timeouts`)."""
+    """How long the request has been pending, in hundredths of the limit (see `timeouts`)."""
     refusal: str | None = None
-    """The broker's text if it refused the last request."""
+    """The broker's text if the broker refused the last request."""
     passed_s: float | None = None
-    """When the last request was sent (monotonic seconds) that found everything in place and no event waiting."""
+    """The time of the last request that found everything in place and no event waiting (monotonic seconds)."""
 
 
 class TopologyCheck:
-    """Checks a topology until a part of it is missing. `warnings` has what can't be checked."""
+    """Checks a topology until a part of it is missing. `warnings` names the parts that can't be checked."""
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class TopologyCheck:
 
     @property
     def warnings(self) -> list[str]:
-        """What can't be checked, and why, for `/readyz`."""
+        """The parts that can't be checked, and why, for `/readyz`."""
         warnings = []
         if self._topology.unverified_bindings:
             warnings.append(

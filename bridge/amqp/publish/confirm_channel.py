@@ -1,7 +1,7 @@
-"""A channel with publisher confirms, on its own connection, opened again after each loss.
+"""A channel with publisher confirms, on its own connection. It is opened again after each lost connection.
 
-An attempt to publish is confirmed, not confirmed, or cancelled by its caller. The caller decides whether to try again.
-The channel has its own connection because a broker that is short of memory or disk blocks each connection that
+An attempt to publish is confirmed, not confirmed, or cancelled by its caller. The caller decides whether to publish
+again. The channel has its own connection because a broker that is short of memory or disk blocks each connection that
 publishes, with all of its channels.
 """
 
@@ -24,7 +24,7 @@ from bridge.amqp.wire import compat, trace
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024
-"""RabbitMQ's default limit for a frame, in bytes. A broker may set a lower one, or announce that it has none."""
+"""RabbitMQ's default limit for a frame, in bytes. A broker may set a lower limit, or announce that it has no limit."""
 
 _LOST = "the connection was lost"
 
@@ -43,7 +43,7 @@ class Unrouted(Unconfirmed):
 
 
 class ChannelOwner(Protocol):
-    """The part that publishes on a ConfirmChannel."""
+    """The object that publishes on a ConfirmChannel."""
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
         """Declares what must exist before a message is published on a new channel."""
@@ -52,9 +52,9 @@ class ChannelOwner(Protocol):
         """Called when messages can be published on a new channel."""
 
     def on_blocked(self, reason: str | None) -> None:
-        """Called when the broker stops accepting messages, with its reason, and with None when it accepts them again.
+        """Called with the broker's reason when it stops accepting messages, and with None when it accepts them again.
 
-        Not called when a blocked connection is lost.
+        It is not called when a blocked connection is lost.
         """
 
     def on_lost(self, state: State, reason: str) -> None:
@@ -75,7 +75,7 @@ class ConfirmChannel:
     ) -> None:
         """Requires a running event loop. RabbitMQ's management page shows `name`. `stopping` ends `run`."""
         self.blocked: str | None = None
-        """Why the broker accepts no messages at the moment, as the broker states it."""
+        """The broker's reason for accepting no messages at the moment."""
         self._nodes = NodeRotation(nodes)
         self._name = name
         self._owner = owner
@@ -84,7 +84,7 @@ class ConfirmChannel:
         self._timing = timing
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[CloseCause] | None = None
-        """Done when the last channel or its connection is closed."""
+        """A future that is done when the last channel or its connection is closed."""
         self._frame_max = LARGEST_FRAME
         self._order = asyncio.Lock()
         self._message_ids = MessageIdLocks()
@@ -104,7 +104,7 @@ class ConfirmChannel:
         )
 
     async def run_session(self) -> str:
-        """Keeps one channel open until it is closed or `stopping` is set. Returns the reason of its end."""
+        """Keeps one channel open until it is closed or `stopping` is set. Returns why the channel was closed."""
         async with open_connection(self._nodes.order(), self._name, timing=self._timing) as amqp:
             async with self._nodes.setup(self._timing.setup_timeout_s):
                 channel = await amqp.channel(publisher_confirms=True)
@@ -128,7 +128,7 @@ class ConfirmChannel:
             return reason
 
     def reset(self, channel: Channel, reason: str) -> None:
-        """Ends the session of a channel, so that the next one sets everything up again.
+        """Ends the session of a channel, so that the next session sets everything up again.
 
         Does nothing if the session of this channel is already over.
         """
@@ -170,15 +170,15 @@ class ConfirmChannel:
         `on_published` gets them when the library has taken the message, before the confirm.
 
         No timeout applies while the connection is open. A broker that is short of memory accepts nothing until it has
-        memory again, and then gets every attempt that was made meanwhile.
+        memory again. It then gets the messages of all attempts in the meantime.
         """
         async with self._message_ids.lock(message_id):
-            # A new attempt at the moment when a channel opens would overtake those that have waited for it.
+            # Without this lock, an attempt that begins when a channel opens would overtake the waiting attempts.
             async with self._order:
                 channel = await asyncio.shield(self._channel)
             cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
-            # It is called in the next turn of the loop: in this one, aiormq takes the message or raises.
+            # The callback runs in the next turn of the loop: in this turn, aiormq takes the message or raises.
             reporting = on_published and asyncio.get_running_loop().call_soon(on_published, fitting)
             try:
                 if len(body) >= compat.LARGE:

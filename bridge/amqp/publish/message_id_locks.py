@@ -16,7 +16,7 @@ class MessageIdLocks:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def lock(self, message_id: str | None) -> AbstractAsyncContextManager[None]:
-        """Returns the lock for an id. A message without one needs no lock: aiormq generates a unique id for it."""
+        """Returns the lock for an id. A message without an id needs no lock: aiormq generates a unique id for it."""
         return self._locks.setdefault(message_id, asyncio.Lock()) if message_id else nullcontext()
 
     def __len__(self) -> int:

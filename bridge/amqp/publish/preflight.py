@@ -1,6 +1,6 @@
-"""Checks the broker before a command begins, so that a wrong setting is reported at once instead of retried.
+"""Checks the broker before a command begins, so that a wrong setting is reported at once, without retries.
 
-If a connection is lost later, its owner handles this.
+The owner of a connection handles a later loss.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from bridge.timing import DEFAULT
 
 
 async def check_broker(nodes: Sequence[Node], exchange: str | None) -> None:
-    """Returns if the broker can be used and has the exchange. With None, no exchange is checked.
+    """Returns if the broker can be used and has the exchange. If `exchange` is None, no exchange is checked.
 
     Raises ConnectionError if no node can be reached, BrokerRefusal, and ConfigurationError if the exchange is missing.
     """

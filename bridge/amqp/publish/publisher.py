@@ -1,6 +1,6 @@
 """Publishes updates for fetchers in Python: validates each one, and waits until the broker confirms it.
 
-It needs only the broker. A fetcher and a bridge share nothing except the exchange.
+Publishing needs only the broker. A fetcher and a bridge share nothing except the exchange.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _log = logging.getLogger("bridge.publisher")
 
 
 class InvalidUpdate(ValueError):
-    """The data is not a valid update. Nothing was sent. The text is the reason."""
+    """The data is not a valid update. Nothing was sent. The error's text is the reason."""
 
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(f"{rejected.reason.value}: {rejected.detail}")
@@ -71,8 +71,9 @@ class NotConfirmed(ConnectionError):
 class Publisher:
     """Publishes updates to an exchange, on one connection that is opened again after each loss.
 
-    An asynchronous context manager. It connects when it is entered, or with the first update. Any number of updates may
-    wait for their confirm at the same time. On one connection, they are published in the order of the calls.
+    A publisher is an asynchronous context manager. It connects when the context is entered, or with the first update.
+    Any number of updates may wait for their confirm at the same time. On one connection, they are published in the
+    order of the calls.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Publisher:
                 f"exchange: {exchange!r} can't be declared: RabbitMQ reserves names that begin with "
                 f"{topology.RESERVED_PREFIX}; name another exchange, or omit declare if it exists"
             )
-        # Not `<= 0`: that is False for NaN.
+        # The comparison `<= 0` would be False for NaN.
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: expected a number of seconds above 0; got {timeout_s!r}")
         if not max_message_bytes > 0:
@@ -119,7 +120,8 @@ class Publisher:
         self._stopping = asyncio.Event()
         self._channel: ConfirmChannel | None = None
         self._running: asyncio.Task[None] | None = None
-        """Keeps the channel open. Ends with a refusal; the next update then starts another one."""
+        """The task that keeps the channel open. A refusal ends the task, and the next update then starts another
+        task."""
 
     async def __aenter__(self) -> Self:
         self._open_channel()
@@ -165,7 +167,7 @@ class Publisher:
         return await self.publish_valid(body, outcome.type)
 
     async def publish_valid(self, body: bytes, update_type: str) -> bool:
-        """Publishes an event that is known to be valid, as `broadcast` does. Raises no InvalidUpdate."""
+        """Publishes an event that is known to be valid, as `broadcast` does. Never raises InvalidUpdate."""
         properties = commands.Basic.Properties(
             content_type="application/json", message_type=update_type, delivery_mode=PERSISTENT
         )
@@ -231,7 +233,7 @@ class _Exchange:
         self.name = name
         self.status = Status()
         self.error: str | None = None
-        """Why updates are not confirmed at the moment, if that is known."""
+        """The reason why updates are not confirmed at the moment, if the reason is known."""
         self._declare = declare
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
@@ -265,7 +267,7 @@ class _Exchange:
 
 
 def _plain(value: object) -> object:
-    """Converts a value that only orjson can write. The result is only searched for numbers that JSON does not have."""
+    """Converts a value that only orjson can write. The result is used only to find numbers that JSON does not have."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return value.value if isinstance(value, Enum) else str(value)

@@ -1,4 +1,4 @@
-"""The properties of a rejected event: how they become those of a reject, with the reason in headers, and back again.
+"""Converts the properties of an event to those of a reject, with the reason in headers, and back.
 
 The properties of a reject must fit into one frame (AMQP 0-9-1, section 4.2.6.1). Otherwise the broker closes the
 connection at each attempt. Headers that don't fit are omitted and named in a header. This module does no I/O, except
@@ -20,30 +20,30 @@ from bridge.contract.pipeline import Rejected
 from bridge.contract.text import printable
 
 HEADER_PREFIX = "x-reject-"
-"""The bridge adds headers whose names begin with this."""
+"""The names of the headers that the bridge adds begin with this prefix."""
 
 DELIVERY_HEADERS = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
-"""Headers that a quorum queue or a stream adds to a delivery. The event was published without them."""
+"""Headers that a quorum queue or a stream adds to a delivery. The publisher did not send these headers."""
 
 FRAME_OVERHEAD = 8
-"""Bytes of a frame besides its payload."""
+"""The bytes of a frame in addition to its payload."""
 
 OMITTED_HEADER = "x-reject-headers"
-"""Names the headers that were omitted."""
+"""The header that names the omitted headers."""
 
 MAX_NAME_BYTES = 128
 """pamqp truncates the name of a header at this size."""
 
 _OMITTED = "omitted, because they can't be published again: "
 _MAX_NAMES_BYTES = 400
-"""The size of the list of omitted headers."""
+"""The maximum size of the list of omitted headers, in bytes."""
 _MORE = " and 12345678 more"
 
 _TABLE_OVERHEAD = 4
-"""Bytes of a field table besides its headers."""
+"""The bytes of a field table in addition to its headers."""
 
 _MAX_REASON_CHARACTERS = 200
-"""The length of each reason if there is no room for anything else."""
+"""The maximum length of each reason if there is no room for anything else."""
 
 
 def reject_properties(
@@ -63,20 +63,20 @@ def reject_properties(
         "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     values = {name: getattr(original, name) for name in commands.Basic.Properties.attributes()}
-    # These become headers. The broker rejects a user_id other than the publishing user's, no library sends a
+    # These properties become headers. The broker rejects a user_id other than the publishing user's, no library sends a
     # cluster_id, and a rejected event must not expire.
     for name in ("user_id", "cluster_id", "expiration"):
         if values[name]:
             reasons[f"{HEADER_PREFIX}{name.replace('_', '-')}"] = values[name]
         values[name] = "" if name == "cluster_id" else None
-    # aiormq would add an id later, after the properties were measured.
+    # Without an id, aiormq would add one after the properties were measured.
     message_id = values["message_id"] = values["message_id"] or uuid.uuid4().hex
     if values["delivery_mode"] not in (None, 1, 2):
         values["delivery_mode"] = None
-    # The reasons replace those of an earlier rejection, or of a publisher that imitates one.
+    # The new reasons replace those of an earlier rejection, or those that a publisher has forged.
     own = {name: value for name, value in (original.headers or {}).items() if not name.startswith(HEADER_PREFIX)}
     limit = frame_max - FRAME_OVERHEAD
-    with suppress(Exception):  # pamqp raises anything for a value that it can decode but not encode
+    with suppress(Exception):  # pamqp may raise any error for a value that it can't encode
         return _with_fitting_headers(values, own, reasons, limit)
     reasons[OMITTED_HEADER] = f"{_OMITTED}the event's own properties"
     minimal = commands.Basic.Properties(
@@ -108,7 +108,7 @@ def original_properties(properties: commands.Basic.Properties, user: str) -> com
 def _with_fitting_headers(
     values: Mapping[str, Any], own: Mapping[str, Any], reasons: Mapping[str, Any], limit: int
 ) -> commands.Basic.Properties:
-    """Returns properties with all reasons and as many of the event's own headers as fit; omits the largest first.
+    """Returns properties with all reasons and the event's own headers that fit. The largest headers are omitted first.
 
     Raises ValueError if even the reasons don't fit, and any exception of pamqp for a value that can't be encoded.
     """
@@ -116,7 +116,7 @@ def _with_fitting_headers(
         complete = commands.Basic.Properties(**{**values, "headers": {**own, **reasons}})
         if _size(complete) <= limit and all(len(name.encode()) <= MAX_NAME_BYTES for name in own):
             return complete
-    # The header that names the omitted ones may take its largest size.
+    # The header that names the omitted headers may take its largest size.
     fixed = {**reasons, OMITTED_HEADER: _OMITTED + "x" * _MAX_NAMES_BYTES + _MORE}
     room = limit - _size(commands.Basic.Properties(**{**values, "headers": fixed}))
     if room < 0:
@@ -135,7 +135,7 @@ def _with_fitting_headers(
 
 
 def _listed(names: list[str]) -> str:
-    """Returns the first names, in less than _MAX_NAMES_BYTES, and the number of the others."""
+    """Returns the first names, in less than _MAX_NAMES_BYTES, and the number of the omitted names."""
     shown: list[str] = []
     room = _MAX_NAMES_BYTES
     for name in names:

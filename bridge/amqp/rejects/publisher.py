@@ -1,8 +1,8 @@
 """Publishes rejected events to an exchange of their own, with the reason in headers, and waits for the confirms.
 
-A rejected event that can't be published is held, unsettled, until it can. The prefetch of the consumer bounds how many
-are held. When the consumer's connection is lost, a named queue delivers its events again, so they are dropped here.
-The events of an exclusive queue then exist only here, so they stay held.
+A rejected event that can't be published is held, unsettled, until it can be published. The prefetch of the consumer
+bounds how many are held. When the consumer's connection is lost, a named queue delivers its events again, so the held
+events are dropped. The events of an exclusive queue then exist only in the bridge, so they stay held.
 """
 
 import asyncio
@@ -33,21 +33,20 @@ from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
 MAX_HELD_BYTES = 24 * 1024 * 1024
-"""The bridge stops reading from the broker when the held events have this size in bytes. Events of lost sessions may
-take as much in addition. One more event is always accepted, whatever its size."""
+"""The bridge stops reading from the broker when the held events have this size in bytes. The held events of lost
+sessions may take as much memory in addition. One more event is always accepted, whatever its size."""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
-"""For the queue of rejected events. The oldest are dropped first, so that rejected events don't fill the broker's disk.
-
-It is classic, whatever the virtual host's default is: from RabbitMQ 4 on, a quorum queue drops an event that was read
-20 times without an acknowledgement."""
+"""The arguments of the queue of rejected events. The oldest events are dropped first, so that rejected events don't
+fill the broker's disk. The queue is classic, whatever the virtual host's default is: from RabbitMQ 4 on, a quorum queue
+drops an event that was read 20 times without an acknowledgement."""
 
 _LOGGER = "bridge.rejects"
 _log = structlog.get_logger(_LOGGER)
 
 
 class FlowControl(Protocol):
-    """The limits of the consumer whose deliveries are rejected."""
+    """The part of the consumer that stops reading while too many rejected events are held."""
 
     def set_full(self, full: bool) -> None:
         """Called with True when MAX_HELD_BYTES are held, and with False when there is room again."""
@@ -72,8 +71,8 @@ class RejectPublisher:
     ) -> None:
         """Without an `exchange`, rejected events are only counted. `instance` is a header. `wait` is as in `supervise`.
 
-        `max_kept` bounds the events that are held although their session is over. None means that the broker delivers
-        these events again, so that none of them is held.
+        `max_kept` bounds the events that are held although their session is over. With None, the broker delivers these
+        events again, so none of them is held.
         """
         self.status = Status(timing.answer_valid_s)
         self._stopping = asyncio.Event()
@@ -92,7 +91,8 @@ class RejectPublisher:
         self._retries = RetryQueue()
         self._max_kept = max_kept
         self._logged: State | None = None
-        """The last state that was logged, or None after a recovery. A recovery is logged only if its loss was."""
+        """The last state that was logged, or None after a recovery. A recovery is logged only if its loss was
+        logged."""
         self._traces = logs.traces(_LOGGER)
         metrics.gauge(
             "bridge_rejects_waiting",
@@ -185,7 +185,7 @@ class RejectPublisher:
                     trace if self._traces else None,
                 )
             except Unconfirmed as error:
-                # Another attempt follows each failure. `run` reports why a channel was closed: it has the cause.
+                # Another attempt follows each failure. `run` knows and reports why a channel was closed.
                 if isinstance(error, Unrouted) or not error.channel.is_closed:
                     self._fail(str(error))
                 if isinstance(error, Unrouted):
@@ -207,13 +207,13 @@ class RejectPublisher:
         if delivery.current:
             self._add_held_bytes(-len(delivery.body))
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The delivery is settled, because it would use up a part of the prefetch forever.
+            # An unsettled delivery would use up a part of the prefetch forever.
             _log.error("a rejected event could not be published, and is lost", exc_info=error)
             self._metrics.rejects_lost.inc()
             delivery.settle()
         can_publish = self._channel.is_open and not self._channel.blocked
         if not self._unconfirmed and can_publish and not self._stopping.is_set():
-            # No event is held any more, even if only because the broker delivers them again.
+            # No event is held any more: all were published, or the broker delivers them again.
             self._recover("no rejected event is held any more")
 
     def _add_held_bytes(self, added: int) -> None:
@@ -243,20 +243,20 @@ class RejectPublisher:
             ) from error
 
     def on_open(self) -> None:
-        """The status is `working` at once only if no event is held. Otherwise the first confirm decides."""
+        """Sets the status `working` if no event is held. Otherwise, the first confirm sets it."""
         self.status.ever_connected = True
         if not self._unconfirmed:
             self._recover("rejected events can be published again")
 
     def on_blocked(self, reason: str | None) -> None:
-        """The status is `lost` while the broker accepts no messages."""
+        """Sets the status `lost` while the broker accepts no messages."""
         if reason is not None:
             self._fail(f"the broker accepts no messages: {reason}")
         elif not self._unconfirmed:
             self._recover("rejected events can be published again")
 
     def on_lost(self, state: State, reason: str) -> None:
-        """Logs the first of several failures, unless it is a lost connection that delays no event."""
+        """Logs the first of several failures, except a lost connection that delays no event."""
         if state is self._logged or not (self.waiting or self._is_refused(state)):
             return
         self._logged = state
@@ -268,7 +268,7 @@ class RejectPublisher:
         log(held if self.waiting else none_held, error=reason, waiting=self.waiting)
 
     async def _warn_while_unconfirmed(self) -> None:
-        """Reports a missing confirm repeatedly, because other events may report a success meanwhile."""
+        """Warns repeatedly while a confirm is missing, because other events may report a success meanwhile."""
         limit_s = self._timing.confirm_warning_s
         while True:
             await lag_tolerant_sleep(limit_s)

@@ -1,8 +1,8 @@
-"""Reads the queue of rejected events, and removes events from it.
+"""Reads events from the queue of rejected events, and removes events.
 
 An event that was read stays in the queue until it is removed: at the end of the connection, the broker puts it back in
-its old place. `basic.get` is slow, because it fetches one message at a time. It is used because it reports an empty
-queue. A consumer gets no such report.
+its old place. `basic.get` is slow, because it fetches one message at a time. This module uses `basic.get` because it
+reports an empty queue; a consumer gets no such report.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from bridge.amqp.wire.compat import install_lenient_decoders
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 RPC_TIMEOUT_S = 30.0
-"""Bounds each request. A broker that is short of memory or disk accepts no message, and does not report this."""
+"""The timeout of each request. A broker that is short of memory or disk accepts no message, and sends no error."""
 
 CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
-"""What aiormq raises if a connection or a channel is lost."""
+"""The exceptions that aiormq raises if a connection or a channel is lost."""
 
 Answer = TypeVar("Answer")
 
@@ -60,12 +60,12 @@ class Reject:
 
     @property
     def headers(self) -> Mapping[str, object]:
-        """All headers, of the event and of the bridge."""
+        """All headers: those of the event and those that the bridge added."""
         return self.properties.headers or {}
 
     @property
     def id(self) -> str:
-        """The message id. The bridge generates one for an event without it."""
+        """The message id. The bridge generates an id for an event without one."""
         return self.properties.message_id or ""
 
     @property
@@ -79,18 +79,18 @@ class Reject:
 
 
 class RejectQueue:
-    """The queue, on its own connection. Created by `open_reject_queue`."""
+    """The queue of rejected events, on its own connection. `open_reject_queue` creates it."""
 
     def __init__(self, amqp: Connection, channel: Channel, name: str, count: int) -> None:
         install_lenient_decoders()
         self.name = name
         self.amqp = amqp
-        """The connection, for more channels."""
+        """The connection, on which more channels can be opened."""
         self.count = count
         """The number of events when the queue was opened, without those that other consumers have read."""
         self.delivery_count = 0
-        """The highest number of earlier deliveries of an event, if the queue counts them. A quorum queue does, and
-        drops an event beyond its limit."""
+        """The highest number of earlier deliveries of an event, if the queue counts them. A quorum queue counts them,
+        and drops an event beyond its limit."""
         self._channel = channel
 
     async def read(self) -> AsyncIterator[Reject]:
@@ -98,7 +98,7 @@ class RejectQueue:
         for number in range(1, self.count + 1):
             message = await self._request(self._channel.basic_get(self.name))
             if message.delivery_tag is None:
-                # Another consumer has taken some events meanwhile.
+                # Another consumer has taken the remaining events meanwhile.
                 return
             reject = Reject(
                 number, message.body, message.header.properties, message.routing_key or "", message.delivery_tag
@@ -108,7 +108,7 @@ class RejectQueue:
             yield reject
 
     async def remove(self, reject: Reject) -> None:
-        """Removes an event for good. The broker may apply this later: see `flush`."""
+        """Removes an event permanently. The broker may apply the removal later: see `flush`."""
         await self._request(self._channel.basic_ack(reject.tag))
 
     async def flush(self) -> None:
@@ -133,7 +133,7 @@ class RejectQueue:
 
 @asynccontextmanager
 async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectQueue]:
-    """Opens the queue of that name. At the end, events that were read and not removed are back in it.
+    """Opens the queue of that name. At the end, events that were read and not removed are in the queue again.
 
     Raises ConfigurationError if there is no such queue, BrokerRefusal, and ConnectionError if no node can be reached.
     """

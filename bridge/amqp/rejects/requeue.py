@@ -1,4 +1,4 @@
-"""Publishes rejected events again, as they were, to the exchanges that they came from."""
+"""Publishes rejected events again, in their original form, to the exchanges that they came from."""
 
 import asyncio
 import re
@@ -21,14 +21,14 @@ from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.contract.text import printable
 
 MAX_IN_FLIGHT = 50
-"""The number of events that may be published and not confirmed at the same time."""
+"""The maximum number of published events that are not confirmed yet."""
 
 _EXPIRATION = re.compile("[0-9]{1,10}")
-"""A number of milliseconds. RabbitMQ accepts no expiration above fifty days."""
+"""The format of an expiration, a number of milliseconds. RabbitMQ accepts no expiration above fifty days."""
 
 
 class NotRequeued(Exception):
-    """An event stays in the queue of rejected events. The text is the reason, and what to do."""
+    """An event stays in the queue of rejected events. The error's text gives the reason, and what to do."""
 
 
 class Requeuer:
@@ -41,7 +41,7 @@ class Requeuer:
         self._channels: dict[str, Channel | NotRequeued] = {}
         self._exchange_locks: dict[str, asyncio.Lock] = {}
         self._usable: set[str] = set()
-        """Exchanges to which an event was published without closing the channel."""
+        """The exchanges to which an event was published without an error that closed the channel."""
         self._message_ids = MessageIdLocks()
 
     async def publish(self, reject: Reject) -> None:
@@ -90,7 +90,7 @@ class Requeuer:
                 # The next events of this exchange must not use the closed channel.
                 self._channels[exchange] = refusal
                 raise refusal from error
-            except Exception as error:  # pamqp raises anything for a value that it can decode but not encode
+            except Exception as error:  # pamqp may raise any error for a value that it can't encode
                 raise NotRequeued(f"their properties can't be published again: {printable(str(error))}") from error
 
     async def _channel(self, exchange: str) -> Channel:
@@ -113,7 +113,7 @@ class Requeuer:
             return _missing(exchange)
         except ValueError:
             if channel is not None:
-                # The names are unbounded, but a connection has no more than 2047 channels.
+                # The number of exchanges is unbounded, but a connection has no more than 2047 channels.
                 await channel.close()
             # aiormq refuses the name. A bridge never writes such a name, but other programs may publish to the queue.
             return NotRequeued(f"{printable(exchange, 127)!r} is not an exchange name, so no bridge has published them")
@@ -128,7 +128,8 @@ def _check_expiration(reject: Reject) -> None:
     """Raises NotRequeued for an expiration that makes the broker close the channel.
 
     Messages that are still sent on the closed channel would close the connection, so that one event would prevent the
-    requeue of all later ones. The header can contain any value. The broker has accepted the other properties before.
+    requeue of all later ones. The header of the original expiration can contain any value. The broker has accepted the
+    other properties before.
     """
     expiration = reject.headers.get(HEADER_PREFIX + "expiration")
     if expiration is not None and not (isinstance(expiration, str) and _EXPIRATION.fullmatch(expiration)):
@@ -136,7 +137,7 @@ def _check_expiration(reject: Reject) -> None:
 
 
 def _channel_refusal(exchange: str, channel: Channel) -> NotRequeued | None:
-    """Returns why the broker has closed the channel, or None if it did not, so that the connection is lost."""
+    """Returns why the broker has closed the channel, or None if the connection was lost instead."""
     closing = channel.closing
     error = closing.exception() if closing.done() and not closing.cancelled() else None
     match error:

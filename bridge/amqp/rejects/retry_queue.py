@@ -1,7 +1,7 @@
 """Decides when failed attempts are repeated: one at a time while all fail, and all of them soon after a success.
 
-With thousands of waiting attempts, the end of an outage is noticed as soon as with one, and the broker gets no more
-attempts. This module does not make the attempts.
+With thousands of waiting attempts, the bridge notices the end of an outage as soon as with one attempt, without more
+load on the broker. This module does not make the attempts.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ MAX_PAUSE_S = 1.0
 """The longest pause between two attempts while no attempt succeeds."""
 
 MAX_OWN_PAUSE_S = 0.6
-"""The longest pause before a failed attempt joins the queue. Without it, an attempt that fails although others succeed
-would be repeated with each success."""
+"""The longest pause before a failed attempt joins the queue. Without this pause, an attempt that fails although others
+succeed would be repeated with each success."""
 
 
 class RetryQueue:
@@ -23,14 +23,17 @@ class RetryQueue:
     def __init__(self) -> None:
         self._pauses = Backoff(longest_s=MAX_PAUSE_S)
         self._first = asyncio.Lock()
-        """Held by the first attempt in the queue."""
+        """The lock that the first attempt in the queue holds."""
         self._waiting = 0
         self._tokens = 0
         """The number of attempts that may be made at once."""
         self._has_tokens = asyncio.Event()
 
     async def wait(self, own: Backoff) -> None:
-        """Returns when a failed attempt may be repeated. `own` is its own backoff, of MAX_OWN_PAUSE_S at most."""
+        """Returns when a failed attempt may be repeated.
+
+        `own` is the attempt's own backoff, of MAX_OWN_PAUSE_S at most.
+        """
         await asyncio.sleep(own.pause_s())
         self._waiting += 1
         try:
@@ -45,11 +48,11 @@ class RetryQueue:
             self._waiting -= 1
 
     def confirmed(self) -> None:
-        """Records a success: two other attempts follow at once, and two more after each of these that succeeds."""
+        """Records a success: two other attempts follow at once, and each success among them allows two more."""
         self._pauses.reset()
         self._tokens = min(self._tokens + 2, self._waiting)
         self._has_tokens.set()
 
     def failed(self) -> None:
-        """Records a failure: attempts follow one by one."""
+        """Records a failure: the next attempts follow one by one."""
         self._tokens = 0

@@ -1,7 +1,8 @@
-"""Works around faults and gaps of pamqp, aiormq and aio-pika. Nothing else in `bridge.amqp` touches their internals.
+"""Works around faults and gaps of pamqp, aiormq and aio-pika.
 
-Each workaround has its reason and the versions that it was seen with. `test_compat.py` has a test for each, which fails
-as soon as the library no longer needs it.
+Nothing else in `bridge.amqp` touches the internals of these libraries. A comment at each workaround gives its reason
+and the versions that need it. `test_compat.py` has a test for each workaround, which fails as soon as the library no
+longer needs it.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ Decoder = Callable[[bytes], tuple[int, object]]
 
 
 def install_lenient_decoders() -> None:
-    """Replaces decoders of pamqp, for the whole process. Idempotent.
+    """Replaces decoders of pamqp, for the whole process. Further calls do nothing.
 
     An unreadable timestamp or table becomes None. In text, each byte that is not UTF-8 becomes a question mark.
     """
@@ -44,7 +45,7 @@ def install_lenient_decoders() -> None:
 
 
 def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
-    """Returns a decoder that returns None for what the strict one can't read. `size` returns the bytes to skip."""
+    """Returns a decoder that returns None for a value that `strict` can't read. `size` returns the bytes to skip."""
 
     def decoder(value: bytes) -> tuple[int, object]:
         try:
@@ -58,8 +59,8 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 
 # The transport of a connection (aio-pika 10.2)
 #
-# aiormq accepts a transport factory. aio-pika passes on only its declared parameters, and this is not one of them.
-# Without its own factory, the bridge can't read deliveries before aiormq does, or abort a connection.
+# aiormq accepts a transport factory. aio-pika passes on only its declared parameters, and the factory is not one of
+# them. Without its own factory, the bridge can't read deliveries before aiormq does, or abort a connection.
 
 
 class Connection(PikaConnection):
@@ -75,7 +76,7 @@ class Connection(PikaConnection):
 #
 # aiormq closes a connection if the broker sends no frame for three heartbeats. A paused machine freezes the bridge and
 # its broker together, and the broker then sends nothing. When both run again, aiormq would close the connection at
-# once, and the broker would delete an exclusive queue with its events.
+# once. The broker would then delete an exclusive queue with its events.
 
 LATE_INTERVALS = 2
 """A check that is more than this number of intervals late closes no connection."""
@@ -89,7 +90,7 @@ class _FreezeTolerantConnection(aiormq.connection.Connection):
 
     @property
     def is_connection_was_stuck(self) -> bool:
-        """Whether the broker has sent no frame for too long. aiormq reads this twice in each heartbeat."""
+        """Whether the broker has sent no frame for too long. aiormq reads this property twice in each heartbeat."""
         now_s = self.loop.time()
         interval_s = max(1, self.heartbeat_timeout // 2)
         if now_s - self.checked_at_s > (1 + LATE_INTERVALS) * interval_s:
@@ -112,7 +113,7 @@ def tolerate_freezes(connection: aiormq.abc.AbstractConnection) -> None:
 # Blocked connections (aiormq 7.2)
 #
 # A broker that is short of memory or disk blocks connections that publish, maybe for hours. aiormq then waits, and only
-# logs it: it has no callback for `connection.blocked` and `connection.unblocked`.
+# logs the block: it has no callback for `connection.blocked` and `connection.unblocked`.
 
 _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for event in ("blocked", "unblocked"))
 
@@ -146,7 +147,7 @@ def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callabl
 
 
 def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
-    """Returns the frame with which the broker closed the connection instead of opening it, if there was one."""
+    """Returns the frame with which the broker refused to open the connection, or None if there was no such frame."""
     step = error.__traceback__
     while step is not None:
         found = step.tb_frame.f_locals.get("frame")
@@ -160,8 +161,8 @@ def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
 #
 # aiormq copies a body three times before it sends the first byte: it splits the body, encodes all frames, and joins
 # them. Here, a large body is published in pieces, with the same state of the channel as in aiormq's `basic_publish`.
-# Between two pieces, frames of other channels may be sent: only those of one channel must follow each other
-# (AMQP 0-9-1, section 4.2.6).
+# Between two pieces, aiormq may send frames of other channels, but no others of the same channel (AMQP 0-9-1, section
+# 4.2.6).
 
 LARGE = 1024 * 1024
 """Bodies of at least this size are published in pieces of about this size (bytes)."""
@@ -176,8 +177,8 @@ async def publish_in_pieces(
 ) -> None:
     """Publishes with the flag `mandatory`, and waits for the confirm. Raises the errors of `basic_publish`.
 
-    A message that has begun is sent to its end, even if the caller is cancelled: the broker closes a connection with
-    half a message.
+    A message is always sent to its end, even if the caller is cancelled: the broker closes a connection with half a
+    message.
     """
     assert isinstance(channel, aiormq.Channel)
     lock = AsyncExitStack()
@@ -188,8 +189,8 @@ async def publish_in_pieces(
     try:
         await asyncio.shield(publishing)
     finally:
-        # The traceback of an error refers to this frame, and the task to the error. This cycle would keep the body in
-        # memory.
+        # The traceback of an error refers to this frame, and the task refers to the error. This cycle would keep the
+        # body in memory.
         del publishing
 
 
@@ -219,14 +220,14 @@ async def _publish(
     finally:
         if channel.message_id_delivery_tag.get(message_id) == tag:
             del channel.message_id_delivery_tag[message_id]
-        del confirmation  # for the same reason as in publish_in_pieces
+        del confirmation  # breaks the same cycle as in publish_in_pieces
 
 
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
     # A broker without a frame limit announces 0, from which aiormq subtracts the size of an empty frame.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
-    # The function that awaits the confirm must not send the pieces: the traceback of its failure would keep the
-    # last one in memory.
+    # The function that awaits the confirm must not send the pieces: the traceback of a failure would keep the last
+    # piece in memory.
     for piece in _pieces(channel.number, body, content_size):
         await _send(channel, piece)
 
@@ -238,7 +239,7 @@ async def _send(channel: aiormq.Channel, frames: bytes) -> None:
 
 
 def _pieces(number: int, body: bytes, content_size: int) -> Iterator[bytes]:
-    """Yields the body's frames, together about LARGE bytes at a time."""
+    """Yields the body's frames, in pieces of about LARGE bytes."""
     view, end = memoryview(body), bytes([FRAME_END])
     piece_size = max(1, LARGE // (content_size + OVERHEAD)) * content_size
     for first in range(0, len(body), piece_size):

@@ -1,8 +1,8 @@
-"""The properties of a delivery: type, encoding and offset are read at once, all others on demand.
+"""Reads the properties of a delivery: type, encoding and offset at once, all others on demand.
 
 In a stream, no two messages have the same properties, because each has its own offset among its headers. The offset is
-found without decoding the other headers, which would take longer than the rest of a delivery. This module neither reads
-frames nor interprets properties.
+found without decoding the other headers, which would take longer than everything else for a delivery. This module
+neither reads frames nor interprets properties.
 """
 
 import struct
@@ -16,7 +16,8 @@ FLAGS_AT = 12
 OFFSET_NAME = b"x-stream-offset"
 OFFSET = struct.Struct(">q")
 OFFSET_KEY = bytes([len(OFFSET_NAME)]) + OFFSET_NAME + b"l"
-"""The name as a short string, and the type letter of a signed 64-bit number (AMQP 0-9-1, section 4.2.5.5)."""
+"""The name of the offset header as a short string, and the type letter of a signed 64-bit number (AMQP 0-9-1, section
+4.2.5.5)."""
 
 
 WIDTHS = {
@@ -24,7 +25,8 @@ WIDTHS = {
     for kinds, width in (("V", 0), ("tbB", 1), ("su", 2), ("Iif", 4), ("D", 5), ("lLdT", 8))
     for kind in kinds
 }
-"""Bytes of a header's value, by its type letter as RabbitMQ uses it. Values of other types begin with their length."""
+"""The size of a header's value in bytes, by its type letter in RabbitMQ. Values of other types begin with their
+length."""
 
 TypeAndEncoding = tuple[str | None, str | None]
 
@@ -41,15 +43,18 @@ class MessageProperties:
         """The message's offset in its stream. Only `StreamPropertiesReader` sets it."""
         try:
             self.type, self.encoding = _type_and_encoding(header) if type_and_encoding is None else type_and_encoding
-        except IndexError:  # cut short, which no broker sends; without a type, the exchange's default applies
+        except IndexError:  # cut short, which no broker sends: the exchange's default type applies
             self.type = self.encoding = None
 
     def decode(self) -> commands.Basic.Properties:
-        """Returns all properties, decoded leniently (see `compat`). If that fails, only type and encoding."""
+        """Returns all properties, decoded leniently (see `compat`).
+
+        If decoding fails, returns only type and encoding.
+        """
         header = ContentHeader()
         try:
             header.unmarshal(self._header)
-        except Exception:  # the library may raise any error, and the event must not be lost for it
+        except Exception:  # the library may raise any error, and the error must not cost the event
             return commands.Basic.Properties(message_type=self.type, content_encoding=self.encoding)
         return header.properties
 
@@ -61,14 +66,16 @@ class StreamPropertiesReader:
 
     def __init__(self) -> None:
         self._last_around: tuple[bytes, bytes] | None = None
-        """The bytes before and after the last offset. If they are the same again, so are type and encoding."""
+        """The bytes before and after the last offset. If the next message has the same bytes, it has the same type and
+        encoding."""
         self._last_type_and_encoding: TypeAndEncoding = (None, None)
 
     def read(self, header: bytes) -> MessageProperties:
-        """Returns the properties with the offset; without it if the broker sent none."""
-        # The comparison begins at the flags: the body's size before them differs each time.
+        """Returns the properties, with the offset if the broker sent one."""
+        # The comparison begins at the flags, because the body's size before the flags differs each time.
         before, key, after = header[FLAGS_AT:].partition(OFFSET_KEY)
-        # A publisher may put these bytes anywhere. The broker adds its own, so a name that occurs once is the broker's.
+        # A publisher may put the bytes of this name anywhere. The broker adds the name itself, so a single occurrence
+        # is the broker's.
         if not key or OFFSET_NAME in before or OFFSET_NAME in after or len(after) < OFFSET.size:
             properties = MessageProperties(header)
             with suppress(IndexError, struct.error):
@@ -89,9 +96,10 @@ def stream_offset(properties: commands.Basic.Properties) -> int:
 
 
 def _offset(header: bytes) -> int | None:
-    """Finds the offset by going from header to header. Raises IndexError or struct.error if they are cut short.
+    """Finds the offset by going from header to header.
 
-    The library reads all headers or none: a header that it can't read would hide the offset.
+    Raises IndexError or struct.error if the headers are cut short. The library reads all headers or none: one
+    unreadable header would hide the offset.
     """
     flags = header[12] << 8 | header[13]
     at = 14
@@ -115,7 +123,7 @@ def _offset(header: bytes) -> int | None:
 def _type_and_encoding(header: bytes) -> TypeAndEncoding:
     """Reads `type` and `content_encoding`. Raises IndexError if the properties are cut short.
 
-    Properties have no names on the wire: they follow each other in a fixed order.
+    On the wire, properties have no names and follow each other in a fixed order.
     """
     encoding = kind = None
     flags = header[12] << 8 | header[13]
@@ -154,7 +162,7 @@ def short_string(data: bytes) -> tuple[int, str]:
 
 
 def string(data: bytes) -> tuple[int, str]:
-    """Like `short_string`. Raises IndexError if the string is cut short."""
+    """Like `short_string`, but raises IndexError if the string is cut short."""
     size, text = short_string(data)
     if size > len(data):
         raise IndexError(f"a string of {size - 1} bytes in {len(data) - 1}")

@@ -1,7 +1,7 @@
 """Decides which delivery tags can be acknowledged: in runs, and no tag before its delivery is settled.
 
-This is pure arithmetic over the tags of one channel, which the broker numbers from 1. All containers are bounded by the
-prefetch of the channel.
+This module only computes with the tags of one channel, which the broker numbers from 1. All containers are bounded by
+the prefetch of the channel.
 """
 
 from typing import NamedTuple
@@ -16,16 +16,16 @@ class Acknowledgement(NamedTuple):
 
 
 class Settlement:
-    """The deliveries of one channel: settled in any order, acknowledged in runs."""
+    """The deliveries of one channel, which are settled in any order and acknowledged in runs."""
 
     __slots__ = ("_open", "_prefetch", "_settled")
 
     def __init__(self, prefetch: int) -> None:
-        """`prefetch` is the number of deliveries that the broker sends without an acknowledgement."""
+        """`prefetch` is the maximum number of deliveries that the broker sends without an acknowledgement."""
         self._open: dict[int, None] = {}
-        """The tags that are delivered and not settled, in order."""
+        """The tags of deliveries that are not settled, in order."""
         self._settled: list[int] = []
-        """The tags that are settled and not acknowledged."""
+        """The tags of settled deliveries that are not acknowledged."""
         self._prefetch = prefetch
 
     @property
@@ -38,7 +38,7 @@ class Settlement:
         self._open[tag] = None
 
     def settle(self, tag: int) -> None:
-        """Records that a delivery is settled. To be called once for each."""
+        """Records that a delivery is settled. Must be called once for each delivery."""
         del self._open[tag]
         self._settled.append(tag)
 
@@ -52,7 +52,7 @@ class Settlement:
         else:
             run = [tag for tag in self._settled if tag < first_open]
             ahead = [tag for tag in self._settled if tag > first_open]
-        # The broker closes the channel for a tag that is acknowledged already, so a run ends with one that is not.
+        # The broker closes the channel for a tag that is acknowledged already, so a run ends with a tag that is not.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
         # A rejected event that can't be published stays unsettled. Later tags are then acknowledged one by one, before
         # they use up the prefetch and the broker stops delivering.

@@ -14,7 +14,7 @@ LOGGER = "bridge.amqp"
 
 _log = structlog.get_logger(LOGGER)
 
-# Connections and channels, by the standard library's logger: a Publisher runs this in other programs.
+# Connections and channels use the standard library's logger, because a Publisher runs this code in other programs.
 
 _standard_log = logging.getLogger(LOGGER)
 
