@@ -223,7 +223,7 @@ async def test_command_of_the_readme_starts_a_broker_a_bridge_and_the_demo(image
         ("up --detach", "up --detach --no-build"),
     )
     try:
-        await shell(start, tmp_path, limit_s=START_LIMIT_S, **variables)
+        await shell(start, tmp_path, START_LIMIT_S, **variables)
 
         async def ready() -> bool:
             try:
@@ -237,4 +237,4 @@ async def test_command_of_the_readme_starts_a_broker_a_bridge_and_the_demo(image
         await client.close()
     finally:
         stop = f"{program('docker-compose')} {project} -f compose.yaml down --volumes --timeout 20"
-        await shell(stop, tmp_path / "docker", limit_s=START_LIMIT_S, **variables)
+        await shell(stop, tmp_path / "docker", START_LIMIT_S, **variables)

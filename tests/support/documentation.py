@@ -74,7 +74,7 @@ def adapted(text: str, *changes: tuple[str, str]) -> str:
     return text
 
 
-async def shell(command: str, folder: Path, *, limit_s: float = LIMIT_S, **variables: str) -> bytes:
+async def shell(command: str, folder: Path, limit_s: float = LIMIT_S, /, **variables: str) -> bytes:
     """Runs a shell command with `edk-bridge` in the PATH. Returns its output, including errors.
 
     The command inherits no settings of the bridge. Raises AssertionError with the output if the exit code is not 0.
