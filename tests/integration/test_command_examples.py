@@ -36,8 +36,8 @@ async def test_publish_prints_what_the_readme_shows(
     await bind(amqp, exchange, queue)
     (tmp_path / "kills.ndjson").write_text(code_block("bridge/cli/README.md", "publish", 0))
     command = code_block("bridge/cli/README.md", "publish", 1)
-    variables = {"BRIDGE_AMQP_URL": broker.url, "BRIDGE_EXCHANGES": f"{exchange}=killmail"}
-    output = await shell(command, tmp_path, **variables)
+    exchanges = f"{exchange}=killmail"
+    output = await shell(command, tmp_path, BRIDGE_AMQP_URL=broker.url, BRIDGE_EXCHANGES=exchanges)
     assert output.decode() == code_block("bridge/cli/README.md", "publish", 2)
     assert await numbers_in(amqp, queue) == [1, 2]
 
@@ -49,8 +49,7 @@ async def test_rejects_are_listed_requeued_and_purged(
     await rejected(amqp, rejects, exchange, [1, 2], reason="schema-violation")
     await rejected(amqp, rejects, exchange, [3], reason="too-large")
     command = code_block("bridge/cli/README.md", "rejects")
-    variables = {"BRIDGE_AMQP_URL": broker.url, "BRIDGE_REJECT_EXCHANGE": rejects}
-    output = (await shell(command, tmp_path, **variables)).decode()
+    output = (await shell(command, tmp_path, BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects)).decode()
     assert f"3 events listed; {rejects} has 3" in output
     assert "killmail 1\tid-1\n" in output
     assert output.endswith("2 events requeued, 0 kept\n1 event removed\n")

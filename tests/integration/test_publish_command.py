@@ -165,8 +165,8 @@ async def test_summary_counts_events_that_reached_no_queue(broker: Broker, excha
         tmp_path, broker.url, stdin=ndjson(killmail(1), killmail(2)), BRIDGE_EXCHANGES=f"{exchange}=killmail"
     )
     assert ended.code == 1
-    nobody = f"no bridge consumes from the exchange {exchange}"
-    assert ended.said == [f"2 events published, 0 invalid; 2 reached no queue: {nobody}"]
+    reason = f"no bridge consumes from the exchange {exchange}"
+    assert ended.said == [f"2 events published, 0 invalid; 2 reached no queue: {reason}"]
 
 
 async def test_missing_exchange_is_declared_only_if_the_settings_name_it(
@@ -303,7 +303,7 @@ async def test_error_of_a_lost_broker_names_the_first_unconfirmed_event(
 @pytest.mark.parametrize(
     ("host", "words"),
     [("127.0.0.1", "Connection refused"), ("localhost", "Connection refused"), ("mq.invalid", "")],
-    ids=["nobody listens", "nobody listens at any address", "no such host"],
+    ids=["no listener", "no listener at any address", "no such host"],
 )
 @pytest.mark.parametrize("arguments", [["publish"], ["rejects", "list"]], ids=" ".join)
 async def test_missing_broker_ends_with_one_line(tmp_path: Path, arguments: list[str], host: str, words: str) -> None:

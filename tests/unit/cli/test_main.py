@@ -733,7 +733,7 @@ def test_publish_prints_each_violation(published: Published) -> None:
         ([""], "an id is empty; give ids from `edk-bridge rejects list`"),
         (["id-1", "", "--reason", "not-json"], "an id is empty; give ids from `edk-bridge rejects list`"),
     ],
-    ids=["nothing", "both", "empty", "empty beside another"],
+    ids=["nothing", "both", "empty", "empty and another"],
 )
 def test_command_that_changes_rejects_needs_a_clear_selection(command: str, arguments: list[str], line: str) -> None:
     for sure in [[], ["--yes"]] if command == "purge" else [[]]:

@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     folder, other = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
     chain, key = certificate(folder, "bridge")
-    _, other_key = certificate(other, "somebody else")
+    _, other_key = certificate(other, "another")
     (both := folder / "both.pem").write_bytes(chain.read_bytes() + key.read_bytes())
     (encrypted := folder / "encrypted.pem").write_text(key.read_text().replace(" PRIVATE", " ENCRYPTED PRIVATE"))
     (nothing := folder / "nothing.pem").write_text("nothing")
