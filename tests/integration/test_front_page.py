@@ -13,6 +13,8 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
+from bridge.contract import catalog
+from bridge.contract.pipeline import Accepted, Event, Pipeline
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.clients import RawClient, get
@@ -104,8 +106,11 @@ async def test_client_in_javascript_prints_updates_and_the_close_code(
 
 def test_message_is_an_update() -> None:
     message = orjson.loads(code_block("README.md", "Connect", 0))
-    assert message["data"] == orjson.loads(orjson.dumps(message["data"]))
-    assert list(message) == ["type", "timestamp", "data"]
+    assert list(message) == ["type", "data", "timestamp"]
+    pipeline = Pipeline(catalog.load([catalog.PACKAGED]), 4096)
+    accepted = pipeline.process(Event(orjson.dumps(message), None, None, None), message["timestamp"])
+    assert isinstance(accepted, Accepted)
+    assert orjson.loads(accepted.payload) == message
 
 
 async def test_client_in_python_prints_updates(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
@@ -113,15 +118,12 @@ async def test_client_in_python_prints_updates(broker: Broker, amqp: AbstractCon
     await prints_an_update(amqp, exchange, broker, sys.executable, "-u", "-c", script)
 
 
-@pytest.mark.parametrize("line", [0, 1])
-async def test_commands_print_updates(broker: Broker, amqp: AbstractConnection, exchange: str, line: int) -> None:
-    command = code_block("README.md", "Connect", 2).splitlines()[line]
-    if line == 0:
-        command = adapted(command, ("localhost:3000", "localhost:PORT"))
-    else:
-        command = adapted(
-            command, ("tail", "tail ws://localhost:PORT/updates"), ("30000142", str(killmail(1)["systemId"]))
-        )
+async def test_command_prints_updates(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
+    command = adapted(
+        code_block("README.md", "Connect", 2),
+        (".venv/bin/edk-bridge tail", "exec edk-bridge tail ws://localhost:PORT/updates"),
+        ("30000142", str(killmail(1)["systemId"])),
+    )
     await prints_an_update(amqp, exchange, broker, "sh", "-c", command)
 
 
