@@ -40,7 +40,8 @@ static struct {
   unsigned clients, stalled, inflight, reconnect, hold, caught_up;
   uint64_t frames, quiet_us;
   const char *ready, *paths;
-} ask = {.inflight = 256, .quiet_us = 10000000};
+// The clients wait longer for the first update than the server may take to settle (SETTLE_LIMIT_S in process.py).
+} ask = {.inflight = 256, .quiet_us = 25000000};
 
 static struct client *all;
 static unsigned *waiting; // a ring of the clients to connect next

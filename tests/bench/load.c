@@ -6,7 +6,7 @@
 //
 //   --inflight W   the maximum number of unfinished handshakes (256)
 //   --frames F     print when each client has F updates; without it and --hold, print as soon as all are open
-//   --quiet-s S    print also when nothing arrived for S seconds (10)
+//   --quiet-s S    print also when nothing arrived for S seconds (25)
 //   --stalled K    K additional clients with a small receive buffer; they read nothing until the others are done
 //   --hold         read until SIGTERM, and then print
 //   --reconnect    as --hold; at SIGUSR1, drop all connections and open them again
