@@ -55,8 +55,13 @@ _AFTER = (
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
 """Names of the parameters `type` and `after` in other feeds, in lower case and with letters and digits only."""
 
-_SOURCES = {"solarsystemid": "systemId", "solarsystem": "systemId", "characterid": "victimId"}
-"""Names of members of a killmail in ESI and EDK."""
+_SOURCES = {
+    "solarsystemid": "systemId",
+    "solarsystem": "systemId",
+    "characterid": "victimId",
+    "alliance": "victimAllianceId",
+}
+"""Names of members of a killmail in ESI and EDK, and a short name that is too different for `SimilarNames`."""
 
 _CONDITIONS = frozenset({"filter", "filters", "where", "q", "query"})
 
@@ -241,10 +246,13 @@ its start may have one."""
 
 
 class SimilarNames:
-    """Finds the known name that is most similar to a misspelled name.
+    """Finds the known name that a misspelled name probably means.
 
     A search takes at most 0.3 ms for any number of names.
     """
+
+    _CUTOFF = 0.7
+    """difflib's minimum ratio for a similar name. At difflib's default of 0.6, `pilot` is similar to `iskLost`."""
 
     _NEIGHBOURS = 128
     """The search looks at this many names on each side of the text, in alphabetical order."""
@@ -263,7 +271,7 @@ class SimilarNames:
         # difflib takes 20 microseconds for a name, so it compares only the names that share most letters.
         letters = frozenset(text)
         likely = heapq.nsmallest(self._COMPARED, neighbours, key=lambda name: len(letters.symmetric_difference(name)))
-        close = difflib.get_close_matches(text, likely, n=1)
+        close = difflib.get_close_matches(text, likely, n=1, cutoff=self._CUTOFF)
         return self._names[close[0]] if close else None
 
 

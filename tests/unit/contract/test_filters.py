@@ -276,6 +276,13 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
         ("SYSTEM_ID=1", "did you mean systemId?"),
         ("victim=1", "there is no member 'victim' to filter by; did you mean victimId?"),
         ("qqq=1", "there is no member 'qqq' to filter by; /asyncapi.json lists the members"),
+        *(
+            (f"{name}=1", f"there is no member '{name}' to filter by; /asyncapi.json lists the members")
+            for name in ("pilot", "date", "total", "isk")
+        ),
+        ("alliance=1", "did you mean victimAllianceId?"),
+        ("corporation=1", "did you mean victimCorporationId?"),
+        ("attackers=1", "did you mean attackerCount?"),
         ("=1", "there is no member '' to filter by"),
         ("solarSystemId=1", "did you mean systemId?"),
         ("solar_system_id=1", "did you mean systemId?"),
