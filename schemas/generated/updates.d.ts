@@ -41,7 +41,7 @@ export interface UpdateOf<Type extends UpdateType> {
    */
   data: UpdateData[Type];
   /**
-   * The time when the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
+   * The time when the bridge sent the update, in milliseconds since 1970-01-01T00:00:00Z.
    */
   timestamp: number;
 }
@@ -69,7 +69,7 @@ export interface MessageOf<Type extends keyof MessageData> {
    */
   data: MessageData[Type];
   /**
-   * The time when the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
+   * The time when the bridge sent the update, in milliseconds since 1970-01-01T00:00:00Z.
    */
   timestamp: number;
 }
@@ -79,7 +79,7 @@ export interface MessageOf<Type extends keyof MessageData> {
  */
 export interface EntityActivity {
   /**
-   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -251,7 +251,7 @@ export interface KillboardEvent {
    */
   eventId: string;
   /**
-   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -323,7 +323,7 @@ export interface Killmail {
    */
   killmailId: number;
   /**
-   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time of the kill, which is killmailTime.
+   * The time when the publisher sent the data, or when the bridge converted it from a raw killmail: an RFC 3339 date-time with upper-case T and Z. It is not the time of the kill, which is in killmailTime, an optional member.
    */
   timestamp: string;
   /**
@@ -361,7 +361,7 @@ export interface Killmail {
  */
 export interface PriceUpdate {
   /**
-   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -455,7 +455,7 @@ export interface Resume {
  */
 export interface Statistics {
   /**
-   * The time when the update was sent: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
    */
   timestamp: string;
   /**

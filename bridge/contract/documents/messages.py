@@ -18,8 +18,8 @@ from bridge.contract.pipeline import Reason
 AMQP_BINDING = "0.3.0"
 """The version of AsyncAPI's AMQP binding."""
 
-_SENT_MS = 1697962000000
-"""The timestamp of examples, which is that of the specification's example."""
+_SENT_MS = 1729593000123
+"""The timestamp of examples: 123 ms after the `timestamp` in their data."""
 
 _TYPE = "The message's `type` property must name this type, unless it is the exchange's default."
 
