@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import shutil
 import signal
 import socket
 import ssl
@@ -18,7 +19,7 @@ from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, get, request, server_frames
-from tests.support.commands import ran
+from tests.support.commands import AWAY, environment, ran
 from tests.support.running import bridge_process, timed_command
 from tests.support.waiting import LIMIT_S, eventually
 
@@ -137,6 +138,32 @@ async def test_address_that_this_machine_does_not_have_ends_with_2() -> None:
             "edk-bridge: can't listen on 192.0.2.1 port 3999: Cannot assign requested address; this machine does not "
             "have this address: set BRIDGE_HOST to its own addresses"
         )
+
+
+PORT_START = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+UNPRIVILEGED = ("setpriv", "--bounding-set", "-net_bind_service") if os.geteuid() == 0 else ()
+
+
+@pytest.mark.skipif(
+    bool(UNPRIVILEGED) and shutil.which("setpriv") is None, reason="root can't drop its privileges here"
+)
+@pytest.mark.skipif(
+    not PORT_START.exists() or int(PORT_START.read_text()) <= 80, reason="port 80 needs no privileges here"
+)
+async def test_port_that_needs_privileges_ends_with_2() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(*UNPRIVILEGED, sys.executable, "-m", "bridge", "serve", "--host", "127.0.0.1", "--port", "80"),
+        env=environment(BRIDGE_AMQP_URL=UNREACHABLE),
+        cwd=AWAY,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(LIMIT_S):
+        _, error = await process.communicate()
+    assert (process.returncode, error.decode()) == (
+        2,
+        "edk-bridge: can't listen on 127.0.0.1 port 80: Permission denied; a port below 1024 needs privileges: set "
+        "BRIDGE_PORT (--port) to a higher port\n",
+    )
 
 
 async def test_log_has_one_line_about_all_addresses_with_the_page_and_the_endpoint() -> None:
