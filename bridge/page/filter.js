@@ -1,4 +1,4 @@
-// The filter: a form, and the query of the page's own address, so that a filtered page can be bookmarked and shared.
+// The filter is a form and the query of the page's own address, so that a filtered page can be bookmarked and shared.
 //
 // The bridge decides whether a filter is valid. The form suggests what the bridge describes, and reports mistakes
 // before it sends the filter.
@@ -59,7 +59,7 @@ export function filterOf(page, onChange) {
     // Includes types that the bridge does not know, so that the user can remove them.
     const names = [...new Set([...known, ...chosen])];
     const shown = [...types.querySelectorAll("input")].map((box) => box.value);
-    // Only if the names have changed: new elements lose the focus.
+    // This runs only if the names have changed, because new elements lose the focus.
     if (shown.join("\n") !== names.join("\n")) types.replaceChildren(...names.map(choice));
     for (const box of types.querySelectorAll("input")) {
       box.checked = chosen.includes(box.value);
@@ -67,7 +67,7 @@ export function filterOf(page, onChange) {
     }
   }
 
-  // Returns the mistake in a condition, and the field with the mistake. Undefined if no mistake is known.
+  // Returns the mistake in a condition, and the field with the mistake, or undefined if no mistake is known.
   function wrongWith(name, wanted) {
     if (!kinds) return undefined;
     if (name === "type") {
@@ -109,7 +109,7 @@ export function filterOf(page, onChange) {
     remove.setAttribute("aria-label", `Remove ${name} = ${wanted}`);
     remove.addEventListener("click", () => {
       change(new URLSearchParams([...asked].filter(([key, text]) => key !== name || text !== wanted)));
-      // The button is gone, and has lost the focus.
+      // The removed button had the focus, so another element gets it.
       member.focus();
     });
     const item = document.createElement("li");
@@ -136,7 +136,7 @@ export function filterOf(page, onChange) {
         }),
       );
     } catch {
-      // The form works without suggestions.
+      // The form also works without suggestions.
     }
     show();
   }

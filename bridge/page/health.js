@@ -1,4 +1,5 @@
-// The bridge's own state, from `/readyz` and `/metrics`. Requests them every few seconds while the page is visible.
+// Shows the bridge's own state, from `/readyz` and `/metrics`. Requests both every few seconds while the page is
+// visible.
 
 const BETWEEN_MS = 3000;
 const LONGEST_BETWEEN_MS = 30000;
@@ -14,7 +15,7 @@ const STATES = {
 
 const number = new Intl.NumberFormat("en");
 
-// A proxy may withhold either of them from other people than the operator.
+// A proxy may show either path only to the operator.
 const SOURCES = ["readyz", "metrics"];
 
 // Calls `onHealth` with the body of `/readyz`, or with undefined if it is unavailable. Returns a function that requests
@@ -22,7 +23,7 @@ const SOURCES = ["readyz", "metrics"];
 export function watchHealth(page, onHealth) {
   const panel = page.getElementById("bridge");
   const note = page.getElementById("figures-note");
-  const withheld = new Set(); // The sources for which a proxy answers 404. The bridge itself never does.
+  const withheld = new Set(); // The paths for which a proxy answers 404. The bridge itself never answers 404 there.
   let timer;
   let failures = 0;
   let isAsking = false;
@@ -56,7 +57,7 @@ export function watchHealth(page, onHealth) {
   }
 
   function askAnew() {
-    // Once for each connection: the 404 may come from a proxy that could not reach the bridge.
+    // This happens once for each connection, because the 404 may come from a proxy that could not reach the bridge.
     withheld.clear();
     isStale = isAsking;
     ask();
@@ -88,7 +89,7 @@ export function watchHealth(page, onHealth) {
   }
 
   page.addEventListener("visibilitychange", ask);
-  // In case the connection takes longer to open.
+  // This request is for connections that take longer to open.
   timer = setTimeout(ask, BETWEEN_MS);
   return askAnew;
 }

@@ -1,11 +1,11 @@
 // The list of the newest updates, newest first. It does not change while it is paused, scrolled down, or has the
-// keyboard focus. Meanwhile, it counts new updates and keeps the newest ones.
+// keyboard focus. Meanwhile, the list counts new updates and keeps the newest ones.
 import { row } from "./row.js";
 
 const MOST_ROWS = 100;
 
 // The minimum time between two changes of the list: people can't follow more than a few changes a second. On a slow
-// machine, it is a multiple of the time that a change takes, so that the page stays responsive.
+// machine, this time is a multiple of the time that a change takes, so that the page stays responsive.
 const CALM_MS = 300;
 const LONGEST_CALM_MS = 2000;
 const CALM_TIMES = 5;
@@ -43,7 +43,7 @@ export function listOf(page) {
   function schedule() {
     if (isDue) return;
     isDue = true;
-    // Together with the next frame. In a hidden tab, as soon as the tab is visible.
+    // The list changes with the next frame; in a hidden tab, as soon as the tab is visible.
     setTimeout(() => requestAnimationFrame(refresh), Math.max(0, changedMs + calmMs - performance.now()));
   }
 
@@ -54,7 +54,7 @@ export function listOf(page) {
     if (!why && pending.length > 0) draw();
     if (held.textContent !== why) held.textContent = why;
     showFresh();
-    // After layout and paint, which take most of the time.
+    // The measurement ends after layout and paint, which take most of the time.
     setTimeout(() => {
       changedMs = performance.now();
       calmMs = Math.min(LONGEST_CALM_MS, Math.max(CALM_MS, CALM_TIMES * (changedMs - beganMs)));
@@ -64,7 +64,7 @@ export function listOf(page) {
   function showFresh() {
     const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` ${MOST_ROWS}` : ""}`;
     if (more.textContent !== words) more.textContent = words;
-    // A hidden button loses the focus.
+    // A hidden button loses the focus, so another element gets it.
     if (fresh === 0 && page.activeElement === more) pause.focus();
     more.hidden = fresh === 0;
   }

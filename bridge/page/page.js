@@ -1,4 +1,5 @@
-// The live page: the updates of the bridge that serves it, and the state of this bridge. This file connects the parts.
+// The live page shows the updates of the bridge that serves it, and the state of this bridge. This file connects the
+// parts.
 //
 // The page writes all content of an update as text, never as markup: publishers control this content.
 import { filterOf } from "./filter.js";
@@ -25,7 +26,7 @@ const state = document.getElementById("state");
 const why = document.getElementById("why");
 
 let connection;
-let connectionState = ["connecting", "Connecting"]; // Its name and its text.
+let connectionState = ["connecting", "Connecting"]; // The name and the text of the state.
 let spoken; // The text of the state, without the duration in it.
 let health;
 let mayNotConnect = false; // Whether the bridge refuses pages of this address.
@@ -47,8 +48,8 @@ function open() {
   filter.refuse("");
   say("connecting", "Connecting");
   const query = filter.query();
-  // In the folder of the page, which a proxy may have moved. Concatenated instead of resolved, because a path that
-  // begins with // would name another host.
+  // The endpoint is in the folder of the page, which a proxy may have moved. The URL is concatenated instead of
+  // resolved, because a path that begins with // would name another host.
   const folder = location.pathname.slice(0, location.pathname.lastIndexOf("/"));
   const place = `${location.host}${folder}${document.body.dataset.updatesPath}${query && `?${query}`}`;
   const opened = connect(`${location.protocol === "https:" ? "wss:" : "ws:"}//${place}`, {
@@ -65,7 +66,7 @@ function open() {
         return;
       }
       askHealth();
-      // No countdown: a screen reader would read out each second.
+      // The text has no countdown, because a screen reader would read out each second.
       sayLost(detail);
       if (detail === NOT_REACHED) askWhy();
     },
@@ -112,12 +113,13 @@ function show() {
   const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;
   state.dataset.state = trouble ? "doubtful" : name;
   showState(trouble ? trouble.words : [text, ""], trouble?.ago ?? "");
-  // Outside the status element: a screen reader reads out each change there, and this text may change at each attempt.
+  // This text is outside the status element, because a screen reader reads out each change there, and the text may
+  // change at each attempt.
   write(why, trouble ? trouble.why.filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }
 
-// Hides the duration from screen readers, for the same reason.
+// Hides the duration from screen readers, because they would read out each change.
 function showState([begin, end], ago) {
   if (spoken !== begin + end) {
     const since = document.createElement("span");
@@ -132,7 +134,7 @@ function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// The rate and the bridge's figures: open on a wide screen, and closed on a narrow one, where they would push the
+// The rate and the bridge's figures are open on a wide screen, and closed on a narrow screen, where they would push the
 // updates off the screen.
 const overview = document.getElementById("overview");
 const wide = matchMedia("(min-width: 48rem)");

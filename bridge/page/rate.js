@@ -1,4 +1,4 @@
-// The rate of updates over the last five minutes, as a small chart and in words.
+// Shows the rate of updates over the last five minutes, as a small chart and in words.
 
 const BAR_S = 5;
 const BARS = 60;
@@ -34,7 +34,7 @@ export function showRate(page) {
     const nowS = performance.now() / 1000;
     turnTo(nowS);
     const inOrder = counts.map((_, index) => counts[(last + 1 + index) % BARS]);
-    // At least five seconds: the first second alone says little about the rate.
+    // The period is at least five seconds, because the first second alone says little about the rate.
     const since = (bar) => Math.max(BAR_S, nowS - startS - Math.max(0, bar) * BAR_S);
     const now = (inOrder[BARS - 1] + inOrder[BARS - 2]) / since(last - 1);
     const average = inOrder.reduce((sum, count) => sum + count, 0) / since(last - BARS + 1);
@@ -52,7 +52,7 @@ export function showRate(page) {
   function showUnseen(before) {
     unseen.hidden = before === 0;
     unseen.style.width = `${(100 * before) / BARS}%`;
-    // Hides the words if they do not fit: a part of them could mislead.
+    // Hides the words if they do not fit, because a part of the words could mislead.
     unseen.classList.toggle("narrow", before < BARS / 2);
     write(unseen.firstElementChild, before > 0 ? `Unknown before this page was opened (${opened} UTC)` : "");
   }
@@ -71,7 +71,7 @@ function outline(index, part) {
   return `M${index * 5} 60v${-height}h4v${height}z`;
 }
 
-// Rounds up to 1, 2 or 5 times a power of ten: a scale that changes rarely and has a short name.
+// Rounds up to 1, 2 or 5 times a power of ten, so that the scale changes rarely and has a short name.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
   return power * [1, 2, 5, 10].find((step) => value <= step * power);

@@ -1,4 +1,4 @@
-// An update as a row of the table. Its content comes from a publisher: it becomes text, and ids become links.
+// Shows an update as a row of the table. The content comes from a publisher: it becomes text, and ids become links.
 
 // An update may have megabytes. A row shows as many characters as a person reads.
 const LONGEST_TEXT = 600;
@@ -47,7 +47,7 @@ function killmail(data, sent) {
     link("kill", data.killmailId),
     link("system", data.systemId),
     link("ship", data.shipTypeId),
-    // Many victims have no alliance, and some no corporation: the member is left out, null or 0.
+    // Many victims have no alliance, and some have no corporation: the member is then absent, null or 0.
     ...["corporation", "alliance"].filter((kind) => data[VICTIM[kind]]).map((kind) => link(kind, data[VICTIM[kind]])),
     fact(data.attackerCount === 1 ? "1 attacker" : `${data.attackerCount} attackers`),
   ];
@@ -74,7 +74,7 @@ function link(kind, id) {
   if (!Number.isSafeInteger(id) || id <= 0) return element("span", text);
   const made = element("a", text);
   made.href = `${ZKILLBOARD}/${kind}/${id}/`;
-  // Opens in a new tab. In this tab, the page would lose its list.
+  // The link opens in a new tab. In this tab, the page would lose its list.
   made.target = "_blank";
   made.rel = "noreferrer noopener";
   return made;
@@ -106,7 +106,7 @@ function text(value, longest = LONGEST_TEXT) {
   return more > 0 ? `${whole.slice(0, longest)}… (${more} more characters)` : whole;
 }
 
-// Sets the roles that table elements have by default: if CSS changes their `display`, screen readers ignore the table.
+// Sets the roles that table elements have by default. If CSS changes their `display`, screen readers ignore the table.
 function cell(...parts) {
   const made = document.createElement("td");
   made.role = "cell";

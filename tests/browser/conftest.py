@@ -1,7 +1,7 @@
-"""Fixtures for tests in a browser. One browser serves all of these tests.
+"""Fixtures for tests in a browser. One browser serves all browser tests.
 
-All of them run in the session's event loop. This loop does not run during other tests, so no fixture may outlive the
-browser tests.
+All browser tests run in the session's event loop. This loop does not run during other tests, so no fixture may outlive
+the browser tests.
 """
 
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from tests.support.running import running, unique
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    """Chromium."""
+    """The browser, which is Chromium."""
     async with chromium() as running:
         yield running
 
@@ -36,7 +36,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def tab(browser: Browser) -> AsyncIterator[Page]:
-    """A tab that several tests use one after another: opening a tab takes longer than most of these tests."""
+    """A tab that several tests use one after another, because opening a tab takes longer than most tests."""
     context = await browser.new_context()
     yield await context.new_page()
     await context.close()
@@ -61,7 +61,7 @@ async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
 
 @pytest.fixture
 def live(page: Page) -> Live:
-    """The live page. The test opens it."""
+    """The live page, which the test opens."""
     return Live(page)
 
 

@@ -1,8 +1,9 @@
 """Pages of other sites get nothing from a bridge on the same machine as their browser.
 
-Each attack is a function in `attacks.js`, which runs in a page like any script. The table below has its result, and the
-rule by which the bridge refused it. No attack gets a connection. For some requests, a browser does not send where they
-come from, so no rule refuses them. The headers of the response then forbid the browser to give it to the page.
+Each attack is a function in `attacks.js`, which runs in a page like any script. The table below has the result of each
+attack, and the rule by which the bridge refused it. No attack gets a connection. For some requests, a browser does not
+send their origin, so no rule refuses them. The headers of the response then forbid the browser to give the response to
+the page.
 """
 
 import asyncio
@@ -46,22 +47,23 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For the test's id."""
+        """The case's name in the test's id."""
         return f"{self.attack}-{self.url.replace(':{port}', '')}-{self.place}"
 
 
 def sockets(rule: str, *hosts: str) -> list[Case]:
-    """The same WebSocket under other host names."""
+    """Returns cases of the same WebSocket under other host names."""
     return [Case("socket", f"ws://{host}:{{port}}/updates", "closed 1006", rule) for host in hosts]
 
 
 CASES = [
-    # A WebSocket, under each name of this machine.
+    # A page opens a WebSocket under each name of this machine.
     *sockets("origin", "localhost", "127.0.0.1", "[::1]", "127.1", "2130706433", "[::ffff:127.0.0.1]"),
     *sockets("origin", "kills.localhost", "LOCALHOST."),
-    # Under a name of the attacker that now resolves to the bridge, and under the unspecified address.
+    # A page opens a WebSocket under a name of the attacker that now resolves to the bridge, and under the unspecified
+    # address.
     *sockets("host", ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}", "0.0.0.0"),
-    # From places with the origin null, or with the origin of the page that created them.
+    # The WebSocket comes from places with the origin null, or with the origin of the page that created them.
     *(
         Case(attack, url, saw, rule, place)
         for place in (
@@ -78,7 +80,7 @@ CASES = [
             ("fetch", METRICS, "TypeError", None),
         )
     ),
-    # A script that reads responses.
+    # A script tries to read responses.
     *(
         Case("fetch", f"http://localhost:{{port}}{path}", "TypeError", rule)
         for path, rule in (
@@ -106,7 +108,7 @@ CASES = [
             ("/metrics", None),
             ("/readyz", None),
             ("/schemas/killmail.json", None),
-            # Without Origin: the browser sends Sec-Fetch-Site: cross-site.
+            # The browser sends no Origin, but Sec-Fetch-Site: cross-site.
             ("/updates", "origin"),
             ("/nothing", None),
         )
@@ -114,7 +116,7 @@ CASES = [
     Case("request", METRICS, "error 0", None),
     Case("events", METRICS, "error 2", None),
     Case("events", "http://localhost:{port}/updates", "error 2"),
-    # A page that embeds a file of the bridge.
+    # A page embeds a file of the bridge.
     Case("script", "http://localhost:{port}/page.js", "error", None),
     Case("script", f"{REDIRECT}http://localhost:{{port}}/page.js", "error", None),
     Case("scriptWithCors", "http://localhost:{port}/page.js", "error", None),
@@ -154,13 +156,13 @@ class Watch:
 
     @property
     def refused(self) -> dict[str, float]:
-        """Clients refused, by the rules that refused any."""
+        """The number of refused clients, by the rules that refused any."""
         now = refusals(self._bridge)
         return {rule: now[rule] - before for rule, before in self._before.items() if now[rule] > before}
 
     @property
     def opened(self) -> float:
-        """Connections opened."""
+        """The number of opened connections."""
         return sample(self._bridge, "bridge_connections_opened_total", transport="websocket") - self._opened
 
 
@@ -191,13 +193,14 @@ async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge,
     if "[::1]" in case.url and "::1" not in dict(attacked.addresses):
         pytest.skip("this machine has no IPv6")
     port = port_of(attacked)
-    # Each place has its own name, and so its own process: Chromium delays sockets in a process after a dozen failures.
+    # Each place has its own name and therefore its own process, because Chromium delays sockets in a process after a
+    # dozen failures.
     await tab.goto(f"http://{case.place}-{ATTACKER}:{site.port}/")
     watch = Watch(attacked)
     saw = await attack(tab, case.attack, case.url.format(port=port), case.place)
     assert (saw, watch.refused) == (case.saw, {case.rule: 1} if case.rule else {})
     assert (watch.opened, sample(attacked, "bridge_connections", transport="websocket")) == (0, 0)
-    # It also shows no page of the bridge in a frame.
+    # The browser also shows no page of the bridge in a frame.
     assert [frame.url for frame in tab.frames if f":{port}" in frame.url and not frame.url.startswith("data:")] == []
 
 
@@ -267,7 +270,7 @@ HOSTS = "403 The Host header must name localhost"
     ("allowed", "saw"),
     [
         ("", {"socket": "closed 1006", "fetch": f"basic {HOSTS}", "request": HOSTS, "events": "error 2"}),
-        # The same requests with an allowed name: this proves that the attack above reaches the bridge.
+        # These are the same requests with an allowed name, which proves that the attack above reaches the bridge.
         (ATTACKER, {"socket": "open", "fetch": "basic 200 # HELP", "request": "200 # HELP", "events": "error 2"}),
     ],
     ids=["attacker", "allowed"],
@@ -278,7 +281,7 @@ async def test_page_gets_nothing_if_its_name_moves_to_the_bridge_unless_the_name
     async with foreign_site(FILES) as moving:
         here = f"{ATTACKER}:{moving.port}"
         await page.goto(f"http://{here}/")
-    # The page stays open. From now on, its name and port, and so its origin, are those of the bridge.
+    # The page stays open. From now on, the page's name and port, and therefore its origin, are those of the bridge.
     flags = {"exchanges": f"{exchange}=killmail", "port": moving.port, "allowed_hosts": allowed}
     async with running(broker.url, **flags) as bridge:
         watch = Watch(bridge)

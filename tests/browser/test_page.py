@@ -26,9 +26,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 MARKUP = '</code><img src=x onerror="harmed = 1"><script>harmed = 2</script>\u202e{{7*7}}'
 
 FOREIGN_URL = "foreign"
-"""Stands for a URL of a foreign site."""
+"""A placeholder for a URL of a foreign site."""
 
-# Resolves to the first violation of the page's policy.
+# A promise that resolves to the first violation of the page's policy.
 VIOLATED = """() => { window.violated = new Promise((resolve) =>
     addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective))) }"""
 
@@ -81,7 +81,10 @@ async def test_page_connects_to_an_endpoint_at_any_path(path: str, live: Live, b
 
 @asynccontextmanager
 async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
-    """Forwards requests to `port` of loopback without their prefix, and drops others. Yields its own port."""
+    """Forwards requests to `port` of loopback without their prefix, and drops requests without it.
+
+    Yields its own port.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
@@ -203,7 +206,7 @@ async def test_page_shows_markup_in_updates_as_text(
     nobody = {"victimCorporationId": 0, "victimAllianceId": None}
     await publish(amqp, exchange, killmail(4, systemId=0, **nobody, victimName=MARKUP, innerHTML=MARKUP))
     await live.has(2)
-    # Exactly the published content.
+    # The page shows exactly the published content.
     shown = zip(
         await live.rows.locator("b").all_text_contents(),
         await live.rows.locator("code").all_text_contents(),
@@ -243,7 +246,7 @@ async def test_page_shows_the_day_of_a_kill_on_another_day(
     await publish(amqp, exchange, killmail(7, killmailTime=sent))
     await live.has(2)
     assert sent is not None
-    # They differ if midnight was between the two updates.
+    # The two days differ if midnight was between the two updates.
     day = await live.page.locator("time").first.get_attribute("datetime")
     before = "" if str(day).startswith(sent[:10]) else f"{sent[:10]} "
     await expect(live.rows.first).to_contain_text(f"15 attackers at {before}{sent[11:19]}")
@@ -255,7 +258,7 @@ async def test_page_without_a_script_reports_it(live: Live, watched: Bridge) -> 
     late = live.page.get_by_text("A part of this page could not be loaded. Reload it.")
     visibility = "element => getComputedStyle(element).visibility"
     assert await late.evaluate(visibility) == "hidden"
-    # Moves the animation to ten seconds.
+    # This moves the animation to its tenth second.
     await late.evaluate("element => element.getAnimations().forEach((animation) => { animation.currentTime = 10_000 })")
     assert await late.evaluate(visibility) == "visible"
     assert (await late.bounding_box() or {"height": 0})["height"] > 0
@@ -338,7 +341,7 @@ def append(element: str, **properties: str) -> str:
 async def test_injected_markup_neither_runs_nor_sends_data(
     script: str, directive: str, tab: Page, watched: Bridge
 ) -> None:
-    # Tests the rest of the policy, for browsers without Trusted Types.
+    # This tests the rest of the policy, for browsers without Trusted Types.
     await tab.route(f"http://localhost:{port_of(watched)}/", without_trusted_types)
     async with foreign_site({"/x": File("text/javascript", "harmed = 2")}) as foreign:
         await tab.goto(f"http://localhost:{port_of(watched)}/")

@@ -1,4 +1,4 @@
-"""What the live page shows about the bridge itself, also if a proxy withholds a part of it."""
+"""Tests what the live page shows about the bridge itself, also if a proxy withholds a part of it."""
 
 import re
 

@@ -123,14 +123,14 @@ async def test_page_can_be_filtered_without_a_description(live: Live, watched: B
 
 
 async def test_page_shows_that_after_is_not_a_member(live: Live, watched: Bridge) -> None:
-    """The page itself adds `after`. Without a description of the members, the bridge gets it twice."""
+    """The page itself adds `after`. Without a description of the members, the bridge gets `after` twice."""
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query=f"?systemId={HEK}")
     await live.page.get_by_label("Member").fill("after")
     await live.page.get_by_role("button", name="Add").click()
     await expect(live.page.locator("#refusal")).to_contain_text("after is given more than once", timeout=LIMIT_MS)
     await live.shows_state("Not connected: the filter is refused")
-    # The refused condition, and not the other one.
+    # The page marks the refused condition, and not the other one.
     await expect(live.page.locator("#conditions .wrong")).to_have_text("after = Remove this is refused")
     await live.page.get_by_role("button", name="Remove after").click()
     await live.shows_state(CONNECTED)

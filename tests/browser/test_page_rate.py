@@ -1,4 +1,4 @@
-"""The rate on the live page: a chart, and words that agree with it."""
+"""Tests the rate on the live page: a chart, and words that agree with the chart."""
 
 import re
 
@@ -74,7 +74,7 @@ async def test_time_before_the_page_was_opened_is_marked_and_has_no_bars(live: L
 
 
 async def _stopped_clock(live: Live) -> None:
-    """Stops the page's clock. It advances only in `run_for`."""
+    """Stops the page's clock, which then advances only in `run_for`."""
     await live.page.clock.install(time="2026-01-02T12:30:09Z")
     await live.page.clock.pause_at("2026-01-02T12:30:10Z")
 

@@ -1,4 +1,4 @@
-"""The live page for its readers: it holds still, stays responsive and is accessible on every screen."""
+"""Tests that the live page holds still, stays responsive and is accessible on every screen."""
 
 import asyncio
 
@@ -164,7 +164,7 @@ async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
     devtools = await live.page.context.new_cdp_session(live.page)
     await devtools.send("HeapProfiler.collectGarbage")
     used = (await devtools.send("Runtime.getHeapUsage"))["usedSize"]
-    # Each takes 6 MB.
+    # Each of these updates takes 6 MB.
     assert used < 10_000_000
     await live.more.click()
     await live.has(10)
@@ -191,7 +191,7 @@ async def test_first_updates_are_seen_on_a_phone_without_scrolling(
     await live.page.get_by_text("Rate and bridge").click()
     await expect(chart).to_be_visible()
     await expect(live.page.locator("#connections")).to_be_visible()
-    # Rotated, and back.
+    # The phone is rotated, and then rotated back.
     await live.page.get_by_text("Rate and bridge").click()
     await live.page.set_viewport_size({"width": 800, "height": 360})
     await expect(chart).to_be_visible()
@@ -214,7 +214,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await live.has(2)
     await live.page.keyboard.press("Escape")
     await expect(live.page.locator("#connections")).not_to_have_text("unknown", timeout=LIMIT_MS)
-    # Elements that appear only if there is a problem.
+    # This shows the elements that appear only if there is a problem.
     await live.page.evaluate("""() => {
         for (const id of ["why", "figures-note", "more"]) document.getElementById(id).hidden = false
         for (const id of ["why", "figures-note", "refusal", "mistake"])
@@ -263,7 +263,7 @@ async def test_page_changes_rarely_and_is_rarely_busy_at_a_thousand_updates_a_se
 async def _publish_at_rate(
     live: Live, amqp: AbstractConnection, exchange: str, *, first: int, a_second: int, updates: int
 ) -> float:
-    """Publishes updates at this pace. Checks how often the list has changed, and returns how long it took."""
+    """Publishes updates at a pace. Checks how often the list has changed, and returns how long this took."""
     await live.page.evaluate(OBSERVED)
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -276,7 +276,7 @@ async def _publish_at_rate(
     await newest.wait_for(timeout=LIMIT_MS)
     took_s = loop.time() - began
     changes = await live.page.evaluate("changes")
-    # At most one change every 300 ms, plus the first one and the last one.
+    # The list changes at most every 300 ms, plus the first change and the last change.
     assert 1 <= changes <= took_s / 0.3 + 2
     await eventually("100 updates are shown", lambda: _is_full(live))
     assert live.messages == []

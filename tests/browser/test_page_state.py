@@ -1,4 +1,4 @@
-"""What the live page shows about its connection and the bridge. It misses nothing while either is away."""
+"""Tests what the live page shows about its connection and the bridge. It misses nothing while either is away."""
 
 import re
 

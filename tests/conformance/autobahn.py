@@ -1,9 +1,9 @@
-"""Runs Autobahn's cases against a server that never answers a message. Writes the outcomes as JSON to standard output.
+"""Runs Autobahn's cases against a server that never answers a message.
 
-Run it as a separate process, `python -m tests.conformance.autobahn URL`, because kosoku puts its folders of cases at
-the front of Python's path and changes `binascii`. The cases are sent unchanged. If a case waits for an echo, a ping
-follows, and the case waits for its pong instead. The pong shows that the bridge has read everything before it, and that
-the connection still works.
+The program writes the outcomes as JSON to standard output. Run it as a separate process, `python -m
+tests.conformance.autobahn URL`, because kosoku puts its folders of cases at the front of Python's path and changes
+`binascii`. The cases are sent unchanged. If a case waits for an echo, a ping follows, and the case waits for its pong
+instead. The pong shows that the bridge has read everything before it, and that the connection still works.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ STILL_THERE = "still there?"
 PING = 9
 
 CONCURRENCY = 64
-"""Cases that wait for a second take most of the time."""
+"""The number of cases that run at the same time. Cases that wait for a second take most of the time."""
 
 TIMEOUT_S = 10.0
 """Replaces the cases' timeouts of 0.5 or 1 s, because the machine may be busy."""
 
 
 class CaseProtocol:
-    """The protocol of a case. It sends a ping after the case's last message."""
+    """The protocol of a case, which sends a ping after the case's last message."""
 
     def __init__(self, protocol: Any, case: Any) -> None:
         vars(self).update(_protocol=protocol, _case=case)
@@ -49,7 +49,7 @@ class CaseProtocol:
     def _expect_no_echo(self) -> None:
         case = self._case
         expected = [event for event in case.expected[case.OK] if event[0] != "message"]
-        # If the server must fail the connection, or the case closes it itself, the case does not wait for an echo.
+        # A case does not wait for an echo if the server must fail the connection, or if the case itself closes it.
         if expected != case.expected[case.OK] and case.expectedClose["closedByMe"] and not case.suppressClose:
             case.expected = {case.OK: [*expected, ("pong", STILL_THERE)]}
             self._protocol.sendFrame(opcode=PING, payload=STILL_THERE)
@@ -93,5 +93,5 @@ async def outcomes(url: str) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     sys.stdout.buffer.write(orjson.dumps(asyncio.run(outcomes(sys.argv[1]))))
     sys.stdout.flush()
-    # Skips the interpreter's shutdown: a running thread of kosoku could abort the process then.
+    # This skips the interpreter's shutdown, in which a running thread of kosoku could abort the process.
     os._exit(0)

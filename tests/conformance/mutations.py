@@ -1,4 +1,4 @@
-"""Random mutations of the vectors' values, on which the two validators must agree.
+"""Makes random mutations of the vectors' values, on which the two validators must agree.
 
 `python -m tests.conformance.mutations --count 200000 --seed 7` validates 200,000 mutations and prints the
 disagreements. Mutations never contain values that only one of the parsers accepts: numbers that overflow, lone
@@ -23,7 +23,7 @@ CHUNK = 50_000
 
 
 class Number(str):
-    """The text of a number: 587.0 and 5.87e2 are different texts of the same number."""
+    """The JSON text of a number: 587.0 and 5.87e2 are different texts of the same number."""
 
     __slots__ = ()
 
@@ -64,7 +64,7 @@ class Mutator:
     def cases(self) -> Iterator[Case]:
         """Yields cases without end."""
         validated = [(vector.valid, vector.validated) for vector in vectors.everything() if vector.validated]
-        # Mutations of invalid values find less than those of valid values.
+        # Mutations of invalid values find less than mutations of valid values.
         weights = [5 if valid else 1 for valid, _ in validated]
         bases = [(schema, parse(text)) for _, (schema, text) in validated]
         while True:
@@ -135,7 +135,7 @@ class Mutator:
         elif what < 0.9:
             items.insert(at, self.anything(items[at]))
         elif write(items[at]).count(",") < 9:
-            # Up to and beyond the limit of 100 items that some lists have.
+            # The lengths go up to and beyond the limit of 100 items that some lists have.
             items.extend([items[at]] * self.random.choice([1, 2, 98, 99, 100]))
         return items
 

@@ -10,7 +10,7 @@ NUMBERS = """
     18446744073709551615 18446744073709551616 -18446744073709551616 10000000000000000000000000000000000000000
     1.7976931348623157e308 0.1 0.30000000000000004 0.99999999999999999 1.0000000000000001 1e-7 1e-20
 """.split()
-"""JSON texts, because the notation matters too."""
+"""Numbers as JSON texts, because the notation matters too."""
 
 STRINGS = [
     *"0 1 -1 null true x killmail corporation battle a-b a--b -a http://a https:// https://killboard.example/".split(),
@@ -32,7 +32,7 @@ CHARACTERS: list[str] = [
     "\u017f",
     "\u212a",
 ]
-"""They include digits, a minus sign and letters that look like ASCII but are not."""
+"""Unusual characters, which include digits, a minus sign and letters that look like ASCII but are not."""
 
 DATE_TIME_PARTS = [
     (0, 4, "0000 0001 1899 1900 2000 2023 2024 2100 9999".split()),

@@ -1,4 +1,4 @@
-"""AsyncAPI's own parser accepts the committed document, and that of a bridge with an operator's schemas."""
+"""AsyncAPI's own parser accepts the committed document, and the document of a bridge with an operator's schemas."""
 
 import asyncio
 import ssl
@@ -22,7 +22,7 @@ OWN = {
     "$id": "urn:example:fleet-move",
     "title": "FleetMove",
     "type": "object",
-    # Without a meaning in draft 2020-12, but with one in AsyncAPI.
+    # These keywords have no meaning in draft 2020-12, but they have one in AsyncAPI.
     "schema": 5,
     "discriminator": {"propertyName": "kind"},
     "externalDocs": "see the wiki",
@@ -104,7 +104,10 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def messages(node: str) -> dict[str, list[str]]:
-    """The messages about the valid document and each broken one. Parsed at once: the parser's start takes seconds."""
+    """The messages about the valid document and each broken document.
+
+    One run parses all, because its start takes seconds.
+    """
     document = asyncapi_document()
     documents = {"valid": document} | {name: document.replace(old, new) for name, (old, new, _) in BROKEN.items()}
     return dict(zip(documents, find(node, *documents.values()), strict=True))

@@ -25,7 +25,7 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 CASES_LIMIT_S = 60
-"""The cases take 2 s. If many fail, they take a multiple of autobahn.TIMEOUT_S."""
+"""The limit for all cases. They take 2 s, or a multiple of autobahn.TIMEOUT_S if many fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Outcome:
     passed: bool
     """Whether the case itself passed."""
     received: tuple[tuple[str, str], ...]
-    """Pongs with their payloads (one character for each byte), and the pauses that a case reported."""
+    """The pongs with their payloads (one character for each byte), and the pauses that a case reported."""
     code: int | None
     """The code and the reason of the bridge's close frame."""
     reason: str
@@ -61,7 +61,7 @@ def outcome(
     *,
     closes_first: str = "client",
 ) -> Outcome:
-    """The expected outcome: the received frames and a close frame, unmasked, and nothing else."""
+    """Returns an expected outcome: the received frames and a close frame, unmasked, and nothing else."""
     payloads = [payload for kind, payload in received if kind == "pong"]
     close_octets = 0 if code is None else 2 + len(reason)
     return Outcome(
@@ -77,22 +77,25 @@ def outcome(
 
 
 def closed(code: int | None, *payloads: str) -> Outcome:
-    """The bridge answers the client's pings, and its close frame with the same code."""
+    """Returns the outcome if the bridge answers the client's pings, and its close frame with the same code."""
     return outcome(pongs(*payloads), code)
 
 
 def ignored(*payloads: str) -> Outcome:
-    """The same, but the bridge ignores the client's message and answers the ping after it."""
+    """Returns the outcome if the bridge ignores the client's message, and answers the ping after it."""
     return closed(1000, *payloads, STILL_THERE)
 
 
 def failed(reason: CloseReason, *pauses: str) -> Outcome:
-    """The bridge fails the connection before it reads more."""
+    """Returns the outcome if the bridge fails the connection before it reads more."""
     return outcome(tuple(("timeout", pause) for pause in pauses), reason.code, reason.phrase, closes_first="bridge")
 
 
 def invalid_close(reason: CloseReason) -> Outcome:
-    """The client's close frame violates the protocol. The bridge's close frame has the reason."""
+    """Returns the outcome if the client's close frame violates the protocol.
+
+    The bridge's close frame has the reason.
+    """
     return outcome((), reason.code, reason.phrase)
 
 
@@ -155,7 +158,7 @@ EXPECTED = [
     # A message in 51 fragments
     ("10.1.1", ignored()),
 ]
-"""The outcome of each case. `1.2.3-5` are three cases."""
+"""The expected outcome of each case. `1.2.3-5` means three cases."""
 
 
 def cases(ranges: str) -> Iterator[str]:

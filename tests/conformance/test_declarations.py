@@ -1,4 +1,4 @@
-"""The TypeScript declarations: the generated file is up to date, and a client that uses them compiles and runs."""
+"""The generated TypeScript declarations are up to date, and a client that uses them compiles and runs."""
 
 import subprocess
 from pathlib import Path
@@ -107,7 +107,10 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def messages(project: Path) -> list[str]:
-    """The compiler's messages about all clients, each in a separate file. Compiled at once: a start takes seconds."""
+    """The compiler's messages about all clients, each in a separate file.
+
+    One run compiles all, because its start takes seconds.
+    """
     own_type = adapted(
         code_block("schemas/README.md", "Adding a type", 4), ('"./updates"', '"../../schemas/generated/updates"')
     )
@@ -119,7 +122,7 @@ def messages(project: Path) -> list[str]:
 
 
 def about(name: str, messages: list[str]) -> list[str]:
-    """The compiler's messages about one client."""
+    """Returns the compiler's messages about one client."""
     return [line for line in messages if line.startswith(f"{name}.ts(")]
 
 

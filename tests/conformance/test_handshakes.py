@@ -1,4 +1,4 @@
-"""The handshakes of real libraries: the bridge answers each with 101, at any split of the request.
+"""The bridge answers each handshake of real libraries with 101, at any split of the request.
 
 The requests in `handshakes.json` were recorded from runs of the libraries. `integration/test_libraries.py` runs the
 libraries that can be installed.
@@ -58,6 +58,6 @@ def test_handshake_of_a_library_is_the_same_at_any_split(name: str) -> None:
 
 @pytest.mark.parametrize("name", HANDSHAKES)
 def test_handshake_of_a_library_to_another_name_of_the_bridge_is_answered_with_an_upgrade(name: str) -> None:
-    """A library that sends an Origin sends that of its URL, except Go's example."""
+    """A library that sends an Origin sends the origin of its URL, except Go's example."""
     handshake = HANDSHAKES[name].replace(b"127.0.0.1", b"bridge")
     assert_is_upgraded(parse(handshake))

@@ -40,7 +40,7 @@ def test_valid_event_becomes_the_update(vector: Vector) -> None:
 
 
 def _kinds(value: Any) -> Any:
-    """The types of all values. Distinguishes 1 from true, which are equal in Python, but not 1 from 1.0."""
+    """Returns the types of all values. They distinguish 1 from true, which are equal in Python, but not 1 from 1.0."""
     if isinstance(value, dict):
         return {name: _kinds(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -166,7 +166,7 @@ def _at(path: tuple[str, ...], pointer: str) -> bool:
 
 
 def _has_member(value: Any, path: tuple[str, ...]) -> bool:
-    """Whether the value has the member."""
+    """Whether the value has the member at the path."""
     return _resolves(value, "".join(f"/{'0' if step == '*' else step}" for step in path))
 
 
@@ -183,7 +183,7 @@ def _resolves(value: Any, pointer: str) -> bool:
     return True
 
 
-# Limits. Some are too large for a file of vectors.
+# The limits in the schemas, of which some are too large for a file of vectors.
 
 
 def _limits() -> Iterator[tuple[str, tuple[str, ...], str, int]]:

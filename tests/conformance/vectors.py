@@ -27,7 +27,7 @@ class Vector:
     name: str
     members: dict[str, Any]
     type: str | None
-    """The update type of the value. None if the file's values are not events."""
+    """The update type of the value, or None if the file's values are not events."""
 
     @property
     def valid(self) -> bool:
@@ -35,7 +35,7 @@ class Vector:
 
     @property
     def pointer(self) -> str | None:
-        """The wrong place. None if the vector is valid, or has several wrong places."""
+        """The wrong place in the value, or None if the vector is valid or has several wrong places."""
         pointer: str | None = self.members.get("pointer")
         return pointer
 
@@ -46,13 +46,13 @@ class Vector:
 
     @property
     def schema(self) -> str | None:
-        """The name of the schema for the value. None if the event is rejected before it is validated."""
+        """The name of the schema for the value, or None if the event is rejected before it is validated."""
         name: str | None = self.members.get("schema") if self.file == EVENTS else self.file
         return name
 
     @property
     def at(self) -> str:
-        """JSON Pointer to the part that the schema validates."""
+        """The JSON Pointer to the part that the schema validates."""
         pointer: str = self.members.get("at", "")
         return pointer
 
@@ -75,7 +75,7 @@ class Vector:
 
     @property
     def validated(self) -> tuple[str, bytes] | None:
-        """The name of a schema and the JSON text that it validates. None if there is no such text."""
+        """The name of a schema and the JSON text that it validates, or None if there is no such text."""
         if self.schema is None:
             return None
         if self.at:
@@ -116,7 +116,10 @@ def steps(pointer: str) -> list[str]:
 
 
 def resolve(document: Any, pointer: str) -> Any:
-    """Returns the value at a JSON Pointer. Raises KeyError, IndexError or TypeError if there is none."""
+    """Returns the value at a JSON Pointer.
+
+    Raises KeyError, IndexError or TypeError if the document has no such value.
+    """
     for step in steps(pointer):
         document = document[int(step)] if isinstance(document, list) else document[step]
     return document

@@ -1,7 +1,7 @@
 // Validates values with Ajv in strict mode, and with the schemas of the given folder.
 //
-// Reads a line {"schema": "killmail", "text": "<JSON text>"} for each value. Answers with a line of the JSON Pointers
-// of all violations, or [] for a valid value.
+// Reads a line {"schema": "killmail", "text": "<JSON text>"} for each value. Answers with a line that has the JSON
+// Pointers of all violations, or [] for a valid value.
 
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -22,7 +22,7 @@ const schemas = files.map((file) => JSON.parse(readFileSync(join(folder, file), 
 schemas.forEach((schema) => ajv.addSchema(schema));
 files.forEach((file, i) => (validators[file.slice(0, -".json".length)] = ajv.getSchema(schemas[i].$id)));
 
-// The pointer to a missing member is the place where it should be, like the bridge's.
+// The pointer to a missing member is the place where the member should be, as in the bridge's pointers.
 const pointer = ({ instancePath, keyword, params }) =>
   keyword === "required"
     ? `${instancePath}/${params.missingProperty.replaceAll("~", "~0").replaceAll("/", "~1")}`

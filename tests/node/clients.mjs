@@ -9,7 +9,7 @@ const fail = (error) => {
   process.exit(1);
 };
 
-// The interface of browsers.
+// These libraries have the interface of browsers.
 const follow = (WebSocket, ...options) => {
   const socket = new WebSocket(url, protocols, ...options);
   socket.onmessage = (event) => print(event.data);
@@ -25,7 +25,7 @@ const libraries = {
     const { w3cwebsocket } = (await import("websocket")).default;
     follow(w3cwebsocket, undefined, undefined, undefined, { maxReceivedFrameSize: 2 ** 23 });
   },
-  // Bun's, Deno's or Node's own.
+  // This is the WebSocket of Bun, Deno or Node itself.
   builtin: async () => follow(globalThis.WebSocket),
 };
 

@@ -69,7 +69,7 @@ function withUnknown(schema) {
 
 const declared = (schema) => compile(withUnknown(schema), schema.title, OPTIONS);
 
-// Generic, so that the type determines the data.
+// The envelope is generic, so that the type determines the data.
 async function enveloped(name, types, data) {
   const envelope = structuredClone(schemas.get("update"));
   envelope.title = name;
@@ -80,7 +80,7 @@ async function enveloped(name, types, data) {
 
 const generic = (declaration, name, rest) => declaration.replace(`interface ${name}`, () => `interface ${name}${rest}`);
 
-// Declares only the id, and extends the envelope without an id.
+// This interface declares only the id, and extends the envelope without an id.
 const { title, description, properties } = schemas.get("update-with-id");
 const withId = { title: `${title}Of`, description, type: "object", required: ["id"], properties: { id: properties.id } };
 

@@ -1,7 +1,8 @@
 // Follows a bridge with the example for Node, node.mjs, in the same folder. Prints a line for each callback and update:
 // ["update", ...], ["missed", ...], ["connected", id], ["disconnected", why], ["refused", sentence].
 //
-// A line on standard input ends the program. With "slow" as the third argument, it reads only one update before that.
+// A line on standard input ends the program. With "slow" as the third argument, the program reads only one update
+// before that line.
 
 import process from "node:process";
 import { createInterface } from "node:readline";
