@@ -1,4 +1,4 @@
-"""Hypothesis profile of all unit tests: the number of examples, and no deadline, because busy machines exceed it."""
+"""Sets the Hypothesis profile of all unit tests: some examples, and no deadline, which busy machines would exceed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The effects of settings, the order in which a bridge starts and stops, and signals. No broker and no port is used."""
+"""Tests of settings, of the order in which a bridge starts and stops, and of signals, without a broker or a port."""
 
 from __future__ import annotations
 
@@ -397,7 +397,7 @@ class Lifecycle:
         self.drained_s = -1.0
         """The seconds that were left to close the clients."""
         self.may_end: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
-        """Each task ends when its event is set."""
+        """The events that end the tasks: each task ends when its event is set."""
         self.failures: dict[str, BaseException] = {}
         self.ignores_cancellation = False
         """True if the tasks ignore their cancellation."""
@@ -687,7 +687,7 @@ async def test_reload_reads_the_certificate_or_keeps_the_old_one(build: Callable
 
 
 class Exited(BaseException):
-    """The process has ended."""
+    """Raised in place of the end of the process."""
 
 
 class Served:
@@ -706,7 +706,7 @@ class Served:
         self.stopped.set()
 
         class Recorder:
-            """The bridge, or the service manager."""
+            """A fake of the bridge or of the service manager."""
 
             def __init__(self, *_: object) -> None:
                 pass

@@ -1,4 +1,4 @@
-"""Which folder may import which. There are no cycles, and each module has a docstring."""
+"""Tests which folder may import which. There are no cycles, and each module has a docstring."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ ALLOWED = {
     "amqp.publish": ("amqp", "amqp.wire", "config", "contract"),
     "amqp.rejects": ("amqp", "amqp.consume", "amqp.publish", "amqp.wire", "config", "contract"),
 }
-"""By folder, the folders that its modules may import. `cli` may import all, and `demo` all except `cli`."""
+"""The folders that the modules of each folder may import. `cli` may import all, and `demo` all except `cli`."""
 
 
 def folder_of(name: str) -> str:
@@ -216,7 +216,7 @@ def test_rules_name_every_folder_of_serving() -> None:
 
 
 def cycle_of(edges: Mapping[str, AbstractSet[str]]) -> list[str]:
-    """Returns a cycle in a graph, from a node back to itself. Empty if there is none."""
+    """Returns a cycle in a graph, from a node back to itself, or an empty list if there is none."""
     try:
         list(TopologicalSorter(edges).static_order())
     except CycleError as error:
@@ -232,7 +232,8 @@ def test_modules_have_no_cycle() -> None:
 def test_folders_have_no_cycle() -> None:
     edges: dict[str, set[str]] = {}
     for path in MODULES:
-        # Each module outside the folders (`app`, `errors` ...) is its own node: some are above all folders, some below.
+        # Each module outside the folders (`app`, `errors` ...) is its own node, because some are above all folders, and
+        # some below.
         node = folder_of(name_of(path)) or name_of(path)
         edges.setdefault(node, set()).update(folder_of(name) or name for name in modules_imported(path))
         edges[node].discard(node)

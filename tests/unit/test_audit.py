@@ -1,4 +1,4 @@
-"""The audit's verdict: a package is clean only if the service looked it up."""
+"""Tests of the audit's verdict: a package is clean only if the service looked up the package."""
 
 from __future__ import annotations
 

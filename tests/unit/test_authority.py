@@ -1,4 +1,4 @@
-"""Hosts and origins: how they are parsed, and the canonical form in which a setting and a header are compared."""
+"""Tests how hosts and origins are parsed, and in which canonical form a setting and a header are compared."""
 
 from __future__ import annotations
 

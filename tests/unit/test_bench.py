@@ -1,4 +1,4 @@
-"""The benchmark: errors in its figures that a reader would not notice."""
+"""Tests for errors in the benchmark's figures that a reader would not notice."""
 
 from __future__ import annotations
 

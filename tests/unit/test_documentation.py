@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
 )
 
 SHOWN = {"text", "mermaid", "json"}
-"""Languages of blocks that are not run: output, a diagram, or a message."""
+"""The languages of blocks that are not run: output, a diagram, or a message."""
 
 NOT_RUN: dict[tuple[str, str, int], str] = {
     ("docker/README.md", "systemd", 0): "downloads from the package index; the build of the image runs the same steps",
@@ -33,7 +33,7 @@ NOT_RUN: dict[tuple[str, str, int], str] = {
 
 @cache
 def prose(document: str) -> list[tuple[int, str]]:
-    """The numbered lines of a document that are not in a code block."""
+    """Returns the numbered lines of a document that are not in a code block."""
     lines = list(enumerate((ROOT / document).read_text().splitlines(), 1))
     for block in blocks(document):
         end = block.line + block.text.count("\n") + 1
@@ -42,13 +42,13 @@ def prose(document: str) -> list[tuple[int, str]]:
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors of the headings, as GitHub makes them."""
+    """Returns the anchors of the headings, as GitHub makes them."""
     lines = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
 def links(document: str) -> list[tuple[int, str]]:
-    """The links and pictures of a document, each with its line."""
+    """Returns the links and pictures of a document, each with its line."""
     found = []
     for number, line in prose(document):
         text = re.sub(r"`[^`]*`", "", line)
@@ -59,7 +59,7 @@ def links(document: str) -> list[tuple[int, str]]:
 
 @cache
 def run_examples() -> set[tuple[str, str, int]]:
-    """The examples that tests name in a call `code_block(...)`."""
+    """Returns the examples that tests name in a call `code_block(...)`."""
     found = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

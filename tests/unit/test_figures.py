@@ -10,7 +10,7 @@ from tests.support.documentation import ROOT
 from tests.support.figures import HEADS
 
 SHORTEST = 12
-"""Characters of the shortest text."""
+"""The number of characters of the shortest text."""
 
 
 def rows() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What Ctrl-C does while a command starts, and later."""
+"""Tests what Ctrl-C does while a command starts, and later."""
 
 import signal
 from collections.abc import Iterator

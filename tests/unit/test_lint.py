@@ -1,4 +1,7 @@
-"""The checks of `make lint`: the hooks of pre-commit run the same commands, and CI runs targets of the Makefile."""
+"""Tests of the checks of `make lint`.
+
+The hooks of pre-commit run the same commands, and CI runs targets of the Makefile.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ TYPOS = Path(sys.executable).with_name("typos")
 MAKEFILE = (ROOT / "Makefile").read_text()
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 MISSPELLED = "rec" + "ieve"
-"""In two parts, because `make lint` checks this file."""
+"""A misspelled word, in two parts, because `make lint` checks this file."""
 
 
 def yaml(path: Path) -> Any:
@@ -28,7 +31,7 @@ def yaml(path: Path) -> Any:
 
 
 def recipe(target: str) -> list[list[str]]:
-    """The commands of a target, each as its words."""
+    """Returns the commands of a target, each as a list of words."""
     [lines] = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
     commands = lines.replace("\\\n", " ").replace("$(BIN)", ".venv/bin").splitlines()
     return [command.split() for command in commands]
@@ -40,7 +43,7 @@ def lint_commands() -> list[list[str]]:
 
 
 def misspelled(folder: Path) -> set[str]:
-    """The files of a folder in which the check finds a misspelled word."""
+    """Returns the files of a folder in which the check finds a misspelled word."""
     command: list[str | Path] = [TYPOS, "--config", ROOT / "_typos.toml", "--format", "brief"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == (2 if done.stdout else 0), done.stderr

@@ -38,10 +38,11 @@ SHIPPED = {
     "websockets": "WebSocket: the handshake, and unmasking",
     "yarl": "the broker's URL, as aio-pika takes it",
 }
-"""All packages that are installed with the bridge, each with its purpose. A new one must be a deliberate decision."""
+"""All packages that are installed with the bridge, each with its purpose. A new package must be a deliberate
+decision."""
 
 DEMO = {"testcontainers", "docker"}
-"""The packages that only the demo imports: an extra and its dependencies."""
+"""The packages that only the demo imports, with their dependencies. An extra installs these packages."""
 
 
 def entries(lock: Path) -> str:

@@ -1,4 +1,4 @@
-"""The lines on standard error, in both formats, from the bridge and from its libraries."""
+"""Tests of the lines on standard error, in both formats, from the bridge and from its libraries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 class Output:
-    """The text on standard error."""
+    """Returns the text on standard error."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys

@@ -1,4 +1,4 @@
-"""The metrics as Prometheus reads them."""
+"""Tests of the metrics as Prometheus reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of `make mutants` that are ours: the choice of modules and tests, and the summary of mutmut's results."""
+"""Tests of our parts of `make mutants`: the choice of modules and tests, and the summary of mutmut's results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Hub:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A project with some modules and tests."""
+    """Makes a project with some modules and tests."""
     files = {
         "bridge/__init__.py": "",
         "bridge/one.py": "",

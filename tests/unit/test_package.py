@@ -1,4 +1,4 @@
-"""The metadata of the package: the package index shows README.md, and its links lead to the repository."""
+"""Tests of the package's metadata: the package index shows README.md, and its links lead to the repository."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = {
     "![x](https://example.org/a.png)": "![x](https://example.org/a.png)",
     "[x](mailto:a@example.org)": "[x](mailto:a@example.org)",
 }
-"""What README.md can contain, and what the package has instead. Braces stand for the repository."""
+"""The texts that README.md can contain, and what the package has instead. Braces stand for the repository."""
 
 
 def metadata(folder: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_readme_of_the_package_has_no_relative_link(package: dict[str, Any]) -> 
     text = package["readme"]["text"]
     assert package["readme"]["content-type"] == "text/markdown"
     assert [each for each in targets(text) if not re.match("(https?|mailto|wss?):", each)] == []
-    # The number of links shows that none was cut out.
+    # The number of links shows that no link was cut out.
     assert len(targets(text)) == len(targets((ROOT / "README.md").read_text()))
 
 
@@ -79,7 +79,7 @@ def test_code_blocks_of_the_readme_are_not_changed(package: dict[str, Any]) -> N
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """By each text of CASES, what the package has instead."""
+    """For each text of CASES, what the package has instead."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)

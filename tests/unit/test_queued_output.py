@@ -1,4 +1,4 @@
-"""Output through a thread: written lines and their order, and lines that are dropped and counted."""
+"""Tests of output through a thread: written lines and their order, and lines that are dropped and counted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pipe:
         self.outputs[0].write(b"%d dropped\n" % lines)
 
     def fill(self) -> None:
-        """Fills the pipe."""
+        """Fills the pipe, so that a write blocks."""
         os.write(self.writer, b"x" * CAPACITY)
 
     def read(self) -> bytes:
@@ -72,7 +72,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 async def is_blocked(output: QueuedOutput) -> None:
-    """Returns once the thread has taken a line that it can't write."""
+    """Returns after the thread has taken a line that it can't write."""
     await eventually("the thread writes", lambda: output._writing and not output._queue)
 
 

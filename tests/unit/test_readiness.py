@@ -1,4 +1,4 @@
-"""When /readyz reports rejected events: not if the whole broker is unavailable."""
+"""Tests when /readyz reports rejected events: not if the whole broker is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path of a delivery through the relay: when and where it is settled."""
+"""Tests of the path of a delivery through the relay: when and where it is settled."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RelayScene(Scene):
         self.client = self.join()
         self.deliveries: list[FakeDelivery] = []
         self.settled_before_flushes: list[list[int]] = []
-        """For each flush, how often each delivery had been settled before it."""
+        """For each flush, how often each delivery had been settled before the flush."""
         flush = self.hub.flush
 
         def recorded_flush() -> None:
@@ -186,7 +186,8 @@ def test_identity_that_has_left_the_window_is_sent_again(scene: RelayScene) -> N
 
 
 def test_duplicate_does_not_keep_its_identity_in_the_window_for_longer(scene: RelayScene) -> None:
-    # The window holds ten identities: the eleventh, 10, evicts the oldest, although 0 came again before it.
+    # The window holds ten identities. The eleventh identity, 10, evicts the oldest, which is 0, although 0 was
+    # published again.
     scene.deliver_read(*map(killmail, [*range(10), 0, 10, 0]))
     assert [update["data"]["killmailId"] for update in scene.sent] == [*range(11), 0]
     assert scene.count("bridge_duplicates_total", type="killmail") == 1

@@ -1,4 +1,4 @@
-"""Runs on several releases: the tests of each run, the counts, the table, and releases that are not available."""
+"""Tests of runs on several releases: the tests of each run, the counts, the table, and unavailable releases."""
 
 from __future__ import annotations
 

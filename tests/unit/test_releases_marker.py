@@ -1,4 +1,4 @@
-"""The marker of tests that fail on a release: the tests that become expected failures, and the version of a broker."""
+"""Tests of the marker for tests that fail on a release: the tests that are expected to fail, and the release."""
 
 from __future__ import annotations
 

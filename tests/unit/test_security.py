@@ -1,4 +1,4 @@
-"""SECURITY.md names settings and tests: each must be there, or a claim stands on nothing."""
+"""Tests that each setting and test that SECURITY.md names exists. Otherwise a claim would have no proof."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak's verdict: each fault is reported, and a run without enough evidence is no success."""
+"""Tests of the soak's verdict: each fault is reported, and a run without enough evidence is no success."""
 
 from __future__ import annotations
 

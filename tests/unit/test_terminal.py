@@ -1,4 +1,4 @@
-"""When color and cursor movements are written: the same rule for the log, `tail` and every line of progress."""
+"""Tests when color and cursor movements are written: the same rule for the log, `tail` and every line of progress."""
 
 from __future__ import annotations
 

@@ -122,8 +122,8 @@ class FrameReader:
     def feed(self, data: bytes | memoryview) -> list[Incoming]:
         """Returns the pings, closes and violations in `data`.
 
-        After a `Close` or `ProtocolViolation`, returns an empty list. `data` may be overwritten afterwards. The list is
-        bounded by the number of six-byte frames that fit into `data`.
+        After a `Close` or `ProtocolViolation`, returns an empty list. `data` may be overwritten afterwards. The list
+        has at most two items more than the number of six-byte frames that fit into `data`.
         """
         found: list[Incoming] = []
         self.frames = self.pongs = self.pong_bytes = 0

@@ -1,4 +1,4 @@
-"""Frames: each byte, also compared with the frames of the websockets library."""
+"""Tests of each byte of frames, also in comparison with the frames of the websockets library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hub: each rule, and any order of events. Each client gets all updates in order, or is closed."""
+"""Tests of each rule of the hub, and of any order of events. Each client gets all updates in order, or is closed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = b"x" * 58
 
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
-"""A pong that is larger than a socket with little room takes. It stands for bytes that are not updates."""
+"""A pong that a socket with little room does not take as a whole. It stands for bytes that are not updates."""
 
 ONE_PIECE = CATCH_UP_BYTES - 4
 """The size of a payload with a frame that fits exactly one piece."""
@@ -758,7 +758,7 @@ def test_connection_continues_in_the_next_turn_after_its_transport_took_the_rest
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
-    monkeypatch.setattr(subscriber, "write", lambda data: None)  # a transport that takes everything
+    monkeypatch.setattr(subscriber, "write", lambda data: None)  # this stands for a transport that takes everything
     scene.publish(b"a" * 20_000, b"b")
     assert not subscriber.congested
     assert scene.hub.lagging == 1
@@ -908,7 +908,7 @@ def test_logged_updates_are_counted_without_other_entries_and_without_dropped_on
 
 @dataclass(frozen=True, slots=True)
 class OneType:
-    """A filter for one type of update."""
+    """A filter that matches updates of one type."""
 
     wanted: str
 

@@ -1,4 +1,4 @@
-"""The debug lines of the hub."""
+"""Tests of the debug lines of the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live sets: each socket gets all bytes, or is returned with the number of bytes that it took."""
+"""Tests of live sets: each socket gets all bytes, or is returned with the number of bytes that it took."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FRAMES = bytes(range(256)) * 1000
-"""More bytes than a socket with little room takes."""
+"""Frames of more bytes than a socket with little room takes."""
 
 
 class Peer:

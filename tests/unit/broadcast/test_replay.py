@@ -1,4 +1,4 @@
-"""The index of the log: ids, counts and matches, across segments and at their boundaries, and their cost."""
+"""Tests of the log's index: ids, counts and matches, across segments and at their boundaries, and their cost."""
 
 from __future__ import annotations
 
@@ -142,7 +142,10 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
 
 
 def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
-    """A client that received the newest evicted update last misses nothing. A client with an older update does."""
+    """A client that received the newest evicted update last misses nothing.
+
+    A client with an older update misses some.
+    """
     kept = 300
     index = shared(holding(kept))
     for position in range(3 * SEGMENT_UPDATES):

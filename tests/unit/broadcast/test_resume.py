@@ -1,4 +1,4 @@
-"""Resumes: where a client begins, its `resume` message, and the updates after it.
+"""Tests of resumes: where a client begins, its `resume` message, and the updates after this message.
 
 The last tests use any order of events.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """A filter for one type."""
+    """A filter that matches updates of one type."""
 
     kind: str
 
@@ -55,7 +55,7 @@ class Raising:
 
 @dataclass(slots=True)
 class Counting:
-    """A filter that counts its calls. It is equal only to itself."""
+    """A filter that counts its calls, and is equal only to itself."""
 
     asked: int = 0
 
@@ -158,7 +158,7 @@ def test_client_with_an_evicted_id_gets_an_incomplete_resume_and_a_full_replay()
     client = scene.join("1-0000abcd")
     scene.turns.settle()
     assert messages(client.received) == [resumed(False, len(kept), str(UpdateId(tail, TAG))), *kept]
-    # The id of the newest evicted update: a client that has this update misses nothing.
+    # This is the id of the newest evicted update, and a client that has this update misses nothing.
     client = scene.join(str(UpdateId(tail, TAG)))
     scene.turns.settle()
     assert messages(client.received) == [resumed(True, len(kept), str(UpdateId(tail, TAG))), *kept]
@@ -428,7 +428,7 @@ def test_bytes_for_resuming_clients_in_one_turn_are_bounded(scene: Scene) -> Non
     while scene.turns.turn():
         written = sum(len(client.received) for client in clients)
         most_bytes, before = max(most_bytes, written - before), written
-    # These clients use TLS, so each byte counts twice.
+    # These clients use TLS, so each of their bytes counts twice.
     assert TURN_BUDGETS_BYTES[RETURNING] / 4 < most_bytes <= TURN_BUDGETS_BYTES[RETURNING] / 2 + CATCH_UP_BYTES
     assert all(len(messages(client.received)) == 100 for client in clients)
 
@@ -846,7 +846,7 @@ class ResumeScene:
         self.hub.flush()
 
     def message(self, client: FakeSubscriber) -> dict[str, object] | None:
-        """The data of a client's `resume`; None if the count continues in another turn."""
+        """Returns the data of a client's `resume`, or None if the count continues in another turn."""
         frame = self.resume.next_message(client)
         if frame is None:
             return None
@@ -1014,7 +1014,7 @@ AHEAD = After.parse("99-00000001")
 
 
 def client() -> Subscriber:
-    """Returns a new object: these tests use only its identity."""
+    """Returns a new object, of which these tests use only the identity."""
     return cast("Subscriber", object())
 
 
@@ -1126,24 +1126,24 @@ FILTERS = (None, Only("a"), Only("b"))
 
 
 class ModelClient:
-    """A client that wants all updates. It resumes with its last id, on any of the bridges."""
+    """A client that wants all updates, and resumes with its last id on any of the bridges."""
 
     def __init__(self, wanted: Only | None) -> None:
         self.wanted = wanted
         self.last = ""
         self.numbers: list[int] = []
-        """The updates that it received since it last received an incomplete resume."""
+        """The updates that the client has received since its last incomplete resume."""
         self.begin: int | None = None
-        """It must receive all updates after this place in the stream. None if no id gives this place."""
+        """The place in the stream after which the client must receive all updates. None if no id gives this place."""
         self.connection: FakeSubscriber | SocketSubscriber | None = None
         self.bridge = 0
         self.seen = 0
         self.place: int | None = None
-        """Its place in the stream, on this connection."""
+        """The client's place in the stream, on this connection."""
         self.gaps: list[str] = []
-        """The gaps that it received since this place."""
+        """The gaps that the client has received since `place`."""
         self.before = 0
-        """The number of gaps before it joined for the first time. It does not receive these."""
+        """The number of gaps before the client joined for the first time. The client does not receive these gaps."""
 
     def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[UpdateId, str]]) -> None:
         """Reads the messages from a bridge."""
@@ -1160,7 +1160,7 @@ class ModelClient:
                 elif asked == "":
                     self.numbers, self.begin = [], self.place
                 else:
-                    # The id may be newer than the client's, if no update between them matches.
+                    # The id may be newer than the client's id, if no update between the two ids matches.
                     assert self.place is not None
                     assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
             elif message["type"] == "gap":
@@ -1180,7 +1180,10 @@ class ModelClient:
         return [each for each, kind in part if kind in "ab" and self.wanted in (None, Only(kind))]
 
     def check(self, stream: list[tuple[UpdateId, str]]) -> list[int]:
-        """Checks that it received all updates since its begin, in order. Returns those that it must still receive."""
+        """Checks that the client has received all updates since `begin`, in order.
+
+        Returns those that it must still receive.
+        """
         wanted = [place for place, (_, kind) in enumerate(stream) if kind in "ab" and self.wanted in (None, Only(kind))]
         begin = self.begin
         if begin is None:
@@ -1198,7 +1201,7 @@ class Bridge:
 
     scene: Scene
     fed: int
-    """The place in the stream up to which it has read."""
+    """The place in the stream up to which the bridge has read."""
     gaps: list[tuple[int, str]] = field(default_factory=list)
     """Each gap: its place in the stream, and its reason."""
 
@@ -1429,7 +1432,7 @@ class AnyTurn(RuleBasedStateMachine):
     def join(self, back: int | None, wanted: UpdateFilter | None, times: int, *, full: bool) -> None:
         """`back` is how far the client's id is behind the newest position.
 
-        If it is negative, the id is not published yet. None is for a client without an id.
+        If `back` is negative, the id is not published yet. `back` is None for a client without an id.
         """
         position = 0 if back is None else max(0, self.log.head - back)
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""Writes to many sockets at once, and their errors. `test_live_set` has the tests that apply to each way of writing."""
+"""Tests of writes to many sockets at once. `test_live_set` has the tests that apply to each way of writing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT = 2 * BATCH_SOCKETS + 3
 
 
 class Pairs:
-    """Socket pairs."""
+    """A number of socket pairs."""
 
     def __init__(self, stack: ExitStack, count: int) -> None:
         self.near, self.far = zip(*(socket.socketpair() for _ in range(count)), strict=True)
@@ -83,7 +83,10 @@ def test_descriptors_may_change_from_one_write_to_the_next(pairs: Pairs) -> None
 
 def test_context_of_the_kernel_is_freed_with_the_object() -> None:
     def contexts() -> int:
-        """Counts the contexts of this process: the results of each are mapped into its memory."""
+        """Counts the contexts of this process.
+
+        The results of each context are mapped into its memory.
+        """
         return Path("/proc/self/maps").read_text().count("/[aio]")
 
     gc.collect()
@@ -109,7 +112,7 @@ def test_kernel_without_room_for_the_context_raises_its_error(monkeypatch: pytes
 
 
 class Faulty:
-    """The kernel's calls. One call of io_getevents fails."""
+    """Replaces the kernel's calls. One call of io_getevents fails."""
 
     def __init__(self, some: IoSubmitWriter, at: int, number: int) -> None:
         self._call = some._call
@@ -136,7 +139,7 @@ def test_lost_results_shut_down_their_sockets_and_no_client_misses_bytes(pairs: 
         *((descriptor, 0) for descriptor in aborted),
         (pairs.descriptors[2 * BATCH_SOCKETS], 0),
     ]
-    # From then on, each socket gets its own call: the context may still return old results.
+    # From now on, each socket gets its own call, because the context may still return old results.
     assert [taken for _, taken in some.write(pairs.descriptors, b"second")] == [0] * (BATCH_SOCKETS + 1)
     for far in (*pairs.far[:BATCH_SOCKETS], *pairs.far[2 * BATCH_SOCKETS + 1 :]):
         assert far.recv(1000) == b"firstsecond"
@@ -153,7 +156,7 @@ def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:
 
 
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gVisor refuses with ESPIPE. Here an offset causes the same error, because a socket has none."""
+    """gVisor refuses with ESPIPE. Here an offset causes the same error, because a socket has no offset."""
     layout = socket_writes.IOCB
 
     class Displaced:

@@ -1,4 +1,4 @@
-"""The states of a connection: the real trigger of each row of the table, and any order of events."""
+"""Tests of the states of a connection: the real trigger of each row of the table, and any order of events."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def name(value: object) -> str:
 
 
 class RecordingSteps(dict[ConnectionEvent, Any]):
-    """The steps of one state. Records the events that are looked up."""
+    """The transitions of one state. Records the events that are looked up."""
 
     def __init__(
         self, state: State, steps: Mapping[ConnectionEvent, Any], record: list[tuple[State, ConnectionEvent]]
@@ -81,7 +81,7 @@ class Stage(Scene):
         self.hub.end_replay()
 
     def client(self, state: State, event: ConnectionEvent) -> FakeSubscriber:
-        """Returns a client in a state. `event` will follow."""
+        """Returns a client in a state, to which `event` will follow."""
         if state is State.PENDING and event is ConnectionEvent.START:
             return self.join("")
         self.start()
@@ -121,7 +121,7 @@ class Stage(Scene):
                 return client
 
     def trigger(self, client: FakeSubscriber, event: ConnectionEvent) -> None:
-        """Causes the event."""
+        """Causes an event of the client's connection."""
         known, ahead = str(UpdateId(1, TAG)), str(UpdateId(self.next + 1, TAG))
         triggers: dict[ConnectionEvent, Callable[[], object]] = {
             ConnectionEvent.JOIN: lambda: self.hub.join(client),
@@ -174,7 +174,7 @@ def test_row_of_the_table_is_triggered(stage: Stage, state: State, event: Connec
 
 
 def spied(row: Any, client: FakeSubscriber, after: list[State]) -> Any:
-    """A row that also appends the state of the client, before the actions."""
+    """Returns a row that also appends the state of the client, before the actions."""
     leave, state, calls = row
     return leave, state, (lambda _: after.append(client.state), *calls)
 
@@ -282,7 +282,7 @@ def collections(scene: Scene, client: FakeSubscriber) -> set[State]:
 
 
 def numbers(client: FakeSubscriber) -> list[int]:
-    """The numbers of the updates that a client has received as a whole."""
+    """Returns the numbers of the updates that a client has received as a whole."""
     texts = [orjson.loads(payload) for opcode, payload in server_frames(client.received) if opcode == 1]
     return [text["data"]["n"] for text in texts if text["type"] == "a"]
 
@@ -293,11 +293,11 @@ class Client:
     def __init__(self, connection: FakeSubscriber, first: int | None) -> None:
         self.connection = connection
         self.first = first
-        """The number of the first update that it must receive; None until its `resume` says so."""
+        """The number of the first update that the client must receive, or None until its `resume` gives the number."""
         self.state = State.NEW
 
     def expected(self, flushed: int) -> list[int]:
-        """The updates that it must receive up to a number."""
+        """Returns the updates that the client must receive up to a number."""
         if self.first is None:
             resumed = [orjson.loads(payload) for _, payload in server_frames(self.connection.received)[:1]]
             if not resumed:
@@ -327,13 +327,13 @@ class AnyOrder(RuleBasedStateMachine):
         live_set.MIN_BATCHED_SOCKETS = many
 
     def on_transition(self, connection: Any, *, before: State, event: ConnectionEvent) -> None:
-        """Follows the table. A new client is not known before it has joined."""
+        """Follows the table. The model does not know a new client before the client has joined."""
         client = self.clients.setdefault(connection, Client(connection, None))
         assert client.state is before
         client.state = TRANSITIONS[before][event].to
 
     def on_flush(self, flushed: int, live: int) -> None:
-        """Not used by the model."""
+        """Does nothing, because the model does not use flushes."""
 
     @property
     def flushed(self) -> int:

@@ -1,4 +1,4 @@
-"""Subscriptions: the pieces that clients get, and the position after a partial write."""
+"""Tests of subscriptions: the pieces that clients get, and the position after a partial write."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def test_pieces_are_bounded_and_add_up_to_the_frames_after_any_partial_write(
     subscription, frame = subscription_of(index, ids=ids)
     position = offset = 0
     read = bytearray()
-    # Some hundred pieces: one-byte pieces of a large frame would take a second, and test nothing else.
+    # The frame has some hundred pieces, because one-byte pieces of a large frame would take a second, and test nothing
+    # else.
     max_bytes = max(max_bytes, sum(sizes) // 200)
     while position < len(sizes):
         piece = subscription.read(position, offset, len(sizes), max_bytes)

@@ -1,4 +1,4 @@
-"""The shared log: it is bounded in bytes, keeps the newest frame, and is read in pieces from any position."""
+"""Tests that the shared log is bounded in bytes, keeps the newest frame, and is read in pieces from any position."""
 
 from __future__ import annotations
 

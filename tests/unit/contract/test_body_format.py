@@ -1,4 +1,4 @@
-"""Bodies that are not JSON: the format is recognized. Samples come from real libraries if possible."""
+"""Tests that the format of bodies that are not JSON is recognized. Samples come from real libraries if possible."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compressed_with(window: int, data: bytes = BODY) -> bytes:
     return squeeze.compress(data) + squeeze.flush()
 
 
-# From the specifications of formats without a Python library.
+# These samples come from the specifications of formats without a Python library.
 MSGPACK_KEY = b"\xaakillmailId\xce\x07\x5b\xcd\x15"
 CBOR_KEY = b"\x6akillmailId\x1a\x07\x5b\xcd\x15"
 BSON = struct.pack("<i", 21) + b"\x10killmailId\x00\x01\x00\x00\x00" + b"\x00"
@@ -119,7 +119,7 @@ def test_truncated_compressed_body_is_recognized() -> None:
         ),
         *((b"\xa1", 0), (b"\xde\x00\x10", 0), (b"\x91\x91", 0), (b"\xdc", 0), (b"\x81\xa2\x01\x02", 0), (b"x\x9c", 1)),
         *((b"\x80\x04", 0), (b"\x80\x04x", 0), (b"\x80\x09.", 0), (bytes(range(128, 256)), 0), (b"\x08\x96\x01", 1)),
-        # Invalid UTF-8, not letters of another encoding.
+        # These bytes are invalid UTF-8, not letters of another encoding.
         *((b'{"a":"\xc0\xaf"}', 6), (b'"\xed\xa0\x80"', 1), (b'"\xf4\x90\x80\x80"', 1), (b'{"\xfe":1}', 2)),
         *((b'{"a":"\xe9', 6), (b'killmail "\xe9 "', 10), (NAMED.encode() + b'{"\xe9":1}', len(NAMED.encode()) + 2)),
         (b"x" * PARSED_BYTES + b"\xe9 ", PARSED_BYTES),

@@ -1,4 +1,4 @@
-"""The schema files: update types, errors and warnings, and the identity of updates."""
+"""Tests of the schema files: update types, errors and warnings, and the identity of updates."""
 
 from __future__ import annotations
 

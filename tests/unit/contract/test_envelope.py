@@ -1,4 +1,4 @@
-"""The envelope, byte for byte."""
+"""Tests of the envelope, byte for byte."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ OTHER = {"x-role": "definitions", "$defs": {"flag": {"type": "boolean"}}, "prope
 
 
 def declared(folder: Path, **schemas: dict[str, Any]) -> dict[str, set[str]]:
-    """The filterable members of types with these schemas."""
+    """Returns the filterable members of types with these schemas."""
     for name, schema in schemas.items():
         (folder / f"{name}.json").write_bytes(orjson.dumps(schema))
     return {name: set(types) for name, types in catalog.load([folder]).filterable.items()}
@@ -132,7 +132,7 @@ def test_ids_of_a_killmail_are_integers_and_those_of_the_victim_may_be_null() ->
     assert found["killmailId"] == {"integer"}
     assert found["victimAllianceId"] == {"integer", "null"}
     assert found["iskDestroyed"] == {"number"}
-    # A member of an event, not of a source format.
+    # This is a member of an event, not of a source format.
     assert found["systemId"] == {"integer", "null"}
     assert not {"killmailIds", "topSystems", "killmail_id", "zkb", "complete"} & found.keys()
 

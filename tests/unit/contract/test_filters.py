@@ -1,4 +1,7 @@
-"""Queries and filters. A second definition of filters, which is simple and slow, gives the expected results."""
+"""Tests of queries and filters.
+
+A second definition of filters, which is simple and slow, gives the expected results.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ def parsed(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
 
 
 def kind(value: object) -> str:
-    """The type of a value in JSON Schema."""
+    """Returns the type of a value in JSON Schema."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):
@@ -156,12 +159,12 @@ def test_filters_are_equal_only_if_they_select_the_same_values(one: Pairs, other
 
 
 def selected_values(pairs: Pairs) -> set[tuple[str, str, object]]:
-    """All values that a query selects. Each has its type, so that true differs from 1."""
+    """Returns all values that a query selects, each with its type, so that true differs from 1."""
     return {(name, *reading) for name, text in pairs for reading in readings_of(name, text)}
 
 
 def readings_of(name: str, text: str) -> set[tuple[str, object]]:
-    """All values that a text can select, each with its type."""
+    """Returns all values that a text can select, each with its type."""
     if name == "type":
         return {("type", text)}
     values: list[object] = [text]

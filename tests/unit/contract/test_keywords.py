@@ -1,4 +1,4 @@
-"""The places of subschemas in a schema, and the keywords."""
+"""Tests of the places of subschemas in a schema, and of the keywords."""
 
 from __future__ import annotations
 

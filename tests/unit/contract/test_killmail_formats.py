@@ -1,4 +1,4 @@
-"""The source formats of a killmail: each is detected, validated against its schema, and converted."""
+"""Tests that each source format of a killmail is detected, validated against its schema, and converted."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def accepted(body: object, **options: Any) -> Accepted:
 
 
 def data_of(body: object, **options: Any) -> dict[str, Any]:
-    """The data of the update, with its members in order."""
+    """Returns the data of the update, with its members in order."""
     update = json.loads(accepted(body, **options).payload)
     assert list(update) == ["type", "data", "timestamp"]
     assert update["timestamp"] == NOW_MS
@@ -476,7 +476,7 @@ REFERENCES: list[dict[str, Any]] = [
     {"killmail_id": 1, "zkb": {"hash": "abc", "totalValue": 1.5}},
     {"killmail_id": 1, "zkb": None},
 ]
-"""Entries in lists of killmails: they refer to killmails."""
+"""The entries in lists of killmails, which only refer to killmails."""
 
 
 @pytest.mark.parametrize(("around", "prefix"), [(lambda data: data, ""), (wrapped, "/data")], ids=["bare", "wrapped"])

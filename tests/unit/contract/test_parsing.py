@@ -27,7 +27,7 @@ PIPELINE = Pipeline(CATALOG, MAX_BYTES)
 KILLMAIL = CATALOG.types["killmail"]
 SCHEMAS = {name.removesuffix(".json"): orjson.loads(content) for name, content in CATALOG.documents.items()}
 STEADY = settings(derandomize=True, database=None, deadline=None)
-"""Uses the same examples in each run, so that a failure can be reproduced everywhere."""
+"""The settings that use the same examples in each run, so that a failure can be reproduced everywhere."""
 SLOW_S = 5.0
 """A limit of processor time, which other processes do not affect. No body may block the bridge for longer on the
 slowest machine. The bodies take some 0.1 s."""
@@ -151,7 +151,7 @@ KEYWORDS = {
 
 
 def valid_by(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Generates data that matches the schema. Supports the keywords of the packaged schemas."""
+    """Generates data that matches a schema with the keywords of the packaged schemas."""
     assert schema.keys() <= KEYWORDS
     if "$ref" in schema:
         return valid_by(SCHEMAS[schema["$ref"].removeprefix("urn:edk-bridge:schema:")])
@@ -367,11 +367,11 @@ def test_id_that_is_not_an_integer_of_53_bits_is_a_violation(value: bytes) -> No
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/killmailId")
 
 
-# Duplicate members: the last one is validated, identifies the update and is sent
+# Duplicate members: the last member is validated, identifies the update and is sent
 
 
 def duplicated(document: dict[str, Any], first: tuple[str, object], last: tuple[str, object]) -> bytes:
-    """The document with one member before all others, and one after them."""
+    """Returns the document with one member before all others, and one member after them."""
     members = [first, *document.items(), last]
     return f"{{{','.join(f'{json.dumps(name)}:{json.dumps(value)}' for name, value in members)}}}".encode()
 
@@ -462,7 +462,7 @@ def in_time(of: Event) -> Accepted | Rejected:
 
 
 def filled(around: bytes, size: int, filling: bytes = b"x") -> bytes:
-    """The text with its % replaced, so that it has `size` bytes."""
+    """Returns the text with its % replaced, so that it has `size` bytes."""
     return around.replace(b"%", filling * (size - len(around) + 1))
 
 

@@ -343,13 +343,13 @@ def test_reserved_type_is_unknown_and_named_as_reserved(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [None, "", "binary"])
 def test_type_property_that_names_no_type_counts_as_absent(kind: str | None) -> None:
-    """RabbitMQ 3.10 sets the property to `binary` on bytes sent by AMQP 1.0."""
+    """RabbitMQ 3.10 sets the property `type` to `binary` on bytes sent by AMQP 1.0."""
     assert accepted(EXAMPLE, kind=kind).type == "killmail"
     assert accepted({"type": "killmail", "data": EXAMPLE}, kind=kind, default="event").type == "killmail"
 
 
 def encoded_by_amqp_1_0(value: bytes) -> bytes:
-    """A value section with a string of up to 255 bytes (AMQP 1.0, section 3.2.8)."""
+    """Returns a value section with a string of up to 255 bytes (AMQP 1.0, section 3.2.8)."""
     return b"\x00\x53\x77\xa1" + bytes([len(value)]) + value
 
 

@@ -1,4 +1,4 @@
-"""The errors for authors of schema files that can't be used."""
+"""Tests of the errors for authors of schema files that can't be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KNOWN = "the types are array, boolean, integer, null, number, object, string"
 
 
 def error_of(schema: dict[str, object]) -> str:
-    """The error for a schema that is compiled like the schema files."""
+    """Returns the error for a schema that is compiled like the schema files."""
     schema = {"$id": "urn:own", **schema}
     with pytest.raises((ValueError, TypeError)) as raised:
         jsonschema_rs.Draft202012Validator(

@@ -1,4 +1,4 @@
-"""The warnings about schema files: their causes and their texts, and files without a warning."""
+"""Tests of the warnings about schema files: their causes, their texts, and files without a warning."""
 
 from __future__ import annotations
 

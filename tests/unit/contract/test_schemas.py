@@ -1,4 +1,4 @@
-"""All schema files have the same style, so that people and programs can rely on it."""
+"""All schema files have the same style, so that people and programs can rely on this style."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The known name that a misspelled name probably means."""
+"""Tests which known name a misspelled name probably means."""
 
 import pytest
 

@@ -26,7 +26,7 @@ DATE_TIME = "is not a valid date-time: write it as 2024-10-22T10:30:00Z"
 
 
 def sentence(schema: Any, value: object) -> str:
-    """The sentence about a value that is a member of an object."""
+    """Returns the sentence about a value that is a member of an object."""
     validator = jsonschema_rs.Draft202012Validator({"properties": {"m": schema}}, validate_formats=True)
     [error] = validator.iter_errors({"m": value})
     return describe(error)

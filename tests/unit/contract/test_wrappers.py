@@ -32,7 +32,7 @@ def found(document: object, pointer: str = "", declared: frozenset[str] = DECLAR
 
 
 def place(document: object) -> str | None:
-    """JSON Pointer to the event in the document."""
+    """Returns the JSON Pointer to the event in the document."""
     what = found(document)
     return None if what is None else what.pointer
 
@@ -279,7 +279,7 @@ def nested(levels: int) -> Any:
 
 
 def test_search_ends_at_its_bounds() -> None:
-    """An event at each bound is found, and an event beyond it is not."""
+    """An event at each bound is found, and an event beyond the bound is not found."""
     assert place(nested(SEARCHED_LEVELS)) == "/x" * SEARCHED_LEVELS
     assert place(nested(SEARCHED_LEVELS + 1)) is None
 

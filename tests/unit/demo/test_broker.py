@@ -1,4 +1,4 @@
-"""The error of a demo without a broker."""
+"""Tests of the error of a demo without a broker."""
 
 from __future__ import annotations
 

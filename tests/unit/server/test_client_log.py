@@ -1,4 +1,4 @@
-"""The debug lines of handshakes and connections. `test_server.py` has the other lines, and the metrics."""
+"""Tests of the debug lines of handshakes and connections. `test_server.py` tests the other lines, and the metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One handshake over a fake transport and a manual clock: each answer, and when the client is aborted."""
+"""Tests of one handshake over a fake transport and a manual clock: each answer, and when the client is aborted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class RecordingServer:
-    """The server and its log for a handshake. Records their calls."""
+    """Stands in for the server and its log, and records the calls of a handshake."""
 
     def __init__(self) -> None:
         self.access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
@@ -56,7 +56,7 @@ class RecordingServer:
         self.requests: list[Request] = []
         """The requests of the upgrades."""
         self.refusals: list[tuple[str, str, str]] = []
-        """Rule, address and detail of each refusal."""
+        """The rule, address and detail of each refusal."""
         self.left: list[str] = []
         """The address of each client that ended its connection before its request was complete."""
         self.ended: list[Handshake] = []
@@ -176,7 +176,7 @@ async def test_handshake_is_answered_with_101_and_the_accept_of_its_key(harness:
     assert client.answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
     headers = client.headers
     del headers["Date"], headers["Vary"]
-    # The accept that RFC 6455, section 1.3, gives for this key. No extension is negotiated.
+    # RFC 6455, section 1.3, gives this accept value for this key. No extension is negotiated.
     assert headers == {
         "Upgrade": "websocket",
         "Connection": "Upgrade",
@@ -550,7 +550,7 @@ async def test_refusal_of_what_other_pages_may_read_is_readable_too(
     request_ = get(target, f"Origin: {origin}", *headers).replace(b"localhost:3000", b"bridge:3000", 1)
     client = await harness.ask(request_)
     assert client.status == status
-    # Its own origin counts only once Host has passed its rule.
+    # The page's own origin is allowed only after Host has passed its rule.
     assert client.headers.get("Access-Control-Allow-Origin") == (origin if echoed else None)
     assert "Origin" in client.headers["Vary"]
 
@@ -640,7 +640,7 @@ async def test_client_that_reads_its_answer_slowly_gets_all_of_it(
     for _ in range(5):
         await read(LEAST)
         assert client.transport.ended == ["eof"]
-    # The rest may be smaller than the minimum.
+    # The rest of the response may be smaller than the minimum.
     await read(len(client.answer) - 5 * LEAST)
     assert client.transport.ended == ["eof"]
     await read(0)
@@ -767,7 +767,7 @@ async def test_client_that_leaves_before_it_has_a_transport_is_reported_as_such(
 
 async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
     protocol: asyncio.BufferedProtocol = (await harness.connect()).handshake
-    # None makes a transport close itself.
+    # The result None makes a transport close itself.
     assert protocol.eof_received() is None
 
 
@@ -880,7 +880,7 @@ async def test_client_that_leaves_during_its_tls_handshake_is_not_refused(
 
 async def test_client_of_tls_that_is_gone_already_is_not_refused(harness: Harness, tmp_path: Path) -> None:
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
-    near = socket.socket()  # not connected, as if it was reset
+    near = socket.socket()  # this socket is not connected, as if it was reset
     handshake = Handshake(harness.server.context(), near, ADDRESS)
     assert harness.server.ended == [], "the server does not know the handshake yet"
     await harness.clock.settle()
@@ -942,7 +942,7 @@ async def test_transport_made_after_the_abort_is_aborted(harness: Harness) -> No
     client.handshake.connection_made(late)
     await harness.clock.settle()
     assert late.ended == ["abort"]
-    # A server removes it once, even if it is called more often.
+    # A server removes a handshake once, even if `on_closed` is called more often.
     assert set(harness.server.ended) == {client.handshake}
     assert harness.server.refusals == []
 

@@ -1,4 +1,4 @@
-"""The cost of the largest requests of each kind. All clients share the event loop."""
+"""Tests of the cost of the largest requests of each kind, because all clients share the event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGES = Pages(lambda: (True, {}), Metrics(), CATALOG.documents, "/updates")
 ROUTER = Router(Access(DEFAULT_NETWORKS, frozenset(), frozenset()), QueryParser(CATALOG), PAGES, "/updates")
 
 LIMIT_S = 0.001
-"""Processor time. Each of these requests took between 0.04 and 0.5 ms when this test was written."""
+"""The limit of processor time. Each of these requests took between 0.04 and 0.5 ms when this test was written."""
 
 ATTEMPTS = 50
 """A test takes the best of this many runs, so that other load on the machine does not count."""
@@ -43,7 +43,7 @@ def without_coverage() -> Iterator[None]:
 
 
 def work(head: bytes) -> None:
-    """Does everything that the bridge does with a request, without the socket."""
+    """Makes the bridge handle a request, without a socket."""
     read = RequestReader().feed(head)
     assert read is not None
     request, _ = read

@@ -1,4 +1,4 @@
-"""The memory that this process may use: that of the machine, or the limit of its control group."""
+"""Tests of the memory that this process may use: that of the machine, or the limit of its control group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine(root: Path, groups: str, **limits: str) -> Path:
-    """A folder with the control groups of a process, and the files of limits, by path."""
+    """Makes a folder with the control groups of a process, and the files of limits, by path."""
     for path, text in {"proc/self/cgroup": groups, **limits}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)

@@ -15,14 +15,14 @@ README = (SERVER / "README.md").read_text()
 
 
 def first_cells(heading: str) -> list[str]:
-    """The first cell of each table row below a heading, up to the next one of its level."""
+    """Returns the first cell of each table row below a heading, up to the next heading of its level."""
     _, section = README.split(f"\n## {heading}\n")
     section = section.split("\n## ")[0]
     return re.findall(r"^\| (.+?) \|", section, re.MULTILINE)
 
 
 def statuses(folder: Path) -> set[HTTPStatus]:
-    """The HTTP statuses that the code of a folder names."""
+    """Returns the HTTP statuses that the code of a folder names."""
     names = {name for path in folder.rglob("*.py") for name in re.findall(r"HTTPStatus\.([A-Z_]+)", path.read_text())}
     return {HTTPStatus[name] for name in names}
 

@@ -1,4 +1,4 @@
-"""The answer to a request: an upgrade, a page or a refusal. `test_handshake.py` tests what a client gets."""
+"""Tests of the answer to a request: an upgrade, a page or a refusal. `test_handshake.py` tests what a client gets."""
 
 from __future__ import annotations
 

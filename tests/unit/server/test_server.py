@@ -1,4 +1,4 @@
-"""The server over fake transports and a manual clock: admission, limits, eviction, ticks, and the end."""
+"""Tests of the server over fake transports and a manual clock: admission, limits, eviction, ticks, and the end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Client:
 
     @property
     def dropped(self) -> bool:
-        """Whether its socket was closed before it had a transport."""
+        """Whether the client's socket was closed before it had a transport."""
         return self.socket.fileno() == -1
 
     @property
@@ -80,12 +80,12 @@ class Client:
 
     @property
     def status(self) -> int:
-        """The status of the response; 0 if there is none."""
+        """The status of the response, or 0 if there is no response."""
         return int(b"".join(self.transport.written)[9:12] or 0)
 
     @property
     def frames(self) -> list[tuple[int, bytes]]:
-        """Opcode and payload of each frame after the response."""
+        """The opcode and the payload of each frame after the response."""
         return server_frames(b"".join(self.transport.written).partition(b"\r\n\r\n")[2])
 
     @property
@@ -96,7 +96,7 @@ class Client:
         return codes[0] if codes else None
 
     async def leave(self) -> None:
-        """The client ends the connection."""
+        """Ends the connection as the client."""
         self.transport.close()
         await self._harness.clock.settle()
 
@@ -155,7 +155,7 @@ class Harness:
         return client
 
     def listen(self) -> tuple[str, int]:
-        """Listens on a real socket; returns its address and port."""
+        """Listens on a real socket. Returns its address and port."""
         [name] = self.server.listen(("127.0.0.1",), 0, reuse_port=False)
         return name
 
@@ -168,7 +168,7 @@ class Harness:
         return value(self.metrics, name, **labels)
 
     def gauges(self) -> tuple[float, float]:
-        """Open connections, and connections without a complete request."""
+        """The numbers of open connections, and of connections without a complete request."""
         return self.metric("bridge_connections", transport="websocket"), self.metric("bridge_handshakes_pending")
 
     async def close(self) -> None:
@@ -200,14 +200,14 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., 
 
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Has an entry for each release of memory."""
+    """A list with an entry for each release of memory."""
     times: list[float] = []
     monkeypatch.setattr(memory, "malloc_trim", lambda: times.append(asyncio.get_running_loop().time()))
     return times
 
 
 def events(logged: list[Any], event: str) -> list[dict[str, Any]]:
-    """The fields of each line of this event."""
+    """Returns the fields of each log line with this event."""
     return [{k: v for k, v in line.items() if k != "event"} for line in logged if line["event"] == event]
 
 
@@ -364,7 +364,7 @@ async def test_client_that_leaves_without_a_request_does_not_count_any_more(serv
     assert harness.gauges() == (0, 0)
     assert len(harness.server._address_limit) == 0
     assert harness.metric("bridge_handshakes_abandoned_total") == 1
-    # Health checks do this, so the line is only at debug.
+    # Health checks end connections like this, so the line is only at debug.
     assert [line["log_level"] for line in logged] == ["debug"]
 
 
@@ -429,7 +429,7 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
         }
     ]
     assert harness.metric("bridge_evictions_total", reason="full") == 1
-    # It uses a descriptor until its socket is closed.
+    # The client uses a descriptor until its socket is closed.
     await served[0].leave()
     other = await harness.upgrade()
     assert other.close_code == 1013
@@ -449,7 +449,7 @@ async def test_clients_beyond_the_overflow_are_dropped_and_logged_once(
     assert len(harness.connector.transports) == 3
     assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
-    # They do not count, so nothing is released for them.
+    # Dropped clients do not count, so nothing is released for them.
     assert len(harness.server._address_limit) == 1
 
 
@@ -533,7 +533,7 @@ async def test_evicted_handshake_is_released_once(
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
     harness = serve(max_per_address=1)
     await harness.connect()
-    # The first one is lost only now. The second has already replaced it.
+    # The first connection is lost only now. The second connection has already replaced it.
     second = await harness.connect()
     assert len(harness.server._address_limit) == 1
     second.send(request(3000))
@@ -640,7 +640,7 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
 async def test_line_contains_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
     harness = serve()
     await harness.upgrade()
-    # No tick since then: a client that connects much later still has its own time.
+    # There was no tick since then. A client that connects much later still has its own time.
     await harness.clock.advance(100 + CLOCK_RESOLUTION_S)
     await harness.upgrade()
     await harness.clock.advance(CLOCK_RESOLUTION_S)
@@ -650,7 +650,7 @@ async def test_line_contains_how_long_a_client_was_connected(serve: Callable[...
             connection.close(CloseReason.INTERNAL)
     assert [line["connected_s"] for line in logged] == [102, 1, 1]
     opened_at = [connection.opened_at for connection in harness.server._connections]
-    # Clients that connect within CLOCK_RESOLUTION_S share one number.
+    # Clients that connect within CLOCK_RESOLUTION_S share one number as their time.
     assert opened_at[1] is opened_at[2]
 
 
@@ -664,7 +664,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
     assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
     with capture_logs() as logged:
         for _ in range(MAX_LINES):
-            # It pays its debt in less time.
+            # The client pays its debt in less time.
             for _ in range(4):
                 await harness.clock.advance(PERIOD_S)
             flood(client)
@@ -749,7 +749,7 @@ async def test_clients_stay_when_the_bridge_did_not_run_for_an_hour(serve: Calla
 
 
 async def test_throttled_client_that_is_gone_is_ended_by_the_tick(serve: Callable[..., Harness]) -> None:
-    # Ticks follow faster than the periods for which it is throttled.
+    # Ticks follow faster than the periods for which the client is throttled.
     harness = serve(idle_timeout_s=2.0, ping_interval_s=0.4)
     harness.listen()
     throttled, other = await harness.upgrade(), await harness.upgrade()

@@ -1,4 +1,4 @@
-"""Certificates from the openssl command: which one a client gets, before and after a reload."""
+"""Tests which certificate a client gets, before and after a reload. The openssl command makes the certificates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(OPENSSL is None, reason="the openssl command, wh
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with certificates and their keys: a.pem, a.key, b.pem, b.key, and rsa.pem, rsa.key for RSA."""
+    """Makes a folder with certificates and their keys: a.pem, a.key, b.pem, b.key, and rsa.pem, rsa.key for RSA."""
     folder = tmp_path_factory.mktemp("certificates")
     elliptic = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     for name, new_key in {"a": elliptic, "b": elliptic, "rsa": ["rsa:2048"]}.items():
@@ -36,7 +36,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Files:
-    """The files of the certificate and key, with contents that change."""
+    """Returns files for a certificate and a key, with contents that change."""
 
     def __init__(self, folder: Path, certificates: Path) -> None:
         self.certificate, self.key = folder / "tls.pem", folder / "tls.key"
@@ -53,7 +53,7 @@ def files(tmp_path: Path, certificates: Path) -> Files:
 
 
 def shake(context: ssl.SSLContext, line: socket.socket) -> None:
-    """Runs the server's side of a handshake. It may fail: the client's side then fails too."""
+    """Runs the server's side of a handshake. The handshake may fail: the client's side then fails too."""
     with suppress(OSError):
         context.wrap_socket(line, server_side=True).close()
 

@@ -1,4 +1,4 @@
-"""The AsyncAPI document for schema files and a deployment. tests/conformance checks that it is valid."""
+"""Tests of the AsyncAPI document for schema files and a deployment. tests/conformance checks that it is valid."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_value_that_tools_would_resolve_is_removed() -> None:
 
 @pytest.mark.parametrize("name", ["a~b", "a/b", "~1", "~0~/"])
 def test_member_name_with_a_tilde_or_a_slash_is_one_step_of_a_reference(name: str) -> None:
-    """RFC 6901, section 3: ~ is written as ~0, and / as ~1."""
+    """RFC 6901, section 3, requires ~ to be written as ~0, and / as ~1."""
     step = name.replace("~", "~0").replace("/", "~1")
     schema = {"properties": {name: {"type": "string"}, "it": {"$ref": f"#/properties/{step}"}}}
     assert converted(schema)["properties"]["it"] == {"$ref": f"{PLACE}/mine/properties/{step}"}

@@ -1,4 +1,4 @@
-"""The limit of connections for each address: limit, overflow, loopback, release."""
+"""Tests of the limit of connections for each address: limit, overflow, loopback and release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of many similar lines are written, and how the others are counted."""
+"""Tests which of many similar lines are written, and how the other lines are counted."""
 
 from __future__ import annotations
 

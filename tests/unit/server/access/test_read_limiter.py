@@ -1,4 +1,4 @@
-"""Which clients are throttled: those beyond their own budget, and all while the common budget is used up."""
+"""Tests which clients are throttled: those beyond their own budget, and all while the common budget is used up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_FREE_READ_BYTES = CLIENT_BUDGET_BYTES - FRAME_COST_BYTES
 
 
 class Client:
-    """Counts how often it is resumed."""
+    """A client that counts how often it is resumed."""
 
     def __init__(self) -> None:
         self.resumed = 0
@@ -42,7 +42,7 @@ class Client:
         self.resumed += 1
 
     def close_if_eof(self) -> None:
-        """The client is still there."""
+        """Does nothing, because the client is still connected."""
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_total_of_any_number_of_clients_is_bounded(limiter: ReadLimiter, clock: 
         before = {each: each.resumed for each in clients}
         clock.pass_by(PERIOD_S)
         for each in clients:
-            # Each of them sends again as soon as it is resumed.
+            # Each client sends again as soon as it is resumed.
             if each.resumed > before[each]:
                 while limiter.consume(each, THROTTLED_READ_BYTES, 5):
                     used += THROTTLED_READ_BYTES + 6 * FRAME_COST_BYTES
@@ -215,7 +215,7 @@ def test_client_that_is_throttled_again_after_another_began_the_period_is_read_a
     clock, client = Hours(), Client()
     limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     assert not limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
-    # The loop was busy: the timer is late, and data from another client begins the period.
+    # The loop was busy, so the timer is late, and data from another client begins the period.
     clock.now_s += 2 * PERIOD_S
     assert limiter.consume(Client(), PONG_BYTES, 1)
     assert client.resumed == 1
@@ -227,7 +227,7 @@ def test_client_that_is_throttled_again_after_another_began_the_period_is_read_a
 def test_client_is_read_again_in_the_period_after_the_one_that_pays_its_whole_debt() -> None:
     clock, client = Hours(), Client()
     limiter = ReadLimiter(clock.time, clock.call_at, ignore)
-    # After one period, its debt equals a whole budget, so it is still throttled.
+    # After one period, the client's debt equals a whole budget, so the client is still throttled.
     assert not limiter.consume(client, 2 * CLIENT_BUDGET_BYTES - FRAME_COST_BYTES, 0)
     clock.pass_by(PERIOD_S)
     assert client.resumed == 0

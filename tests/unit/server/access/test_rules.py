@@ -1,4 +1,4 @@
-"""The rules of access one by one. Then, for any headers: no external client is admitted, and nothing is raised."""
+"""Tests of each rule of access. For any headers, no external client is admitted, and nothing is raised."""
 
 from __future__ import annotations
 
@@ -518,7 +518,7 @@ def test_page_of_another_site_is_admitted_if_its_origin_is_listed() -> None:
     [
         ([], None),
         (["https://kills.example.org"], "https://kills.example.org"),
-        # Unchanged: a browser compares it with the origin that it sent.
+        # The origin is returned unchanged, because a browser compares it with the origin that it sent.
         (["HTTPS://kills.example.org:443 "], "HTTPS://kills.example.org:443"),
         (["https://evil.example"], None),
         (["https://kills.example.org", "https://kills.example.org"], None),
@@ -536,11 +536,11 @@ def test_host_may_be_missing_if_it_is_not_required() -> None:
     assert rule(ACCESS.check_request({}, "http://evil.com/healthz", requires_host=False)) == (400, "host")
     external = {"x-forwarded-for": ["8.8.8.8"]}
     assert rule(ACCESS.check_request(external, "/healthz", requires_host=False)) == (403, "forwarded")
-    # A host that has not passed its rule makes no origin the same.
+    # If the host has not passed its rule, no origin counts as the same as the host.
     own = {"host": ["bridge:3000"], "origin": ["http://bridge:3000"]}
     assert ACCESS.allowed_origin(own) == "http://bridge:3000"
     assert ACCESS.allowed_origin(own, trusts_host=False) is None
-    # Without a host, no origin is the same as the host's.
+    # Without a host, no origin counts as the same as the host.
     assert ACCESS.allowed_origin({"origin": ["http://bridge"]}) is None
 
 
@@ -618,7 +618,7 @@ def test_control_characters_and_non_ascii_are_escaped_for_the_log() -> None:
 
 # Any headers
 
-# Without a time limit, so that the test does not fail on a busy machine.
+# The test has no time limit, so that it does not fail on a busy machine.
 FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.sampled_from(["Host", "Origin", "Forwarded", "X-Forwarded-For", "X-Real-IP", "Cookie"])
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
@@ -691,7 +691,7 @@ def test_there_are_eleven_sentences_and_each_is_one_line() -> None:
 
 @st.composite
 def external_spellings(draw: st.DrawFn) -> str:
-    """An address outside the default networks, in one of its spellings."""
+    """Generates an address outside the default networks, in one of its spellings."""
     address = draw(st.ip_addresses().filter(lambda drawn: not is_internal(drawn)))
     port = draw(st.sampled_from(["", ":80", ":65535"]))
     if isinstance(address, ipaddress.IPv6Address):
@@ -705,7 +705,7 @@ def external_spellings(draw: st.DrawFn) -> str:
 
 @st.composite
 def headers_that_name(draw: st.DrawFn, node: str) -> tuple[str, str]:
-    """A forwarding header with this node among internal ones."""
+    """Generates a forwarding header with this node among internal nodes."""
     hops = [*draw(st.lists(st.sampled_from(["10.0.0.1", "[::1]:80", "127.0.0.1"]), max_size=3)), node]
     hops = draw(st.permutations(hops))
     comma = draw(st.sampled_from([",", ", ", "\t,"]))

@@ -1,4 +1,4 @@
-"""The page for each path."""
+"""Tests of the page for each path."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_live_page_loads_nothing_but_its_own_parts() -> None:
 
 def test_live_page_links_to_the_pages_for_people() -> None:
     links = re.findall(rb'<a href="([^"]*)" target="_blank" rel="noopener">', pages().get("/").body)
-    # Relative, because a proxy may move all pages into a folder.
+    # The paths are relative, because a proxy may move all pages into a folder.
     assert {f"/{link.decode()}" for link in links} == {*NAMED} - {"/healthz"}
 
 

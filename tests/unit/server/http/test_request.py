@@ -1,4 +1,4 @@
-"""The head of a request: what is parsed and refused, in any split, and compared with another parser."""
+"""Tests of the head of a request: what is parsed and refused, at any split, and in comparison with another parser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def get(*lines: bytes, target: bytes = b"/updates", version: bytes = b"1.1", met
 
 
 def feed(*pieces: bytes) -> tuple[Request, bytes] | None:
-    """Returns the result of the last piece. The pieces before it have none."""
+    """Returns the result of the last piece, and checks that the pieces before it have no result."""
     reader = RequestReader()
     for piece in pieces[:-1]:
         assert reader.feed(piece) is None
@@ -305,7 +305,7 @@ def test_more_empty_lines_than_are_ignored_are_refused(*, singly: bool) -> None:
 
 
 def read_by_h11(data: bytes) -> tuple[str, str, str, list[tuple[str, str]]] | None:
-    """Method, target, version and headers as h11 reads them; None if it refuses the request."""
+    """Returns method, target, version and headers as h11 reads them, or None if h11 refuses the request."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=2 * MAX_HEAD_BYTES)
     with contextlib.suppress(h11.RemoteProtocolError):
         connection.receive_data(data)
@@ -354,7 +354,7 @@ PIECES = st.sampled_from([*PARTS, *MORE, *(line + b"\r\n" for line in LINES)])
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A request with inserted, deleted and repeated pieces."""
+    """Generates a request with inserted, deleted and repeated pieces."""
     data = draw(st.sampled_from(SEEDS))
     for _ in range(draw(st.integers(0, 4))):
         at, size = draw(st.integers(0, len(data))), draw(st.integers(0, 12))

@@ -1,4 +1,4 @@
-"""A response as bytes."""
+"""Tests of a response as bytes."""
 
 from __future__ import annotations
 

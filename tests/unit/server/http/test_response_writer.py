@@ -1,4 +1,7 @@
-"""A response to a slow client, with a clock that the test moves: checks after the bridge itself did not run."""
+"""Tests of a response to a slow client, with a clock that the test moves.
+
+The bridge itself did not run before a check.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ async def response(monkeypatch: pytest.MonkeyPatch) -> Response:
 
 
 async def test_late_check_aborts_no_client_and_restarts_the_timeout(response: Response) -> None:
-    # The client read all that the kernel had. This is less than the minimum, and the bridge added nothing.
+    # The client read all that the kernel had. This is less than the minimum, and the bridge has added nothing.
     response.acknowledged = LEAST - 1
     await response.clock.stall(3600.0)
     assert response.cut == 0

@@ -1,4 +1,4 @@
-"""When clients are accepted: only while descriptors are available. Each change is logged once."""
+"""Tests when clients are accepted: only while descriptors are available. Each change is logged once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RecordingAcceptor(Acceptor):
         self.clients: list[socket.socket] = []
 
     def connect(self, count: int = 1) -> None:
-        """Connects clients. The kernel has completed their TCP handshakes."""
+        """Connects clients, whose TCP handshakes the kernel completes."""
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
     async def turns(self) -> None:
@@ -69,7 +69,7 @@ async def acceptor() -> AsyncIterator[RecordingAcceptor]:
 
 @contextmanager
 def left(count: int) -> Iterator[None]:
-    """Leaves this number of descriptors to the process, as long as it closes none."""
+    """Leaves `count` descriptors to the process, as long as it closes none."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0) for _ in range(100)]
     limit = taken[-1] + 1
@@ -207,7 +207,7 @@ async def test_exhausted_descriptors_pause_and_available_ones_resume_each_logged
             await eventually("the exhaustion is logged", lambda: logged)
             await acceptor.turns()
             assert acceptor.accepted == []
-        # The clients that connected meanwhile have waited.
+        # The clients that connected meanwhile have waited in the queue.
         await eventually("all clients are accepted", lambda: len(acceptor.accepted) == 3)
     assert acceptor.exhaustions == 1
     assert [line["log_level"] for line in logged] == ["error", "info"]
@@ -232,7 +232,7 @@ async def test_clients_get_no_spare_descriptor(acceptor: RecordingAcceptor) -> N
 
 async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
-    # A reset, not an orderly end.
+    # The client gets a reset, not an orderly end.
     acceptor.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     acceptor.clients[0].close()
     acceptor.connect()
@@ -247,7 +247,7 @@ async def test_close_while_descriptors_are_exhausted_leaves_no_timer_and_no_wait
     with capture_logs() as logged, left(count):
         await eventually("the exhaustion is logged", lambda: logged)
         acceptor.close()
-    # Reset or ended: it was never accepted.
+    # The connection is reset or ended, because it was never accepted.
     with suppress(ConnectionResetError):
         assert acceptor.clients[0].recv(1) == b""
     assert acceptor.accepted == []
@@ -290,7 +290,7 @@ class Accepting:
     @property
     def reading(self) -> list[bool]:
         """Whether the loop reads each listener."""
-        # `remove_reader` tells, and also stops the reading.
+        # `remove_reader` returns whether the loop reads, and also stops the reading.
         found = [asyncio.get_running_loop().remove_reader(listener) for listener in self.listeners]
         for listener, reads in zip(self.listeners, found, strict=True):
             if reads:
@@ -314,7 +314,7 @@ async def test_client_held_while_descriptors_are_exhausted_is_accepted_with_its_
         accepting.floor = math.inf
         await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert accepting.accepted == [(client, name[0])]
-        # It is accepted once.
+        # The client is accepted once.
         accepting.floor = 0
         accepting.listeners[0].outcomes.append(OSError(errno.EMFILE, "too many open files"))
         accepting.acceptor._accept(listener)

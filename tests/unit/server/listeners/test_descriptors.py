@@ -1,4 +1,4 @@
-"""The limit of file descriptors, and the capacity that it allows."""
+"""Tests of the limit of file descriptors, and the capacity that this limit allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening sockets: addresses, ports, and the errors if one is unavailable."""
+"""Tests of listening sockets: addresses, ports, and the errors if an address or port is unavailable."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_single_address_is_one_listener_that_does_not_block() -> None:
 
 @needs_ipv6
 def test_ipv6_listener_takes_no_ipv4_clients() -> None:
-    # A listener on a single address would take none in any case.
+    # A listener on a single address would take no other clients in any case.
     with opened("::") as [listener, _]:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 

@@ -1,4 +1,4 @@
-"""The workarounds for websockets and uvloop, and the defects that make each of them necessary."""
+"""Tests of the workarounds for websockets and uvloop, and of the defects that make each workaround necessary."""
 
 from __future__ import annotations
 
@@ -117,7 +117,10 @@ def test_transport_is_returned_unchanged() -> None:
 
 
 async def reads_of_a_client_that_sends_and_resets() -> list[bytes | type[OSError]]:
-    """What one-byte reads return, each made when the loop reports that the socket is readable, in 20 turns."""
+    """Returns the results of one-byte reads in 20 turns.
+
+    Each read follows when the loop reports a readable socket.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         accepted, _ = listener.accept()

@@ -1,4 +1,4 @@
-"""What the kernel reports about real connections over loopback."""
+"""Tests of what the kernel reports about real connections over loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Our end of a connection, and the client's."""
+    """Our end of a connection, and the client's end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()

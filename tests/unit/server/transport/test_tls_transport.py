@@ -1,4 +1,4 @@
-"""TLS over real sockets, with OpenSSL at both ends: held data, calls of the protocol, and the end of the connection."""
+"""Tests of TLS over real sockets, with OpenSSL at both ends: held data, calls of the protocol, and the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.both_loops
 
 SHUTDOWN_S = 0.3
 MUCH = bytes(range(256)) * 4096
-"""1 MiB, which is more than the sockets take while the client does not read."""
+"""Data of 1 MiB, which is more than the sockets take while the client does not read."""
 
 
 class Recorder(asyncio.BufferedProtocol):
@@ -320,7 +320,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     connected.transport.write(MUCH)
     connected.transport.write_eof()
     with suppress(ssl.SSLError):
-        connected.client.tls.unwrap()  # sends close_notify; without it, OpenSSL ends both sides
+        connected.client.tls.unwrap()  # this sends close_notify; without it, OpenSSL ends both sides
     connected.client.pump()
     await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.calls)
     read = bytearray()
@@ -447,16 +447,16 @@ async def test_socket_that_is_not_connected_any_more_is_an_error(context: ssl.SS
 
 
 def libssl() -> str | None:
-    """The shared library of OpenSSL that this process has loaded."""
+    """Returns the shared library of OpenSSL that this process has loaded."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     return next((line.split()[-1] for line in lines if "libssl" in line), None)
 
 
 def send_key_updates(client: Client, count: int, *, requested: bool) -> None:
-    """Sends TLS 1.3 key updates, which Python has no function for."""
+    """Sends TLS 1.3 key updates, for which Python has no function."""
     library = ctypes.CDLL(libssl())
-    # The SSL object is the second field of CPython's, after its header.
+    # OpenSSL's SSL object is the second field of CPython's object, after its header.
     openssl = ctypes.c_void_p(ctypes.c_void_p.from_address(id(client.tls._sslobj) + 24).value)  # type: ignore[attr-defined]  # private, and there is no public way
     for _ in range(count):
         assert library.SSL_key_update(openssl, int(requested)) == 1

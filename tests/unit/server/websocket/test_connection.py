@@ -1,4 +1,4 @@
-"""One connection over a transport that a test fills, drains and ends: its writes in each state."""
+"""Tests of one connection over a transport that a test fills, drains and ends: its writes in each state."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class OneClient(Scene):
         return b"".join(self.transport.written)
 
     def says(self, opcode: Opcode, payload: bytes = b"", *, mask: bool = True) -> None:
-        """The client sends a frame."""
+        """Sends a frame as the client."""
         self.receives(Frame(opcode, payload).serialize(mask=mask))
 
     def receives(self, data: bytes) -> None:
-        """Bytes arrive, as the event loop delivers them."""
+        """Delivers bytes to the connection, as the event loop does."""
         for at in range(0, len(data), len(READ_BUFFER)):
             piece = data[at : at + len(READ_BUFFER)]
             buffer = self.connection.get_buffer(-1)
@@ -92,7 +92,7 @@ def scene() -> OneClient:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The connection's socket and the client's."""
+    """The connection's socket and the client's socket."""
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
@@ -402,7 +402,7 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
 
 
 def spent(scene: OneClient) -> int:
-    """Returns how much the limit has charged the client."""
+    """Returns how much the limiter has charged the client."""
     assert scene.read_limiter._total_used_bytes == sum(scene.read_limiter._used_bytes.values())
     return scene.read_limiter._used_bytes.get(scene.connection, 0)
 
@@ -511,7 +511,7 @@ def test_throttled_client_is_not_read_until_it_may_send_more(scene: OneClient) -
     assert scene.transport.reading
     scene.receives(ping)
     assert not scene.transport.reading
-    # The data that was already read is answered.
+    # The connection answers the data that was already read.
     assert b"".join(scene.transport.written) == pong_frame(b"") * (most + 1)
     scene.hours.pass_by(PERIOD_S)
     assert scene.transport.reading
@@ -526,7 +526,7 @@ def test_throttled_client_that_fills_the_buffer_is_read_again_once_its_debt_is_p
     while not scene.transport.reading:
         scene.hours.pass_by(PERIOD_S)
         passed += 1
-    # It pays its debt, one period after another.
+    # The client pays its debt, one period after another.
     assert passed == (len(READ_BUFFER) * (6 + FRAME_COST_BYTES) // 6 + FRAME_COST_BYTES) // CLIENT_BUDGET_BYTES
 
 

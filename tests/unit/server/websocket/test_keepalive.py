@@ -1,4 +1,4 @@
-"""Pings, idle timeouts and close timeouts, with a manual clock."""
+"""Tests of pings, idle timeouts and close timeouts, with a manual clock."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_client_is_never_closed_before_its_time(heard_s: float) -> None:
     now_s = 0.0
     while (now_s, "idle") not in client.said:
         if now_s < heard_s <= now_s + keepalive.tick_s:
-            client.last_received_at = clock.now_s  # as a connection records it
+            client.last_received_at = clock.now_s  # a connection records it in the same way
         now_s += keepalive.tick_s
         look(keepalive, now_s)
     assert IDLE_S <= now_s - heard_s < IDLE_S + 2 * keepalive.tick_s
@@ -311,7 +311,7 @@ async def test_run_pings_many_clients_in_many_turns_of_the_loop(monkeypatch: pyt
 
 
 FREEZES_S = (15.1, 60.0, 3600.0)
-"""Times since the last pass. A pass is due after 5 s, and is late after two more ticks."""
+"""The times since the last pass. A pass is due after 5 s, and is late after two more ticks."""
 
 
 @pytest.mark.parametrize("freeze_s", FREEZES_S)

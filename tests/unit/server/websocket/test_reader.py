@@ -1,4 +1,4 @@
-"""Data from a client: pings and closes are returned, violations have the right code, and nothing is kept."""
+"""Tests of data from a client: pings and closes are returned, violations have the right code, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_ping_outlives_the_buffer_that_it_was_read_into() -> None:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
-    # Longer reads than sockets give, because tracing makes each of them slow.
+    # These reads are longer than those from sockets, because tracing makes each read slow.
     size, read = 1 << 30, memoryview(bytes(1 << 24))
     connection = FrameReader()
     tracemalloc.start()
@@ -277,7 +277,7 @@ def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
 
 # Any bytes, in any split
 
-# Without a time limit, so that the test does not fail on a busy machine.
+# The test has no time limit, so that it does not fail on a busy machine.
 FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
 MASKS = st.binary(min_size=4, max_size=4)
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 124, 125, 126, 127, 300])
@@ -285,7 +285,7 @@ SIZES = st.sampled_from([0, 1, 2, 3, 5, 124, 125, 126, 127, 300])
 
 @st.composite
 def valid_messages(draw: st.DrawFn) -> tuple[bytes, list[Incoming]]:
-    """A data message in one or more fragments with control frames between them, or a control frame."""
+    """Generates a data message in one or more fragments with control frames between them, or a control frame."""
     pieces: list[bytes] = []
     events: list[Incoming] = []
 
@@ -334,7 +334,7 @@ def test_valid_messages_have_the_same_result_in_every_split(
         assert fed(*split(data + close(ending), cuts)) == [*expected, Close(ending)]
 
 
-# Complete characters, incomplete ones, and bytes that are none
+# Complete characters, incomplete characters, and bytes that are no character
 TEXTS = [
     b"a",
     "\u20ac".encode(),
@@ -351,7 +351,7 @@ TEXTS = [
 
 @st.composite
 def frames_of_any_kind(draw: st.DrawFn) -> bytes:
-    """A whole frame, valid or broken in any way but one: no length is longer than its payload."""
+    """Generates a whole frame, valid or broken in any way, except that no length is longer than its payload."""
     opcode = draw(st.sampled_from([CONT, CONT, TEXT, TEXT, BINARY, PING, PONG, CLOSE]) | st.integers(0, 15))
     if opcode in {CONT, TEXT}:
         payload = draw(st.sampled_from(TEXTS[:2])) * draw(SIZES) + draw(st.sampled_from([b"", *TEXTS]))
@@ -372,7 +372,7 @@ def frames_of_any_kind(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def texts_of_any_kind(draw: st.DrawFn) -> bytes:
-    """A text message, valid or not, in fragments; the last of them may be missing."""
+    """Generates a text message, valid or not, in fragments. The last fragment may be missing."""
     payloads = draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
     last = len(payloads) - 1 if draw(st.booleans()) else len(payloads)
     return b"".join(
@@ -388,7 +388,10 @@ PIECES = st.lists(KNOWN | VALID | texts_of_any_kind() | frames_of_any_kind(), ma
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Frames with garbage anywhere among them, which may replace some of their bytes. The end may be cut off."""
+    """Generates frames with garbage anywhere among them, which may replace some of their bytes.
+
+    The end may be cut off.
+    """
     data = draw(PIECES)
     for _ in range(draw(st.integers(0, 3))):
         at, gone = draw(st.integers(0, len(data))), draw(st.integers(0, 4))
@@ -396,7 +399,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data
 
 
-# Possible continuations of a payload: they complete a character, wherever this is possible, or a close code.
+# The possible continuations of a payload complete a close code, or a character wherever this is possible.
 ENDINGS = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xbf", b"\xbf\xbf", b"\xbf\xbf\xbf", b"\x03\xe8"]
 
 
@@ -438,7 +441,7 @@ def oracle(data: bytes) -> list[Incoming | int]:
     if isinstance(protocol.parser_exc, UnicodeDecodeError):
         events.append(1007)
     elif protocol.close_rcvd is not None:
-        # Also between fragments: that is a violation for the library, but not for the bridge.
+        # A close frame between fragments is a violation for the library, but not for the bridge.
         code = protocol.close_rcvd.code
         events.append(Close(None if code == CloseCode.NO_STATUS_RCVD else int(code)))
     elif isinstance(protocol.parser_exc, ProtocolError):
@@ -459,7 +462,7 @@ def completions(data: bytes) -> list[bytes] | None:
         extended = {126: 2, 127: 8}.get(second & 127, 0)
         size = 2 + extended + 4
         head = data[at : at + size]
-        # The missing bytes: a mask, and a length of zero.
+        # The missing bytes are a mask, and a length of zero.
         head = head[:1] + bytes([second]) + head[2:].ljust(size - 2, b"\0")
         length = int.from_bytes(head[2 : 2 + extended], "big") if extended else second & 127
         payload = data[at + size : at + size + length]
@@ -498,7 +501,7 @@ def check(data: bytes, cuts: list[int]) -> None:
     at = 0
     for read in split(data, cuts):
         new = connection.feed(read)
-        # An earlier frame, the frames of six bytes, and a violation.
+        # The results are at most an earlier frame, the frames of six bytes, and a violation.
         assert len(new) <= 1 + len(read) // 6 + 1
         so_far += new
         at += len(read)

@@ -1,4 +1,4 @@
-"""Which requests become WebSocket connections, and how the others are refused."""
+"""Tests which requests become WebSocket connections, and how other requests are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_answer_has_the_accept_of_the_key_but_no_extension_or_subprotocol() -> N
     assert isinstance(found, bytes)
     head, *lines = found.decode().split("\r\n")
     assert head == "HTTP/1.1 101 Switching Protocols"
-    # The accept that RFC 6455, section 1.3, gives for this key.
+    # RFC 6455, section 1.3, gives this accept value for this key.
     assert [line for line in lines if not line.startswith("Date: ")] == [
         "Upgrade: websocket",
         "Connection: Upgrade",
