@@ -19,8 +19,8 @@ from aio_pika.abc import AbstractConnection
 from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stubs
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
-# Before the modules are imported, so that their failing assertions show values. Not in `tests/__init__.py`, because
-# the benchmark imports `tests` with an interpreter that has no pytest.
+# This call comes before the import of the modules, so that their failing assertions show values. It is not in
+# `tests/__init__.py`, because the benchmark imports `tests` with an interpreter that has no pytest.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.broker import ports
@@ -35,19 +35,19 @@ pytest_plugins = ["tests.support.figures", "tests.support.releases_marker"]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """asyncio's own loop, and for what is marked with `both_loops` uvloop as well, which the bridge is served with."""
+    """Returns asyncio's own loop. For tests with the mark `both_loops`, also returns uvloop, which the bridge uses."""
     own: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
     return own | {"uvloop": uvloop.new_event_loop} if item.get_closest_marker("both_loops") else own
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each worker ports of its own: one that is free may be another's, whose broker is about to start on it."""
+    """Gives each worker its own range of ports: the broker of another worker may be about to start on a free port."""
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
         return
     index, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
     size = (ports._LAST_PORT - ports._FIRST_PORT) // count
-    # A worker that replaces one that crashed has a number beyond the count.
+    # A worker that replaces a crashed worker has a number beyond the count.
     ports._FIRST_PORT += index % count * size
     ports._LAST_PORT = ports._FIRST_PORT + size
 
@@ -115,7 +115,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def broker(worker_id: str) -> Iterator[Broker]:
-    """A real RabbitMQ, shared by all tests: leave nothing in it, and leave it running."""
+    """A real RabbitMQ, shared by all tests. Leave nothing in this broker, and leave it running."""
     yield from shared(worker_id)
 
 
@@ -123,7 +123,7 @@ def broker(worker_id: str) -> Iterator[Broker]:
 def node_broker() -> Iterator[PrivateNode]:
     """A private node that a test may kill, restart, pause and configure.
 
-    All tests that use it run in one worker. Leave it running as it was.
+    All tests that use this node run in one worker. Leave the node running and unchanged.
     """
     try:
         node = started_node()
@@ -144,7 +144,7 @@ def mortal_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[str]:
-    """The name of the image that `docker/Dockerfile` makes. All tests that use it run in one worker."""
+    """The name of the image that `docker/Dockerfile` makes. All tests that use this image run in one worker."""
     with built() as name:
         yield name
 
@@ -181,14 +181,14 @@ async def _own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """An exchange's name; the test or the bridge declares it."""
+    """The name of an exchange. The test or the bridge declares the exchange."""
     async for name in _own(amqp, "exchange"):
         yield name
 
 
 @pytest.fixture
 async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """A queue's name; the test or the bridge declares it."""
+    """The name of a queue. The test or the bridge declares the queue."""
     async for name in _own(amqp, "queue"):
         yield name
 
@@ -202,7 +202,7 @@ async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 def node() -> str:
-    """Node's command, with the packages that the tests need of it."""
+    """The command of Node, with the packages that the tests need."""
     command = shutil.which("node")
     if command is None:
         unavailable("node is not installed")

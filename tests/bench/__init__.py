@@ -1,1 +1,1 @@
-"""Measurements: they print figures, and assert nothing about time."""
+"""Measurements, which print figures and assert nothing about time."""

@@ -56,7 +56,7 @@ class Place:
     amqp: str
     exchange: str
     log: Path
-    """Gets the output of all processes."""
+    """The file that gets the output of all processes."""
 
     def variables(self, port: int = 0) -> dict[str, str]:
         """Returns the environment variables for a candidate, a feeder or a publisher."""
@@ -138,7 +138,10 @@ def launched(candidate: Candidate, place: Place, **settings: str) -> Iterator[Se
 
 
 def _ready(server: Server, place: Place) -> bool:
-    """Whether the server listens, and the exchange routes events to its queue. No candidate has to report this."""
+    """Whether the server listens, and the exchange routes events to its queue.
+
+    No candidate must report this state.
+    """
     if not os.path.exists(f"/proc/{server.pid}/exe"):  # noqa: PTH110 - the link of a zombie can't be followed
         raise Failed(f"the process ended; {place.log} has its output")
     try:

@@ -16,7 +16,7 @@ FAULTS = {
     CUT: "reading clients disconnected",
     REFUSED: "clients refused",
 }
-"""What the bridge must never do, on any machine."""
+"""The faults that the bridge must never have, on any machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Case:
     not_for: frozenset[str] = frozenset()
     only_ours: bool = False
     rounds: int | None = None
-    """None: the number from the command line."""
+    """The number of rounds. None means the number from the command line."""
 
     def takes(self, candidate: Candidate) -> bool:
         """Whether the case can measure the candidate."""
@@ -50,7 +50,7 @@ class Case:
 
 
 def faults(case: Case, rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Returns a sentence for each thing that the bridge must never do and did."""
+    """Returns a sentence for each of FAULTS that the bridge had."""
     return [
         f"{case.title}, round {number}: {row[key]:.0f} {what}"
         for number, row in enumerate(rows.get(OURS, ()), 1)

@@ -26,7 +26,7 @@ enum state { IDLE, CONNECTING, SHAKING, OPEN, ENDED };
 struct client {
   int fd;
   uint8_t state, stalled;
-  int error; // errno of its end
+  int error; // errno of the connection's end
   unsigned answered;
   uint16_t code; // code of the server's close frame
   uint64_t updates, last;
@@ -96,7 +96,7 @@ static int is_resume(const struct frames *frame) {
   return frame->kept > sizeof RESUME - 1 && !memcmp(frame->payload, RESUME, sizeof RESUME - 1);
 }
 
-// The first message to a client that resumes. It is not an update.
+// Reads `resume`, the first message to a client that resumes, which is not an update.
 static void on_resume(struct client *client, const struct frames *frame) {
   const uint8_t *replayed = memmem(frame->payload, frame->kept, REPLAYED, sizeof REPLAYED - 1);
   resumes++;
@@ -177,7 +177,7 @@ static void begin(struct client *client) {
   if (client->fd < 0)
     fail("socket");
   int small = STALLED_BUFFER;
-  // Before connect, because the size determines the window that the handshake announces.
+  // The size is set before connect, because it determines the window that the handshake announces.
   if (client->stalled && setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small))
     fail("setsockopt");
   client->state = CONNECTING;

@@ -19,7 +19,7 @@ OPEN_LIMIT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """How many connections are in which state at the end."""
+    """The number of connections in each state at the end."""
 
     connected: int
     reset: int
@@ -36,13 +36,13 @@ class Seen:
     open_s: float
     refused_back: int
     back_s: float
-    """How long it took until all connections were open again, or 0 if none was dropped."""
+    """The time until all connections were open again, or 0 if no connection was dropped."""
     resumes: int
-    """Number of `resume` messages."""
+    """The number of `resume` messages."""
     incomplete: int
-    """Number of `resume` messages that said that updates are missing."""
+    """The number of `resume` messages that reported missing updates."""
     caught_s: float
-    """How long it took from the first connection until the last client had all requested updates."""
+    """The time from the first connection until the last client had all requested updates."""
     frames: int
     lost: int
     extra: int
@@ -51,7 +51,7 @@ class Seen:
     cut: int
     pings: int
     span_s: float
-    """Time from the first update to the last one."""
+    """The time from the first update to the last one."""
     cpu_us: float
     p50_us: float
     p90_us: float

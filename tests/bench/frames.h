@@ -6,7 +6,7 @@
 
 enum { TEXT = 1, CLOSE = 8, PING = 9 };
 
-// How many bytes of a payload are kept: all of a control frame, and the part of an update that has its number.
+// The number of payload bytes that are kept: all of a control frame, and the part of an update with its number.
 #define KEPT 125
 
 struct frames {

@@ -1,7 +1,7 @@
 // load PORT CLIENTS [OPTION ...]: many WebSocket clients of ws://127.0.0.1:PORT/updates, in one thread.
 //
-// It opens the connections, reads what the server sends, prints one line of JSON (number, delay and order of updates)
-// and stays connected until SIGTERM. The number after "killmailId": near the start of an update is the time of its
+// The program opens the connections, reads all updates, prints one line of JSON (number, delay and order of updates) and
+// stays connected until SIGTERM. The number after "killmailId": near the start of an update is the time of its
 // publication, in microseconds of CLOCK_MONOTONIC.
 //
 //   --inflight W   the maximum number of unfinished handshakes (256)

@@ -1,4 +1,4 @@
-"""Child processes, and what they cost, which is read from /proc."""
+"""Runs child processes, and reads their processor time and memory from /proc."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ _QUIET_SHARE = 0.03
 
 
 class Failed(Exception):
-    """A candidate can't be measured. The message says why."""
+    """A candidate can't be measured. The message gives the reason."""
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         pass
     finally:
-        # Also after Ctrl-C during the wait. This ends the command's own child processes, too.
+        # The group is killed even after Ctrl-C during the wait. This also ends the command's own child processes.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,7 +1,8 @@
 """`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: publishes killmails. RATE 0 is full speed.
 
 The variable AMQP names the broker, and RATE is per second. The id of a killmail is the time of its publication, in
-microseconds of CLOCK_MONOTONIC. So a client on the same machine knows its age, and detects a wrong order.
+microseconds of CLOCK_MONOTONIC. A client on the same machine thus knows the age of an update, and detects a wrong
+order.
 """
 
 import itertools

@@ -29,7 +29,7 @@ from tests.support.running import bridge_process, consumer_of, port_of, running,
 from tests.support.scene import RECOVERY_LIMIT_S, scene
 from tests.support.waiting import eventually
 
-WRONG_PASSWORD = "correct-horse"  # a text that no message contains by chance
+WRONG_PASSWORD = "correct-horse"  # no message contains this text by chance
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ async def silent_server() -> AsyncIterator[int]:
 IMPATIENT = Timing(connect_timeout_s=1.0)
 
 GIVEN_UP_LIMIT_S = 15.0
-"""The limit on a busy machine. aio-pika alone waits for 30 s."""
+"""The limit for giving up a silent node on a busy machine. aio-pika alone waits for 30 s."""
 """A node has one second to answer, instead of five."""
 
 
@@ -129,7 +129,10 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
 
 
 async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_broker: Broker) -> None:
-    """A bridge that starts before its broker reports it and accepts clients. It needs no help when the broker is up."""
+    """A bridge that starts before its broker reports this and accepts clients.
+
+    It connects by itself when the broker is up.
+    """
     exchange = unique("exchange")
     await asyncio.to_thread(mortal_broker.kill)
     async with started(mortal_broker.url, exchanges=f"{exchange}=killmail") as bridge:
@@ -147,7 +150,7 @@ async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_b
 
 
 async def test_node_that_is_down_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
-    """If the first of several nodes is dead, this costs no time."""
+    """If the first of several nodes is dead, the bridge connects without a delay."""
     urls = f"amqp://guest:guest@127.0.0.1:{free_port()}/,{broker.url}"
     async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
         assert sample(bridge, "bridge_broker_connection_attempts_total") == 1
@@ -203,7 +206,7 @@ async def test_node_that_answers_with_something_else_is_passed_over_and_left(
 
 
 async def test_broker_that_sends_nothing_is_named_in_readyz() -> None:
-    """A broker that accepts connections and sends nothing does not block the bridge. /readyz names it and the limit."""
+    """A broker that accepts connections and sends nothing does not block the bridge, and /readyz names it."""
     async with silent_server() as silent:
         url = f"amqp://guest:{WRONG_PASSWORD}@127.0.0.1:{silent}/"
         async with started(url, IMPATIENT) as bridge:
@@ -212,7 +215,7 @@ async def test_broker_that_sends_nothing_is_named_in_readyz() -> None:
 
 
 async def test_broker_that_sends_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
-    """Promise: the bridge closes such a connection without an answer to its TLS shutdown."""
+    """Promise: the bridge closes a connection to a silent broker without an answer to its TLS shutdown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     chain, key = certificate(tmp_path, "broker")
     context.load_cert_chain(chain, key)
@@ -266,7 +269,7 @@ async def test_refusal_at_the_start_ends_the_bridge_with_3(
 async def test_refusal_with_wait_leaves_the_bridge_up_and_is_in_readyz(
     kind: str, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """With BRIDGE_WAIT, the bridge runs on after a refusal, and reports what is wrong."""
+    """With BRIDGE_WAIT, the bridge continues after a refusal, and reports the cause."""
     url, words = await refused(kind, broker, amqp, exchange)
     async with started(url, exchanges=f"{exchange}=killmail", wait="true") as bridge:
         body = await not_ready(bridge)

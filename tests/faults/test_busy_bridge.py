@@ -78,6 +78,6 @@ async def test_client_is_served_although_a_turn_takes_longer_than_the_timeout_of
             with urllib.request.urlopen(url, timeout=READ_LIMIT_S, context=context) as answer:
                 return int(answer.status)
 
-        # Several clients, because they connect in different turns of the loop.
+        # There are several clients, because they connect in different turns of the loop.
         assert await asyncio.gather(*(asyncio.to_thread(ask) for _ in range(5))) == [200] * 5
         assert sample(bridge, "bridge_clients_refused_total", rule="timeout") == 0

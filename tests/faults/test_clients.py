@@ -22,11 +22,11 @@ STALLED = 500
 LOG_BYTES = 2 * MB
 
 MEMORY_BYTES = 12 * MB
-"""The bridge may grow by this in addition to its log: connections, and what an allocator rounds up."""
+"""The memory by which the bridge may grow in addition to its log: connections, and rounding by the allocator."""
 
 DRIPPING = 300
 DRIP_S = 0.02
-"""Between two bytes of a request of about 170 bytes. It would take three times the handshake timeout."""
+"""The pause between two bytes of a request of about 170 bytes, which would take three times the handshake timeout."""
 
 RATE, STORM_S = 1000, 8
 """Connects and disconnects per second, and the duration."""
@@ -76,7 +76,10 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
 async def test_slow_requests_are_refused_in_time_and_take_no_capacity(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A request that is sent byte by byte is refused at the handshake timeout. Its client is gone at twice that."""
+    """A request that is sent byte by byte is refused at the handshake timeout.
+
+    Its client is gone at twice the timeout.
+    """
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_HANDSHAKE_TIMEOUT": "1s"}
     async with bridge_process(broker.url, **variables) as process:
         await process.consuming()
@@ -113,7 +116,8 @@ def come_and_go(port: int, count: int) -> float:
         if ahead_s > 0:
             time.sleep(ahead_s)
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-            # In turn: no request; an end before the answer; an end after the answer; a closing handshake.
+            # The clients alternate between no request, an end before the answer, an end after it, and a closing
+            # handshake.
             if number % 4:
                 client.sendall(hello)
             if number % 4 > 1:
@@ -137,7 +141,7 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
             before = sockets(pid)
-            # The first clients load modules and fill caches, which stay.
+            # The first clients load modules and fill caches, which keep their memory.
             await asyncio.to_thread(come_and_go, port, RATE // 2)
             await eventually("the first are gone", lambda: sockets(pid) == before)
             memory = Memory(pid)

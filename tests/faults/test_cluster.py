@@ -40,7 +40,7 @@ SIZE = 3
 REPLICATED_LIMIT_S = 120.0
 """The limit until a restarted node has a whole stream. The cluster retries the replication every few seconds."""
 
-# The node itself waits for up to 20 s: each run of rabbitmqctl costs more than 1 s of processor time.
+# The node itself waits for up to 20 s, because each run of rabbitmqctl takes more than 1 s of processor time.
 WHEN_REPLICATED = """
 Whole = fun() ->
     {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{stream}">>)),
@@ -75,14 +75,14 @@ class Member(PrivateNode):
 
     @property
     def alive(self) -> bool:
-        """Whether it was started, and was not killed since."""
+        """Whether the node was started and was not killed since."""
         return self._process is not None
 
 
 class Cluster:
-    """Three private nodes on loopback, of which any two are enough. Each can be killed and started again.
+    """Three private nodes on loopback. Any two of them are enough. Each can be killed and started again.
 
-    The nodes share only a cookie and an epmd. Each has its own data, logs and ports.
+    The nodes share only a cookie and an epmd. Each node has its own data, logs and ports.
     """
 
     def __init__(self, server: Path) -> None:
@@ -92,16 +92,16 @@ class Cluster:
         names = [f"edk-bridge-{cluster}-{number}@localhost" for number in range(1, SIZE + 1)]
         joining = {"cluster_formation.peer_discovery_backend": "classic_config"}
         joining |= {f"cluster_formation.classic_config.nodes.{number}": name for number, name in enumerate(names, 1)}
-        # The first node has no peers to find: it would ask for them ten times before it starts alone.
+        # The first node has no peers to find: it would look for peers ten times before it starts alone.
         confs = [{}, *(joining for _ in names[1:])]
         self.members = [
             Member(server, name, conf, cookie, self._epmd_port) for name, conf in zip(names, confs, strict=True)
         ]
         self.url = ",".join(member.url for member in self.members)
-        """All nodes, to be tried in turn."""
+        """The URL of all nodes, which are tried in turn."""
 
     def start(self) -> None:
-        """Returns when all nodes answer AMQP as one cluster, a quarter of a minute later.
+        """Returns when all nodes answer AMQP as one cluster, after about 15 s.
 
         Raises RuntimeError with the log of a node that does not start.
         """
@@ -160,7 +160,7 @@ PREFETCH = 500
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A RabbitMQ cluster of three nodes. A test may kill and restart them, but must leave all of them running."""
+    """A RabbitMQ cluster of three nodes. A test may kill and restart the nodes, but must leave all of them running."""
     try:
         nodes = Cluster(find_server(say, may_install=False))
     except NoBroker as error:
@@ -323,7 +323,7 @@ async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_u
                 "the broker answers other requests, but not" in str(each)
                 for each in exclusive.warnings + named.warnings
             )
-        # This is twice the limit for a broker that answers nothing.
+        # The pause is twice the limit for a broker that answers nothing.
         requested_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
         for each in (exclusive, named):
             status = consumer_of(each.bridge).status

@@ -40,7 +40,7 @@ async def test_connection_that_is_cut_is_opened_again(stage: Scene, tunnels: tup
 
 
 async def test_slow_connection_is_kept(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
-    """Promise: a slow connection only makes updates late."""
+    """Promise: a slow connection only delays updates."""
     fault = await stage.fault()
     tunnels[0].slow(SLOW_BYTES_S)
     await stage.fetcher.further(300)

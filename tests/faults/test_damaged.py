@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Damager:
-    """Damages one frame of a delivery when it is armed. All other bytes pass unchanged."""
+    """Damages one frame of a delivery when the test arms it. All other bytes pass unchanged."""
 
     def __init__(self, kind: int, damage: Callable[[bytes], bytes]) -> None:
         self._kind = kind

@@ -26,10 +26,10 @@ CAPACITY = LIMIT - OWN_DESCRIPTORS
 OVERFLOW = CAPACITY // 4
 CONNECTIONS = CAPACITY - OVERFLOW
 PRESSING = 200
-"""Clients that connect at once, with so few descriptors."""
+"""The number of clients that connect at once while there are too few descriptors."""
 
 WAITING = 50
-"""Clients that connect while no descriptor is free."""
+"""The number of clients that connect while no descriptor is free."""
 
 CPU_SHARE = 0.5
 """The bridge may use this share of a core while no descriptor is free. A busy loop uses all of it."""
@@ -48,7 +48,7 @@ async def fate(port: int) -> tuple[str, asyncio.StreamWriter | None]:
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:
-        return "dropped", None  # before this program noticed the connection
+        return "dropped", None  # the end came before this program noticed the connection
     try:
         writer.write(request(port))
         await reader.readuntil(b"\r\n\r\n")
@@ -73,13 +73,16 @@ async def without_descriptors(process: BridgeProcess, limit: int) -> AsyncIterat
 async def test_descriptors_that_run_out_and_become_free_cost_no_update(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Without descriptors, the bridge continues, idles and logs it once. It later accepts the clients that waited."""
+    """Without descriptors, the bridge continues, idles and logs the shortage once.
+
+    It later accepts the waiting clients.
+    """
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            # With this limit, even the descriptor is missing with which libuv refuses clients.
+            # With this limit, even the spare descriptor is missing that libuv needs to refuse clients.
             async with without_descriptors(process, 5):
                 early = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)))
                 await eventually("it is logged", lambda: count(process, SHORT))
@@ -117,7 +120,7 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
         port = await process.port()
         client = await RawClient.open(port)
         async with without_descriptors(process, 5):
-            # This client needs a descriptor. The shortage shows only then.
+            # This client needs a descriptor, so the bridge notices the shortage.
             _, waiting = await asyncio.open_connection("127.0.0.1", port)
             await eventually("it is logged", lambda: count(process, SHORT))
             tunnel.cut()
@@ -132,7 +135,7 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
 async def test_clients_alone_cannot_use_up_the_descriptors(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """With fewer descriptors than allowed connections, clients get 1013. Those beyond are dropped and counted."""
+    """With fewer descriptors than allowed connections, clients get 1013. Further clients are dropped and counted."""
     command = ("prlimit", f"--nofile={LIMIT}:{LIMIT}", *COMMAND)
     async with bridge_process(broker.url, command=command, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()

@@ -74,7 +74,10 @@ async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
 async def test_exchange_that_only_its_owner_can_declare_is_waited_for(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Promise: the bridge does not replace an exchange with arguments. `/readyz` names it until it is back."""
+    """Promise: the bridge does not replace an exchange with arguments.
+
+    `/readyz` names the exchange until it is back.
+    """
     kind: dict[str, Any] = {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}}
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, **kind)

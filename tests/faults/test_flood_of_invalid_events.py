@@ -1,4 +1,4 @@
-"""Thousands of invalid events: each is in the queue of rejected events before it is acknowledged."""
+"""Thousands of invalid events. Each of them is in the queue of rejected events before it is acknowledged."""
 
 import asyncio
 from collections import Counter
@@ -37,10 +37,10 @@ INVALID_EVENTS: dict[str, Callable[[int], bytes]] = {
 """Invalid events by the reason of their rejection, each with a number in it."""
 
 LINES_EACH = 14
-"""Lines of the log for a reason: one for each power of two up to COUNT."""
+"""The number of log lines for a reason: one for each power of two up to COUNT."""
 
 LINES = 20
-"""Lines of the log for everything else."""
+"""The number of log lines for everything else."""
 
 
 def invalid_events(count: int) -> dict[bytes, str]:

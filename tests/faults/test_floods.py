@@ -38,36 +38,37 @@ from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 alone = pytest.mark.alone
-"""Other tests would distort the measured delays, and floods would disturb other tests."""
+"""These tests run alone: other tests would distort the measured delays, and floods would disturb other tests."""
 
 CONTINUATION, BINARY = 0, 2
 GIB = 2**30
 CHUNK = b"x" * 65536
 
 FLOOD_S = 3.0
-"""How long a client sends as fast as it can."""
+"""The time for which a client sends as fast as it can, in seconds."""
 
 SEND_BUFFER_BYTES = 65536
-"""The client's send buffer in the kernel, which takes twice as much."""
+"""The requested size of the client's send buffer. The kernel takes twice as much."""
 
 ENCRYPTED = 20
-"""Clients that flood through TLS."""
+"""The number of clients that flood through TLS."""
 
 TLS_BYTES = 128 * 1024
-"""The bridge may hold this much for each of these: TLS's own buffers, and bytes that were read and not processed."""
+"""The memory that the bridge may hold for each of them: TLS's own buffers, and bytes that were read and not
+processed."""
 
 FLOODERS = 400
-"""Clients that flood at the same time."""
+"""The number of clients that flood at the same time."""
 
 MEMORY_BYTES = 12 * MB
-"""The bridge may grow by this in any flood: its update log, 1 MiB here, and what an allocator rounds up."""
+"""The memory by which the bridge may grow in any flood: its update log, 1 MiB here, and rounding by the allocator."""
 
 DELAY_S = 0.05
-"""The limit for 90% of the updates to a healthy client during a flood. They take 0.1 to 0.4 s if the bridge reads a
-client as long as it sends."""
+"""The delay within which 90% of the updates reach a healthy client during a flood. The delay is 0.1 to 0.4 s if the
+bridge reads a client as long as it sends."""
 
 TOGETHER_DELAY_S = 0.25
-"""The same while hundreds of clients flood. Without a common limit, not one update arrives in 20 s."""
+"""The same limit while hundreds of clients flood. Without a common read limit, not one update arrives in 20 s."""
 
 CPU_SHARE = 0.6
 """The largest share of a core for a flood by hundreds of clients, with their handshakes and the updates to them."""
@@ -196,7 +197,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
         assert flooder.sent_bytes <= most, f"{flooder.sent_bytes:,} bytes, of {most:,}"
         assert await metric(port, "bridge_client_throttles_total") > 0
         assert process.logged("client throttled") is not None
-        # The bridge must not be so slow that it seems to read nothing.
+        # A bridge that reads nothing would pass the check above.
         assert flooder.sent_bytes >= most / 4
         assert process.logged("client evicted") is None
         await verify(stream, memory)
@@ -269,9 +270,10 @@ async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
                 TOTAL_BUDGET_BYTES * 6 / (6 + FRAME_COST_BYTES) + RESUMED_PER_PERIOD * THROTTLED_READ_BYTES
             )
             assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
-            # The flooding clients end with a reset. The bridge notices it although it reads nothing from most of them.
+            # The flooding clients end with a reset. The bridge notices the reset, although it reads nothing from most
+            # of them.
             await eventually("their connections are gone", lambda: connections(port, COUNT))
-            # The bridge has read the healthy clients all the time. Otherwise it would have evicted them.
+            # The bridge has read the healthy clients all the time. Otherwise, it would have evicted these clients.
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
             await verify(stream, memory)
             figures.record(
@@ -312,7 +314,7 @@ async def test_half_a_frame_and_silence_is_idle_and_an_endless_frame_is_not_buff
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """A client that stops within a frame is evicted as idle. A client whose frame never ends stays, at no cost."""
-    # The healthy clients can answer in this time, also while other tests run.
+    # The healthy clients can answer within this timeout, even while other tests run.
     idle = {"BRIDGE_IDLE_TIMEOUT": "4s", "BRIDGE_PING_INTERVAL": "1s"}
     async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
         before = sockets(process.process.pid)

@@ -17,7 +17,7 @@ NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 IDLE_TIMEOUT_S, PING_INTERVAL_S = 1.2, 0.4
 
 FREEZE_S = 1.8
-"""Longer than the idle timeout and its tolerance of a tick."""
+"""The duration of a freeze, longer than the idle timeout and its tolerance of a tick."""
 
 CROWD = 1200
 """With this number of clients, their pongs would exceed the common limit of a quarter of a second if they counted."""

@@ -20,7 +20,7 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 PREFETCH, BEHIND = 50, 5
-"""Events that are held, and events that wait behind them."""
+"""The number of held events, and of events that wait behind them."""
 
 LEAVE_LIMIT_S = 15.0
 """The limit from the end of the fault until no event is held any more, on a busy machine."""
@@ -29,8 +29,8 @@ LASTING_S = 3.0
 """After this time, the pauses between attempts have their maximum length."""
 
 ATTEMPTS = 20
-"""Attempts in LASTING_S and until the fault is noticed, however many events are held. One more for each event is before
-that."""
+"""The maximum number of attempts in LASTING_S and until the fault is noticed, however many events are held. Each event
+causes one more attempt before that."""
 
 KEY = "somewhere"
 """The events' routing key. A fanout exchange ignores it."""
@@ -147,7 +147,7 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
 ) -> None:
     """A rejected event that can't be published stays unacknowledged. `/readyz` has status 503 and the reason.
 
-    The bridge retries seldom. After the cause ends, it publishes the event within 2 s.
+    The bridge retries rarely. After the cause ends, it publishes the event within 2 s.
     """
     attempts = 0
     publish_once = ConfirmChannel.publish
@@ -208,7 +208,7 @@ async def test_what_is_deleted_is_declared_again_and_no_rejected_event_is_lost(
         since_s = time.monotonic()
 
         async def held() -> tuple[dict[str, Any], float]:
-            # This is the report of `/readyz`. The state does not last as long as a request.
+            # The test reads the report of `/readyz` directly, because the state is shorter than a request.
             await eventually("it is reported", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
             return bridge.readiness.report()[1], sample(bridge, "bridge_rejects_waiting")
 

@@ -23,13 +23,16 @@ from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 MAX_UNCONFIRMED = 50
-"""Outstanding confirms, which allow many hundreds of events per second."""
+"""The number of outstanding confirms, which allows many hundreds of events per second."""
 
 PREFETCH = 100
 
 
 class Stream:
-    """Publishes numbered persistent killmails without a pause. Records the numbers of confirmed and refused ones."""
+    """Publishes numbered persistent killmails without a pause.
+
+    Records the numbers of confirmed and refused killmails.
+    """
 
     def __init__(self, exchange: aio_pika.abc.AbstractExchange) -> None:
         self._exchange = exchange
@@ -37,7 +40,7 @@ class Stream:
         self._stopping = False
         self.confirmed: list[int] = []
         self.refused: set[int] = set()
-        """The events that the broker answered with a nack. They may still be in some queues."""
+        """The events that the broker answered with a nack. Such events may still be in some queues."""
         self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
     async def _run(self) -> None:
@@ -102,7 +105,7 @@ class Client:
         return b'"killmailId":%d,' % number in self._collector.received
 
     async def ended(self) -> None:
-        """Waits for the end of the connection: the client then has all that was sent to it."""
+        """Waits for the end of the connection. The client then has all updates that the bridge sent."""
         await self._collector.lost
 
     def close(self) -> None:
@@ -113,7 +116,7 @@ class Client:
 async def successor(broker: Broker, **variables: str) -> AsyncIterator[tuple[Proxy, Client]]:
     """Starts a bridge with a client. The bridge reaches its broker only when the proxy is opened.
 
-    A bridge sends the events of its queue as soon as it consumes. A client must be connected before to get them.
+    A bridge sends the events of its queue as soon as it consumes, so a client must be connected before.
     """
     async with proxy(broker.url) as tunnel, bridge_process(tunnel.url, BRIDGE_WAIT="true", **variables) as process:
         client = await Client.of(process)
@@ -185,7 +188,7 @@ def assert_all_arrived(confirmed: list[int], *clients: Client) -> None:
 async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowledged(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """With BRIDGE_QUEUE, a bridge is killed under load, and another one goes on.
+    """With BRIDGE_QUEUE, a bridge is killed under load, and another bridge takes over.
 
     Every confirmed event reaches a client of one of the bridges. Only events in flight come twice. Each client gets its
     updates once and in order.
@@ -242,7 +245,7 @@ async def test_killed_bridge_with_acknowledgements_in_flight_costs_at_most_the_p
 async def test_stopped_bridge_leaves_to_its_successor_exactly_what_it_did_not_send(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """With BRIDGE_QUEUE, a bridge gets SIGTERM under load, and another one goes on.
+    """With BRIDGE_QUEUE, a bridge gets SIGTERM under load, and another bridge takes over.
 
     Every confirmed event reaches a client of exactly one of the bridges. The clients of the first bridge are closed
     with 1001.

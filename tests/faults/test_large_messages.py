@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 LOG_MB, IN_HAND_MB = 16, 64
-"""The bridge may take this in addition to one message: `BRIDGE_LOG_BYTES`, and messages in progress."""
+"""The memory in addition to one message that the bridge may take: `BRIDGE_LOG_BYTES`, and messages in progress."""
 
 BASE_MB = 50
 """The memory of a bridge without clients: the measurement begins with the process."""
@@ -82,7 +82,10 @@ async def _has_updates(port: int) -> bool:
 async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_and_not_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """The broker closes a connection that is not read. The next one takes no more messages than there is room for."""
+    """The broker closes a connection that is not read.
+
+    The next connection takes no more messages than fit into memory.
+    """
     size, count = 8_000_000, 30
     await queue_with(amqp, queue, size, count)
     channel = await amqp.channel()
@@ -101,7 +104,7 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
             limit_s=LIMIT_S,
         )
         await eventually("it consumes again", lambda: process.logged("broker recovered"), limit_s=LIMIT_S)
-        # The exchange always has a queue: otherwise the broker would return whole messages as unroutable.
+        # The exchange always has a queue, because the broker would return whole messages without one.
         kept = await channel.declare_queue(f"{rejects}.kept", durable=True)
         await kept.bind(rejects, "#")
         await channel.queue_delete(rejects)
@@ -111,7 +114,7 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
         assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + MAX_HELD_BYTES + size
         assert await metric(port, "bridge_rejects_lost_total") == 0
     assert len(await take(amqp, kept.name, count)) == count
-    # An event is there twice if its confirm was lost with the connection.
+    # An event is in the queue twice if its confirm was lost with the connection.
     await kept.delete(if_empty=False)
     await channel.close()
 

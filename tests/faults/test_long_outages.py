@@ -22,7 +22,7 @@ UNPROVEN = "the broker has not answered for 2 s"
 NOTICED = "does not answer within 6 s"
 
 DOES = "is not ready after 10 s, closes the connection after 21 s, retries"
-"""The times are those of the product's own constants."""
+"""The reaction of the bridge, with the times of the product's own constants."""
 
 LATE_LIMIT_S = 3.0
 
@@ -86,7 +86,10 @@ async def test_connection_with_one_direction_is_closed(broker: Broker, blocked: 
 
 @pytest.mark.slow
 async def test_half_open_connection_gets_no_new_events(broker: Broker) -> None:
-    """Promise: a new connection gets all new events. Those of the half-open one are delivered again, and only once."""
+    """Promise: a new connection gets all new events.
+
+    The events of the half-open connection are delivered again, and only once.
+    """
     async with proxy(broker.url) as tunnel:
         await tunnel.open()
         async with scene(broker.url, tunnel.url, FORGETFUL) as stage:

@@ -47,7 +47,7 @@ async def test_connections_that_are_closed_by_force_are_opened_again(node_broker
 
 
 async def test_password_that_is_changed_is_named_until_it_is_right_again(node_broker: PrivateNode) -> None:
-    """Promise: `/readyz` names the user. The bridge consumes again without help when the password is changed back."""
+    """Promise: `/readyz` names the user. The bridge consumes again by itself when the password is changed back."""
     url = await node_broker.user()
     user = user_of(url)
     async with scene(node_broker.url, url) as stage:
@@ -67,7 +67,7 @@ async def test_password_that_is_changed_is_named_until_it_is_right_again(node_br
 
 @pytest.mark.slow
 async def test_virtual_host_that_is_deleted_and_created_again_is_consumed_from_again(node_broker: PrivateNode) -> None:
-    """Promise: `/readyz` names the virtual host. Its events are lost, and the bridge runs on."""
+    """Promise: `/readyz` names the virtual host. Its events are lost, and the bridge continues."""
     vhost = unique("vhost")
     rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
     definitions = {"vhosts": [{"name": vhost}], "permissions": [{"vhost": vhost, **rights}]}
@@ -140,7 +140,7 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
 
 
 async def test_missing_permission_to_read_the_queue_ends_the_start(node_broker: PrivateNode) -> None:
-    """Promise: if only the permission to consume is missing, the start ends as with any other."""
+    """Promise: if only the permission to consume is missing, the start ends as with any other missing permission."""
     exchange, queue = unique("exchange"), unique("queue")
     url = await node_broker.user(read=f"^{exchange}$")
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": "off"}
@@ -189,7 +189,7 @@ async def test_broker_that_is_short_of_memory_is_consumed_from_and_rejected_even
         await process.consuming()
         port = await process.port()
         client = await RawClient.open(port)
-        # Both connections are open: the one for rejected events must be blocked, and not be opened under the alarm.
+        # Both connections are open: the alarm must block an open connection for rejected events.
         await readyz(port, 200)
         process.process.send_signal(signal.SIGSTOP)
         await publish(amqp, exchange, b"invalid", killmail(1))

@@ -1,4 +1,4 @@
-"""A publisher loses its broker: all confirmed updates are there, and the others follow without help."""
+"""A publisher loses its broker: all confirmed updates are in the queue, and the others follow without help."""
 
 import asyncio
 import logging
@@ -113,7 +113,7 @@ async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
 async def test_task_that_continues_after_a_cancellation_publishes_like_any_other(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Such a task may publish a last update. A lost connection must not raise an undocumented error there."""
+    """A cancelled task may publish a last update. A lost connection must not raise an undocumented error in it."""
     await bind(amqp, exchange, queue)
 
     async def last_words(publisher: Publisher) -> bool:
@@ -144,7 +144,7 @@ async def _at_least(amqp: AbstractConnection, queue: str, count: int) -> bool:
 async def test_close_does_not_wait_for_a_broker_that_reads_nothing(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """A broker that is short of memory does not empty the socket. aiormq would wait for that."""
+    """A broker that is short of memory does not read from the socket, and aiormq would wait until it does."""
     await bind(amqp, exchange, queue)
     async with proxy(broker.url) as tunnel:
         await tunnel.open()
@@ -193,9 +193,9 @@ async def test_update_that_is_cancelled_leaves_the_others_alone(
         await tunnel.open()
         await asyncio.wait(early)
         late = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100, 400)]
-        # Now the broker has some of the updates, but not all.
+        # The broker now has some of the updates, but not all.
         await late[150]
-        # No confirm arrives meanwhile: a single one could confirm all of them.
+        # No confirm arrives meanwhile, because a single confirm could confirm all updates.
         tunnel.hold(Direction.DOWN)
         more = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(400, 430)]
         late += more

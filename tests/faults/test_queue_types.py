@@ -62,7 +62,8 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
     """A held event returns to its queue with each lost connection, and the queue counts this."""
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=QUORUM)
-    # The queue is full until it is purged. If it were deleted, the broker would confirm an event in flight to it.
+    # The queue is full until it is purged. If the queue were deleted, the broker would confirm an event in flight to
+    # it.
     full = await channel.declare_queue(rejects, durable=True, arguments=OF_ONE)
     await full.bind(await channel.declare_exchange(rejects, "fanout", durable=True))
     await publish(amqp, rejects, b"old")

@@ -53,7 +53,10 @@ async def test_queue_that_may_not_be_read_is_named(
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: permitted events are requeued. The others stay in their order, and their exchange is named once."""
+    """Promise: permitted events are requeued.
+
+    The other events stay in their order, and their exchange is named once.
+    """
     rejects, free, closed = unique("rejects"), unique("free"), unique("closed")
     for exchange in (free, closed):
         await bind(node, exchange, exchange)

@@ -26,10 +26,10 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 CLIENTS = 20
-"""Clients that get every update. Half as many more ask for one solar system only."""
+"""The number of clients that get every update. Half as many more ask for one solar system only."""
 
 BETWEEN = 50
-"""Updates between two steps of a test, about one second."""
+"""The number of updates between two steps of a test, which take about one second."""
 
 
 def on_stream(exchange: str, stream: str) -> dict[str, str]:
@@ -48,7 +48,10 @@ async def healthy(port: int, count: int) -> list[Healthy]:
 
 
 async def settled(fetcher: ConfirmingFetcher, everyone: list[ResumingClient], some: list[ResumingClient]) -> None:
-    """Ends the fetcher. Checks that each client has all confirmed updates of its filter, and that no message lied."""
+    """Ends the fetcher.
+
+    Checks that each client has all confirmed updates of its filter, and that no message was wrong.
+    """
     await fetcher.stop()
     ours = {number for number in fetcher.confirmed if SYSTEMS[number % 2] == SYSTEMS[0]}
     await have_all(everyone, fetcher.confirmed)

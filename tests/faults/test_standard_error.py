@@ -167,7 +167,7 @@ async def test_bridge_serves_and_stops_while_the_pipe_of_its_log_is_full(pipe: F
     async with bridge(pipe.writer) as running:
         await running.listens()
         for _ in range(3):
-            # Each refused client makes a log line.
+            # Each refused client causes a log line.
             assert (await running.get("/updates", host="elsewhere.example"))[0] == 403
         assert await running.is_alive()
         running.process.send_signal(signal.SIGTERM)
@@ -202,7 +202,7 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
         await running.listens()
 
         async def drops() -> bool:
-            # Each request makes a log line.
+            # Each request causes a log line.
             running.process.send_signal(signal.SIGHUP)
             return await running.lines_dropped() > 0
 
@@ -292,7 +292,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -> None:
     with terminal() as (ours, its):
-        # Ctrl-S does the same.
+        # Ctrl-S stops the output in the same way.
         termios.tcflow(its, termios.TCOOFF)
         async with bridge(its) as running:
             await running.listens()
@@ -306,7 +306,7 @@ async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -
 
 
 async def test_bridge_whose_terminal_is_gone_stops_on_sighup() -> None:
-    """`isatty` is false for a terminal that is gone. The bridge must remember that it had one."""
+    """`isatty` is false for a terminal that is gone. The bridge must remember that it had a terminal."""
     with terminal() as (ours, its):
         async with bridge(its) as running:
             await running.listens()

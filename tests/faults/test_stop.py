@@ -36,10 +36,10 @@ READERS, STALLED = 990, 10
 SHUTDOWN_TIMEOUT_S, GRACE_S = 4, 1
 
 PAUSE_S = 0.02
-"""Between two events: a sufficient load for a thousand clients in this one process."""
+"""The pause between two events, a sufficient load for a thousand clients in this one process."""
 
 FILES = 4096
-"""A thousand clients need as many sockets in this process and in the bridge."""
+"""The number of open files: a thousand clients need as many sockets in this process and in the bridge."""
 
 
 @pytest.fixture
@@ -65,7 +65,10 @@ async def metric(port: int, name: str) -> float:
 async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """SIGTERM ends the bridge with 0 within its timeout, however few clients read. Each reader gets all, then 1001."""
+    """SIGTERM ends the bridge with 0 within its timeout, however few clients read.
+
+    Each reader gets all updates, and then 1001.
+    """
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_SHUTDOWN_TIMEOUT": f"{SHUTDOWN_TIMEOUT_S}s",
@@ -124,7 +127,7 @@ class Newcomers:
     def __init__(self, port: int, count: int) -> None:
         self._port = port
         self.outcomes: Counter[str] = Counter()
-        """The status of each answer, or the error instead of it."""
+        """The status of each answer, or the error if there was no answer."""
         self._coming = [asyncio.create_task(self._come(place)) for place in range(count)]
 
     async def _come(self, place: int) -> None:

@@ -75,7 +75,7 @@ async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker
             assert all(answer["complete"] for answer in client.resumes)
             assert not lost or client.gaps
         if lost:
-            # A broker that starts may close a connection once more, after the first gap was reported.
+            # A starting broker may close a connection once more, after the first gap was reported.
             for gap in clients[-1].gaps:
                 assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
 

@@ -89,7 +89,7 @@ async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
 
 
 class Withheld:
-    """Withholds the deliveries on the first channel of one connection, when it is armed."""
+    """Withholds the deliveries on the first channel of one connection, when the test arms it."""
 
     def __init__(self) -> None:
         self.now = False
@@ -97,7 +97,10 @@ class Withheld:
         self._rest = b""
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Returns the function for a connection. It affects only the first one: the next one is of the next session."""
+        """Returns the function for a connection.
+
+        It affects only the first connection: the next one belongs to the next session.
+        """
         return self._pass if self._channel is None and not self.now else bytes
 
     def _pass(self, data: bytes) -> bytes:
@@ -163,7 +166,10 @@ async def test_stream_at_rest_is_probed_and_not_reread(
 async def test_entries_of_the_broker_are_no_loss(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Small segments contain many of the broker's own entries. The reader does not take them for missing events."""
+    """Small segments contain many of the broker's own entries.
+
+    The reader does not mistake these entries for missing events.
+    """
     recorder = Recorder()
     async with reading(broker.url, exchange, StreamConfig(queue, 3600.0, 64 * BYTES, 10**6), recorder) as consumer:
         await caught_up(recorder)
@@ -274,7 +280,7 @@ async def test_marker_that_is_not_read_back_is_published_again(
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=stream_of(queue).arguments)
     nowhere = unique("nowhere")
-    if mandatory == "dropped":  # confirmed, but in another queue
+    if mandatory == "dropped":  # the marker is confirmed, but in another queue
         await channel.declare_queue(nowhere, exclusive=True)
     asked: list[float] = []
     async with open_connection((Node(broker.url),), "stream end probe") as connection:
@@ -293,11 +299,11 @@ async def test_marker_that_is_not_read_back_is_published_again(
 async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A bridge that has read a part of a stream does not get it again."""
+    """A bridge that has read a part of a stream does not get this part again."""
     channel = await amqp.channel()
     await channel.declare_queue(rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
-    flags["shutdown_timeout"] = "10s"  # enough to wait for these events
+    flags["shutdown_timeout"] = "10s"  # these events arrive in less time
     with capture_logs() as logged:
         async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
             await publish(amqp, exchange, *(b"invalid" for _ in range(5)))
@@ -313,7 +319,10 @@ async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
 async def test_gap_of_a_bridge_that_was_frozen_contains_all_lost_events(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The bridge reads buffered events late. They prove nothing about the events that were published meanwhile."""
+    """The bridge reads buffered events late.
+
+    The buffered events prove nothing about events that were published meanwhile.
+    """
     names = {"EXCHANGES": f"{exchange}=killmail", "HISTORY": "stream", "HISTORY_STREAM": queue}
     names |= {"HISTORY_MAX_BYTES": str(BYTES), "REJECT_EXCHANGE": "off"}
     async with bridge_process(broker.url, **{f"BRIDGE_{name}": text for name, text in names.items()}) as process:

@@ -64,7 +64,7 @@ async def test_permission_that_is_missing_is_named(
 
 
 async def test_bridge_that_may_not_bind_publishes_no_markers(node_broker: PrivateNode) -> None:
-    """It retries as long as it is refused, and would fill the stream with markers."""
+    """A refused bridge retries, and would fill the stream with markers."""
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -122,7 +122,7 @@ async def test_existing_stream_needs_no_permission_to_declare_it(node_broker: Pr
 async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
     node_broker: PrivateNode, kind: FieldTable, configure: str
 ) -> None:
-    """Without the permission to declare it, only the attempt to consume it as a stream shows its type."""
+    """Without the permission to declare the queue, only the attempt to consume it as a stream shows its type."""
     async with (
         place(node_broker, kind=kind) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -142,7 +142,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
 
 
 async def test_stream_that_is_named_as_a_queue_is_refused(broker: Broker, amqp: AbstractConnection) -> None:
-    """The bridge would read it from its end. All events from an outage would be lost silently."""
+    """The bridge would read the stream from its end. All events from an outage would be lost silently."""
     exchange, queue = unique("exchange"), unique("stream")
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=KEPT)
@@ -162,7 +162,10 @@ async def _holds(amqp: AbstractConnection, queue: str) -> bool:
 
 @pytest.fixture
 def node_without_streams() -> Iterator[PrivateNode]:
-    """Yields a broker whose feature flag stream_queue is disabled. From 3.11 on, streams are always enabled."""
+    """Yields a broker whose feature flag stream_queue is disabled.
+
+    From RabbitMQ 3.11 on, streams are always enabled.
+    """
     try:
         node = PrivateNode(find_server(say, may_install=False))
     except NoBroker as error:

@@ -14,7 +14,7 @@ from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import observer, remade
 from tests.support.scene import NAMED, Fault, Scene, scene
 
-# All tests here share the module's loop: while another loop runs, the stage would stand still, and requests time out.
+# All tests here share the module's loop: while another loop runs, the bridges would stop, and requests time out.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -45,7 +45,7 @@ class Canceller:
 class _Cancellation:
     def __init__(self) -> None:
         self.is_due = False
-        """Whether the consumer must be cancelled."""
+        """True if the consumer must be cancelled."""
         self._rest = b""
         self._consumer: tuple[int, str] | None = None
 
@@ -65,7 +65,7 @@ class _Cancellation:
         if self._consumer and self.is_due:
             self.is_due = False
             (channel, tag), self._consumer = self._consumer, None
-            # The frame goes between two messages: it may not go between the frames of one.
+            # The frame goes between two messages, because it may not go between the frames of one message.
             sent += frame.marshal(commands.Basic.Cancel(tag, nowait=True), channel)
         return sent
 
@@ -84,7 +84,7 @@ async def tunnel(broker: Broker) -> AsyncIterator[Proxy]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(broker: Broker, tunnel: Proxy) -> AsyncIterator[Scene]:
-    """No fault here ends a bridge, so all tests share two bridges."""
+    """Bridges for all tests of this module, because no fault here ends a bridge."""
     async with scene(broker.url, tunnel.url) as stage:
         yield stage
 
@@ -125,7 +125,8 @@ async def test_exchange_that_is_deleted_and_declared_again_is_bound_again(
 ) -> None:
     """Promise: the bridge finds the missing binding within 1.5 s, although the broker sends nothing.
 
-    Events from before are in no queue. No program can detect this, because the broker does not list bindings.
+    Events from before the new binding are in no queue. No program can detect this loss, because the broker does not
+    list bindings.
     """
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.FANOUT)

@@ -162,7 +162,7 @@ async def test_rejected_events_that_are_held_do_not_hold_up_the_updates_behind_t
 async def test_rejected_events_of_one_message_id_are_confirmed_one_by_one(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Promise: of two rejects with the same message id, none is taken for confirmed when the other is."""
+    """Promise: if two rejects have the same message id, the confirm of one does not count for the other."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects):
         channel = await amqp.channel()
         await channel.queue_delete(rejects)
@@ -171,7 +171,7 @@ async def test_rejected_events_of_one_message_id_are_confirmed_one_by_one(
         async def arrived() -> bool:
             try:
                 return await depth(amqp, rejects) == 3
-            except Exception:  # the queue is not there yet
+            except Exception:  # the queue does not exist yet
                 return False
 
         await eventually("all three are there", arrived)

@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 IDLE_TIMEOUT_S, PING_INTERVAL_S = 2.0, 0.5
 
 TICK_S = PING_INTERVAL_S / 4
-"""The precision of the bridge's times."""
+"""The precision of the times that the bridge measures."""
 
 GONE_LIMIT_S = 15.0
 """The limit from the eviction until the client's descriptor is free: 10 s to answer the close frame, and a reserve."""

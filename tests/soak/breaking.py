@@ -9,11 +9,11 @@ from tests.support.broker.find import Broker
 from tests.support.proxy import Direction, Proxy
 
 SLOW_BYTES_S = 200_000
-"""Three times the steady rate."""
+"""The speed of a slow connection, three times the steady rate."""
 
 
 class Breaking:
-    """Causes all faults of a run. `done` counts them."""
+    """Causes all faults of a run. `done` counts the faults."""
 
     def __init__(self, plan: Plan, tunnel: Proxy, broker: Broker, say: Callable[[str], None], *, mortal: bool) -> None:
         self._plan = plan

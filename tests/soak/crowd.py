@@ -1,7 +1,7 @@
 """All clients except the healthy ones: they come and go, stall, read slowly, or break the protocol.
 
 The updates of each client are compared with those of a healthy client. All clients read from one log. A client's
-updates must therefore be a contiguous part of those of a healthy client: a stretch.
+updates must therefore be a stretch, which is a contiguous part of the updates of a healthy client.
 """
 
 import array
@@ -38,12 +38,12 @@ MISBEHAVIOUR: Sequence[tuple[bytes, int | None]] = (
     (client_frame(PING, b"x" * 100) * 1000, None),
     (client_frame(TEXT, b"hello")[:-3], None),
     (client_frame(TEXT, b"hello") * 100, None),
-    (b"\x81\x05hello", 1002),  # not masked
-    (client_frame(0x71, b""), 1002),  # reserved bits
+    (b"\x81\x05hello", 1002),  # a frame that is not masked
+    (client_frame(0x71, b""), 1002),  # a frame with reserved bits
     (client_frame(CLOSE, b"x"), 1002),
     (client_frame(TEXT, b"\xff"), 1007),
 )
-"""The bytes that a client sends, and the close code that it must get. None if the client may stay."""
+"""The bytes that a client sends, and the close code that it must get. The code is None if the client may stay."""
 
 
 class Going(Enum):
@@ -80,7 +80,7 @@ class Stretches:
             self._waiting.append((client, numbers))
 
     def look(self) -> None:
-        """Judges the clients whose last update the healthy client has too."""
+        """Judges each client whose last update the healthy client also has."""
         order = self._reference.numbers
         for at in range(self._read, len(order)):
             self._positions.setdefault(order[at], at)
@@ -114,7 +114,7 @@ class Stretches:
 
 
 class Crowd:
-    """All these clients. `seen` counts what they did, and `wrong` counts failures."""
+    """All clients except the healthy ones. `seen` counts their actions, and `wrong` counts failures."""
 
     def __init__(self, process: BridgeProcess, port: int, plan: Plan, stretches: Stretches) -> None:
         self._process = process
@@ -122,7 +122,7 @@ class Crowd:
         self._plan = plan
         self._stretches = stretches
         self._evicted: dict[int, asyncio.Future[None]] = {}
-        """Done when the bridge logs the eviction, by the client's own port."""
+        """Futures that are done when the bridge logs an eviction, by the client's own port."""
         self._lines = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.seen: Counter[str] = Counter()
@@ -148,7 +148,7 @@ class Crowd:
                 raise result
 
     def look(self) -> None:
-        """Notifies the clients of evictions that the bridge has logged. To be called again and again."""
+        """Notifies the clients of evictions that the bridge has logged. Must be called repeatedly."""
         lines = self._process.lines
         for line in lines[self._lines :]:
             if line["event"] == EVICTED:

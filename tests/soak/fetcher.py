@@ -1,7 +1,7 @@
 """A fetcher: publishes killmails at a steady rate and in bursts, also invalid events, and records the confirmed ones.
 
-It reconnects by itself, and publishes nothing again. Events without a confirm at the end of a connection are unsure:
-they may reach a client or not.
+The fetcher reconnects by itself, and publishes no event twice. Events without a confirm at the end of a connection are
+unsure: they may reach a client or not.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ class Fetcher:
             await asyncio.sleep(RETRY_S)
 
     async def _publish_all(self) -> None:
-        """Publishes until the connection is lost. Returns or raises then."""
+        """Publishes until the connection is lost, and then returns or raises."""
         connection = await connect(self._url, timeout_s=5)
         lost = asyncio.Event()
         if not self._waiting:
@@ -165,10 +165,11 @@ class Fetcher:
                     await exchange.publish(message, routing_key="", mandatory=False)
                 sure = True
         finally:
-            # This happens also after a cancellation: the library cancels each task that waits for a lost connection.
+            # This cleanup runs even after a cancellation, because the library cancels each task that waits for a lost
+            # connection.
             if not sure:
                 lost.set()
-                # This wakes the loop that waits for the next event.
+                # `_more` wakes the loop that waits for the next event.
                 self._more.set()
         if sure:
             (self.confirmed if number > 0 else self.invalid).add(abs(number))

@@ -1,4 +1,4 @@
-"""The plan of a run: what happens when. It follows from the length of the run alone.
+"""The plan of a run: the times of all its parts. The plan follows from the length of the run alone.
 
 A short run has everything that a run of ten minutes has, at shorter intervals.
 """
@@ -24,8 +24,8 @@ class Fault(Enum):
 
 
 CONNECTION_FAULTS = tuple(fault for fault in Fault if fault is not Fault.KILLED)
-"""In this order. Proxy.cut also ends the broker's side of a half-open connection. It therefore comes two faults later,
-when the broker has noticed the end by itself."""
+"""The faults of the connection, in this order. Proxy.cut also ends the broker's side of a half-open connection. The cut
+therefore comes two faults later, when the broker has noticed the end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +38,20 @@ class Plan:
     """The duration of a fault that does not end by itself."""
     burst_every_s: float
     heartbeat_s: int
-    """For the bridge's connections. A broker notices a half-open connection after two or three heartbeats."""
+    """The heartbeat of the bridge's connections. A broker notices a half-open connection after two or three
+    heartbeats."""
     healthy: int = 20
     coming: int = 100
-    """Clients that come and go, connected at the same time."""
+    """The number of clients that come and go and are connected at the same time."""
     stalled: int = 20
     slow: int = 5
     rate: int = 50
     """Events per second."""
     burst: int = 2000
     twice_every: int = 100
-    """One in this many events is published twice, as by two fetchers."""
+    """One event of this number is published twice, as by two fetchers."""
     invalid_every: int = 50
-    """One in this many events is followed by an invalid event."""
+    """An invalid event follows one event of this number."""
     prime: int = 9000
     """Events before the run begins: more than the window of duplicates and the log can hold."""
 
@@ -67,7 +68,8 @@ class Plan:
 
 DUPLICATE_WINDOW = 8192
 """Identities that the bridge remembers. It must exceed the events of the 30 s in which the broker may not notice a
-half-open connection: 1500 at the steady rate, and two bursts. It is small: it must be full before memory is compared.
+half-open connection: 1500 at the steady rate, and two bursts. The window is small, because it must be full before
+memory is compared.
 """
 
 LOG_BYTES = 4 * 2**20

@@ -25,10 +25,12 @@ class Reader(asyncio.Protocol):
         self._port = port
         self._rest = b""
         self.opened: asyncio.Future[None] = loop.create_future()
-        """Done after the upgrade. An error if the bridge refuses it, or closes the connection before."""
+        """A future that is done after the upgrade. It has an error if the bridge refuses the upgrade or closes the
+        connection before."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
-        """Done when the bridge closes the connection: the code of its close frame, or 0."""
+        """A future that is done when the bridge closes the connection. Its result is the code of the close frame, or
+        0."""
         self.numbers = array.array("I")
         self.pongs = 0
         self.transport: asyncio.Transport | None = None
@@ -125,7 +127,7 @@ class Reader(asyncio.Protocol):
 
 
 class Healthy(Reader):
-    """A client that is connected for the whole run. It also counts how often it got each update."""
+    """A client that is connected for the whole run, and counts how often it got each update."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)

@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 LOOK_S = 0.2
 
 REST_LIMIT_S = 60.0
-"""The limit until all confirmed events have arrived. Those on a half-open connection are redelivered only later."""
+"""The limit until all confirmed events have arrived. Events on a half-open connection are redelivered late."""
 
 UNLIMITED = (
     sys.executable,
@@ -36,7 +36,7 @@ UNLIMITED = (
     "from bridge.server.access import log_limiter; log_limiter.MAX_LINES = 10**9; "
     "import runpy; runpy.run_module('bridge', run_name='__main__')",
 )
-"""A bridge that logs each eviction. The test reads there that a client which reads nothing was evicted."""
+"""A bridge that logs each eviction. The test finds in this log that a client that reads nothing was evicted."""
 
 STILL_S = 1.0
 """A doubled update would arrive within this time after the queue is empty."""

@@ -1,6 +1,6 @@
 """Finds the failures of a run, from the published events, the received updates and the bridge's memory.
 
-This module has no sockets and no clock.
+This module uses no sockets and no clock.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -31,7 +31,7 @@ class Received:
     counts: Sequence[int]
     """How often each update arrived, by its number. Numbers beyond the end never arrived."""
     end: str = ""
-    """How its connection ended during the run, or an empty string."""
+    """How the client's connection ended during the run, or an empty string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All facts for the verdict on a run."""
+    """All facts that the verdict on a run needs."""
 
     published: Set[int]
     confirmed: Set[int]
@@ -58,7 +58,7 @@ class Evidence:
     sentences: Mapping[str, int] = field(default_factory=dict)
     """Failures that were noticed during the run, and how often."""
     expected: Mapping[str, int] = field(default_factory=dict)
-    """What must happen so that the run proves something, and how often it happened."""
+    """The events that must happen so that the run proves something, and how often each happened."""
 
 
 def wrong(evidence: Evidence) -> list[str]:

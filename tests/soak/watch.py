@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB$", re.MULTILINE)
 
 SAMPLES = 600
-"""Samples in a run, with at least SHORTEST_S between two."""
+"""The number of samples in a run, with at least SHORTEST_S between two."""
 
 SHORTEST_S = 0.2
 STILL_S = 1.0
@@ -21,8 +21,8 @@ LOOK_S = 0.1
 LOOKS = 5
 
 BACK_LIMIT_S = 45.0
-"""The limit until tasks and descriptors of the other clients are gone. A closing handshake without an answer takes the
-bridge 10 s, and a broker's connection without an answer 30 s."""
+"""The limit until tasks and descriptors of the other clients are gone. The bridge waits 10 s for the answer to a
+closing handshake, and 30 s for an answer of a broker's connection."""
 
 
 def anonymous_kb(pid: int) -> int:

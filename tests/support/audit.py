@@ -1,7 +1,7 @@
 """`python -m tests.support.audit`: looks up known vulnerabilities of all packages in the lock files.
 
 pip-audit asks a service about each package. It calls a package clean even if it skipped the package, or if the service
-does not know it. Here, each package must have been looked up. Flags are passed on to pip-audit.
+does not know it. This module requires that each package was looked up. Flags are passed on to pip-audit.
 """
 
 import json
@@ -22,7 +22,7 @@ SHIPPED, BUILD, DEV, AUDIT, LIBRARIES, MUTANTS = LOCKS
 PYTHON = ROOT / ".venv/audit/bin/python"
 """The Python of a separate environment for pip-audit, which make creates."""
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3
-"""Exit codes. pip-audit and make use 2 for unknown flags."""
+"""The exit codes. pip-audit and make use 2 for unknown flags."""
 
 NAMES_SHOWN = 5
 

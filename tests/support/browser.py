@@ -13,9 +13,9 @@ from tests.support.broker.session import unavailable
 from tests.support.prepare import CHROMIUM, WHOLE_CHROMIUM
 
 FOREIGN_SUFFIX = ".example"
-"""The browser resolves names with this ending to this machine, but does not know that they are local."""
+"""The ending of names that the browser resolves to this machine, without knowing that they are local."""
 
-# Literal addresses go through these rules too.
+# The browser applies these rules to literal addresses too.
 _RULES = [
     f"MAP *{FOREIGN_SUFFIX} 127.0.0.1",
     "MAP * ~NOTFOUND",
@@ -52,7 +52,7 @@ async def chromium(*flags: str) -> AsyncIterator[Browser]:
 
 
 REDIRECT = "/redirect?"
-"""A path of a foreign site. It redirects to the URL that follows."""
+"""A path of a foreign site that redirects to the URL that follows."""
 
 
 class File(NamedTuple):
@@ -63,9 +63,10 @@ class File(NamedTuple):
 
 
 class ForeignSite:
-    """A web site that is not the bridge's. Answers each request with a file and ends the connection.
+    """A web site that is not the bridge's.
 
-    The browser therefore keeps no connection when a name moves to another server.
+    The site answers each request with a file and ends the connection. The browser therefore keeps no connection when a
+    name moves to another server.
     """
 
     def __init__(self, files: Mapping[str, File], tls: ssl.SSLContext | None = None) -> None:

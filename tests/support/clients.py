@@ -16,7 +16,7 @@ TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
 
 def request(port: int, path: str = "/updates", headers: Sequence[str] = (), host: str = "localhost") -> bytes:
-    """A handshake."""
+    """Returns the bytes of a handshake."""
     lines = [
         f"GET {path} HTTP/1.1",
         f"Host: {host}:{port}",
@@ -30,7 +30,7 @@ def request(port: int, path: str = "/updates", headers: Sequence[str] = (), host
 
 
 def client_frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
-    """A masked frame."""
+    """Returns a masked frame."""
     first = opcode | (0x80 if fin else 0)
     length = len(payload)
     if length < 126:

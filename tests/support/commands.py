@@ -13,7 +13,7 @@ from tests.support.examples import THOROUGH
 from tests.support.waiting import LIMIT_S, eventually
 
 AWAY = Path(__file__).parent
-"""A folder without the developer's own `.env`."""
+"""A working directory without the developer's own `.env`."""
 
 
 @dataclass
@@ -108,7 +108,7 @@ class OnTerminal:
 async def on_terminal(
     *arguments: str, start: tuple[str, ...] = ("-m", "bridge"), **variables: str
 ) -> AsyncIterator[OnTerminal]:
-    """Runs the command on a terminal of 80 columns. Kills it at the end if it still runs."""
+    """Runs the command on a terminal of 80 columns. Kills the command at the end if it still runs."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *("env", "--default-signal=INT", sys.executable, *start, *arguments),
@@ -161,14 +161,17 @@ class Tailing:
         await eventually(f"it says {words!r}", lambda: sum(line.startswith(words) for line in self.said) >= times)
 
     async def prints(self, *texts: bytes) -> None:
-        """Waits until it has printed exactly these lines."""
+        """Waits until the command has printed exactly these lines."""
         assert self.process.stdout is not None
         for text in texts:
             async with asyncio.timeout(LIMIT_S):
                 assert await self.process.stdout.readline() == text + b"\n"
 
     async def ended(self) -> int:
-        """Waits until it has ended by itself, and checks that it printed no traceback. Returns the exit code."""
+        """Waits until the command has ended by itself, and checks that it printed no traceback.
+
+        Returns the exit code.
+        """
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
@@ -185,7 +188,8 @@ async def tailing(
 ) -> AsyncIterator[Tailing]:
     """Runs `edk-bridge tail`. Kills it at the end if it still runs. With another standard error, `said` stays empty."""
     process = await asyncio.create_subprocess_exec(
-        # As on a terminal. A program in the background ignores Ctrl-C, and so do the programs that it starts.
+        # SIGINT has its default effect, as on a terminal. A program in the background ignores Ctrl-C, and so do the
+        # programs that it starts.
         *("env", "--default-signal=INT", sys.executable, "-c", TAIL_SCRIPT.format(pauses=pauses), "tail", *arguments),
         env=environment(),
         stdout=stdout,

@@ -69,7 +69,7 @@ class Recorder:
 
     @property
     def bodies(self) -> list[bytes]:
-        """Of all deliveries."""
+        """The bodies of all deliveries."""
         return [entry.body for entry in self.log if isinstance(entry, Delivered)]
 
     @property

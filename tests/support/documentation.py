@@ -1,7 +1,7 @@
 """The code blocks of the documentation, so that tests run them unchanged.
 
-A test names a block by its document, its heading and its number: `code_block("README.md", "Publish")`. All three are
-literals: `tests/unit/test_documentation.py` reads them to find blocks that no test runs.
+A test names a block by its document, its heading and its number: `code_block("README.md", "Publish")`. The three
+arguments are literals, which `tests/unit/test_documentation.py` reads to find blocks that no test runs.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ class Block(NamedTuple):
     """A fenced code block."""
 
     document: str
-    """Path in the project."""
+    """The path of the document in the project."""
     heading: str
     """The nearest heading above the block."""
     number: int
-    """Position among the blocks below this heading, from 0."""
+    """The position of the block among those below this heading, from 0."""
     language: str
-    """The word after the fence. It may be empty."""
+    """The word after the fence, which may be empty."""
     text: str
     line: int
 

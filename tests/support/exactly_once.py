@@ -60,7 +60,7 @@ class ConfirmingFetcher:
         self._exchange = exchange
         self._number = 0
         self._unconfirmed: list[int] = []
-        """The numbers of published events with an unknown outcome. They are published again."""
+        """The numbers of published events with an unknown outcome. These events are published again."""
         self._pace = asyncio.Lock()
         self._stopping = False
         self._running = asyncio.create_task(self._run())
@@ -92,7 +92,7 @@ class ConfirmingFetcher:
             try:
                 await self._publish_on(node)
             except LOST:
-                # Only a cancellation by the test ends the fetcher. One by aiormq is a lost connection.
+                # Only a cancellation by the test ends the fetcher. A cancellation by aiormq means a lost connection.
                 if self._running.cancelling():
                     raise
             if self._stopping and not self._unconfirmed:
@@ -141,7 +141,7 @@ class ConfirmingFetcher:
             await asyncio.sleep(PUBLISH_PAUSE_S)
         if self._unconfirmed:
             self.again += 1
-            # The oldest event first.
+            # The oldest event comes first.
             self._unconfirmed.sort()
             return self._unconfirmed.pop(0)
         if self._stopping:
@@ -173,7 +173,7 @@ class Update:
 
     id: str
     number: int
-    """Of its killmail."""
+    """The number of the update's killmail."""
 
 
 class ResumingClient:
@@ -185,7 +185,7 @@ class ResumingClient:
     def __init__(self, port: int, **query: str) -> None:
         self.updates: list[Update] = []
         self.resumes: list[dict[str, Any]] = []
-        """The data of each first message."""
+        """The data of the first message of each connection."""
         self.gaps: list[dict[str, Any]] = []
         self.refusals: Counter[str] = Counter()
         """Failed attempts to connect, by status line or by type of error."""
@@ -217,7 +217,10 @@ class ResumingClient:
         self.verify()
 
     async def resumed(self, times: int = 1) -> None:
-        """Waits until it has received `times` messages `resume`. Raises the error that ended it, if there is one."""
+        """Waits until the client has received `times` messages `resume`.
+
+        Raises the error that ended the client, if there is one.
+        """
         await eventually(
             f"the client has resumed {times} times", lambda: len(self.resumes) >= times or self._running.done()
         )

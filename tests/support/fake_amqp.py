@@ -38,7 +38,7 @@ def header(size: int, properties: commands.Basic.Properties | None = None) -> by
 
 
 def part(data: bytes) -> bytes:
-    """A body frame."""
+    """Returns a body frame."""
     return frame.marshal(body.ContentBody(data), OWN)
 
 

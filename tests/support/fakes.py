@@ -118,14 +118,14 @@ class FakeSubscriber:
         self.full = False
         """True if the next write does not fit."""
         self.leaves = False
-        """True if the next write is dropped, and the connection leaves."""
+        """True if the next write is dropped and the connection leaves the hub."""
         self.fault: Exception | None = None
         """The error that a write raises."""
         self.writes: list[bytes] = []
         self.ended_frames = 0
         """The number of calls of `frame_ended`."""
         self.finishes = False
-        """True while it is closing and still gets the rest of a frame."""
+        """True while the connection is closing and still gets the rest of a frame."""
         self.was_reset = False
         self.closed: CloseReason | None = None
         self.details: dict[str, object] = {}
@@ -201,7 +201,7 @@ class SocketSubscriber(FakeSubscriber):
         self.held = b""
         """The bytes that the transport holds."""
         self.gone = False
-        """True after it has left because its client is gone."""
+        """True after the connection has left the hub because its client is gone."""
         self._read = bytearray()
 
     @property
@@ -244,7 +244,7 @@ class SocketSubscriber(FakeSubscriber):
         return -1 if self.congested else len(self.writes[-1])
 
     def write(self, data: bytes) -> None:
-        """Writes through the transport, after the bytes that it holds."""
+        """Writes through the transport, after the bytes that the transport holds."""
         self.held += data
         self._push()
         if self.held and not self.congested:
@@ -306,7 +306,7 @@ class FakeTransport(asyncio.Transport):
         self.written: list[bytes] = []
         self.high: int | None = None
         self.ended: list[str] = []
-        """The calls that ended it (eof, close, abort), in order."""
+        """The calls that ended the transport (eof, close, abort), in order."""
         self.reading = True
         self.waiting_bytes = 0
         """The bytes that the kernel has not taken yet."""
@@ -527,7 +527,7 @@ class Scene:
         trace: Trace | None = None,
         now_ms: Callable[[], int] = lambda: NOW_MS,
     ) -> None:
-        """With `shared`, each update comes with its id, as from a stream."""
+        """If `shared` is true, each update comes with its id, as from a stream."""
         self.turns = Turns()
         self.log = UpdateLog(log_bytes)
         self.index = ReplayIndex(self.log, None if shared else TAG)

@@ -128,7 +128,7 @@ READY_LIMIT_S = 60.0
 
 
 class Fleet:
-    """Bridges with the same settings, numbered from 0. Each keeps its port when it is started again."""
+    """Bridges with the same settings, numbered from 0. Each bridge keeps its port when it is started again."""
 
     def __init__(self, amqp_url: str, settings: dict[str, str], ports: list[int], balancer: Haproxy) -> None:
         self.ports = ports

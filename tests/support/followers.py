@@ -63,7 +63,7 @@ class Follower(Protocol):
         """
 
     async def stop(self) -> None:
-        """Asks it to end."""
+        """Asks the program to end."""
 
 
 async def updates_of(follower: Follower) -> list[Any]:
@@ -187,7 +187,7 @@ class InNode:
         self.process.stdin.write(b"\n")
 
     async def ended(self) -> int:
-        """Waits for its end, and returns the exit code."""
+        """Waits for the end of the program, and returns the exit code."""
         await self._reading
         return await self.process.wait()
 
@@ -287,7 +287,7 @@ class InTail:
         return [*self._reports, *missed, *(["refused"] for line in self.tail.said if "refuses" in line)]
 
     async def stop(self) -> None:
-        """Asks it to end."""
+        """Asks the program to end."""
         self.tail.process.terminate()
 
 
@@ -349,7 +349,7 @@ class ScriptedBridge:
 
     @property
     def url(self) -> str:
-        """Of its endpoint."""
+        """The URL of the bridge's endpoint."""
         return f"{'wss' if self._tls else 'ws'}://127.0.0.1:{self.port}/updates"
 
     @property
@@ -358,7 +358,7 @@ class ScriptedBridge:
         return f"{self._number}-{TAG}"
 
     async def start(self) -> None:
-        """Listens: first on a free port, later on the same port."""
+        """Starts to listen: first on a free port, later on the same port."""
         self._server = await serve(
             self._serve,
             "127.0.0.1",

@@ -137,7 +137,7 @@ DOCUMENTS: Mapping[Path, Parts] = {
         "actions": actions_table,
     },
 }
-"""By document, its generated parts."""
+"""The generated parts of each document."""
 
 
 def filled(text: str, parts: Parts) -> str:

@@ -91,7 +91,7 @@ class Contained:
     address: str
 
     async def ready(self) -> None:
-        """Waits until it consumes."""
+        """Waits until the bridge consumes."""
 
         async def consumes() -> bool:
             try:
@@ -114,7 +114,7 @@ class Contained:
         return str(self.container.attrs["State"]["Health"]["Status"])
 
     def log(self) -> list[str]:
-        """Returns its log lines so far."""
+        """Returns the log lines of the bridge so far."""
         return str(self.container.logs().decode()).splitlines()
 
 
@@ -159,9 +159,9 @@ class Site:
 @contextmanager
 def site(image: str) -> Iterator[Site]:
     """Makes the network with the broker."""
-    from testcontainers.core.docker_client import DockerClient  # noqa: PLC0415 - not cheap: only where it is wanted
+    from testcontainers.core.docker_client import DockerClient  # noqa: PLC0415 - slow to import, and only needed here
 
-    from tests.support.broker.container import Container  # noqa: PLC0415 - not cheap: only where it is wanted
+    from tests.support.broker.container import Container  # noqa: PLC0415 - slow to import, and only needed here
 
     with ExitStack() as stack:
         docker = DockerClient().client

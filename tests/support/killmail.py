@@ -65,7 +65,7 @@ def wrapped(data: object) -> dict[str, Any]:
 
 
 CORPUS = Path(__file__).parents[2].parent / "shared/killmails"
-"""A folder of real killmails. Only some machines have it."""
+"""A folder of real killmails, which only some machines have."""
 CORPUS_INDEX = CORPUS / "INDEX.json"
 """The expected data of each file: a list of objects, one for each file."""
 

@@ -3,7 +3,7 @@
 from bridge.metrics import Metrics
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
-"""A name and its labels."""
+"""The name of a metric and its labels."""
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:

@@ -23,11 +23,11 @@ from tests.support.audit import ROOT
 TOOL = ROOT / ".venv/mutants"
 """The command of mutmut. make installs it and its dependencies."""
 RAN, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes. A survivor is information, not an error."""
+"""Exit codes. A surviving mutant is information, not an error."""
 ADDRESS_SPACE_BYTES = 4 << 30
 """The limit for each process: a mutant may append to a list in an endless loop until mutmut stops it."""
 LEFT_OUT = {"test_architecture.py", "test_readme.py", "test_locks.py", "test_bench.py", "test_soak.py"}
-"""Unit tests that read source files, so that they fail for each file with mutants; and tests of other programs."""
+"""Unit tests that read source files, and so fail for each file with mutants; and tests of other programs."""
 CONFIGURATION = "[mutmut]\nsource_paths = bridge\nuse_git_change_detection = false\n"
 
 
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write("no unit test imports any of them\n" if modules else "")
         return RAN
     sys.stdout.flush()
-    # An exception, so that the copy is removed and its processes are ended.
+    # SIGTERM raises an exception, so that the copy is removed and its processes are ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         return run(modules, tests, Path(folder))

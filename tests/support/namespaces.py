@@ -1,4 +1,4 @@
-"""Two machines in one: a network for this thread and its children, and a second network behind a cable that can be cut.
+"""Simulates two machines: a network for this thread, and a second network behind a cable that can be cut.
 
 A network namespace exists as long as a thread or process is in it. These namespaces have no names, and belong to
 threads of this process. Even if the process is killed, no namespace, interface or address remains.
@@ -162,7 +162,7 @@ def _connected(to: str, port: int, source: str) -> socket.socket:
     line = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET)
     try:
         line.settimeout(10)
-        # Looked up here, because the methods of the socket lose the zone.
+        # The address is looked up here, because the methods of the socket lose the zone.
         line.bind(socket.getaddrinfo(source, 0, type=socket.SOCK_STREAM)[0][4])
         line.connect(socket.getaddrinfo(to, port, type=socket.SOCK_STREAM)[0][4])
     except BaseException:

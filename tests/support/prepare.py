@@ -2,8 +2,8 @@
 
 These are a broker, the openssl command, the programs that run next to the bridge (HAProxy, nginx and others), a
 browser, WebSocket libraries of several languages, pip-audit, the C programs of the benchmark, and Node packages. One
-line reports each program that can't be installed. This is no error: the tests that need it skip on a person's machine,
-and fail in CI.
+line reports each program that can't be installed. A missing program is no error: the tests that need it skip on a
+person's machine, and fail in CI.
 """
 
 import shutil
@@ -27,7 +27,7 @@ WHOLE_CHROMIUM = "chromium"
 """Chromium with windows, used if the headless shell is not installed."""
 
 HAPROXY = "haproxy"
-"""The same."""
+"""The command of HAProxy, and its Debian package."""
 
 PROGRAMS = {
     HAPROXY: HAPROXY,
@@ -60,7 +60,7 @@ _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
 
 def prepare_broker() -> None:
-    """Installs rabbitmq-server if it is missing and that is allowed. Tests of private nodes need it."""
+    """Installs rabbitmq-server if it is missing and may be installed. Tests of private nodes need rabbitmq-server."""
     try:
         find_server(say)
     except NoBroker as error:

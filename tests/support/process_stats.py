@@ -28,7 +28,7 @@ def sockets(pid: int) -> int:
         try:
             count += descriptor.readlink().name.startswith("socket:")
         except FileNotFoundError:
-            continue  # closed since it was listed
+            continue  # the descriptor was closed since it was listed
     return count
 
 

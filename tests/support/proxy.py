@@ -1,6 +1,7 @@
-"""A TCP proxy in front of the broker. It may start later than its clients, and a test can break its connections.
+"""A TCP proxy in front of the broker.
 
-It forwards in two directions: up, from the client to the broker, and down. A test can hold each direction.
+The proxy may start later than its clients, and a test can break its connections. The proxy forwards in two directions:
+up, from the client to the broker, and down. A test can hold each direction.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ SLOW_PIECES_S = 20
 
 
 class Direction(Enum):
-    """The direction of bytes."""
+    """The direction in which bytes are sent."""
 
     UP = "to the broker"
     DOWN = "from the broker"
@@ -39,14 +40,15 @@ class Proxy:
         self._half_open: set[asyncio.StreamWriter] = set()
         self.release()
         self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
-        """Called for each connection. Returns a function that changes the bytes from the broker to the client."""
+        """A function that is called for each connection. It returns a function that changes the bytes from the broker
+        to the client."""
         self.accepted = 0
         """The number of connections so far."""
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()
         """The URL of the broker through this proxy."""
 
     async def open(self) -> None:
-        """Takes connections."""
+        """Starts to accept connections."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
 
     async def close(self) -> None:
@@ -66,7 +68,7 @@ class Proxy:
             writer.transport.abort()
 
     def cut_client_side(self) -> None:
-        """Aborts all connections on the client's side only. For the broker they stay open, and silent."""
+        """Aborts all connections on the client's side only. For the broker, the connections stay open and silent."""
         self._half_open |= self._clients
         for writer in self._half_open:
             writer.transport.abort()

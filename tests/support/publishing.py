@@ -22,8 +22,8 @@ BATCH = 500
 async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:
     """Connects like `aio_pika.connect` to a broker that may be away.
 
-    If that fails, the connection is closed here. Otherwise it would close when it is garbage collected, maybe in
-    another test.
+    If connecting fails, closes the connection at once. Otherwise, the garbage collector would close the connection,
+    maybe in another test.
     """
     connection = aio_pika.Connection(URL(broker_url))
     try:
@@ -72,7 +72,8 @@ async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.E
 async def delete_until_missed(connection: AbstractConnection, exchange: str, is_missed: Callable[[], bool]) -> None:
     """Deletes an exchange, and waits until the bridge has noticed this.
 
-    A bridge that is about to declare the exchange creates it again without noticing. Then it is deleted again.
+    A bridge that is about to declare the exchange creates it again without noticing. The exchange is then deleted
+    again.
     """
 
     async def missed() -> bool:
@@ -100,7 +101,7 @@ async def take(
             async for message in iterator:
                 messages.append(message)
                 if len(messages) == count:
-                    # One acknowledgement for all: ten thousand single ones take 20 s on a busy machine.
+                    # One acknowledgement covers all messages: ten thousand single ones take 20 s on a busy machine.
                     await message.ack(multiple=True)
                     break
     finally:

@@ -21,7 +21,7 @@ root=$releases/$1
 
 if [ "${PYTHON_RELEASE_INSIDE:-}" != "$$" ]; then
   [ "$(id -u)" = 0 ] || fail "a root file system of Debian's $1 needs root"
-  # Anybody may write to /var/tmp, and what is found here is run as root.
+  # Any user may write to /var/tmp, and files found here run as root.
   mkdir -m 755 "$releases" 2>/dev/null || :
   [ -d "$releases" ] && [ ! -L "$releases" ] && [ -O "$releases" ] && [ -z "$(find "$releases" -maxdepth 0 -perm /022)" ] ||
     fail "$releases is not a folder that root alone can write to: remove it, or set PYTHON_RELEASES"
@@ -33,7 +33,7 @@ if [ "${PYTHON_RELEASE_INSIDE:-}" != "$$" ]; then
     umask 022
     making=$(mktemp -d "$root.XXXXXX")
     chmod 755 "$making"
-    # debootstrap mounts /proc in the new root: a namespace of its own ends this mount in any case.
+    # debootstrap mounts /proc in the new root. In a separate namespace, this mount always ends with the command.
     if ! unshare --mount --propagation private -- \
       debootstrap --variant=minbase --include="$packages" "$1" "$making" "$mirror" >"$root.log" 2>&1; then
       rm -rf "$making"

@@ -62,7 +62,7 @@ BESIDE_THE_BROKER = (
 broker's release does not matter to them."""
 
 WORKERS = (f"--numprocesses={1 if 'TEST_AMQP_URL' in os.environ else 3}", "--dist=loadfile")
-"""Three workers, each with its own broker. A named broker has one virtual host, for one worker."""
+"""The number of workers. Each of the three has its own broker. A named broker has one virtual host, for one worker."""
 
 PART = (
     "tests/faults/test_cluster.py",
@@ -82,18 +82,18 @@ TOO_LONG = (
 """The test that `--part` leaves out: it takes as long as all other tests together."""
 
 IN_THIS_ORDER = "--no-loadscope-reorder"
-"""Without this flag, xdist begins with the files that have the most tests."""
+"""The flag that keeps the order. Without this flag, xdist begins with the files that have the most tests."""
 
 MAKE_LIMIT_S = 900
-"""The limit for each command. The longest one makes the root file system of a release from packages."""
+"""The limit for each command. The longest command makes the root file system of a release from packages."""
 
 
 class Unavailable(Exception):
-    """A release is not available here. The message gives the reason in one line."""
+    """A release is not available on this machine. The message gives the reason in one line."""
 
 
 class NotInstallable(Exception):
-    """The lock file or the project can't be installed on a Python. This is a failure, not a missing release."""
+    """The lock file or the project can't be installed on a Python. This error is a failure, not a missing release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Place:
     """The command and the environment of a run's pytest."""
 
     python: str
-    """Its version."""
+    """The version of Python."""
 
     command: tuple[str, ...]
     """The command before the arguments of pytest."""
@@ -281,7 +281,7 @@ def version_of_python() -> str:
 
 def output_of(command: Sequence[str]) -> str:
     """Returns the output of a command. Raises Unavailable with its last line if it fails or takes too long."""
-    limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # also ends child processes
+    limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # it also ends child processes
     try:
         done = subprocess.run([*limit, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -20,7 +20,7 @@ from tests.support.metrics import series, value
 from tests.support.waiting import LIMIT_S, eventually
 
 UNPINGED = {"BRIDGE_IDLE_TIMEOUT": "1h", "BRIDGE_PING_INTERVAL": "30m"}
-"""Settings for `bridge_process` if a test expects only updates. On a busy machine, a test can take longer than 30 s."""
+"""Settings for `bridge_process` if a test expects no pings. On a busy machine, a test can take longer than 30 s."""
 
 NOWHERE = Path("/nonexistent/.env")
 
@@ -128,18 +128,18 @@ class BridgeProcess:
         return next((line for line in self.lines if line["event"] == event), None)
 
     async def port(self) -> int:
-        """Waits until it listens, and returns its port."""
+        """Waits until the bridge listens, and returns its port."""
         await eventually("the bridge listens", lambda: self.logged("listening") or self.process.returncode is not None)
         line = self.logged("listening")
         assert line is not None, self.texts
         return int(str(line["port"]))
 
     async def consuming(self) -> None:
-        """Waits until it consumes."""
+        """Waits until the bridge consumes."""
         await eventually("the bridge consumes", lambda: self.logged("consuming"))
 
     async def ended(self, limit_s: float = LIMIT_S) -> int:
-        """Waits for its end, and returns the exit code."""
+        """Waits for the end of the bridge, and returns the exit code."""
         async with asyncio.timeout(limit_s):
             code = await self.process.wait()
             await self._reading
@@ -170,7 +170,7 @@ async def bridge_process(
         *arguments,
         env=environment,
         stderr=asyncio.subprocess.PIPE,
-        # A folder without the developer's own `.env`.
+        # This folder has no `.env` of the developer.
         cwd=Path(__file__).parent,
     )
     running_process = BridgeProcess(process)

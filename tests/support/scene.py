@@ -35,7 +35,7 @@ PAUSE_S = 0.01
 
 RECOVERY_LIMIT_S = 10.0
 """The longest recovery on a busy machine, from the end of the cause until the bridge consumes again. An idle machine
-takes a tenth of it."""
+takes a tenth of this time."""
 
 LEFTOVERS_LIMIT_S = 45.0
 """The time until the broker detects a half-open connection, and delivers its unsettled events again."""
@@ -64,7 +64,7 @@ class SceneFetcher:
         self.began: dict[int, float] = {}
         """By the killmail's id, the monotonic time in seconds at which the publish began."""
         self.confirmed: dict[int, float] = {}
-        """The same for the time at which the confirm was read."""
+        """By the killmail's id, the monotonic time in seconds at which the confirm was read."""
         self._running = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -86,8 +86,8 @@ class SceneFetcher:
                 self._is_publishing = True
                 try:
                     async with asyncio.timeout(GOODBYE_S):
-                        # Not mandatory: the broker confirms an event that it can't route, and the event then counts as
-                        # lost.
+                        # Without `mandatory`, the broker confirms an event that it can't route, and the event then
+                        # counts as lost.
                         await target.publish(message, routing_key="", mandatory=False)
                     self.confirmed[number] = time.monotonic()
                 finally:
@@ -113,7 +113,7 @@ class SceneFetcher:
         await eventually("more events are confirmed", lambda: len(self.confirmed) >= enough)
 
     async def stop(self) -> None:
-        """Ends it."""
+        """Ends the fetcher."""
         self._running.cancel()
         await asyncio.wait([self._running])
 
@@ -137,7 +137,7 @@ class Watched:
 
     async def _read(self) -> None:
         while True:
-            # An outage may be long.
+            # The client has no timeout, because an outage may be long.
             number = orjson.loads(await self.client.text(limit_s=None))["data"]["killmailId"]
             self.received.append(number)
             self.arrived.setdefault(number, time.monotonic())
@@ -217,7 +217,7 @@ class Fault:
         return [line for line in lines if not events or line["event"] in events]
 
     def over(self) -> None:
-        """Call it when the cause of the fault has ended."""
+        """Must be called when the cause of the fault has ended."""
         self.is_over = True
         self.over_s, self.over_unix_s = time.monotonic(), time.time()
 
@@ -295,7 +295,7 @@ class Scene:
         for name, bridge in self.bridges.items():
             self._check_reports(bridge, fault, None if noticed is None else name in noticed)
             tried = await bridge.metric(ATTEMPTS) - fault.attempts_before[name]
-            # A few attempts while the pauses grow, and then one for each pause.
+            # There are a few attempts while the pauses grow, and then one attempt for each pause.
             assert tried <= 6 + outage_s / 0.75, f"{tried:.0f} attempts in {outage_s:.0f} s"
         if noticed:
             await self._check_gap(fault, lost[EXCLUSIVE])

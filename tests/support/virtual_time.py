@@ -1,6 +1,6 @@
 """A virtual clock: the event loop jumps to its next timer instead of waiting.
 
-Don't use it in tests with sockets, threads or processes, because their events take real time.
+Don't use a virtual clock in tests with sockets, threads or processes, because their events take real time.
 """
 
 from __future__ import annotations

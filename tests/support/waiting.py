@@ -8,7 +8,7 @@ from typing import ParamSpec
 Parameters = ParamSpec("Parameters")
 
 LIMIT_S = 20.0
-"""A long limit, because only a failing test waits this long. The failure names the condition."""
+"""The default limit. It is long, because only a failing test waits this long. The failure names the condition."""
 
 
 async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:
@@ -38,7 +38,7 @@ def no_task_left(
     async def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         before = asyncio.all_tasks()
         await test(*args, **kwargs)
-        # Wait a moment: aiormq closes a lost connection in a separate task, which ends by itself.
+        # The check waits, because aiormq closes a lost connection in a separate task, which ends by itself.
         await eventually("every task has ended", lambda: asyncio.all_tasks() <= before)
 
     return checked

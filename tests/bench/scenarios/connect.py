@@ -1,4 +1,4 @@
-"""How fast clients connect, and how a storm of reconnects affects other clients."""
+"""Measures how fast clients connect, and how a storm of reconnects affects other clients."""
 
 import functools
 import time

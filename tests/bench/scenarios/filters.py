@@ -1,4 +1,4 @@
-"""What filters and ids cost, and what filters save, compared with clients that use neither."""
+"""Measures the cost of filters and ids, and the savings of filters, compared with clients that use neither."""
 
 import functools
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SYSTEMS = 100
 """The solar systems of the updates, in turn, if each client asks for one of them."""
 
 ELSEWHERE = 40_000_000
-"""A solar system without updates. It makes filters different that match the same updates."""
+"""A solar system without updates. With it, filters differ and still match the same updates."""
 
 RATE = 10
 LIMIT = 1.3
@@ -85,7 +85,7 @@ def _measure(place: Place, candidate: Candidate, *, clients: int, updates: int) 
 def _broadcast(place: Place, candidate: Candidate, kind: Kind, clients: int, updates: int) -> Row:
     """Measures one kind of clients."""
     if kind.systems > 1:
-        # The same number for each system. More updates, because each reaches few clients.
+        # Each system has the same number of clients. There are more updates, because each update reaches few clients.
         updates, rate = 5 * updates // kind.systems * kind.systems, 5 * RATE
     else:
         rate = RATE

@@ -1,4 +1,4 @@
-"""How long a start takes, and what an idle server costs."""
+"""Measures the duration of a start, and the cost of an idle server."""
 
 import functools
 import time

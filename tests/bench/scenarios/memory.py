@@ -1,4 +1,4 @@
-"""The memory that connections take, and the memory that is left when they end, several times in one process."""
+"""Measures the memory of connections, and the memory that remains when they end, several times in one process."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What a request costs the event loop: each kind at its largest size, and the metrics of many types."""
+"""Measures the cost of a request for the event loop: each kind at its largest size, and the metrics of many types."""
 
 import contextlib
 import functools
@@ -102,7 +102,7 @@ def _cost_ms(server: Server, request: bytes, count: int) -> float:
 
 
 def _ask(server: Server, request: bytes) -> None:
-    """Sends a request and reads the response. After an upgrade, it reads nothing further."""
+    """Sends a request and reads the response. After an upgrade, reads nothing more."""
     with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as client:
         client.sendall(request)
         if client.recv(65536).startswith(b"HTTP/1.1 101"):

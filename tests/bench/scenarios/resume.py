@@ -1,4 +1,4 @@
-"""Whether clients that request a full replay delay live clients."""
+"""Measures whether clients that request a full replay delay live clients."""
 
 import functools
 import time
@@ -17,7 +17,7 @@ ENOUGH = 60_000
 """The number of updates that fill the log."""
 
 EVERYTHING = "/updates?after=0-00000000"
-"""The id is of no log. The bridge answers that updates are missing, and sends all that are in its log."""
+"""A target with an id that no log has. The bridge reports missing updates, and sends all updates in its log."""
 
 SIZES = (1, 20, 200)
 LIMIT_MS = 50

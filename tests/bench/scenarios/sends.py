@@ -1,4 +1,4 @@
-"""The cost and the delay of a send: an update for one client. Updates come paced, as usual, or at full speed."""
+"""Measures the cost and the delay of a send, which is an update for one client. Updates are paced or at full speed."""
 
 import functools
 

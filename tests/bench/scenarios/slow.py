@@ -1,4 +1,4 @@
-"""Whether clients that do not read delay those that do, and what they cost."""
+"""Measures the cost of clients that do not read, and whether they delay clients that read."""
 
 import functools
 
@@ -9,7 +9,8 @@ from tests.bench.crowd import Seen, crowd, publishing
 RATE = 100
 PAD = 1800
 """Bytes in addition to a usual killmail: 2 KB per update."""
-# So small that the log overwrites what stalled clients need. An update must not be larger than the log.
+# The log is so small that it overwrites the updates that stalled clients need. An update must not be larger than the
+# log.
 SETTINGS = {"BRIDGE_LOG_BYTES": "2MiB", "BRIDGE_MAX_MESSAGE_BYTES": "1MiB"}
 TOO_SLOW = "4008"
 

@@ -1,4 +1,4 @@
-"""How much memory clients take if they read nothing, by their number, the size of updates and the transport."""
+"""Measures the memory for clients that read nothing, by their number, the size of updates and the transport."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ OWN_BYTES = 250
 """Bytes of an update without padding."""
 
 KERNEL_BYTES = 131_072
-"""The kernel never buffers more than this for a client that does not read. One larger update stalls every client."""
+"""The maximum that the kernel buffers for a client that does not read. One larger update stalls every client."""
 
 STEP_BYTES = 65_536
 """Bytes that are published at a time until all clients lag, or one update if it is larger."""
@@ -173,7 +173,7 @@ def _stalled(server: Server, count: int, context: ssl.SSLContext | None) -> Iter
 def _client(server: Server, context: ssl.SSLContext | None) -> socket.socket:
     client = socket.socket()
     client.settimeout(LIMIT_S)
-    # Before connect, which announces the window. The kernel raises the size to its minimum.
+    # The size is set before connect, which announces the window. The kernel raises the size to its minimum.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     client.connect((LOOPBACK, server.port))
     if context is not None:

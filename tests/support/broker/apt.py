@@ -1,4 +1,4 @@
-"""Installs Debian packages for a demo or a test, on a machine where that is allowed.
+"""Installs Debian packages for a demo or a test, if this user may install packages.
 
 `python3 -P tests/support/broker/apt.py PACKAGE ...` runs before the project is installed. Therefore, this module
 imports only the standard library.
@@ -45,8 +45,8 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
         raise RuntimeError(f"no permission to install packages; run: {by_hand(packages)}")
     say(f"installing {' '.join(packages)} with apt-get")
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        # A separate process group, so that Ctrl-C does not interrupt dpkg. Not a separate session: sudo would not find
-        # the terminal for which it remembers a password.
+        # In a separate process group, Ctrl-C does not interrupt dpkg. In a separate session, sudo would not find the
+        # terminal for which it remembers a password.
         process = subprocess.Popen(
             [*root, "/bin/sh", "-c", _INSTALL, "install", _POLICY, *packages],
             stdin=subprocess.DEVNULL,
@@ -67,7 +67,7 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 def _as_root() -> list[str] | None:
-    """Returns the words before a command that runs as root, or None if that is not allowed."""
+    """Returns the words before a command that runs as root, or None if this user may not run one."""
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")

@@ -22,7 +22,7 @@ class Container(container.Container):
             self._created = True
 
     def kill(self) -> None:
-        """Ends the broker at once, as `kill -9` does. Its data stays."""
+        """Ends the broker at once, as `kill -9` does. The broker's data stays."""
         self._container.get_wrapped_container().kill()
 
     def run(self, *command: str) -> None:

@@ -18,7 +18,7 @@ _PACKAGE = "rabbitmq-server"
 
 
 class NoBroker(BridgeError):
-    """No source has a broker. The text gives the reason and a hint."""
+    """No source has a broker. The error's text gives the reason and a hint."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -36,29 +36,32 @@ class Broker(Protocol):
 
     @property
     def runs(self) -> bool:
-        """Whether it still runs."""
+        """Whether the broker still runs."""
 
     def kill(self) -> None:
-        """Ends it at once, as `kill -9` does. Its data stays."""
+        """Ends the broker at once, as `kill -9` does. The broker's data stays."""
 
     def start(self) -> None:
-        """Starts it again with the same port and data, and waits until it answers AMQP."""
+        """Starts the broker again with the same port and data, and waits until it answers AMQP."""
 
     def stop(self) -> None:
-        """Ends it. No process, container or directory remains."""
+        """Ends the broker. No process, container or directory remains."""
 
 
 class NamedBroker:
-    """A broker that another program has started. It can't be killed, started or stopped here."""
+    """A broker that another program has started. A test can't kill, start or stop this broker."""
 
     def __init__(self, url: str) -> None:
-        """`url` may be several URLs, separated by commas. Raises ValueError if it is not the URL of a broker."""
+        """`url` may be several URLs, separated by commas.
+
+        Raises ValueError for a text that is not the URL of a broker.
+        """
         self.url = url
         self.origin = ", ".join(str(Node(one)) for one in amqp_urls(url))
 
     @property
     def runs(self) -> bool:
-        """Always True, because its operator is responsible for it."""
+        """Always True, because the operator is responsible for the broker."""
         return True
 
     def kill(self) -> None:
@@ -92,7 +95,7 @@ def find_broker(url: str | None, image: str, say: Callable[[str], None]) -> Brok
 
 
 def container_possible(image: str, say: Callable[[str], None]) -> bool:
-    """Returns whether a container engine answers that has the image or can pull it."""
+    """Returns whether a container engine answers, and has the image or can pull the image."""
     try:
         from bridge.demo.container import engine_answers, fetch_image  # noqa: PLC0415 - slow, and optional
     except ImportError:

@@ -1,6 +1,7 @@
-"""A private node of an installed rabbitmq-server: it shares nothing with another broker on the same machine.
+"""Private nodes of an installed rabbitmq-server, which share nothing with another broker on the same machine.
 
-It has its own data, logs, cookie, configuration, ports and epmd, and listens on loopback only. It needs no root user.
+A private node has its own data, logs, cookie, configuration, ports and epmd, listens on loopback only, and needs no
+root user.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from bridge.demo.amqp_probe import LOOPBACK, await_amqp
 from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.ports import free_port
 
-# The script of Debian's and RabbitMQ's own packages. The one on the PATH of a Debian machine changes the user.
+# The start script of Debian's and RabbitMQ's own packages. The script on the PATH of a Debian machine changes the user.
 _PACKAGED_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_LIMIT_S = 60.0
 
@@ -28,8 +29,8 @@ BUSY_WAIT = "short"
 3 s on two virtual cores. An idle broker uses no more processor time with `short`."""
 
 WRITE_AT_ONCE = "-mnesia dump_log_write_threshold 1"
-"""Before version 4, RabbitMQ keeps new queues and exchanges in a buffer for up to 2 s, durable ones too. A broker that
-is killed within that time starts again without them."""
+"""Before version 4, RabbitMQ keeps new queues and exchanges, even durable ones, in a buffer for up to 2 s. A broker
+that is killed within that time starts again without these queues and exchanges."""
 
 COMMAND_LIMIT_S = 60
 
@@ -38,7 +39,7 @@ PASSWORD = secrets.token_hex(8)
 
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
-# epmd ends with the node. Otherwise, Erlang starts it as a daemon that runs forever.
+# This epmd ends with the node. Without it, Erlang would start epmd as a daemon that runs forever.
 _NODE = 'epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 & "$0" -noinput; kill -9 $!'
 
 
@@ -68,7 +69,7 @@ class PrivateNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the node and waits until it answers AMQP; after `kill`, with the same port and data.
+        """Starts the node, after `kill` with the same port and data, and waits until it answers AMQP.
 
         Raises RuntimeError with the last lines of the node's log if it does not start.
         """
@@ -94,11 +95,11 @@ class PrivateNode:
 
     @property
     def runs(self) -> bool:
-        """Whether it was started and still runs."""
+        """Whether the node was started and still runs."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """Ends the node at once, as `kill -9` does. Its data stays."""
+        """Ends the node at once, as `kill -9` does. The node's data stays."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -129,9 +130,9 @@ class PrivateNode:
         return self._run(self._rabbitmqctl, "--quiet", *arguments)
 
     async def define(self, definitions: Mapping[str, object]) -> None:
-        """Makes users, virtual hosts, permissions and policies, as `rabbitmqctl import_definitions` takes them.
+        """Makes users, virtual hosts, permissions and policies, in the format of `rabbitmqctl import_definitions`.
 
-        One command for all: each run of rabbitmqctl takes 1 s of processor time.
+        One command makes all of them, because each run of rabbitmqctl takes 1 s of processor time.
         """
         file = self.directory / f"{secrets.token_hex(4)}.json"
         file.write_text(json.dumps(definitions))
@@ -199,7 +200,8 @@ class PrivateNode:
             "RABBITMQ_MNESIA_BASE": str(at / "mnesia"),
             "RABBITMQ_LOG_BASE": str(at / "log"),
             "RABBITMQ_PID_FILE": str(at / "pid"),
-            # Without this, the start script stays as a shell between this process and the node, and stops it slowly.
+            # Without this variable, the start script stays as a shell between this process and the node, and stops the
+            # node slowly.
             "RABBITMQ_ALLOW_INPUT": "1",
         }
 

@@ -7,8 +7,8 @@ from bridge.demo.amqp_probe import LOOPBACK
 
 __all__ = ["LOOPBACK", "free_port", "why_not_free"]
 
-# Below the ports that Linux assigns to outgoing connections (32768 and up). While a broker on one of those is down, a
-# client that reconnects repeatedly may be assigned this port as its own, and connect to itself.
+# These ports are below those that Linux assigns to outgoing connections (32768 and up). While a broker on an assigned
+# port is down, a client that reconnects repeatedly may get this port as its own, and connect to itself.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
 _returned: set[int] = set()
@@ -16,9 +16,9 @@ _returned: set[int] = set()
 
 
 def free_port() -> int:
-    """Returns a TCP port on which nothing listens at 127.0.0.1, and never the same one twice.
+    """Returns a TCP port on which nothing listens at 127.0.0.1, and never the same port twice.
 
-    It stays free while its broker is down.
+    The port stays free while its broker is down.
     """
     for _ in range(1000):
         port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)

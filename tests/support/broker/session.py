@@ -79,7 +79,7 @@ def _note(broker: Broker) -> None:
 
 
 def broker_or_reason() -> Broker | None:
-    """For programs that are not tests. Yields a broker, or None after printing the reason."""
+    """Yields a broker, or None after printing the reason. For programs that are not tests."""
     try:
         return find_broker(URL, IMAGE, say)
     except NoBroker as error:
@@ -97,5 +97,5 @@ def unavailable(reason: str) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """Prints a line about a step that takes long, for a person who watches the tests."""
+    """Prints a line about a step that takes long, for the person who watches the tests."""
     sys.stderr.write(f"{line}\n")
