@@ -253,7 +253,7 @@ class Tail:
         try:
             await asyncio.wait([receiving], timeout=SILENCE_S)
             if not receiving.done():
-                self._say(f"connected to {self._shown}, which does not send updates yet; its /readyz says why")
+                self._say(f"connected to {self._shown}, which does not send updates yet; see its /readyz")
             return await receiving
         finally:
             receiving.cancel()
