@@ -52,7 +52,7 @@ class Readiness:
         if self._stopping:
             missing.append("the bridge is stopping")
         if status.state is not State.WORKING:
-            missing.append("the broker is not being consumed from")
+            missing.append("the bridge does not consume from the broker")
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:

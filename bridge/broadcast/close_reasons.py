@@ -13,7 +13,7 @@ class CloseReason(Enum):
     FULL = (1013, "the bridge is full; reconnect later")
     ADDRESS_LIMIT = (1013, "too many connections from your address; reconnect later")
     TOO_SLOW = (4008, "too slow: updates that were not read in time are gone; reconnect")
-    IDLE = (4009, "nothing was heard from the client for too long; answer pings, and reconnect")
+    IDLE = (4009, "the client sent nothing for too long; answer pings, and reconnect")
 
     def __init__(self, code: int, phrase: str) -> None:
         self.code = code

@@ -221,7 +221,7 @@ async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
     assert (watch.opened, watch.refused) == (connections, {})
     await popup.close()
     await eventually(
-        "its connection is closed", lambda: sample(attacked, "bridge_connections", transport="websocket") == 0
+        "the page's connection is closed", lambda: sample(attacked, "bridge_connections", transport="websocket") == 0
     )
 
 

@@ -69,7 +69,7 @@ async def test_page_shows_what_a_proxy_passes_and_stops_requesting_the_rest(
         await live.page.route(f"**/{path}", lambda route: route.fulfill(status=404))
     live.page.on("response", lambda response: requests.append(response.url.rpartition("/")[2]))
     await live.open(port_of(watched))
-    await eventually("the page has requested both", lambda: {"readyz", "metrics"} <= set(requests))
+    await eventually("the page has requested both paths", lambda: {"readyz", "metrics"} <= set(requests))
     panel = live.page.get_by_role("region", name="Bridge")
     await expect(panel).to_be_visible(visible=bool(shown))
     terms = live.page.locator("#figures dt:visible")
@@ -80,7 +80,9 @@ async def test_page_shows_what_a_proxy_passes_and_stops_requesting_the_rest(
         await live.page.clock.run_for(3_500)
         # The page still requests the other path.
         for path in {"readyz", "metrics"} - set(withheld):
-            await eventually("the page requests it again", lambda path=path, times=times: requests.count(path) >= times)  # type: ignore[misc]  # a lambda's default has no type
+            await eventually(
+                "the page requests the path again", lambda path=path, times=times: requests.count(path) >= times
+            )  # type: ignore[misc]  # a lambda's default has no type
     await live.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
     assert {path: requests.count(path) for path in withheld} == dict.fromkeys(withheld, 1)
@@ -160,7 +162,7 @@ async def test_page_requests_less_often_while_the_bridge_does_not_answer(live: L
     await live.page.goto(f"http://localhost:{port_of(watched)}/")
     for times, pause_s in enumerate((3, 6, 12, 24, 30, 30), 1):
         await eventually(
-            "both have ended",
+            "both requests have ended",
             lambda times=times: len(failed) >= times and answered.count("readyz") >= times,  # type: ignore[misc]  # a lambda's default has no type
         )
         # The page's script has handled earlier responses before this one.

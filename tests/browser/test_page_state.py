@@ -102,7 +102,7 @@ async def test_page_shows_that_and_why_the_broker_refuses_the_bridge(live: Live,
 
     async def refused(route: Route) -> None:
         body = orjson.loads(await (await route.fetch()).body())
-        body |= {"ready": False, "missing": ["the broker is not being consumed from"]}
+        body |= {"ready": False, "missing": ["the bridge does not consume from the broker"]}
         body["broker"] |= {"state": "refused", "last_error": words}
         await route.fulfill(status=503, json=body)
 

@@ -134,7 +134,7 @@ EXPECTED = [
     # A close frame after a message, before other frames, and between fragments
     ("7.1.1", ignored()),
     ("7.1.2-6", closed(1000)),
-    # A close frame without a code, with half a code, with reasons up to the longest, with a longer reason
+    # A close frame without a code, with one byte of a code, with reasons up to the longest, with a longer reason
     ("7.3.1", closed(None)),
     ("7.3.2", invalid_close(VIOLATION)),
     ("7.3.3-5", closed(1000)),

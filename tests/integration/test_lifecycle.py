@@ -47,7 +47,7 @@ async def test_healthz_answers_while_the_broker_is_away_and_readyz_says_so(excha
         assert (await get(port, "/healthz"))[0] == 200
         status, body = await get(port, "/readyz")
         assert status == 503
-        assert "the broker is not being consumed from" in orjson.loads(body)["missing"]
+        assert "the bridge does not consume from the broker" in orjson.loads(body)["missing"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

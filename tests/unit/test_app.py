@@ -114,7 +114,7 @@ async def test_rejects_that_are_not_redelivered_are_held_up_to_the_prefetch_and_
     await hold(bridge, 2)
     with capture_logs() as logged:
         consumer_of(bridge)._handler.on_session_end()
-    await eventually("the oldest are dropped", lambda: bridge._rejects.waiting == 3)
+    await eventually("the oldest events are dropped", lambda: bridge._rejects.waiting == 3)
     assert sample(bridge, "bridge_rejects_lost_total") == 2
     assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
     await bridge._rejects.close()
@@ -127,7 +127,7 @@ async def test_rejects_of_a_named_queue_are_dropped_with_the_connection_and_not_
     bridge = build(queue="kept", prefetch=3)
     await hold(bridge, 2)
     consumer_of(bridge)._handler.on_session_end()
-    await eventually("all are dropped", lambda: bridge._rejects.waiting == 0)
+    await eventually("all events are dropped", lambda: bridge._rejects.waiting == 0)
     assert sample(bridge, "bridge_rejects_lost_total") == 0
 
 
@@ -764,7 +764,7 @@ async def test_signal_stops_the_bridge_and_notifies_the_service_manager(
     served: Served, tmp_path: Path, stop_signal: int
 ) -> None:
     serving = asyncio.create_task(serve(configured(tmp_path)))
-    await eventually("it is ready", lambda: "ready" in served.log)
+    await eventually("the bridge is ready", lambda: "ready" in served.log)
     served.signal(stop_signal)
     await serving
     assert served.log == ["start", "ready", "stopping", "stop"]
@@ -776,9 +776,9 @@ async def test_signal_stops_the_bridge_and_notifies_the_service_manager(
 async def test_second_signal_ends_the_process_at_once(served: Served, tmp_path: Path, stop_signal: int) -> None:
     served.stopped.clear()
     serving = asyncio.create_task(serve(configured(tmp_path)))
-    await eventually("it is ready", lambda: "ready" in served.log)
+    await eventually("the bridge is ready", lambda: "ready" in served.log)
     served.signal(stop_signal)
-    await eventually("it stops", lambda: "stop" in served.log)
+    await eventually("the bridge stops", lambda: "stop" in served.log)
     with pytest.raises(Exited) as exited:
         served.signal(stop_signal)
     assert exited.value.args == (128 + stop_signal,)
@@ -788,7 +788,7 @@ async def test_second_signal_ends_the_process_at_once(served: Served, tmp_path: 
 
 async def test_refusal_stops_the_bridge_in_order_and_is_raised(served: Served, tmp_path: Path) -> None:
     serving = asyncio.create_task(serve(configured(tmp_path)))
-    await eventually("it is ready", lambda: "ready" in served.log)
+    await eventually("the bridge is ready", lambda: "ready" in served.log)
     served.failing.set_exception(BrokerRefusal("no such virtual host"))
     with pytest.raises(BrokerRefusal, match="no such virtual host"):
         await serving
@@ -806,7 +806,7 @@ async def test_hangup_reloads_the_certificate_or_stops_a_bridge_whose_terminal_w
     (tmp_path / "a.pem").write_text("not read")
     flags = {"tls_certificate": tmp_path / "a.pem", "tls_key": tmp_path / "a.pem"} if encrypted else {}
     serving = asyncio.create_task(serve(configured(tmp_path, **flags)))
-    await eventually("it is ready", lambda: "ready" in served.log)
+    await eventually("the bridge is ready", lambda: "ready" in served.log)
     served.signal(signal.SIGHUP)
     if stops:
         await serving

@@ -122,7 +122,7 @@ async def test_lines_that_wait_are_written_as_many_at_once_as_a_pipe_takes_whole
         output.write(b"x" * (size - 1) + b"\n")
     written = recorded(monkeypatch, pipe.writer)
     reading = asyncio.create_task(asyncio.to_thread(read_until, pipe.reader, CAPACITY + 6 + 9098))
-    await eventually("all is written", lambda: output.drain(0.0))
+    await eventually("all lines are written", lambda: output.drain(0.0))
     await reading
     assert written == [4096, 1, 5000, 1]
 

@@ -23,7 +23,7 @@ __all__ = ["build"]
 HELD = "rejected events can't be published, and are held"
 REFUSED = "rejected events can't be published; none is held"
 UNDECLARED = "the exchange of rejected events is not declared yet"
-NOT_CONSUMING = "the broker is not being consumed from"
+NOT_CONSUMING = "the bridge does not consume from the broker"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ _REJECT_HEADERS = {
     "x-reject-pointer": "JSON Pointer to the wrong member; empty for the event as a whole.",
     "x-reject-schema": "The $id of the violated schema; empty if the reason is another one.",
     "x-reject-exchange": "The exchange that the event came from.",
-    "x-reject-instance": "The name of the bridge that rejected it.",
+    "x-reject-instance": "The name of the bridge that rejected the event.",
     "x-reject-time": "The time of the rejection: an RFC 3339 date-time.",
     "x-reject-user-id": "The event's user_id, if it had one. The broker accepts this property only from that user.",
     "x-reject-cluster-id": "The event's cluster_id, if it had one. AMQP libraries can't send this property.",

@@ -151,7 +151,7 @@ def listen_hint(error: OSError) -> str:
         return "BRIDGE_HOST must hold addresses or names of this machine"
     if error.errno == errno.EINVAL and not zone and _is_link_local(address):
         return f"a link-local address needs its network interface, as in BRIDGE_HOST={address}%eth0"
-    return _HINTS.get(error.errno or 0, "set BRIDGE_HOST and BRIDGE_PORT to others")
+    return _HINTS.get(error.errno or 0, "set BRIDGE_HOST and BRIDGE_PORT to other values")
 
 
 def _is_link_local(host: str) -> bool:

@@ -46,7 +46,7 @@ The incoming buffer is empty whenever a transport begins to decrypt."""
 
 class _State(Enum):
     HANDSHAKE = "the TLS handshake is not complete"
-    OPEN = "bytes go both ways"
+    OPEN = "the connection is open in both directions"
     ENDED = "this side has ended; later data from the client is discarded"
     LOST = "the socket is closed, or about to be"
 

@@ -199,7 +199,9 @@ class FrameReader:
         elif opcode > Opcode.BINARY:
             detail = "an opcode is unknown"
         elif self._started != (opcode == Opcode.CONT):
-            detail = "a fragmented message is not finished" if self._started else "a continuation continues nothing"
+            detail = (
+                "a fragmented message is not finished" if self._started else "a continuation frame has no first frame"
+            )
         if not (detail or second & _MASKED):
             detail = "a frame is not masked"
         if detail:
@@ -261,12 +263,12 @@ def _close_code(payload: bytes) -> int | None:
     if not payload:
         return None
     if len(payload) < 2:
-        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a close frame has half a code")
+        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a close frame has only one byte of a code")
     try:
         payload[2:].decode()
     except UnicodeDecodeError:
         raise ProtocolError(CloseCode.INVALID_DATA, "the reason of a close frame is not UTF-8") from None
     code = int.from_bytes(payload[:2], "big")
     if code not in EXTERNAL_CLOSE_CODES and not 3000 <= code <= 4999:
-        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "the code of a close frame is not one that may be sent")
+        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "the code of a close frame must not be sent")
     return code

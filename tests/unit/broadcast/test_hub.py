@@ -610,7 +610,7 @@ def test_many_connections_that_fall_off_together_are_closed_a_few_in_a_turn() ->
         scene.publish(SMALL)
     assert closed() == MAX_EVICTIONS_PER_TURN
     scene.publish(SMALL)
-    assert closed() == MAX_EVICTIONS_PER_TURN, "an update does not close more of them"
+    assert closed() == MAX_EVICTIONS_PER_TURN, "an update does not close more connections"
     scene.turns.turn()
     assert closed() == 2 * MAX_EVICTIONS_PER_TURN
     scene.turns.turn()

@@ -107,7 +107,7 @@ def test_count_applies_the_filter_to_one_segment_after_the_cached_ones() -> None
     assert index.count(wanted, 0, end)[1] == SEGMENT_UPDATES
     assert index.count(wanted, 0, end)[1] == 2 * SEGMENT_UPDATES
     assert index.count(wanted, 0, end)[1] == 3 * SEGMENT_UPDATES
-    assert len(wanted.asked) == len(set(wanted.asked)), "once for each update"
+    assert len(wanted.asked) == len(set(wanted.asked)), "the filter is applied once for each update"
 
 
 # Matches

@@ -340,7 +340,7 @@ def test_lagging_clients_are_served_before_resuming_ones_and_filters_last(scene:
     returning = [scene.join("1-0000abcd") for _ in range(3)]
     slow.drain()
     scene.turns.turn()
-    assert len(slow.writes) == 2, "a piece"
+    assert len(slow.writes) == 2, "the client gets one piece"
     assert all(client.writes for client in returning)
 
 
@@ -635,7 +635,7 @@ def test_client_that_resumes_when_the_bridge_stops_gets_everything_before_it_is_
     late = scene.join("1-0000abcd", Only("a"))
     scene.hub.drain()
     assert live_one.closed is CloseReason.STOPPING
-    assert late.closed is CloseReason.STOPPING, "it has received nothing yet, so it misses nothing"
+    assert late.closed is CloseReason.STOPPING, "the client has received nothing yet, so it misses nothing"
     scene.turns.settle()
     assert len(messages(client.received)) == 50
     assert client.closed is CloseReason.STOPPING
@@ -879,7 +879,7 @@ def test_client_overtaken_during_its_count_begins_again_once_and_then_at_the_hea
     bridge.publish(room)
     assert bridge.message(client) is None
     log = bridge.index.update_log
-    assert log.tail <= client.cursor < log.head, "it begins again at the oldest update"
+    assert log.tail <= client.cursor < log.head, "the client begins again at the oldest update"
     bridge.publish(room)
     assert bridge.message(client) == {"complete": False, "replayed": 0, "id": str(UpdateId(log.head, TAG))}
     assert client.cursor == log.head

@@ -575,7 +575,7 @@ def test_date_time_of_any_time_is_valid_and_equal(timestamp_ms: int) -> None:
 COLLECTED: list[Any] = (
     [pytest.param(entry, id=entry["file"]) for entry in json.loads(CORPUS_INDEX.read_text())]
     if CORPUS_INDEX.is_file()
-    else [pytest.param({}, marks=pytest.mark.skip("there is no collection of real killmails beside this checkout"))]
+    else [pytest.param({}, marks=pytest.mark.skip("there is no collection of real killmails next to this checkout"))]
 )
 
 

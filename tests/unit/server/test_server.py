@@ -868,7 +868,7 @@ async def test_client_whose_request_is_complete_while_the_server_drains_is_close
     assert probe.status == 200
     client.send(CLOSED_BY_CLIENT)
     await harness.clock.settle()
-    assert not draining.done(), "the other one still reads its answer"
+    assert not draining.done(), "the other client still reads its response"
     await probe.leave()
     assert draining.done()
     await draining

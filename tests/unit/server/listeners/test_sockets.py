@@ -253,9 +253,9 @@ def test_unknown_name_is_an_error_that_contains_it(monkeypatch: pytest.MonkeyPat
     ("host", "number", "hint"),
     [
         ("fe80::1", errno.EINVAL, "a link-local address needs its network interface, as in BRIDGE_HOST=fe80::1%eth0"),
-        ("fe80::1%eth0", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to others"),
-        ("fd00::1", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to others"),
-        ("kills", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to others"),
+        ("fe80::1%eth0", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to other values"),
+        ("fd00::1", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to other values"),
+        ("kills", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to other values"),
     ],
 )
 def test_link_local_address_without_its_interface_has_a_hint_to_it(host: str, number: int, hint: str) -> None:
@@ -291,7 +291,7 @@ def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
     [
         (errno.EADDRINUSE, "BRIDGE_PORT"),
         (errno.EACCES, "1024"),
-        (errno.EIO, "set BRIDGE_HOST and BRIDGE_PORT to others"),
+        (errno.EIO, "set BRIDGE_HOST and BRIDGE_PORT to other values"),
     ],
 )
 def test_unavailable_address_has_a_hint(number: int, words: str) -> None:

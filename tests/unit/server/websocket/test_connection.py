@@ -700,7 +700,7 @@ def test_connection_is_closed_once(scene: OneClient) -> None:
         (Frame(Opcode.CLOSE, b"\x03").serialize(mask=True), CloseReason.PROTOCOL_ERROR),
         (Frame(Opcode.TEXT, b"\xff").serialize(mask=True), CloseReason.INVALID_UTF8),
     ],
-    ids=["not masked", "reserved bit", "half a code", "not UTF-8"],
+    ids=["not masked", "reserved bit", "one byte of a code", "not UTF-8"],
 )
 def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
     scene: OneClient, violation: bytes, reason: CloseReason

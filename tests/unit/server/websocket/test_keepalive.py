@@ -262,7 +262,7 @@ def test_pings_of_a_pass_are_spread_evenly_until_the_next(clock: Clock, count: i
     keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore)
     for now_s in range(5, 35, 5):
         keepalive.tick(now_s)
-    assert all(client.said == [] for client in clients), "nothing but a turn of the loop may be between two groups"
+    assert all(client.said == [] for client in clients), "only a turn of the loop may be between two groups"
     groups = []
     left_s = keepalive.tick_s
     while left_s > 0:
