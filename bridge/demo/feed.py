@@ -24,7 +24,11 @@ REJECT_INTERVAL = 20
 """One event of each group of this size is invalid."""
 
 GAP_INTERVAL = 30
-"""After this many events, the feed drops LOST_EVENTS events and reports a gap."""
+"""After this many events, the feed drops LOST_EVENTS events and reports a gap, at most once in GAP_INTERVAL_S."""
+
+GAP_INTERVAL_S = 30.0
+"""The minimum time between two gaps, in seconds. The log has a warning for each gap: at 1000 events a second, the
+warnings would otherwise fill the terminal."""
 
 LOST_EVENTS = 3
 
@@ -84,14 +88,15 @@ class Feed:
         pauses = pace(rng, self._rate)
         self.status.enter(State.WORKING)
         self._on_start()
-        tag = 0
+        tag, gap_at = 0, -inf
         while not await self._pause(next(pauses)):
             tag += 1
             event = next(events)
             if tag % REJECT_INTERVAL == 0:
                 event["systemId"] = "Jita"
             self._deliver(tag, orjson.dumps(event))
-            if tag % GAP_INTERVAL == 0:
+            if tag % GAP_INTERVAL == 0 and time.monotonic() - gap_at >= GAP_INTERVAL_S:
+                gap_at = time.monotonic()
                 await self._lose_events(events, pauses)
         self.status.enter(State.STOPPED)
 

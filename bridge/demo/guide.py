@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bridge.authority import format_authority
 from bridge.config.settings import Settings
-from bridge.demo.feed import GAP_INTERVAL, LOST_EVENTS, REJECT_INTERVAL
+from bridge.demo.feed import GAP_INTERVAL, GAP_INTERVAL_S, LOST_EVENTS, REJECT_INTERVAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ To see how a client resumes, take the id of an update. 10 s later, ask for all u
 
 One of {REJECT_INTERVAL} events is invalid and is counted in bridge_rejects_total.
 The log shows number 1, 2, 4, 8 and so on of them.
-After every {GAP_INTERVAL} events, {LOST_EVENTS} are dropped: clients that connect with ?after= receive the message
-`gap`.
+After every {GAP_INTERVAL} events, at most once in {GAP_INTERVAL_S:g} s, {LOST_EVENTS} events are dropped.
+Clients that connect with ?after= then receive the message `gap`.
 """
         return self._text("", "without a broker", self._watch() + more)
 

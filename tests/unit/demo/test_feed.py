@@ -14,7 +14,8 @@ from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.status import State
 from bridge.contract import catalog
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
-from bridge.demo.feed import GAP_INTERVAL, REJECT_INTERVAL, Feed
+from bridge.demo import feed as feed_module
+from bridge.demo.feed import GAP_INTERVAL, GAP_INTERVAL_S, REJECT_INTERVAL, Feed
 from bridge.metrics import Metrics
 from bridge.source import register_source_metrics
 from bridge.timing import DEFAULT
@@ -73,10 +74,11 @@ def feed_to(handler: Handler, metrics: Metrics, rate: float = 20.0) -> Feed:
 async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    VirtualTime(monkeypatch)
+    VirtualTime(monkeypatch, feed_module)
     metrics = Metrics()
     handler = Handler(events=2 * GAP_INTERVAL)
-    feed = feed_to(handler, metrics)
+    # At this rate, GAP_INTERVAL events take much longer than GAP_INTERVAL_S.
+    feed = feed_to(handler, metrics, rate=0.1)
     await feed.run()
     outcomes = [each for each in handler.results if isinstance(each, Accepted | Rejected)]
     assert handler.delivered == len(outcomes) == 2 * GAP_INTERVAL
@@ -90,6 +92,18 @@ async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopp
     assert handler.results.index(gap) == GAP_INTERVAL
     assert feed.gaps.last == gap
     assert feed.status.state is State.STOPPED
+
+
+async def test_feed_with_a_high_rate_reports_a_gap_at_most_once_in_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    VirtualTime(monkeypatch, feed_module)
+    rate = 100.0
+    handler = Handler(events=int(1.5 * GAP_INTERVAL_S * rate))
+    await feed_to(handler, Metrics(), rate).run()
+    first, second = [index for index, each in enumerate(handler.results) if not isinstance(each, Accepted | Rejected)]
+    assert first == GAP_INTERVAL
+    assert second - first == pytest.approx(GAP_INTERVAL_S * rate, rel=0.2)
 
 
 async def test_delivery_is_logged_at_debug(monkeypatch: pytest.MonkeyPatch) -> None:
