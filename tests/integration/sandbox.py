@@ -1,7 +1,8 @@
 """`python sandbox.py SYSTEM-CALLS COMMAND ...`: runs a command that can use these system calls only, as systemd does.
 
-It does what a service manager does between fork and exec: no new privileges, no memory that is both writable and
-executable, and a filter by which each other call fails with EPERM. It needs libseccomp, which systemd requires.
+The script sets what a service manager sets between fork and exec: no new privileges, no memory that is both writable
+and executable, and a filter by which each other call fails with EPERM. The script needs libseccomp, which systemd
+requires.
 """
 
 import ctypes
@@ -30,7 +31,7 @@ def main(calls: list[str], command: list[str]) -> None:
     rules = seccomp.seccomp_init(ERRNO | errno.EPERM)
     for call in calls:
         number = seccomp.seccomp_syscall_resolve_name(call.encode())
-        # Negative: this architecture does not have the call.
+        # A negative number means that this architecture does not have the call.
         if number >= 0 and (error := seccomp.seccomp_rule_add(rules, ALLOW, number, 0)):
             raise OSError(-error, call)
     if error := seccomp.seccomp_load(rules):

@@ -77,10 +77,11 @@ def pip_audit() -> None:
 def make_audit(url: str, folder: Path) -> tuple[int, str]:
     """Runs the command of `make audit` with the service at the URL. Returns its exit code and its error output.
 
-    make does not run it: make might rebuild .venv, in which this test runs.
+    The test runs the command without make, because make might rebuild .venv, in which this test runs.
     """
     flags = f"-s osv --osv-url {url} --cache-dir {folder}"
-    # Without the variables of a make that runs the tests: with them, make prints which folder it enters and leaves.
+    # The environment lacks the variables of a make that runs the tests, which would make it print the folders that it
+    # enters.
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
         ["make", "--dry-run", "audit", f"FLAGS={flags}"],

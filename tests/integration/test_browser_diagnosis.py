@@ -19,16 +19,16 @@ from tests.support.followers import Follower, in_page, page_files
 from tests.support.running import port_of, started
 from tests.support.waiting import eventually
 
-# In one event loop, so that one browser serves all.
+# All tests run in one event loop, so that one browser serves all of them.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NO_BROKER = "amqp://127.0.0.1:1/"
-"""Nothing listens there. The bridge waits for its broker, and judges handshakes meanwhile."""
+"""A broker's URL at which nothing listens. The bridge waits for its broker, and judges handshakes meanwhile."""
 
 FAILURES_BEFORE_DIAGNOSIS = 3
 PERMISSION = "local-network-access"
 LONG_S = 60.0
-"""A silence that no test lasts."""
+"""A silence limit that no test reaches."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -133,11 +133,11 @@ async def test_example_with_the_copied_client_for_python_prints_updates(
 
 
 async def print_filtered(command: str, bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
-    """A shell command prints the update that it asks for."""
+    """Checks that a shell command prints the update that it requests."""
     async with program("bash", "-c", f"PATH={BIN}:$PATH; exec {command}", folder=ROOT) as output:
         await connected(bridge)
         await publish(amqp, exchange, killmail(1, systemId=AMARR), killmail(2, systemId=JITA))
-        # Curl ends no line.
+        # Curl prints no line break.
         async with asyncio.timeout(LIMIT_S):
             await output.readuntil(b'"killmailId":2,')
 
@@ -165,7 +165,7 @@ async def test_older_curl_prints_updates(bridge: Bridge, amqp: AbstractConnectio
 
 
 def refused_queries() -> Sequence[str]:
-    """What the section about filters calls errors."""
+    """The queries that the section about filters calls errors."""
     return "type=killmail,event", "type[]=killmail", "type=nothing", "systemId=Jita"
 
 

@@ -1,6 +1,6 @@
 """The examples in `schemas/clients` deliver each update exactly once, after any end of a connection.
 
-All three follow a scripted bridge, which has each fault when the test needs it.
+All three examples follow a scripted bridge, which has each fault when the test needs it.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from tests.support.followers import (
 )
 from tests.support.waiting import eventually
 
-# In one event loop, so that one browser serves all.
+# All tests run in one event loop, so that one browser serves all of them.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONG_S = 60.0
@@ -256,7 +256,7 @@ async def test_refusal_ends_a_client_with_the_bridges_own_sentence(
     bridge.refusal = status, "There is no member systemID: did you mean systemId?"
     async with following(bridge.url) as follower:
         if isinstance(follower, InBrowser):
-            # A script sees neither status nor sentence.
+            # A script in a browser sees neither the status nor the sentence.
             await reported(follower, "disconnected", 1006)
             bridge.refusal = None
             await reported(follower, "connected")
@@ -355,7 +355,7 @@ async def test_updates_for_a_slow_program_in_node_wait_in_the_bridge(
         texts = [bridge.emit("x" * 2**16) for _ in range(500)]
         transport = bridge.connections[0].transport
         until = asyncio.get_running_loop().time() + 3 * SHORT_S
-        # Longer than the silence limit: while the socket is paused, pings are not read either.
+        # The pause is longer than the silence limit: while the socket is paused, pings are not read either.
         await eventually("the silence limit has passed", lambda: asyncio.get_running_loop().time() > until)
         assert transport.get_write_buffer_size() > 2**20
         assert len(await updates_of(follower)) == 1

@@ -1,4 +1,4 @@
-"""Clients that follow the protocol, and clients that do not: what each receives, and why it is evicted."""
+"""Clients that follow the protocol, and clients that do not: what a client receives, and why it is evicted."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ amqp, exchange = module_loop.amqp, module_loop.exchange
 CONTINUATION, BINARY = 0, 2
 
 NUMBERS = itertools.count(1)
-"""Ids of killmails: the shared bridge sends no killmail twice."""
+"""The ids of killmails. They never repeat, because the shared bridge sends no killmail twice."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -159,7 +159,7 @@ async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose
         stalled = await RawClient.open(port_of(bridge), receive_bytes=4096)
         stalled.pause()
         reader = await RawClient.open(port_of(bridge))
-        # Less at once than the log holds: bridge and reader share one loop, and the reader needs its turns.
+        # Each batch is smaller than the log, because bridge and reader share one loop, and the reader needs its turns.
         for first in range(0, count, 10):
             numbers = range(first, first + 10)
             await publish(amqp, exchange, *(killmail(number, padding=padding) for number in numbers))

@@ -46,7 +46,7 @@ def compose(file: str, *arguments: str, **variables: str) -> subprocess.Complete
 
 def read(file: str, **variables: str) -> dict[str, Any]:
     """Returns the file with all references resolved. Fails if docker-compose does not accept the file."""
-    # Version 1 writes YAML only. It is written in Python, so Debian's Python has a YAML parser.
+    # Version 1 of docker-compose writes YAML only. It is written in Python, so Debian's Python has a YAML parser.
     first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
     done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
     assert done.returncode == 0, done.stderr
@@ -116,13 +116,13 @@ def test_each_service_has_log_limits_an_image_and_its_dependencies(services: dic
             dockerfile = each["build"]["dockerfile"]
             assert (Path(each["build"]["context"]) / dockerfile).is_file()
         else:
-            # A version: without one, an engine takes the newest image, or any that it has.
+            # The image has a version. Without a version, an engine takes the newest image, or any image that it has.
             assert re.search(r":v?\d", each["image"]), name
         assert {*each.get("depends_on", ())} <= services.keys()
 
 
 def test_each_file_has_its_own_project_name() -> None:
-    """Without it, both files, and other projects in a folder called docker, would have the same name."""
+    """Without its own name, the project would share the name of every other project in a folder called docker."""
     names = [re.findall(rf"docker compose -p (\S+) -f docker/{file} up", (FOLDER / file).read_text()) for file in FILES]
     assert names == [["edk-bridge"], ["edk-bridge-cluster"]]
 

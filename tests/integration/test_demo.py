@@ -26,7 +26,7 @@ from tests.support.waiting import LIMIT_S, eventually
 EXCHANGE = "bridge.demo"
 
 END_LIMIT_S = 15.0
-"""The bridge's shutdown timeout, and a reserve."""
+"""The limit for the end of the demo: the bridge's shutdown timeout, and a reserve."""
 
 START_LIMIT_S = 90.0
 """The time in which a node and the bridge start on a busy machine."""
@@ -82,7 +82,7 @@ async def demo(
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", *start, "--port", str(port), "--rate", "20", *arguments),
             env=environment(PYTHONUNBUFFERED="1", TEST_DEMO=name, **variables),
-            # A folder without the .env of the developer.
+            # This folder has no .env of the developer.
             cwd=output.parent,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
@@ -127,7 +127,7 @@ async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
         assert {update["type"] for update in updates} == {"killmail"}
         assert len({update["data"]["killmailId"] for update in updates}) == 10
         assert await exists(amqp, EXCHANGE)
-        # The demo, the shell around the bridge, its watcher, and the bridge.
+        # The processes are the demo, the shell around the bridge, its watcher, and the bridge.
         assert len(marked(mark)) >= 3
         process.send_signal(signal.SIGINT)
         assert await client.closed() == 1001
@@ -144,7 +144,7 @@ async def test_make_demo_starts_a_node_prints_its_url_and_ends_if_the_node_ends(
         unavailable("rabbitmq-server is not installed")
     port, output = free_port(), tmp_path / "output"
     variables = {"DOCKER_HOST": f"unix://{tmp_path}/none", "PYTHONPATH": str(ROOT)}
-    # If no engine answers, it starts a node.
+    # If no engine answers, the demo starts a node.
     async with demo(None, port, output, start=MAKE_DEMO, **variables) as (process, mark):
         await guided(process, output)
         [url] = re.findall(r"^  export BRIDGE_AMQP_URL=(amqp://\S+)$", output.read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Private brokers: they start, restart with their data after a kill, and leave nothing behind."""
+"""Private brokers, which start, restart with their data after a kill, and leave nothing behind."""
 
 import signal
 import subprocess
@@ -45,7 +45,7 @@ def test_private_node_listens_on_loopback_only_and_leaves_nothing_behind(node: P
     assert any(Path(f"/proc/{pid}/comm").read_text().startswith("beam") for pid in processes)
     assert answers_amqp("127.0.0.1", node.port)
     listening = _listening(processes)
-    assert len({port for _, port in listening}) == 3  # AMQP, distribution, epmd
+    assert len({port for _, port in listening}) == 3  # the ports of AMQP, the distribution and epmd
     assert {address for address, _ in listening} <= {"0100007F", "00000000000000000000000001000000"}
     node.stop()
     assert not node.directory.exists()
@@ -67,7 +67,7 @@ def test_child_ends_when_its_parent_is_killed() -> None:
     assert starter.stdout is not None
     with starter, starter.stdout:
         leader = int(starter.stdout.readline())
-        _await(lambda: len(_group(leader)) == 3)  # the shell, its watcher, the command
+        _await(lambda: len(_group(leader)) == 3)  # the processes are the shell, its watcher and the command
         starter.send_signal(signal.SIGKILL)
         starter.wait()
     _await(lambda: not _group(leader))

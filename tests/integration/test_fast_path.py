@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tests.support.broker.find import Broker
 
 TINY = 2304
-"""The smallest receive buffer that Linux gives, in bytes."""
+"""The size of the smallest receive buffer that Linux allows, in bytes."""
 
 LARGE = 200_000
 RESET = struct.pack("ii", 1, 0)
@@ -190,7 +190,7 @@ async def metric(port: int, name: str) -> float:
 async def test_clients_that_read_in_small_pieces_get_the_same_bytes_as_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each socket accepts a different part of a large update. The next write must continue with the rest."""
+    """Each socket accepts a different part of a large update. The next write must continue after this part."""
     events = [event(number) for number in range(160)]
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()

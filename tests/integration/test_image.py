@@ -26,10 +26,10 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 SHUTDOWN_TIMEOUT_S = 8
-"""The default of BRIDGE_SHUTDOWN_TIMEOUT. By default, an engine waits for 10 s."""
+"""The default of BRIDGE_SHUTDOWN_TIMEOUT. By default, an engine waits 10 s for the end of a container."""
 
 HEALTH_LIMIT_S = 60.0
-"""The health check starts a process in the container, which takes long on a busy machine."""
+"""The limit for a health check, which starts a process in the container and so takes long on a busy machine."""
 
 NO_BATCHED_WRITES = "io_submit is not available"
 READ_ONLY = "30"  # EROFS
@@ -179,7 +179,7 @@ async def test_only_the_shared_memory_of_the_engine_can_be_written(bridge: Conta
 
 async def test_installed_packages_are_the_locked_ones(bridge: Contained) -> None:
     locked = re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    # Without the site-packages of the base image.
+    # The list excludes the site-packages of the base image.
     _, text = bridge.python(
         "import importlib.metadata as m, site\n"
         "print(*sorted(d.name.lower().replace('_', '-') for d in m.distributions(path=site.getsitepackages())))"

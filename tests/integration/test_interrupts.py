@@ -1,4 +1,4 @@
-"""Ctrl-C at many moments of the start of each command: it ends with 130 and prints nothing."""
+"""Ctrl-C at many moments of the start of each command: the command ends with 130 and prints nothing."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ os.write(1, b'started\\n')
 from bridge.__main__ import main
 main()
 """
-"""Reports that Python itself has started. An interrupt before that never reaches the bridge."""
+"""A program that reports that Python itself has started. An earlier interrupt never reaches the bridge."""
 
 DELAYS_MS = (0, 1, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 700)
 
@@ -55,7 +55,7 @@ async def interrupted(delay_ms: int, *arguments: str) -> tuple[int | None, str]:
     try:
         async with asyncio.timeout(LIMIT_S):
             assert await process.stdout.readline() == b"started\n"
-            # Not a wait for a condition: each delay is another moment of the start.
+            # This sleep does not wait for a condition: each delay is another moment of the start.
             await asyncio.sleep(delay_ms / 1000)
             with suppress(ProcessLookupError):  # a command that only prints has ended
                 # send_signal would take the exit code of a process that has ended away from asyncio.
@@ -100,7 +100,7 @@ async def test_interrupted_command_that_only_prints_ends_quietly_or_has_ended(ar
         code, output = await interrupted(delay_ms, *arguments)
         if complete is None:
             complete = output
-        # While Python ends, it has no handler any more. For a shell, this is 130 too.
+        # While Python ends, it has no signal handler any more. A shell reports 130 for this end too.
         assert code in (0, 130, -signal.SIGINT), output
         assert complete.startswith(output), delay_ms
 

@@ -1,7 +1,7 @@
 """Real WebSocket libraries, in several languages, connect as their documentation shows and get an update.
 
-The README of the clients lists the libraries that refuse a large update by default, and how to raise their limits. Here
-each of them gets the largest update, and refuses it without the option that the README names.
+The README of the clients lists the libraries that refuse a large update by default, and how to raise their limits. In
+these tests, each of them gets the largest update, and refuses it without the option that the README names.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ amqp = module_loop.amqp
 FOLDER = ROOT / "tests/conformance/libraries"
 PYTHON = ROOT / ".venv/libraries/bin/python"
 LIMIT_S = 60.0
-"""For a client to start, on a busy machine."""
+"""The time in which a client starts on a busy machine."""
 
 OF_PYTHON = (
     "aiohttp",

@@ -24,7 +24,7 @@ from tests.support.running import bridge_process, timed_command
 from tests.support.waiting import LIMIT_S, eventually
 
 UNREACHABLE = "amqp://guest:guest@127.0.0.1:1/"
-"""No program listens on port 1. For tests that end before the broker matters."""
+"""A broker's URL for tests that end before the broker matters. No program listens on port 1."""
 
 
 async def test_port_0_is_printed_and_healthz_and_readyz_answer_there(broker: Broker, exchange: str) -> None:

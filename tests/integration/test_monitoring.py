@@ -188,7 +188,7 @@ def test_panels_are_laid_out_without_overlap() -> None:
 
 
 def answer_of(url: str) -> Any:
-    """The data in an answer of Prometheus, or None before it listens."""
+    """Returns the data in an answer of Prometheus, or None if Prometheus does not listen yet."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)["data"]

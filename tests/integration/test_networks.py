@@ -32,9 +32,9 @@ EXTERNAL = (
     "172.32.0.1",
     "192.167.255.254",
     "192.169.0.1",
-    "100.64.0.1",  # shared by a carrier's customers (RFC 6598)
+    "100.64.0.1",  # an address that a carrier's customers share (RFC 6598)
     "169.254.7.7",  # link-local
-    "192.0.2.7",  # for documentation, as are the next two
+    "192.0.2.7",  # an address for documentation, like the next two
     "198.51.100.7",
     "203.0.113.7",
     "198.18.0.7",  # for benchmarks
@@ -42,7 +42,7 @@ EXTERNAL = (
     "2001:db8::7",
     "2002:a00:1::1",  # 6to4, of 10.0.0.1
     "64:ff9b::a00:1",  # NAT64, of 10.0.0.1
-    "fec0::1",  # site-local, given up
+    "fec0::1",  # a site-local address, a form that is no longer used
     "fe00::1",
     "2606:4700::1111",
     "fe80::",
@@ -85,7 +85,7 @@ async def test_internal_addresses_can_connect(broker: Broker, exchange: str) -> 
 
 
 async def test_other_addresses_are_refused_with_any_headers(broker: Broker, exchange: str) -> None:
-    """They get 403, and do not count as connections."""
+    """Clients of other addresses get 403, and do not count as connections."""
     async with reachable_bridge(broker, exchange) as (net, process, port):
         for address in EXTERNAL:
             source = await net.settle(address)
@@ -106,7 +106,7 @@ async def test_refused_clients_that_stay_connected_do_not_count(broker: Broker, 
         await eventually("it consumes", lambda: process.logged("consuming"))
         external, internal = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
         before = sockets(pid)
-        # More than the limit and its reserve.
+        # The number is above the limit and its reserve.
         refused = [await net.connect_from_afar(port, external) for _ in range(400)]
         assert (await first_line(net, port, internal)).startswith(b"HTTP/1.1 101 ")
         await eventually("all their sockets are closed", lambda: sockets(pid) == before)

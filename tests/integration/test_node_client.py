@@ -13,7 +13,7 @@ from tests.support.prepare import NODE
 from tests.support.publishing import publish
 from tests.support.running import port_of, running
 
-# A client that confuses bytes with characters, or has a fault at 125 or 65535 bytes, gets these wrong.
+# A client that confuses bytes with characters, or has a fault at 125 or 65535 bytes, fails for these updates.
 EVENTS = [EXAMPLE, killmail(2, note='Ünïcode 🚀 \u2028 \x7f \\ " /'), killmail(3, padding="é" * 70_000)]
 
 

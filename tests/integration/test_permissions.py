@@ -66,7 +66,7 @@ class Case:
 
     @property
     def user(self) -> str:
-        """The name of the user, which says what is missing."""
+        """The name of the user, which contains the missing permission."""
         lacks = [self.lacks[0], kind_of(self.lacks[1])] if self.lacks else []
         return "-".join([self.row, *(["rejects"] if self.rejects else []), *(["without", *lacks] if lacks else [])])
 
@@ -207,7 +207,7 @@ async def test_bridge_with_a_missing_permission_names_it(users: PrivateNode, cas
     right, name = case.lacks
     plain = "amq.gen-" if "gen" in name else name.replace("\\", "")
     async with topology(users, ROWS[case.row]):
-        # Twice: the first bridge may create a queue or an exchange, which must not help the second one.
+        # The bridge runs twice: the first run may create a queue or an exchange, which must not help the second run.
         for _ in range(2):
             async with started(url_of(users, case.user), **flags(case)) as bridge:
                 with pytest.raises(BrokerRefusal) as refusal:

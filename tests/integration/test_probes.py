@@ -28,7 +28,7 @@ PAGES = ("/", "/healthz", "/readyz", "/metrics", "/schemas/", "/schemas/killmail
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(broker: Broker) -> AsyncIterator[Bridge]:
-    """A bridge for all probes. It consumes its own exchange."""
+    """A bridge for all probes, which consumes its own exchange."""
     flags = {"exchanges": f"{unique('probes')}=killmail", "reject_exchange": "off"}
     async with running(broker.url, **flags) as bridge:
         yield bridge
@@ -151,7 +151,7 @@ async def test_haproxy_reports_the_bridge_as_up(shared: Bridge, check: str, tmp_
 
 @pytest.mark.parametrize("check", ["HTTP/1.0 without Host", "without a method, which is OPTIONS"])
 async def test_haproxy_reports_a_bridge_without_a_broker_as_down(check: str, tmp_path: Path) -> None:
-    """This shows that the checks above use the status of the response."""
+    """This test shows that the other checks use the status of the response."""
     async with (
         started("amqp://127.0.0.1:1/", wait="true") as bridge,
         haproxy(tmp_path, CHECKS[check], port_of(bridge)),

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import paho.mqtt.client as mqtt
 import pytest
-import stomp  # type: ignore[import-untyped]  # it has no types
+import stomp  # type: ignore[import-untyped]  # the module has no types
 from aio_pika.abc import AbstractConnection
 from paho.mqtt.enums import CallbackAPIVersion
 

@@ -112,7 +112,7 @@ async def program_running(command: list[str], folder: Path, port: int) -> AsyncI
 
 
 def output_of(folder: Path) -> str:
-    """The output of the proxy."""
+    """Returns the output of the proxy."""
     return (folder / "output.log").read_text()
 
 
@@ -171,7 +171,7 @@ def page(path: str) -> bytes:
 async def test_client_of_an_internal_network_gets_updates_through_a_proxy(
     kind: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """Its page has the origin of the proxy's host."""
+    """The client's page has the origin of the proxy's host."""
     async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
         reader, writer = await connect(net, INTERNAL)
         writer.write(handshake(f"Origin: https://{NAME}"))
@@ -231,7 +231,7 @@ async def test_pages_of_the_operator_are_not_found_behind_a_proxy(
 async def test_refusal_of_a_handshake_that_nginx_changed_has_a_hint(
     change: tuple[str, str], hint: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """These are the defaults of nginx."""
+    """The changed headers are the defaults of nginx."""
     async with proxied_bridge("nginx", broker, exchange, tmp_path, change) as net:
         reader, writer = await connect(net, INTERNAL)
         writer.write(handshake())
@@ -275,7 +275,7 @@ async def test_warnings_in_the_configurations_are_true(
 ) -> None:
     changes = [change]
     if change[1] == "mode tcp":
-        # These lines need HTTP.
+        # These lines of the configuration need HTTP.
         changes.append(("http-request return status 404 if { path /metrics /readyz }", ""))
         changes.append(("option forwardfor", ""))
     async with proxied_bridge(kind, broker, exchange, tmp_path, *changes) as net:

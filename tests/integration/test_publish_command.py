@@ -28,10 +28,10 @@ from tests.support.publishing import bind, depth, take
 from tests.support.running import unique
 from tests.support.waiting import LIMIT_S, eventually
 
-WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
+WRONG_PASSWORD = "correct-horse"  # no message contains this word by chance
 
 PATIENCE_S = 15.0
-"""For a missing broker. The command needs at most 5 s, and a busy machine some more to start it."""
+"""The limit for a command without a broker. The command needs at most 5 s, and longer to start on a busy machine."""
 
 IMPATIENT = "import sys; from bridge.cli.common import progress; progress.FIRST_S = progress.ON_TERMINAL_S = 0.0; "
 SOON = (
@@ -85,7 +85,8 @@ async def command(
     """Runs the command with a pipe as standard input. Kills it at the end if it still runs."""
     start = ["-m", "bridge"] if script == MAIN else ["-c", script]
     process = await asyncio.create_subprocess_exec(
-        # As in a terminal. A background job ignores Ctrl-C, and its children inherit that.
+        # SIGINT has its default effect, as in a terminal. A background job ignores Ctrl-C, and its children inherit
+        # that.
         *("env", "--default-signal=INT", sys.executable, *start, *of, *arguments),
         env=plain_environment(**{"BRIDGE_AMQP_URL": url, **variables}),
         cwd=folder,
@@ -263,7 +264,7 @@ async def silent_pipe(folder: Path, url: str, source: str, exchange: str) -> Asy
             yield running
         return
     os.mkfifo(folder / "pipe")
-    # For reading too: opening it does not wait for the command.
+    # The pipe is opened for reading too, so that opening it does not wait for the command.
     descriptor = os.open(folder / "pipe", os.O_RDWR)
     try:
         os.write(descriptor, ndjson(EXAMPLE))
@@ -291,7 +292,7 @@ async def test_error_of_a_lost_broker_names_the_first_unconfirmed_event(
             running.write(ndjson(*(killmail(n) for n in range(10, 20))))
             ended = await running.ended()
     assert ended.code == 1
-    # The event after the last confirm. The last confirms may have been lost with the connection.
+    # The error names the event after the last confirm. The last confirms may have been lost with the connection.
     summary, [reason], where = ended.said[-3], [ended.said[-2]], ended.said[-1]
     count = int(summary.split()[0])
     assert summary == f"{count} events published, 0 invalid"
@@ -322,7 +323,7 @@ async def test_missing_broker_ends_with_one_line(tmp_path: Path, arguments: list
     hint = localhost_hint(host, detect_container())
     assert not words or line == f"{begin}{words}{'' if hint is None else f'; {hint}'}{end}"
     assert ended.code == 1
-    # Much less than the time in which the command tries to reconnect after a later loss.
+    # The limit is much less than the time in which the command tries to reconnect after a later loss.
     assert time.monotonic() - began_s < PATIENCE_S
 
 
@@ -354,7 +355,7 @@ async def test_long_input_shows_its_progress_on_a_terminal(broker: Broker, excha
     assert await process.wait() == 1
     shown = said.split("\r\n")
     assert shown.pop() == ""
-    # Each line that stays, and the progress that it replaced.
+    # The output has each line that stays, and the progress that it replaced.
     assert [line.split("\r\x1b[K")[-1] for line in shown] == [
         'events.ndjson:51: /systemId: "Jita" is not of type "integer" [schema-violation]',
         f"50 events published, 1 invalid; 50 reached no queue: no bridge consumes from the exchange {exchange}",

@@ -207,7 +207,7 @@ async def test_missing_exchange_raises_an_error_with_its_name_and_is_not_declare
         with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
             await missed.get_exchange(exchange)
         await missed.close()
-        # As a bridge does when it starts.
+        # The test declares the exchange as a bridge does when it starts.
         channel = await amqp.channel()
         await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
         await channel.close()
@@ -219,7 +219,7 @@ async def test_missing_exchange_is_declared_as_a_durable_fanout_on_demand(
 ) -> None:
     async with Publisher(broker.url, exchange, declare=True) as publisher:
         await publisher.broadcast("killmail", EXAMPLE)
-    # The broker refuses this if the exchange has other properties.
+    # The broker refuses this declaration if the exchange has other properties.
     await (await amqp.channel()).declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
 
 

@@ -37,7 +37,7 @@ PUBLISHERS = PACKAGED / "publishers"
 URL = "amqp://guest:guest@localhost:5672/"
 REJECTED = b"schema-violation /timestamp: the member 'timestamp' is missing"
 CLOSES, IN_FLIGHT = 10, 20
-"""Enough for RabbitMQ 4.3 to refuse some events, if a queue is not unbound first."""
+"""With these numbers, RabbitMQ 4.3 refuses some events if a queue is not unbound first."""
 
 
 def one_node(broker: Broker) -> str:
@@ -114,7 +114,7 @@ def node_packages() -> Path:
 
 
 def assert_reject_of_published(output: bytes) -> None:
-    """The output has the message id of an event and its reject, in any order: a reject may come before the confirm."""
+    """Checks that the output has an event's message id and its reject. A reject may come before the confirm."""
     [published] = [line for line in output.splitlines() if line.startswith(b"published ")]
     message_id = published.removeprefix(b"published ")
     assert sorted(output.splitlines()) == sorted([published, b" ".join([message_id, REJECTED])])
@@ -194,7 +194,7 @@ async def test_event_is_forgotten_once_too_many_newer_ones_are_published(
         source = await channel.get_exchange(rejects)
         for message_id in ids:
             headers: dict[str, object] = {"x-reject-reason": "internal-error", "x-reject-detail": ""}
-            message = aio_pika.Message(b"", message_id=message_id, headers=headers)  # type: ignore[arg-type]  # its values are of any type
+            message = aio_pika.Message(b"", message_id=message_id, headers=headers)  # type: ignore[arg-type]  # values of any type
             await source.publish(message, "")
         await eventually("the rejects have come", lambda: len(found) == 2)
     assert [reject[0] for reject in found] == ids[1:]
@@ -219,7 +219,7 @@ async def test_end_of_a_publisher_does_not_make_confirms_of_others_fail(
             target = await channel.get_exchange(rejects)
             count = 0
             while not closed.is_set():
-                # Raises DeliveryError if the broker does not confirm one.
+                # `gather` raises DeliveryError if the broker does not confirm an event.
                 await target.publish(aio_pika.Message(b"{}"), "")
                 count += 1
             return count

@@ -52,7 +52,7 @@ async def test_list_with_a_slow_reader_still_answers_heartbeats(
     """If a full pipe blocked the event loop, the broker would get no heartbeat and close the connection."""
     channel = await amqp.channel()
     await channel.declare_queue(rejects, durable=True)
-    # Larger than a pipe, so that the pipe is full in the middle of a line.
+    # The event is larger than a pipe, so that the pipe is full in the middle of a line.
     await channel.default_exchange.publish(aio_pika.Message(b"x" * 200_000), rejects)
     ours, theirs = os.pipe()
     process = await asyncio.create_subprocess_exec(
@@ -125,7 +125,7 @@ async def test_purge_keeps_events_that_arrive_after_the_question(
 async def test_event_with_an_invalid_expiration_does_not_prevent_the_requeue_of_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """The broker closes the channel for it, and closes the connection if more is published on that channel."""
+    """Such an event makes the broker close the channel. Later messages on this channel would end the connection."""
     await bind(amqp, exchange, queue)
     headers = [{"x-reject-exchange": exchange} for _ in range(120)]
     headers[20]["x-reject-expiration"] = "soon"

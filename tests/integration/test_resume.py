@@ -155,7 +155,7 @@ async def test_replays_of_a_full_log_do_not_delay_other_clients(
         port = await bridge.port()
         await bridge.consuming()
         plain = await RawClient.open(port)
-        # The log holds about 10,000 of these.
+        # The log holds about 10,000 of these updates.
         reading = asyncio.create_task(numbers(plain, 12_000))
         for first in range(0, 12_000, 1000):
             await publish(amqp, exchange, *(event(number, pad=1200) for number in range(first, first + 1000)))

@@ -1,4 +1,4 @@
-"""Followers of a bridge miss no update and get none twice: a real bridge, a real broker, connections that break.
+"""Followers of a real bridge and a real broker get each update once, although connections break.
 
 The followers are the examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`.
 """

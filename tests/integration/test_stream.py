@@ -116,7 +116,8 @@ async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap
         await caught_up(recorder)
         recorder.holds = True
         for first in range(0, 400, 10):
-            # Not all at once: RabbitMQ delivers events that were published together in one batch, above the prefetch.
+            # The events are not published all at once, because RabbitMQ delivers a batch as a whole, above the
+            # prefetch.
             await publish(amqp, exchange, *bodies(first, first + 10))
         wanted = 0
         for _ in range(5):
@@ -181,7 +182,7 @@ async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_brok
     assert received == sorted(set(received))
     assert recorder.ids == sorted(set(recorder.ids))
     assert before <= set(received)
-    # A starting broker may close another connection after the first gap. Then a second gap follows the first one.
+    # A starting broker may close another connection after the first gap. A second gap then follows.
     gaps = recorder.gaps
     assert {gap.reason for gap in gaps} == {AWAY}
     assert all(later.since_s <= earlier.until_s for earlier, later in itertools.pairwise(gaps))
@@ -221,7 +222,10 @@ async def test_deleted_stream_is_declared_again_and_causes_a_gap(
 async def test_stream_that_was_replaced_during_an_outage_is_read_from_its_beginning(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, new: int
 ) -> None:
-    """The new stream is shorter or longer. If it is longer, only the tag of an id shows that it is another one."""
+    """The new stream is shorter or longer.
+
+    If the stream is longer, only the tag of an id shows that it is another stream.
+    """
     recorder, stream = Recorder(), stream_of(queue)
     async with proxy(broker.url) as broker_proxy, reading(broker_proxy.url, exchange, stream, recorder):
         await broker_proxy.open()
@@ -256,7 +260,7 @@ async def test_events_that_the_stream_dropped_before_the_bridge_read_them_cause_
         await publish(amqp, exchange, b"before")
         await has(recorder, [b"before"])
         await broker_proxy.close()
-        # Not all at once: the stream keeps and drops events that were published together as one batch.
+        # The events are not published all at once, because the stream keeps and drops a batch as a whole.
         for first in range(0, count, together):
             await publish(amqp, exchange, *(b"%0*d" % (size, number) for number in range(first, first + together)))
         await broker_proxy.open()
@@ -276,7 +280,7 @@ async def test_events_that_the_stream_dropped_before_the_bridge_read_them_cause_
 async def test_events_above_the_maximum_age_are_dropped(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The broker drops whole segments, and only when it starts a new one."""
+    """The broker drops whole segments, and only when it starts a new segment."""
     stream = StreamConfig(queue, 1.0, BYTES, 10**6)
     recorder = Recorder()
     async with reading(broker.url, exchange, stream, recorder):
@@ -345,7 +349,8 @@ async def test_exchange_that_is_declared_again_is_bound_again(
         await has(recorder, bodies(0, 5))
         [gap] = recorder.gaps
         assert "NOT_FOUND" in gap.reason
-        # If another program declares the exchange again at once, the broker sends no error. The next check binds it.
+        # If another program declares the exchange again at once, the broker sends no error. The next check binds the
+        # queue.
         await remade(amqp, exchange, aio_pika.ExchangeType.FANOUT)
         for _ in range(2):
             last_answered_s = consumer.status.last_answered_s

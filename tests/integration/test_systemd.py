@@ -33,7 +33,8 @@ SANDBOX = Path(__file__).parent / "sandbox.py"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 NO_BATCHED_WRITES = "io_submit is not available"
 MOST_EXPOSED = 15
-"""The highest exposure that `systemd-analyze security` may report, of 100. Most of it is the access to the network."""
+"""The highest exposure that `systemd-analyze security` may report, of 100. Most of the exposure is the access to the
+network."""
 
 
 def directives(name: str) -> list[str]:
@@ -161,7 +162,7 @@ def test_unit_matches_limits_and_exit_codes_of_the_bridge() -> None:
 async def test_bridge_works_with_the_system_calls_that_its_unit_allows(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """It serves so many clients that it uses io_submit, and its memory is never both writable and executable."""
+    """With many clients, the bridge uses io_submit. Its memory is never both writable and executable."""
     allowed = calls_of_unit()
     assert {"io_setup", "io_submit", "prlimit64"} <= allowed
     assert not {"setpriority", "chroot", "mount", "ptrace"} & allowed

@@ -151,7 +151,7 @@ async def test_pauses_grow_until_a_connection_is_stable(bridge: ScriptedBridge) 
     began_at = asyncio.get_running_loop().time()
     async with tailing(bridge.url, pauses="0.01, 60.0, 60.0, 60.0") as tail:
         await eventually("it has tried often", lambda: len(bridge.asked) > 8)
-        # Each pause is at least half of 10 ms, doubled up to seven times. This is the minimum of all eight.
+        # The limit is the minimum of all eight pauses: each pause is at least half of 10 ms, doubled up to seven times.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
         assert tail.said == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
 

@@ -1,4 +1,4 @@
-"""`edk-bridge tail` on a real terminal: colors and a spinner, which are not in pipes."""
+"""`edk-bridge tail` on a real terminal has colors and a spinner, which are not in pipes."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Connecting: which node is used, how long an attempt takes, and how a connection is closed."""
+"""The node that a bridge connects to, the duration of an attempt, and the end of a connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class FakeConnections:
-    """Stands for aio-pika's connections: the behaviour of each node, by its host."""
+    """Replaces aio-pika's connections: the behaviour of each node, by its host."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **nodes: object) -> None:
         self.nodes = nodes
@@ -202,7 +202,7 @@ async def test_connection_that_ends_before_the_broker_sends_anything_has_a_hint_
 
 
 class Closed(aiormq.exceptions.AMQPError):
-    """aiormq raises it if the broker closes the connection instead of opening the virtual host."""
+    """The error that aiormq raises if the broker closes the connection instead of opening the virtual host."""
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ class Closing:
             self._aborted.set()
 
     async def close(self) -> None:
-        # In aio-pika too, a second call waits for the first one.
+        # As in aio-pika, a second call waits for the first call.
         if self._is_closing:
             return
         self._is_closing = True
@@ -306,7 +306,7 @@ async def test_close_that_a_cancellation_does_not_end_is_abandoned_in_time(clock
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert clock.now_s - before_s <= 2 * DEFAULT.give_up_s + 0.01
-    # Nothing is left behind.
+    # No task is left behind.
     closable._aborted.set()
     await closable.ended.wait()
 

@@ -32,7 +32,7 @@ class NoBackoff:
 
 
 class Time:
-    """The monotonic clock. A test sets it."""
+    """The monotonic clock, which a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 500.0

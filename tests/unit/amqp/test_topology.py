@@ -1,4 +1,4 @@
-"""Setup of the topology: what is declared, what is used as it is, and what is not up yet."""
+"""The setup of the topology, with exchanges and queues that are missing, that exist, or that are not up yet."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -45,7 +45,7 @@ class Returning:
 
 
 async def test_queue_that_is_not_up_yet_does_not_count_as_declared() -> None:
-    """It may have lost confirmed events. For a new queue, the bridge would not report this loss."""
+    """A queue that comes up may have lost confirmed events. For a new queue, the bridge would not report this loss."""
     broker = Returning(NOT_UP)
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity, match="is down or inaccessible"):
         await ensure_queue(cast("Connection", broker), "kept", {})

@@ -1,4 +1,4 @@
-"""The kinds of queues: the arguments of their declaration and consumer, and what happens before a queue is left."""
+"""The kinds of queues: the arguments of their declaration and consumer, and the steps at the end of a session."""
 
 from __future__ import annotations
 

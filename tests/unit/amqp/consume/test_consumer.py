@@ -307,7 +307,7 @@ async def test_attempt_with_a_connection_does_not_count_as_failed_connect(
 
 
 async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
-    """A named queue that still exists has kept everything."""
+    """A named queue that still exists has kept all events."""
     first = FakeAmqp()
     running.broker.connections += [first, ConnectionError("refused"), FakeAmqp()]
     running.begin()
@@ -350,7 +350,7 @@ async def test_queue_that_was_declared_again_is_a_gap_since_the_last_answer(
 
 
 async def test_gap_begins_when_the_queue_was_last_empty(exclusive: RunningConsumer, clock: VirtualTime) -> None:
-    """The events in an exclusive queue are lost with it, however recent the broker's last answer is."""
+    """The events in an exclusive queue are lost with the queue, however recent the broker's last answer is."""
     first = FakeAmqp()
     look = "queue amq.gen-1 passive"
     first.on(look, None, commands.Queue.DeclareOk("amq.gen-1", 3, 1))
@@ -744,7 +744,7 @@ async def test_stop_cancels_the_consumer_waits_for_settlement_and_closes(running
 
 
 async def test_delivery_that_is_settled_at_the_last_moment_is_acknowledged(running: RunningConsumer) -> None:
-    """Otherwise, the next bridge would get it again."""
+    """If the event were not acknowledged, the next bridge would get it again."""
 
     def settle() -> None:
         running.recorder.deliveries[0].settle()
@@ -923,7 +923,7 @@ async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> No
 async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
     reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    """Otherwise they would repeat without a pause, and each would leave a marker in the stream."""
+    """Frequent sessions would repeat without a pause, and each would leave a marker in the stream."""
     reader = reading.consumer.stream_reader
     assert reader is not None
     began_s: list[float] = []

@@ -1,4 +1,4 @@
-"""Events that are delivered again and again: when the bridge warns of them, and for how long."""
+"""The warnings of events that are delivered repeatedly: when they begin, and when they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When reading from the broker pauses, and the prefetch of the next session."""
+"""The pauses in reading from the broker, and the prefetch of the next session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which gaps are counted and kept, and their times."""
+"""The gaps that are counted and kept, and their times."""
 
 from __future__ import annotations
 

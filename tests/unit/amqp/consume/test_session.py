@@ -31,7 +31,8 @@ class Handler:
 
     def __init__(self) -> None:
         self.log: list[int | str | list[Sent]] = []
-        """In order: delivered tags, FLUSH, and a list of acknowledgements for each write to the transport."""
+        """The record, in order: delivered tags, FLUSH, and a list of acknowledgements for each write to the
+        transport."""
         self.deliveries: list[Delivery] = []
         self.held: set[int] = set()
         """Tags that a flush does not settle."""
@@ -115,7 +116,7 @@ async def turn() -> None:
 
 
 async def test_deliveries_of_one_read_are_flushed_once_and_acknowledged_in_one_write(handler: Handler) -> None:
-    """Everything happens in the call that receives them, without another turn of the loop."""
+    """Everything happens in the call that receives the deliveries, without another turn of the loop."""
     handler.come(1, 2, 3)
     assert handler.new() == [1, 2, 3, FLUSH, [(3, True)]]
     handler.come(4)

@@ -192,7 +192,7 @@ async def test_delivery_during_a_probe_prevents_a_stall(stream: Stream) -> None:
 
 
 async def test_silence_begins_when_the_broker_may_deliver(stream: Stream) -> None:
-    """A broker may have to read events from a slow disk if they were held for long."""
+    """After a long hold, a broker may have to read the events from a slow disk."""
     stream.may_deliver = False
     async with stream.detecting() as detecting:
         await asyncio.sleep(10 * FIRST_S)
@@ -293,7 +293,7 @@ async def test_probe_that_fails_proves_nothing(stream: Stream, answer: object) -
 
 
 async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: VirtualTime) -> None:
-    """The next message that a probe gets proves that all messages before it were published before."""
+    """The next message that a probe gets proves that all messages with smaller offsets were published before."""
     stream.read(stream.newest)
     async with stream.detecting() as detecting:
         for _ in range(100):

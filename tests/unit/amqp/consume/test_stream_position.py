@@ -132,7 +132,7 @@ def test_single_missing_offset_is_no_gap(position: StreamPosition, next_one: int
 def test_possible_gap_ends_the_session_and_is_accepted_if_the_last_message_still_exists(
     position: StreamPosition,
 ) -> None:
-    """Nothing was dropped: otherwise the last message, which is older, would be gone too."""
+    """No message was dropped, because the last message, which is older, would be gone too."""
     assert observe(position, 13) == [POSSIBLE_GAP]
     assert position.begin_session(20) == 10
     assert observe(position, 10, 13, 14) == [ALREADY_READ, NEW, NEW]

@@ -1,4 +1,4 @@
-"""When a bridge suspects that events did not reach the stream, and which gaps of markers it reports."""
+"""The gaps that a bridge reports: events that may not have reached the stream, and the gaps of markers."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ async def test_broker_that_did_not_answer_the_first_attempt_may_have_been_restar
 async def test_node_that_was_away_may_have_lost_events_whatever_the_time(
     clock: VirtualTime, failed_connects: int, *, several: bool, is_gap: bool
 ) -> None:
-    """With several nodes, at any time; with one, where the bridge started before its broker."""
+    """Events may be lost with several nodes, or with one node that started after the bridge."""
     stage = Reader(several_nodes=several)
     await stage.begin()
     if several:
@@ -381,7 +381,7 @@ async def test_lost_events_are_reported_once_since_the_last_proven_end(
 async def test_end_is_proven_when_it_is_read_and_a_pending_proof_is_not_replaced(
     stage: Reader, clock: VirtualTime
 ) -> None:
-    """Otherwise a reader that always lags would prove nothing, however often it probes the end."""
+    """If each probe replaced the pending proof, a reader that always lags would prove nothing."""
     began_s = clock.monotonic()
     await stage.begin()
     assert stage.reader.expected_end == FakeEndProbe.end_at

@@ -1,4 +1,4 @@
-"""The deliveries of a stream: which are reported and settled, and in which order."""
+"""The deliveries of a stream, which are reported and settled in the right order."""
 
 from __future__ import annotations
 
@@ -167,7 +167,10 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(reader: FedRea
 
 
 async def test_gap_of_a_marker_is_reported_once_in_its_place(reader: FedReader) -> None:
-    """The gap of another bridge is not the last gap of this one, and not counted. Its marker may be published twice."""
+    """The gap of another bridge is not the last gap of this bridge, and not counted.
+
+    The marker may be published twice.
+    """
     gap = Gap(1.0, 2.0, "away")
     body = stream_markers.encode(StreamMarker("theirs", gap))
     reader.begin(9)
@@ -259,7 +262,7 @@ async def test_reader_at_the_end_has_missed_nothing_until_then(reader: FedReader
 
 
 async def test_gap_begins_before_the_end_that_later_events_prove(reader: FedReader) -> None:
-    """The events after the missing ones prove that the end was reached. The gap begins before that."""
+    """The events after the missing ones prove that the reader reached the end. The gap begins before this proof."""
     reader.come(1)
     reader.begin(9)
     reader.reader.expect_end(BASE + 9, reader.gaps._complete_until_s + 60)

@@ -33,7 +33,7 @@ class RunningChannel:
     def __init__(self, broker: FakeBroker) -> None:
         self.broker = broker
         self.error: Exception | None = None
-        """The setup raises it."""
+        """The error that the setup raises."""
         self.hangs = False
         """True if the setup never ends."""
         self.opened = 0

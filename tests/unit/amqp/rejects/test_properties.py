@@ -16,7 +16,7 @@ from bridge.amqp.rejects.properties import OMITTED_HEADER, original_properties, 
 from bridge.contract.pipeline import Reason, Rejected
 
 SMALLEST, USUAL = 8192, 131_072
-"""Frame sizes in bytes. The smallest one that RabbitMQ accepts is 8192."""
+"""Frame sizes in bytes. The smallest size that RabbitMQ accepts is 8192."""
 
 NO = Rejected(Reason.NOT_JSON, "it is no JSON", "/data", "urn:schema")
 LONGEST = Rejected(Reason.SCHEMA_VIOLATION, "\U0001d11e" * 800, "/" + "\U0001d11e" * 400, "urn:" + "x" * 200)

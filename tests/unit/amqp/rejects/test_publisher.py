@@ -163,7 +163,7 @@ async def test_blocked_broker_is_reported_with_its_reason_until_it_is_unblocked(
     assert rejects.status.report()["state"] == "working"
 
 
-# With a broker's answers
+# A publisher with a scripted broker
 
 PUBLISH = "publish to bridge.rejected"
 WHAT_TO_DO = r"can't be published to 'bridge\.rejected': ACCESS_REFUSED.*; grant configure, .* or set it to off"
@@ -232,7 +232,10 @@ async def test_missing_permission_for_rejects_is_a_refusal_with_a_hint(
 
 @pytest.mark.parametrize("look", ["exchange bridge.rejected passive", "queue bridge.rejected passive"])
 async def test_inaccessible_exchange_or_queue_counts_as_existing(running: RunningRejects, look: str) -> None:
-    """RabbitMQ 4.3 refuses a passive declaration without a permission. The next request names the missing one."""
+    """RabbitMQ 4.3 refuses a passive declaration without a permission.
+
+    The next request names the missing permission.
+    """
     running.broker.connections.append(FakeAmqp().on(look, REFUSED))
     await running.works()
 
@@ -425,7 +428,7 @@ async def test_held_bytes_are_bounded_and_the_bound_is_reported(
 async def test_end_of_a_session_leaves_room_for_the_next_one(
     unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
-    """Redelivered events are given up. Of the others, the newest are kept within the same bound, at least one."""
+    """Redelivered events are given up. The newest of the other events are kept within the same bound, at least one."""
     rejects, channel, full = unconfirmed
     before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]
     for delivery in before:

@@ -16,7 +16,7 @@ NO_PAUSE = Backoff(first_s=0, longest_s=0)
 
 
 class Pauses:
-    """Stands for the common pauses, and counts them."""
+    """Replaces the common pauses, and counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0

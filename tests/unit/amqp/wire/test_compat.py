@@ -72,7 +72,7 @@ def test_installing_twice_changes_nothing() -> None:
 
 
 class Factory(aiormq.connection.TransportFactory):
-    """Opens no transport."""
+    """A transport factory that opens no transport."""
 
     async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         raise aiormq.exceptions.AMQPConnectionError("from the factory")
@@ -207,7 +207,7 @@ class Peer:
         writer.close()
 
     def close(self) -> None:
-        """Ends the connection if there was one. Since Python 3.12, a server waits for its connections."""
+        """Ends the connection, if there is one. Since Python 3.12, a server waits for its connections."""
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -310,7 +310,7 @@ def test_error_without_a_frame_has_none() -> None:
 # Large messages
 
 BODY = bytes(range(256)) * (4 * 4096)
-"""4 MiB."""
+"""A body of 4 MiB."""
 
 PERSISTENT = commands.Basic.Properties(delivery_mode=2)
 

@@ -286,7 +286,7 @@ CUT_SHORT = {
         for end in range(EMPTY_HEADER)
     },
 }
-"""Deliveries that are cut short, or whose strings are, in complete frames."""
+"""Deliveries in complete frames that are cut short, or that have strings that are cut short."""
 
 
 @pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
