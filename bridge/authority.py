@@ -27,7 +27,7 @@ IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
-"""Some WebSocket libraries (ws4py) send an origin with the scheme of the URL. Browsers never do so."""
+"""Some WebSocket libraries (ws4py) send an origin with the scheme of the URL. Browsers never send such an origin."""
 
 _WITHOUT_ORIGIN = frozenset({"about", "blob", "data", "ftp", "javascript"})
 
@@ -76,7 +76,7 @@ def parse_address(text: str) -> Address | None:
     try:
         if ":" not in text:
             return ipaddress.IPv4Address(inet_pton(AF_INET, text))
-        # The parser of the C library does not support zones. It takes a fifth of the time of `ipaddress`.
+        # The parser of the C library does not support zones. This parser takes a fifth of the time of `ipaddress`.
         address = ipaddress.IPv6Address(text if "%" in text else inet_pton(AF_INET6, text))
     except (OSError, ValueError):
         return None

@@ -6,8 +6,8 @@ debug lines of libraries are never written, because they contain whole message b
 The loggers of the AMQP libraries are silent at all other levels. The bridge logs each lost connection itself, once and
 with a hint.
 
-Every character that is not printable is escaped, in all fields of all loggers. Otherwise a value could contain terminal
-commands, or look like another log line.
+Every character that is not printable is escaped, in all fields of all loggers. Otherwise, a value could contain
+terminal commands, or look like another log line.
 """
 
 import asyncio
@@ -88,7 +88,8 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     output = logging.NullHandler() if sys.stderr is None else logging.StreamHandler(sys.stderr)
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            # The modules of `Publisher` also run in other programs. They log with `logging`, with fields in `extra`.
+            # The modules of `Publisher` also run in other programs. These modules log with `logging`, with fields in
+            # `extra`.
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -117,9 +118,10 @@ def traces(logger: str) -> bool:
 
 
 def never_block() -> None:
-    """Makes writes to standard error never block, for a process with an event loop. Call it before `configure`.
+    """Makes writes to standard error never block, for a process with an event loop.
 
-    If the reader of standard error stops and the queue is full, later lines are dropped.
+    Call this function before `configure`. If the reader of standard error stops and the queue is full, later lines are
+    dropped.
     """
     queued_output.install("stderr", _report_dropped)
 

@@ -57,7 +57,7 @@ class Durations:
         self._sum_s += seconds
 
     def family(self, name: str, text: str) -> Metric:
-        """Returns the histogram for the registry. Its buckets are cumulative."""
+        """Returns the histogram for the registry. The buckets of the histogram are cumulative."""
         family = HistogramMetricFamily(name, text)
         bounds = [*map(str, map(float, self._bounds_s)), "+Inf"]
         so_far = 0

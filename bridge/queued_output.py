@@ -27,7 +27,8 @@ LIMIT_BYTES = 2**20
 """The size of the queue: about 5,000 log lines. Lines that don't fit are dropped."""
 
 LAST_S = 1.0
-"""How long the process waits at its end for the last lines. They may contain the error that ended it."""
+"""How long the process waits at its end for the last lines. The last lines may contain the error that ended the
+process."""
 
 IN_ORDER_S = 0.1
 """The value of `patience_s` for a command that writes to both streams."""

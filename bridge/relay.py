@@ -1,7 +1,7 @@
 """Connects the broker's side and the clients' side: turns deliveries into updates or rejected events.
 
-There are two paths. An accepted event goes to the hub, and its delivery is settled after the flush. A rejected event
-goes to the rejects, and its delivery is settled after the confirm.
+An accepted event goes to the hub, and its delivery is settled after the flush. A rejected event goes to the rejects,
+and its delivery is settled after the confirm.
 """
 
 import time
@@ -42,7 +42,7 @@ class UnflushedDeliveries:
         self._deliveries: list[Delivery] = []
 
     def add(self, delivery: Delivery) -> None:
-        """Adds a delivery. Call it after its update is published, because publishing may flush."""
+        """Adds a delivery. Call this method after the delivery's update is published, because publishing may flush."""
         self._deliveries.append(delivery)
 
     def on_flush(self) -> None:
@@ -76,7 +76,7 @@ class Relay:
         published before the bridge's start.
         """
         self._exchanges = exchanges
-        # A delivery may name another exchange. Its type is still known if all exchanges carry the same type.
+        # A delivery may name another exchange. The delivery's type is still known if all exchanges carry the same type.
         types = set(exchanges.values())
         self._only_type = types.pop() if len(types) == 1 else None
         self._pipeline = pipeline

@@ -22,7 +22,7 @@ class SdNotifier:
         """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from the environment."""
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(environment) if self._address else None
-        """The service manager kills the bridge after this time without a notification. It is None without a
+        """The service manager kills the bridge after this time without a notification. The value is None without a
         watchdog."""
 
     def ready(self) -> None:

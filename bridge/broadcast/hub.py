@@ -1,9 +1,9 @@
 """The hub decides which connection gets which update, and when, with one log and many cursors.
 
 The hub has few verbs: join, leave, publish, drain. An update goes to the live connections with the next flush. All
-other connections read it from the log, each from its own cursor. `subscriber` has the states of a connection, and the
-table of its transitions. `Hub._dispatch` changes the states. `_reset_illegal` handles an event that has no row in the
-table.
+other connections read the update from the log, each from its own cursor. `subscriber` has the states of a connection,
+and the table of its transitions. `Hub._dispatch` changes the states. `_reset_illegal` handles an event that has no row
+in the table.
 
 This module neither interprets updates nor writes to sockets.
 """
@@ -191,7 +191,7 @@ class Hub:
     def leave(self, connection: Subscriber) -> None:
         """Forgets a connection.
 
-        Call it before its descriptor is closed: the next socket may get the same descriptor.
+        Call this method before the descriptor is closed, because the next socket may get the same descriptor.
         """
         self._dispatch(connection, ConnectionEvent.LEAVE)
 
@@ -251,7 +251,10 @@ class Hub:
         self.flush()
 
     def end_replay(self) -> None:
-        """Ends the replay of updates that are older than the bridge's start. All connections get the later updates."""
+        """Ends the replay of updates that are older than the bridge's start.
+
+        All connections get the updates after the replay.
+        """
         self.flush()
         self._resume.end_replay()
 

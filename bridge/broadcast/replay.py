@@ -229,7 +229,7 @@ class ReplayIndex:
 
     @property
     def oldest(self) -> int:
-        """The oldest position that stays in the log for a while. It is the tail if the log has room left."""
+        """The oldest position that stays in the log for a while. This position is the tail if the log has room left."""
         log = self.update_log
         needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)
         position = log.tail

@@ -4,8 +4,8 @@
    update arrives here (`PendingResumes`). While the bridge replays the stream itself, all clients wait.
 2. `Resume._begin` finds the position: after the client's update; the head, if the client asks for no earlier updates;
    or the oldest update that stays, if the id is unknown.
-3. `Resume.next_message` counts the updates to replay. This takes many turns of the loop if a filter must be applied to
-   each update. Then `next_message` returns the `resume` message.
+3. `Resume.next_message` counts the updates to replay. The count takes many turns of the loop if a filter must be
+   applied to each update. Then `next_message` returns the `resume` message.
 4. `CatchUp` sends this message, and then the log from the position to the head. Then the connection is live.
 """
 

@@ -1,9 +1,9 @@
 """Writes the same bytes to many sockets, past their transports.
 
 `IoSubmitWriter` needs two system calls for hundreds of sockets. `io_submit(2)`, which was made for files, takes a list
-of writes in one call. It writes to sockets at once, one after the other, and does not wait if a socket is full. A
-second call returns the results. With `io_submit`, a write takes a seventh less time than with `os.write`, and less than
-in a loop in C that calls `send` (`make bench`, paced). Containers usually allow these calls, unlike io_uring.
+of writes in one call. For sockets, the call writes at once, one after the other, and does not wait if a socket is full.
+A second call returns the results. With `io_submit`, a write takes a seventh less time than with `os.write`, and less
+than in a loop in C that calls `send` (`make bench`, paced). Containers usually allow these calls, unlike io_uring.
 
 The layouts and numbers are from the kernel's `fs/aio.c` and `include/uapi/linux/aio_abi.h`.
 """

@@ -205,7 +205,8 @@ class Subscriber(Slot, Protocol):
     cursor: int
     """The position of the next frame to send. The cursor is not updated while the connection is live."""
     offset: int
-    """The number of bytes of the frame at the cursor that are sent. It is 0 unless the frame is sent in parts."""
+    """The number of bytes of the frame at the cursor that are sent. The offset is 0 unless the frame is sent in
+    parts."""
     congested: bool
     """True while the transport holds bytes."""
     subscription: Subscription

@@ -275,7 +275,7 @@ def _is_latin_1(body: bytes, at: int) -> bool:
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
 _BASE64_SAMPLE = 64
-"""The number of characters that are decoded from base64. It must be a multiple of 4."""
+"""The number of characters that are decoded from base64. This number must be a multiple of 4."""
 
 _DUMPS = "publish what json.dumps() writes"
 _STRINGIFY = "publish what JSON.stringify() writes"

@@ -35,7 +35,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
 PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
-"""An operator's file can't have the other roles: code converts source formats, wraps updates and sends own messages."""
+"""The roles of packaged files. An operator's file can't have the other roles, because code must handle each such file."""
 
 LONGEST_IDENTITY = 200
 """The maximum length of an identity in characters. A longer identity is replaced by its digest."""
@@ -56,8 +56,8 @@ class SchemaViolation:
     """Where and how data violates its schema."""
 
     pointer: str
-    """JSON Pointer into the data. For a missing member, it points to the place where the member should be. It is
-    printable and bounded, because it may contain names from a publisher."""
+    """JSON Pointer into the data. For a missing member, it points to the place where the member should be. The pointer
+    is printable and bounded, because it may contain names from a publisher."""
     detail: str
     """The actual and the expected value, in one printable and bounded sentence."""
 
@@ -90,7 +90,7 @@ class Schema:
     """The names of all members in the schema and its references, at any depth."""
 
     def violation(self, data: object) -> SchemaViolation | None:
-        """Returns the first violation in the data, or None. This is fast for valid data."""
+        """Returns the first violation in the data, or None. The check is fast for valid data."""
         if self.validator.is_valid(data):
             return None
         try:
@@ -101,7 +101,7 @@ class Schema:
         raise AssertionError("the validator contradicts itself")
 
     def violations(self, data: object) -> Iterator[SchemaViolation]:
-        """Yields all violations in the data. This is slow for many violations, so only commands use it."""
+        """Yields all violations in the data. This method is slow for many violations, so only commands use it."""
         seen: set[SchemaViolation] = set()
         for error in self.validator.iter_errors(data):
             violation = _violation(error, self.names)

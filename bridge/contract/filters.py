@@ -1,8 +1,8 @@
 """Parses the query of a client's request: a filter for updates, and the id after which updates start.
 
-A filter has types, and members with values. It matches an update if the update's type is one of the types, and its data
-has one of the values for every member. The schemas declare the type of each member. A value is parsed as each type that
-its member can have: `5` is an integer, and also a string if a schema declares one.
+A filter has types, and members with values. A filter matches an update if the update's type is one of the types, and
+its data has one of the values for every member. The schemas declare the type of each member. A value is parsed as each
+type that its member can have: `5` is an integer, and also a string if a schema declares one.
 
 Filters stay in memory while a client uses them. A query therefore has at most `MAX_VALUES` values. The request line has
 at most 8190 bytes.

@@ -1,6 +1,6 @@
 """Finds probable mistakes in a folder of schema files, although a validator accepts the files.
 
-The functions take names of files, and schemas that compile. They read no files.
+The functions take names of files, and schemas that compile. The functions read no files.
 """
 
 import re
@@ -99,8 +99,8 @@ def unusual_name(stem: str) -> str | None:
 def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> list[tuple[str, str]]:
     """Returns up to `MOST_PER_FILE` parts of a schema without effect, each as a JSON Pointer and a sentence.
 
-    `declared` has the members of an update type's data, each with its JSON types. It is None if the schema is not that
-    of an update type.
+    `declared` has the members of an update type's data, each with its JSON types. `declared` is None if the schema is
+    not that of an update type.
     """
     found = list(islice(_found(schema, declared), MOST_PER_FILE + 1))
     if len(found) > MOST_PER_FILE:

@@ -1,8 +1,8 @@
 """Makes untrusted text safe for a header, a log line or an error: the result is printable, bounded, and on one line."""
 
 LIMIT = 400
-"""The default limit, in characters. It is enough for a sentence and a value, but not for a killmail with thousands of
-attackers."""
+"""The default limit, in characters. This limit is enough for a sentence and a value, but not for a killmail with
+thousands of attackers."""
 
 
 def printable(text: str, limit: int = LIMIT) -> str:

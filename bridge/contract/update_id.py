@@ -15,9 +15,9 @@ _PATTERN = re.compile(r"(0|[1-9][0-9]{0,18})-([0-9a-f]{8})")
 
 
 class UpdateId(NamedTuple):
-    """The id of one update. Its text has at most 28 characters.
+    """The id of one update. The text of an id has at most 28 characters.
 
-    It is a tuple because, with a stream, creating a frozen dataclass for each update takes three times as long.
+    An id is a tuple because, with a stream, creating a frozen dataclass for each update takes three times as long.
     """
 
     sequence: int

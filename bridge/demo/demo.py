@@ -33,8 +33,8 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import address_unavailable, open_listeners, source_address
 
 StartBroker = Callable[[str, Callable[[str], None]], Broker]
-"""A function that starts a broker from an image. It calls its second argument with each line to print, and raises
-BridgeError."""
+"""A function that starts a broker from an image. The function calls its second argument with each line to print, and
+raises BridgeError."""
 
 READY_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 10.0
@@ -46,7 +46,8 @@ OWN_EXCHANGE = "killmails"
 """The exchange at the demo's own broker: the default of BRIDGE_EXCHANGES, and of the command `publish`."""
 
 SEPARATE_EXCHANGE = "bridge.demo"
-"""The exchange at a broker that other programs use. Their clients must not receive invented killmails."""
+"""The exchange at a broker that other programs use. The clients of those programs must not receive invented
+killmails."""
 
 SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
 """With these settings, the demo's bridge declares nothing that outlasts it."""
@@ -200,7 +201,7 @@ def never_block() -> None:
 
 
 def show(error: BridgeError) -> int:
-    """Prints an error that ends the demo. Returns its exit code."""
+    """Prints an error that ends the demo. Returns the exit code of the error."""
     for line in str(error).splitlines():
         say(f"edk-bridge: {line}", err=True)
     return error.exit_code

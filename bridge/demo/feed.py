@@ -1,4 +1,4 @@
-"""A feed of invented killmails instead of RabbitMQ. It calls the relay like the consumer."""
+"""A feed of invented killmails instead of RabbitMQ. The feed calls the relay like the consumer."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-// The list of the newest updates, newest first. It does not change while it is paused, scrolled down, or has the
+// The list of the newest updates, newest first. The list does not change while it is paused, scrolled down, or has the
 // keyboard focus. Meanwhile, the list counts new updates and keeps the newest ones.
 import { row } from "./row.js";
 

@@ -76,7 +76,7 @@ class ClientLog:
         _log.debug("handshake abandoned by client", peer=peer)
 
     def handshake(self, peer: str, request: Request | None, decision: Decision, duration_s: float) -> None:
-        """Logs the decision on a handshake. Call it only if `tracing` is True.
+        """Logs the decision on a handshake. Call this method only if `tracing` is True.
 
         `request` is None if it can't be parsed, or was not read. `duration_s` counts from the accepted socket.
         """

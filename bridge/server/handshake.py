@@ -28,8 +28,8 @@ from bridge.server.transport.compat import as_transport
 from bridge.server.transport.tls_transport import TlsTransport
 
 MAX_DISCARDED_BYTES = 2**18
-"""How many bytes after its request a client may send before it is disconnected, for example a body. They are read and
-discarded: if the socket were closed with unread bytes, a reset would destroy the response."""
+"""How many bytes after its request a client may send before it is disconnected, for example a body. The bytes are read
+and discarded: if the socket were closed with unread bytes, a reset would destroy the response."""
 
 PERIODS = 4
 """The number of timers that make up the timeout, one after another. The event loop reads at least once in each period,

@@ -97,7 +97,7 @@ class Router:
         if request.method in READ_METHODS:
             return revalidated(self._pages.get(path), request.headers.get("if-none-match", ()))
         if request.method == "OPTIONS" and path in PROBED:
-            # `OPTIONS /` is the default health check of older HAProxy versions. It gets the status of a GET.
+            # `OPTIONS /` is the default health check of older HAProxy versions. This check gets the status of a GET.
             return Response(self._pages.get(path).status, b"", headers=(("Allow", _WITH_OPTIONS),))
         if path == "*":
             # `OPTIONS *` asks about the server as a whole, and is the health check in HAProxy's manual.

@@ -36,7 +36,8 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.server")
 
 MAX_HANDSHAKES = BACKLOG
-"""The maximum number of clients without a complete request. It equals the length of the kernel's queue of clients.
+"""The maximum number of clients without a complete request. This number equals the length of the kernel's queue of
+clients.
 
 At this limit, a new client replaces the oldest one. A normal client sends its request within milliseconds, so clients
 that send nothing, or one byte a second, can't block it."""
@@ -170,13 +171,13 @@ class Server:
         if not self._handshakes:
             return False
         oldest = next(iter(self._handshakes))
-        # From now on, the evicted handshake does not count. Its socket is closed in this turn of the loop or in the
-        # next one.
+        # From now on, the evicted handshake does not count. The handshake's socket is closed in this turn of the loop
+        # or in the next one.
         self._on_handshake_closed(oldest)
         oldest.evict(rule)
         return True
 
-    # Handshake: closed or upgraded
+    # The end of a handshake: closed or upgraded
 
     def _on_handshake_closed(self, handshake: Handshake) -> None:
         # An evicted handshake is not in the dict any more when its socket closes.

@@ -125,7 +125,7 @@ async def test_reason_that_fits_into_a_line_is_not_broken(live: Live, watched: B
     for width in (320, 360, 800, 1280):
         await live.page.set_viewport_size({"width": width, "height": 640})
         await live.page.evaluate("document.getElementById('overview').open = true")
-        # Returns the parts that fit into one line but take several.
+        # Returns the parts that fit into one line but take several lines.
         broken = """parts => parts.filter((part) => {
             const range = document.createRange()
             range.selectNodeContents(part)

@@ -270,7 +270,7 @@ async def _publish_at_rate(
     piece = max(1, a_second // 4)
     for start in range(first, first + updates, piece):
         await publish(amqp, exchange, *map(killmail, range(start, min(start + piece, first + updates))))
-        # This sleep makes the pace. It does not wait for a condition.
+        # This sleep makes the pace. The sleep does not wait for a condition.
         await asyncio.sleep(max(0.0, began + (start + piece - first) / a_second - loop.time()))
     newest = live.page.locator(f"tbody tr:first-child a[href$='/kill/{first + updates - 1}/']")
     await newest.wait_for(timeout=LIMIT_MS)

@@ -1,4 +1,7 @@
-"""Tests what the live page shows about its connection and the bridge. It misses nothing while either is away."""
+"""Tests what the live page shows about its connection and the bridge.
+
+The page misses nothing while the connection or the bridge is away.
+"""
 
 import re
 

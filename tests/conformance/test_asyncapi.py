@@ -106,7 +106,7 @@ BROKEN = {
 def messages(node: str) -> dict[str, list[str]]:
     """The messages about the valid document and each broken document.
 
-    One run parses all, because its start takes seconds.
+    One run parses all, because each start takes seconds.
     """
     document = asyncapi_document()
     documents = {"valid": document} | {name: document.replace(old, new) for name, (old, new, _) in BROKEN.items()}

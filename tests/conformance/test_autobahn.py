@@ -25,7 +25,7 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 CASES_LIMIT_S = 60
-"""The limit for all cases. They take 2 s, or a multiple of autobahn.TIMEOUT_S if many fail."""
+"""The limit for all cases. The cases take 2 s, or a multiple of autobahn.TIMEOUT_S if many fail."""
 
 
 @dataclass(frozen=True, slots=True)

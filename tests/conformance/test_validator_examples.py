@@ -13,7 +13,7 @@ EXPECTED = sorted(f"{name}: {len(vectors.load(name)[1])} vectors, 0 disagree" fo
 
 
 def output(example: str, *command: str) -> list[str]:
-    """Runs an example for the schema files. Returns its sorted lines of output."""
+    """Runs an example for the schema files. Returns the sorted lines of the example's output."""
     command = (*command, "-", str(PACKAGED.resolve()))
     done = subprocess.run(command, cwd=NODE, input=example.encode(), stdout=subprocess.PIPE, check=True)
     return sorted(done.stdout.decode().splitlines())

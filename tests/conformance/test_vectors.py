@@ -40,7 +40,10 @@ def test_valid_event_becomes_the_update(vector: Vector) -> None:
 
 
 def _kinds(value: Any) -> Any:
-    """Returns the types of all values. They distinguish 1 from true, which are equal in Python, but not 1 from 1.0."""
+    """Returns the types of all values.
+
+    The types distinguish 1 from true, which are equal in Python, but not 1 from 1.0.
+    """
     if isinstance(value, dict):
         return {name: _kinds(inner) for name, inner in value.items()}
     if isinstance(value, list):

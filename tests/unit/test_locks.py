@@ -76,7 +76,7 @@ def test_each_package_is_pinned_with_hashes_and_names_no_location(lock: Path) ->
     ],
 )
 def test_line_that_names_a_location_is_found(line: str) -> None:
-    """pip accepts both lines. It refuses only a line without a version or without a hash."""
+    """pip accepts both lines. pip refuses only a line without a version or without a hash."""
     assert not PINNED.fullmatch(line)
 
 
@@ -93,7 +93,8 @@ def test_no_package_is_locked_in_two_versions(lock: Path) -> None:
 
 def test_packages_of_the_audit_are_not_installed_with_the_bridge() -> None:
     assert "pip-audit" in pins(AUDIT)
-    # structlog loads `rich` if it is installed. Its 5 MB of memory would count as the bridge's in the benchmark.
+    # structlog loads `rich` if it is installed. The 5 MB of memory of rich would count as the bridge's memory in the
+    # benchmark.
     assert "rich" not in pins(DEV)
 
 

@@ -1,8 +1,8 @@
 """Converts schemas of draft 2020-12 for AsyncAPI, which uses a superset of draft 7, all in one document.
 
-In draft 2020-12, a reference names the `$id` and the anchor of its target. Here, it names the target's place in the
-document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept, because other keywords may have a meaning in
-draft 7.
+In draft 2020-12, a reference names the `$id` and the anchor of its target. In the AsyncAPI document, a reference names
+the target's place in the document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept, because other
+keywords may have a meaning in draft 7.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,10 @@ from bridge.contract.keywords import ANCHORS, BY_NAME, PLAIN, REFERENCES, Steps,
 
 
 def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, dict[str, object]]:
-    """Converts schemas to draft 7. Each needs an `$id`. `place` is the place for all schemas: `#/components/schemas`.
+    """Converts schemas to draft 7.
 
-    A reference to a schema that is not among `schemas` becomes a schema that accepts everything.
+    Each schema needs an `$id`. `place` is the place for all schemas: `#/components/schemas`. A reference to a schema
+    that is not among `schemas` becomes a schema that accepts everything.
     """
     places: dict[str, str] = {}
     for name, schema in schemas.items():

@@ -1,4 +1,7 @@
-"""Limits the log lines that clients can cause to a few lines a minute of each kind. Further lines are only counted."""
+"""Limits the log lines that clients can cause to a few lines a minute of each kind.
+
+Lines beyond this limit are only counted.
+"""
 
 from collections.abc import Callable
 

@@ -82,7 +82,7 @@ class ReadLimiter:
         """The throttled clients, in the order in which they were throttled."""
         self._timer: asyncio.TimerHandle | None = None
         self.buffer = READ_BUFFER
-        """The buffer of the next read. It is shorter while the common budget is used up."""
+        """The buffer of the next read. The buffer is shorter while the common budget is used up."""
 
     def __len__(self) -> int:
         """The number of throttled clients."""

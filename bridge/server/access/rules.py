@@ -52,7 +52,7 @@ MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
 
 DETAIL_CHARACTERS = 200
 
-# These texts are sent to the client. They never quote the request.
+# These texts are sent to the client. These texts never quote the request.
 _PEER = "Your address is not in an allowed network (BRIDGE_ALLOWED_NETWORKS)."
 _FORWARDED = (
     "A forwarding header has an address that is malformed, or not in an allowed network (BRIDGE_ALLOWED_NETWORKS)."
@@ -266,7 +266,7 @@ class _Ranges:
 
 
 def _check_target(target: str, host: Authority) -> Refusal | None:
-    """Checks an absolute target. Its host takes precedence over `Host` (RFC 9112, section 3.2.2)."""
+    """Checks an absolute target. The target's host takes precedence over `Host` (RFC 9112, section 3.2.2)."""
     if target.startswith("/") or "://" not in target:
         return None
     form = _ABSOLUTE.fullmatch(target)

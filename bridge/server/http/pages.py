@@ -17,7 +17,7 @@ from bridge.metrics import CONTENT_TYPE, Metrics
 from bridge.server.http.response import JSON, NOT_IN_A_FRAME, Response, document_response, text_response
 
 SCHEMA_JSON = "application/schema+json"
-"""The media type of JSON Schema (draft 2020-12, core, section 14). It has no parameter `charset`."""
+"""The media type of JSON Schema (draft 2020-12, core, section 14). This type has no parameter `charset`."""
 
 FOLDER = Path(__file__).parents[2] / "page"
 """The folder with the files of the live page."""
@@ -49,12 +49,12 @@ LIVE_POLICY = (
 )
 """The Content-Security-Policy of the live page. The page may load its own files and connect to the bridge.
 
-Its scripts can't turn text into markup or code, and injected markup can't run code.
+The page's scripts can't turn text into markup or code, and injected markup can't run code.
 """
 
 
 def allows_cross_origin(path: str) -> bool:
-    """Whether pages of other origins may read this path. They may read only the documents of the contract."""
+    """Whether pages of other origins may read this path. Other origins may read only the documents of the contract."""
     return path == ASYNCAPI or path.startswith(SCHEMAS)
 
 

@@ -16,7 +16,7 @@ import httptools
 from bridge.server.access.rules import Refusal, Rule
 
 MAX_HEADER_BYTES = 16384
-"""The largest value of a header. It is large because browsers send a service on localhost the cookies of all
+"""The largest value of a header. This limit is large because browsers send a service on localhost the cookies of all
 applications there."""
 
 MAX_REQUEST_LINE_BYTES = 8190
@@ -31,7 +31,7 @@ MAX_EMPTY_LINES = 16
 MAX_HEADERS = 128
 
 MAX_MEMBERS = 64
-"""How many members of a comma-separated header the bridge interprets. It ignores further members."""
+"""How many members of a comma-separated header the bridge interprets. The bridge ignores further members."""
 
 _END = re.compile(rb"\n\r?\n")
 # A head whose lines end with LF alone also counts as complete, so that its client gets 400 at once, not 408 later.

@@ -17,8 +17,8 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 NOT_IN_A_FRAME = "frame-ancestors 'none'"
-"""The Content-Security-Policy of most responses. It forbids other pages to show the response in a frame, as if it were
-their own."""
+"""The Content-Security-Policy of most responses. This policy forbids other pages to show the response in a frame, as if
+it were their own."""
 
 # With these headers, browsers never guess another media type, and hide the response from pages of other origins without
 # CORS.

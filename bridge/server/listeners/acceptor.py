@@ -30,7 +30,8 @@ SPARE_DESCRIPTORS = 16
 """The last descriptors, which no client gets. The connection to the broker and files use these descriptors."""
 
 ACCEPTS_PER_TURN = 8
-"""How many clients one turn of the event loop accepts. Their handshakes delay the connected clients by 2 ms."""
+"""How many clients one turn of the event loop accepts. The handshakes of these clients delay the connected clients by 2
+ms."""
 
 
 class Acceptor:

@@ -68,7 +68,7 @@ class _Target:
     """The host as the operator wrote it, for errors."""
     family: socket.AddressFamily
     name: tuple[Any, ...]
-    """The argument of `socket.bind`. The port in it is replaced later."""
+    """The argument of `socket.bind`. The port in this argument is replaced later."""
     optional: bool
     """Whether the machine may lack this address."""
 
@@ -78,7 +78,7 @@ class _Target:
 
 
 def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[socket.socket]:
-    """Returns bound sockets, one for each address, all on the same port. They do not listen yet.
+    """Returns bound sockets, one for each address, all on the same port. The sockets do not listen yet.
 
     With `port` 0, the port is one that is free on all addresses. `localhost` is 127.0.0.1 and, if the machine has it,
     ::1. `::` means all addresses, and gets a second socket for IPv4. With a single socket, IPv4 clients would have IPv6
@@ -135,7 +135,10 @@ def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[s
 
 
 def address_unavailable(error: OSError) -> AddressUnavailable:
-    """Converts an error of `open_listeners` to the error of a command. It names the address and what to do."""
+    """Converts an error of `open_listeners` to the error of a command.
+
+    The new error names the address and what to do.
+    """
     # The host may be a URL with a password, by mistake.
     return AddressUnavailable(f"can't listen on {redact(str(error.strerror))}; {listen_hint(error)}")
 

@@ -31,7 +31,10 @@ REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
 
 class Clock:
-    """The time of the event loop at the last tick. All connections share it, instead of a float for each of them."""
+    """The time of the event loop at the last tick.
+
+    All connections share this object, instead of a float for each connection.
+    """
 
     __slots__ = ("now_s",)
 
@@ -203,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
         """Sends a close frame as soon as the current frame is complete, and calls `after` when it is sent."""
         self.closed_at = self._context.clock.now_s
         if self.offset:
-            # This is set first, because the hub may complete the frame or reset the connection at once.
+            # `_pending_close` is set first, because the hub may complete the frame or reset the connection at once.
             self._pending_close = frame, after
             self._context.hub.closing(self)
         else:
@@ -233,7 +236,7 @@ class Connection(asyncio.BufferedProtocol):
             self._context.hub.schedule(self.resume_reading)
 
     def resume_reading(self) -> None:
-        """Reads from the client again."""
+        """Resumes reading from the client."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

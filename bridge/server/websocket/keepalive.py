@@ -80,10 +80,11 @@ class Keepalive:
         self._on_tick = on_tick
         self._close_timeout_s = timing.close_timeout_s
         self._log_limiter = LogLimiter(lambda: clock.now_s)
-        # At least one pass must come between a ping and the eviction. Otherwise a client is never pinged.
+        # At least one pass must come between a ping and the eviction. Otherwise, a client would be evicted without a
+        # ping.
         spare_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, spare_s)
-        """The time between two passes, in seconds. It is the resolution of all times in this class."""
+        """The time between two passes, in seconds. This time is the resolution of all times in this class."""
         # The timeout is one tick longer, because `last_received_at` is the time of the pass before the client sent
         # something.
         self._evict_after_s = idle_timeout_s + self.tick_s

@@ -1,8 +1,9 @@
 """Reads a client's frames: returns pings, closes and protocol violations (RFC 6455), and drops everything else.
 
-The bridge only emits. It reads a client's messages only to check that they follow the protocol. Between two reads, a
-reader holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and never a
-message. Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is idle.
+The bridge only emits. The bridge reads a client's messages only to check that they follow the protocol. Between two
+reads, a reader holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and
+never a message. Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is
+idle.
 
 The module is pure: it has no sockets and no timers. The connection answers the client.
 """
@@ -164,8 +165,8 @@ class FrameReader:
             return len(head) - held
         self._check_header(head[0], head[1])
         length = head[1] & _LENGTH
-        # A length in more bytes than necessary is accepted. RFC 6455 section 5.2 forbids it, but the parser of
-        # websockets accepts it too, and no Autobahn case tests it.
+        # A length in more bytes than necessary is accepted. RFC 6455 section 5.2 forbids such a length, but the parser
+        # of websockets accepts it too, and no Autobahn case tests it.
         extended = {126: 2, 127: 8}.get(length, 0)
         size = 2 + extended + 4
         if len(head) < size:

@@ -31,7 +31,7 @@ SMALL = b"x" * 58
 
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
-"""A pong that a socket with little room does not take as a whole. It stands for bytes that are not updates."""
+"""A pong that a socket with little room does not take as a whole. This pong stands for bytes that are not updates."""
 
 ONE_PIECE = CATCH_UP_BYTES - 4
 """The size of a payload with a frame that fits exactly one piece."""
@@ -721,7 +721,7 @@ def test_drain_closes_connections_with_a_descriptor_after_the_missed_updates(sce
     assert apart(ready.read())[0] == apart(slow.received)[0] == frames
 
 
-# Past the transport
+# Writes past the transport
 
 
 def test_connection_with_a_descriptor_is_written_to_past_its_transport(scene: Scene) -> None:
@@ -1001,7 +1001,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.frames: list[bytes] = []
         """All published frames."""
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
-        """Each client, with the number of frames that were flushed when it joined."""
+        """Each client, with the number of frames that were flushed before it joined."""
         self._many = live_set.MIN_BATCHED_SOCKETS
         self.counted = True
         """False if the number of bytes sent to each client is not known any more."""

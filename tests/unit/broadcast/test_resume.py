@@ -1394,7 +1394,7 @@ class AnyTurn(RuleBasedStateMachine):
         )
         self.turns, self.log, self.hub = self.scene.turns, self.scene.log, self.scene.hub
         self.clients: list[tuple[FakeSubscriber, int]] = []
-        """The clients. Each has the position after the id that it sent, or 0."""
+        """The clients. Each client has the position after the id that it sent, or 0."""
         self._limits = resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
         resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
 

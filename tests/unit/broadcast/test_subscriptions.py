@@ -45,7 +45,7 @@ def test_split_returns_where_the_write_stopped(ids: bool, sizes: list[int], firs
     assert offset == 0
     taken = int(share * len(run))
     stopped, offset = subscription.split(positions, 0, taken)
-    # The rest of this frame and all later frames were not taken. The rest is not empty.
+    # The rest of this frame and all later frames were not taken. The rest of the frame is not empty.
     rest = frame(stopped)[offset:]
     assert rest + b"".join(map(frame, range(stopped + 1, end))) == run[taken:]
     assert rest

@@ -155,7 +155,7 @@ class Harness:
         return client
 
     def listen(self) -> tuple[str, int]:
-        """Listens on a real socket. Returns its address and port."""
+        """Listens on a real socket. Returns the address and the port."""
         [name] = self.server.listen(("127.0.0.1",), 0, reuse_port=False)
         return name
 
