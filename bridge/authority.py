@@ -86,7 +86,7 @@ def parse_address(text: str) -> Address | None:
 def parse_authority(text: str) -> Authority | None:
     """Parses `host[:port]` without user, escapes or empty label, and with at most one trailing dot.
 
-    None if malformed.
+    Returns None if the text is malformed.
     """
     if len(text) > MAX_HOST_CHARACTERS + len(".:65535"):
         return None

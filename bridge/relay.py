@@ -89,7 +89,7 @@ class Relay:
         self._replaying = replaying
         self._traces = logs.traces(_LOGGER)
         self._flush_due = False
-        """True if the hub has an update or an id that is not flushed yet."""
+        """Whether the hub has an update or an id that is not flushed yet."""
         self._invalid_before = 0
         """The number of events from before the bridge's start that can't become an update."""
 

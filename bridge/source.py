@@ -38,7 +38,7 @@ class EventSource(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """True while new events are delivered as they are published."""
+        """Whether new events are delivered as they are published."""
 
     async def run(self) -> None:
         """Delivers events until `stop`."""

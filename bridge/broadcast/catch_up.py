@@ -83,7 +83,7 @@ class CatchUp:
         """A lower bound of the cursors. The cursors are compared with the log's tail only when the tail passes this
         bound."""
         self._evicting = False
-        """True while some connections wait for their eviction in a later turn."""
+        """Whether some connections wait for their eviction in a later turn."""
         self.sent_bytes = 0
         """The number of bytes written to sockets and handed to transports."""
 

@@ -33,7 +33,7 @@ class _Count:
     """The position up to which updates are counted."""
     updates: int = 0
     overtaken: bool = False
-    """True after the log has dropped the first update to replay, before `resume` was sent."""
+    """Whether the log has dropped the first update to replay before `resume` was sent."""
 
 
 class Resume:
@@ -65,7 +65,7 @@ class Resume:
         self.pending = PendingResumes(index, replaying)
         self._resuming: dict[Subscriber, _Count] = {}
         self._releasing = False
-        """True while more pending connections begin in a later turn."""
+        """Whether more pending connections begin in a later turn."""
 
     def __len__(self) -> int:
         """The number of connections in the state RESUMING."""
@@ -161,13 +161,13 @@ class Resume:
 
 @dataclass(slots=True)
 class _Wait:
-    """Why one connection waits."""
+    """The reason why one connection waits."""
 
     after: After
     awaited: UpdateId | None
     """The update that must arrive first, or None if the connection waits only for the end of the replay."""
     ticked: bool = False
-    """True if the connection waited at the last tick."""
+    """Whether the connection waited at the last tick."""
 
 
 class PendingResumes:
@@ -181,9 +181,9 @@ class PendingResumes:
         """With `replaying`, all connections must wait until `end_replay`."""
         self._index = index
         self.replaying = replaying
-        """True while the bridge replays the stream. Other classes must not change this attribute."""
+        """Whether the bridge still replays the stream. Other classes must not change this attribute."""
         self.waits: dict[Subscriber, _Wait] = {}
-        """Why each connection waits. Other classes must not change this dict."""
+        """The reason why each connection waits. Other classes must not change this dict."""
         self._next_sequence = 0
         """A lower bound of the awaited sequences. The connections are searched only when this sequence is reached."""
 

@@ -104,8 +104,7 @@ class IoSubmitWriter:
         self._complete = memoryview(array("q", [0] * BATCH_SOCKETS))
         """The results if every socket takes all bytes."""
         self._broken = False
-        """True after the results of a call were lost. These results could be mistaken for the results of later
-        writes."""
+        """Whether the results of a call were lost. These results could be mistaken for the results of later writes."""
         self._probe()
 
     def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:

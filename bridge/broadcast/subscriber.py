@@ -201,14 +201,14 @@ class Subscriber(Slot, Protocol):
     """The interface of a connection that the hub uses."""
 
     state: State
-    """The state of the connection. Only the hub changes it."""
+    """The state of the connection. Only the hub changes the state."""
     cursor: int
     """The position of the next frame to send. The cursor is not updated while the connection is live."""
     offset: int
     """The number of bytes of the frame at the cursor that are sent. The offset is 0 unless the frame is sent in
     parts."""
     congested: bool
-    """True while the transport holds bytes."""
+    """Whether the transport holds bytes."""
     subscription: Subscription
     """The subscription of the connection, which is set when the connection joins."""
 

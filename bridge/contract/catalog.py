@@ -35,7 +35,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
 PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
-"""The roles of packaged files. An operator's file can't have the other roles, because code must handle each such file."""
+"""The roles of packaged files. An operator's file can't have the other roles, because code must handle each of them."""
 
 LONGEST_IDENTITY = 200
 """The maximum length of an identity in characters. A longer identity is replaced by its digest."""
@@ -53,7 +53,7 @@ class SchemaError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SchemaViolation:
-    """Where and how data violates its schema."""
+    """A violation of a schema: its place in the data, and its description."""
 
     pointer: str
     """JSON Pointer into the data. For a missing member, it points to the place where the member should be. The pointer

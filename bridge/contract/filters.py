@@ -122,7 +122,8 @@ class After(NamedTuple):
     text: str
     """The decoded value of `after` in the query. An empty value means "from now on"."""
     id: UpdateId | None
-    """None if the text is empty or not an id. A text that is not an id counts as an unknown id."""
+    """The id in the text, or None if the text is empty or not an id. A text that is not an id counts as an unknown
+    id."""
 
     @classmethod
     def parse(cls, text: str) -> "After":
@@ -136,7 +137,7 @@ FROM_NOW_ON = After("", None)
 
 @dataclass(frozen=True, slots=True)
 class SubscribeRequest:
-    """What a client asks for in the query of its request."""
+    """The updates that a client asks for in the query of its request."""
 
     filter: UpdateFilter | None
     """The filter, or None for all updates."""
@@ -252,7 +253,8 @@ class SimilarNames:
     """
 
     _CUTOFF = 0.7
-    """difflib's minimum ratio for a similar name. At difflib's default of 0.6, `pilot` is similar to `iskLost`."""
+    """The minimum ratio of difflib for a similar name. With difflib's default of 0.6, `pilot` would be similar to
+    `iskLost`."""
 
     _NEIGHBOURS = 128
     """The search looks at this many names on each side of the text, in alphabetical order."""

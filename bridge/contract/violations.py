@@ -36,7 +36,7 @@ COMPARED_MEMBERS = 32
 COMPARED_CHARACTERS = 100
 """The maximum number of members that are compared with a missing member, and the maximum length of their names."""
 CLOSE = 0.75
-"""difflib's minimum ratio for a misspelling, such as `shipId` for `shipTypeId`."""
+"""The minimum ratio of difflib for a misspelling, such as `shipId` for `shipTypeId`."""
 
 _DATE_TIME = "2024-10-22T10:30:00Z"
 _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")

@@ -71,7 +71,7 @@ class Feed:
 
     @property
     def is_live(self) -> bool:
-        """True while the feed runs."""
+        """Whether the feed runs."""
         return self.status.state is State.WORKING
 
     def settle(self, tag: int) -> None:

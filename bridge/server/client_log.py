@@ -72,7 +72,7 @@ class ClientLog:
     def abandoned(self, peer: str) -> None:
         """Counts and logs, at level debug, a client that ended its connection before its request was complete."""
         self._metrics.abandoned.inc()
-        # Only at level debug, because port scanners and TCP health checks cause this all the time.
+        # This line is only at level debug, because port scanners and TCP health checks cause it all the time.
         _log.debug("handshake abandoned by client", peer=peer)
 
     def handshake(self, peer: str, request: Request | None, decision: Decision, duration_s: float) -> None:

@@ -38,10 +38,10 @@ connects during this turn, before the bridge reads its request."""
 
 
 class HandshakeLog(Protocol):
-    """Where a handshake reports its outcome."""
+    """The log to which a handshake reports its outcome."""
 
     tracing: bool
-    """Whether `handshake` is to be called."""
+    """Whether the handshake must call `handshake`."""
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
         """Called when a client is refused."""

@@ -22,7 +22,8 @@ PREFLIGHT = (
     ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
     ("Access-Control-Max-Age", "7200"),
 )
-"""What a page of another origin may send to the endpoint. Chromium remembers it for at most two hours."""
+"""The headers that say what a page of another origin may send to the endpoint. Chromium remembers these headers for at
+most two hours."""
 
 _WITH_OPTIONS, _WITHOUT_OPTIONS = "GET, HEAD, OPTIONS", "GET, HEAD"
 

@@ -118,7 +118,7 @@ class Rule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a client is refused.
+    """The reason why a client is refused.
 
     `status`, `text` and `headers` are for the client; `rule` and `detail` are for the operator.
     """

@@ -52,7 +52,8 @@ class Acceptor:
         self._grace_s = timing.accept_grace_s
         self._exhausted_since_s: float | None = None
         self._check: asyncio.TimerHandle | None = None
-        """The timer of the next check whether descriptors are available. None unless descriptors are exhausted."""
+        """The timer of the next check whether descriptors are available. This is None unless descriptors are
+        exhausted."""
         self._held: tuple[socket.socket, str] | None = None
         """An accepted client whose descriptor is one of the spare ones, which shows that all others are exhausted."""
 

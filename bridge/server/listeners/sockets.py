@@ -123,7 +123,7 @@ def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[s
                 listener = _bind(target, port, reuse_port)
             except OSError as error:
                 if target.optional and error.errno in NO_SUCH_ADDRESS:
-                    continue  # a machine without IPv6, or without IPv4
+                    continue  # this machine has no IPv6, or no IPv4
                 raise
             listeners.append(listener)
             port = listener.getsockname()[1]

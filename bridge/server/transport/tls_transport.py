@@ -103,12 +103,12 @@ class TlsTransport(asyncio.Transport):
         self._unread = b""
         """Data that was read from the socket, and is not decrypted while reading is paused."""
         self._ends = False
-        """True after `write_eof`: this side ends as soon as the socket has taken all data."""
+        """Whether `write_eof` was called: this side then ends as soon as the socket has taken all data."""
         self._client_ended = False
         self._closing = False
         self._reading = False
         self._reads_again = False
-        """True while a second read is due, because the last read returned data."""
+        """Whether a second read is due, because the last read returned data."""
         self._discarded_bytes = 0
         self._surplus_bytes = 0
         self._timer: asyncio.TimerHandle | None = None

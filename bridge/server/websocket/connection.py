@@ -96,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pong: bytes | None = None
         """The payload of the newest ping without a pong. Earlier pings need no pong (RFC 6455, section 5.5.3)."""
         self._ping_is_due = False
-        """True while a ping waits until the current frame is complete."""
+        """Whether a ping waits until the current frame is complete."""
         self._pending_close: tuple[bytes, Callable[[], None]] | None = None
         """The close frame that waits until the current frame is complete, and the function to call after it."""
         self._pongs_due = 0
@@ -298,8 +298,8 @@ class Connection(asyncio.BufferedProtocol):
     def _end_this_side(self) -> None:
         """Ends TCP without a closing handshake, because the client broke the protocol (RFC 6455, section 7.1.7).
 
-        Only this side ends. If the socket were closed with unread bytes, the kernel would reset the connection, and the
-        client might never receive the close frame.
+        Only the bridge's side ends. If the socket were closed with unread bytes, the kernel would reset the connection,
+        and the client might never receive the close frame.
         """
         if self._transport is not None:
             self._transport.write_eof()

@@ -103,11 +103,11 @@ class FrameReader:
         self._payload = b""
         """The masked payload of an incomplete control frame."""
         self._started = False
-        """True while a fragmented message is incomplete."""
+        """Whether a fragmented message is incomplete."""
         self._decoder: codecs.IncrementalDecoder | None = None
         """The decoder of the current text message."""
         self._ended = False
-        """True after a close frame or a violation."""
+        """Whether the reader has ended, after a close frame or a violation."""
         self.frames = 0
         """How many frames the last call of `feed` began, or read as a whole."""
         self.pongs = 0
