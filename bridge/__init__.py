@@ -26,7 +26,7 @@ if not TYPE_CHECKING:  # otherwise a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         # Names are imported on first use, because every module of the bridge imports this package first, and most need
-        # no broker. A faster import also means that Ctrl-C ends the command quietly sooner.
+        # no broker. The faster this import is, the sooner Ctrl-C ends the command quietly.
         if name == "__version__":
             from importlib.metadata import version  # noqa: PLC0415 - it takes 20 ms
 

@@ -33,8 +33,8 @@ from bridge.metrics import Metrics
 _log = structlog.get_logger(LOGGER)
 
 FLUSH_BYTES = 65536
-"""The most bytes in one write to a connection. Larger writes gain nothing: the kernel takes longer for a frame than for
-the call."""
+"""The most bytes in one write to a connection. Larger writes gain nothing, because the kernel needs more time for each
+frame than for the call."""
 
 ENCRYPT_BYTES = 2**20
 """The most bytes of a larger flush that are encrypted, for all clients together, in one turn of the loop: 4 ms."""

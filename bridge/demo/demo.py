@@ -217,7 +217,7 @@ def say(line: str, err: bool = False) -> None:
 
 
 def free_host(settings: Settings) -> str:
-    """Returns the host for clients' URLs. Raises AddressUnavailable if the bridge can't listen there."""
+    """Returns the host for clients' URLs. Raises AddressUnavailable if the bridge can't listen on this host."""
     try:
         listeners = open_listeners(settings.host, settings.port, settings.reuse_port)
     except OSError as error:

@@ -19,7 +19,7 @@ const number = new Intl.NumberFormat("en");
 const SOURCES = ["readyz", "metrics"];
 
 // Calls `onHealth` with the body of `/readyz`, or with undefined if it is unavailable. Returns a function that requests
-// both at once. Call this function when the connection opens or is lost, so that the figures include the change.
+// both paths at once. Call this function when the connection opens or is lost, so that the figures include the change.
 export function watchHealth(page, onHealth) {
   const panel = page.getElementById("bridge");
   const note = page.getElementById("figures-note");

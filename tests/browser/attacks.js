@@ -1,4 +1,4 @@
-// Attacks by which a page could reach a bridge on the user's machine. Each attack takes a URL of the bridge and
+// The attacks by which a page could reach a bridge on the user's machine. Each attack takes a URL of the bridge and
 // resolves to a short result. Each place runs an attack somewhere in or below the page, and resolves to its result.
 "use strict";
 
@@ -102,7 +102,7 @@ function send(url, ...fields) {
   const form = Object.assign(document.createElement("form"), { method: "POST", action: url });
   form.append(...fields);
   document.body.append(form);
-  // After this function has returned: the navigation ends this page.
+  // The form is sent after this function has returned, because the navigation ends this page.
   setTimeout(() => form.submit());
   return "sent";
 }
@@ -160,7 +160,7 @@ function answer(port, attack, url) {
   });
 }
 
-// In a worker: runs the attack that the page sends.
+// Runs, in a worker, the attack that the page sends.
 function answerOn(port) {
   port.onmessage = async ({ data: [attack, url] }) => port.postMessage(await attacks[attack](url));
 }

@@ -251,7 +251,7 @@ async def test_page_changes_rarely_and_is_rarely_busy_at_a_thousand_updates_a_se
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched))
-    # The first updates take a browser several times as long.
+    # The first updates take a browser several times as long as later updates.
     await publish(amqp, exchange, *map(killmail, range(5501, 5801)))
     await live.page.locator("tbody tr:first-child a[href$='/kill/5800/']").wait_for(timeout=LIMIT_MS)
     took_s = await _publish_at_rate(live, amqp, exchange, first=6001, a_second=1000, updates=600)

@@ -46,7 +46,7 @@ _HINTS = {
 
 SO_ATTACH_FILTER = 26
 """The number of the socket option SO_ATTACH_FILTER on Linux (asm-generic/socket.h). Python's `socket` does not define
-it."""
+this option."""
 
 _DROP_SYN = (
     (0x30, 0, 0, 13),  # load the byte of flags: the filter of a TCP socket gets the packet without its IP header
