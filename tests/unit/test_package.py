@@ -1,4 +1,4 @@
-"""Tests of the package's metadata: the package index shows README.md, and its links lead to the repository."""
+"""Tests of the packages: their files, and README.md as the package index shows it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,80 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("text", CASES)
 def test_links_become_absolute(text: str, converted: dict[str, str], package: dict[str, Any]) -> None:
     assert converted[text] == CASES[text].replace("{}", package["urls"]["Repository"])
+
+
+STRAY = (
+    ".env",
+    "secrets/amqp-url",
+    "bridge/secrets/amqp-url",
+    "bridge/key.pem",
+    "bridge/cli/notes.txt",
+    "bridge/page/secrets/amqp-url",
+    "schemas/.env",
+    "schemas/draft.txt",
+    "schemas/clients/key.pem",
+)
+"""Files that no package may have, although a clone has them."""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the files from which packages are built, with stray files."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in (".gitignore", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("bridge", "docker", "schemas"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in STRAY:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("amqp://user:password@localhost/")
+    return folder
+
+
+def built(clone: Path, target: str) -> Path:
+    """Builds a package of the clone, and returns its path."""
+    folder = clone / "dist"
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [package] = folder.glob("*.whl" if target == "wheel" else "*.tar.gz")
+    return package
+
+
+def files_of_the_bridge() -> set[str]:
+    """Returns the files that the bridge needs when it runs, by their paths in the project."""
+    page = "filter.js", "health.js", "icon.svg", "index.html", "list.js", "page.css", "page.js", "rate.js", "row.js"
+    found = [*(ROOT / "bridge").rglob("*.py"), *(ROOT / "schemas").glob("*.json")]
+    return {
+        *(str(path.relative_to(ROOT)) for path in found),
+        *(f"bridge/page/{name}" for name in page),
+        "bridge/py.typed",
+        "schemas/clients/browser.js",
+    }
+
+
+def assert_wheel_has_only_what_the_bridge_needs(project: Path) -> None:
+    with zipfile.ZipFile(built(project, "wheel")) as opened:
+        names = {name for name in opened.namelist() if ".dist-info/" not in name}
+    assert names == {re.sub("^schemas/", "bridge/schemas/", name) for name in files_of_the_bridge()}
+
+
+def test_wheel_has_only_what_the_bridge_needs(clone: Path) -> None:
+    assert_wheel_has_only_what_the_bridge_needs(clone)
+
+
+def test_source_distribution_has_only_what_builds_the_wheel(clone: Path, tmp_path: Path) -> None:
+    with tarfile.open(built(clone, "sdist")) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+        opened.extractall(tmp_path, filter="data")
+    about = {".gitignore", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
+    assert names == files_of_the_bridge() | about
+    [project] = tmp_path.iterdir()
+    assert_wheel_has_only_what_the_bridge_needs(project)
+
+
+def test_secrets_of_the_documented_commands_are_ignored() -> None:
+    command = next(block.text for block in blocks("docker/README.md") if "secrets" in block.text)
+    assert "mkdir -m 700 secrets" in command
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "**/secrets" in (ROOT / ".dockerignore").read_text().splitlines()
