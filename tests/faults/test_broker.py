@@ -149,7 +149,7 @@ async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_b
         await client.close()
 
 
-async def test_node_that_is_down_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
+async def test_node_that_is_down_is_skipped(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
     """If the first of several nodes is dead, the bridge connects without a delay."""
     urls = f"amqp://guest:guest@127.0.0.1:{free_port()}/,{broker.url}"
     async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
@@ -160,7 +160,7 @@ async def test_node_that_is_down_is_passed_over(broker: Broker, amqp: AbstractCo
         await client.close()
 
 
-async def test_node_that_sends_nothing_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
+async def test_node_that_sends_nothing_is_skipped(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
     """A node that accepts connections and sends nothing costs a few seconds. The bridge then uses another node."""
     async with silent_server() as silent:
         urls = f"amqp://guest:guest@127.0.0.1:{silent}/,{broker.url}"
@@ -180,7 +180,7 @@ async def test_node_that_sends_nothing_is_passed_over(broker: Broker, amqp: Abst
         pytest.param(b"\x01\x00\x00\x00\x00\x01\xf5\x00\x0a\x00\x0a", id="half-a-frame"),
     ],
 )
-async def test_node_that_answers_with_something_else_is_passed_over_and_left(
+async def test_node_that_answers_with_something_else_is_skipped_and_closed(
     answer: bytes, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """The bytes of one node do not disturb the connection to the next one. The first connection is closed."""

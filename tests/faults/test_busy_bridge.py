@@ -47,7 +47,7 @@ async def slow_loop(turn_s: float = TURN_S) -> AsyncIterator[None]:
         blocking.cancel()
 
 
-async def test_bridge_connects_and_consumes_on_although_each_answer_is_read_late(
+async def test_bridge_connects_and_consumes_although_each_answer_is_read_late(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     async with slow_loop(), running(broker.url, TIMING, exchanges=f"{exchange}=killmail") as bridge:

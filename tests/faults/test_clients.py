@@ -32,7 +32,7 @@ RATE, STORM_S = 1000, 8
 """Connects and disconnects per second, and the duration."""
 
 
-async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
+async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_the_log(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """Clients that read nothing are evicted with 4008. They take no more memory than the log; readers lose nothing."""
@@ -131,7 +131,7 @@ def come_and_go(port: int, count: int) -> float:
 
 
 @pytest.mark.alone  # this rate takes the entire machine
-async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
+async def test_a_thousand_clients_a_second_connect_and_disconnect_without_leaks(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """A storm of connects and disconnects loses no update, and leaks no descriptor and no memory."""

@@ -295,7 +295,7 @@ async def alone(url: str, exchange: str, **flags: str) -> AsyncIterator[Alone]:
         await client.close()
 
 
-async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_until_the_others_are_back(
+async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the_others_are_back(
     cluster: Cluster,
 ) -> None:
     """Without a majority, RabbitMQ 4.3 answers all requests except those that change its metadata."""
@@ -307,16 +307,16 @@ async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_u
         alone(first.url, exchange, queue=queue) as named,
     ):
 
-        async def comes(number: int) -> None:
+        async def arrives(number: int) -> None:
             await publish(amqp, exchange, killmail(number))
             await exclusive.gets(number)
             await named.gets(number)
 
-        await comes(1)
+        await arrives(1)
         for other in others:
             other.kill()
         killed_s = time.monotonic()
-        await comes(2)
+        await arrives(2)
         if tuple(map(int, version_of(first.url).split(".")))[:2] >= (4, 3):
             await eventually("both warn", lambda: exclusive.warnings and named.warnings)
             assert all(
@@ -329,16 +329,16 @@ async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_u
             status = consumer_of(each.bridge).status
             await eventually("the broker answers for a while", lambda: (status.last_answered_s or 0) > requested_s)  # noqa: B023 - over before the next turn
             assert each.was_never_lost()
-        await comes(3)
+        await arrives(3)
         for other in others:
             await asyncio.to_thread(other.start)
         await eventually("the warnings end", lambda: not exclusive.warnings + named.warnings)
-        await comes(4)
+        await arrives(4)
         assert exclusive.was_never_lost()
         assert named.was_never_lost()
 
 
-async def test_stream_whose_majority_is_back_is_read_on(cluster: Cluster) -> None:
+async def test_stream_is_read_again_when_its_majority_is_back(cluster: Cluster) -> None:
     """Two of three nodes are killed, and one comes back."""
     first, second, third = cluster.members
     async with names(cluster) as (exchange, stream):
@@ -346,18 +346,18 @@ async def test_stream_whose_majority_is_back_is_read_on(cluster: Cluster) -> Non
         async with running(cluster.url, reject_exchange="off", **flags) as bridge:
             client = await RawClient.open(port_of(bridge))
 
-            async def comes(number: int) -> None:
+            async def arrives(number: int) -> None:
                 async with observer(first.url) as amqp:
                     await publish(amqp, exchange, killmail(number))
                 assert orjson.loads(await client.text())["data"]["killmailId"] == number
 
-            await comes(1)
+            await arrives(1)
             await cluster.replicated(stream)
             second.kill()
             third.kill()
             await asyncio.to_thread(second.start)
             await eventually("it reads the stream", lambda: consumer_of(bridge).is_live, limit_s=AGAIN_LIMIT_S)
-            await comes(2)
+            await arrives(2)
             await client.close()
         await asyncio.to_thread(third.start)
         await cluster.replicated(stream)

@@ -63,7 +63,7 @@ async def start_and_stop(url: str, exchange: str, outcomes: Counter[str]) -> Non
     await running
 
 
-async def test_bridges_that_start_and_stop_leave_the_confirms_of_others_alone(
+async def test_bridges_that_start_and_stop_do_not_affect_the_confirms_of_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """On RabbitMQ 4.3, the deletion of a bound exclusive queue makes confirms fail."""

@@ -55,7 +55,7 @@ OWNED: list[dict[str, Any]] = [each for each in KINDS if "arguments" not in each
 
 
 @pytest.mark.parametrize("kind", OWNED, ids=lambda kind: f"{kind['type']}-{kind['durable']}")
-async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
+async def test_exchange_that_is_declared_again_has_the_properties_of_its_owner(
     kind: dict[str, Any], broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """Promise: the owner of an exchange can declare it as before, after the bridge has declared it again."""

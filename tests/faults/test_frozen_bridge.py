@@ -97,7 +97,7 @@ async def test_clients_stay_when_the_bridge_is_frozen_again_and_again() -> None:
         assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
 
 
-async def test_crowd_that_answers_the_pings_of_a_bridge_that_wakes_is_not_throttled() -> None:
+async def test_clients_that_answer_the_pings_of_a_resumed_bridge_are_not_throttled() -> None:
     """All clients are silent while the bridge is frozen, and one pass pings all of them."""
     variables = {"BRIDGE_IDLE_TIMEOUT": "60s", "BRIDGE_PING_INTERVAL": "1200ms"}
     async with bridge_process(NO_BROKER, BRIDGE_WAIT="true", **variables) as process:

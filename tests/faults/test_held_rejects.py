@@ -187,7 +187,7 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
         pytest.param(unbind, "no queue is bound to the exchange", id="queue-that-is-unbound"),
     ],
 )
-async def test_what_is_deleted_is_declared_again_and_no_rejected_event_is_lost(
+async def test_deleted_parts_are_declared_again_and_no_rejected_event_is_lost(
     begin: Trouble,
     words: str,
     broker: Broker,

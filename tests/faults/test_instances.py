@@ -185,7 +185,7 @@ def assert_all_arrived(confirmed: list[int], *clients: Client) -> None:
     assert set(confirmed) - set(chain(*(client.numbers for client in clients))) == set()
 
 
-async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowledged(
+async def test_next_bridge_gets_all_events_that_a_killed_bridge_had_not_acknowledged(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     """With BRIDGE_QUEUE, a bridge is killed under load, and another bridge takes over.
@@ -206,7 +206,7 @@ async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowl
 
 
 @pytest.mark.slow
-async def test_killed_bridge_with_acknowledgements_in_flight_costs_at_most_the_prefetch_twice(
+async def test_killed_bridge_with_acknowledgements_in_flight_repeats_at_most_the_prefetch(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     """The clients of the next bridge also get the events that the killed bridge had sent and not acknowledged.
@@ -242,7 +242,7 @@ async def test_killed_bridge_with_acknowledgements_in_flight_costs_at_most_the_p
     assert 0 < len(twice(a.numbers, b.numbers)) <= PREFETCH
 
 
-async def test_stopped_bridge_leaves_to_its_successor_exactly_what_it_did_not_send(
+async def test_next_bridge_gets_exactly_the_events_that_a_stopped_bridge_did_not_send(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     """With BRIDGE_QUEUE, a bridge gets SIGTERM under load, and another bridge takes over.

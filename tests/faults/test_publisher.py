@@ -87,7 +87,7 @@ async def test_broker_that_is_killed_and_started_again_has_all_that_it_confirmed
 
 
 @no_task_left
-async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
+async def test_connection_that_is_cut_is_restored_and_nothing_is_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "bridge.publisher")
@@ -116,7 +116,7 @@ async def test_task_that_continues_after_a_cancellation_publishes_like_any_other
     """A cancelled task may publish a last update. A lost connection must not raise an undocumented error in it."""
     await bind(amqp, exchange, queue)
 
-    async def last_words(publisher: Publisher) -> bool:
+    async def last_update(publisher: Publisher) -> bool:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -126,7 +126,7 @@ async def test_task_that_continues_after_a_cancellation_publishes_like_any_other
     async with proxy(broker.url) as tunnel:
         await tunnel.open()
         async with Publisher(tunnel.url, exchange) as publisher:
-            tasks = [asyncio.create_task(last_words(publisher)) for _ in range(5)]
+            tasks = [asyncio.create_task(last_update(publisher)) for _ in range(5)]
             await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
@@ -180,7 +180,7 @@ async def test_exchange_that_is_deleted_is_declared_again(
 
 
 @no_task_left
-async def test_update_that_is_cancelled_leaves_the_others_alone(
+async def test_update_that_is_cancelled_does_not_affect_the_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     """The cancelled update may wait for a connection, for its turn or for its confirm."""

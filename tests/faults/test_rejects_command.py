@@ -43,9 +43,9 @@ async def test_queue_that_may_not_be_read_is_named(
     url = await node_broker.user(configure="^$", read="^$")
     ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
     assert ended.code == 3
-    assert ended.said[-1].startswith(f"edk-bridge: the queue '{rejects}' can't be read: ACCESS_REFUSED")
-    assert ended.said[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
-    assert PASSWORD not in "".join(ended.said)
+    assert ended.errors[-1].startswith(f"edk-bridge: the queue '{rejects}' can't be read: ACCESS_REFUSED")
+    assert ended.errors[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
+    assert PASSWORD not in "".join(ended.errors)
     assert await numbers_in(node, rejects) == [0, 1, 2]
     await removed(node, rejects)
 
@@ -66,7 +66,7 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
     url = await node_broker.user(configure="^$", write=f"^{free}$")
     ended = await ran("rejects", "requeue", "--all", BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
     assert ended.code == 1
-    kept, total = ended.said
+    kept, total = ended.errors
     assert kept.startswith(
         f"100 kept: the user of BRIDGE_AMQP_URL may not write to the exchange '{closed}': ACCESS_REF"
     )
@@ -105,7 +105,7 @@ async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
     finally:
         node_broker.resume()
     assert ended.code == 1
-    [line] = ended.said
+    [line] = ended.errors
     assert line.endswith("does not answer within 5 s; BRIDGE_AMQP_URL (--amqp-url) names the broker")
     assert await numbers_in(node, rejects) == [0, 1, 2]
     await removed(node, rejects)

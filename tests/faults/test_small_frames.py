@@ -31,7 +31,7 @@ def small_frames_node() -> Iterator[PrivateNode]:
     node.stop()
 
 
-async def test_rejected_event_whose_headers_just_fit_is_published_without_the_largest(
+async def test_rejected_event_with_headers_that_just_fit_is_published_without_the_largest(
     small_frames_node: PrivateNode,
 ) -> None:
     """With the reasons, not all headers fit. The broker closes the connection if a frame is too large."""

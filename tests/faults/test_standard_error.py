@@ -241,7 +241,7 @@ async def test_bridge_runs_without_standard_error(style: str) -> None:
         assert await running.ended() == 0
 
 
-async def test_bridge_whose_log_is_on_a_full_disk_runs_and_counts_the_lines() -> None:
+async def test_bridge_with_its_log_on_a_full_disk_runs_and_counts_the_lines() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
         async with bridge(full) as running:
@@ -266,7 +266,7 @@ async def test_error_that_can_not_be_written_leaves_the_exit_code() -> None:
         os.close(full)
 
 
-async def test_bridge_whose_log_lost_its_reader_runs_on(pipe: FullPipe) -> None:
+async def test_bridge_continues_after_its_log_lost_its_reader(pipe: FullPipe) -> None:
     async with bridge(pipe.writer) as running:
         await running.listens()
         os.close(pipe.reader)
@@ -305,7 +305,7 @@ async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -
             os.read(ours, 1)
 
 
-async def test_bridge_whose_terminal_is_gone_stops_on_sighup() -> None:
+async def test_bridge_without_its_terminal_stops_on_sighup() -> None:
     """`isatty` is false for a terminal that is gone. The bridge must remember that it had a terminal."""
     with terminal() as (ours, its):
         async with bridge(its) as running:

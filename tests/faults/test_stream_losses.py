@@ -139,7 +139,7 @@ async def test_stalled_stream_is_reread_from_the_last_event(
     assert [line["reason"] for line in logged if "rereading" in line["event"]] == [STALLED]
 
 
-async def test_stream_at_rest_is_probed_and_not_reread(
+async def test_stream_without_new_messages_is_probed_and_not_reread(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker does not answer a probe after the last event."""

@@ -102,7 +102,7 @@ async def test_rejected_event_with_a_property_that_can_not_be_published_is_publi
         assert message.headers["x-reject-cluster-id"] == "abc"
 
 
-async def test_rejected_event_whose_names_are_not_utf8_does_not_block_others(
+async def test_rejected_event_with_names_that_are_not_utf8_does_not_block_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
     """Promise: a name that was short enough to be delivered is short enough to be published, however it was read."""
@@ -131,7 +131,7 @@ async def test_rejected_event_with_tables_in_tables_leaves_without_its_headers(
 
 
 @pytest.mark.parametrize(("held", "prefetch"), [(1, 20), (12, 20), (19, 20), (1, 2)])
-async def test_rejected_events_that_are_held_do_not_hold_up_the_updates_behind_them(
+async def test_rejected_events_that_are_held_do_not_delay_the_updates_behind_them(
     held: int, prefetch: int, broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
     """Events that can't be rejected yet stay with the broker.

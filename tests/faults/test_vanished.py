@@ -25,7 +25,7 @@ GONE_LIMIT_S = 15.0
 
 
 @pytest.mark.alone  # the eviction is timed to half a second
-async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothing_more(
+async def test_client_on_a_vanished_machine_is_evicted_as_idle_and_takes_no_more_resources(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """A client that vanishes silently is evicted with 4009 within the idle timeout. Other clients lose nothing."""
@@ -42,7 +42,7 @@ async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothin
             await stream.further(20)
             before = sockets(pid)
             memory = Memory(pid)
-            client = await net.connect_from_afar(port)
+            client = await net.connect_from_outside(port)
             with client:
                 await asyncio.to_thread(client.sendall, request(port))
                 received = 0

@@ -335,7 +335,7 @@ async def test_first_of_several_failures_is_a_warning_in_python(bridge: Scripted
             bridge.refusal = None
 
 
-async def test_quiet_connection_in_node_is_not_taken_for_dead(
+async def test_quiet_connection_in_node_is_not_treated_as_dead(
     bridge: ScriptedBridge, node: str, tmp_path: Path
 ) -> None:
     async with in_node(node, tmp_path, bridge.url, SHORT_S, {}) as follower:

@@ -82,7 +82,7 @@ async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection
     client = await RawClient.open(port_of(shared))
     client.send(data)
     async with asyncio.timeout(LIMIT_S):
-        [(opcode, payload)] = server_frames(await client.rest())
+        [(opcode, payload)] = server_frames(await client.read_to_end())
     assert (opcode, close_code(payload)) == (CLOSE, code)
     await client.close()
     await eventually("no connection is left", lambda: sample(shared, "bridge_connections", transport="websocket") == 0)
@@ -189,7 +189,7 @@ async def test_evicted_client_can_read_its_close_code_after_the_bridge_has_ended
         assert (await get(port, "/healthz"))[0] == 200
         process.process.kill()
         stalled.resume()
-        frames = server_frames(await stalled.rest())
+        frames = server_frames(await stalled.read_to_end())
         assert [opcode for opcode, _ in frames[:-1]] == [TEXT] * (len(frames) - 1)
         assert (frames[-1][0], close_code(frames[-1][1])) == (CLOSE, 4008)
         ids = [orjson.loads(payload)["data"]["killmailId"] for _, payload in frames[:-1]]

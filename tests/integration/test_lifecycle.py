@@ -41,7 +41,7 @@ async def test_port_0_is_printed_and_healthz_and_readyz_answer_there(broker: Bro
         assert orjson.loads(body)["ready"] is True
 
 
-async def test_healthz_answers_while_the_broker_is_away_and_readyz_says_so(exchange: str) -> None:
+async def test_healthz_answers_while_the_broker_is_away_and_readyz_reports_it(exchange: str) -> None:
     async with bridge_process(UNREACHABLE, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         port = await process.port()
         assert (await get(port, "/healthz"))[0] == 200
@@ -126,14 +126,14 @@ async def test_port_that_is_taken_ends_with_2_the_address_and_what_to_do(command
         port = taken.getsockname()[1]
         ended = await ran(*command, "--port", str(port), BRIDGE_AMQP_URL=UNREACHABLE)
     assert (ended.code, ended.printed) == (2, ["stopped"] if command == ["demo"] and ended.printed else [])
-    assert ended.said == [TAKEN.format(address, port)]
+    assert ended.errors == [TAKEN.format(address, port)]
 
 
 async def test_address_that_this_machine_does_not_have_ends_with_2() -> None:
     for command in (["serve"], ["demo", "--without-broker"]):
         ended = await ran(*command, "--port", "3999", BRIDGE_AMQP_URL=UNREACHABLE, BRIDGE_HOST="192.0.2.1")
         assert ended.code == 2
-        [line] = ended.said
+        [line] = ended.errors
         assert line == (
             "edk-bridge: can't listen on 192.0.2.1 port 3999: Cannot assign requested address; this machine does not "
             "have this address: set BRIDGE_HOST to its own addresses"
@@ -232,8 +232,8 @@ async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exch
         await process.consuming()
         client = await RawClient.open(await process.port())
         process.process.send_signal(signal.SIGHUP)
-        said = "no certificate to reload (BRIDGE_TLS_CERTIFICATE is not set)"
-        await eventually("it is said", lambda: process.logged(said))
+        phrase = "no certificate to reload (BRIDGE_TLS_CERTIFICATE is not set)"
+        await eventually("the line is logged", lambda: process.logged(phrase))
         client.send(client_frame(PING, b""))
         assert (await client.frame())[0] == PONG
         await client.close()
@@ -276,7 +276,7 @@ async def test_sighup_after_the_loss_of_the_terminal_stops_the_bridge_in_order(e
         os.close(its)
 
 
-async def test_client_whose_tls_handshake_began_before_the_stop_is_answered_and_closed(
+async def test_client_with_a_tls_handshake_from_before_the_stop_is_answered_and_closed(
     broker: Broker, tmp_path: Path
 ) -> None:
     chain, key = certificate(tmp_path, "stopping")

@@ -22,7 +22,7 @@ from bridge.server.http.request import MAX_HEAD_BYTES
 from bridge.server.listeners.descriptors import MAX_OVERFLOW
 from tests.support import module_loop
 from tests.support.broker.find import Broker
-from tests.support.clients import PENDING, RawClient, answer, distrust, lines, request
+from tests.support.clients import PENDING, RawClient, distrust, read_all, request, silent_clients
 from tests.support.namespaces import NEAR, island
 from tests.support.running import bridge_process, pending, port_of, running, sample, secure
 from tests.support.waiting import eventually
@@ -50,10 +50,10 @@ def few_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_oldest_client_without_a_request_is_dropped_for_a_new_one(shared: Bridge) -> None:
     """Clients that send nothing don't use up the limit: the newest client is served."""
     before = sample(shared, "bridge_clients_refused_total", rule="pending")
-    async with lines(port_of(shared), PENDING) as silent:
+    async with silent_clients(port_of(shared), PENDING) as silent:
         await eventually("all requests are pending", lambda: pending(shared) == PENDING)
         client = await RawClient.open(port_of(shared))
-        assert await answer(silent[0]) == b""
+        assert await read_all(silent[0]) == b""
         assert pending(shared) == PENDING - 1
         assert sample(shared, "bridge_clients_refused_total", rule="pending") == before + 1
         # The others are still connected.
@@ -69,7 +69,7 @@ async def test_oldest_client_without_a_request_is_dropped_for_a_new_one(shared: 
 @pytest.mark.usefixtures("few_pending")
 async def test_clients_without_a_request_are_kept_up_to_the_limit(shared: Bridge) -> None:
     before = sample(shared, "bridge_clients_refused_total", rule="pending")
-    async with lines(port_of(shared), PENDING) as connected:
+    async with silent_clients(port_of(shared), PENDING) as connected:
         await eventually("all requests are pending", lambda: pending(shared) == PENDING)
         for reader, writer in connected:
             writer.write(request(port_of(shared)))
@@ -82,7 +82,7 @@ async def test_request_of_the_maximum_size_is_accepted_and_a_larger_one_is_refus
     before = sample(shared, "bridge_clients_refused_total", rule="size")
     head = request(port_of(shared), headers=["X-A: " + "a" * 12_000, "X-B: " + "b" * 12_000, "X-C: "])
     padded = head[:-4] + b"c" * (MAX_HEAD_BYTES - len(head) + excess) + b"\r\n\r\n"
-    async with lines(port_of(shared), 1) as [(reader, writer)]:
+    async with silent_clients(port_of(shared), 1) as [(reader, writer)]:
         writer.write(padded)
         assert (await reader.readline())[9:12] == (b"431" if excess else b"101")
     assert sample(shared, "bridge_clients_refused_total", rule="size") == before + excess
@@ -99,9 +99,9 @@ async def test_request_of_the_maximum_size_is_accepted_and_a_larger_one_is_refus
 async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limit(
     shared: Bridge, header: str, limit: bytes
 ) -> None:
-    async with lines(port_of(shared), 1) as [connection]:
+    async with silent_clients(port_of(shared), 1) as [connection]:
         connection[1].write(request(port_of(shared), headers=[header]))
-        response = await answer(connection)
+        response = await read_all(connection)
     assert response.startswith(b"HTTP/1.1 431 ")
     assert response.endswith(limit)
 
@@ -118,11 +118,11 @@ async def test_tls_client_of_a_plain_port_is_refused_with_a_hint_in_the_log(shar
 async def test_client_of_a_full_bridge_replaces_one_without_a_request(broker: Broker, exchange: str) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1, handshake_timeout="5m") as bridge,
-        lines(port_of(bridge), 1 + MAX_OVERFLOW) as silent,
+        silent_clients(port_of(bridge), 1 + MAX_OVERFLOW) as silent,
     ):
         await eventually("all requests are pending", lambda: pending(bridge) == 1 + MAX_OVERFLOW)
         client = await RawClient.open(port_of(bridge))
-        assert await answer(silent[0]) == b""
+        assert await read_all(silent[0]) == b""
         await client.close()
 
 
@@ -132,9 +132,9 @@ async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker
         with capture_logs() as logged:
             # The clients that got 1013 do not close their connections.
             clients = [await RawClient.open(port_of(bridge)) for _ in range(1 + MAX_OVERFLOW)]
-            async with lines(port_of(bridge), 3) as beyond:
+            async with silent_clients(port_of(bridge), 3) as beyond:
                 for each in beyond:
-                    assert await answer(each) == b""
+                    assert await read_all(each) == b""
         assert sample(bridge, "bridge_clients_refused_total", rule="full") == 3
         assert [line["log_level"] for line in logged if "dropping" in line["event"]] == ["warning"]
         for client in clients:
@@ -178,8 +178,8 @@ async def test_client_above_the_limit_of_its_address_gets_1013_and_further_ones_
         clients = [await RawClient.open(port_of(bridge)) for _ in range(2)]
         excess = [await RawClient.open(port_of(bridge)) for _ in range(2)]
         with capture_logs() as logged:
-            async with lines(port_of(bridge), 1) as [beyond]:
-                assert await answer(beyond) == b""
+            async with silent_clients(port_of(bridge), 1) as [beyond]:
+                assert await read_all(beyond) == b""
         assert [(line["rule"], line["peer"]) for line in logged] == [("address-limit", "127.0.0.1")]
         assert [await each.closed() for each in excess] == [1013, 1013]
         assert sample(bridge, "bridge_evictions_total", reason="address-limit") == 2
@@ -203,7 +203,7 @@ async def test_limit_of_each_address_applies_to_other_machines_and_not_to_loopba
 
         async def status() -> tuple[bytes, int]:
             """Returns the status for a client of the other machine, and its close code, or 0."""
-            client_socket = await net.connect_from_afar(port)
+            client_socket = await net.connect_from_outside(port)
             client_socket.settimeout(0)
             reader, writer = await asyncio.open_connection(sock=client_socket)
             kept.append(writer)
@@ -228,6 +228,6 @@ async def test_client_of_another_network_is_dropped_before_the_tls_handshake(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path, allowed_networks="10.0.0.0/8") as (bridge, _):
-        async with lines(port_of(bridge), 1) as [connection]:
-            assert await answer(connection) == b""
+        async with silent_clients(port_of(bridge), 1) as [connection]:
+            assert await read_all(connection) == b""
         assert sample(bridge, "bridge_clients_refused_total", rule="peer") == 1

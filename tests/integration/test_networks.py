@@ -62,7 +62,7 @@ async def reachable_bridge(
 async def first_line(net: Island, port: int, address: str, *headers: str, host: str | None = None) -> bytes:
     """Returns the first line of the response to a client with this address, or nothing."""
     host = host or (f"[{NEAR_V6}]" if ":" in address else NEAR)
-    client_socket = await net.connect_from_afar(port, address)
+    client_socket = await net.connect_from_outside(port, address)
     client_socket.settimeout(0)
     reader, writer = await asyncio.open_connection(sock=client_socket)
     try:
@@ -107,7 +107,7 @@ async def test_refused_clients_that_stay_connected_do_not_count(broker: Broker, 
         external, internal = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
         before = sockets(pid)
         # The number is above the limit and its reserve.
-        refused = [await net.connect_from_afar(port, external) for _ in range(400)]
+        refused = [await net.connect_from_outside(port, external) for _ in range(400)]
         assert (await first_line(net, port, internal)).startswith(b"HTTP/1.1 101 ")
         await eventually("all their sockets are closed", lambda: sockets(pid) == before)
         assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == len(refused)

@@ -140,7 +140,7 @@ async def proxied_bridge(
 
 
 async def connect(net: Island, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    client_socket = await net.connect_from_afar(PORT, address)
+    client_socket = await net.connect_from_outside(PORT, address)
     client_socket.settimeout(0)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -46,7 +46,7 @@ class Ended:
     """The exit code and the output of a process."""
 
     code: int
-    said: list[str]
+    errors: list[str]
     """The lines of standard error."""
 
 
@@ -55,13 +55,13 @@ class Command:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self._said = bytearray()
+        self._error_output = bytearray()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.process.stderr is not None
         while chunk := await self.process.stderr.read(2**16):
-            self._said += chunk
+            self._error_output += chunk
 
     def write(self, data: bytes) -> None:
         assert self.process.stdin is not None
@@ -72,10 +72,10 @@ class Command:
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
-        said = self._said.decode()
-        assert "Traceback" not in said, said
-        assert "Fatal" not in said, said
-        return Ended(code, said.splitlines())
+        error_output = self._error_output.decode()
+        assert "Traceback" not in error_output, error_output
+        assert "Fatal" not in error_output, error_output
+        return Ended(code, error_output.splitlines())
 
 
 @asynccontextmanager
@@ -138,7 +138,7 @@ async def test_events_of_a_file_and_of_a_pipe_arrive_in_order_with_their_types(
         BRIDGE_EXCHANGES=f"{exchange}=killmail",
     )
     repeated = "2 have the identity of an earlier event, so a bridge does not send them"
-    assert (ended.code, ended.said) == (0, [f"1,004 events published, 0 invalid; {repeated}"])
+    assert (ended.code, ended.errors) == (0, [f"1,004 events published, 0 invalid; {repeated}"])
     messages = await take(amqp, queue, 1004)
     assert contents(messages) == [*in_file, killmail(7), *in_pipe]
     assert {(message.type, message.delivery_mode) for message in messages} == {("killmail", 2)}
@@ -153,7 +153,7 @@ async def test_invalid_events_are_reported_with_their_lines_and_skipped(
     (tmp_path / "events.ndjson").write_bytes(ndjson(killmail(1)) + b"\n" + wrong + b"x\n" + ndjson(killmail(5)))
     ended = await published(tmp_path, broker.url, "--exchange", exchange, "events.ndjson")
     assert ended.code == 1
-    assert ended.said == [
+    assert ended.errors == [
         'events.ndjson:3: /systemId: "Jita" is not of type "integer" [schema-violation]',
         "events.ndjson:4:1: unexpected character, expected a JSON value [not-json]",
         "2 events published, 2 invalid",
@@ -167,7 +167,7 @@ async def test_summary_counts_events_that_reached_no_queue(broker: Broker, excha
     )
     assert ended.code == 1
     reason = f"no bridge consumes from the exchange {exchange}"
-    assert ended.said == [f"2 events published, 0 invalid; 2 reached no queue: {reason}"]
+    assert ended.errors == [f"2 events published, 0 invalid; 2 reached no queue: {reason}"]
 
 
 async def test_missing_exchange_is_declared_only_if_the_settings_name_it(
@@ -176,12 +176,12 @@ async def test_missing_exchange_is_declared_only_if_the_settings_name_it(
     missing = unique("exchange")
     ended = await published(tmp_path, broker.url, "--exchange", missing, stdin=ndjson(EXAMPLE))
     line = f"edk-bridge: there is no exchange '{missing}': name one that exists, or start the bridge, which declares "
-    assert (ended.code, ended.said) == (2, [f"{line}those in BRIDGE_EXCHANGES"])
+    assert (ended.code, ended.errors) == (2, [f"{line}those in BRIDGE_EXCHANGES"])
     channel = await amqp.channel()
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
         await channel.get_exchange(missing)
     ended = await published(tmp_path, broker.url, stdin=ndjson(EXAMPLE), BRIDGE_EXCHANGES=f"{missing}=killmail")
-    assert (ended.code, ended.said[0].partition(";")[0]) == (1, "1 event published, 0 invalid")
+    assert (ended.code, ended.errors[0].partition(";")[0]) == (1, "1 event published, 0 invalid")
     channel = await amqp.channel()
     await channel.get_exchange(missing)
     await channel.exchange_delete(missing)
@@ -201,7 +201,7 @@ async def test_exchange_of_an_own_type_is_that_of_the_settings(
         BRIDGE_EXCHANGES=f"amq.fanout=killmail,{exchange}=duel",
         BRIDGE_SCHEMAS="own",
     )
-    assert (ended.code, ended.said) == (0, ["2 events published, 0 invalid"])
+    assert (ended.code, ended.errors) == (0, ["2 events published, 0 invalid"])
     messages = await take(amqp, queue, 2)
     assert contents(messages) == [{"winner": 1}, {"winner": 2}]
     assert {message.type for message in messages} == {"duel"}
@@ -223,7 +223,7 @@ async def test_unusable_arguments_end_with_2(
 ) -> None:
     ended = await published(tmp_path, broker.url, *arguments, **variables)
     assert ended.code == 2
-    assert ended.said
+    assert ended.errors
 
 
 @pytest.mark.parametrize("source", ["standard input", "pipe with a name"])
@@ -235,10 +235,10 @@ async def test_refusal_of_the_broker_ends_with_3_while_the_pipe_is_open(
     async with silent_pipe(tmp_path, wrong, source, exchange) as running:
         ended = await running.ended()
     assert ended.code == 3
-    [line] = ended.said
+    [line] = ended.errors
     assert line.startswith("edk-bridge: amqp://")
     assert "refuses the user name or the password" in line
-    assert WRONG_PASSWORD not in str(ended.said)
+    assert WRONG_PASSWORD not in str(ended.errors)
 
 
 @pytest.mark.parametrize("source", ["standard input", "pipe with a name"])
@@ -252,7 +252,7 @@ async def test_interrupt_while_the_pipe_is_silent_ends_with_130(
         ended = await running.ended()
     # The queue may have the event before the command has the confirm.
     assert ended.code == 130
-    assert ended.said in [[f"interrupted: {count} published, 0 invalid"] for count in ("0 events", "1 event")]
+    assert ended.errors in [[f"interrupted: {count} published, 0 invalid"] for count in ("0 events", "1 event")]
 
 
 @asynccontextmanager
@@ -293,7 +293,7 @@ async def test_error_of_a_lost_broker_names_the_first_unconfirmed_event(
             ended = await running.ended()
     assert ended.code == 1
     # The error names the event after the last confirm. The last confirms may have been lost with the connection.
-    summary, [reason], where = ended.said[-3], [ended.said[-2]], ended.said[-1]
+    summary, [reason], where = ended.errors[-3], [ended.errors[-2]], ended.errors[-1]
     count = int(summary.split()[0])
     assert summary == f"{count} events published, 0 invalid"
     assert reason.startswith("edk-bridge: the broker did not confirm within 1 s: amqp://")
@@ -314,7 +314,7 @@ async def test_missing_broker_ends_with_one_line(tmp_path: Path, arguments: list
         # The pipe stays open: the command must not wait for its end.
         running.write(ndjson(EXAMPLE))
         ended = await running.ended()
-    [line] = ended.said
+    [line] = ended.errors
     begin, end = f"edk-bridge: amqp://guest:***@{host}:{port}/: ", "; BRIDGE_AMQP_URL (--amqp-url) names the broker"
     assert line.startswith(begin)
     assert line.endswith(end)
@@ -334,7 +334,7 @@ async def test_long_input_shows_no_progress_in_a_pipe(broker: Broker, exchange: 
     ) as running:
         ended = await running.ended()
     assert ended.code == 1
-    [line] = ended.said
+    [line] = ended.errors
     assert line.startswith("50 events published, 0 invalid; 50 reached no queue")
 
 
@@ -351,9 +351,9 @@ async def test_long_input_shows_its_progress_on_a_terminal(broker: Broker, excha
         )
     finally:
         os.close(theirs)
-    said = await asyncio.to_thread(all_of, ours)
+    error_output = await asyncio.to_thread(all_of, ours)
     assert await process.wait() == 1
-    shown = said.split("\r\n")
+    shown = error_output.split("\r\n")
     assert shown.pop() == ""
     # The output has each line that stays, and the progress that it replaced.
     assert [line.split("\r\x1b[K")[-1] for line in shown] == [
@@ -365,12 +365,12 @@ async def test_long_input_shows_its_progress_on_a_terminal(broker: Broker, excha
 
 def all_of(descriptor: int) -> str:
     """Returns all output on a terminal until its other side is closed."""
-    said = b""
+    error_output = b""
     try:
         while chunk := os.read(descriptor, 4096):
-            said += chunk
+            error_output += chunk
     except OSError:
         pass
     finally:
         os.close(descriptor)
-    return said.decode()
+    return error_output.decode()

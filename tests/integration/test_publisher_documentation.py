@@ -155,7 +155,7 @@ def example() -> ModuleType:
     return module
 
 
-async def test_publisher_is_not_told_of_rejects_of_other_publishers(
+async def test_publisher_gets_no_rejects_of_other_publishers(
     broker: Broker, bridge: Bridge, exchange: str, rejects: str, example: ModuleType
 ) -> None:
     mine: list[tuple[str, ...]] = []

@@ -108,7 +108,7 @@ async def test_rejected_event_keeps_its_properties(shared: Shared, amqp: Abstrac
     assert {k: v for k, v in message.headers.items() if not k.startswith("x-reject")} == properties["headers"]
 
 
-async def test_headers_that_are_too_large_to_publish_are_omitted_and_a_header_says_so(
+async def test_headers_that_are_too_large_to_publish_are_omitted_and_named_in_a_header(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
     await publish(amqp, shared.exchange, b"[]", headers={"much": "x" * 130_900})

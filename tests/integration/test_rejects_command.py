@@ -52,7 +52,7 @@ async def test_list_shows_events_in_order_and_keeps_them(
             ]
             for n in (1, 2, 3)
         ]
-        assert ended.said == [f"3 events listed; {rejects} has 5", REQUEUE + "id-3"]
+        assert ended.errors == [f"3 events listed; {rejects} has 5", REQUEUE + "id-3"]
     assert await numbers_in(amqp, rejects) == [1, 2, 3, 4, 5]
 
 
@@ -80,7 +80,7 @@ async def test_list_as_json_has_the_event_itself(broker: Broker, amqp: AbstractC
     assert (odd["id"], odd["reason"], odd["body_hex"]) == ("mine", "", "ff")
     chosen = await command(broker, rejects, "list", "--json", "--reason", "not-json", "--limit", "1")
     assert [orjson.loads(line)["number"] for line in chosen.printed] == [2]
-    assert chosen.said == [f"1 event with the reason not-json listed; {rejects} has 4", REQUEUE + "id-2"]
+    assert chosen.errors == [f"1 event with the reason not-json listed; {rejects} has 4", REQUEUE + "id-2"]
 
 
 async def test_list_fits_the_terminal_and_escapes_control_characters(
@@ -117,10 +117,10 @@ async def test_list_ends_quietly_if_its_pipe_is_closed(broker: Broker, amqp: Abs
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    printed, said = await process.communicate()
+    printed, error_output = await process.communicate()
     assert orjson.loads(printed)["number"] == 1
-    assert b"Traceback" not in said
-    assert b"Exception" not in said
+    assert b"Traceback" not in error_output
+    assert b"Exception" not in error_output
 
     async def back() -> bool:
         return await depth(amqp, rejects) == 30
@@ -144,7 +144,7 @@ async def test_event_that_has_become_valid_is_an_update_after_requeue(
         client = await RawClient.open(port_of(bridge))
         await bind(amqp, exchange, observed := unique("queue"))
         ended = await command(broker, rejects, "requeue", "--all")
-        assert (ended.code, ended.said) == (0, ["1 event requeued, 0 kept"])
+        assert (ended.code, ended.errors) == (0, ["1 event requeued, 0 kept"])
         assert orjson.loads(await client.text())["data"] == large
         [message] = await take(amqp, observed, 1)
         assert message.headers == {"source": "fetcher-1"}
@@ -170,7 +170,7 @@ async def test_event_that_is_still_invalid_is_rejected_once_more(
 
         await eventually("they are rejected", there)
         ended = await command(broker, rejects, "requeue", "--all")
-        assert (ended.code, ended.said) == (0, ["50 events requeued, 0 kept"])
+        assert (ended.code, ended.errors) == (0, ["50 events requeued, 0 kept"])
         await eventually("they are there again", there)
         assert rejections() == 100
 
@@ -182,9 +182,9 @@ async def test_requeue_takes_the_selected_events_and_keeps_the_order_of_the_othe
     await rejected(amqp, rejects, exchange, range(1, 7))
     await rejected(amqp, rejects, exchange, [7, 8], reason="not-json")
     ended = await command(broker, rejects, "requeue", "id-4", "id-2", "id-9")
-    assert (ended.code, ended.said) == (1, ["not in the queue: id-9", "2 events requeued, 0 kept"])
+    assert (ended.code, ended.errors) == (1, ["not in the queue: id-9", "2 events requeued, 0 kept"])
     ended = await command(broker, rejects, "requeue", "--reason", "not-json")
-    assert (ended.code, ended.said) == (0, ["2 events requeued, 0 kept"])
+    assert (ended.code, ended.errors) == (0, ["2 events requeued, 0 kept"])
     assert await numbers_in(amqp, queue) == [2, 4, 7, 8]
     assert await numbers_in(amqp, rejects) == [1, 3, 5, 6]
 
@@ -203,14 +203,14 @@ async def test_event_that_would_reach_no_queue_is_kept_and_reported(
         await channel.default_exchange.publish(aio_pika.Message(orjson.dumps(killmail(number + 3))), rejects)
     ended = await command(broker, rejects, "requeue", "--all")
     assert ended.code == 1
-    assert sorted(ended.said[:-1]) == sorted(
+    assert sorted(ended.errors[:-1]) == sorted(
         [
             f"10 kept: the exchange '{gone}' is gone: start the bridge that consumes from it, or declare it",
             f"10 kept: no queue is bound to the exchange '{deaf}': start its consumer",
             "10 kept: they have no x-reject-exchange header, so no bridge has published them",
         ]
     )
-    assert ended.said[-1] == "10 events requeued, 30 kept"
+    assert ended.errors[-1] == "10 events requeued, 30 kept"
     assert await numbers_in(amqp, queue) == list(range(1, 40, 4))
     assert await numbers_in(amqp, rejects) == [n for n in range(40) if n % 4 != 1]
     await channel.exchange_delete(deaf)
@@ -275,9 +275,9 @@ async def test_requeue_that_loses_the_broker_reports_it_and_keeps_the_others(
 
         await eventually("some are requeued", under_way)
         await line.close()
-        _, said = await process.communicate()
+        _, error_output = await process.communicate()
     assert process.returncode == 1
-    lines = said.decode().splitlines()
+    lines = error_output.decode().splitlines()
     assert len(lines) == 2, lines
     assert re.fullmatch(r"ended early, with [\d,]+ events? requeued; the others are kept", lines[0])
     assert lines[1].startswith("edk-bridge: the connection to the broker was lost")
@@ -311,12 +311,12 @@ async def test_purge_without_a_terminal_removes_nothing_without_yes(
     await rejected(amqp, rejects, "kills", range(3))
     await rejected(amqp, rejects, "kills", range(3, 6), reason="not-json")
     ended = await command(broker, rejects, "purge", "--all")
-    assert (ended.code, ended.said) == (
+    assert (ended.code, ended.errors) == (
         2,
         ["edk-bridge: standard input is not a terminal, so the question can't be answered; pass --yes"],
     )
     ended = await command(broker, rejects, "purge", "--yes", "--reason", "too-large")
-    assert (ended.code, ended.said) == (0, ["3 events removed"])
+    assert (ended.code, ended.errors) == (0, ["3 events removed"])
     assert await numbers_in(amqp, rejects) == [3, 4, 5]
 
 
@@ -326,12 +326,12 @@ async def test_purge_removes_the_selected_events_and_keeps_the_order_of_the_othe
     await rejected(amqp, rejects, "kills", range(5))
     await rejected(amqp, rejects, "kills", [5], reason="not-json")
     ended = await command(broker, rejects, "purge", "--yes", "id-3", "id-9", "id-1")
-    assert (ended.code, ended.said) == (1, ["2 events removed", "not in the queue: id-9"])
+    assert (ended.code, ended.errors) == (1, ["2 events removed", "not in the queue: id-9"])
     ended = await command(broker, rejects, "purge", "--yes", "id-0")
-    assert (ended.code, ended.said) == (0, ["1 event removed"])
+    assert (ended.code, ended.errors) == (0, ["1 event removed"])
     # An event must match both.
     ended = await command(broker, rejects, "purge", "--yes", "--reason", "not-json", "id-2")
-    assert (ended.code, ended.said) == (1, ["0 events removed", "not in the queue: id-2"])
+    assert (ended.code, ended.errors) == (1, ["0 events removed", "not in the queue: id-2"])
     assert await numbers_in(amqp, rejects) == [2, 4, 5]
 
 
@@ -354,7 +354,7 @@ async def test_queue_that_does_not_exist_is_one_line_and_code_2(
     broker: Broker, rejects: str, arguments: tuple[str, ...]
 ) -> None:
     ended = await command(broker, rejects, *arguments)
-    assert (ended.code, ended.said[-1]) == (
+    assert (ended.code, ended.errors[-1]) == (
         2,
         f"edk-bridge: there is no queue '{rejects}': no event was rejected yet, or BRIDGE_REJECT_EXCHANGE is "
         "another one",
@@ -363,7 +363,7 @@ async def test_queue_that_does_not_exist_is_one_line_and_code_2(
 
 async def test_reject_exchange_that_is_off_is_one_line_and_code_2(broker: Broker) -> None:
     off = await command(broker, "off", "list")
-    assert (off.code, off.said) == (
+    assert (off.code, off.errors) == (
         2,
         ["edk-bridge: BRIDGE_REJECT_EXCHANGE: it is off, so there is no queue of rejected events; set it to a name"],
     )
@@ -373,7 +373,7 @@ async def test_broker_that_is_not_reached_is_one_line_and_code_1(broker: Broker)
     async with proxy(broker.url) as away:
         ended = await ran("rejects", "list", BRIDGE_AMQP_URL=away.url)
     assert ended.code == 1
-    [line] = ended.said
+    [line] = ended.errors
     assert line.startswith("edk-bridge: amqp://guest:***@127.0.0.1:")
 
 
@@ -385,12 +385,12 @@ async def test_requeue_without_a_clear_selection_is_one_line_and_code_2(
     broker: Broker, rejects: str, arguments: list[str], words: str
 ) -> None:
     ended = await command(broker, rejects, "requeue", *arguments)
-    assert (ended.code, len(ended.said)) == (2, 1)
-    assert ended.said[0].startswith(f"edk-bridge: {words}")
+    assert (ended.code, len(ended.errors)) == (2, 1)
+    assert ended.errors[0].startswith(f"edk-bridge: {words}")
 
 
 async def test_wrong_password_is_one_line_without_it_and_code_3(broker: Broker) -> None:
     wrong = await ran("rejects", "list", BRIDGE_AMQP_URL=broker.url.replace("guest:guest", "guest:wrong"))
     assert wrong.code == 3
-    assert len(wrong.said) == 1
-    assert "wrong@" not in wrong.said[0]
+    assert len(wrong.errors) == 1
+    assert "wrong@" not in wrong.errors[0]

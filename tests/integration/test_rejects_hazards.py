@@ -132,7 +132,7 @@ async def test_event_with_an_invalid_expiration_does_not_prevent_the_requeue_of_
     await put(amqp, rejects, *headers)
     ended = await ran("rejects", "requeue", "--all", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects)
     assert ended.code == 1
-    assert ended.said == [
+    assert ended.errors == [
         "1 kept: their expiration is not a number of milliseconds, so no bridge has published them",
         "119 events requeued, 1 kept",
     ]
@@ -151,7 +151,7 @@ async def test_requeue_handles_more_missing_exchanges_than_there_are_channels(
     ended = await ran(
         *("rejects", "requeue", "--all"), limit_s=120, BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
     )
-    assert ended.said[-1] == f"1 event requeued, {CHANNELS + 1:,} kept"
+    assert ended.errors[-1] == f"1 event requeued, {CHANNELS + 1:,} kept"
 
 
 async def test_list_warns_of_a_quorum_queue_which_drops_events_that_are_read_too_often(
@@ -161,7 +161,7 @@ async def test_list_warns_of_a_quorum_queue_which_drops_events_that_are_read_too
     for first in (True, False):
         ended = await ran("rejects", "list", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects)
         assert ended.code == 0
-        assert ended.said[0] == f"2 events listed; {rejects} has 2"
-        assert [line.partition(":")[0] for line in ended.said[2:]] == (
+        assert ended.errors[0] == f"2 events listed; {rejects} has 2"
+        assert [line.partition(":")[0] for line in ended.errors[2:]] == (
             [] if first else [f"{rejects} is a quorum queue"]
         )

@@ -198,6 +198,6 @@ async def _all_kept(port: int, query: str) -> int:
     replayed = int(orjson.loads(await client.text())["data"]["replayed"])
     left = replayed
     while left > 0:
-        left -= (await client.some()).count(b'"killmailId":')
+        left -= (await client.read_available()).count(b'"killmailId":')
     await client.close()
     return replayed

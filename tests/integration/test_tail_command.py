@@ -30,7 +30,7 @@ async def bridge() -> AsyncIterator[ScriptedBridge]:
 async def test_updates_are_printed_unchanged_after_each_kind_of_disconnect(bridge: ScriptedBridge) -> None:
     texts = []
     async with tailing(bridge.url) as tail:
-        await tail.says(f"connected to {bridge.url}")
+        await tail.reports(f"connected to {bridge.url}")
         for code, why in ((None, "the connection was cut"), (1011, "the bridge had an error"), (4321, "code 4321")):
             texts = [bridge.emit({"ship": "Ünïcode 🚀 \u2028"}), bridge.emit("x" * 2**20)]
             await tail.prints(*texts)
@@ -38,17 +38,17 @@ async def test_updates_are_printed_unchanged_after_each_kind_of_disconnect(bridg
                 bridge.drop()
             else:
                 await bridge.close(code)
-            await tail.says(f"disconnected from {bridge.url}: {why}; trying again")
+            await tail.reports(f"disconnected from {bridge.url}: {why}; trying again")
             away = bridge.emit("meanwhile")
             await tail.prints(away)
-        await tail.says("reconnected after ", 3)
+        await tail.reports("reconnected after ", 3)
         assert bridge.asked[:2] == ["after=", f"after=2-{TAG}"]
-        assert [line.partition(" ")[0] for line in tail.said] == ["connected", *["disconnected", "reconnected"] * 3]
+        assert [line.partition(" ")[0] for line in tail.errors] == ["connected", *["disconnected", "reconnected"] * 3]
 
 
 async def test_missing_bridge_is_reported_once_and_waited_for(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         before = bridge.emit(1)
         await tail.prints(before)
         await bridge.stop()
@@ -56,28 +56,28 @@ async def test_missing_bridge_is_reported_once_and_waited_for(bridge: ScriptedBr
         bridge.forget()
         kept = bridge.emit(3)
         away = f"can't connect to {bridge.url}: no program listens there; trying again"
-        await tail.says(away)
+        await tail.reports(away)
         await bridge.start()
         await tail.prints(kept)
-        await tail.says("updates are missing")
-        assert tail.said[1:3] == [
+        await tail.reports("updates are missing")
+        assert tail.errors[1:3] == [
             f"disconnected from {bridge.url}: the bridge is stopping; trying again",
             away,
         ]
-        assert tail.said[3].startswith("reconnected after ")
-        assert tail.said[3].endswith(" s; 1 update to catch up")
-        assert tail.said[4:] == [f"updates are missing: the bridge no longer has all updates after 1-{TAG}"]
+        assert tail.errors[3].startswith("reconnected after ")
+        assert tail.errors[3].endswith(" s; 1 update to catch up")
+        assert tail.errors[4:] == [f"updates are missing: the bridge no longer has all updates after 1-{TAG}"]
 
 
 async def test_gap_is_reported_and_unknown_messages_are_ignored(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="lost\x1b[31m")
         bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="broker-away")
         bridge.say(b'{"type":"gap","data":"of a newer bridge","timestamp":1}')
         bridge.say(b'{"type":"news","data":{},"timestamp":1}')
         await tail.prints(bridge.emit(1))
-        assert tail.said[1:] == [
+        assert tail.errors[1:] == [
             "updates may be missing: the bridge may have missed events from 2024-10-22T10:30:00Z until "
             "2024-10-22T10:31:00Z: lost\\x1b[31m",
             "updates may be missing: the bridge may have missed events from 2024-10-22T10:30:00Z until "
@@ -92,22 +92,22 @@ async def test_options_become_the_request(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url, *options, "--after", f"1-{TAG}") as tail:
         await tail.prints(second)
         assert bridge.asked == [f"type=killmail&type=event&systemId=1&systemId=2&after=1-{TAG}"]
-        assert tail.said == [f"connected to {bridge.url}; 1 update to catch up"]
+        assert tail.errors == [f"connected to {bridge.url}; 1 update to catch up"]
 
 
 async def test_unknown_id_is_reported_and_all_kept_updates_are_printed(bridge: ScriptedBridge) -> None:
     texts = [bridge.emit(1), bridge.emit(2)]
     async with tailing(bridge.url, "--after", UNKNOWN) as tail:
         await tail.prints(*texts)
-        assert tail.said[1:] == [f"updates are missing: the bridge no longer has all updates after {UNKNOWN}"]
+        assert tail.errors[1:] == [f"updates are missing: the bridge no longer has all updates after {UNKNOWN}"]
 
 
 async def test_dead_connection_is_found(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url, pauses="0.02, 0.1, 0.0, 0.3") as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         bridge.mute()
         await tail.prints(bridge.emit(1))
-        await tail.says(f"disconnected from {bridge.url}: a ping was not answered")
+        await tail.reports(f"disconnected from {bridge.url}: a ping was not answered")
 
 
 @pytest.mark.parametrize("status", [HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN])
@@ -115,7 +115,7 @@ async def test_refusal_ends_tail_with_the_sentence_of_the_bridge(bridge: Scripte
     bridge.refusal = status, "There is no member\x9b systemID."
     async with tailing(bridge.url, "--where", "systemID=1") as tail:
         assert await tail.ended() == 2
-        assert tail.said == [f"edk-bridge: {bridge.url} refuses ({status.value}): There is no member\\x9b systemID."]
+        assert tail.errors == [f"edk-bridge: {bridge.url} refuses ({status.value}): There is no member\\x9b systemID."]
         assert len(bridge.asked) == 1
 
 
@@ -123,7 +123,7 @@ async def test_page_is_not_the_endpoint(bridge: ScriptedBridge) -> None:
     bridge.refusal = HTTPStatus.OK, "<html>"
     async with tailing(bridge.url) as tail:
         assert await tail.ended() == 2
-        assert tail.said == [
+        assert tail.errors == [
             f"edk-bridge: {bridge.url} is a page and not the WebSocket endpoint, whose default path is /updates"
         ]
 
@@ -131,9 +131,9 @@ async def test_page_is_not_the_endpoint(bridge: ScriptedBridge) -> None:
 async def test_silent_bridge_is_reported_and_waited_for(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with tailing(bridge.url) as tail:
-        await tail.says(f"connected to {bridge.url}, which does not send updates yet")
+        await tail.reports(f"connected to {bridge.url}, which does not send updates yet")
         bridge.ready.set()
-        await tail.says(f"connected to {bridge.url}", times=2)
+        await tail.reports(f"connected to {bridge.url}", times=2)
         await tail.prints(bridge.emit({"killmailId": 1}))
 
 
@@ -142,8 +142,8 @@ async def test_proxy_without_a_bridge_gets_further_requests(bridge: ScriptedBrid
     async with tailing(bridge.url) as tail:
         await eventually("it has asked often", lambda: len(bridge.asked) > 2)
         bridge.refusal = None
-        await tail.says("connected to")
-        assert tail.said[:-1] == [f"can't connect to {bridge.url}: it answers 503: No server.; trying again"]
+        await tail.reports("connected to")
+        assert tail.errors[:-1] == [f"can't connect to {bridge.url}: it answers 503: No server.; trying again"]
 
 
 async def test_pauses_grow_until_a_connection_is_stable(bridge: ScriptedBridge) -> None:
@@ -153,15 +153,15 @@ async def test_pauses_grow_until_a_connection_is_stable(bridge: ScriptedBridge) 
         await eventually("it has tried often", lambda: len(bridge.asked) > 8)
         # The limit is the minimum of all eight pauses: each pause is at least half of 10 ms, doubled up to seven times.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
-        assert tail.said == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
+        assert tail.errors == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
 
 
 async def test_full_bridge_gets_a_longer_pause(bridge: ScriptedBridge) -> None:
     bridge.closing = 1013
     async with tailing(bridge.url, pauses="0.1, 60.0, 60.0, 60.0") as tail:
-        await tail.says(f"can't connect to {bridge.url}: the bridge is full; trying again")
+        await tail.reports(f"can't connect to {bridge.url}: the bridge is full; trying again")
         bridge.closing = None
-        await tail.says("connected to")
+        await tail.reports("connected to")
         # The minimum is half of eight first pauses.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
@@ -169,11 +169,11 @@ async def test_full_bridge_gets_a_longer_pause(bridge: ScriptedBridge) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_signal_ends_tail_and_prints_how_to_continue(bridge: ScriptedBridge, number: signal.Signals) -> None:
     async with tailing(bridge.url) as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         await tail.prints(bridge.emit(1))
         tail.process.send_signal(number)
         assert await tail.ended() == 128 + number
-        assert tail.said[1:] == [f"to continue from here: --after 1-{TAG}"]
+        assert tail.errors[1:] == [f"to continue from here: --after 1-{TAG}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -181,14 +181,14 @@ async def test_signal_ends_tail_while_its_output_is_blocked(bridge: ScriptedBrid
     ours, theirs = os.pipe()
     async with tailing(bridge.url, stdout=theirs) as tail:
         os.close(theirs)
-        await tail.says("connected to")
+        await tail.reports("connected to")
         for _ in range(500):
             bridge.emit("x" * 2**16)
         await eventually("it waits", lambda: bridge.connections[0].transport.get_write_buffer_size() > 2**20)
         tail.process.send_signal(number)
         # The id is that of the last update that was printed completely.
         assert await tail.ended() == 128 + number
-        assert tail.said[1:] == [f"to continue from here: --after {await _whole_lines(ours)}-{TAG}"]
+        assert tail.errors[1:] == [f"to continue from here: --after {await _whole_lines(ours)}-{TAG}"]
 
 
 async def _whole_lines(descriptor: int) -> int:
@@ -201,20 +201,20 @@ async def test_closed_pipe_ends_tail_quietly(bridge: ScriptedBridge, *, update_f
     ours, theirs = os.pipe()
     async with tailing(bridge.url, stdout=theirs) as tail:
         os.close(theirs)
-        await tail.says("connected to")
+        await tail.reports("connected to")
         text = bridge.emit(1)
         assert await asyncio.to_thread(os.read, ours, 2**16) == text + b"\n"
         os.close(ours)
         if update_follows:
             bridge.emit(2)
         assert await tail.ended() == 0
-        assert tail.said == [f"connected to {bridge.url}"]
+        assert tail.errors == [f"connected to {bridge.url}"]
 
 
 async def test_file_gets_all_updates(bridge: ScriptedBridge, tmp_path: Path) -> None:
     with (tmp_path / "updates.ndjson").open("wb") as file:
         async with tailing(bridge.url, stdout=file.fileno()) as tail:
-            await tail.says("connected to")
+            await tail.reports("connected to")
             texts = [bridge.emit("x" * 2**16) for _ in range(50)]
             await eventually("all is there", lambda: file.seek(0, os.SEEK_END) == sum(len(text) + 1 for text in texts))
     assert (tmp_path / "updates.ndjson").read_bytes().splitlines() == texts
@@ -224,10 +224,10 @@ async def test_failed_write_is_reported(bridge: ScriptedBridge) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
         async with tailing(bridge.url, stdout=full) as tail:
-            await tail.says("connected to")
+            await tail.reports("connected to")
             bridge.emit(1)
             assert await tail.ended() == 1
-            assert tail.said[1:] == ["edk-bridge: standard output: No space left on device"]
+            assert tail.errors[1:] == ["edk-bridge: standard output: No space left on device"]
     finally:
         os.close(full)
 
@@ -237,7 +237,7 @@ async def test_terminal_gets_no_control_characters(bridge: ScriptedBridge, outpu
     ours, theirs = pty.openpty()
     async with tailing(bridge.url, "--format", output_format, stdout=theirs) as tail:
         os.close(theirs)
-        await tail.says("connected to")
+        await tail.reports("connected to")
         bridge.emit("\x9b2J\u202e ü 🚀")
         shown = b""
         while b"\n" not in shown:
@@ -249,13 +249,13 @@ async def test_terminal_gets_no_control_characters(bridge: ScriptedBridge, outpu
 @pytest.mark.parametrize("arguments", [[], ["--format", "json"]])
 async def test_pipe_gets_json(bridge: ScriptedBridge, arguments: list[str]) -> None:
     async with tailing(bridge.url, *arguments) as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         await tail.prints(bridge.emit(EXAMPLE))
 
 
 async def test_pipe_gets_lines_of_any_length_on_request(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url, "--format", "line") as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         bridge.emit(EXAMPLE)
         bridge.emit({"note": "x" * 500 + "\x1b[2J"})
         assert tail.process.stdout is not None
@@ -270,11 +270,11 @@ async def test_certificate_is_trusted_if_cafile_names_its_authority(tmp_path: Pa
     tls.load_cert_chain(own, key)
     async with scripted_bridge(tls=tls) as bridge:
         async with tailing(bridge.url, "--cafile", str(own)) as tail:
-            await tail.says(f"connected to {bridge.url}")
+            await tail.reports(f"connected to {bridge.url}")
             await tail.prints(bridge.emit(1))
         async with tailing(bridge.url) as tail:
             assert await tail.ended() == 2
-            [line] = tail.said
+            [line] = tail.errors
             assert line.startswith(f"edk-bridge: {bridge.url}: the certificate can't be trusted: ")
             assert line.endswith("; see --cafile")
 
@@ -293,7 +293,7 @@ async def test_other_server_is_reported(bridge: ScriptedBridge, text: bytes, wor
         await eventually("it is connected", lambda: bridge.connections)
         bridge.say(text)
         assert await tail.ended() == 1
-        [line] = tail.said
+        [line] = tail.errors
         assert line.startswith(f"edk-bridge: {bridge.url}: this server is not an edk-bridge")
         assert line.endswith(words)
 
@@ -303,5 +303,5 @@ async def test_closed_standard_output_is_reported(bridge: ScriptedBridge) -> Non
         f"exec {sys.executable} -m bridge tail {bridge.url} >&-", stderr=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(LIMIT_S):
-        _, said = await process.communicate()
-    assert (process.returncode, said) == (2, b"edk-bridge: standard output is closed\n")
+        _, error_output = await process.communicate()
+    assert (process.returncode, error_output) == (2, b"edk-bridge: standard output is closed\n")

@@ -100,18 +100,18 @@ async def test_pipe_has_neither_colors_nor_a_spinner(bridge: ScriptedBridge) -> 
     bridge.ready.clear()
     async with tailing(bridge.url) as tail:
         # The wait is longer than the step of a spinner.
-        await tail.says(f"connected to {bridge.url}, which does not send updates yet")
+        await tail.reports(f"connected to {bridge.url}, which does not send updates yet")
         bridge.ready.set()
-        await tail.says(f"connected to {bridge.url}", times=2)
+        await tail.reports(f"connected to {bridge.url}", times=2)
         await tail.prints(bridge.emit({"ship": "\x9b2J"}))
-        assert not any("\r" in line or "\x1b" in line for line in tail.said)
+        assert not any("\r" in line or "\x1b" in line for line in tail.errors)
 
 
 async def test_pipe_has_requested_colors_and_escaped_control_characters(
     bridge: ScriptedBridge,
 ) -> None:
     async with tailing(bridge.url, "--color", "always") as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         bridge.emit({"ship": "\x9b2J"})
         assert tail.process.stdout is not None
         line = await tail.process.stdout.readline()
@@ -141,24 +141,24 @@ def has_asked(bridge: ScriptedBridge, often: int) -> bool:
 
 async def test_refusal_after_a_connection_is_reported_once_and_tried_again(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         for status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.FORBIDDEN):
             bridge.refusal = status, "Not now."
             if status == HTTPStatus.SERVICE_UNAVAILABLE:
                 bridge.drop()
-            await tail.says(f"can't connect to {bridge.url}: it answers {status.value}: Not now.; trying again")
+            await tail.reports(f"can't connect to {bridge.url}: it answers {status.value}: Not now.; trying again")
             enough = len(bridge.asked) + 3
             await eventually("it asks on", partial(has_asked, bridge, enough))
         bridge.refusal = None
-        await tail.says("reconnected after")
-        away = [line.partition(" ws:")[0] for line in tail.said if line.endswith("trying again")]
-        assert away == ["disconnected from", "can't connect to", "can't connect to"], tail.said
+        await tail.reports("reconnected after")
+        away = [line.partition(" ws:")[0] for line in tail.errors if line.endswith("trying again")]
+        assert away == ["disconnected from", "can't connect to", "can't connect to"], tail.errors
 
 
 async def test_permanent_refusal_after_a_connection_ends_tail(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
-        await tail.says("connected to")
+        await tail.reports("connected to")
         bridge.refusal = HTTPStatus.BAD_REQUEST, "There is no such type."
         bridge.drop()
         assert await tail.ended() == 2
-        assert tail.said[-1] == f"edk-bridge: {bridge.url} refuses (400): There is no such type."
+        assert tail.errors[-1] == f"edk-bridge: {bridge.url} refuses (400): There is no such type."

@@ -16,7 +16,7 @@ from bridge.server import server
 from bridge.server.handshake import MAX_DISCARDED_BYTES
 from bridge.server.transport.tcp import RESET
 from tests.support.broker.find import Broker
-from tests.support.clients import PENDING, answer, distrust, lines, request
+from tests.support.clients import PENDING, distrust, read_all, request, silent_clients
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
 from tests.support.running import pending, port_of, running, sample, secure
@@ -31,7 +31,7 @@ async def write_forever(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-async def read_all(client: socket.socket) -> None:
+async def receive_all(client: socket.socket) -> None:
     while await asyncio.get_running_loop().sock_recv(client, 65536):
         pass
 
@@ -39,7 +39,7 @@ async def read_all(client: socket.socket) -> None:
 async def test_client_that_keeps_sending_after_its_response_is_dropped(broker: Broker, exchange: str) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
-        lines(port_of(bridge), 1) as [connection],
+        silent_clients(port_of(bridge), 1) as [connection],
     ):
         reader, writer = connection
         writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
@@ -64,7 +64,7 @@ async def test_kernel_keeps_no_bytes_for_a_client_that_does_not_read_its_page(br
             await eventually("it is counted", lambda: pending(bridge) == 1)
             await eventually("it is not counted any more", lambda: pending(bridge) == 0)
             with pytest.raises(ConnectionResetError):
-                await read_all(client)
+                await receive_all(client)
 
 
 # TLS
@@ -75,9 +75,9 @@ async def test_incomplete_tls_handshake_is_dropped_after_the_handshake_timeout(
 ) -> None:
     async with secure(broker, exchange, tmp_path, handshake_timeout="300ms") as (bridge, _):
         with capture_logs() as logged:
-            async with lines(port_of(bridge), 3) as silent:
+            async with silent_clients(port_of(bridge), 3) as silent:
                 silent[1][1].write(b"\x16\x03\x01\x02\x00")
-                assert [await answer(each) for each in silent] == [b"", b"", b""]
+                assert [await read_all(each) for each in silent] == [b"", b"", b""]
             await eventually("they are not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="timeout") == 3
         assert {line["detail"] for line in logged} == {"No complete TLS handshake within 0.3 seconds."}
@@ -87,7 +87,10 @@ async def test_incomplete_tls_handshakes_do_not_exclude_other_clients(
     broker: Broker, exchange: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MAX_HANDSHAKES", PENDING)
-    async with secure(broker, exchange, tmp_path) as (bridge, chain), lines(port_of(bridge), 2 * PENDING) as silent:
+    async with (
+        secure(broker, exchange, tmp_path) as (bridge, chain),
+        silent_clients(port_of(bridge), 2 * PENDING) as silent,
+    ):
         await eventually(
             "the first ones are dropped", lambda: sample(bridge, "bridge_clients_refused_total", rule="pending")
         )
@@ -95,19 +98,19 @@ async def test_incomplete_tls_handshakes_do_not_exclude_other_clients(
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
         writer.write(request(port_of(bridge)))
         assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
-        assert await answer(silent[0]) == b""
+        assert await read_all(silent[0]) == b""
         assert pending(bridge) <= PENDING
         writer.transport.abort()
 
 
-async def test_client_without_tls_is_refused_and_the_log_says_why(
+async def test_client_without_tls_is_refused_and_the_log_has_the_reason(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
-        async with lines(port_of(bridge), 1) as [connection]:
+        async with silent_clients(port_of(bridge), 1) as [connection]:
             with capture_logs() as logged:
                 connection[1].write(request(port_of(bridge)))
-                assert b"HTTP" not in await answer(connection)
+                assert b"HTTP" not in await read_all(connection)
                 await eventually("it is not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="tls") == 1
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
@@ -175,7 +178,7 @@ async def test_stop_closes_pending_tls_handshakes(broker: Broker, exchange: str,
     async with secure(broker, exchange, tmp_path) as (bridge, _):
         silent = await asyncio.open_connection("127.0.0.1", port_of(bridge))
         await eventually("it is counted", lambda: pending(bridge) == 1)
-    assert await answer(silent) == b""
+    assert await read_all(silent) == b""
     silent[1].transport.abort()
 
 

@@ -67,13 +67,13 @@ async def judged(broker: Broker, seconds: float) -> bool:
     out(f"| {seconds:g} seconds |  |\n| --- | ---: |")
     for what, figure in figures.items():
         out(f"| {what} | {figure} |")
-    sentences = wrong(outcome.evidence)
+    failures = wrong(outcome.evidence)
     out("")
-    for sentence in sentences:
-        out(f"WRONG: {sentence}")
-    if not sentences:
+    for failure in failures:
+        out(f"WRONG: {failure}")
+    if not failures:
         out("No update was lost or doubled, and no task or descriptor is left.")
-    return not sentences
+    return not failures
 
 
 def main() -> int:

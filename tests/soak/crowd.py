@@ -22,7 +22,7 @@ STAY_S = 2.0
 READ_ON_S = 4.0
 """The longest time for which an evicted client continues to read nothing. The bridge resets it after 10 s."""
 
-LAST_WORD_S = 5.0
+CLOSE_FRAME_LIMIT_S = 5.0
 """The limit for a close frame that must arrive."""
 
 STALLED_BYTES, SLOW_BYTES = 4096, 16384
@@ -58,7 +58,7 @@ class Going(Enum):
 class Half(Reader):
     """A client that sends only the beginning of its handshake."""
 
-    def say_hello(self, transport: asyncio.Transport) -> None:
+    def send_handshake(self, transport: asyncio.Transport) -> None:
         hello = request(self._port)
         transport.write(hello[: random.randrange(len(hello))])
 
@@ -79,7 +79,7 @@ class Stretches:
         if numbers:
             self._waiting.append((client, numbers))
 
-    def look(self) -> None:
+    def judge_ready(self) -> None:
         """Judges each client whose last update the healthy client also has."""
         order = self._reference.numbers
         for at in range(self._read, len(order)):
@@ -92,9 +92,9 @@ class Stretches:
             else:
                 self._waiting.append((client, numbers))
 
-    def rest(self) -> None:
+    def judge_all(self) -> None:
         """Judges all clients. No client may get further updates."""
-        self.look()
+        self.judge_ready()
         while self._waiting:
             self._judge(*self._waiting.popleft())
 
@@ -147,7 +147,7 @@ class Crowd:
             if isinstance(result, Exception):
                 raise result
 
-    def look(self) -> None:
+    def notify_evicted(self) -> None:
         """Notifies the clients of evictions that the bridge has logged. Must be called repeatedly."""
         lines = self._process.lines
         for line in lines[self._lines :]:
@@ -156,7 +156,7 @@ class Crowd:
                 if future is not None and not future.done():
                     future.set_result(None)
         self._lines = len(lines)
-        self._stretches.look()
+        self._stretches.judge_ready()
 
     async def _come_and_go(self) -> None:
         await asyncio.sleep(random.uniform(0, STAY_S))
@@ -181,13 +181,13 @@ class Crowd:
     async def _close(self, client: Reader) -> None:
         assert client.transport is not None
         client.transport.write(client_frame(CLOSE, b"\x03\xe8"))
-        await asyncio.wait([client.ended], timeout=LAST_WORD_S)
+        await asyncio.wait([client.ended], timeout=CLOSE_FRAME_LIMIT_S)
         if not client.ended.done() or client.ended.result() != 1000:
             self.wrong["the bridge did not answer a closing handshake"] += 1
 
     async def _open(self, client: Reader) -> None:
         try:
-            async with asyncio.timeout(LAST_WORD_S):
+            async with asyncio.timeout(CLOSE_FRAME_LIMIT_S):
                 await client.opened
         except (ConnectionError, TimeoutError) as error:
             self.wrong[f"a client could not connect: {error or 'no answer'}"] += 1
@@ -203,7 +203,7 @@ class Crowd:
                 await evicted
                 await asyncio.sleep(random.uniform(0, READ_ON_S))
                 client.read_on()
-                await asyncio.wait([client.ended], timeout=LAST_WORD_S)
+                await asyncio.wait([client.ended], timeout=CLOSE_FRAME_LIMIT_S)
                 self._ended(client, "stalled", TOO_SLOW)
             finally:
                 del self._evicted[port]
@@ -233,7 +233,7 @@ class Crowd:
                         await asyncio.sleep(DOSE_S)
                         self.seen["misbehaved and stayed"] += 1
                     else:
-                        await asyncio.wait([client.ended], timeout=LAST_WORD_S)
+                        await asyncio.wait([client.ended], timeout=CLOSE_FRAME_LIMIT_S)
                         self._ended(client, "misbehaving", code)
                 finally:
                     await client.leave()

@@ -40,9 +40,9 @@ class Reader(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not a subclass of asyncio's.
         self.transport = cast(asyncio.Transport, transport)
-        self.say_hello(self.transport)
+        self.send_handshake(self.transport)
 
-    def say_hello(self, transport: asyncio.Transport) -> None:
+    def send_handshake(self, transport: asyncio.Transport) -> None:
         """Sends the handshake."""
         transport.write(request(self._port))
 

@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 
 LOOK_S = 0.2
 
-REST_LIMIT_S = 60.0
+DRAIN_LIMIT_S = 60.0
 """The limit until all confirmed events have arrived. Events on a half-open connection are redelivered late."""
 
 UNLIMITED = (
@@ -87,7 +87,7 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
     names = Names(unique("soak"), unique("soak"), unique("soak"))
     mortal = not isinstance(broker, NamedBroker)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(_forget, broker.url, names)
+        stack.push_async_callback(_delete_all, broker.url, names)
         tunnel = await stack.enter_async_context(proxy(broker.url))
         await tunnel.open()
         process = await stack.enter_async_context(_bridge(f"{tunnel.url}?heartbeat={plan.heartbeat_s}", names))
@@ -106,10 +106,10 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
         before = await stage.watch.settled()
         say("the run begins")
         breaking = Breaking(plan, tunnel, broker, say, mortal=mortal)
-        await _everything(stage, plan, breaking)
+        await _run_load(stage, plan, breaking)
         say("the run is over, and the other clients are gone; waiting for the remaining deliveries")
         async with observer(broker.url) as amqp:
-            at_rest = await _rest(stage, amqp, names)
+            drain_failures = await _drain(stage, amqp, names)
             after = await stage.watch.back_at(before)
             figures = await _figures(stage, breaking)
             received = [_received(number, client) for number, client in enumerate(healthy, 1)]
@@ -118,7 +118,7 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
         figures["invalid events found in the queue of rejected events"] = (
             f"{len(rejected & fetcher.invalid)} of {len(fetcher.invalid)}"
         )
-        stage.stretches.rest()
+        stage.stretches.judge_all()
         evidence = Evidence(
             published=fetcher.published,
             confirmed=fetcher.confirmed,
@@ -128,17 +128,17 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
             seconds=plan.seconds,
             samples=stage.watch.samples,
             counted=[Counted("tasks", before[0], after[0]), Counted("descriptors", before[1], after[1])],
-            sentences=Counter(stage.stretches.wrong) + stage.crowd.wrong + _said(process) + at_rest + ends,
+            noticed=Counter(stage.stretches.wrong) + stage.crowd.wrong + _log_failures(process) + drain_failures + ends,
             expected=_expected(stage, breaking, set(rotation(plan.faults, mortal=mortal))),
         )
         return Outcome(evidence, figures)
 
 
-async def _everything(stage: Stage, plan: Plan, breaking: Breaking) -> None:
+async def _run_load(stage: Stage, plan: Plan, breaking: Breaking) -> None:
     """Runs fetcher, clients and faults at the same time, as long as the plan says."""
     stage.fetcher.begin()
     stage.crowd.begin()
-    looking = asyncio.create_task(_look(stage))
+    looking = asyncio.create_task(_notify_evicted(stage))
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(breaking.run())
@@ -150,13 +150,13 @@ async def _everything(stage: Stage, plan: Plan, breaking: Breaking) -> None:
     await stage.fetcher.finish()
 
 
-async def _look(stage: Stage) -> None:
+async def _notify_evicted(stage: Stage) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
-        stage.crowd.look()
+        stage.crowd.notify_evicted()
 
 
-async def _rest(stage: Stage, amqp: AbstractConnection, names: Names) -> Counter[str]:
+async def _drain(stage: Stage, amqp: AbstractConnection, names: Names) -> Counter[str]:
     """Waits until the queue is empty and the healthy clients have everything. Returns the failures."""
     wrong: Counter[str] = Counter()
 
@@ -172,7 +172,7 @@ async def _rest(stage: Stage, amqp: AbstractConnection, names: Names) -> Counter
     ]
     for what, holds in calm:
         try:
-            await eventually(what, holds, limit_s=REST_LIMIT_S)
+            await eventually(what, holds, limit_s=DRAIN_LIMIT_S)
         except AssertionError as error:
             wrong[str(error)] += 1
     await asyncio.sleep(STILL_S)
@@ -195,10 +195,10 @@ def _received(number: int, client: Healthy) -> Received:
     return Received(f"healthy client {number}", client.counts, end)
 
 
-def _said(process: BridgeProcess) -> Counter[str]:
+def _log_failures(process: BridgeProcess) -> Counter[str]:
     """Returns the log lines that only a broken bridge writes."""
     wrong = Counter(f"the bridge failed: {line['event']}" for line in process.lines if "exception" in line)
-    return wrong + Counter(f"the bridge said: {text}" for text in process.texts)
+    return wrong + Counter(f"the bridge logged: {text}" for text in process.texts)
 
 
 async def _rejected(amqp: AbstractConnection, rejects: str) -> set[int]:
@@ -256,7 +256,7 @@ async def _bridge(url: str, names: Names) -> AsyncIterator[BridgeProcess]:
         yield process
 
 
-async def _forget(broker_url: str, names: Names) -> None:
+async def _delete_all(broker_url: str, names: Names) -> None:
     """Deletes the queues and exchanges at the broker."""
     async with observer(broker_url) as amqp:
         channel = await amqp.channel()

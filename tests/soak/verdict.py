@@ -55,7 +55,7 @@ class Evidence:
     seconds: float
     samples: Sequence[Sample]
     counted: Sequence[Counted]
-    sentences: Mapping[str, int] = field(default_factory=dict)
+    noticed: Mapping[str, int] = field(default_factory=dict)
     """Failures that were noticed during the run, and how often."""
     expected: Mapping[str, int] = field(default_factory=dict)
     """The events that must happen so that the run proves something, and how often each happened."""
@@ -68,7 +68,7 @@ def wrong(evidence: Evidence) -> list[str]:
         *_rejects(evidence),
         *_growth(evidence),
         *_left(evidence.counted),
-        *(f"{sentence}: {count} times" for sentence, count in evidence.sentences.items()),
+        *(f"{failure}: {count} times" for failure, count in evidence.noticed.items()),
         *(f"this never happened in the run: {what}" for what, count in evidence.expected.items() if not count),
     ]
 

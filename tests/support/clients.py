@@ -146,14 +146,14 @@ class RawClient:
                 self.send(client_frame(CLOSE, payload))
                 return close_code(payload)
 
-    async def some(self) -> bytes:
+    async def read_available(self) -> bytes:
         """Returns the bytes that have arrived, at least one."""
         async with asyncio.timeout(READ_LIMIT_S):
             data = await self._reader.read(2**18)
         assert data, "the server has ended the connection"
         return data
 
-    async def rest(self) -> bytes:
+    async def read_to_end(self) -> bytes:
         """Returns all bytes until the server ends the connection."""
         try:
             async with asyncio.timeout(READ_LIMIT_S):
@@ -269,14 +269,14 @@ async def get(
     return int(head.split(b" ", 2)[1]), body
 
 
-Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 PENDING = 5
 """The limit on connections without a complete request, in tests of this limit."""
 
 
 @contextlib.asynccontextmanager
-async def lines(port: int, count: int) -> AsyncIterator[list[Line]]:
+async def silent_clients(port: int, count: int) -> AsyncIterator[list[Streams]]:
     """Clients that connect and send nothing."""
     made = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
     yield made
@@ -284,11 +284,11 @@ async def lines(port: int, count: int) -> AsyncIterator[list[Line]]:
         writer.transport.abort()
 
 
-async def answer(line: Line) -> bytes:
+async def read_all(streams: Streams) -> bytes:
     """Returns all bytes that the bridge sends until it ends the connection."""
     with contextlib.suppress(ConnectionError):
         async with asyncio.timeout(READ_LIMIT_S):
-            return await line[0].read(-1)
+            return await streams[0].read(-1)
     return b""
 
 
@@ -297,5 +297,5 @@ def distrust(port: int) -> None:
 
     asyncio's client would send no TLS alert.
     """
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
-        ssl.create_default_context().wrap_socket(line, server_hostname="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        ssl.create_default_context().wrap_socket(sock, server_hostname="127.0.0.1")

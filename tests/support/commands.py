@@ -22,7 +22,7 @@ class Ended:
 
     code: int
     printed: list[str]
-    said: list[str]
+    errors: list[str]
     """The lines on standard error."""
 
 
@@ -66,14 +66,14 @@ async def ran(*arguments: str, limit_s: float = LIMIT_S, **variables: str) -> En
     )
     try:
         async with asyncio.timeout(limit_s):
-            printed, said = await process.communicate()
+            printed, error_output = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.communicate()
         raise
-    assert b"Traceback" not in said, said.decode()
+    assert b"Traceback" not in error_output, error_output.decode()
     assert process.returncode is not None
-    return Ended(process.returncode, printed.decode().splitlines(), said.decode().splitlines())
+    return Ended(process.returncode, printed.decode().splitlines(), error_output.decode().splitlines())
 
 
 class OnTerminal:
@@ -146,7 +146,7 @@ class Tailing:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.said: list[str] = []
+        self.errors: list[str] = []
         """The lines on standard error so far."""
         self._reading = asyncio.create_task(self._read())
 
@@ -154,11 +154,11 @@ class Tailing:
         if self.process.stderr is None:
             return
         async for line in self.process.stderr:
-            self.said.append(line.decode().removesuffix("\n"))
+            self.errors.append(line.decode().removesuffix("\n"))
 
-    async def says(self, words: str, times: int = 1) -> None:
+    async def reports(self, words: str, times: int = 1) -> None:
         """Waits until `times` lines on standard error begin with these words."""
-        await eventually(f"it says {words!r}", lambda: sum(line.startswith(words) for line in self.said) >= times)
+        await eventually(f"it reports {words!r}", lambda: sum(line.startswith(words) for line in self.errors) >= times)
 
     async def prints(self, *texts: bytes) -> None:
         """Waits until the command has printed exactly these lines."""
@@ -175,7 +175,7 @@ class Tailing:
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
-        assert "Traceback" not in "\n".join(self.said), self.said
+        assert "Traceback" not in "\n".join(self.errors), self.errors
         return code
 
 
@@ -186,7 +186,7 @@ async def tailing(
     stdout: int = asyncio.subprocess.PIPE,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[Tailing]:
-    """Runs `edk-bridge tail`. Kills it at the end if it still runs. With another standard error, `said` stays empty."""
+    """Runs `edk-bridge tail`. Kills it at the end if it still runs. With another `stderr`, `errors` stays empty."""
     process = await asyncio.create_subprocess_exec(
         # SIGINT has its default effect, as on a terminal. A program in the background ignores Ctrl-C, and so do the
         # programs that it starts.

@@ -283,8 +283,8 @@ class InTail:
 
     async def reports(self) -> list[list[Any]]:
         """Returns the updates, then `["missed"]` for each warning of a loss, and `["refused"]` for each refusal."""
-        missed = [["missed"] for line in self.tail.said if "missing" in line]
-        return [*self._reports, *missed, *(["refused"] for line in self.tail.said if "refuses" in line)]
+        missed = [["missed"] for line in self.tail.errors if "missing" in line]
+        return [*self._reports, *missed, *(["refused"] for line in self.tail.errors if "refuses" in line)]
 
     async def stop(self) -> None:
         """Asks the program to end."""

@@ -27,7 +27,7 @@ NEAR, FAR = "10.99.0.1", "10.99.0.2"
 NEAR_V6 = "fd00:99::1"
 """A second address of the near machine."""
 
-LINK_LOCAL_S = 10.0
+LINK_LOCAL_LIMIT_S = 10.0
 """The limit for an address to become usable, which takes one or two seconds."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +41,7 @@ class Island:
         """The URL of the outside broker for this network."""
         self._far = far
 
-    async def connect_from_afar(self, port: int, source: str = FAR) -> socket.socket:
+    async def connect_from_outside(self, port: int, source: str = FAR) -> socket.socket:
         """Connects from the other machine, from one of its addresses, to a port of this one.
 
         `source` has the form that `settle` returns.
@@ -54,7 +54,7 @@ class Island:
         return await loop.run_in_executor(self._far, _connected, to, port, source)
 
     async def settle(self, source: str) -> str:
-        """Gives the other machine another address that this one can reach. Returns it for `connect_from_afar`.
+        """Gives the other machine another address that this one can reach. Returns it for `connect_from_outside`.
 
         For `fe80::`, it returns the link-local address that the other machine already has.
         """
@@ -176,7 +176,7 @@ def _link_local(device: str) -> str:
 
     The kernel first checks for duplicates.
     """
-    deadline_s = time.monotonic() + LINK_LOCAL_S
+    deadline_s = time.monotonic() + LINK_LOCAL_LIMIT_S
     while time.monotonic() < deadline_s:
         told = subprocess.run(
             ["ip", "-json", "-6", "address", "show", "dev", device, "scope", "link"], check=True, capture_output=True

@@ -46,7 +46,7 @@ BROKER_VARIABLES = ("TEST_AMQP_URL", "TEST_RABBITMQ_IMAGE")
 
 FOLDERS = ("tests/integration", "tests/faults", "tests/browser", "tests/conformance")
 
-BESIDE_THE_BROKER = (
+OTHER_SUBJECTS = (
     "audit",
     "bench",
     "compose",
@@ -203,7 +203,7 @@ def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]
         return [[*([] if paths else ["tests/unit", "--numprocesses=auto", "--dist=worksteal"]), *rest]]
     if paths:
         return [["--uses-broker", *rest]]
-    ignored = [f"--ignore=tests/integration/test_{what}.py" for what in BESIDE_THE_BROKER]
+    ignored = [f"--ignore=tests/integration/test_{what}.py" for what in OTHER_SUBJECTS]
     chosen = [*(PART if part else FOLDERS), *ignored, "--uses-broker"]
     shared = [*chosen, "-m", "not alone", *WORKERS, *rest]
     if part:

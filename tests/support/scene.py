@@ -330,8 +330,8 @@ class Scene:
         await eventually("an event that was published after the fault arrives", lambda: arrival() is not None)
         # Events that were in flight when the fault began may arrive after it.
         recovered = fault.lines(bridge, "broker recovered")[-1:]
-        said_s = [datetime.fromisoformat(str(line["timestamp"])).timestamp() for line in recovered]
-        took_s = max([0.0, (arrival() or 0.0) - over_s, *(at_s - over_unix_s for at_s in said_s)])
+        logged_s = [datetime.fromisoformat(str(line["timestamp"])).timestamp() for line in recovered]
+        took_s = max([0.0, (arrival() or 0.0) - over_s, *(at_s - over_unix_s for at_s in logged_s)])
         assert took_s <= limit_s, f"consuming again after {took_s:.1f} s"
 
         async def ready() -> bool:
@@ -395,7 +395,7 @@ async def scene(
     """
     exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(_forget, broker_url, (exchange, rejects), (queue, rejects))
+        stack.push_async_callback(_delete_all, broker_url, (exchange, rejects), (queue, rejects))
         settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects}
         # The clients answer no ping, and a scene may last for minutes.
         settings |= {"BRIDGE_IDLE_TIMEOUT": "1h", **variables}
@@ -417,7 +417,7 @@ async def scene(
         yield Scene(exchange, queue, rejects, fetcher, watched[NAMED], watched[EXCLUSIVE], timing)
 
 
-async def _forget(broker_url: str, exchanges: tuple[str, ...], queues: tuple[str, ...]) -> None:
+async def _delete_all(broker_url: str, exchanges: tuple[str, ...], queues: tuple[str, ...]) -> None:
     """Deletes the exchanges and queues of the scene."""
     async with observer(broker_url) as amqp:
         channel = await amqp.channel()

@@ -55,7 +55,7 @@ def test_run_is_right_if_confirmed_updates_arrived_once_and_unconfirmed_ones_at_
         (replace(GOOD, rejected={2}), "1 of 2 invalid events are not in the queue: 1"),
         (replace(GOOD, counted=[Counted("tasks", 7, 8)]), "tasks: 7 before, 8 after, with the same clients"),
         (replace(GOOD, counted=[Counted("tasks", 7, 6)]), "tasks: 7 before, 6 after, with the same clients"),
-        (replace(GOOD, sentences={"something broke": 3}), "something broke: 3 times"),
+        (replace(GOOD, noticed={"something broke": 3}), "something broke: 3 times"),
         (replace(GOOD, expected={"invalid events": 0}), "this never happened in the run: invalid events"),
     ],
 )
@@ -104,7 +104,7 @@ class Reference:
     def judge(self, *numbers: int) -> list[str]:
         """Returns the errors of a client that received these updates."""
         self.stretches.add("a client", array.array("I", numbers))
-        self.stretches.rest()
+        self.stretches.judge_all()
         return self.stretches.wrong
 
 
@@ -132,8 +132,8 @@ def test_gap_duplicate_and_another_order_are_no_stretch(numbers: tuple[int, ...]
 def test_stretch_is_judged_only_after_the_healthy_client_received_its_last_update() -> None:
     reference = Reference(1, 2)
     reference.stretches.add("a client", array.array("I", (2, 3)))
-    reference.stretches.look()
+    reference.stretches.judge_ready()
     assert (reference.stretches.right, reference.stretches.wrong) == (0, [])
     reference.client.numbers.append(3)
-    reference.stretches.look()
+    reference.stretches.judge_ready()
     assert (reference.stretches.right, reference.stretches.wrong) == (1, [])

@@ -47,11 +47,11 @@ def cases(quick: bool) -> list[Case]:
             f"requests: one after the other ({COSTLY}), {WATCHERS} clients get {RATE} updates per second",
             (
                 Figure("alone_ms", "p99 ms of the clients without requests", 1),
-                Figure("beside_ms", "p99 ms of the clients during requests", 1),
+                Figure("loaded_ms", "p99 ms of the clients during requests", 1),
                 Figure(LOST, "updates lost"),
                 Figure(MISPLACED, "updates duplicated or out of order"),
             ),
-            functools.partial(_beside, updates=updates),
+            functools.partial(_with_requests, updates=updates),
             WATCHERS + 10,
             only_ours=True,
         ),
@@ -75,10 +75,10 @@ def _many_types(place: Place, candidate: Candidate, *, count: int, types: int) -
             }
 
 
-def _beside(place: Place, candidate: Candidate, *, updates: int) -> Row:
+def _with_requests(place: Place, candidate: Candidate, *, updates: int) -> Row:
     row: dict[str, float] = {LOST: 0, MISPLACED: 0}
     with serving(candidate, place) as server:
-        for key, requesting in (("alone_ms", contextlib.nullcontext()), ("beside_ms", _asking(server))):
+        for key, requesting in (("alone_ms", contextlib.nullcontext()), ("loaded_ms", _requesting(server))):
             with crowd(place, server, WATCHERS, frames=updates) as watchers:
                 watchers.ready()
                 server.settle()
@@ -93,15 +93,15 @@ def _beside(place: Place, candidate: Candidate, *, updates: int) -> Row:
 def _cost_ms(server: Server, request: bytes, count: int) -> float:
     """Returns the milliseconds of processor time for one request, with its connection and its response."""
     for _ in range(3):
-        _ask(server, request)
+        _request(server, request)
     server.settle()
     before_us = server.cpu_us()
     for _ in range(count):
-        _ask(server, request)
+        _request(server, request)
     return (server.cpu_us() - before_us) / count / 1000
 
 
-def _ask(server: Server, request: bytes) -> None:
+def _request(server: Server, request: bytes) -> None:
     """Sends a request and reads the response. After an upgrade, reads nothing more."""
     with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as client:
         client.sendall(request)
@@ -112,13 +112,13 @@ def _ask(server: Server, request: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _asking(server: Server) -> Iterator[None]:
+def _requesting(server: Server) -> Iterator[None]:
     """Sends requests, one after the other, until the end of the context."""
     over = threading.Event()
 
     def ask() -> None:
         while not over.is_set():
-            _ask(server, REQUESTS[COSTLY])
+            _request(server, REQUESTS[COSTLY])
 
     thread = threading.Thread(target=ask)
     thread.start()

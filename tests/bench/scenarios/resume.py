@@ -56,8 +56,8 @@ def _measure(place: Place, candidate: Candidate, *, updates: int) -> Row:
             with publishing(place, ENOUGH, 0):
                 filling = witness.seen()
         server.settle()
-        alone, _ = _beside(place, server, 0, updates)
-        found = {size: _beside(place, server, size, updates) for size in SIZES}
+        alone, _ = _with_replays(place, server, 0, updates)
+        found = {size: _with_replays(place, server, size, updates) for size in SIZES}
     lives = [filling, alone, *(live for live, _ in found.values())]
     resumed = [others for _, others in found.values() if others is not None]
     row = {
@@ -74,7 +74,7 @@ def _measure(place: Place, candidate: Candidate, *, updates: int) -> Row:
     return row
 
 
-def _beside(place: Place, server: Server, size: int, updates: int) -> tuple[Seen, Seen | None]:
+def _with_replays(place: Place, server: Server, size: int, updates: int) -> tuple[Seen, Seen | None]:
     """Returns the results of the live clients, and of `size` clients that resume at the same time."""
     others = None
     with crowd(place, server, LIVE, frames=updates) as live:

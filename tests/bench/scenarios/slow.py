@@ -16,7 +16,7 @@ TOO_SLOW = "4008"
 
 FIGURES = (
     Figure("alone_ms", "p99 ms of readers alone", 1),
-    Figure("beside_ms", "p99 ms of readers with stalled clients", 1),
+    Figure("stalled_ms", "p99 ms of readers with stalled clients", 1),
     Figure("times", "ratio to readers alone", 2),
     Figure(LOST, "updates lost by readers"),
     Figure(MISPLACED, "updates duplicated or out of order"),
@@ -29,26 +29,26 @@ FIGURES = (
 
 def cases(quick: bool) -> list[Case]:
     """Returns one case. Each measurement starts the server twice, without and with stalled clients."""
-    clients, alone, beside = (50, 300, 1000) if quick else (500, 1000, 2400)
+    clients, alone, stalled = (50, 300, 1000) if quick else (500, 1000, 2400)
     title = f"slow: {clients} clients read, {clients} do not, {RATE} updates of 2 KB per second"
-    measure = functools.partial(_measure, clients=clients, alone=alone, beside=beside)
+    measure = functools.partial(_measure, clients=clients, alone=alone, stalled=stalled)
     return [Case(title, FIGURES, measure, 2 * clients, not_for=frozenset({FLOOR}))]
 
 
-def _measure(place: Place, candidate: Candidate, *, clients: int, alone: int, beside: int) -> Row:
+def _measure(place: Place, candidate: Candidate, *, clients: int, alone: int, stalled: int) -> Row:
     with serving(candidate, place, **SETTINGS) as server:
         without = _broadcast(place, server, clients, 0, alone)
     with serving(candidate, place, **SETTINGS) as server:
         ready_kb = server.rss_kb()
-        beside_stalled = _broadcast(place, server, clients, clients, beside)
+        with_stalled = _broadcast(place, server, clients, clients, stalled)
         grown_kb = server.rss_kb("VmHWM") - ready_kb
-    ends = beside_stalled.stalled
+    ends = with_stalled.stalled
     return {
         "alone_ms": without.p99_us / 1000,
-        "beside_ms": beside_stalled.p99_us / 1000,
-        "times": beside_stalled.p99_us / max(1, without.p99_us),
-        LOST: without.lost + beside_stalled.lost,
-        MISPLACED: without.misplaced + beside_stalled.misplaced,
+        "stalled_ms": with_stalled.p99_us / 1000,
+        "times": with_stalled.p99_us / max(1, without.p99_us),
+        LOST: without.lost + with_stalled.lost,
+        MISPLACED: without.misplaced + with_stalled.misplaced,
         "grown_mb": grown_kb / 1024,
         "too_slow": ends.codes.get(TOO_SLOW, 0),
         "otherwise": ends.reset + ends.eof + sum(count for code, count in ends.codes.items() if code != TOO_SLOW),

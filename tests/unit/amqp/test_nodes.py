@@ -119,7 +119,7 @@ def test_user_is_that_of_the_url(url: str, user: str) -> None:
     assert Node(url).user == user
 
 
-async def test_node_whose_setup_fails_is_tried_last() -> None:
+async def test_node_with_a_failed_setup_is_tried_last() -> None:
     nodes = NodeRotation([Node(f"amqp://{name}/") for name in ("one", "two", "three")])
     for first in ("one", "two", "three", "one"):
         assert nodes.order()[0] == Node(f"amqp://{first}/")
@@ -130,7 +130,7 @@ async def test_node_whose_setup_fails_is_tried_last() -> None:
 
 
 @pytest.mark.parametrize("error", [None, BrokerRefusal("a permission is missing")])
-async def test_node_whose_setup_succeeds_or_is_refused_stays_first(error: Exception | None) -> None:
+async def test_node_with_a_successful_or_refused_setup_stays_first(error: Exception | None) -> None:
     nodes = NodeRotation([Node("amqp://one/"), Node("amqp://two/")])
     with nullcontext() if error is None else pytest.raises(BrokerRefusal):
         async with nodes.setup(1.0):

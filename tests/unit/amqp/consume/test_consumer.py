@@ -96,7 +96,7 @@ class RunningConsumer:
     def count(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(name)
 
-    def come(self, *tags: int) -> None:
+    def feed(self, *tags: int) -> None:
         """Delivers events on the consumer's channel."""
         fast_channel = self.broker.fast_channel
         assert fast_channel is not None
@@ -188,10 +188,10 @@ async def test_exclusive_queue_has_no_priority(exclusive: RunningConsumer) -> No
 async def test_deliveries_may_arrive_before_consume_ok(
     running: RunningConsumer,
 ) -> None:
-    running.broker.connections.append(FakeAmqp().on("consume kept", lambda: running.come(1)))
+    running.broker.connections.append(FakeAmqp().on("consume kept", lambda: running.feed(1)))
     running.begin()
     await running.works()
-    running.come(2)
+    running.feed(2)
     assert running.recorder.bodies == [b"body", b"body"]
 
 
@@ -334,7 +334,7 @@ async def test_queue_that_was_declared_again_is_a_gap_since_the_last_answer(
     exclusive.begin()
     await exclusive.works()
     assert exclusive.recorder.gaps == [], "nothing is missed before the first session"
-    heard_s = clock.time()
+    answered_s = clock.time()
     await asyncio.sleep(1.0)
     with capture_logs() as logged:
         first.lose()
@@ -342,7 +342,7 @@ async def test_queue_that_was_declared_again_is_a_gap_since_the_last_answer(
         await exclusive.works()
     [gap] = exclusive.recorder.gaps
     assert gap.reason == "CONNECTION_FORCED - shutdown"
-    assert gap.since_s == pytest.approx(heard_s, abs=0.1)
+    assert gap.since_s == pytest.approx(answered_s, abs=0.1)
     assert gap.until_s == pytest.approx(clock.time(), abs=0.1)
     assert logged[-1]["gap_possible"] is True
     assert exclusive.consumer.gaps.last == gap
@@ -433,7 +433,7 @@ async def test_connection_that_ends_at_each_delivery_is_retried_later_and_report
     ]
 
 
-async def test_connection_that_is_lost_at_once_again_and_again_is_not_blamed_on_a_message(
+async def test_connection_that_is_repeatedly_lost_at_once_is_not_blamed_on_a_message(
     running: RunningConsumer,
 ) -> None:
     await lost_at_once(running, aiormq.exceptions.AMQPConnectionError("reset"), 2)
@@ -465,7 +465,7 @@ async def test_prefetch_is_restored_on_the_same_channel_when_there_is_room(runni
     running.recorder.holds = True
     running.begin()
     await running.works()
-    running.come(1, 2, 3)
+    running.feed(1, 2, 3)
     running.flow_control.set_full(True)
     first.lose()
     await running.is_lost()
@@ -476,7 +476,7 @@ async def test_prefetch_is_restored_on_the_same_channel_when_there_is_room(runni
     await eventually("there is a second consumer", lambda: second.requests.count("consume kept") == 2)
     of_the_channel = [each for each in second.requests if each.startswith(("qos", "consume", "cancel"))]
     assert of_the_channel == ["qos 3", "consume kept", "cancel tag-1", "qos 20", "consume kept"]
-    running.come(1)
+    running.feed(1)
     assert running.consumer.status.state is State.WORKING
 
 
@@ -496,7 +496,7 @@ async def test_exclusive_queue_is_unbound_before_its_connection_is_closed(exclus
 
 async def test_gap_is_reported_before_the_first_delivery_after_it(exclusive: RunningConsumer) -> None:
     first = FakeAmqp()
-    exclusive.broker.connections += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
+    exclusive.broker.connections += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.feed(1))]
     exclusive.begin()
     await exclusive.works()
     first.lose()
@@ -552,7 +552,7 @@ async def test_loss_of_any_part_ends_the_session_with_its_reason(running: Runnin
     running.recorder.holds = True
     running.begin()
     await running.works()
-    running.come(1)
+    running.feed(1)
     channel = first.channels[0]
     if which == "connection":
         first.lose(aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"))
@@ -728,7 +728,7 @@ async def test_stop_cancels_the_consumer_waits_for_settlement_and_closes(running
     fast_channel = running.broker.fast_channel
     assert fast_channel is not None
     fast_channel.attach(transport := FakeTransport())
-    running.come(1, 2)
+    running.feed(1, 2)
     with capture_logs() as logged:
         running.consumer.stop()
         await eventually("it is cancelled", lambda: amqp.requests[-1] == "cancel tag-1")
@@ -756,7 +756,7 @@ async def test_delivery_that_is_settled_at_the_last_moment_is_acknowledged(runni
     fast_channel = running.broker.fast_channel
     assert fast_channel is not None
     fast_channel.attach(transport := FakeTransport())
-    running.come(1)
+    running.feed(1)
     await running.stop()
     assert len(transport.written) == 1
 
@@ -770,7 +770,7 @@ async def test_deliveries_not_settled_in_time_are_logged_with_whether_the_broker
     running.recorder.holds = True
     running.begin()
     await running.works()
-    running.come(1, 2)
+    running.feed(1, 2)
     before_s = clock.now_s
     with capture_logs() as logged:
         await running.stop()
@@ -792,7 +792,7 @@ async def test_cancel_that_the_broker_does_not_confirm_is_logged_and_the_stop_co
     running.recorder.holds = True
     running.begin()
     await running.works()
-    running.come(1)
+    running.feed(1)
     before_s = clock.now_s
     with capture_logs() as logged:
         await running.stop()
@@ -800,7 +800,7 @@ async def test_cancel_that_the_broker_does_not_confirm_is_logged_and_the_stop_co
     assert clock.now_s - before_s <= DEFAULT.cancel_timeout_s + 0.01
 
 
-async def test_delivery_that_bypasses_the_fast_channel_is_a_fault_of_ours(running: RunningConsumer) -> None:
+async def test_delivery_that_bypasses_the_fast_channel_is_a_fault_of_the_bridge(running: RunningConsumer) -> None:
     running.broker.connections.append(amqp := FakeAmqp())
     running.begin()
     await running.works()

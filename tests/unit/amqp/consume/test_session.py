@@ -86,7 +86,7 @@ class Handler:
 
     resume_reading = pause_reading
 
-    def come(self, *tags: int) -> None:
+    def feed(self, *tags: int) -> None:
         """Delivers these tags in one read."""
         assert self.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
@@ -117,9 +117,9 @@ async def turn() -> None:
 
 async def test_deliveries_of_one_read_are_flushed_once_and_acknowledged_in_one_write(handler: Handler) -> None:
     """Everything happens in the call that receives the deliveries, without another turn of the loop."""
-    handler.come(1, 2, 3)
+    handler.feed(1, 2, 3)
     assert handler.new() == [1, 2, 3, FLUSH, [(3, True)]]
-    handler.come(4)
+    handler.feed(4)
     assert handler.new() == [4, FLUSH, [(4, True)]]
     await turn()
     assert handler.new() == [], "the next turn does nothing"
@@ -147,7 +147,7 @@ async def test_delivery_that_is_not_complete_is_not_flushed(handler: Handler) ->
 
 async def test_delivery_that_is_settled_while_it_is_delivered_is_acknowledged_with_the_others(handler: Handler) -> None:
     handler.settles_at_once = True
-    handler.come(1, 2)
+    handler.feed(1, 2)
     assert handler.new() == [1, 2, FLUSH, [(2, True)]]
     await turn()
     assert handler.new() == []
@@ -155,7 +155,7 @@ async def test_delivery_that_is_settled_while_it_is_delivered_is_acknowledged_wi
 
 async def test_without_settled_deliveries_nothing_is_written(handler: Handler) -> None:
     handler.held = {1, 2}
-    handler.come(1, 2)
+    handler.feed(1, 2)
     await turn()
     assert handler.new() == [1, 2, FLUSH]
     assert handler.session.outstanding == 2
@@ -166,7 +166,7 @@ async def test_without_settled_deliveries_nothing_is_written(handler: Handler) -
 
 async def test_delivery_that_is_settled_later_is_acknowledged_once_in_the_next_turn(handler: Handler) -> None:
     handler.held = {1, 2, 3}
-    handler.come(1, 2, 3)
+    handler.feed(1, 2, 3)
     handler.new()
     handler.settle(2, 1)
     assert handler.new() == [], "more deliveries may be settled in this turn"
@@ -179,7 +179,7 @@ async def test_delivery_that_is_settled_later_is_acknowledged_once_in_the_next_t
 
 async def test_each_turn_with_settled_deliveries_has_its_own_acknowledgement(handler: Handler) -> None:
     handler.held = {1, 2}
-    handler.come(1, 2)
+    handler.feed(1, 2)
     handler.new()
     for tag in (1, 2):
         handler.settle(tag)
@@ -189,9 +189,9 @@ async def test_each_turn_with_settled_deliveries_has_its_own_acknowledgement(han
 
 async def test_delivery_that_is_settled_before_the_next_read_is_acknowledged_with_it(handler: Handler) -> None:
     handler.held = {1}
-    handler.come(1)
+    handler.feed(1)
     handler.settle(1)
-    handler.come(2)
+    handler.feed(2)
     assert handler.new() == [1, FLUSH, 2, FLUSH, [(2, True)]]
     await turn()
     assert handler.new() == []
@@ -202,9 +202,9 @@ async def test_delivery_that_is_settled_before_the_next_read_is_acknowledged_wit
 
 async def test_unsettled_delivery_holds_back_the_acknowledgements_of_later_ones(handler: Handler) -> None:
     handler.held = {2}
-    handler.come(1, 2, 3)
+    handler.feed(1, 2, 3)
     assert handler.new() == [1, 2, 3, FLUSH, [(1, True)]]
-    handler.come(4)
+    handler.feed(4)
     assert handler.new() == [4, FLUSH]
     handler.settle(2)
     await turn()
@@ -216,10 +216,10 @@ async def test_deliveries_after_an_unsettled_one_are_acknowledged_at_half_of_the
     """A delivery that can't be settled must not use up the prefetch: the broker would send nothing more."""
     handler.held = {1}
     alone = range(2, 2 + HALF)
-    handler.come(1, *alone)
+    handler.feed(1, *alone)
     assert handler.new() == [1, *alone, FLUSH]
     last = alone.stop
-    handler.come(last)
+    handler.feed(last)
     assert handler.new() == [last, FLUSH, [(tag, False) for tag in (*alone, last)]]
     assert handler.session.outstanding == 1
     handler.settle(1)
@@ -232,7 +232,7 @@ async def test_deliveries_after_an_unsettled_one_are_acknowledged_at_half_of_the
 
 async def test_nothing_is_acknowledged_after_the_end_of_the_channel(handler: Handler) -> None:
     handler.held = {1, 2}
-    handler.come(1, 2)
+    handler.feed(1, 2)
     handler.settle(1)
     handler.session.end()
     handler.settle(2)
@@ -245,7 +245,7 @@ async def test_nothing_is_acknowledged_after_the_end_of_the_channel(handler: Han
 
 async def test_delivery_after_the_end_is_dropped(handler: Handler) -> None:
     handler.session.end()
-    handler.come(1)
+    handler.feed(1)
     await turn()
     assert handler.new() == []
 
@@ -253,7 +253,7 @@ async def test_delivery_after_the_end_is_dropped(handler: Handler) -> None:
 async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_before(handler: Handler) -> None:
     settled = handler.session.all_settled
     handler.held = {1, 2}
-    handler.come(1, 2)
+    handler.feed(1, 2)
     assert not settled.is_set()
     waiting = asyncio.create_task(settled.wait())
     handler.settle(1)
@@ -267,11 +267,11 @@ async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_be
 
 
 async def test_settled_can_be_cleared_and_is_set_again(handler: Handler) -> None:
-    handler.come(1)
+    handler.feed(1)
     assert handler.session.all_settled.is_set()
     handler.session.all_settled.clear()
     handler.held = {2}
-    handler.come(2)
+    handler.feed(2)
     assert not handler.session.all_settled.is_set()
     handler.settle(2)
     await turn()

@@ -90,7 +90,7 @@ class Stream:
             self.probes_s.append(now_s)
             self._give(channel.consumer, range(first, self.newest + 1))
 
-    def come(self) -> None:
+    def publish(self) -> None:
         """Publishes a message: the consumer gets it, and also a probe that waits for the next message."""
         self.newest += 1
         self.read(self.newest)
@@ -298,7 +298,7 @@ async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: Virt
     async with stream.detecting() as detecting:
         for _ in range(100):
             await asyncio.sleep(1.0)
-            stream.come()
+            stream.publish()
         assert not detecting.done()
         assert clock.monotonic() - stream.complete_s < FIRST_S + 2 * CHECK_S
     assert len(stream.ends_s) == pytest.approx(100 / FIRST_S, abs=2)

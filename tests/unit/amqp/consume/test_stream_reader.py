@@ -198,14 +198,14 @@ async def test_broker_that_was_lost_without_a_reason_may_have_lost_events_howeve
     await stage.begin()
     stage.status.enter(State.WORKING)
     stage.status.enter(State.LOST, "gone")
-    heard_s = clock.time()
+    answered_s = clock.time()
     clock.now_s += away_s
     stage.status.broker_may_have_restarted = broker_may_have_restarted
     gap = await stage.begin()
     assert (gap is not None) is broker_may_have_restarted
     assert stage.reader.gap_possible is broker_may_have_restarted
     if gap is not None:
-        assert_gap(gap, heard_s, clock.time(), AWAY)
+        assert_gap(gap, answered_s, clock.time(), AWAY)
     assert not stage.status.broker_may_have_restarted, "the marker reports it to all readers of the stream"
 
 

@@ -58,7 +58,7 @@ class FedReader:
     def _on_open(self) -> None:
         self.opened += 1
 
-    def come(self, *places: int, body: bytes = b"event", kind: str = "killmail", exchange: str = "killmails") -> None:
+    def feed(self, *places: int, body: bytes = b"event", kind: str = "killmail", exchange: str = "killmails") -> None:
         """Delivers messages in one read."""
         data = b""
         for at in places:
@@ -69,7 +69,7 @@ class FedReader:
 
     def marker(self, at: int, body: bytes = b"token") -> None:
         """Delivers a marker of this reader or of another one."""
-        self.come(at, body=body, kind=MARKER_TYPE, exchange="")
+        self.feed(at, body=body, kind=MARKER_TYPE, exchange="")
 
     @property
     def counted(self) -> float | None:
@@ -84,9 +84,9 @@ async def reader() -> FedReader:
 
 async def test_deliveries_have_ids_and_markers_are_recorded_and_settled(reader: FedReader) -> None:
     reader.begin(5)
-    reader.come(1, 2)
+    reader.feed(1, 2)
     reader.marker(3)
-    reader.come(4)
+    reader.feed(4)
     assert reader.recorder.log == [
         Delivered(b"event", id_of(1)),
         Delivered(b"event", id_of(2)),
@@ -99,23 +99,23 @@ async def test_deliveries_have_ids_and_markers_are_recorded_and_settled(reader: 
 
 async def test_event_with_the_type_of_a_marker_is_an_event(reader: FedReader) -> None:
     reader.begin(5)
-    reader.come(1, kind=MARKER_TYPE)
+    reader.feed(1, kind=MARKER_TYPE)
     assert reader.recorder.log == [Delivered(b"event", id_of(1))]
 
 
 async def test_event_of_the_default_exchange_is_an_event(reader: FedReader) -> None:
     reader.begin(5)
-    reader.come(1, exchange="")
+    reader.feed(1, exchange="")
     assert reader.recorder.log == [Delivered(b"event", id_of(1))]
 
 
 async def test_history_ends_once_after_the_own_marker(reader: FedReader) -> None:
     reader.begin(3)
     reader.marker(1)
-    reader.come(2)
+    reader.feed(2)
     reader.marker(3)
     reader.marker(4)
-    reader.come(5)
+    reader.feed(5)
     assert reader.recorder.past == [b"event"]
     assert reader.recorder.log.index(CAUGHT_UP) == 3
     assert reader.recorder.log.count(CAUGHT_UP) == 1
@@ -125,18 +125,18 @@ async def test_history_ends_before_the_first_new_event_if_the_marker_was_dropped
     reader: FedReader,
 ) -> None:
     reader.begin(3)
-    reader.come(2, 4)
+    reader.feed(2, 4)
     assert reader.recorder.log == [Delivered(b"event", id_of(2)), CAUGHT_UP, Delivered(b"event", id_of(4))]
 
 
 async def test_message_that_was_read_before_is_settled_and_not_delivered(reader: FedReader) -> None:
     reader.begin(3)
-    reader.come(1, 2, 2, 1)
+    reader.feed(1, 2, 2, 1)
     reader.marker(3)
     reader.begin(9)
-    reader.come(1, 2)
+    reader.feed(1, 2)
     reader.marker(3)
-    reader.come(4, 4)
+    reader.feed(4, 4)
     assert reader.recorder.bodies == [b"event"] * 3
     assert reader.recorder.ids == [id_of(1), id_of(2), id_of(3, b"token"), id_of(4)]
     assert reader.session.outstanding == 0
@@ -158,7 +158,7 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(reader: FedRea
     reader.begin(1)
     reader.marker(1)
     reader.begin(9)
-    reader.come(5, 6)
+    reader.feed(5, 6)
     [gap] = reader.recorder.gaps
     assert gap.reason == TRUNCATED
     assert reader.recorder.log[2:] == [gap, Delivered(b"event", id_of(5)), Delivered(b"event", id_of(6))]
@@ -174,10 +174,10 @@ async def test_gap_of_a_marker_is_reported_once_in_its_place(reader: FedReader) 
     gap = Gap(1.0, 2.0, "away")
     body = stream_markers.encode(StreamMarker("theirs", gap))
     reader.begin(9)
-    reader.come(1)
+    reader.feed(1)
     reader.marker(2, body)
     reader.marker(3, body)
-    reader.come(4)
+    reader.feed(4)
     assert reader.recorder.log == [
         Delivered(b"event", id_of(1)),
         gap,
@@ -208,22 +208,22 @@ async def test_missing_offsets_end_the_session_and_no_later_message_is_delivered
     reader.begin(1)
     reader.marker(1)
     log = [*reader.recorder.log]
-    reader.come(9, 10)
+    reader.feed(9, 10)
     assert reader.recorder.log == log
     assert reader.session.failed.result() == POSSIBLE_GAP
     reader.begin(11)
     reader.marker(1)
-    reader.come(9, 10)
+    reader.feed(9, 10)
     assert reader.recorder.log[len(log) :] == [Delivered(b"event", id_of(9)), Delivered(b"event", id_of(10))]
 
 
 async def test_other_stream_ends_the_session_and_none_of_its_messages_is_delivered(reader: FedReader) -> None:
     reader.begin(1)
-    reader.come(1)
+    reader.feed(1)
     log = [*reader.recorder.log]
     reader.begin(9)
-    reader.come(1, 2, body=b"another")
-    reader.come(3, body=b"another")
+    reader.feed(1, 2, body=b"another")
+    reader.feed(3, body=b"another")
     assert reader.recorder.log == log
     assert reader.session.failed.result() == RECREATED
     assert not reader.session.current
@@ -239,33 +239,33 @@ async def test_message_without_an_offset_ends_the_session(reader: FedReader) -> 
 async def test_message_without_an_offset_returns_the_others_of_its_read_to_the_broker(reader: FedReader) -> None:
     reader.begin(1)
     reader.fast_channel.feed(method(1) + header(0))
-    reader.come(1)
+    reader.feed(1)
     assert reader.recorder.log == []
 
 
 async def test_session_is_opened_before_its_first_delivery_and_once(reader: FedReader) -> None:
     reader.begin(1)
-    reader.come(1)
+    reader.feed(1)
     assert reader.opened == 1
     reader.session.open()
-    reader.come(2)
+    reader.feed(2)
     assert reader.opened == 1
 
 
 async def test_reader_at_the_end_has_missed_nothing_until_then(reader: FedReader) -> None:
     reader.begin(9)
     reader.reader.expect_end(BASE + 9, complete_s := reader.gaps._complete_until_s + 60)
-    reader.come(7, 8)
+    reader.feed(7, 8)
     assert reader.gaps._complete_until_s < complete_s
-    reader.come(9)
+    reader.feed(9)
     assert reader.gaps._complete_until_s == complete_s
 
 
 async def test_gap_begins_before_the_end_that_later_events_prove(reader: FedReader) -> None:
     """The events after the missing ones prove that the reader reached the end. The gap begins before this proof."""
-    reader.come(1)
+    reader.feed(1)
     reader.begin(9)
     reader.reader.expect_end(BASE + 9, reader.gaps._complete_until_s + 60)
-    reader.come(9)
+    reader.feed(9)
     [gap] = reader.recorder.gaps
     assert gap.since_s <= gap.until_s, "the proof has a later time"

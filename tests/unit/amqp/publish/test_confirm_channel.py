@@ -137,7 +137,7 @@ async def test_session_ends_with_the_stop(running: RunningChannel) -> None:
     assert not running.channel.is_open
 
 
-async def test_session_whose_setup_fails_does_not_open(running: RunningChannel) -> None:
+async def test_session_with_a_failed_setup_does_not_open(running: RunningChannel) -> None:
     running.error = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND")
     running.broker.connections.append(FakeAmqp())
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
@@ -310,7 +310,7 @@ async def test_properties_are_created_for_the_connection_that_publishes_them(
     assert running.frame_max == used
 
 
-async def test_node_whose_setup_fails_is_tried_last(running: RunningChannel) -> None:
+async def test_node_with_a_failed_setup_is_tried_last(running: RunningChannel) -> None:
     """A cluster node without a majority accepts the connection, and answers no further requests."""
     nodes = tuple(Node(f"amqp://{name}/") for name in ("one", "two", "three"))
     running.channel._nodes = NodeRotation(nodes)

@@ -35,7 +35,7 @@ from tests.support.virtual_time import VirtualTime
 if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
-SAID = {
+REASONS = {
     "x-reject-reason": "schema-violation",
     "x-reject-detail": "/a: is\twrong",
     "x-reject-pointer": "/a",
@@ -45,7 +45,7 @@ SAID = {
 
 
 def reject(body: bytes = b"{}", detail: str = "/a: is\twrong") -> Reject:
-    headers: FieldTable = {**SAID, "x-reject-detail": detail}
+    headers: FieldTable = {**REASONS, "x-reject-detail": detail}
     properties = commands.Basic.Properties(headers=headers, message_id="m-1", message_type="killmail")
     return Reject(7, body, properties, "", 1)
 
@@ -69,7 +69,7 @@ def test_entry_of_a_message_that_no_bridge_has_published_has_no_reason() -> None
 
 def test_fields_are_one_line_whatever_they_contain() -> None:
     fields = as_fields(reject()).split("\t")
-    assert fields[:2] == ["7", SAID["x-reject-time"]]
+    assert fields[:2] == ["7", REASONS["x-reject-time"]]
     assert fields[5] == r"/a: is\twrong"
     assert fields[8:] == ["{}", "m-1"]
 
@@ -153,7 +153,7 @@ class Held:
 
 def message(tag: int | None, returned: object = None) -> object:
     """Returns the answer of `basic.get`. Without a tag, the queue is empty."""
-    headers: FieldTable = {**SAID} if returned is None else {**SAID, "x-delivery-count": cast("Any", returned)}
+    headers: FieldTable = {**REASONS} if returned is None else {**REASONS, "x-delivery-count": cast("Any", returned)}
     properties = commands.Basic.Properties(headers=headers)
     return SimpleNamespace(
         body=b"{}", header=SimpleNamespace(properties=properties), routing_key=None, delivery_tag=tag

@@ -40,7 +40,7 @@ async def kept_by(amqp: FakeAmqp, each: Reject | None = None, requeuer: Requeuer
     return str(kept.value)
 
 
-async def test_event_goes_where_it_came_from_on_one_channel_for_each_exchange() -> None:
+async def test_event_is_published_to_its_exchange_on_one_channel_for_each_exchange() -> None:
     requeuer = Requeuer((amqp := FakeAmqp()).amqp, "guest")
     for exchange in ("kills", "kills", "prices"):
         await requeuer.publish(reject(exchange))

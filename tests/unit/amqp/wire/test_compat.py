@@ -158,7 +158,7 @@ async def test_broker_that_was_frozen_with_the_bridge_has_its_full_timeout_again
     assert connection.is_connection_was_stuck
 
 
-def test_connection_of_another_kind_is_left_alone() -> None:
+def test_connection_of_another_kind_is_not_changed() -> None:
     other = object()
     compat.tolerate_freezes(other)  # type: ignore[arg-type]  # a fake
     assert type(other) is object
@@ -407,7 +407,7 @@ async def test_later_message_of_the_same_id_is_still_recognized_when_it_is_retur
         assert channel.message_id_delivery_tag == {"mine": 2}
 
 
-async def test_message_whose_connection_is_lost_fails() -> None:
+async def test_message_on_a_lost_connection_fails() -> None:
     peer = Peer()
     peer.confirms = False
     async with connected(peer) as connection:
