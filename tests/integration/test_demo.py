@@ -182,7 +182,7 @@ async def test_killmails_do_not_reach_the_exchange_of_the_settings(
 
 @pytest.mark.parametrize("arguments", [[], ["--rate", "1"]], ids=["plain", "with an option"])
 async def test_demo_that_finds_no_broker_names_three_solutions(arguments: list[str], tmp_path: Path) -> None:
-    ended = await ran("demo", *arguments, DOCKER_HOST=f"unix://{tmp_path}/none")
+    ended = await ran("demo", *arguments, "--port", str(free_port()), DOCKER_HOST=f"unix://{tmp_path}/none")
     assert (ended.code, ended.printed) == (1, [])
     [line] = ended.errors
     assert line.startswith("edk-bridge: the demo can't start RabbitMQ: no container engine answers; ")
