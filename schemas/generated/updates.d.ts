@@ -79,7 +79,7 @@ export interface MessageOf<Type extends keyof MessageData> {
  */
 export interface EntityActivity {
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -91,11 +91,11 @@ export interface EntityActivity {
    */
   entityId: number;
   /**
-   * The start of the period, which includes this moment, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The start of the period, which includes this moment, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00.
    */
   periodStart: string;
   /**
-   * The end of the period, which excludes this moment: an RFC 3339 date-time with upper-case T and Z. A period that is not over ends in the future.
+   * The end of the period, which excludes this moment: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. A period that is not over ends in the future.
    */
   periodEnd: string;
   /**
@@ -123,7 +123,7 @@ export interface EntityActivity {
    */
   lastSystemId?: number | null;
   /**
-   * The time of the newest counted killmail, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time of the newest counted killmail, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00.
    */
   lastActivityTime?: string;
 }
@@ -137,7 +137,7 @@ export interface EsiKillmail {
    */
   killmail_id: number;
   /**
-   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. It becomes killmailTime. ESI always includes this member.
+   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It becomes killmailTime. ESI always includes this member.
    */
   killmail_time?: string;
   /**
@@ -251,7 +251,7 @@ export interface KillboardEvent {
    */
   eventId: string;
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -271,11 +271,11 @@ export interface KillboardEvent {
    */
   url?: string;
   /**
-   * The time when the event began or will begin, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time when the event began or will begin, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00.
    */
   startTime?: string;
   /**
-   * The time when the event ended or will end, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time when the event ended or will end, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00.
    */
   endTime?: string;
   /**
@@ -323,7 +323,7 @@ export interface Killmail {
    */
   killmailId: number;
   /**
-   * The time when the publisher sent the data, or when the bridge converted it from a raw killmail: an RFC 3339 date-time with upper-case T and Z. It is not the time of the kill, which is in killmailTime, an optional member.
+   * The time when the publisher sent the data, or when the bridge converted it from a raw killmail: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time of the kill, which is in killmailTime, an optional member.
    */
   timestamp: string;
   /**
@@ -351,7 +351,7 @@ export interface Killmail {
    */
   attackerCount: number;
   /**
-   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. This member is an extension: updates from a raw killmail have it, and other updates may have it.
+   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. This member is an extension: updates from a raw killmail have it, and other updates may have it.
    */
   killmailTime?: string;
 }
@@ -361,7 +361,7 @@ export interface Killmail {
  */
 export interface PriceUpdate {
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -381,7 +381,7 @@ export interface PriceUpdate {
    */
   regionId?: number | null;
   /**
-   * The time when the price became valid, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time when the price became valid, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00.
    */
   priceTime?: string;
   /**
@@ -455,15 +455,15 @@ export interface Resume {
  */
 export interface Statistics {
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T and Z. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
    */
   timestamp: string;
   /**
-   * The start of the period, which includes this moment, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The start of the period, which includes this moment, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00.
    */
   periodStart: string;
   /**
-   * The end of the period, which excludes this moment: an RFC 3339 date-time with upper-case T and Z. A period that is not over ends in the future.
+   * The end of the period, which excludes this moment: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. A period that is not over ends in the future.
    */
   periodEnd: string;
   /**
