@@ -277,8 +277,8 @@ class Settings:
         "",
         parsers.origins,
         "ORIGIN,...",
-        "Further origins of web pages that may connect, such as https://kills.example.org. Pages of this host and of "
-        "localhost are always allowed.",
+        "Further origins of web pages that may connect, such as https://kills.example.org. Pages of the "
+        "bridge's own host and port, and of localhost with any port, are always allowed.",
     )
 
     # TLS
