@@ -1,5 +1,6 @@
 """The generated TypeScript declarations are up to date, and a client that uses them compiles and runs."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from aio_pika.abc import AbstractConnection
 from bridge.contract import catalog
 from tests.support.broker.find import Broker
 from tests.support.documentation import adapted, code_block
-from tests.support.followers import node_line, node_program
+from tests.support.followers import CLIENTS, node_line, node_program
 from tests.support.generated import DECLARATIONS, declarations
 from tests.support.killmail import EXAMPLE
 from tests.support.prepare import NODE
@@ -139,6 +140,24 @@ def test_wrong_use_does_not_compile(messages: list[str], name: str) -> None:
     client, old, _, words = WRONG[name]
     assert old in client
     assert any("error TS" in line and words in line for line in about(name, messages)), messages
+
+
+def test_copied_clients_compile_with_the_declarations_of_the_readme(node: str, tmp_path: Path) -> None:
+    """The examples for JavaScript are compiled as TypeScript, first without declarations."""
+    (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
+    for file in (DECLARATIONS, CLIENTS / "browser.js", CLIENTS / "node.mjs"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "page.ts").write_text(code_block("schemas/clients/README.md", "Examples to copy", 0))
+    (tmp_path / "program.mts").write_text(code_block("schemas/clients/README.md", "Examples to copy", 1))
+    untyped = compiled(tmp_path, "--noEmit", "page.ts", "program.mts")
+    assert [line.split(":")[0] for line in untyped if "TS7016" in line] == ["page.ts(1,25)", "program.mts(1,25)"]
+    (tmp_path / "browser.d.ts").write_text(code_block("schemas/clients/README.md", "TypeScript", 0))
+    (tmp_path / "node.d.mts").write_text(code_block("schemas/clients/README.md", "TypeScript", 1))
+    assert compiled(tmp_path, "--noEmit", "page.ts", "program.mts") == []
+    (tmp_path / "page.ts").write_text(
+        code_block("schemas/clients/README.md", "Examples to copy", 0).replace("id, data", "ids, data")
+    )
+    assert any("'ids' does not exist" in line for line in compiled(tmp_path, "--noEmit", "page.ts"))
 
 
 async def test_typed_client_reads_updates(

@@ -58,12 +58,12 @@ async def program(*command: str | Path, folder: Path) -> AsyncIterator[asyncio.S
         await process.wait()
 
 
-async def prints(output: asyncio.StreamReader, pattern: str) -> None:
-    """Returns when a line of the output matches."""
+async def prints(output: asyncio.StreamReader, pattern: str) -> str:
+    """Returns the first line of the output that matches."""
     async with asyncio.timeout(LIMIT_S):
         while line := await output.readline():
             if re.search(pattern, line.decode()):
-                return
+                return line.decode()
     raise AssertionError(f"the program has ended without {pattern!r}")
 
 
@@ -130,6 +130,45 @@ async def test_example_with_the_copied_client_for_python_prints_updates(
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
         await prints(output, "'killmailId': 1,")
+
+
+async def test_example_that_stores_the_last_id_continues_after_a_restart(
+    bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    shutil.copy(CLIENTS / "python_client.py", tmp_path)
+    (tmp_path / "main.py").write_text(local(code_block("schemas/clients/README.md", "After a restart"), bridge))
+    stored = tmp_path / "last-id"
+    async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
+        await connected(bridge)
+        await eventually("the id of the connection is stored", stored.exists)
+        await publish(amqp, exchange, killmail(1))
+        last_id = (await prints(output, "'killmailId': 1,")).split()[0]
+        await eventually("the id of the update is stored", lambda: stored.read_text() == last_id)
+    await eventually("the client is gone", lambda: sample(bridge, "bridge_connections", transport="websocket") == 0)
+    await publish(amqp, exchange, killmail(2))
+    async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
+        first = await prints(output, "killmailId")
+        assert "'killmailId': 2," in first
+        await eventually("the new id is stored", lambda: stored.read_text() == first.split()[0])
+
+
+async def test_signal_ends_the_copied_client_for_node(node: str, bridge: Bridge, tmp_path: Path) -> None:
+    (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
+    shutil.copy(CLIENTS / "node.mjs", tmp_path)
+    script = """import { updates } from "./node.mjs";
+const ending = new AbortController();
+const options = { signal: ending.signal, onState: () => ending.abort() };
+try {
+  for await (const update of updates("ws://localhost:3000/updates", options)) console.log(update);
+} catch (error) {
+  console.log(error.name);
+}
+"""
+    (tmp_path / "main.mjs").write_text(local(script, bridge))
+    async with program(node, "main.mjs", folder=tmp_path) as output:
+        assert await prints(output, ".") == "AbortError\n"
+        async with asyncio.timeout(LIMIT_S):
+            assert await output.read() == b"", "the program has not ended"
 
 
 async def print_filtered(command: str, bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
