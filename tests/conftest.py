@@ -19,8 +19,8 @@ from aio_pika.abc import AbstractConnection
 from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stubs
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
-# This call comes before the import of the modules, so that their failing assertions show values. It is not in
-# `tests/__init__.py`, because the benchmark imports `tests` with an interpreter that has no pytest.
+# This call comes before the import of the modules, so that their failing assertions show values. `tests/__init__.py`
+# can't contain the call, because the benchmark imports `tests` with an interpreter that has no pytest.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.broker import ports

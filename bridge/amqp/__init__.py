@@ -1,1 +1,4 @@
-"""Connects to RabbitMQ. In `serve`, only this package imports aio_pika and aiormq. It does not import `server`."""
+"""Connects to RabbitMQ.
+
+In `serve`, only this package imports aio_pika and aiormq. `bridge.amqp` does not import `bridge.server`.
+"""

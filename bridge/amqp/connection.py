@@ -1,8 +1,8 @@
 """Opens connections to RabbitMQ, to the first node that accepts one, and closes them within a bounded time.
 
 These are plain connections, not aio-pika's robust ones. A robust connection declares the same exclusive queue again
-while the broker still keeps the old connection open. It also reconnects after its cancellation. The owner of a
-connection opens a new one when it is lost.
+while the broker still keeps the old connection open. A robust connection also reconnects after its cancellation. The
+owner of a connection opens a new one when it is lost.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ _log = logging.getLogger("bridge.amqp")
 
 
 class UnexpectedError(Exception):
-    """Replaces an error in the log. It has the type and the frames of the error, but not its text."""
+    """Replaces an error in the log. The replacement has the type and the frames of the error, but not its text."""
 
 
 async def supervise(

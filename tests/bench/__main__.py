@@ -1,8 +1,8 @@
 """`python -m tests.bench [SCENARIO ...]`: measures what the bridge costs, in comparison with similar programs.
 
 Each round measures all candidates in turn, so that their ratios are right even if the speed of the machine changes
-between rounds. The benchmark asserts nothing about time. It fails if the bridge loses, duplicates or reorders an
-update, or refuses or evicts a client that reads.
+between rounds. The benchmark asserts nothing about time. The benchmark fails if the bridge loses, duplicates or
+reorders an update, or refuses or evicts a client that reads.
 """
 
 import argparse

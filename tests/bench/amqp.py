@@ -1,6 +1,7 @@
 """A minimal AMQP client: it writes and reads the few frames that the benchmark needs.
 
-It uses little processor time, so that the publisher does not slow down the measured servers on the same machine.
+This client uses little processor time, so that the publisher does not slow down the measured servers on the same
+machine.
 """
 
 import socket

@@ -131,7 +131,7 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
 async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_broker: Broker) -> None:
     """A bridge that starts before its broker reports this and accepts clients.
 
-    It connects by itself when the broker is up.
+    The bridge connects by itself when the broker is up.
     """
     exchange = unique("exchange")
     await asyncio.to_thread(mortal_broker.kill)

@@ -1,4 +1,4 @@
-"""A bridge whose own event loop is slow must not blame the broker for answers that it reads late."""
+"""A bridge with a slow event loop must not blame the broker for answers that it reads late."""
 
 import asyncio
 import ssl

@@ -35,7 +35,10 @@ RATE, STORM_S = 1000, 8
 async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_the_log(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Clients that read nothing are evicted with 4008. They take no more memory than the log; readers lose nothing."""
+    """Clients that read nothing are evicted with 4008.
+
+    Such clients take no more memory than the log; readers lose nothing.
+    """
     variables = {"BRIDGE_LOG_BYTES": str(LOG_BYTES), "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
         await process.consuming()
@@ -78,7 +81,7 @@ async def test_slow_requests_are_refused_in_time_and_take_no_capacity(
 ) -> None:
     """A request that is sent byte by byte is refused at the handshake timeout.
 
-    Its client is gone at twice the timeout.
+    The client of such a request is dropped at twice the timeout.
     """
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_HANDSHAKE_TIMEOUT": "1s"}
     async with bridge_process(broker.url, **variables) as process:

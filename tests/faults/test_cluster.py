@@ -1,4 +1,4 @@
-"""A RabbitMQ cluster whose stream leader is killed: what the stream contains, and what clients get."""
+"""A RabbitMQ cluster with a stream leader that is killed: what the stream contains, and what clients get."""
 
 import asyncio
 import json
@@ -172,7 +172,7 @@ def cluster() -> Iterator[Cluster]:
 
 @asynccontextmanager
 async def names(cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
-    """Names of an exchange and a stream. Both are removed after the test."""
+    """Names of an exchange and a stream. The exchange and the stream are removed after the test."""
     exchange, stream = unique("exchange"), unique("stream")
     try:
         yield exchange, stream
@@ -240,7 +240,7 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
         confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)
-        # One bridge ends too. Its clients resume on bridges that saw all kills.
+        # One bridge ends too. The clients of this bridge resume on bridges that ran during all kills.
         await bridges.end(0)
         await fetcher.further(BETWEEN)
         await bridges.start(0)

@@ -75,7 +75,7 @@ async def test_descriptors_that_run_out_and_become_free_cost_no_update(
 ) -> None:
     """Without descriptors, the bridge continues, idles and logs the shortage once.
 
-    It later accepts the waiting clients.
+    The bridge later accepts the waiting clients.
     """
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()

@@ -77,7 +77,7 @@ VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
 
 
 def head(opcode: int, length: int, *, fin: bool = True) -> bytes:
-    """Returns the header of a frame of that length. Its mask is zero, so that the payload is sent unchanged."""
+    """Returns the header of a frame of that length. The mask is zero, so that the payload is sent unchanged."""
     return struct.pack("!BBQ", opcode | (0x80 if fin else 0), 0x80 | 127, length) + b"\x00" * 4
 
 
@@ -273,7 +273,8 @@ async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
             # The flooding clients end with a reset. The bridge notices the reset, although it reads nothing from most
             # of them.
             await eventually("their connections are gone", lambda: connections(port, COUNT))
-            # The bridge has read the healthy clients all the time. Otherwise, it would have evicted these clients.
+            # The bridge has read the healthy clients all the time. A bridge that did not read the healthy clients would
+            # have evicted them.
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
             await verify(stream, memory)
             figures.record(
@@ -313,7 +314,7 @@ def flood_together(port: int, count: int, seconds: float) -> int:
 async def test_half_a_frame_and_silence_is_idle_and_an_endless_frame_is_not_buffered(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A client that stops within a frame is evicted as idle. A client whose frame never ends stays, at no cost."""
+    """A client that stops within a frame is evicted as idle. A client with an endless frame stays, at no cost."""
     # The healthy clients can answer within this timeout, even while other tests run.
     idle = {"BRIDGE_IDLE_TIMEOUT": "4s", "BRIDGE_PING_INTERVAL": "1s"}
     async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):

@@ -67,7 +67,7 @@ async def test_password_that_is_changed_is_named_until_it_is_right_again(node_br
 
 @pytest.mark.slow
 async def test_virtual_host_that_is_deleted_and_created_again_is_consumed_from_again(node_broker: PrivateNode) -> None:
-    """Promise: `/readyz` names the virtual host. Its events are lost, and the bridge continues."""
+    """Promise: `/readyz` names the virtual host. The events of the virtual host are lost, and the bridge continues."""
     vhost = unique("vhost")
     rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
     definitions = {"vhosts": [{"name": vhost}], "permissions": [{"vhost": vhost, **rights}]}

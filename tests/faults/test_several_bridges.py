@@ -33,7 +33,7 @@ BETWEEN = 50
 
 
 def on_stream(exchange: str, stream: str) -> dict[str, str]:
-    """Returns the settings of bridges whose history is a stream."""
+    """Returns the settings of bridges with a stream as their history."""
     return {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_HISTORY": "stream",
@@ -118,7 +118,7 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
 ) -> None:
     """With BRIDGE_HISTORY=stream, a client resumes with its last id on another bridge.
 
-    It gets every confirmed update exactly once, in order, and every resume is complete.
+    The client gets every confirmed update exactly once, in order, and every resume is complete.
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,

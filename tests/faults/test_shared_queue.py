@@ -31,7 +31,7 @@ async def others(process: BridgeProcess) -> float:
 
 
 def logged(process: BridgeProcess, phrase: str) -> list[dict[str, object]]:
-    """Returns the log lines whose event begins with the phrase."""
+    """Returns the log lines that begin with the phrase."""
     return [line for line in process.lines if str(line["event"]).startswith(phrase)]
 
 

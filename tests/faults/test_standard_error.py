@@ -98,7 +98,7 @@ class Running:
 async def bridge(
     stderr: int | None, *arguments: str, command: Sequence[str] = COMMAND, **variables: str
 ) -> AsyncIterator[Running]:
-    """Starts a bridge whose broker can't be reached. Kills it at the end if it still runs."""
+    """Starts a bridge with a broker that can't be reached. Kills it at the end if it still runs."""
     port = free_port()
     settings = {"BRIDGE_AMQP_URL": UNREACHABLE, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": str(port)}
     settings |= {"BRIDGE_REJECT_EXCHANGE": "off", "BRIDGE_SHUTDOWN_TIMEOUT": "0.2s"}
@@ -235,7 +235,7 @@ async def test_bridge_runs_without_standard_error(style: str) -> None:
     async with bridge(None, "--log-format", style, command=(*CLOSED, *COMMAND)) as running:
         await running.listens()
         assert (await running.get("/updates", host="elsewhere.example"))[0] == 403
-        # Otherwise, the next socket would become descriptor 2, and C code would print to it.
+        # If descriptor 2 were free, the next socket would become descriptor 2, and C code would print to this socket.
         assert Path(f"/proc/{running.process.pid}/fd/2").samefile(os.devnull)  # noqa: ASYNC240 - /proc never blocks
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0

@@ -148,7 +148,7 @@ class Newcomers:
                 writer.transport.abort()
 
     async def further(self, count: int) -> None:
-        """Waits until `count` more clients have connected and gone."""
+        """Waits until `count` more clients have connected and disconnected."""
         until = self.outcomes.total() + count
         await eventually("clients come", lambda: self.outcomes.total() >= until)
 

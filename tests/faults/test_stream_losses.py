@@ -99,7 +99,7 @@ class Withheld:
     def of_a_connection(self) -> Callable[[bytes], bytes]:
         """Returns the function for a connection.
 
-        It affects only the first connection: the next one belongs to the next session.
+        The function affects only the first connection: the next one belongs to the next session.
         """
         return self._pass if self._channel is None and not self.now else bytes
 

@@ -162,7 +162,7 @@ async def _holds(amqp: AbstractConnection, queue: str) -> bool:
 
 @pytest.fixture
 def node_without_streams() -> Iterator[PrivateNode]:
-    """Yields a broker whose feature flag stream_queue is disabled.
+    """Yields a broker with the feature flag stream_queue disabled.
 
     From RabbitMQ 3.11 on, streams are always enabled.
     """

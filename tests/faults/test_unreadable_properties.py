@@ -23,7 +23,7 @@ TIMESTAMP, MESSAGE_ID, HEADERS, CLUSTER_ID, TYPE = 1 << 6, 1 << 7, 1 << 13, 1 <<
 def publish_raw(
     url: str, exchange_name: str, body: bytes, flags: int, properties: bytes, routing_key: bytes = b""
 ) -> None:
-    """Publishes a message whose properties and routing key are bytes that no library writes."""
+    """Publishes a message with properties and a routing key that no library writes."""
     address = URL(url)
     with socket.create_connection((address.host or "", address.port or 5672), timeout=10) as connection:
         received = b""

@@ -1,4 +1,4 @@
-"""A client whose machine vanishes: no FIN and no RST arrive, and the bridge must detect it."""
+"""The machine of a client vanishes: no FIN and no RST arrive, and the bridge must detect the loss."""
 
 import asyncio
 import time

@@ -31,7 +31,7 @@ amqp, exchange = module_loop.amqp, module_loop.exchange
 CONTINUATION, BINARY = 0, 2
 
 NUMBERS = itertools.count(1)
-"""The ids of killmails. They never repeat, because the shared bridge sends no killmail twice."""
+"""The ids of killmails. The ids never repeat, because the shared bridge sends no killmail twice."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

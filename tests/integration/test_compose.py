@@ -46,7 +46,8 @@ def compose(file: str, *arguments: str, **variables: str) -> subprocess.Complete
 
 def read(file: str, **variables: str) -> dict[str, Any]:
     """Returns the file with all references resolved. Fails if docker-compose does not accept the file."""
-    # Version 1 of docker-compose writes YAML only. It is written in Python, so Debian's Python has a YAML parser.
+    # Version 1 of docker-compose writes YAML only. That version is written in Python, so Debian's Python has a YAML
+    # parser.
     first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
     done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ from tests.support.waiting import LIMIT_S, eventually
 
 @asynccontextmanager
 async def started(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A program whose output is read, with an input that stays open. Ends the program and its children."""
+    """Starts a program with an open input and an output that the test reads. Ends the program and its children."""
     pipe = asyncio.subprocess.PIPE
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
     process = await asyncio.create_subprocess_exec(

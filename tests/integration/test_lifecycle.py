@@ -227,7 +227,7 @@ async def gone(writer: asyncio.StreamWriter) -> None:
 
 
 async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exchange: str) -> None:
-    """A reload of a service changes nothing: its clients stay, and the log says that there is nothing to reload."""
+    """A reload of a service changes nothing: its clients stay, and the log reports that there is nothing to reload."""
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()
         client = await RawClient.open(await process.port())

@@ -127,7 +127,10 @@ async def test_client_of_a_full_bridge_replaces_one_without_a_request(broker: Br
 
 
 async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker: Broker, exchange: str) -> None:
-    """A full bridge closes 256 clients with 1013 and drops further ones. It logs this once, and counts them."""
+    """A full bridge closes 256 clients with 1013 and drops further ones.
+
+    The bridge logs the dropped clients once, and counts them.
+    """
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
         with capture_logs() as logged:
             # The clients that got 1013 do not close their connections.

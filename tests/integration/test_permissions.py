@@ -193,7 +193,7 @@ async def test_bridge_runs_with_what_the_script_grants(users: PrivateNode, case:
         await client.close()
         warnings = bridge.readiness.report()[1]["warnings"]
         assert isinstance(warnings, list)
-        # From RabbitMQ 4.3 on, a second warning says that the user can't see the exchange.
+        # From RabbitMQ 4.3 on, a second warning reports that the user can't see the exchange.
         assert bool(warnings) is bool(row.existing)
         assert all(EXCHANGE in text for text in warnings)
         if case.rejects:

@@ -33,7 +33,7 @@ class Shared:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def shared(amqp: AbstractConnection, shared_by_all: Shared) -> Shared:
-    """The bridge of all tests. Its rejects queue is empty, even if an earlier test failed."""
+    """The bridge of all tests. The queue of rejected events is empty, even if an earlier test failed."""
     channel = await amqp.channel()
     await (await channel.get_queue(shared_by_all.rejects, ensure=False)).purge()
     await channel.close()
@@ -42,7 +42,7 @@ async def shared(amqp: AbstractConnection, shared_by_all: Shared) -> Shared:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_by_all(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Shared]:
-    """Starts the bridge once. It declares the exchange and the queue of rejected events itself."""
+    """Starts the bridge once. The bridge declares the exchange and the queue of rejected events itself."""
     async with module_loop.own(amqp, "exchange") as exchange, module_loop.own(amqp, "rejects") as rejects:
         flags = {"reject_exchange": rejects, "instance": "here", "max_message_bytes": 4096}
         async with running(broker.url, exchanges=f"{exchange}=killmail", **flags) as bridge:

@@ -162,7 +162,7 @@ def test_unit_matches_limits_and_exit_codes_of_the_bridge() -> None:
 async def test_bridge_works_with_the_system_calls_that_its_unit_allows(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """With many clients, the bridge uses io_submit. Its memory is never both writable and executable."""
+    """With many clients, the bridge uses io_submit. The bridge's memory is never both writable and executable."""
     allowed = calls_of_unit()
     assert {"io_setup", "io_submit", "prlimit64"} <= allowed
     assert not {"setpriority", "chroot", "mount", "ptrace"} & allowed

@@ -38,7 +38,7 @@ class Shared:
     topic: str
     """A topic exchange that existed before."""
     sightings: str
-    """An exchange whose default type is from an operator's schema."""
+    """An exchange with a default type from an operator's schema."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

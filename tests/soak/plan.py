@@ -67,9 +67,9 @@ class Plan:
 
 
 DUPLICATE_WINDOW = 8192
-"""Identities that the bridge remembers. It must exceed the events of the 30 s in which the broker may not notice a
-half-open connection: 1500 at the steady rate, and two bursts. The window is small, because it must be full before
-memory is compared.
+"""Identities that the bridge remembers. The window must exceed the events of the 30 s in which the broker may not
+notice a half-open connection: 1500 at the steady rate, and two bursts. The window is small, because it must be full
+before memory is compared.
 """
 
 LOG_BYTES = 4 * 2**20

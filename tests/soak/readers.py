@@ -25,11 +25,11 @@ class Reader(asyncio.Protocol):
         self._port = port
         self._rest = b""
         self.opened: asyncio.Future[None] = loop.create_future()
-        """A future that is done after the upgrade. It has an error if the bridge refuses the upgrade or closes the
-        connection before."""
+        """A future that is done after the upgrade. The future has an error if the bridge refuses the upgrade or closes
+        the connection before."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
-        """A future that is done when the bridge closes the connection. Its result is the code of the close frame, or
+        """A future that is done when the bridge closes the connection. The result is the code of the close frame, or
         0."""
         self.numbers = array.array("I")
         self.pongs = 0

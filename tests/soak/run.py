@@ -135,7 +135,7 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
 
 
 async def _run_load(stage: Stage, plan: Plan, breaking: Breaking) -> None:
-    """Runs fetcher, clients and faults at the same time, as long as the plan says."""
+    """Runs fetcher, clients and faults at the same time, for the planned time."""
     stage.fetcher.begin()
     stage.crowd.begin()
     looking = asyncio.create_task(_notify_evicted(stage))

@@ -21,7 +21,7 @@ LOOK_S = 0.1
 LOOKS = 5
 
 BACK_LIMIT_S = 45.0
-"""The limit until tasks and descriptors of the other clients are gone. The bridge waits 10 s for the answer to a
+"""The limit until tasks and descriptors of the other clients have ended. The bridge waits 10 s for the answer to a
 closing handshake, and 30 s for an answer of a broker's connection."""
 
 

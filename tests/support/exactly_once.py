@@ -179,7 +179,7 @@ class Update:
 class ResumingClient:
     """A client that reconnects at once. `query` has the filter for its handshake.
 
-    It records each update with its id, each `resume` message, and each gap.
+    The client records each update with its id, each `resume` message, and each gap.
     """
 
     def __init__(self, port: int, **query: str) -> None:

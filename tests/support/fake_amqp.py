@@ -91,7 +91,7 @@ def returned() -> aiormq.exceptions.PublishError:
 
 
 class FakeTransport:
-    """The transport of a connection. It records writes, and whether reading is paused."""
+    """The transport of a connection. The fake records writes, and whether reading is paused."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

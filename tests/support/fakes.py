@@ -103,7 +103,7 @@ class _NoLoop:
 
 
 class FakeSubscriber:
-    """A connection with TLS, as the hub sees it. It takes writes until the test sets `full`."""
+    """A connection with TLS, as the hub sees it. The fake takes writes until the test sets `full`."""
 
     subscription: Subscription
 
@@ -283,8 +283,8 @@ class SocketSubscriber(FakeSubscriber):
 class FakeTransport(asyncio.Transport):
     """Records writes. With `full`, it reports a full buffer after a write.
 
-    It schedules its end with `call_soon`, as a real transport does. By default, its socket is closed and takes nothing,
-    so that all bytes go through the transport.
+    The fake schedules its end with `call_soon`, as a real transport does. By default, its socket is closed and takes
+    nothing, so that all bytes go through the transport.
     """
 
     def __init__(
@@ -371,7 +371,7 @@ class FakeTransport(asyncio.Transport):
 
 
 class FakeDelivery(Delivery):
-    """A delivery without a channel. It counts how often it is settled."""
+    """A delivery without a channel. The delivery counts how often it is settled."""
 
     def __init__(
         self,
@@ -507,7 +507,7 @@ class FakeFlushListener:
 
 
 class FakeSource:
-    """A source of updates. It is live until the test changes `is_live`."""
+    """A source of updates. The source is live until the test changes `is_live`."""
 
     def __init__(self) -> None:
         self.is_live = True

@@ -51,8 +51,9 @@ backend bridges
 class Haproxy:
     """HAProxy as an operator runs it in front of several bridges: one port for the clients of all ready bridges.
 
-    It forwards bytes (`mode tcp`), requests `/readyz` of each bridge several times a second, and tries another bridge
-    if one refuses a connection. It listens only on loopback. The peer of the bridges is HAProxy, not the clients.
+    HAProxy forwards bytes (`mode tcp`), requests `/readyz` of each bridge several times a second, and tries another
+    bridge if one refuses a connection. HAProxy listens only on loopback. The peer of the bridges is HAProxy, not the
+    clients.
     """
 
     def __init__(self, port: int, control: Path) -> None:

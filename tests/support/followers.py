@@ -58,8 +58,8 @@ class Follower(Protocol):
     async def reports(self) -> list[list[Any]]:
         """Returns the calls of the client's functions, each as a list.
 
-        They are `["update", {...}]`, `["missed", {...}]`, `["connected", id]`, `["disconnected", why]` and
-        `["refused", sentence]`.
+        The possible calls are `["update", {...}]`, `["missed", {...}]`, `["connected", id]`, `["disconnected", why]`
+        and `["refused", sentence]`.
         """
 
     async def stop(self) -> None:
@@ -316,8 +316,9 @@ UNKNOWN = f"7-{'0' * 8}"
 class ScriptedBridge:
     """A bridge on 127.0.0.1 that a test controls, for faults that a real bridge has only by chance.
 
-    It implements the parts of `?after=` that a client sees: `resume`, updates with ids, gaps, close codes, refusals. It
-    validates no update, and has no broker. A test changes its attributes, which apply to later clients.
+    The scripted bridge implements the parts of `?after=` that a client sees: `resume`, updates with ids, gaps, close
+    codes, refusals. The scripted bridge validates no update, and has no broker. A test changes its attributes, which
+    apply to later clients.
     """
 
     def __init__(self, ping_interval_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
@@ -342,7 +343,8 @@ class ScriptedBridge:
         self._number = 0
         self._muted: set[ServerConnection] = set()
         self._not_resumed: set[ServerConnection] = set()
-        """Connections without a `resume`. They get no updates and no gaps, because a bridge sends `resume` first."""
+        """Connections without a `resume`. Such connections get no updates and no gaps, because a bridge sends `resume`
+        first."""
         self._ping_interval_s = ping_interval_s
         self._tls = tls
         self._server: Server | None = None

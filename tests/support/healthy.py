@@ -21,7 +21,7 @@ PAUSE_S = 0.01
 
 
 class Healthy(Collector):
-    """A client that reads at once and answers every ping. It records the number and the time of each update."""
+    """A client that reads at once and answers every ping. The client records the number and the time of each update."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)

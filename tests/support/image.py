@@ -38,7 +38,7 @@ HARDENED: dict[str, Any] = {
 
 
 def no_engine(reason: str) -> NoReturn:
-    """Skips the test. In CI, fails it if a variable says that there is an engine, because not every CI has one."""
+    """Skips the test. In CI, fails the test if a variable promises an engine, because not every CI has an engine."""
     if {"DOCKER_HOST", "TEST_RABBITMQ_IMAGE"} & os.environ.keys():
         unavailable(reason)
     pytest.skip(reason)

@@ -95,6 +95,6 @@ REQUESTS: Mapping[str, bytes] = {
     "page: /schemas/": _get("/schemas/"),
     "page: /readyz": _get("/readyz"),
 }
-"""The requests by their descriptions. The answer is an upgrade or a page, unless the description says otherwise."""
+"""The requests by their descriptions. The answer is an upgrade or a page, unless the description names another one."""
 
 METRICS = _get("/metrics")

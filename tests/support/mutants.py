@@ -1,7 +1,8 @@
 """`python -m tests.support.mutants`: runs mutmut over modules of the bridge, and lists the mutants that survive.
 
 mutmut changes one expression of a function at a time and runs the unit tests that call this function, in a copy of the
-tree. It does not change module constants, class bodies or decorated functions, except static methods and class methods.
+tree. mutmut does not change module constants, class bodies or decorated functions, except static methods and class
+methods.
 """
 
 import ast

@@ -48,7 +48,8 @@ class Island:
         """
         to = NEAR_V6 if ":" in source else NEAR
         if source.startswith("fe80:"):
-            # The target is the link-local address of this machine. Its zone is the other machine's end of the cable.
+            # The target is the link-local address of this machine. The zone of the address is the other machine's end
+            # of the cable.
             to = f"{_link_local('near')}%far"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._far, _connected, to, port, source)

@@ -22,7 +22,7 @@ BATCH = 500
 async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:
     """Connects like `aio_pika.connect` to a broker that may be away.
 
-    If connecting fails, closes the connection at once. Otherwise, the garbage collector would close the connection,
+    If connecting fails, closes the connection at once. The garbage collector would close an abandoned connection later,
     maybe in another test.
     """
     connection = aio_pika.Connection(URL(broker_url))
@@ -134,7 +134,7 @@ async def depth(connection: AbstractConnection, queue: str) -> int:
 async def rejected(
     amqp: AbstractConnection, rejects: str, exchange: str, numbers: Sequence[int], reason: str = "too-large"
 ) -> None:
-    """Puts killmails with these numbers into the queue of rejected events. Their ids are `id-<number>`."""
+    """Puts killmails with these numbers into the queue of rejected events. The message ids are `id-<number>`."""
     channel = await amqp.channel(publisher_confirms=True)
     await channel.declare_queue(rejects, durable=True, arguments=dict(QUEUE_ARGUMENTS))
     headers: dict[str, Any] = {

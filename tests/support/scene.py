@@ -1,7 +1,7 @@
 """A scene for faults of the broker: a fetcher, an exchange, and two bridges with one client each.
 
-One bridge consumes a named queue, and the other an exclusive one. Both are processes, as an operator runs them. The
-fetcher continuously publishes numbered killmails, and records the confirmed ones. The test compares them with the
+One bridge consumes a named queue, and the other an exclusive one. Both bridges are processes, as an operator runs them.
+The fetcher continuously publishes numbered killmails, and records the confirmed ones. The test compares them with the
 updates of each client, and checks the log and `/readyz` of each bridge.
 """
 
@@ -271,8 +271,8 @@ class Scene:
         """Checks the guarantees of both bridges after a fault, and adds a row to the table.
 
         `what` names the fault and `does` the reaction of the bridge. `limit_s` bounds the recovery. `kept` is False if
-        not even a named queue can keep all events. `noticed` names the bridges that lose their connection. It is None
-        if that depends on the time of their checks.
+        not even a named queue can keep all events. `noticed` names the bridges that lose their connection. `noticed` is
+        None if the loss depends on the time of their checks.
         """
         if not fault.is_over:
             fault.over()

@@ -8,7 +8,8 @@ from typing import ParamSpec
 Parameters = ParamSpec("Parameters")
 
 LIMIT_S = 20.0
-"""The default limit. It is long, because only a failing test waits this long. The failure names the condition."""
+"""The default limit. The limit is long, because only a failing test waits this long. The failure names the
+condition."""
 
 
 async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:

@@ -9,7 +9,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class PausableChannel(Protocol):
-    """A channel whose connection can stop reading."""
+    """A channel on a connection that can stop reading."""
 
     def pause_reading(self) -> None:
         """Stops reading deliveries."""

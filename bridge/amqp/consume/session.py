@@ -132,7 +132,7 @@ class ConsumerSession:
         self._on_open = on_open
         self._opened = False
         self._delivering = False
-        """True from `open` to `end`. It is the only condition that is checked for each delivery."""
+        """True from `open` to `end`. This flag is the only condition that is checked for each delivery."""
         self._delivery_counts = delivery_counts or DeliveryCounts()
         self._read_properties = read_properties
         self._settlement = Settlement(prefetch)
@@ -206,7 +206,8 @@ class ConsumerSession:
                     await self.all_settled.wait()
         self.acknowledge()
         if self.outstanding:
-            # Unsettled deliveries are rejected events here. Those of an exclusive queue or of a stream are lost.
+            # Unsettled deliveries are rejected events here. Rejected events of an exclusive queue or of a stream are
+            # lost.
             _log.warning(
                 "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=redelivers
             )

@@ -1,4 +1,4 @@
-"""A channel with publisher confirms, on its own connection. It is opened again after each lost connection.
+"""A channel with publisher confirms, on its own connection. The channel is opened again after each lost connection.
 
 An attempt to publish is confirmed, not confirmed, or cancelled by its caller. The caller decides whether to publish
 again. The channel has its own connection because a broker that is short of memory or disk blocks each connection that
@@ -54,7 +54,7 @@ class ChannelOwner(Protocol):
     def on_blocked(self, reason: str | None) -> None:
         """Called with the broker's reason when it stops accepting messages, and with None when it accepts them again.
 
-        It is not called when a blocked connection is lost.
+        The method is not called when a blocked connection is lost.
         """
 
     def on_lost(self, state: State, reason: str) -> None:
@@ -170,7 +170,7 @@ class ConfirmChannel:
         `on_published` gets them when the library has taken the message, before the confirm.
 
         No timeout applies while the connection is open. A broker that is short of memory accepts nothing until it has
-        memory again. It then gets the messages of all attempts in the meantime.
+        memory again, and then gets the messages of all attempts.
         """
         async with self._message_ids.lock(message_id):
             # Without this lock, an attempt that begins when a channel opens would overtake the waiting attempts.

@@ -20,5 +20,5 @@ class MessageIdLocks:
         return self._locks.setdefault(message_id, asyncio.Lock()) if message_id else nullcontext()
 
     def __len__(self) -> int:
-        """Returns the number of ids whose lock is in use."""
+        """Returns the number of ids with a lock in use."""
         return len(self._locks)

@@ -71,9 +71,9 @@ class NotConfirmed(ConnectionError):
 class Publisher:
     """Publishes updates to an exchange, on one connection that is opened again after each loss.
 
-    A publisher is an asynchronous context manager. It connects when the context is entered, or with the first update.
-    Any number of updates may wait for their confirm at the same time. On one connection, they are published in the
-    order of the calls.
+    A publisher is an asynchronous context manager. The publisher connects when the context is entered, or with the
+    first update. Any number of updates may wait for their confirm at the same time. On one connection, they are
+    published in the order of the calls.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Publisher:
     ) -> None:
         """`amqp_url` may contain several URLs, separated by commas.
 
-        If `declare` is true, the publisher declares a missing exchange as a durable fanout. Otherwise the exchange must
-        exist when the publisher connects. A bridge declares its exchanges when it starts.
+        If `declare` is true, the publisher declares a missing exchange as a durable fanout. If `declare` is false, the
+        exchange must exist when the publisher connects. A bridge declares its exchanges when it starts.
 
         `schemas` is a folder of schema files in addition to the packaged ones. `timeout_s` bounds the time for each
         update, including the time to connect. Raises ValueError for an invalid URL or name, a limit that is not above

@@ -243,7 +243,7 @@ class RejectPublisher:
             ) from error
 
     def on_open(self) -> None:
-        """Sets the status `working` if no event is held. Otherwise, the first confirm sets it."""
+        """Sets the status `working` if no event is held. If events are held, the first confirm sets this status."""
         self.status.ever_connected = True
         if not self._unconfirmed:
             self._recover("rejected events can be published again")

@@ -83,7 +83,7 @@ LATE_INTERVALS = 2
 
 
 class _FreezeTolerantConnection(aiormq.connection.Connection):
-    """A connection whose heartbeat timeout starts again after a late check."""
+    """A connection that restarts its heartbeat timeout after a late check."""
 
     checked_at_s: float
     running_since_s: float

@@ -43,7 +43,7 @@ class Settlement:
         self._settled.append(tag)
 
     def take(self) -> list[Acknowledgement]:
-        """Returns all acknowledgements that can be sent now. Their tags then count as acknowledged."""
+        """Returns all acknowledgements that can be sent now. The returned tags then count as acknowledged."""
         if not self._settled:
             return []
         first_open = next(iter(self._open), None)

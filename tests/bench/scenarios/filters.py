@@ -58,7 +58,7 @@ def _figures(kind: Kind) -> list[Figure]:
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns one case. It starts a new bridge for each kind of clients."""
+    """Returns one case. The case starts a new bridge for each kind of clients."""
     clients, updates = (5000, 40) if quick else (5000, 200)
     figures = [
         *(figure for kind in KINDS for figure in _figures(kind)),

@@ -18,7 +18,7 @@ End = str | BaseException
 
 
 class NoBackoff:
-    """A Backoff without pauses. It counts the requests for a pause, and the resets."""
+    """A Backoff without pauses. The fake counts the requests for a pause, and the resets."""
 
     asked: int
     resets: int

@@ -105,7 +105,7 @@ async def test_reject_that_is_given_up_stays_with_the_broker() -> None:
 
 
 async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
-    """Returns events that are rejected and not confirmed, and whose connection is lost."""
+    """Returns rejected events without a confirm, after their connection was lost."""
     channel = SilentChannel()
     rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]

@@ -1,7 +1,7 @@
 """The behaviour of the libraries without each workaround, and with it.
 
-A test whose name begins with `test_pamqp_`, `test_aiormq_` or `test_aio_pika_` runs the library alone and asserts its
-fault. If such a test fails, the library has been fixed: the workaround and the test can be removed.
+A test with a name that begins with `test_pamqp_`, `test_aiormq_` or `test_aio_pika_` runs the library alone and asserts
+its fault. If such a test fails, the library has been fixed: the workaround and the test can be removed.
 """
 
 from __future__ import annotations
@@ -174,7 +174,10 @@ CHANNEL = 1
 
 
 class Peer:
-    """The broker at the other end of an aiormq connection. It answers the handshake, and requests that a test adds."""
+    """The broker at the other end of an aiormq connection.
+
+    The peer answers the handshake, and requests that a test adds.
+    """
 
     def __init__(self, frame_max: int = FRAME_MAX, open_reply: object | None = None) -> None:
         self.received: list[tuple[int, Any]] = []
