@@ -1,8 +1,8 @@
 """Converts the properties of an event to those of a reject, with the reason in headers, and back.
 
-The properties of a reject must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties are larger, the broker closes
-the connection at each attempt to publish. Headers that don't fit are omitted and named in a header. This module does no
-I/O, except that it reads the clock.
+The properties of a reject must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties are larger, the
+broker closes the connection at each attempt to publish. Headers that don't fit are omitted and named in a header. This
+module does no I/O, except that it reads the clock.
 """
 
 import uuid
