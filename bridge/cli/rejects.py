@@ -21,6 +21,7 @@ import orjson
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import Reject, RejectQueue, open_reject_queue
 from bridge.amqp.rejects.requeue import MAX_IN_FLIGHT, NotRequeued, Requeuer
+from bridge.cli.common.columns import truncated
 from bridge.cli.common.counts import counted
 from bridge.cli.common.errors import broker_setting_named, exit_on_error
 from bridge.cli.common.options import effective_settings, exit_codes, setting_options
@@ -466,7 +467,7 @@ def content(reject: Reject, limit: int) -> str:
         return f"killmail {found}"
     # A truncated character at the end is not an error of the body.
     start = " ".join(reject.body[:_START_BYTES].decode(errors="replace").split())
-    return _truncated(printable(start, _START_BYTES), limit) or "empty body"
+    return truncated(printable(start, _START_BYTES), limit) or "empty body"
 
 
 def as_json(reject: Reject) -> str:
@@ -482,7 +483,7 @@ def as_fields(reject: Reject) -> str:
 
 
 def as_entry(reject: Reject, width: int) -> str:
-    """Returns four lines of at most `width` characters for a person. The id is never truncated."""
+    """Returns four lines of at most `width` columns for a person. The id is never truncated."""
     time, reason, detail = (printable(reject.header(name)) for name in ("time", "reason", "detail"))
     pointer = printable(reject.header("pointer"))
     what = f"{printable(reject.type, 60) or 'no type'}, {len(reject.body):,} bytes"
@@ -496,8 +497,4 @@ def as_entry(reject: Reject, width: int) -> str:
         f"{margin}{where}{detail or 'no detail'}",
         f"{margin}{content(reject, max(width - len(margin), 0))}",
     ]
-    return "\n".join([*(_truncated(line, width) for line in lines), f"{margin}{printable(reject.id, 255)}"])
-
-
-def _truncated(line: str, width: int) -> str:
-    return line if len(line) <= width else f"{line[: max(width - 3, 0)]}..."
+    return "\n".join([*(truncated(line, width) for line in lines), f"{margin}{printable(reject.id, 255)}"])

@@ -1,19 +1,17 @@
 """An update as one line for a person: `08:51:41  killmail  ship 587  system 30000142  15 att.  123456789`."""
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import orjson
 
 from bridge.cli.common.colors import ID, NAME, TIME, TYPE, Style
+from bridge.cli.common.columns import ELLIPSIS, columns, start
 
 NO_TIME = "--:--:--"
 
 SEPARATOR = "  "
-
-ELLIPSIS = "..."
 
 Part = tuple[str, Style | None]
 """A text, and the style in which it is printed."""
@@ -66,30 +64,14 @@ def _escaped(text: str) -> str:
 
 def _truncated(pieces: list[Part], width: int) -> list[Part]:
     """Returns the pieces that fit into the width. An ellipsis replaces the others."""
-    if _columns("".join(text for text, _ in pieces)) <= width:
+    if columns("".join(text for text, _ in pieces)) <= width:
         return pieces
     found: list[Part] = []
     free = width - len(ELLIPSIS)
     for text, style in pieces:
-        start = _start(text, free)
-        found.append((start, style))
-        free -= _columns(start)
-        if start != text:
+        shown = start(text, free)
+        found.append((shown, style))
+        free -= columns(shown)
+        if shown != text:
             break
     return [*found, (ELLIPSIS[:width], None)]
-
-
-def _start(text: str, width: int) -> str:
-    """Returns as much of the start of a text as fits."""
-    for number, character in enumerate(text):
-        width -= _columns(character)
-        if width < 0:
-            return text[:number]
-    return text
-
-
-def _columns(text: str) -> int:
-    """Returns the number of columns on a terminal. It is too high for combining characters."""
-    if text.isascii():
-        return len(text)
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

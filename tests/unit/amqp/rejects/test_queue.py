@@ -15,6 +15,7 @@ from pamqp import commands
 
 from bridge.amqp.rejects import queue
 from bridge.amqp.rejects.queue import RPC_TIMEOUT_S, BrokerLost, Reject, open_reject_queue
+from bridge.cli.common.columns import columns
 from bridge.cli.rejects import (
     MAX_REASONS,
     Outcome,
@@ -57,6 +58,13 @@ def test_entry_fits_and_its_id_is_whole(width: int) -> None:
     assert all(len(line) <= width for line in lines)
     assert lines[1].endswith("...") == (width < 300)
     assert last == "      m-1"
+
+
+@pytest.mark.parametrize("width", [40, 41, 80])
+def test_entry_with_wide_characters_fits(width: int) -> None:
+    wide = "\N{CJK UNIFIED IDEOGRAPH-8266}"
+    event = reject((wide * 100).encode(), detail=wide * 100)
+    assert all(width - 1 <= columns(line) <= width for line in as_entry(event, width).splitlines()[1:3])
 
 
 def test_entry_of_a_message_that_no_bridge_has_published_has_no_reason() -> None:

@@ -1,0 +1,28 @@
+"""The width of a text on a terminal, in columns: a Chinese, Japanese or Korean character takes two."""
+
+import unicodedata
+
+ELLIPSIS = "..."
+
+
+def columns(text: str) -> int:
+    """Returns the number of columns on a terminal. It is too high for combining characters."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def start(text: str, width: int) -> str:
+    """Returns as much of the start of a text as fits."""
+    for number, character in enumerate(text):
+        width -= columns(character)
+        if width < 0:
+            return text[:number]
+    return text
+
+
+def truncated(text: str, width: int) -> str:
+    """Returns a text that fits into the width. An ellipsis replaces the rest of a longer text."""
+    if columns(text) <= width:
+        return text
+    return (start(text, width - len(ELLIPSIS)) + ELLIPSIS)[: max(width, 0)]
