@@ -452,8 +452,10 @@ def _killmail_id(event: object, depth: int) -> int | None:
         return None
     for name in _ID_MEMBERS:
         # In EDK's own format, an id may be a string.
-        if re.fullmatch("[0-9]{1,19}", text := str(event.get(name))):
-            return int(text)
+        value = event.get(name)
+        # `str` raises RecursionError for a value that is nested deeply.
+        if isinstance(value, int | str) and re.fullmatch("[0-9]{1,19}", str(value)):
+            return int(value)
     inner = (_killmail_id(event.get(name), depth - 1) for name in _WRAPPERS) if depth else ()
     return next((found for found in inner if found is not None), None)
 

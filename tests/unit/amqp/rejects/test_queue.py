@@ -116,6 +116,37 @@ def test_content_is_the_killmail_or_the_start_of_the_body(body: bytes, text: str
     assert content(reject(body), 20) == text
 
 
+DEEP = b"[" * 1010 + b"]" * 1010
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b'{"%b":%b}' % (name, DEEP) for name in (b"killmailId", b"killmail_id", b"killID", b"data")),
+        b'{"killmailId":' + b'{"a":' * 1010 + b"1" + b"}" * 1011,
+        DEEP,
+        b"[" * 100_000,
+        b'{"killmailId":%b}' % (b"9" * 10_000),
+        b'{"killmailId":"%b"}' % (b"9" * 10_000),
+        b'{"killmailId":1e999}',
+        b'{"killmailId":true}',
+        b'{"killmailId":"\xd9\xa1"}',
+        b'{"killmailId":"\\ud800"}',
+        b'"\xed\xa0\x80"',
+        bytes(range(256)),
+        b"\x00" * 1000,
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+def test_any_body_is_listed(body: bytes) -> None:
+    event = reject(body)
+    record = orjson.loads(as_json(event))
+    assert record["killmail_id"] is None
+    assert record.get("body", "").encode() == body or bytes.fromhex(record["body_hex"]) == body
+    assert all(field.isprintable() for field in as_fields(event).split("\t"))
+    assert as_entry(event, 80).count("\n") == 3
+
+
 def test_body_that_is_not_text_is_hex() -> None:
     assert orjson.loads(as_json(reject(b"\xff\x00")))["body_hex"] == "ff00"
     assert orjson.loads(as_json(reject("ü".encode())))["body"] == "ü"
