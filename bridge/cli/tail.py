@@ -336,7 +336,7 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, *, as_lines: bool, in_
         async def write(text: str, message: Mapping[str, object]) -> None:
             if as_lines:
                 width = shutil.get_terminal_size().columns if cut else None
-                await output.styled_line(as_line(message, width, in_color=in_color))
+                await output.styled_line(as_line(message, width, in_color=in_color, text=text))
             else:
                 await output.line(text)
 

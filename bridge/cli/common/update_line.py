@@ -17,26 +17,37 @@ Part = tuple[str, Style | None]
 """A text, and the style in which it is printed."""
 
 
-def as_line(message: Mapping[str, object], width: int | None, *, in_color: bool) -> str:
+def as_line(message: Mapping[str, object], width: int | None, *, in_color: bool, text: str) -> str:
     """Returns a printable line of at most `width` columns, or of any length for None.
 
     A killmail shows the ids of its ship, its system and itself, and the number of attackers. Another update shows its
-    data as JSON. The time is the envelope's `timestamp` in UTC.
+    data as JSON. The time is the envelope's `timestamp` in UTC. `text` is the update as JSON, which is shown if its
+    data can't be formatted.
     """
     kind = str(message.get("type"))
     parts: list[Part] = [(_time(message.get("timestamp")), TIME), (_escaped(kind), TYPE)]
     data = message.get("data")
-    parts += (_killmail(data) if kind == "killmail" else None) or [(_escaped(orjson.dumps(data).decode()), None)]
+    parts += (_killmail(data) if kind == "killmail" else None) or [(_escaped(_json(data) or text), None)]
     pieces = [piece for part in parts for piece in ((SEPARATOR, None), part)][1:]
     shown = pieces if width is None else _truncated(pieces, width)
     return "".join(style(text) if in_color and style is not None else text for text, style in shown)
 
 
 def _time(timestamp: object) -> str:
+    if not isinstance(timestamp, int | float):
+        return NO_TIME
     try:
-        return f"{datetime.fromtimestamp(float(str(timestamp)) / 1000, UTC):%H:%M:%S}"
+        return f"{datetime.fromtimestamp(timestamp / 1000, UTC):%H:%M:%S}"
     except (ValueError, OverflowError, OSError):
         return NO_TIME
+
+
+def _json(data: object) -> str:
+    """Returns the data as JSON, or an empty text: orjson formats at most 254 levels, and parses 1,024."""
+    try:
+        return orjson.dumps(data).decode()
+    except orjson.JSONEncodeError:
+        return ""
 
 
 def _killmail(data: object) -> list[Part] | None:

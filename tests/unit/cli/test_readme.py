@@ -20,4 +20,4 @@ async def test_check_prints_what_the_readme_shows(tmp_path: Path) -> None:
 
 def test_tail_prints_the_line_that_the_readme_shows() -> None:
     message = {"type": "killmail", "data": EXAMPLE, "timestamp": 1697962000000}
-    assert f"{as_line(message, 80, in_color=False)}\n" == code_block("bridge/cli/README.md", "tail", 0)
+    assert f"{as_line(message, 80, in_color=False, text='')}\n" == code_block("bridge/cli/README.md", "tail", 0)

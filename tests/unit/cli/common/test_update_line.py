@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import orjson
 import pytest
 
+from bridge.cli.common import update_line
 from bridge.cli.common.colors import ID, TYPE
-from bridge.cli.common.update_line import NO_TIME, as_line
+from bridge.cli.common.update_line import NO_TIME
 from tests.support.killmail import EXAMPLE
 
 TIMESTAMP = 1697962000000
@@ -17,6 +19,10 @@ TIMESTAMP = 1697962000000
 
 def update(data: object, kind: str = "killmail") -> dict[str, Any]:
     return {"type": kind, "data": data, "timestamp": TIMESTAMP, "id": "1-9f86d081"}
+
+
+def as_line(message: dict[str, Any], width: int | None, *, in_color: bool) -> str:
+    return update_line.as_line(message, width, in_color=in_color, text=orjson.dumps(message).decode())
 
 
 KILLMAIL = "08:06:40  killmail  ship 587    system 30000142    15 att.  123456789"
@@ -65,7 +71,21 @@ def test_colors_are_added_and_nothing_else_changes() -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", line) == as_line(update(EXAMPLE), 60, in_color=False)
 
 
-@pytest.mark.parametrize("timestamp", [None, "soon", 1e300, float("nan")])
+@pytest.mark.parametrize("levels", [300, 1000])
+@pytest.mark.parametrize("kind", ["killmail", "event"])
+def test_deeply_nested_data_is_shown_as_it_is(levels: int, kind: str) -> None:
+    text = f'{{"type":"{kind}","data":{"[" * levels}"\x9b"{"]" * levels},"timestamp":{TIMESTAMP}}}'
+    line = update_line.as_line(orjson.loads(text), 80, in_color=False, text=text)
+    assert line == f'08:06:40  {kind}  {{"type":"{kind}","data":{"[" * 80}'[:77] + "..."
+    line = update_line.as_line(orjson.loads(text), None, in_color=False, text=text)
+    assert line == f"08:06:40  {kind}  {text}".replace("\x9b", "\\u009b")
+
+
+DEEP = orjson.loads("[" * 1010 + "]" * 1010)
+
+
+@pytest.mark.parametrize("timestamp", [None, "soon", 1e300, float("nan"), DEEP, 2**64 - 1, -(2**63)])
 def test_invalid_timestamp_is_shown_as_no_time(timestamp: object) -> None:
-    line = as_line({"type": "event", "data": {}, "timestamp": timestamp}, None, in_color=False)
+    message = {"type": "event", "data": {}, "timestamp": timestamp}
+    line = update_line.as_line(message, None, in_color=False, text="")
     assert line == f"{NO_TIME}  event  {{}}"
