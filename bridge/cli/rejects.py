@@ -118,7 +118,8 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
                 for line in shown(reject).split("\n"):
                     await output.line(line)
                 count += 1
-                last_id = reject.id or last_id
+                if _is_printed_unchanged(reject.id):
+                    last_id = reject.id
                 if count == limit:
                     break
         except BrokenPipeError:
@@ -128,14 +129,31 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
             raise BridgeError(f"standard output: {error.strerror}") from error
         of = "" if reason is None else f" with the reason {reason}"
         echo(f"{counted(count, 'event')}{of} listed; {queue.name} has {queue.count:,}", err=True)
-        if last_id:
-            shown_id = shlex.quote(printable(last_id, 255))
-            echo(f"to publish an event again: edk-bridge rejects requeue ID, such as {shown_id}", err=True)
+        if count:
+            echo(_requeue_hint(last_id, reason), err=True)
 
     with exit_on_error(), broker_setting_named():
         if sys.stdout is None:
             raise ConfigurationError(["standard output is closed"])
         _on_queue(effective_settings(flags), work)
+
+
+def _is_printed_unchanged(text: str) -> bool:
+    """Returns whether standard error shows the text without escapes, so that a user can copy it."""
+    encoding = None if sys.stderr is None else sys.stderr.encoding
+    try:
+        return text.isprintable() and bool(text.encode(encoding or "utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _requeue_hint(event_id: str, reason: str | None) -> str:
+    """Returns a command that a shell can run. `event_id` is empty if no id can be copied."""
+    if event_id:
+        # An id may begin with a hyphen.
+        return f"to publish an event again: edk-bridge rejects requeue -- {shlex.quote(event_id)}"
+    selected_by = "--all" if reason is None else f"--reason {reason}"
+    return f"to publish the events again: edk-bridge rejects requeue {selected_by}"
 
 
 @rejects.command(

@@ -20,7 +20,7 @@ from tests.support.publishing import bind, depth, numbers_in, publish, rejected,
 from tests.support.running import port_of, running, unique
 from tests.support.waiting import eventually
 
-REQUEUE = "to publish an event again: edk-bridge rejects requeue ID, such as "
+REQUEUE = "to publish an event again: edk-bridge rejects requeue -- "
 
 CLEARED = re.compile(r"[^\r\n]*\r\x1b\[K")
 """Matches a line on a terminal that was erased."""
@@ -54,6 +54,45 @@ async def test_list_shows_events_in_order_and_keeps_them(
         ]
         assert ended.errors == [f"3 events listed; {rejects} has 5", REQUEUE + "id-3"]
     assert await numbers_in(amqp, rejects) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "message_id", ["-1", "--all", "-", "--", "a b", " a", "it's $HOME `id` \\ !1 *", "#1", "~", "\u00e9\u8266"]
+)
+async def test_suggested_command_works_in_a_shell(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str, message_id: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    channel = await amqp.channel()
+    await channel.declare_queue(rejects, durable=True)
+    message = aio_pika.Message(b"{}", message_id=message_id, headers={"x-reject-exchange": exchange})
+    await channel.default_exchange.publish(message, rejects)
+    said = (await command(broker, rejects, "list")).said[-1]
+    assert said.startswith(REQUEUE)
+    suggested = said.partition(": ")[2].replace("edk-bridge", f"{sys.executable} -m bridge", 1)
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", suggested),
+        env=environment(BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects),
+        cwd=Path(__file__).parent,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"1 event requeued, 0 kept\n")
+
+
+@pytest.mark.parametrize("message_id", ["\x1b[2J", "a\nb", "\u202e", "\u00a0"])
+async def test_id_that_is_not_printable_is_not_suggested(
+    broker: Broker, amqp: AbstractConnection, rejects: str, message_id: str
+) -> None:
+    await rejected(amqp, rejects, "kills", [1])
+    channel = await amqp.channel()
+    headers: FieldTable = {"x-reject-reason": "not-json"}
+    await channel.default_exchange.publish(aio_pika.Message(b"", message_id=message_id, headers=headers), rejects)
+    assert (await command(broker, rejects, "list")).said[-1] == REQUEUE + "id-1"
+    again = "to publish the events again: edk-bridge rejects requeue"
+    assert (await command(broker, rejects, "list", "--reason=not-json")).said[-1] == f"{again} --reason not-json"
+    await take(amqp, rejects, 1)
+    assert (await command(broker, rejects, "list")).said[-1] == f"{again} --all"
 
 
 async def test_list_as_json_has_the_event_itself(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
