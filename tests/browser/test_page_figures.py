@@ -80,9 +80,7 @@ async def test_page_shows_what_a_proxy_passes_and_stops_requesting_the_rest(
         await live.page.clock.run_for(3_500)
         # The page still requests the other path.
         for path in {"readyz", "metrics"} - set(withheld):
-            await eventually(
-                "the page requests the path again", lambda path=path, times=times: requests.count(path) >= times
-            )  # type: ignore[misc]  # a lambda's default has no type
+            await eventually("a path is requested again", lambda path=path, times=times: requests.count(path) >= times)  # type: ignore[misc]  # a lambda's default has no type
     await live.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
     assert {path: requests.count(path) for path in withheld} == dict.fromkeys(withheld, 1)
