@@ -118,7 +118,7 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
         await not_ready(bridge)
         await asyncio.to_thread(mortal_broker.start)
         await eventually(
-            "both are delivered again",
+            "both events are delivered again",
             lambda: sample(bridge, "bridge_duplicates_total", type="killmail") == 2,
         )
         assert sample(bridge, "bridge_redeliveries_total") == 3

@@ -53,7 +53,7 @@ async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_
                 memory.look()
                 return await metric(port, 'bridge_evictions_total{reason="too-slow"}') == STALLED
 
-            await eventually("all are evicted", all_are_evicted)
+            await eventually("all clients are evicted", all_are_evicted)
             await eventually("that is logged", lambda: process.logged("client evicted"))
             evicted = [line for line in process.lines if line["event"] == "client evicted"]
             assert {(line["reason"], line["code"]) for line in evicted} == {("too-slow", 4008)}
@@ -146,10 +146,10 @@ async def test_a_thousand_clients_a_second_connect_and_disconnect_without_leaks(
             before = sockets(pid)
             # The first clients load modules and fill caches, which keep their memory.
             await asyncio.to_thread(come_and_go, port, RATE // 2)
-            await eventually("the first are gone", lambda: sockets(pid) == before)
+            await eventually("the first connections are closed", lambda: sockets(pid) == before)
             memory = Memory(pid)
             rate = await asyncio.to_thread(come_and_go, port, RATE * STORM_S)
-            await eventually("all are gone", lambda: sockets(pid) == before)
+            await eventually("all connections are closed", lambda: sockets(pid) == before)
             assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB at {rate:.0f} a second"
             assert await metric(port, 'bridge_connections{transport="websocket"}') == COUNT
             await stream.verify()

@@ -318,7 +318,7 @@ async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the
         killed_s = time.monotonic()
         await arrives(2)
         if tuple(map(int, version_of(first.url).split(".")))[:2] >= (4, 3):
-            await eventually("both warn", lambda: exclusive.warnings and named.warnings)
+            await eventually("both bridges warn", lambda: exclusive.warnings and named.warnings)
             assert all(
                 "the broker answers other requests, but not" in str(each)
                 for each in exclusive.warnings + named.warnings
@@ -356,7 +356,7 @@ async def test_stream_is_read_again_when_its_majority_is_back(cluster: Cluster) 
             second.kill()
             third.kill()
             await asyncio.to_thread(second.start)
-            await eventually("it reads the stream", lambda: consumer_of(bridge).is_live, limit_s=AGAIN_LIMIT_S)
+            await eventually("the bridge reads the stream", lambda: consumer_of(bridge).is_live, limit_s=AGAIN_LIMIT_S)
             await arrives(2)
             await client.close()
         await asyncio.to_thread(third.start)

@@ -56,7 +56,7 @@ async def start_and_stop(url: str, exchange: str, outcomes: Counter[str]) -> Non
     config = ConsumerConfig((Node(url),), (exchange,), None, "a bridge")
     consumer = Consumer(config, recorder, FlowControl(200), Metrics(), wait=False)
     running = asyncio.create_task(consumer.run())
-    await eventually("it consumes", lambda: consumer.status.state is State.WORKING and recorder.deliveries)
+    await eventually("the consumer consumes", lambda: consumer.status.state is State.WORKING and recorder.deliveries)
     confirmed = outcomes["ack"]
     await eventually("others publish", lambda: outcomes["ack"] > confirmed + IN_FLIGHT)
     consumer.stop()

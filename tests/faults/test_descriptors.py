@@ -85,7 +85,7 @@ async def test_descriptors_that_run_out_and_become_free_cost_no_update(
             # With this limit, even the spare descriptor is missing that libuv needs to refuse clients.
             async with without_descriptors(process, 5):
                 early = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)))
-                await eventually("it is logged", lambda: count(process, SHORT))
+                await eventually("the shortage is logged", lambda: count(process, SHORT))
                 waiting = asyncio.create_task(collectors(port, WAITING))
                 before_s, since = cpu_s(pid), asyncio.get_running_loop().time()
                 await stream.further(100)
@@ -122,11 +122,11 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
         async with without_descriptors(process, 5):
             # This client needs a descriptor, so the bridge notices the shortage.
             _, waiting = await asyncio.open_connection("127.0.0.1", port)
-            await eventually("it is logged", lambda: count(process, SHORT))
+            await eventually("the shortage is logged", lambda: count(process, SHORT))
             tunnel.cut()
             await eventually("the broker is lost", lambda: count(process, "broker lost"))
         waiting.transport.abort()
-        await eventually("it consumes again", lambda: count(process, "broker recovered"))
+        await eventually("the bridge consumes again", lambda: count(process, "broker recovered"))
         await publish(amqp, exchange, killmail(1))
         assert b'"killmailId":1,' in await client.text()
         await client.close()
@@ -153,7 +153,7 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
             for _, writer in fates:
                 if writer is not None:
                     writer.transport.abort()
-            await eventually("all are gone", lambda: sockets(pid) == before)
+            await eventually("all connections are closed", lambda: sockets(pid) == before)
             assert await metric(port, 'bridge_clients_refused_total{rule="full"}') == found["dropped"]
             assert await metric(port, 'bridge_evictions_total{reason="full"}') == found["1013"]
             assert await metric(port, "bridge_descriptors_exhausted_total") == 0

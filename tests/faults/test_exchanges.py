@@ -90,7 +90,7 @@ async def test_exchange_that_only_its_owner_can_declare_is_waited_for(
             report = bridge.readiness.report()[1]["broker"]
             return isinstance(report, dict) and words in str(report["last_error"])
 
-        await eventually("it is named", named)
+        await eventually("/readyz names the exchange", named)
         await channel.declare_exchange(exchange, **kind)
         await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
         await publish(amqp, exchange, killmail(1))

@@ -216,18 +216,18 @@ async def test_invalid_event_is_not_acknowledged_before_its_reject_is_confirmed(
                 async def there() -> bool:
                     return await depth(amqp, rejects) == count
 
-                await eventually("all are in the queue of rejected events", there)
+                await eventually("all rejects are in their queue", there)
 
             async def none_waits() -> bool:
                 return await waiting(process) == 0
 
             await publish(amqp, exchange, b"one that is confirmed")
             await rejected(1)
-            await eventually("it is confirmed", none_waits)
+            await eventually("the event is confirmed", none_waits)
             confirms.losing = True
             await publish(amqp, exchange, *events)
             await rejected(1 + len(events))
-            await eventually("the broker has confirmed them", lambda: confirms.lost)
+            await eventually("the broker has confirmed the rejects", lambda: confirms.lost)
             assert await waiting(process) == len(events)
             process.process.kill()
             await process.ended()

@@ -272,7 +272,7 @@ async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
             assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
             # The flooding clients end with a reset. The bridge notices the reset, although it reads nothing from most
             # of them.
-            await eventually("their connections are gone", lambda: connections(port, COUNT))
+            await eventually("the connections are closed", lambda: connections(port, COUNT))
             # The bridge has read the healthy clients all the time. A bridge that did not read the healthy clients would
             # have evicted them.
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
@@ -328,14 +328,14 @@ async def test_half_a_frame_and_silence_is_idle_and_an_endless_frame_is_not_buff
                 dripping.socket.sendall(b"x")
                 return process.logged("client evicted") is not None
 
-            await eventually("the silent one is evicted", silent_one_is_evicted)
+            await eventually("the silent client is evicted", silent_one_is_evicted)
             line = process.logged("client evicted")
             assert line is not None
             assert (line["reason"], line["code"]) == ("idle", 4009)
             assert float(str(line["silent_s"])) >= 4
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             silent.socket.close()
-            await eventually("it is gone", lambda: sockets(process.process.pid) == before + 1)
+            await eventually("the connection is closed", lambda: sockets(process.process.pid) == before + 1)
             dripping.socket.sendall(b"x")
             await stream.further(1)
         await verify(stream, memory)

@@ -69,7 +69,7 @@ async def test_clients_stay_when_the_bridge_wakes_and_one_that_is_silent_has_a_w
     async with bridge_process(NO_BROKER, BRIDGE_WAIT="true", **variables) as process:
         port = await process.port()
         clients = await answering(port, 20)
-        await eventually("all are pinged", lambda: all(client.pings for client in clients))
+        await eventually("all clients are pinged", lambda: all(client.pings for client in clients))
         silent = await RawClient.open(port)
         async with frozen(process):
             pass
@@ -77,7 +77,7 @@ async def test_clients_stay_when_the_bridge_wakes_and_one_that_is_silent_has_a_w
         before = [client.pings for client in clients]
         assert await silent.closed() == 4009
         assert time.monotonic() - woken_s >= IDLE_TIMEOUT_S
-        await eventually("the others are pinged again", lambda: all_pinged(clients, before))
+        await eventually("the other clients are pinged again", lambda: all_pinged(clients, before))
         assert not any(client.closed or client.lost.done() for client in clients)
         assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
         assert process.logged("event loop stalled: idle timeouts start again") is not None
@@ -92,7 +92,7 @@ async def test_clients_stay_when_the_bridge_is_frozen_again_and_again() -> None:
         for _ in range(2):
             async with frozen(process, 1.3):
                 before = [client.pings for client in clients]
-            await eventually("all are pinged", partial(all_pinged, clients, before))
+            await eventually("all clients are pinged", partial(all_pinged, clients, before))
         assert not any(client.closed or client.lost.done() for client in clients)
         assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
 
@@ -105,7 +105,7 @@ async def test_clients_that_answer_the_pings_of_a_resumed_bridge_are_not_throttl
         clients = await answering(port, CROWD)
         async with frozen(process, 1.3):
             before = [client.pings for client in clients]
-        await eventually("all are pinged", lambda: all_pinged(clients, before))
+        await eventually("all clients are pinged", lambda: all_pinged(clients, before))
         assert await metric(port, "bridge_client_throttles_total") == 0
         assert process.logged("client throttled") is None
         for client in clients:

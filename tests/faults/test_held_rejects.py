@@ -164,7 +164,7 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
     async with running(broker.url, **flags) as bridge:
         await publish_all(amqp, exchange, events)
         await eventually("many are held", lambda: sample(bridge, "bridge_rejects_waiting") == PREFETCH)
-        await eventually("it lasts for a while", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON: an object
+        await eventually("the fault has lasted", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON: an object
         status, body = await readyz(bridge)
         assert (status, body["missing"]) == (503, [HELD])
         assert words in body["rejects"]["last_error"]
@@ -209,7 +209,7 @@ async def test_deleted_parts_are_declared_again_and_no_rejected_event_is_lost(
 
         async def held() -> tuple[dict[str, Any], float]:
             # The test reads the report of `/readyz` directly, because the state is shorter than a request.
-            await eventually("it is reported", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
+            await eventually("the held event is reported", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
             return bridge.readiness.report()[1], sample(bridge, "bridge_rejects_waiting")
 
         # On a busy machine, the state ends before all events are published.

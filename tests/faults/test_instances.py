@@ -289,11 +289,11 @@ async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_ru
             await b.ended()
             tunnel, c = await stack.enter_async_context(successor(broker, **variables))
             await tunnel.open()
-            await eventually("it is back", lambda: c.numbers)
+            await eventually("the bridge sends again", lambda: c.numbers)
             await stream.further(500)
         assert not stream.refused or release_of(version_of(broker.url)) == "4.3"
         everything = sorted(stream.confirmed)
-        await eventually("all have the last event", lambda: a.has(everything[-1]) and c.has(everything[-1]))
+        await eventually("all clients have the last event", lambda: a.has(everything[-1]) and c.has(everything[-1]))
         received = [[number for number in client.numbers if number not in stream.refused] for client in (a, b, c)]
         assert received[0] == everything
         assert received[1] == everything[: len(received[1])]

@@ -61,8 +61,8 @@ async def test_memory_is_bounded_while_large_messages_are_rejected(
         async def rejected() -> bool:
             return await metric(port, 'bridge_rejects_total{reason="too-large"}') == count
 
-        await eventually("all are rejected", rejected, limit_s=LIMIT_S)
-        await eventually("all are published", lambda: _none_waits(port), limit_s=LIMIT_S)
+        await eventually("all events are rejected", rejected, limit_s=LIMIT_S)
+        await eventually("all rejects are published", lambda: _none_waits(port), limit_s=LIMIT_S)
         sampling.cancel()
         assert await depth(amqp, queue) == 0
         assert await metric(port, "bridge_rejects_lost_total") == 0
@@ -103,12 +103,12 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
             lambda: process.logged("prefetch reduced: large rejected events are held"),
             limit_s=LIMIT_S,
         )
-        await eventually("it consumes again", lambda: process.logged("broker recovered"), limit_s=LIMIT_S)
+        await eventually("the bridge consumes again", lambda: process.logged("broker recovered"), limit_s=LIMIT_S)
         # The exchange always has a queue, because the broker would return whole messages without one.
         kept = await channel.declare_queue(f"{rejects}.kept", durable=True)
         await kept.bind(rejects, "#")
         await channel.queue_delete(rejects)
-        await eventually("all are there", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
+        await eventually("all rejects are in the queue", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
         sampling.cancel()
         # A message that is being sent when a session ends is sent to its end, in addition to those of the next session.
         assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + MAX_HELD_BYTES + size

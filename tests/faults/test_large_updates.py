@@ -67,7 +67,7 @@ async def growth(memory: Memory, port: int, lagging: int, context: ssl.SSLContex
         memory.look()
         return await metric(port, 'bridge_connections_lagging{transport="websocket"}', context) == lagging
 
-    await eventually("they lag", are_behind, limit_s=LIMIT_S)
+    await eventually("the clients lag", are_behind, limit_s=LIMIT_S)
     return memory.look()
 
 
@@ -109,7 +109,7 @@ async def test_client_that_stalls_keeps_no_update_in_memory_that_the_log_has_dro
             for number in range(count):
                 clients.enter_context(silent_client(port, None))
                 await publish(amqp, exchange, large(number))
-                await eventually("it is sent", functools.partial(_updates, port, number + 1))
+                await eventually("the update is sent", functools.partial(_updates, port, number + 1))
                 memory.look()
             assert memory.look() < LOG_BYTES + SPARE_BYTES + count * PIECE_BYTES, f"{memory.look() / MB:.0f} MiB"
 
@@ -129,7 +129,7 @@ async def test_memory_of_large_updates_is_given_back(broker: Broker, amqp: Abstr
             await asyncio.gather(*(client.text() for client in clients))
         for client in clients:
             await client.close()
-        await eventually("they are gone", lambda: _connections(port, 0))
+        await eventually("the connections are closed", lambda: _connections(port, 0))
         kept = rss_bytes(process.process.pid) - memory.before
         assert kept < LOG_BYTES + 4 * MB, f"{kept / MB:.0f} MiB"
 

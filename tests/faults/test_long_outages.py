@@ -38,7 +38,7 @@ async def noticed(stage: Scene) -> None:
         return UNPROVEN in body["missing"]
 
     async def doubts_and_gives_up(bridge: Watched) -> None:
-        await eventually(f"/readyz says {UNPROVEN!r}", partial(doubted, bridge))
+        await eventually(f"/readyz reports {UNPROVEN!r}", partial(doubted, bridge))
         await bridge.not_ready(NOTICED)
 
     await asyncio.gather(*(doubts_and_gives_up(bridge) for bridge in stage.bridges.values()))

@@ -131,7 +131,7 @@ async def test_task_that_continues_after_a_cancellation_publishes_like_any_other
             for task in tasks:
                 task.cancel()
             for enough in (50, 100, 200):
-                await eventually("some have arrived", partial(_at_least, amqp, queue, enough))
+                await eventually("some updates have arrived", partial(_at_least, amqp, queue, enough))
                 tunnel.cut()
             assert await asyncio.gather(*tasks) == [True] * 5
 
@@ -187,7 +187,7 @@ async def test_update_that_is_cancelled_does_not_affect_the_others(
     await bind(amqp, exchange, queue)
     async with proxy(broker.url) as tunnel, Publisher(tunnel.url, exchange) as publisher:
         early = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100)]
-        await eventually("all wait", lambda: publisher._exchange.error is not None)
+        await eventually("all updates wait", lambda: publisher._exchange.error is not None)
         for task in early[::3]:
             task.cancel()
         await tunnel.open()

@@ -77,16 +77,16 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
 
             await publish(amqp, exchange, b"invalid")
             for _ in range(WARNED):
-                await eventually("it is held", lambda: bridge._rejects.waiting == 1)
+                await eventually("the event is held", lambda: bridge._rejects.waiting == 1)
                 assert warnings() == []
                 accepted = tunnel.accepted
                 tunnel.cut()
-                await eventually("it is back", lambda: tunnel.accepted > accepted + 1)  # noqa: B023 - over before the next turn
+                await eventually("the bridge is connected again", lambda: tunnel.accepted > accepted + 1)  # noqa: B023 - over before the next turn
                 # Connections that end before any answer have another warning.
                 await eventually(
                     "the broker answers", lambda: (check := consumer_of(bridge)._topology_check) and check.answered
                 )
-            await eventually("it warns", warnings)
+            await eventually("the bridge warns", warnings)
             assert f"was delivered {WARNED} times before" in str(warnings())
             await full.purge()
             await eventually("the warning ends", lambda: not warnings())

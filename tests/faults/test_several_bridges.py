@@ -81,15 +81,17 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
     async with fleet(broker.url, **settings) as bridges:
         clients = await healthy(bridges.port, 3 * SIZE)
         await publish(amqp, exchange, *map(killmail, range(100)))
-        await eventually("all have all", lambda: all(len(client.arrivals) == 100 for client in clients))
+        await eventually("all clients have all updates", lambda: all(len(client.arrivals) == 100 for client in clients))
         await bridges.end(0)
-        await eventually("its clients are cut off", lambda: sum(client.lost.done() for client in clients) == 3)
+        await eventually("the clients are disconnected", lambda: sum(client.lost.done() for client in clients) == 3)
         stayed = [client for client in clients if not client.lost.done()]
         moved = await healthy(bridges.port, 3)
         await publish(amqp, exchange, *map(killmail, range(100, 200)))
-        await eventually("all have the remaining updates", lambda: all(len(client.arrivals) == 100 for client in moved))
         await eventually(
-            "the other clients have them too", lambda: all(len(client.arrivals) == 200 for client in stayed)
+            "all clients have the remaining updates", lambda: all(len(client.arrivals) == 100 for client in moved)
+        )
+        await eventually(
+            "the other clients have all updates", lambda: all(len(client.arrivals) == 200 for client in stayed)
         )
         assert all(client.numbers == list(range(200)) for client in stayed)
         assert all(client.numbers == list(range(100, 200)) for client in moved)
@@ -105,7 +107,7 @@ async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broke
     async with fleet(broker.url, **settings) as bridges:
         clients = await healthy(bridges.port, 2 * SIZE)
         await bridges.hang(0)
-        await eventually("its clients are cut off", lambda: sum(client.lost.done() for client in clients) == 2)
+        await eventually("the clients are disconnected", lambda: sum(client.lost.done() for client in clients) == 2)
         moved = await healthy(bridges.port, 2)
         await bridges.end(0)
         close_all([*clients, *moved])

@@ -67,7 +67,7 @@ class Running:
 
     async def listens(self) -> None:
         """Waits until `/healthz` answers."""
-        await eventually("it listens", self.is_alive)
+        await eventually("the bridge listens", self.is_alive)
 
     async def no_longer_listens(self) -> None:
         """Waits until the first signal is handled."""
@@ -80,7 +80,7 @@ class Running:
             writer.transport.abort()
             return False
 
-        await eventually("it stops listening", is_refused)
+        await eventually("the bridge stops listening", is_refused)
 
     async def lines_dropped(self) -> int:
         """Returns the value of the metric."""
@@ -206,11 +206,11 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
             running.process.send_signal(signal.SIGHUP)
             return await running.lines_dropped() > 0
 
-        await eventually("it drops lines", drops)
+        await eventually("the bridge drops lines", drops)
         # A signal is handled asynchronously. The bridge handles the last signal before it answers the next request.
         dropped = await running.lines_dropped()
         pipe.read()
-        await eventually("it reports the dropped lines", lambda: b"log lines dropped" in pipe.text)
+        await eventually("the log reports the dropped lines", lambda: b"log lines dropped" in pipe.text)
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0
         lines = await pipe.lines()
@@ -250,7 +250,7 @@ async def test_bridge_with_its_log_on_a_full_disk_runs_and_counts_the_lines() ->
             async def counts() -> bool:
                 return await running.lines_dropped() > 0
 
-            await eventually("it counts", counts)
+            await eventually("the lines are counted", counts)
             running.process.send_signal(signal.SIGTERM)
             assert await running.ended() == 0
     finally:
@@ -347,10 +347,10 @@ async def test_tail_prints_and_ends_although_its_standard_error_is_blocked_or_fu
     stderr = full if what == "a full disk" else pipe.writer
     try:
         async with scripted_bridge() as source, tailing(source.url, stderr=stderr) as tail:
-            await eventually("it is connected", lambda: source.asked)
+            await eventually("the command is connected", lambda: source.asked)
             await tail.prints(source.emit({"killmailId": 1}))
             source.drop()
-            await eventually("it is connected again", lambda: len(source.asked) > 1)
+            await eventually("the command is connected again", lambda: len(source.asked) > 1)
             await tail.prints(source.emit({"killmailId": 2}))
             tail.process.send_signal(signal.SIGTERM)
             assert await tail.ended() == 128 + signal.SIGTERM

@@ -150,7 +150,7 @@ class Newcomers:
     async def further(self, count: int) -> None:
         """Waits until `count` more clients have connected and disconnected."""
         until = self.outcomes.total() + count
-        await eventually("clients come", lambda: self.outcomes.total() >= until)
+        await eventually("clients connect", lambda: self.outcomes.total() >= until)
 
     async def stop(self) -> None:
         for task in self._coming:

@@ -97,7 +97,7 @@ async def test_client_that_resumes_before_the_broker_is_up_waits_for_the_answer(
         mortal_broker.kill()
         async with started(mortal_broker.url, **flags(exchange, stream)) as bridge:
             resuming_one = asyncio.create_task(resume(bridge, client.updates[1].id))
-            await eventually("it waits", lambda: bridge._hub.pending == 1)
+            await eventually("the client waits", lambda: bridge._hub.pending == 1)
             await eventually("the bridge misses the broker", lambda: consumer_of(bridge).status.attempts > 2)
             bridge._hub.tick()
             bridge._hub.tick()
@@ -146,16 +146,20 @@ async def test_restarted_bridge_sends_new_updates_and_keeps_old_ones(
     settings = {**flags(exchange, stream), "reject_exchange": rejects}
     async with running(broker.url, **settings) as bridge:
         await publish(amqp, exchange, killmail(1), b"invalid", killmail(2), killmail(1))
-        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
+        await eventually(
+            "the event is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1
+        )
         assert sample(bridge, "bridge_duplicates_total", type="killmail") == 1
     await publish(amqp, exchange, killmail(3), b"invalid too")
     async with running(broker.url, **settings) as bridge:
         plain = await RawClient.open(port_of(bridge))
         await publish(amqp, exchange, killmail(2), killmail(4), b"invalid again")
-        assert orjson.loads(await plain.text())["data"]["killmailId"] == 4, "neither the old ones nor one of them again"
+        assert orjson.loads(await plain.text())["data"]["killmailId"] == 4, "only the new update is sent"
         resumed, again = await resume(bridge, "unknown")
         assert (resumed["complete"], again) == (False, [1, 2, 3, 4])
-        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
+        await eventually(
+            "the event is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1
+        )
         await plain.close()
     assert await depth(amqp, rejects) == 2
 

@@ -129,10 +129,10 @@ async def test_stalled_stream_is_reread_from_the_last_event(
             async with reading(tunnel.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
                 await caught_up(recorder)
                 await publish(amqp, exchange, b"1")
-                await eventually("the first is read", lambda: recorder.bodies == [b"1"])
+                await eventually("the first event is read", lambda: recorder.bodies == [b"1"])
                 withheld.now = True
                 await publish(amqp, exchange, b"2", b"3")
-                await eventually("all are read", lambda: recorder.bodies == [b"1", b"2", b"3"])
+                await eventually("all events are read", lambda: recorder.bodies == [b"1", b"2", b"3"])
                 assert tunnel.accepted == 2
                 assert consumer._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0
     assert recorder.gaps == []
@@ -156,7 +156,7 @@ async def test_stream_without_new_messages_is_probed_and_not_reread(
         for count in (1, 5, 1):
             await publish(amqp, exchange, *[b"event"] * count)
             probes = len(answers)
-            await eventually("it has been probed three times", lambda: len(answers) >= probes + 3)  # noqa: B023 - over before the next turn
+            await eventually("three probes are answered", lambda: len(answers) >= probes + 3)  # noqa: B023 - over before the next turn
         assert consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") == 1
     assert len(recorder.bodies) == 7
     assert answers[-1] is None
@@ -174,7 +174,7 @@ async def test_entries_of_the_broker_are_no_loss(
     async with reading(broker.url, exchange, StreamConfig(queue, 3600.0, 64 * BYTES, 10**6), recorder) as consumer:
         await caught_up(recorder)
         await fill(amqp, exchange, 1500)
-        await eventually("all are read", lambda: len(recorder.bodies) == 1500)
+        await eventually("all events are read", lambda: len(recorder.bodies) == 1500)
         assert consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") == 1
     assert recorder.gaps == []
 
@@ -198,7 +198,7 @@ async def test_gap_begins_with_the_last_answer_before_the_first_of_two_losses(
 
         monkeypatch.setattr(consumer, "_on_open", lost_again)
         await tunnel.open()
-        await eventually("it was lost once more", lambda: tunnel.accepted >= attempts + 2)
+        await eventually("the connection is lost again", lambda: tunnel.accepted >= attempts + 2)
         await eventually("the gap is reported", lambda: recorder.gaps and consumer.is_live)
         gap = recorder.gaps[0]
     assert gap.reason == AWAY
@@ -215,7 +215,7 @@ async def test_declared_exchange_is_reported_although_the_connection_failed(
     consumer = Consumer(config, recorder, FlowControl(20), Metrics(), wait=False)
     running_one = asyncio.create_task(consumer.run())
     try:
-        await eventually("it consumes", lambda: consumer.is_live)
+        await eventually("the bridge consumes", lambda: consumer.is_live)
 
         async def lost(*arguments: object) -> None:
             monkeypatch.undo()
@@ -225,9 +225,9 @@ async def test_declared_exchange_is_reported_although_the_connection_failed(
         channel = await amqp.channel()
         await channel.exchange_delete(exchange)
         await eventually("the loss is noticed", lambda: consumer.status.state is not State.WORKING)
-        await eventually("it consumes again", lambda: consumer.is_live)
+        await eventually("the bridge consumes again", lambda: consumer.is_live)
         await publish(amqp, exchange, b"event")
-        await eventually("the event comes", lambda: recorder.bodies == [b"event"])
+        await eventually("the event arrives", lambda: recorder.bodies == [b"event"])
         await channel.close()
     finally:
         consumer.stop()
@@ -255,14 +255,16 @@ async def test_events_that_the_broker_loses_on_its_return_are_a_gap_for_all_read
             async with reading(mortal_broker.url, exchange, stream, waiting) as second:
                 await eventually("the second bridge retries", lambda: second.status.attempts > 1)
                 await asyncio.to_thread(mortal_broker.start)
-                await eventually("both read", lambda: first.is_live and second.is_live)
+                await eventually("both bridges read", lambda: first.is_live and second.is_live)
                 await fetcher.further(50)
                 await fetcher.stop()
-                await eventually("all have come to both", lambda: older.bodies and older.bodies == waiting.bodies)
+                await eventually(
+                    "both bridges have all events", lambda: older.bodies and older.bodies == waiting.bodies
+                )
                 own = {first.gaps.last, second.gaps.last}
                 async with reading(mortal_broker.url, exchange, stream, later) as third:
                     await caught_up(later)
-                    assert third.gaps.last is None, "it lost nothing itself"
+                    assert third.gaps.last is None, "the third bridge lost nothing"
         finally:
             await fetcher.stop()
     assert {*own} == {*later.gaps} == {*older.gaps} == {*waiting.gaps}
@@ -307,7 +309,7 @@ async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
     with capture_logs() as logged:
         async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
             await publish(amqp, exchange, *(b"invalid" for _ in range(5)))
-            await eventually("they are held", lambda: bridge._rejects.waiting == 5)
+            await eventually("the rejected events are held", lambda: bridge._rejects.waiting == 5)
             assert sample(bridge, "bridge_rejects_total", reason="not-json") == 5
     [stopped] = [line for line in logged if line["event"] == "stopped with unsettled deliveries"]
     assert stopped["deliveries"] == 5

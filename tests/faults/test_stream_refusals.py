@@ -72,12 +72,12 @@ async def test_bridge_that_may_not_bind_publishes_no_markers(node_broker: Privat
         url = await node_broker.user(write="^amq")
         recorder = Recorder()
         async with reading(node_broker.url, exchange, stream, recorder):
-            await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+            await eventually("the bridge reads", lambda: CAUGHT_UP in recorder.log)
             for _ in range(3):
                 with pytest.raises(BrokerRefusal):
                     await refused(url, exchange, stream)
             await publish(amqp, exchange, b"event")
-            await eventually("the event is there", lambda: recorder.bodies == [b"event"])
+            await eventually("the event has arrived", lambda: recorder.bodies == [b"event"])
         assert len(recorder.ids) == 2, "the reader's own marker, and the event"
 
 
@@ -99,7 +99,7 @@ async def test_broker_that_hangs_during_the_probe_of_the_end_is_named(
                 assert consumer.status.error == "the broker does not answer within 2 s"
                 monkeypatch.setattr(StreamEndProbe, "end", end)
                 node_broker.resume()
-                await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+                await eventually("the bridge reads", lambda: CAUGHT_UP in recorder.log)
         finally:
             node_broker.resume()
 
@@ -112,9 +112,9 @@ async def test_existing_stream_needs_no_permission_to_declare_it(node_broker: Pr
         url = await node_broker.user("^$", f"^({stream.name}|amq.default)$", f"^({stream.name}|{exchange})$")
         recorder = Recorder()
         async with reading(url, exchange, stream, recorder):
-            await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+            await eventually("the bridge reads", lambda: CAUGHT_UP in recorder.log)
             await publish(amqp, exchange, b"event")
-            await eventually("the event is there", lambda: recorder.bodies == [b"event"])
+            await eventually("the event has arrived", lambda: recorder.bodies == [b"event"])
 
 
 @pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}])
@@ -133,7 +133,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
         await publish(amqp, exchange, b"theirs", delivery_mode=2)
         with pytest.raises(BrokerRefusal, match="is not a stream, and the bridge leaves it as it is"):
             await refused(url, exchange, stream)
-        await eventually("it still exists", lambda: _holds(amqp, stream.name))
+        await eventually("the queue still exists", lambda: _holds(amqp, stream.name))
         queue = await channel.get_queue(stream.name)
         message = await queue.get()
         assert message is not None
@@ -190,7 +190,7 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
         assert "can't declare the stream 'bridge.history'" in text
         assert "feature flag stream_queue" in text
     async with bridge_process(node.url, **variables, BRIDGE_WAIT="true") as process:
-        await eventually("it is refused", lambda: process.logged("broker refuses; trying again"))
+        await eventually("the bridge is refused", lambda: process.logged("broker refuses; trying again"))
         await node.ctl("enable_feature_flag", "stream_queue")
         await process.consuming()
 
@@ -207,6 +207,6 @@ async def test_blocked_broker_is_waited_for_and_named(node_broker: PrivateNode) 
                 )
                 assert "low on memory" in str(consumer.status.error)
                 await node_broker.ctl("set_vm_memory_high_watermark", "0.4")
-                await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+                await eventually("the bridge reads", lambda: CAUGHT_UP in recorder.log)
         finally:
             await node_broker.ctl("set_vm_memory_high_watermark", "0.4")

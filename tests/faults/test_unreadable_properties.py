@@ -174,4 +174,4 @@ async def test_rejected_events_of_one_message_id_are_confirmed_one_by_one(
             except Exception:  # the queue does not exist yet
                 return False
 
-        await eventually("all three are there", arrived)
+        await eventually("three rejects are in the queue", arrived)

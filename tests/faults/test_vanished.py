@@ -58,7 +58,9 @@ async def test_client_on_a_vanished_machine_is_evicted_as_idle_and_takes_no_more
                 assert (line["reason"], line["code"]) == ("idle", 4009)
                 assert str(line["peer"]).startswith(f"{FAR} port ")
                 assert took_s <= IDLE_TIMEOUT_S + 4 * TICK_S
-                await eventually("its descriptor is free", lambda: sockets(pid) == before, limit_s=GONE_LIMIT_S)
+                await eventually(
+                    "the client's descriptor is free", lambda: sockets(pid) == before, limit_s=GONE_LIMIT_S
+                )
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             assert memory.look() <= 4 * MB
             await stream.verify()

@@ -96,11 +96,13 @@ async def test_client_that_pauses_and_continues_gets_all_updates(
     client = await RawClient.open(port_of(shared), receive_bytes=4096)
     client.pause()
     await publish(amqp, shared_exchange, *(killmail(number, padding="x" * 50_000) for number in numbers))
-    await eventually("it lags", lambda: sample(shared, "bridge_connections_lagging", transport="websocket") == 1)
+    await eventually(
+        "the client lags", lambda: sample(shared, "bridge_connections_lagging", transport="websocket") == 1
+    )
     client.resume()
     assert [orjson.loads(await client.text())["data"]["killmailId"] for _ in numbers] == numbers
     await eventually(
-        "it has caught up", lambda: sample(shared, "bridge_connections_lagging", transport="websocket") == 0
+        "the client has caught up", lambda: sample(shared, "bridge_connections_lagging", transport="websocket") == 0
     )
     last = next(NUMBERS)
     await publish(amqp, shared_exchange, killmail(last))
@@ -184,7 +186,7 @@ async def test_evicted_client_can_read_its_close_code_after_the_bridge_has_ended
         stalled = await RawClient.open(port, receive_bytes=4096)
         stalled.pause()
         await publish(amqp, exchange, *(killmail(number, padding="x" * 50_000) for number in range(60)))
-        await eventually("it is evicted", lambda: process.logged("client evicted"))
+        await eventually("the client is evicted", lambda: process.logged("client evicted"))
         # In one more turn of its loop, the bridge gives the rest to the kernel.
         assert (await get(port, "/healthz"))[0] == 200
         process.process.kill()
@@ -253,7 +255,7 @@ async def test_old_certificate_stays_in_use_if_sighup_finds_an_invalid_one(
         chain.write_text("not a certificate")
         process.process.send_signal(signal.SIGHUP)
         phrase = "certificate not reloaded; the old one stays in use"
-        await eventually("it is logged", lambda: process.logged(phrase))
+        await eventually("the failed reload is logged", lambda: process.logged(phrase))
         line = process.logged(phrase)
         assert line is not None
         assert line["error"] == f"{chain} has no certificate (PEM)"

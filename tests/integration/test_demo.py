@@ -237,7 +237,7 @@ async def test_demo_without_a_broker_counts_and_logs_rejected_events_and_is_read
         assert (status, report["broker"]["state"], report["rejects"]) == (200, "working", None)
         assert report["warnings"] == ["there is no broker: the demo feeds invented killmails to the bridge"]
         assert (await get(port, "/"))[0] == 200
-        await eventually("it is logged", lambda: "event rejected" in output.read_text())
+        await eventually("the rejected event is logged", lambda: "event rejected" in output.read_text())
 
 
 async def test_demo_without_a_broker_names_the_settings_that_it_ignores_and_logs_in_the_format_that_is_set(

@@ -330,7 +330,7 @@ async def test_client_that_connects_during_a_flood_and_reads_late_gets_a_complet
             async def none_lags() -> bool:
                 return await metric(port, 'bridge_connections_lagging{transport="websocket"}') == 0
 
-            await eventually("all have caught up", none_lags)
+            await eventually("all clients have caught up", none_lags)
             await publish(amqp, exchange, event(published))
             for client in crowd.clients:
                 await client.read_until(client.updates + 1)

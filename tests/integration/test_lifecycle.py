@@ -197,7 +197,7 @@ async def test_sigterm_while_the_broker_is_silent_ends_with_0() -> None:
     port = server.sockets[0].getsockname()[1]
     async with bridge_process(f"amqp://guest:guest@127.0.0.1:{port}/") as process:
         await process.port()
-        await eventually("it has connected", lambda: held)
+        await eventually("the bridge has connected", lambda: held)
         process.process.send_signal(signal.SIGTERM)
         assert await process.ended() == 0
         assert process.texts == []
@@ -261,7 +261,7 @@ async def test_sighup_after_the_loss_of_the_terminal_stops_the_bridge_in_order(e
                 return (await get(port, "/healthz"))[0] == 200
             return False
 
-        await eventually("it listens", listens)
+        await eventually("the bridge listens", listens)
         client = await RawClient.open(port)
         process.send_signal(signal.SIGHUP)
         assert await client.closed() == 1001

@@ -66,7 +66,7 @@ async def exposed(broker: Broker, amqp: AbstractConnection, exchange: str) -> di
         port = port_of(bridge)
         client = await RawClient.open(port, path="/updates?after=")
         await publish(amqp, exchange, killmail(1), killmail(1), b"not JSON")
-        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json"))
+        await eventually("the event is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json"))
         late = await RawClient.open(port)
         assert await late.closed() == 1013
         await get(port, "/", "X-Forwarded-For: 8.8.8.8")
@@ -105,7 +105,7 @@ async def test_commands_of_the_readme_show_the_state_and_the_counters_of_a_bridg
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
         client = await RawClient.open(port_of(bridge))
         await publish(amqp, exchange, killmail(1), killmail(1), b"not JSON")
-        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json"))
+        await eventually("the event is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json"))
         commands = code_block("docker/monitoring/README.md", "If no update arrives")
         output = await shell(adapted(commands, (":3000/", f":{port_of(bridge)}/")), ROOT)
         await client.close()
@@ -225,8 +225,8 @@ async def test_prometheus_scrapes_a_bridge_and_raises_no_alert(broker: Broker, e
                 [group] = (await api("rules"))["groups"]
                 return {rule["health"] for rule in group["rules"]} == {"ok"}
 
-            await eventually("it has scraped the bridge", scraped)
-            await eventually("it has evaluated each rule", evaluated)
+            await eventually("Prometheus has scraped the bridge", scraped)
+            await eventually("Prometheus has evaluated each rule", evaluated)
             assert (await api("alerts"))["alerts"] == []
         finally:
             assert process.stdin is not None

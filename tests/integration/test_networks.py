@@ -103,13 +103,13 @@ async def test_refused_clients_that_stay_connected_do_not_count(broker: Broker, 
     """Allowed clients can connect, because the bridge closes refused ones at once."""
     async with reachable_bridge(broker, exchange, BRIDGE_MAX_CONNECTIONS="1") as (net, process, port):
         pid = process.process.pid
-        await eventually("it consumes", lambda: process.logged("consuming"))
+        await eventually("the bridge consumes", lambda: process.logged("consuming"))
         external, internal = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
         before = sockets(pid)
         # The number is above the limit and its reserve.
         refused = [await net.connect_from_outside(port, external) for _ in range(400)]
         assert (await first_line(net, port, internal)).startswith(b"HTTP/1.1 101 ")
-        await eventually("all their sockets are closed", lambda: sockets(pid) == before)
+        await eventually("all refused sockets are closed", lambda: sockets(pid) == before)
         assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == len(refused)
         assert await metric(port, 'bridge_clients_refused_total{rule="full"}') == 0
         for each in refused:

@@ -231,7 +231,7 @@ async def test_bridge_that_can_only_read_a_queue_warns_that_it_cant_check_the_bi
     ):
         await process.consuming()
         port = await process.port()
-        await eventually("it warns", lambda: any(line["event"] == UNVERIFIED_BINDING for line in process.lines))
+        await eventually("the bridge warns", lambda: any(line["event"] == UNVERIFIED_BINDING for line in process.lines))
         [line] = [line for line in process.lines if line["event"] == UNVERIFIED_BINDING]
         assert (line["queue"], line["exchanges"]) == (QUEUE, [EXCHANGE])
         status, body = await get(port, "/readyz")
@@ -250,12 +250,12 @@ async def test_missing_exchange_is_reported_if_the_bridge_cant_declare_it(users:
     async with topology(users, ROWS[case.row]) as amqp, running(url_of(users, READS_EXCHANGE), **flags(case)) as bridge:
         channel = await amqp.channel()
         await channel.exchange_delete(EXCHANGE)
-        await eventually("it is not ready", lambda: not bridge.readiness.report()[0])
+        await eventually("the bridge is not ready", lambda: not bridge.readiness.report()[0])
         gone = f"the exchange {EXCHANGE!r} is gone, and the bridge does not know its type; declare it again"
-        await eventually("it says so", lambda: gone in str(bridge.readiness.report()[1]["broker"]))
+        await eventually("/readyz has the reason", lambda: gone in str(bridge.readiness.report()[1]["broker"]))
         exchange = await channel.declare_exchange(EXCHANGE, "fanout", durable=True)
         await (await channel.get_queue(QUEUE)).bind(exchange, "#")
-        await eventually("it is ready", lambda: bridge.readiness.report()[0])
+        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
 
 
 async def test_bridge_runs_after_the_script_and_not_before(users: PrivateNode) -> None:
@@ -321,7 +321,7 @@ async def test_lost_permission_of_a_periodic_check_is_a_warning(users: PrivateNo
         assert warnings() == []
         await users.ctl("set_permissions", "-p", "/", user, *less)
         # The broker caches permissions for each channel, and each check has its own channel.
-        await eventually("it warns", lambda: any("may no longer" in text for text in warnings()))
+        await eventually("the bridge warns", lambda: any("may no longer" in text for text in warnings()))
         assert bridge.readiness.report()[0], "a warning does not change readiness"
         await publish(amqp, EXCHANGE, killmail(1))
         assert orjson.loads(await client.text())["data"] == killmail(1)

@@ -156,4 +156,4 @@ async def test_haproxy_reports_a_bridge_without_a_broker_as_down(check: str, tmp
         started("amqp://127.0.0.1:1/", wait="true") as bridge,
         haproxy(tmp_path, CHECKS[check], port_of(bridge)),
     ):
-        await eventually("HAProxy reports it as down", lambda: status_of_the_check(tmp_path) == "L7STS DOWN")
+        await eventually("HAProxy reports the bridge as down", lambda: status_of_the_check(tmp_path) == "L7STS DOWN")

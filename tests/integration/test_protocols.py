@@ -211,7 +211,7 @@ async def test_message_that_the_broker_can_not_deliver_is_reported_and_requested
         def warnings() -> object:
             return bridge.readiness.report()[1]["warnings"]
 
-        await eventually("the bridge reports it", lambda: warnings() == [CLOSED_EARLY])
+        await eventually("the bridge reports the message", lambda: warnings() == [CLOSED_EARLY])
         attempts = consumer_of(bridge).status.attempts
         assert attempts <= 4
         assert "INTERNAL_ERROR" in str(consumer_of(bridge).status.error)

@@ -287,7 +287,7 @@ async def test_error_of_a_lost_broker_names_the_first_unconfirmed_event(
             async def all_there() -> bool:
                 return await depth(amqp, queue) == 10
 
-            await eventually("the first events are there", all_there)
+            await eventually("the first events are in the queue", all_there)
             await line.close()
             running.write(ndjson(*(killmail(n) for n in range(10, 20))))
             ended = await running.ended()

@@ -170,7 +170,7 @@ async def test_publisher_gets_no_rejects_of_other_publishers(
         other_id = await publish_other("nothing", killmail(1))
         await publish("killmail", killmail(2))
         assert await killmail_id(client) == 2
-        await eventually("both have a reject", lambda: mine and other)
+        await eventually("both publishers have a reject", lambda: mine and other)
     assert [reject[:2] for reject in mine] == [(my_id, "schema-violation")]
     assert [reject[:2] for reject in other] == [(other_id, "unknown-type")]
 
@@ -196,7 +196,7 @@ async def test_event_is_forgotten_once_too_many_newer_ones_are_published(
             headers: dict[str, object] = {"x-reject-reason": "internal-error", "x-reject-detail": ""}
             message = aio_pika.Message(b"", message_id=message_id, headers=headers)  # type: ignore[arg-type]  # values of any type
             await source.publish(message, "")
-        await eventually("the rejects have come", lambda: len(found) == 2)
+        await eventually("the rejects have arrived", lambda: len(found) == 2)
     assert [reject[0] for reject in found] == ids[1:]
 
 

@@ -154,7 +154,7 @@ async def test_events_are_only_counted_if_the_reject_exchange_is_off(
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "reject_exchange": "off"}
     async with running(broker.url, **flags) as bridge:
         await publish(amqp, exchange, b"not JSON")
-        await eventually("it is counted", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
+        await eventually("the event is counted", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
     assert await depth(amqp, queue) == 0
 
 

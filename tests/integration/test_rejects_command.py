@@ -164,7 +164,7 @@ async def test_list_ends_quietly_if_its_pipe_is_closed(broker: Broker, amqp: Abs
     async def back() -> bool:
         return await depth(amqp, rejects) == 30
 
-    await eventually("all is back", back)
+    await eventually("all events are in the queue again", back)
 
 
 async def test_event_that_has_become_valid_is_an_update_after_requeue(
@@ -178,7 +178,7 @@ async def test_event_that_has_become_valid_is_an_update_after_requeue(
         async def there() -> bool:
             return await depth(amqp, rejects) == 1
 
-        await eventually("it is rejected", there)
+        await eventually("the event is rejected", there)
     async with running(broker.url, **flags) as bridge:
         client = await RawClient.open(port_of(bridge))
         await bind(amqp, exchange, observed := unique("queue"))
@@ -207,10 +207,10 @@ async def test_event_that_is_still_invalid_is_rejected_once_more(
         async def there() -> bool:
             return await depth(amqp, rejects) == 50
 
-        await eventually("they are rejected", there)
+        await eventually("the events are rejected", there)
         ended = await command(broker, rejects, "requeue", "--all")
         assert (ended.code, ended.errors) == (0, ["50 events requeued, 0 kept"])
-        await eventually("they are there again", there)
+        await eventually("the events are in the queue again", there)
         assert rejections() == 100
 
 
@@ -274,7 +274,7 @@ async def test_killed_requeue_loses_no_event(
         async def under_way() -> bool:
             return await depth(amqp, queue) >= after
 
-        await eventually("some are requeued", under_way)
+        await eventually("some events are requeued", under_way)
         process.kill()
         await process.wait()
     left, arrived = 0, 0
@@ -284,9 +284,9 @@ async def test_killed_requeue_loses_no_event(
         left, arrived = await depth(amqp, rejects), await depth(amqp, queue)
         return left + arrived >= count
 
-    await eventually("the broker has all again", settled)
+    await eventually("the broker has all events again", settled)
     in_queue, in_rejects = await numbers_in(amqp, queue), await numbers_in(amqp, rejects)
-    assert len(in_rejects) > 0, "it was killed too late to show anything"
+    assert len(in_rejects) > 0, "the command was killed too late for this test"
     assert {*in_queue} | {*in_rejects} == set(range(count))
     assert in_queue == sorted(in_queue)
     assert in_rejects == sorted(in_rejects)
@@ -312,7 +312,7 @@ async def test_requeue_that_loses_the_broker_reports_it_and_keeps_the_others(
         async def under_way() -> bool:
             return await depth(amqp, queue) >= 100
 
-        await eventually("some are requeued", under_way)
+        await eventually("some events are requeued", under_way)
         await line.close()
         _, error_output = await process.communicate()
     assert process.returncode == 1
@@ -324,7 +324,7 @@ async def test_requeue_that_loses_the_broker_reports_it_and_keeps_the_others(
     async def settled() -> bool:
         return await depth(amqp, rejects) + await depth(amqp, queue) >= count
 
-    await eventually("the broker has all again", settled)
+    await eventually("the broker has all events again", settled)
     assert {*await numbers_in(amqp, queue)} | {*await numbers_in(amqp, rejects)} == set(range(count))
 
 
@@ -337,7 +337,7 @@ async def test_purge_asks_on_a_terminal(
         "rejects", "purge", "--all", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
     ) as terminal:
         question = f"Remove 3 rejected events in {rejects}? [y/N]: ".encode()
-        await eventually("it asks", lambda: terminal.shown == question)
+        await eventually("the command asks", lambda: terminal.shown == question)
         terminal.type(f"{answer}\n")
         assert await terminal.ended() == code
     assert terminal.shown.decode().splitlines()[-1] == ("nothing is removed" if left else "3 events removed")
@@ -380,7 +380,7 @@ async def test_question_of_purge_names_the_selection(broker: Broker, amqp: Abstr
         *("rejects", "purge", "id-1"), BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
     ) as terminal:
         question = f"Remove 1 event by id of the 3 rejected events in {rejects}? [y/N]: ".encode()
-        await eventually("it asks", lambda: terminal.shown == question)
+        await eventually("the command asks", lambda: terminal.shown == question)
         terminal.type("y\n")
         assert await terminal.ended() == 0
     assert await numbers_in(amqp, rejects) == [0, 2]

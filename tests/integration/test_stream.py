@@ -43,7 +43,7 @@ def bodies(first: int, last: int) -> list[bytes]:
 
 async def has(recorder: Recorder, wanted: list[bytes]) -> None:
     """Waits for these deliveries. Fails if there are others."""
-    await eventually("all are read", lambda: len(recorder.bodies) >= len(wanted))
+    await eventually("all events are read", lambda: len(recorder.bodies) >= len(wanted))
     assert recorder.bodies == wanted
 
 
@@ -53,8 +53,8 @@ async def caught_up(recorder: Recorder) -> None:
 
 async def working_again(broker_proxy: Proxy, consumer: Consumer, before: int) -> None:
     """Waits until a new connection reads the stream."""
-    await eventually("it connects again", lambda: broker_proxy.accepted > before)
-    await eventually("it reads again", lambda: consumer.status.state is State.WORKING)
+    await eventually("the bridge connects again", lambda: broker_proxy.accepted > before)
+    await eventually("the bridge reads again", lambda: consumer.status.state is State.WORKING)
 
 
 def known_gap(recorder: Recorder) -> Gap:
@@ -150,7 +150,7 @@ async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(nod
 
         assert attempts() == 1
         await node_broker.ctl("close_all_connections", "maintenance")
-        await eventually("it is connected again", lambda: attempts() == 2 and consumer.is_live)
+        await eventually("the bridge is connected again", lambda: attempts() == 2 and consumer.is_live)
         async with observer(node_broker.url) as again:
             await publish(again, exchange, b"2")
         await has(recorder, [b"1", b"2"])
@@ -172,7 +172,7 @@ async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_brok
             await asyncio.to_thread(mortal_broker.kill)
             await eventually("the loss is noticed", lambda: consumer.status.state is not State.WORKING)
             await asyncio.to_thread(mortal_broker.start)
-            await eventually("it reads again", lambda: consumer.status.state is State.WORKING)
+            await eventually("the bridge reads again", lambda: consumer.status.state is State.WORKING)
             await fetcher.further(50)
         finally:
             await fetcher.stop()
@@ -344,7 +344,7 @@ async def test_exchange_that_is_declared_again_is_bound_again(
             amqp, exchange, lambda: consumer.status.state is not State.WORKING or bool(recorder.gaps)
         )
         await eventually("the exchange is declared", lambda: recorder.gaps)
-        await eventually("it consumes", lambda: consumer.status.state is State.WORKING)
+        await eventually("the bridge consumes", lambda: consumer.status.state is State.WORKING)
         await publish(amqp, exchange, *bodies(0, 5))
         await has(recorder, bodies(0, 5))
         [gap] = recorder.gaps
@@ -365,7 +365,7 @@ async def test_bridge_is_ready_once_it_has_read_the_history_and_reports_its_posi
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
     async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
         await publish(amqp, exchange, killmail(1))
-        await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail"))
+        await eventually("the update is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail"))
         history = consumer_of(bridge).stream_reader
         assert history is not None
         assert history.position.last is not None
@@ -378,6 +378,8 @@ async def test_bridge_is_ready_once_it_has_read_the_history_and_reports_its_posi
         assert body["missing"] == ["the history is being read"]
         assert not bridge._hub._source.is_live, "ids would be unknown too early"
         await publish(amqp, exchange, killmail(2))
-        await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2)
+        await eventually(
+            "the update is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2
+        )
         history.position.begin_session(0)
         assert not bridge._hub._source.is_live, "another stream counts as read"

@@ -140,7 +140,7 @@ async def test_silent_bridge_is_reported_and_waited_for(bridge: ScriptedBridge) 
 async def test_proxy_without_a_bridge_gets_further_requests(bridge: ScriptedBridge) -> None:
     bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server."
     async with tailing(bridge.url) as tail:
-        await eventually("it has asked often", lambda: len(bridge.asked) > 2)
+        await eventually("the command has sent several requests", lambda: len(bridge.asked) > 2)
         bridge.refusal = None
         await tail.reports("connected to")
         assert tail.errors[:-1] == [f"can't connect to {bridge.url}: it answers 503: No server.; trying again"]
@@ -150,7 +150,7 @@ async def test_pauses_grow_until_a_connection_is_stable(bridge: ScriptedBridge) 
     bridge.closing = 1011
     began_at = asyncio.get_running_loop().time()
     async with tailing(bridge.url, pauses="0.01, 60.0, 60.0, 60.0") as tail:
-        await eventually("it has tried often", lambda: len(bridge.asked) > 8)
+        await eventually("the command has made many attempts", lambda: len(bridge.asked) > 8)
         # The limit is the minimum of all eight pauses: each pause is at least half of 10 ms, doubled up to seven times.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
         assert tail.errors == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
@@ -184,7 +184,9 @@ async def test_signal_ends_tail_while_its_output_is_blocked(bridge: ScriptedBrid
         await tail.reports("connected to")
         for _ in range(500):
             bridge.emit("x" * 2**16)
-        await eventually("it waits", lambda: bridge.connections[0].transport.get_write_buffer_size() > 2**20)
+        await eventually(
+            "the output is blocked", lambda: bridge.connections[0].transport.get_write_buffer_size() > 2**20
+        )
         tail.process.send_signal(number)
         # The id is that of the last update that was printed completely.
         assert await tail.ended() == 128 + number
@@ -216,7 +218,9 @@ async def test_file_gets_all_updates(bridge: ScriptedBridge, tmp_path: Path) -> 
         async with tailing(bridge.url, stdout=file.fileno()) as tail:
             await tail.reports("connected to")
             texts = [bridge.emit("x" * 2**16) for _ in range(50)]
-            await eventually("all is there", lambda: file.seek(0, os.SEEK_END) == sum(len(text) + 1 for text in texts))
+            await eventually(
+                "the file has all updates", lambda: file.seek(0, os.SEEK_END) == sum(len(text) + 1 for text in texts)
+            )
     assert (tmp_path / "updates.ndjson").read_bytes().splitlines() == texts
 
 
@@ -290,7 +294,7 @@ async def test_certificate_is_trusted_if_cafile_names_its_authority(tmp_path: Pa
 async def test_other_server_is_reported(bridge: ScriptedBridge, text: bytes, words: str) -> None:
     bridge.resumes = False
     async with tailing(bridge.url) as tail:
-        await eventually("it is connected", lambda: bridge.connections)
+        await eventually("the command is connected", lambda: bridge.connections)
         bridge.say(text)
         assert await tail.ended() == 1
         [line] = tail.errors

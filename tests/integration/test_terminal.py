@@ -38,16 +38,18 @@ def plain(terminal: OnTerminal) -> list[str]:
 async def test_spinner_turns_until_the_first_update_and_is_erased(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with on_terminal("tail", "--format", "json", bridge.url, start=START) as terminal:
-        await eventually("it turns", lambda: f"\r/ connecting to {bridge.url}".encode() in terminal.shown)
+        await eventually("the spinner turns", lambda: f"\r/ connecting to {bridge.url}".encode() in terminal.shown)
         bridge.ready.set()
-        await eventually("it waits for the first", lambda: b"waiting for the first update" in terminal.shown)
+        await eventually(
+            "the command waits for the first update", lambda: b"waiting for the first update" in terminal.shown
+        )
         first, second = bridge.emit({"killmailId": 1}), bridge.emit({"killmailId": 2})
-        await eventually("both are shown", lambda: f"2-{TAG}".encode() in terminal.shown)
+        await eventually("both updates are shown", lambda: f"2-{TAG}".encode() in terminal.shown)
         turns = terminal.shown.count(b"waiting for")
         bridge.drop()
-        await eventually("it is back", lambda: b"reconnected after" in terminal.shown)
+        await eventually("the command is connected again", lambda: b"reconnected after" in terminal.shown)
         third = bridge.emit({"killmailId": 3})
-        await eventually("it is shown", lambda: f"3-{TAG}".encode() in terminal.shown)
+        await eventually("the update is shown", lambda: f"3-{TAG}".encode() in terminal.shown)
         assert terminal.shown.count(b"waiting for the first") <= turns
         terminal.process.send_signal(signal.SIGINT)
         assert await terminal.ended() == 130
@@ -73,9 +75,11 @@ async def test_terminal_has_colors_unless_disabled(
     bridge: ScriptedBridge, arguments: list[str], variables: dict[str, str], *, colors: bool
 ) -> None:
     async with on_terminal("tail", "--format", "json", *arguments, bridge.url, start=START, **variables) as terminal:
-        await eventually("it is connected", lambda: b"connected to" in terminal.shown)
+        await eventually("the command is connected", lambda: b"connected to" in terminal.shown)
         text = bridge.emit({"ship": "\x9b2J Rifter"})
-        await eventually("it is shown", lambda: f"1-{TAG}".encode() in terminal.shown and b"}" in terminal.shown[-4:])
+        await eventually(
+            "the update is shown", lambda: f"1-{TAG}".encode() in terminal.shown and b"}" in terminal.shown[-4:]
+        )
     assert (TYPE('"killmail"').encode() in terminal.shown) is colors
     assert text.decode().replace("\x9b", "\\u009b") in plain(terminal)
     if variables.get("TERM") == "dumb":
@@ -84,7 +88,7 @@ async def test_terminal_has_colors_unless_disabled(
 
 async def test_update_is_one_line_that_fits_into_the_terminal(bridge: ScriptedBridge) -> None:
     async with on_terminal("tail", "--color", "always", bridge.url, start=START) as terminal:
-        await eventually("it is connected", lambda: b"connected to" in terminal.shown)
+        await eventually("the command is connected", lambda: b"connected to" in terminal.shown)
         bridge.emit(EXAMPLE)
         bridge.emit({"note": "long " * 100})
         bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="broker-away")
@@ -148,7 +152,7 @@ async def test_refusal_after_a_connection_is_reported_once_and_tried_again(bridg
                 bridge.drop()
             await tail.reports(f"can't connect to {bridge.url}: it answers {status.value}: Not now.; trying again")
             enough = len(bridge.asked) + 3
-            await eventually("it asks on", partial(has_asked, bridge, enough))
+            await eventually("the command sends further requests", partial(has_asked, bridge, enough))
         bridge.refusal = None
         await tail.reports("reconnected after")
         away = [line.partition(" ws:")[0] for line in tail.errors if line.endswith("trying again")]

@@ -48,7 +48,7 @@ async def test_client_that_keeps_sending_after_its_response_is_dropped(broker: B
         assert pending(bridge) == 1
         with pytest.raises(ConnectionError):
             await write_forever(writer)
-        await eventually("it is not counted any more", lambda: pending(bridge) == 0)
+        await eventually("the client is not counted any more", lambda: pending(bridge) == 0)
 
 
 async def test_kernel_keeps_no_bytes_for_a_client_that_does_not_read_its_page(broker: Broker, exchange: str) -> None:
@@ -61,8 +61,8 @@ async def test_kernel_keeps_no_bytes_for_a_client_that_does_not_read_its_page(br
         await loop.sock_connect(client, ("127.0.0.1", port_of(bridge)))
         with client:
             await loop.sock_sendall(client, b"GET /asyncapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await eventually("it is counted", lambda: pending(bridge) == 1)
-            await eventually("it is not counted any more", lambda: pending(bridge) == 0)
+            await eventually("the client is counted", lambda: pending(bridge) == 1)
+            await eventually("the client is not counted any more", lambda: pending(bridge) == 0)
             with pytest.raises(ConnectionResetError):
                 await receive_all(client)
 
@@ -78,7 +78,7 @@ async def test_incomplete_tls_handshake_is_dropped_after_the_handshake_timeout(
             async with silent_clients(port_of(bridge), 3) as silent:
                 silent[1][1].write(b"\x16\x03\x01\x02\x00")
                 assert [await read_all(each) for each in silent] == [b"", b"", b""]
-            await eventually("they are not counted any more", lambda: pending(bridge) == 0)
+            await eventually("the clients are not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="timeout") == 3
         assert {line["detail"] for line in logged} == {"No complete TLS handshake within 0.3 seconds."}
 
@@ -92,7 +92,7 @@ async def test_incomplete_tls_handshakes_do_not_exclude_other_clients(
         silent_clients(port_of(bridge), 2 * PENDING) as silent,
     ):
         await eventually(
-            "the first ones are dropped", lambda: sample(bridge, "bridge_clients_refused_total", rule="pending")
+            "the first clients are dropped", lambda: sample(bridge, "bridge_clients_refused_total", rule="pending")
         )
         trust = ssl.create_default_context(cafile=chain)
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
@@ -111,7 +111,7 @@ async def test_client_without_tls_is_refused_and_the_log_has_the_reason(
             with capture_logs() as logged:
                 connection[1].write(request(port_of(bridge)))
                 assert b"HTTP" not in await read_all(connection)
-                await eventually("it is not counted any more", lambda: pending(bridge) == 0)
+                await eventually("the client is not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="tls") == 1
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
         assert refusal["detail"] == "The client sent HTTP instead of TLS: use wss:// and https:// here."
@@ -144,7 +144,7 @@ async def test_client_that_leaves_after_its_tls_handshake_is_counted_as_abandone
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
         assert sample(bridge, "bridge_handshakes_abandoned_total") == 0
         writer.close()
-        await eventually("it is not counted any more", lambda: pending(bridge) == 0)
+        await eventually("the client is not counted any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_handshakes_abandoned_total") == 1
 
 
@@ -152,12 +152,12 @@ async def leave(bridge: Bridge, sent: bytes, *, reset: bool) -> None:
     """Connects a client that sends `sent` and leaves. Checks the metric, and that the log has only debug lines."""
     with capture_logs() as logged:
         client = socket.create_connection(("127.0.0.1", port_of(bridge)))
-        await eventually("it is counted", lambda: pending(bridge) == 1)
+        await eventually("the client is counted", lambda: pending(bridge) == 1)
         client.sendall(sent)
         if reset:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.close()
-        await eventually("it is not counted any more", lambda: pending(bridge) == 0)
+        await eventually("the client is not counted any more", lambda: pending(bridge) == 0)
     assert sample(bridge, "bridge_handshakes_abandoned_total") == 1
     assert {entry["log_level"] for entry in logged} == {"debug"}
 
@@ -169,7 +169,9 @@ async def test_log_names_a_client_that_does_not_trust_the_certificate(
         with capture_logs() as logged:
             with pytest.raises(ssl.SSLCertVerificationError):
                 await asyncio.to_thread(distrust, port_of(bridge))
-            await eventually("it is refused", lambda: sample(bridge, "bridge_clients_refused_total", rule="tls"))
+            await eventually(
+                "the client is refused", lambda: sample(bridge, "bridge_clients_refused_total", rule="tls")
+            )
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
         assert "unknown ca" in str(refusal["detail"]).lower()
 
@@ -177,7 +179,7 @@ async def test_log_names_a_client_that_does_not_trust_the_certificate(
 async def test_stop_closes_pending_tls_handshakes(broker: Broker, exchange: str, tmp_path: Path) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
         silent = await asyncio.open_connection("127.0.0.1", port_of(bridge))
-        await eventually("it is counted", lambda: pending(bridge) == 1)
+        await eventually("the client is counted", lambda: pending(bridge) == 1)
     assert await read_all(silent) == b""
     silent[1].transport.abort()
 

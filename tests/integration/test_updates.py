@@ -147,8 +147,12 @@ async def test_named_queue_keeps_events_while_the_bridge_is_stopped(
     assert await depth(amqp, queue) == 0
     await publish(amqp, exchange, killmail(2), killmail(3))
     async with running(broker.url, **flags) as bridge:
-        await eventually("both are delivered", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2)
-        await eventually("both are acknowledged", lambda: sample(bridge, "bridge_receipt_to_flush_seconds_count") == 2)
+        await eventually(
+            "both events are delivered", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2
+        )
+        await eventually(
+            "both events are acknowledged", lambda: sample(bridge, "bridge_receipt_to_flush_seconds_count") == 2
+        )
     assert await depth(amqp, queue) == 0
 
 

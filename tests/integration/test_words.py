@@ -80,7 +80,7 @@ async def test_refusals_are_one_sentence_for_the_client_and_a_reason_in_the_log(
         if style == "json":
             port = await process.port()
         else:
-            await eventually("it listens", lambda: [line for line in process.texts if "listening" in line])
+            await eventually("the bridge listens", lambda: [line for line in process.texts if "listening" in line])
             [listening] = [line for line in process.texts if "listening" in line]
             port = int(listening.partition(" port=")[2].partition(" ")[0])
         for what, (request, status) in REFUSED.items():
@@ -126,7 +126,7 @@ async def test_no_log_line_has_a_password_at_any_level(broker: Broker, exchange:
     flags = ["--log-level", "debug", "--log-format", style]
     async with bridge_process(f"{nowhere},{wrong}", *flags, **variables) as process:
         await eventually(
-            "it was refused",
+            "the bridge was refused",
             lambda: any("refuses the user name" in str(line) for line in [*process.lines, *process.texts]),
         )
         process.process.terminate()

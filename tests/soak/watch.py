@@ -85,7 +85,7 @@ class Watch:
             return await self.counts() == counts
 
         try:
-            await eventually("they are back", are_back, limit_s=BACK_LIMIT_S)
+            await eventually("tasks and descriptors are back", are_back, limit_s=BACK_LIMIT_S)
         except AssertionError:
             return await self.settled()
         return await self.settled()

@@ -158,7 +158,9 @@ class Tailing:
 
     async def reports(self, words: str, times: int = 1) -> None:
         """Waits until `times` lines on standard error begin with these words."""
-        await eventually(f"it reports {words!r}", lambda: sum(line.startswith(words) for line in self.errors) >= times)
+        await eventually(
+            f"the command reports {words!r}", lambda: sum(line.startswith(words) for line in self.errors) >= times
+        )
 
     async def prints(self, *texts: bytes) -> None:
         """Waits until the command has printed exactly these lines."""

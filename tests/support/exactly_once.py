@@ -308,10 +308,10 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
         client.verify()
         numbers, places = client.numbers, client.places
         twice = [number for number, times in Counter(numbers).items() if times > 1]
-        assert twice == [], f"{len(twice)} updates came twice: {twice[:20]}"
+        assert twice == [], f"{len(twice)} updates arrived twice: {twice[:20]}"
         missing = sorted(confirmed.difference(numbers))
         assert missing == [], f"{len(missing)} of {len(confirmed)} updates are missing: {missing[:20]}"
-        assert set(numbers) == confirmed, "the client received updates that it has not asked for"
+        assert set(numbers) == confirmed, "the client received updates that it has not requested"
         back = [(one, next_one) for one, next_one in pairwise(places) if next_one <= one]
         assert back == [], f"ids do not grow: {back[:20]}"
         assert [answer for answer in client.resumes if not answer["complete"]] == []

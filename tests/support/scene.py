@@ -286,7 +286,9 @@ class Scene:
         if kept:
             # The broker redelivers the events of a dead connection when it has detected its end.
             with suppress(AssertionError):
-                await eventually("all arrive", lambda: not self._lost(self.named, fault), limit_s=LEFTOVERS_LIMIT_S)
+                await eventually(
+                    "all events arrive", lambda: not self._lost(self.named, fault), limit_s=LEFTOVERS_LIMIT_S
+                )
         lost = {name: self._lost(bridge, fault) for name, bridge in self.bridges.items()}
         duplicates = sum(len(bridge.received) - len(bridge.arrived) for bridge in self.bridges.values())
         assert duplicates == 0

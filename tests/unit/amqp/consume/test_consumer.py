@@ -82,7 +82,7 @@ class RunningConsumer:
         self.running = asyncio.create_task(self.consumer.run())
 
     async def works(self) -> None:
-        await eventually("it consumes", lambda: self.consumer.status.state is State.WORKING)
+        await eventually("the consumer consumes", lambda: self.consumer.status.state is State.WORKING)
 
     async def is_lost(self) -> None:
         await eventually("the broker is lost", lambda: self.consumer.status.state is State.LOST, limit_s=60)
@@ -168,7 +168,9 @@ async def test_channel_is_logged_at_debug_when_it_consumes_and_when_it_is_closed
     running.begin()
     await running.works()
     amqp.lose()
-    await eventually("it is noticed", lambda: any(line.getMessage() == "channel closed" for line in caplog.records))
+    await eventually(
+        "the loss is noticed", lambda: any(line.getMessage() == "channel closed" for line in caplog.records)
+    )
     opened, closed = [line for line in caplog.records if line.getMessage().startswith("channel")][:2]
     assert (opened.getMessage(), closed.getMessage()) == ("channel opened", "channel closed")
     assert opened.__dict__["connection"] == closed.__dict__["connection"] == "a bridge"
@@ -731,7 +733,7 @@ async def test_stop_cancels_the_consumer_waits_for_settlement_and_closes(running
     running.feed(1, 2)
     with capture_logs() as logged:
         running.consumer.stop()
-        await eventually("it is cancelled", lambda: amqp.requests[-1] == "cancel tag-1")
+        await eventually("the consumer is cancelled", lambda: amqp.requests[-1] == "cancel tag-1")
         assert running.broker.closed == 0
         for each in running.recorder.deliveries:
             each.settle()
@@ -829,7 +831,7 @@ async def test_stream_is_consumed_from_the_offset_of_its_reader(
     monkeypatch.setattr(reader, "begin_session", begin_session)
     with capture_logs() as logged:
         running = asyncio.create_task(consumer.run())
-        await eventually("it consumes", lambda: consumer.status.state is State.WORKING)
+        await eventually("the consumer consumes", lambda: consumer.status.state is State.WORKING)
     assert begun == [False]
     assert {"x-stream-offset": 4711} in amqp.channels[0].arguments
     assert [line["event"] for line in logged] == ["consuming", "reading the history"]
@@ -940,7 +942,7 @@ async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
     reading.begin()
     await eventually("there are twelve sessions", lambda: len(began_s) == 12, limit_s=1000)
     pauses_s = [later - earlier - 12 for earlier, later in pairwise(began_s)]
-    assert pauses_s[:2] == pytest.approx([0.0, 0.0], abs=0.1), "between the first two, something was read"
+    assert pauses_s[:2] == pytest.approx([0.0, 0.0], abs=0.1), "an event was read between the first two sessions"
     assert all(LONGEST_PAUSE_S / 2 - 0.1 <= pause_s <= LONGEST_PAUSE_S + 2 for pause_s in pauses_s[-3:])
     assert reading.count("bridge_broker_losses_total") == 9
 

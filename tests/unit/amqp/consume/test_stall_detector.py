@@ -109,7 +109,7 @@ class Stream:
         return self.gaps._complete_until_s
 
     async def probed(self, times: int) -> None:
-        await eventually(f"it has probed {times} times", lambda: len(self.probes_s) >= times, limit_s=1000)
+        await eventually(f"the detector has probed {times} times", lambda: len(self.probes_s) >= times, limit_s=1000)
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ async def test_broker_that_was_lost_without_a_reason_may_have_lost_events_howeve
     assert stage.reader.gap_possible is broker_may_have_restarted
     if gap is not None:
         assert_gap(gap, answered_s, clock.time(), AWAY)
-    assert not stage.status.broker_may_have_restarted, "the marker reports it to all readers of the stream"
+    assert not stage.status.broker_may_have_restarted, "the marker reports the loss to all readers"
 
 
 @pytest.mark.parametrize(("attempts", "is_gap"), [(1, False), (2, True)])

@@ -196,7 +196,7 @@ async def test_unconfirmed_attempt_has_the_reason_and_the_channel(
 async def test_message_is_reported_as_published_before_its_confirm(running: RunningChannel) -> None:
     await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
     attempt = asyncio.create_task(running.publish("an id"))
-    await eventually("it is published", lambda: running.published)
+    await eventually("the message is published", lambda: running.published)
     assert (amqp.requests.count(PUBLISH), attempt.done()) == (1, False)
     assert [each.message_id for each in running.published] == ["an id"]
     attempt.cancel()

@@ -306,7 +306,7 @@ async def test_publisher_that_was_never_used_closes(broker: FakeBroker) -> None:
 async def test_close_ends_an_update_that_waits_for_a_connection(broker: FakeBroker) -> None:
     publisher = Publisher()
     waiting = [asyncio.create_task(publisher.broadcast("killmail", EXAMPLE)) for _ in range(3)]
-    await eventually("it connects", lambda: broker.attempts)
+    await eventually("the publisher connects", lambda: broker.attempts)
     await publisher.close()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["this publisher is closed"] * 3

@@ -26,7 +26,7 @@ def made(frame_max: int = USUAL, rejected: Rejected = NO, **values: Any) -> comm
     came = commands.Basic.Properties(**values)
     properties = reject_properties(came, "killmails", rejected, "here", frame_max)
     assert len(frame.marshal(ContentHeader(0, 2, properties), 1)) <= frame_max
-    assert properties.message_id, "aiormq would add one and exceed the frame"
+    assert properties.message_id, "without an id, aiormq would add one and exceed the frame"
     return properties
 
 

@@ -86,7 +86,7 @@ async def test_unexpected_error_of_a_reject_is_logged_and_the_event_settled(
     rejects._channel = SilentChannel()  # type: ignore[assignment]  # a fake with the used part
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("it is settled", lambda: delivery.settled)
+    await eventually("the delivery is settled", lambda: delivery.settled)
     assert (rejects.waiting, lost(rejects)) == (0, 1)
     assert "is lost" in capsys.readouterr().out
 
@@ -111,7 +111,7 @@ async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
     deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]
     for delivery in deliveries:
         rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("all are published", lambda: channel.published == count)
+    await eventually("all events are published", lambda: channel.published == count)
     for delivery in deliveries:
         delivery.lost = True
     return deliveries
@@ -140,7 +140,7 @@ async def test_oldest_held_events_beyond_the_limit_are_lost_and_logged() -> None
     oldest = (await holding(rejects, 5))[:2]
     with capture_logs() as logged:
         rejects.on_session_end()
-    await eventually("some are given up", lambda: rejects.waiting == 3)
+    await eventually("some events are given up", lambda: rejects.waiting == 3)
     assert not {*oldest} & {*rejects._unconfirmed.values()}
     assert lost(rejects) == 2
     assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
@@ -290,7 +290,7 @@ async def test_rejects_from_an_outage_are_published_after_it(
     first.lose()
     deliveries = [running.reject() for _ in range(3)]
     with capture_logs() as logged:
-        await eventually("all are confirmed", lambda: all(each.settled for each in deliveries))
+        await eventually("all events are confirmed", lambda: all(each.settled for each in deliveries))
     assert [(line["log_level"], line["event"]) for line in logged] == [
         ("warning", "rejected events can't be published; they are held"),
         ("info", "rejected events are published again"),
@@ -314,7 +314,7 @@ async def test_start_without_a_broker_is_not_logged_until_an_event_is_held(runni
     running.broker.connections += [*(ConnectionError("refused") for _ in range(10)), FakeAmqp()]
     with capture_logs() as logged:
         running.running = asyncio.create_task(running.rejects.run())
-        await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
+        await eventually("the connection fails", lambda: running.rejects.status.state is State.LOST)
         assert (logged, running.rejects.unpublishable) == ([], False)
         delivery = running.reject()
         await eventually("the event is published", lambda: delivery.settled)
@@ -356,7 +356,7 @@ async def test_connection_works_after_the_held_events_were_given_up(
     running.broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
     await running.works()
     delivery = running.reject()
-    await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
+    await eventually("the connection fails", lambda: running.rejects.status.state is State.LOST)
     delivery.lost = True
     with capture_logs() as logged:
         running.rejects.on_session_end()
@@ -369,7 +369,7 @@ async def test_stop_that_gives_up_held_events_logs_no_recovery(running: RunningR
     running.broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
     await running.works()
     running.reject()
-    await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
+    await eventually("the connection fails", lambda: running.rejects.status.state is State.LOST)
     running.rejects.stop()
     with capture_logs() as logged:
         await running.rejects.close()
@@ -421,7 +421,7 @@ async def test_held_bytes_are_bounded_and_the_bound_is_reported(
     rejects.reject(deliveries[2], NO)
     assert full == [True]
     channel.confirming.set()
-    await eventually("all are confirmed", lambda: all(delivery.settled for delivery in deliveries))
+    await eventually("all events are confirmed", lambda: all(delivery.settled for delivery in deliveries))
     assert full == [True, False]
 
 
@@ -442,7 +442,7 @@ async def test_end_of_a_session_leaves_room_for_the_next_one(
     rejects.reject(of_size(1), NO)
     assert full == [True, True]
     channel.confirming.set()
-    await eventually("all are confirmed", lambda: rejects.waiting == 0)
+    await eventually("all events are confirmed", lambda: rejects.waiting == 0)
     assert full == [True, True, False]
 
 

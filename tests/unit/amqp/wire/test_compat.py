@@ -336,7 +336,7 @@ async def peak_of_publishing(*, in_pieces: bool) -> float:
             else:
                 publishing = asyncio.create_task(publish(channel))
             pieces = 1 + len(BODY) // compat.LARGE if in_pieces else 1
-            await eventually("all is sent", lambda: len(peaks) >= pieces)
+            await eventually("all pieces are sent", lambda: len(peaks) >= pieces)
             tracemalloc.stop()
             publishing.cancel()
             await asyncio.wait([publishing])
@@ -367,7 +367,7 @@ async def test_large_message_arrives_unchanged_and_is_confirmed(frame_max: int) 
     assert peer.bodies == BODY + BODY
     [header, _] = [each for _, each in peer.received if isinstance(each, ContentHeader)]
     assert (header.body_size, header.properties.delivery_mode) == (len(BODY), 2)
-    assert header.properties.message_id, "aiormq recognizes a returned message by it"
+    assert header.properties.message_id, "aiormq recognizes a returned message by its id"
 
 
 async def test_unroutable_message_is_returned_to_its_publisher() -> None:
