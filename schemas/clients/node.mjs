@@ -23,6 +23,7 @@ export class Refused extends Error {}
 // code or a text as its reason. `onMissed(data)` means that some updates are lost; `data` is that of a `gap`, or of a
 // `resume` that is not complete. `after` is the id to resume from: the id of the last update, or of the last
 // "connected". A connection without a ping or a message for `silenceMs` counts as dead: the bridge pings every 30 s.
+// If `signal`, an AbortSignal, is aborted, the connection is closed and the loop throws an AbortError.
 export async function* updates(url, options = {}) {
   const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
   let lastId = after; // An empty id means "from now on".
