@@ -41,9 +41,9 @@ exchange=$(one "$EXCHANGE") queue=$(one "$QUEUE") stream=$(one "$STREAM")
 
 case $1 in
   read-queue) configure='' write='' read=$queue ;;
-  # Binding is write on the queue and read on the exchange.
+  # Binding needs write on the queue and read on the exchange.
   own-queue) configure=$queue write=$queue read="$queue|$exchange" ;;
-  # The broker generates a name that begins with this.
+  # The broker generates a name that begins with amq.gen-.
   exclusive) configure='amq\.gen-.*' write='amq\.gen-.*' read="amq\\.gen-.*|$exchange" ;;
   # The bridge publishes to amq.default to find the stream's end.
   read-stream) configure='' write='amq\.default' read=$stream ;;
