@@ -67,9 +67,9 @@ async def test_suggested_command_works_in_a_shell(
     await channel.declare_queue(rejects, durable=True)
     message = aio_pika.Message(b"{}", message_id=message_id, headers={"x-reject-exchange": exchange})
     await channel.default_exchange.publish(message, rejects)
-    said = (await command(broker, rejects, "list")).said[-1]
-    assert said.startswith(REQUEUE)
-    suggested = said.partition(": ")[2].replace("edk-bridge", f"{sys.executable} -m bridge", 1)
+    hint = (await command(broker, rejects, "list")).errors[-1]
+    assert hint.startswith(REQUEUE)
+    suggested = hint.partition(": ")[2].replace("edk-bridge", f"{sys.executable} -m bridge", 1)
     process = await asyncio.create_subprocess_exec(
         *("bash", "-c", suggested),
         env=environment(BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects),
@@ -88,11 +88,11 @@ async def test_id_that_is_not_printable_is_not_suggested(
     channel = await amqp.channel()
     headers: FieldTable = {"x-reject-reason": "not-json"}
     await channel.default_exchange.publish(aio_pika.Message(b"", message_id=message_id, headers=headers), rejects)
-    assert (await command(broker, rejects, "list")).said[-1] == REQUEUE + "id-1"
+    assert (await command(broker, rejects, "list")).errors[-1] == REQUEUE + "id-1"
     again = "to publish the events again: edk-bridge rejects requeue"
-    assert (await command(broker, rejects, "list", "--reason=not-json")).said[-1] == f"{again} --reason not-json"
+    assert (await command(broker, rejects, "list", "--reason=not-json")).errors[-1] == f"{again} --reason not-json"
     await take(amqp, rejects, 1)
-    assert (await command(broker, rejects, "list")).said[-1] == f"{again} --all"
+    assert (await command(broker, rejects, "list")).errors[-1] == f"{again} --all"
 
 
 async def test_list_as_json_has_the_event_itself(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
