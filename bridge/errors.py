@@ -34,6 +34,11 @@ def redact(text: str) -> str:
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 
+def shown_argument(text: str) -> str:
+    """Formats an argument for an error: it is redacted, printable and short. It may be a URL in the wrong place."""
+    return printable(redact(text))
+
+
 def may_be_key(text: str) -> bool:
     """Whether a value may be a private key (PEM), because it has a PEM header or a line break."""
     return "-----BEGIN" in text or len(f"{text}.".splitlines()) > 1

@@ -30,7 +30,7 @@ from bridge.cli.common.progress import Progress
 from bridge.config.settings import Settings
 from bridge.contract.pipeline import Reason
 from bridge.contract.text import printable
-from bridge.errors import BridgeError, ConfigurationError
+from bridge.errors import BridgeError, ConfigurationError, shown_argument
 from bridge.interrupts import raise_on_interrupt
 
 Answer = TypeVar("Answer")
@@ -311,7 +311,9 @@ def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str
         if _NUMBER.fullmatch(each):
             say(f"{each} is not an id: see the last field of each event in `edk-bridge rejects list`")
         else:
-            say(f"not in the queue: {printable(each, 255)}")
+            # Some publishers use ids with an @, such as those of e-mails, so only a URL is redacted.
+            shown = shown_argument(each) if "://" in each else printable(each, 255)
+            say(f"not in the queue: {shown}")
     return bool(missing)
 
 

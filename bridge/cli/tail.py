@@ -5,6 +5,7 @@ It uses nothing that other clients can't use.
 
 import asyncio
 import errno
+import shlex
 import shutil
 import signal
 import ssl
@@ -17,19 +18,19 @@ from urllib.parse import quote, urlsplit
 import click
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from bridge import queued_output
 from bridge.backoff import Backoff
 from bridge.cli.common.counts import counted
-from bridge.cli.common.endpoint import endpoint, tls_context
+from bridge.cli.common.endpoint import endpoint, shown_url, tls_context
 from bridge.cli.common.errors import exit_on_error
 from bridge.cli.common.options import complete_type, exit_codes
 from bridge.cli.common.output import Output, echo, json_encoding
 from bridge.cli.common.progress import Spinner
 from bridge.cli.common.update_line import as_line
 from bridge.contract.text import printable
-from bridge.errors import BridgeError, ConfigurationError
+from bridge.errors import BridgeError, ConfigurationError, shown_argument
 from bridge.terminal import takes_color
 
 DEFAULT_URL = "ws://localhost:3000/updates"
@@ -170,8 +171,7 @@ class Tail:
         self.last_id = after
         """The id of the newest update that was written, or else the id to begin after."""
         self._url = url
-        parts = urlsplit(url)
-        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._shown = shown_url(url)
         self._tls = tls
         self._write = write
         self._say = say
@@ -211,7 +211,7 @@ class Tail:
         separator = "&" if urlsplit(self._url).query else "?"
         try:
             socket = await connect(
-                f"{self._url}{separator}after={quote(self.last_id, safe='')}",
+                f"{self._url}{separator}after={quote(self.last_id, safe='', errors='surrogateescape')}",
                 ssl=self._tls,
                 # Environment variables must not send the request to a proxy: a bridge has an internal address.
                 proxy=None,
@@ -228,8 +228,10 @@ class Tail:
             return self._refusal(error.response.status_code, bytes(error.response.body or b""))
         except ssl.SSLCertVerificationError as error:
             raise ConfigurationError(
-                [f"{self._shown}: the certificate can't be trusted: {error.verify_message}; see --cafile"]
+                [f"{self._shown}: the certificate can't be trusted: {printable(error.verify_message)}; see --cafile"]
             ) from error
+        except InvalidURI:
+            return "it redirects to an address that is not a WebSocket URL"
         except (OSError, InvalidHandshake) as error:
             return _error_text(error)
         try:
@@ -282,7 +284,7 @@ class Tail:
         else:
             self._say(f"reconnected after {now - self._lost_at:.1f} s{caught_up}")
         if not complete:
-            self._say(f"updates are missing: the bridge no longer has all updates after {self.last_id}")
+            self._say(f"updates are missing: the bridge no longer has all updates after {shown_argument(self.last_id)}")
         self._connected_at = now
         self._was_connected = True
         self._wait("" if self._has_any else "waiting for the first update")
@@ -351,8 +353,9 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, *, as_lines: bool, in_
         try:
             await following
         except asyncio.CancelledError:
-            if tail.last_id:
-                spinner.say(f"to continue from here: --after {tail.last_id}")
+            # A bridge sends only printable ids. An escaped id could not be given to --after.
+            if tail.last_id and tail.last_id == shown_argument(tail.last_id):
+                spinner.say(f"to continue from here: --after {shlex.quote(tail.last_id)}")
             raise
         finally:
             spinner.close()
@@ -390,4 +393,4 @@ def _error_text(error: Exception) -> str:
         return f"no answer within {HANDSHAKE_TIMEOUT_S:g} s"
     if f"[Errno {errno.ECONNREFUSED}]" in str(error):
         return "no program listens there"
-    return printable(str(error)) or type(error).__name__
+    return shown_argument(str(error)) or type(error).__name__

@@ -15,7 +15,7 @@ from dotenv.parser import Binding, parse_stream
 
 from bridge.config.kubernetes import is_service_variable
 from bridge.config.text_files import NotPlainTextError, read_marked, read_plain
-from bridge.errors import shown_value
+from bridge.errors import shown_argument, shown_value
 
 PREFIX = "BRIDGE_"
 
@@ -130,7 +130,8 @@ def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: li
         text = read_marked(file)
     except (OSError, NotPlainTextError) as error:
         if must_exist or not isinstance(error, _NO_FILE):
-            problems.append(f"{file}: can't be read: {error.strerror if isinstance(error, OSError) else error}")
+            reason = error.strerror if isinstance(error, OSError) else error
+            problems.append(f"{shown_argument(str(file))}: can't be read: {reason}")
         return []
     bindings = list(parse_stream(io.StringIO(text, newline="")))
     unclear = [problem for binding in bindings if (problem := _unclear(binding, known)) is not None]

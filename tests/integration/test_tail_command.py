@@ -4,13 +4,16 @@ import asyncio
 import os
 import pty
 import re
+import shlex
 import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import parse_qs
 
+import orjson
 import pytest
 
 from tests.support.certificates import certificate
@@ -174,6 +177,59 @@ async def test_signal_ends_tail_and_prints_how_to_continue(bridge: ScriptedBridg
         tail.process.send_signal(number)
         assert await tail.ended() == 128 + number
         assert tail.errors[1:] == [f"to continue from here: --after 1-{TAG}"]
+
+
+def send_update(bridge: ScriptedBridge, own: str) -> bytes:
+    """Sends an update with any id to the client."""
+    text = orjson.dumps({"type": "event", "data": 1, "timestamp": 1, "id": own})
+    bridge.say(text)
+    return text
+
+
+@pytest.mark.parametrize("own", ["it's $HOME `id`", "-1", "--after", "a b", "ü"])
+async def test_suggested_option_works_in_a_shell(bridge: ScriptedBridge, own: str) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.reports("connected to")
+        await tail.prints(send_update(bridge, own))
+        tail.process.send_signal(signal.SIGINT)
+        assert await tail.ended() == 130
+        suggested = tail.errors[-1].removeprefix("to continue from here: ")
+    async with tailing(bridge.url, *shlex.split(suggested)) as tail:
+        await tail.reports("connected to")
+        assert parse_qs(bridge.asked[-1]) == {"after": [own]}
+
+
+@pytest.mark.parametrize("own", ["\x1b[31m\x1b]0;x\x07", "\n1", "\u202e", "1" * 1000])
+async def test_hostile_id_does_not_reach_the_terminal(bridge: ScriptedBridge, own: str) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.reports("connected to")
+        await tail.prints(send_update(bridge, own))
+        bridge.drop()
+        await tail.reports("updates are missing: the bridge no longer has all updates after ")
+        assert parse_qs(bridge.asked[-1]) == {"after": [own]}
+        await tail.prints(send_update(bridge, own))
+        tail.process.send_signal(signal.SIGINT)
+        assert await tail.ended() == 130
+        # There is no suggestion of an id that can't be copied.
+        words = ["connected", "disconnected", "reconnected", "updates"]
+        assert [line.partition(" ")[0] for line in tail.errors] == words
+        assert all(line.isprintable() and len(line) < 600 for line in tail.errors)
+
+
+async def test_password_in_the_url_is_not_shown(bridge: ScriptedBridge) -> None:
+    url = bridge.url.replace("://", "://user:S3CRET@")
+    async with tailing(url) as tail:
+        await tail.reports(f"connected to {bridge.url}")
+        await bridge.stop()
+        await tail.reports(f"can't connect to {bridge.url}")
+    assert "S3CRET" not in "".join(tail.errors)
+
+
+async def test_redirect_to_a_page_is_reported(bridge: ScriptedBridge) -> None:
+    bridge.refusal = HTTPStatus.FOUND, ""
+    bridge.location = "http://user:S3CRET@localhost/\x9b"
+    async with tailing(bridge.url) as tail:
+        await tail.reports(f"can't connect to {bridge.url}: it redirects to an address that is not a WebSocket URL")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -334,6 +334,8 @@ class ScriptedBridge:
         """While it is not set, new clients receive nothing."""
         self.refusal: tuple[HTTPStatus, str] | None = None
         """The status and the sentence that refuse a handshake."""
+        self.location = ""
+        """The header Location of a refusal, unless it is empty."""
         self.closing: int | None = None
         """The code that closes each new connection at once."""
         self.resumes = True
@@ -432,6 +434,8 @@ class ScriptedBridge:
         status, sentence = self.refusal
         body = sentence.encode() + b"\n"
         headers = Headers({"Content-Length": str(len(body)), "Content-Type": "text/plain", "Connection": "close"})
+        if self.location:
+            headers["Location"] = self.location
         return Response(status.value, status.phrase, headers, body)
 
     async def _serve(self, connection: ServerConnection) -> None:

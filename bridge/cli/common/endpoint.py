@@ -4,9 +4,10 @@ import ssl
 from collections.abc import Sequence
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+from websockets.uri import parse_uri
+
 from bridge.config.tls import require_tls_1_2
-from bridge.contract.text import printable
-from bridge.errors import ConfigurationError
+from bridge.errors import ConfigurationError, shown_argument
 
 
 def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
@@ -18,24 +19,37 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and not parts.fragment and parts.port != 0
+        lacks_password = parts.username is not None and parts.password is None
+        if usable and not lacks_password:
+            # It raises errors for escapes in the password and for bytes in the URL that are not UTF-8.
+            parse_uri(url).host.encode("idna")
     except ValueError:
         usable = False
     if not usable:
-        problems.append(f"{printable(url)}: this is not a WebSocket URL such as ws://localhost:3000/updates")
+        problems.append(f"{shown_argument(url)}: this is not a WebSocket URL such as ws://localhost:3000/updates")
+    elif lacks_password:
+        problems.append(f"{shown_argument(url)}: give a password after the user name, or no user name")
     elif "after" in parse_qs(parts.query, keep_blank_values=True):
-        problems.append(f"{printable(url)}: remove the parameter `after`, and give the id with --after")
+        problems.append(f"{shown_argument(url)}: remove the parameter `after`, and give the id with --after")
     asked = [("type", name) for name in types]
     for text in where:
         member, equals, value = text.partition("=")
         if not member or not equals:
-            problems.append(f"--where {printable(text)}: write MEMBER=VALUE, such as systemId=30000142")
+            problems.append(f"--where {shown_argument(text)}: write MEMBER=VALUE, such as systemId=30000142")
         elif member in {"type", "after"}:
-            problems.append(f"--where {printable(text)}: give this value with --{member}")
+            problems.append(f"--where {shown_argument(text)}: give this value with --{member}")
         asked.append((member, value))
     if problems:
         raise ConfigurationError(problems)
-    query = "&".join(filter(None, [parts.query, urlencode(asked, quote_via=quote)]))
+    query = "&".join(filter(None, [parts.query, urlencode(asked, quote_via=quote, errors="surrogateescape")]))
     return parts._replace(query=query).geturl()
+
+
+def shown_url(url: str) -> str:
+    """Returns a URL for messages: printable, without user, password and query."""
+    parts = urlsplit(url)
+    # An @ in the path may belong to a password with a slash.
+    return f"{parts.scheme}://{shown_argument(parts.netloc.rpartition('@')[2] + parts.path)}"
 
 
 def tls_context(url: str, cafile: str | None) -> ssl.SSLContext | None:
@@ -48,6 +62,6 @@ def tls_context(url: str, cafile: str | None) -> ssl.SSLContext | None:
         context = ssl.create_default_context(cafile=cafile)
     except OSError as error:
         reason = error.strerror if not isinstance(error, ssl.SSLError) else "the file has no certificate (PEM)"
-        raise ConfigurationError([f"--cafile {printable(str(cafile))}: {reason}"]) from error
+        raise ConfigurationError([f"--cafile {shown_argument(str(cafile))}: {reason}"]) from error
     require_tls_1_2(context)
     return context

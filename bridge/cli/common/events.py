@@ -17,7 +17,7 @@ from bridge.contract.body_format import diagnose
 from bridge.contract.catalog import is_reserved
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
 from bridge.contract.text import from_system, printable
-from bridge.errors import ConfigurationError
+from bridge.errors import ConfigurationError, shown_argument
 
 Callback = TypeVar("Callback", bound=Callable[..., object])
 
@@ -74,7 +74,7 @@ def read_lines(name: str) -> Iterator[bytes]:
             with Path(name).open("rb", buffering=0) as file:
                 yield from lines_of(file)
     except OSError as error:
-        raise ConfigurationError([f"{printable(name)}: can't be read: {error.strerror}"]) from error
+        raise ConfigurationError([f"{shown_argument(name)}: can't be read: {error.strerror}"]) from error
 
 
 def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
@@ -83,13 +83,13 @@ def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
     warn_of_schemas(schemas)
     if update_type is not None and is_reserved(update_type):
         raise ConfigurationError(
-            [f"--type {printable(update_type)}: this type is reserved for the bridge's own messages"]
+            [f"--type {shown_argument(update_type)}: this type is reserved for the bridge's own messages"]
         )
     if update_type is not None and update_type not in schemas.types:
         known = ", ".join(sorted(schemas.types))
         hint = "" if settings.schemas else "; BRIDGE_SCHEMAS, the folder for your own types, is not set"
         raise ConfigurationError(
-            [f"--type {printable(update_type)}: there is no schema for this type; known: {known}{hint}"]
+            [f"--type {shown_argument(update_type)}: there is no schema for this type; known: {known}{hint}"]
         )
     return Pipeline(schemas, settings.max_message_bytes)
 

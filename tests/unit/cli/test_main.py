@@ -873,6 +873,28 @@ def test_package_alone_loads_no_broker_library() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([command, "--type"] for command in ("check", "publish")),
+        *([*command, "--env-file"] for command in SETTING_COMMANDS),
+        *([command] for command in ("check", "publish", "serve", "config", "tail", "demo", "completion", "rejects")),
+        *(["tail", option] for option in ("--where", "--format", "--color")),
+        ["tail", "wss://localhost/", "--cafile"],
+        *(["rejects", "list", option] for option in ("--reason", "--limit")),
+        ["demo", "--port"],
+        [],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("url", ["amqp://user:S3CRET@host:1/", "ws://user:S3CRET@host:0/"])
+def test_url_in_a_wrong_place_shows_no_password(arguments: list[str], url: str) -> None:
+    result = invoke(*arguments, url)
+    assert result.exit_code == 2
+    assert "edk-bridge: " in result.stderr
+    assert "S3CRET" not in result.output
+
+
 def test_tail_reports_all_problems_of_its_options() -> None:
     result = invoke("tail", "http://localhost:3000", "--where", "systemId")
     assert result.exit_code == 2

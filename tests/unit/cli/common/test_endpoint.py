@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.cli.common.endpoint import endpoint, tls_context
+from bridge.cli.common.endpoint import endpoint, shown_url, tls_context
 from bridge.errors import ConfigurationError
 from tests.support.certificates import certificate
 
@@ -51,6 +51,59 @@ def test_url_that_can_not_be_used_is_an_error(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         endpoint(url, [], [])
     assert refused.value.problems == (f"{url}: this is not a WebSocket URL such as ws://localhost:3000/updates",)
+
+
+NOT_WEBSOCKET = "this is not a WebSocket URL such as ws://localhost:3000/updates"
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://u:S3CRET@h:1/", f"***@h:1/: {NOT_WEBSOCKET}"),
+        ("wsx://u:S3CRET@h/", f"***@h/: {NOT_WEBSOCKET}"),
+        ("u:S3CRET@h", f"***@h: {NOT_WEBSOCKET}"),
+        ("ws://u:S3C/RET@h/", f"***@h/: {NOT_WEBSOCKET}"),
+        ("ws://u:S3C#RET@h/", f"***@h/: {NOT_WEBSOCKET}"),
+        ("ws://u:%FF@h/", f"***@h/: {NOT_WEBSOCKET}"),
+        ("ws://S3CRET@h/", "***@h/: give a password after the user name, or no user name"),
+        ("ws://u:S3CRET@h/?after=1", "***@h/?after=1: remove the parameter `after`, and give the id with --after"),
+        ("ws://h/\udcff", f"ws://h/\\udcff: {NOT_WEBSOCKET}"),
+        ("ws://a..b/", f"ws://a..b/: {NOT_WEBSOCKET}"),
+        (f"ws://{'a' * 70}/", f"ws://{'a' * 70}/: {NOT_WEBSOCKET}"),
+        ("http://\x1b[2J/", f"http://\\x1b[2J/: {NOT_WEBSOCKET}"),
+    ],
+)
+def test_error_shows_no_password_and_no_control_character(url: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        endpoint(url, [], [])
+    assert refused.value.problems == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (URL, URL),
+        (f"{URL}?type=killmail", URL),
+        ("ws://u:S3CRET@h:1/x", "ws://h:1/x"),
+        ("ws://u:1/S3CRET@h/x", "ws://***@h/x"),
+        ("ws://h/\x1b[2J", "ws://h/\\x1b[2J"),
+    ],
+)
+def test_shown_url_has_no_password_and_no_control_character(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+def test_bytes_that_are_not_utf_8_are_sent_unchanged() -> None:
+    assert endpoint(URL, ["\udcff"], ["a=\udcff"]) == f"{URL}?type=%FF&a=%FF"
+
+
+def test_misplaced_url_is_redacted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        endpoint(URL, [], ["ws://u:S3CRET@h/"])
+    assert refused.value.problems == ("--where ***@h/: write MEMBER=VALUE, such as systemId=30000142",)
+    with pytest.raises(ConfigurationError) as refused:
+        tls_context("wss://localhost/", str(tmp_path / "u:S3CRET@h"))
+    assert refused.value.problems == ("--cafile ***@h: No such file or directory",)
 
 
 def test_all_problems_are_reported_at_once() -> None:
