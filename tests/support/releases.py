@@ -2,14 +2,15 @@
 
 The runs:
 
-    own          the tests that use a broker, on the RabbitMQ and the Python of this machine 4.0, 4.3     the same, on
-    these releases of RabbitMQ unit         the unit tests, on the Python of this machine unit-newest the same, on the
-    newest Python that is available here newest       the tests that use a broker, on the newest Python; if this is
-    Debian's, on that release's RabbitMQ
+    own          the tests that use a broker, on the RabbitMQ and the Python of this machine
+    4.0, 4.3     the same, on these releases of RabbitMQ
+    unit         the unit tests, on the Python of this machine
+    unit-newest  the same, on the newest Python that is available here
+    newest       the tests that use a broker, on the newest Python; if this is Debian's, on that release's RabbitMQ
 
 A release of RabbitMQ is Debian's, if the script `../shared/bin/rabbitmq-release` exists, or else a container image. The
 newest Python is $PYTHON_NEWEST, or a `python3.X` on the PATH that is newer than this one, or else that of Debian's sid
-(`python_release.sh`). A release that is not available is a line in the table, not a failure.
+(`python_release.sh`). A release that is not available is a line in the table, and a failure only with `--required`.
 """
 
 import argparse
@@ -163,10 +164,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--only", action="append", choices=NAMES, help="one of the runs; may be given several times")
     parser.add_argument("--part", action="store_true", help="run only the broker tests that differ most")
+    parser.add_argument("--required", action="store_true", help="fail if a release is not available")
     options, rest = parser.parse_known_args(arguments)
     rows = [run(name, part=options.part, rest=rest) for name in options.only or NAMES]
     sys.stdout.write(f"\n{table(rows)}\n")
-    return int(any(row.is_bad for row in rows))
+    return int(any(row.is_bad or (options.required and row.counts is None) for row in rows))
 
 
 def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:

@@ -114,3 +114,8 @@ def test_ci_runs_all_supported_versions_of_python_and_rabbitmq() -> None:
     ]
     assert project["requires-python"] == f">={versions[0]}"
     assert jobs["rabbitmq"]["strategy"]["matrix"]["release"] == list(releases.DEBIAN)
+
+
+def test_ci_fails_if_a_release_of_rabbitmq_is_not_available() -> None:
+    [command] = [step["run"] for step in yaml(WORKFLOW)["jobs"]["rabbitmq"]["steps"] if "run" in step]
+    assert "--required" in command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -230,3 +231,16 @@ def test_exit_status_and_table_are_of_the_selected_runs(
     assert [name for name, _, _ in asked[2:]] == list(releases.NAMES)
     lines = capsys.readouterr().out.splitlines()
     assert ["4.3", "-", "3.11.7", "1", "1", "0", "0", "0"] in [line.split() for line in lines]
+
+
+def test_missing_release_fails_only_if_it_is_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(releases, "RABBITMQ_RELEASE", executable(tmp_path / "rabbitmq-release", "exit 2"))
+    assert releases.main(["--only", "4.3"]) == 0
+    assert releases.main(["--required", "--only", "4.3"]) == 1
+
+
+def test_table_of_the_runs_names_each_run() -> None:
+    assert releases.__doc__ is not None
+    named = re.findall(r"^    (\S+(?:, \S+)*)  +\w", releases.__doc__, re.MULTILINE)
+    assert ", ".join(named) == ", ".join(releases.NAMES)
