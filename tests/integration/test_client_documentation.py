@@ -3,7 +3,6 @@
 import asyncio
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,8 +24,6 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import LIMIT_S, eventually
 
 JITA, AMARR = 30000142, 30002187
-WS_VERSION = 8, 11
-"""The first version of curl in which WebSocket is not an experiment."""
 
 
 @pytest.fixture
@@ -183,18 +180,6 @@ async def print_filtered(command: str, bridge: Bridge, amqp: AbstractConnection,
 
 async def test_tail_prints_updates(bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
     command = code_block("schemas/clients/README.md", "Command line", 0)
-    await print_filtered(local(command, bridge), bridge, amqp, exchange)
-
-
-def curl_has_websocket() -> bool:
-    version = subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.match(r"curl (\d+)\.(\d+)", version)
-    return found is not None and (int(found[1]), int(found[2])) >= WS_VERSION and " ws " in version
-
-
-@pytest.mark.skipif(not curl_has_websocket(), reason="this curl has no WebSocket")
-async def test_curl_with_websocket_prints_updates(bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
-    command = code_block("schemas/clients/README.md", "Command line", 1)
     await print_filtered(local(command, bridge), bridge, amqp, exchange)
 
 

@@ -1,17 +1,17 @@
 """The command that `bridge/server/README.md` gives for a connection that never opens."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.support.broker.session import needs
 from tests.support.documentation import adapted, code_block, shell
 from tests.support.running import port_of, started
 
 NO_BROKER = "amqp://127.0.0.1:1/"
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@needs("curl")
 @pytest.mark.parametrize(
     ("old", "new", "status", "words"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -94,6 +95,12 @@ def unavailable(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def needs(command: str) -> pytest.MarkDecorator:
+    """Returns a mark that skips a test on a person's machine without the command. In CI, the test runs and fails."""
+    missing = shutil.which(command) is None and not os.environ.get("CI")
+    return pytest.mark.skipif(missing, reason=f"{command} is not installed")
 
 
 def say(line: str) -> None:

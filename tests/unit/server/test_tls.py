@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.server.tls import Tls
+from tests.support.broker.session import needs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-OPENSSL = shutil.which("openssl")
-pytestmark = pytest.mark.skipif(OPENSSL is None, reason="the openssl command, which makes the certificates, is missing")
+pytestmark = needs("openssl")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind = ["-x509", "-newkey", *new_key, "-noenc", "-days", "1"]
         output = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")]
         subprocess.run(
-            [str(OPENSSL), "req", *kind, "-subj", f"/CN={name}.example.org", *output], check=True, capture_output=True
+            ["openssl", "req", *kind, "-subj", f"/CN={name}.example.org", *output], check=True, capture_output=True
         )
     return folder
 
@@ -166,6 +166,6 @@ def test_old_protocols_are_off_and_clients_need_no_certificate(files: Files) -> 
 def test_encrypted_key_is_an_error_and_not_a_prompt(files: Files) -> None:
     files.hold("a", "a")
     encrypted = ["ec", "-in", str(files.key), "-aes256", "-passout", "pass:secret", "-out", str(files.key)]
-    subprocess.run([str(OPENSSL), *encrypted], check=True, capture_output=True)
+    subprocess.run(["openssl", *encrypted], check=True, capture_output=True)
     with pytest.raises(OSError, match="is encrypted: the bridge can't ask"):
         Tls(files.certificate, files.key)

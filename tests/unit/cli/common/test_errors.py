@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from bridge.cli import cli
 from bridge.config.settings import SETTINGS, shown_default
+from tests.support.broker.session import needs
 
 BIN = Path(sys.executable).parent
 SECRET = "correct horse/battery:staple"
@@ -182,7 +183,7 @@ def completed(shell_words: str, at: int) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash to complete in")
+@needs("bash")
 @pytest.mark.parametrize(
     ("words", "at", "offered"),
     [
