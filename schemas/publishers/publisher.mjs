@@ -15,16 +15,30 @@ const MAX_QUEUED = 1_000; // The most rejects that wait for this program. Withou
 // `onReject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. If the
 // connection is lost, `onError` is called: open another publisher, and publish the unconfirmed events again.
 export async function openPublisher(url, exchange, onReject, options = {}) {
-  const { rejects = "bridge.rejected", onError = console.error } = options;
-  const known = new Set();
   const connection = await amqp.connect(url);
-  connection.on("error", onError);
+  try {
+    return await publisherOn(connection, exchange, onReject, options);
+  } catch (error) {
+    await connection.close().catch(() => {}); // The connection may be closed already.
+    throw error;
+  }
+}
+
+async function publisherOn(connection, exchange, onReject, { rejects = "bridge.rejected", onError = console.error }) {
+  const known = new Set();
+  let isOpen = false; // `openPublisher` throws earlier errors.
+  let cause;
+  const report = (error) => isOpen && error && onError(error);
+  // If the broker closes the connection, amqplib emits only `close`. Each other loss is an `error` first, then `close`.
+  connection.on("error", (error) => (cause = error));
+  connection.on("close", (error = cause) => report(error));
   const channel = await connection.createConfirmChannel();
-  channel.on("error", onError);
+  channel.on("error", report);
   await channel.checkExchange(exchange);
   const { queue } = await channel.assertQueue("", { exclusive: true, maxLength: MAX_QUEUED });
   await channel.bindQueue(queue, rejects, "");
   await channel.consume(queue, receive, { noAck: true });
+  isOpen = true;
 
   function receive(message) {
     // All rejects arrive here, also those of other publishers.
@@ -47,8 +61,11 @@ export async function openPublisher(url, exchange, onReject, options = {}) {
 
   async function close() {
     // On RabbitMQ 4.3, a bound queue that ends with its connection makes confirms of other publishers fail.
-    await channel.unbindQueue(queue, rejects, "");
-    await connection.close();
+    try {
+      await channel.unbindQueue(queue, rejects, "");
+    } finally {
+      await connection.close();
+    }
   }
 
   return { publish, close };

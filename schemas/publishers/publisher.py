@@ -27,8 +27,9 @@ async def publisher(
 ) -> AsyncIterator[Publish]:
     """Yields a function that publishes an event, waits for the broker's confirm, and returns the event's message id.
 
-    `on_reject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. A lost
-    connection raises an error: open another publisher, and publish the unconfirmed events again.
+    `on_reject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. If the
+    connection is lost, publishing and the end of the block raise an error: open another publisher, and publish the
+    unconfirmed events again.
     """
     known: dict[str, None] = {}
 

@@ -5,7 +5,6 @@ Each one ends with an update that a client gets, or with a reject that the publi
 """
 
 import asyncio
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -20,20 +19,17 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
-from bridge.contract.catalog import PACKAGED
-from tests.bench import build
-from tests.bench.process import Failed
 from tests.support.broker.find import Broker
 from tests.support.broker.session import unavailable
 from tests.support.clients import RawClient
 from tests.support.documentation import adapted, code_block, shell
 from tests.support.killmail import killmail
 from tests.support.prepare import DEBIAN_PYTHON
+from tests.support.publishers import PUBLISHERS, node_program, python_publisher
 from tests.support.publishing import bind, observer, take
 from tests.support.running import port_of, running
 from tests.support.waiting import LIMIT_S, eventually
 
-PUBLISHERS = PACKAGED / "publishers"
 URL = "amqp://guest:guest@localhost:5672/"
 REJECTED = b"schema-violation /timestamp: the member 'timestamp' is missing"
 CLOSES, IN_FLIGHT = 10, 20
@@ -101,18 +97,6 @@ async def test_publisher_of_the_package_publishes_valid_updates_only(
 # Rejects
 
 
-@pytest.fixture(scope="session")
-def node_packages() -> Path:
-    """The benchmark's packages for Node: amqplib is one of them."""
-    if shutil.which("node") is None:
-        unavailable("node is not installed; `make prepare` installs it")
-    try:
-        build.bun()
-    except Failed as error:
-        unavailable(str(error))
-    return build.NODE / "node_modules"
-
-
 def assert_reject_of_published(output: bytes) -> None:
     """Checks that the output has an event's message id and its reject. A reject may come before the confirm."""
     [published] = [line for line in output.splitlines() if line.startswith(b"published ")]
@@ -131,28 +115,21 @@ async def test_example_in_python_learns_of_its_reject(
 
 
 async def test_example_in_node_learns_of_its_reject(
-    node_packages: Path, broker: Broker, bridge: Bridge, exchange: str, rejects: str, tmp_path: Path
+    broker: Broker, bridge: Bridge, exchange: str, rejects: str, tmp_path: Path
 ) -> None:
     example = code_block("schemas/publishers/README.md", "Learn of rejects", 1)
     changes = (
         (URL, one_node(broker)),
         ('"killmails", console.log', f'"{exchange}", console.log, {{ rejects: "{rejects}" }}'),
     )
-    (tmp_path / "main.mjs").write_text(adapted(example, *changes, ("5_000", "2_000")))
-    shutil.copy(PUBLISHERS / "publisher.mjs", tmp_path)
-    (tmp_path / "node_modules").symlink_to(node_packages)
+    await asyncio.to_thread(node_program, tmp_path, adapted(example, *changes, ("5_000", "2_000")))
     assert_reject_of_published(await shell("node main.mjs", tmp_path))
 
 
 @pytest.fixture
 def example() -> ModuleType:
     """The example in Python."""
-    spec = importlib.util.spec_from_file_location("publisher", PUBLISHERS / "publisher.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return python_publisher()
 
 
 async def test_publisher_gets_no_rejects_of_other_publishers(
