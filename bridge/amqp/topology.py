@@ -213,7 +213,7 @@ async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> b
 async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
     """Declares a missing exchange with its old properties.
 
-    If they differed, the exchange's owner could never declare it again.
+    With other properties, the exchange's owner could never declare it again.
     """
 
     async def declare(channel: Channel) -> object:
@@ -232,7 +232,7 @@ async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
 
 
 async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence:
-    """Declares an exchange or a queue that is absent. Returns its presence before the call."""
+    """Declares an exchange or a queue that is absent. Returns the presence before the call."""
     presence = await _presence(amqp, look)
     if presence is Presence.ABSENT:
         channel = await amqp.channel(publisher_confirms=False)

@@ -38,7 +38,7 @@ class Case:
     figures: Sequence[Figure]
     measure: Callable[[Place, Candidate], Row]
     clients: int
-    """The maximum number of clients at a time. Each takes a file descriptor."""
+    """The maximum number of clients at a time. Each client takes a file descriptor."""
     not_for: frozenset[str] = frozenset()
     only_ours: bool = False
     rounds: int | None = None

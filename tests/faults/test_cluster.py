@@ -80,7 +80,7 @@ class Member(PrivateNode):
 
 
 class Cluster:
-    """Three private nodes on loopback. Any two of them are enough. Each can be killed and started again.
+    """Three private nodes on loopback. Any two nodes are enough. Each can be killed and started again.
 
     The nodes share only a cookie and an epmd. Each node has its own data, logs and ports.
     """

@@ -1,4 +1,4 @@
-"""Thousands of invalid events. Each of them is in the queue of rejected events before it is acknowledged."""
+"""Thousands of invalid events. Each event is in the queue of rejected events before it is acknowledged."""
 
 import asyncio
 from collections import Counter

@@ -54,8 +54,8 @@ ENCRYPTED = 20
 """The number of clients that flood through TLS."""
 
 TLS_BYTES = 128 * 1024
-"""The memory that the bridge may hold for each of them: TLS's own buffers, and bytes that were read and not
-processed."""
+"""The memory that the bridge may hold for each client that floods through TLS: TLS's own buffers, and bytes that were
+read and not processed."""
 
 FLOODERS = 400
 """The number of clients that flood at the same time."""

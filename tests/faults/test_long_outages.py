@@ -46,7 +46,7 @@ async def noticed(stage: Scene) -> None:
 
 @pytest.mark.slow
 async def test_suspended_broker_is_noticed_before_its_heartbeats_are_missed(node_broker: PrivateNode) -> None:
-    """Promise: the bridge consumes from a broker that hung as soon as it continues."""
+    """Promise: if a broker hung, the bridge consumes as soon as the broker continues."""
     async with scene(node_broker.url, None, TIMING) as stage:
         fault = await stage.fault()
         node_broker.pause()

@@ -113,7 +113,10 @@ async def test_connection_that_is_cut_is_restored_and_nothing_is_lost(
 async def test_task_that_continues_after_a_cancellation_publishes_like_any_other(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """A cancelled task may publish a last update. A lost connection must not raise an undocumented error in it."""
+    """A cancelled task may publish a last update.
+
+    A lost connection must not raise an undocumented error in this task.
+    """
     await bind(amqp, exchange, queue)
 
     async def last_update(publisher: Publisher) -> bool:

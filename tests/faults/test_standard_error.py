@@ -98,7 +98,7 @@ class Running:
 async def bridge(
     stderr: int | None, *arguments: str, command: Sequence[str] = COMMAND, **variables: str
 ) -> AsyncIterator[Running]:
-    """Starts a bridge with a broker that can't be reached. Kills it at the end if it still runs."""
+    """Starts a bridge with a broker that can't be reached. Kills the bridge at the end if it still runs."""
     port = free_port()
     settings = {"BRIDGE_AMQP_URL": UNREACHABLE, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": str(port)}
     settings |= {"BRIDGE_REJECT_EXCHANGE": "off", "BRIDGE_SHUTDOWN_TIMEOUT": "0.2s"}

@@ -141,7 +141,7 @@ async def test_exchange_that_is_deleted_is_declared_again(stage: Scene, observin
     channel = await observing.channel()
     await channel.exchange_delete(stage.exchange)
     await channel.close()
-    # If one bridge has declared it again, the other bridge finds it, and binds its queue.
+    # If one bridge has declared the exchange again, the other bridge finds the exchange, and binds its queue.
     await stage.verify(fault, "the exchange is deleted", "declares it again within 1.5 s", kept=False, noticed=None)
 
 

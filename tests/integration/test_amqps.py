@@ -192,7 +192,7 @@ async def test_updates_arrive_through_an_encrypted_connection(
 
 @asynccontextmanager
 async def encrypted(broker_url: str, folder: Path) -> AsyncIterator[str]:
-    """Runs a TLS proxy in front of the broker, which has no TLS listener. Yields its URL."""
+    """Runs a TLS proxy in front of the broker, which has no TLS listener. Yields the proxy's URL."""
     parts = urlsplit(broker_url)
     chain, key = certificate(folder, "broker")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

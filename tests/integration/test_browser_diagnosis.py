@@ -114,7 +114,10 @@ async def test_origin_that_is_not_allowed_is_reported_as_a_possible_cause(
 
 @asynccontextmanager
 async def proxy(port: int, host: str, *, passes_upgrades: bool) -> AsyncIterator[int]:
-    """Serves the example, and forwards all other requests to a bridge under another host name. Yields its port."""
+    """Serves the example, and forwards all other requests to a bridge under another host name.
+
+    Yields the proxy's port.
+    """
     files = page_files({})
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

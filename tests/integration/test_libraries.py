@@ -1,7 +1,7 @@
 """Real WebSocket libraries, in several languages, connect as their documentation shows and get an update.
 
 The README of the clients lists the libraries that refuse a large update by default, and how to raise their limits. In
-these tests, each of them gets the largest update, and refuses it without the option that the README names.
+these tests, each library gets the largest update, and refuses this update without the option that the README names.
 """
 
 import asyncio

@@ -56,7 +56,7 @@ async def test_oldest_client_without_a_request_is_dropped_for_a_new_one(shared: 
         assert await read_all(silent[0]) == b""
         assert pending(shared) == PENDING - 1
         assert sample(shared, "bridge_clients_refused_total", rule="pending") == before + 1
-        # The others are still connected.
+        # The other clients are still connected.
         silent[1][1].write(request(port_of(shared)))
         assert (await silent[1][0].readline()).startswith(b"HTTP/1.1 101 ")
         await client.close()

@@ -82,7 +82,7 @@ class Command:
 async def command(
     folder: Path, url: str, *arguments: str, script: str = MAIN, of: Sequence[str] = ("publish",), **variables: Any
 ) -> AsyncIterator[Command]:
-    """Runs the command with a pipe as standard input. Kills it at the end if it still runs."""
+    """Runs the command with a pipe as standard input. Kills the command at the end if it still runs."""
     start = ["-m", "bridge"] if script == MAIN else ["-c", script]
     process = await asyncio.create_subprocess_exec(
         # SIGINT has its default effect, as in a terminal. A background job ignores Ctrl-C, and its children inherit

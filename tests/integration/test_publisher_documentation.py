@@ -1,6 +1,6 @@
 """The examples in the README of the publishers, run as they stand.
 
-Each one ends with an update that a client gets, or with a reject that the publisher learns of.
+Each example ends with an update that a client gets, or with a reject that the publisher gets.
 
 """
 

@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def faults(self) -> int:
-        """The number of faults, with time for the last one to end."""
+        """The number of faults, with time for the last fault to end."""
         return int((self.seconds - self.warm_up_s) / self.fault_every_s)
 
 
@@ -76,7 +76,7 @@ LOG_BYTES = 4 * 2**20
 """The bridge's log. A burst of 2.4 MB must not evict a healthy client, since one process reads for all clients."""
 
 PADDING = "x" * 900
-"""Padding of each event. Without it, a client that reads nothing would take minutes to fall off the log."""
+"""Padding of each event. Without padding, a client that reads nothing would take minutes to fall off the log."""
 
 
 def plan_of(seconds: float) -> Plan:

@@ -39,7 +39,7 @@ _FLAGS = [
 
 @asynccontextmanager
 async def chromium(*flags: str) -> AsyncIterator[Browser]:
-    """Runs the browser with additional flags. Each of its contexts is a fresh profile."""
+    """Runs the browser with additional flags. Each context of the browser is a fresh profile."""
     command = shutil.which(CHROMIUM) or shutil.which(WHOLE_CHROMIUM)
     if command is None:
         unavailable(f"{CHROMIUM} is not installed; `make prepare` installs it")

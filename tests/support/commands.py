@@ -41,7 +41,7 @@ With coverage everywhere, `make test-all` would take two minutes longer."""
 def plain_environment(**variables: str) -> dict[str, str]:
     """Returns the environment of the tests without the developer's own settings.
 
-    Use it for commands that the unit tests cover, because coverage doubles the processor time of a start.
+    Use this environment for commands that the unit tests cover, because coverage doubles the processor time of a start.
     """
     return {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")} | variables
 
@@ -77,7 +77,7 @@ async def ran(*arguments: str, limit_s: float = LIMIT_S, **variables: str) -> En
 
 
 class OnTerminal:
-    """A command with a terminal for input, output and errors. All its output is stored unchanged."""
+    """A command with a terminal for input, output and errors. All output of the command is stored unchanged."""
 
     def __init__(self, process: asyncio.subprocess.Process, descriptor: int) -> None:
         self.process = process
@@ -188,7 +188,7 @@ async def tailing(
     stdout: int = asyncio.subprocess.PIPE,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[Tailing]:
-    """Runs `edk-bridge tail`. Kills it at the end if it still runs. With another `stderr`, `errors` stays empty."""
+    """Runs `edk-bridge tail`. Kills the command at the end if it runs. With another `stderr`, `errors` stays empty."""
     process = await asyncio.create_subprocess_exec(
         # SIGINT has its default effect, as on a terminal. A program in the background ignores Ctrl-C, and so do the
         # programs that it starts.

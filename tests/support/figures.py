@@ -1,4 +1,4 @@
-"""The table of faults in `bridge/amqp/README.md`, with the figures of this run. `--figures` prints it.
+"""The table of faults in `bridge/amqp/README.md`, with the figures of this run. `--figures` prints the table.
 
 This module is also a pytest plugin: workers send their rows to the process that prints the table.
 """

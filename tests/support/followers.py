@@ -121,7 +121,7 @@ async def in_page(
 ) -> AsyncIterator[InBrowser]:
     """Follows a bridge in the page at `page_url`, which has `page_files`. The browser trusts any certificate.
 
-    With `permissions`, the page has only these permissions. Without them, the browser would ask the user.
+    With `permissions`, the page has only these permissions. Without given permissions, the browser would ask the user.
     """
     context = await browser.new_context(ignore_https_errors=True)
     try:

@@ -55,7 +55,9 @@ class Island:
         return await loop.run_in_executor(self._far, _connected, to, port, source)
 
     async def settle(self, source: str) -> str:
-        """Gives the other machine another address that this one can reach. Returns it for `connect_from_outside`.
+        """Gives the other machine another address that this one can reach.
+
+        Returns the address for `connect_from_outside`.
 
         For `fe80::`, it returns the link-local address that the other machine already has.
         """

@@ -17,9 +17,9 @@ WIDTH, HEIGHT = 1280, 640
 PORT = 3900
 URL = f"http://localhost:{PORT}/"
 RATE = 1
-"""Killmails a second."""
+"""The number of killmails per second."""
 CHART_S = 300
-"""The page's chart shows this time."""
+"""The time that the page's chart shows."""
 
 
 async def take(browser: Browser, url: str, scheme: Literal["dark", "light"]) -> None:

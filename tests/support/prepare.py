@@ -86,7 +86,10 @@ def found(command: str) -> str | None:
 
 
 def program(command: str) -> str:
-    """Returns the path of one of PROGRAMS. If it is missing, the test skips on a person's machine and fails in CI."""
+    """Returns the path of one of PROGRAMS.
+
+    If the program is missing, the test skips on a person's machine and fails in CI.
+    """
     path = found(command)
     if path is None:
         unavailable(f"{command} is not installed; `make prepare` installs it")

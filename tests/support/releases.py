@@ -283,7 +283,7 @@ def version_of_python() -> str:
 
 def output_of(command: Sequence[str]) -> str:
     """Returns the output of a command. Raises Unavailable with its last line if it fails or takes too long."""
-    limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # it also ends child processes
+    limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # `timeout` also ends child processes
     try:
         done = subprocess.run([*limit, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError as error:

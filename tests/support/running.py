@@ -98,7 +98,7 @@ def pending(bridge: Bridge) -> float:
 
 @asynccontextmanager
 async def secure(broker: Broker, exchange: str, folder: Path, **flags: object) -> AsyncIterator[tuple[Bridge, Path]]:
-    """Runs a bridge with TLS. Yields it and the certificate that clients must trust."""
+    """Runs a bridge with TLS. Yields the bridge and the certificate that clients must trust."""
     chain, key = certificate(folder, "limits")
     flags |= {"exchanges": f"{exchange}=killmail", "tls_certificate": chain, "tls_key": key}
     async with running(broker.url, **flags) as bridge:
@@ -153,7 +153,7 @@ async def bridge_process(
     command: Sequence[str] = COMMAND,
     **variables: str,
 ) -> AsyncIterator[BridgeProcess]:
-    """Runs a bridge as a process on a free port of 127.0.0.1. Kills it at the end if it still runs.
+    """Runs a bridge as a process on a free port of 127.0.0.1. Kills the bridge at the end if it still runs.
 
     `command` is the command before the arguments of the bridge. `command` may be a program that executes the bridge.
     """

@@ -72,7 +72,7 @@ class Publisher:
     """Publishes updates to an exchange, on one connection that is opened again after each loss.
 
     A publisher is an asynchronous context manager. The publisher connects when the context is entered, or with the
-    first update. Any number of updates may wait for their confirm at the same time. On one connection, they are
+    first update. Any number of updates may wait for their confirm at the same time. On one connection, updates are
     published in the order of the calls.
     """
 

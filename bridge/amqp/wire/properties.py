@@ -40,7 +40,7 @@ class MessageProperties:
         """`header` is the payload of a content header frame (AMQP 0-9-1, section 4.2.6.1)."""
         self._header = header
         self.offset: int | None = None
-        """The message's offset in its stream. Only `StreamPropertiesReader` sets it."""
+        """The message's offset in its stream. Only `StreamPropertiesReader` sets this offset."""
         try:
             self.type, self.encoding = _type_and_encoding(header) if type_and_encoding is None else type_and_encoding
         except IndexError:  # cut short, which no broker sends: the exchange's default type applies

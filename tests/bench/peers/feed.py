@@ -11,7 +11,7 @@ from tests.bench.amqp import Channel
 
 
 def main() -> None:
-    """Runs the program. If it is faster than the reader of its output, the pipe blocks it."""
+    """Runs the program. If the program is faster than the reader of its output, the pipe blocks the program."""
     with Channel(os.environ["AMQP"], timeout_s=None) as channel:
         for body in channel.consume(os.environ["EXCHANGE"]):
             update = b'{"type":"killmail","data":%b,"timestamp":%d}\n' % (body, time.time() * 1000)

@@ -29,7 +29,7 @@ SIZES = {"300 B": 300, "16 KB": 16_000, "256 KB": 256_000, "3.9 MB": 3_900_000}
 
 LOG_BYTES = 16 * MB
 OWN_BYTES = 250
-"""Bytes of an update without padding."""
+"""The size of an update without padding, in bytes."""
 
 KERNEL_BYTES = 131_072
 """The maximum that the kernel buffers for a client that does not read. One larger update stalls every client."""
@@ -48,7 +48,7 @@ _EVICTED = 'bridge_evictions_total{reason="too-slow"}'
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns the cases. Each starts a new bridge, because a bridge reuses the memory that it once had."""
+    """Returns the cases. Each case starts a new bridge, because a bridge reuses the memory that it once had."""
     return [
         Case(
             f"stalled: {clients} clients read nothing, {'TLS' if tls else 'plain'}, updates of {name}",

@@ -39,7 +39,7 @@ PASSWORD = secrets.token_hex(8)
 
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
-# This epmd ends with the node. Without it, Erlang would start epmd as a daemon that runs forever.
+# This epmd ends with the node. Without this command, Erlang would start epmd as a daemon that runs forever.
 _NODE = 'epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 & "$0" -noinput; kill -9 $!'
 
 

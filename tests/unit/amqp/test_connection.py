@@ -257,7 +257,7 @@ async def test_heartbeat_is_short_unless_the_url_sets_it(
 class Closing:
     """A connection that ends with its transport, and the factory of the transport.
 
-    With `ignores_cancellation`, no cancellation ends it.
+    With `ignores_cancellation`, no cancellation ends the connection.
     """
 
     def __init__(self, *, ignores_cancellation: bool = False) -> None:
