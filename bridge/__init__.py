@@ -3,7 +3,8 @@
 Fetchers in Python use `Publisher`. All names outside `__all__` are internal.
 """
 
-from typing import TYPE_CHECKING
+# Type checkers take this name for True. The import of `typing` takes 10 ms, in which Ctrl-C prints a traceback.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from bridge.amqp.publish.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher

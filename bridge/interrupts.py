@@ -1,7 +1,8 @@
 """Handles Ctrl-C while a command starts: the process ends at once, with exit code 130, and prints nothing.
 
 Python raises KeyboardInterrupt at any point, also inside an import, and would print it with a traceback. The entry
-point installs this handler before it imports anything else, so this module needs only the standard library.
+point installs this handler before it imports anything else. This module and `bridge` itself therefore import only
+`signal` and what `signal` needs.
 """
 
 import os
