@@ -2,9 +2,7 @@
 
 import ssl
 from collections.abc import Sequence
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
-
-from websockets.uri import parse_uri
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from bridge.config.tls import require_tls_1_2
 from bridge.errors import ConfigurationError, shown_argument
@@ -20,9 +18,11 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
         parts = urlsplit(url)
         usable = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and not parts.fragment and parts.port != 0
         lacks_password = parts.username is not None and parts.password is None
-        if usable and not lacks_password:
-            # It raises errors for escapes in the password and for bytes in the URL that are not UTF-8.
-            parse_uri(url).host.encode("idna")
+        # These are the errors that the client library would raise later: bytes that are not UTF-8, also in escapes of
+        # the user and the password, and labels of the host that are empty or too long.
+        url.encode()
+        unquote(f"{parts.username}{parts.password}", errors="strict")
+        (parts.hostname or "").encode("idna")
     except ValueError:
         usable = False
     if not usable:
