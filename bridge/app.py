@@ -151,7 +151,10 @@ class Bridge:
         port = self.addresses[0][1]
         host = announced_host(hosts, networks, source_address)
         self._pages.describe(self._described(host, port))
-        has_clients = any(client_host(each, networks, source_address) is not None for each in hosts)
+        has_clients = any(
+            out_of_reach(each, networks) is None and client_host(each, networks, source_address) is not None
+            for each in hosts
+        )
         # The bridge logs one line for all addresses, because a person looks for the page, and any of the addresses
         # leads there.
         _log.info(

@@ -510,6 +510,18 @@ async def test_wildcard_without_an_address_that_clients_can_use_is_logged_withou
     await bridge.stop()
 
 
+async def test_addresses_that_no_client_can_reach_are_logged_without_a_url(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = build(host="localhost", port=4321, allowed_networks="10.0.0.0/8")
+    Lifecycle(bridge, monkeypatch)
+    with capture_logs() as logged:
+        await bridge.start()
+    assert [line["event"] for line in logged] == ["listening", *["no client can reach this address"] * 2]
+    assert not {"page", "url"} & logged[0].keys()
+    await bridge.stop()
+
+
 async def test_address_that_no_client_can_reach_is_logged_as_a_warning(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
