@@ -357,7 +357,7 @@ class Settings:
         socket.gethostname(),
         parsers.name,
         "NAME",
-        "The name of this bridge for logs, headers and the broker.",
+        "The name of this bridge in /readyz, in RabbitMQ's list of connections, and in the header x-reject-instance.",
     )
     amqp_url_file: Path | None = None
     """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. Not a setting."""
