@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import click
 
-from bridge.cli.common.counts import counted
 from bridge.cli.common.documents import documents
 from bridge.cli.common.errors import exit_on_error
 from bridge.cli.common.events import (
@@ -21,6 +20,7 @@ from bridge.cli.common.events import (
 from bridge.cli.common.options import effective_settings, exit_codes, setting_options
 from bridge.cli.common.output import echo, echo_json
 from bridge.contract.pipeline import Pipeline
+from bridge.counts import counted
 
 
 @click.command(

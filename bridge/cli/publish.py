@@ -14,7 +14,6 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.publish.preflight import check_broker
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
-from bridge.cli.common.counts import counted
 from bridge.cli.common.documents import Document, documents
 from bridge.cli.common.errors import broker_setting_named, exit_on_error, fail
 from bridge.cli.common.events import (
@@ -33,6 +32,7 @@ from bridge.contract.catalog import Identity
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Pipeline, Rejected
 from bridge.contract.text import printable
+from bridge.counts import counted
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.interrupts import INTERRUPTED, raise_on_interrupt
 

@@ -22,7 +22,6 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import Reject, RejectQueue, open_reject_queue
 from bridge.amqp.rejects.requeue import MAX_IN_FLIGHT, NotRequeued, Requeuer
 from bridge.cli.common.columns import truncated
-from bridge.cli.common.counts import counted
 from bridge.cli.common.errors import broker_setting_named, exit_on_error
 from bridge.cli.common.options import effective_settings, exit_codes, setting_options
 from bridge.cli.common.output import Output, echo, json_encoding
@@ -30,6 +29,7 @@ from bridge.cli.common.progress import Progress
 from bridge.config.settings import Settings
 from bridge.contract.pipeline import Reason
 from bridge.contract.text import printable
+from bridge.counts import counted
 from bridge.errors import BridgeError, ConfigurationError, shown_argument
 from bridge.interrupts import raise_on_interrupt
 

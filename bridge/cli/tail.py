@@ -22,7 +22,6 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from bridge import queued_output
 from bridge.backoff import Backoff
-from bridge.cli.common.counts import counted
 from bridge.cli.common.endpoint import endpoint, shown_url, tls_context
 from bridge.cli.common.errors import exit_on_error
 from bridge.cli.common.options import complete_type, exit_codes
@@ -30,6 +29,7 @@ from bridge.cli.common.output import Output, echo, json_encoding
 from bridge.cli.common.progress import Spinner
 from bridge.cli.common.update_line import as_line
 from bridge.contract.text import printable
+from bridge.counts import counted
 from bridge.errors import BridgeError, ConfigurationError, shown_argument
 from bridge.terminal import takes_color
 

@@ -24,6 +24,7 @@ from bridge.amqp.nodes import Node
 from bridge.app import serve
 from bridge.config.listen_addresses import announced_host
 from bridge.config.settings import DOTENV, PREFIX, SETTINGS, Settings, is_set, load
+from bridge.counts import counted
 from bridge.demo.broker import Broker
 from bridge.demo.child import Child
 from bridge.demo.feed import Feed
@@ -193,7 +194,7 @@ def never_block() -> None:
     """Makes output never block: a signal must end the demo even if Ctrl-S has stopped the terminal."""
 
     def report(lines: int) -> None:
-        say(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
+        say(f"{counted(lines, 'line')} dropped: nothing read them, or they could not be written", err=True)
 
     queued_output.install("stdout", report, queued_output.IN_ORDER_S)
     queued_output.install("stderr", report, queued_output.IN_ORDER_S)
@@ -311,7 +312,7 @@ async def _first_end(*works: Coroutine[object, object, None]) -> None:
 async def _report(publisher: DemoPublisher) -> NoReturn:
     while True:
         await asyncio.sleep(REPORT_INTERVAL_S)
-        say(f"{publisher.published} killmails published")
+        say(f"{counted(publisher.published, 'killmail')} published")
 
 
 async def _ended(broker: Broker | None) -> NoReturn:

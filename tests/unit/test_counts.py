@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.cli.common.counts import counted
+from bridge.counts import counted
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 events"), (1, "1 event"), (2, "2 events"), (1204, "1,204 events")])
