@@ -64,7 +64,9 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
         _timestamped,
     ]
     renderer: Processor
+    text_processors: list[Processor] = []
     if log_format is LogFormat.TEXT:
+        text_processors = [_lists_joined]
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
@@ -94,6 +96,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
+                *text_processors,
                 _escaped,
                 renderer,
             ],
@@ -145,6 +148,13 @@ def _report_dropped(lines: int) -> None:
 
 def _timestamped(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
     fields["timestamp"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return fields
+
+
+def _lists_joined(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    for name, value in fields.items():
+        if isinstance(value, list | tuple):
+            fields[name] = ", ".join(map(str, value))
     return fields
 
 

@@ -135,6 +135,16 @@ def test_text_line_holds_the_same_fields_as_a_json_line(output: Output) -> None:
     assert "\x1b" not in line, "there are no colors without a terminal"
 
 
+def test_list_is_joined_in_text_and_an_array_in_json(output: Output) -> None:
+    for log_format in (LogFormat.TEXT, LogFormat.JSON):
+        logs.configure(LogLevel.INFO, log_format)
+        structlog.get_logger("bridge").info("consuming", exchanges=("kills", "wars\n"), names=["one"])
+    text, line = output.lines()
+    assert r"exchanges='kills, wars\\n'" in text
+    assert "names=one" in text
+    assert orjson.loads(line)["exchanges"] == ["kills", "wars\n"]
+
+
 def test_exception_is_one_json_line_with_its_traceback(output: Output) -> None:
     logs.configure(LogLevel.INFO, LogFormat.JSON)
     try:
