@@ -107,7 +107,7 @@ def _suggestion(variable: str, known: Iterable[str]) -> str:
     if wrong == "env_file":
         return "; name a file of settings with the flag --env-file"
     if wrong.startswith("amqp_"):
-        return f"; did you mean {PREFIX}AMQP_URL?"
+        return f"; did you mean {PREFIX}AMQP_URL{'_FILE' if wrong.endswith('_file') else ''}?"
     names = list(known)
     # For a truncated name, difflib may find another short name more similar.
     close = [name for name in names if wrong and name.startswith(wrong)] or difflib.get_close_matches(wrong, names)

@@ -147,6 +147,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((DURATION, text, "a time from 100 ms to 1 d,") for text in ("", "0", "99ms", "25h", "-1s", "2d", "nan")),
     *((DURATION, text, "as in 120, 500ms, 2m, 3h or 7d") for text in ("inf", "1e3", ".5", "1.", "s", "1h30m")),
     *((parsers.boolean, text, "true or false") for text in ("", "2", "maybe")),
+    (parsers.one_of("debug", "info", "error"), "trace", "debug, info or error"),
     *((LEVEL, text, "info or debug") for text in ("", "trace", "information")),
     *((parsers.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
     *((parsers.amqp_name, text, "a name of 1 to 127") for text in ("", "x" * 128, "\u2603", "a\n", "a=b", "a*")),

@@ -283,6 +283,7 @@ def test_flag_of_two_words_is_named_as_it_is_written(sources: Sources) -> None:
     [
         ("BRIDGE_PROT", "did you mean BRIDGE_PORT?"),
         ("BRIDGE_TLS_CERT", "did you mean BRIDGE_TLS_CERTIFICATE?"),
+        ("BRIDGE_AMQP_PASSWORD_FILE", "did you mean BRIDGE_AMQP_URL_FILE?"),
         ("BRIDGE_AMQP_URI", "did you mean BRIDGE_AMQP_URL?"),
         ("BRIDGE_ALLOWED_ORIGIN", "did you mean BRIDGE_ALLOWED_ORIGINS?"),
         ("BRIDGE_XXXXXXXXXXXXXXXX", "`edk-bridge serve --help` lists them all"),
