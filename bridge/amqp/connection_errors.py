@@ -24,9 +24,12 @@ from bridge.errors import BrokerRefusal
 
 
 def error_text(error: BaseException) -> str:
-    """Returns the text of the broker or of the operating system, without the text that the library adds."""
+    """Returns the text of the broker or of the operating system, without the text that the library adds.
+
+    A full stop at the end is removed, because a hint may follow the text.
+    """
     text = str(error.args[-1]) if error.args else type(error).__name__
-    return printable(text) or type(error).__name__
+    return printable(text).rstrip(".") or type(error).__name__
 
 
 _CONNECT_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed")
@@ -124,10 +127,11 @@ CERTIFICATE_REFUSED_REASONS = frozenset(
 """OpenSSL's reasons if the broker does not accept the client certificate."""
 
 PLAIN_EOF_TEXT = (
-    "it closed the connection before it sent anything; if it uses TLS on this port, use amqps:// in the URL"
+    "it closed the connection before it sent anything in AMQP; if it uses TLS on this port, use amqps:// in the URL, "
+    "or this is not the AMQP port (usually 5672)"
 )
-"""The text for a connection without TLS that ends at once. A TLS port closes such a connection, and so does a proxy
-whose broker is away."""
+"""The text for a connection without TLS that ends at once. A TLS port closes such a connection, and so do a port for
+HTTP and a proxy whose broker is away."""
 
 
 def tls_error_text(error: ssl.SSLError) -> str:

@@ -196,7 +196,9 @@ async def test_connection_that_ends_before_the_broker_sends_anything_has_a_hint_
     error = aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed")
     error.__cause__ = cause
     FakeConnections(monkeypatch, one=error)
-    with pytest.raises(ConnectionError, match=r"use amqps:// in the URL$"):
+    with pytest.raises(
+        ConnectionError, match=r"use amqps:// in the URL, or this is not the AMQP port \(usually 5672\)$"
+    ):
         async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("no connection is opened")
 

@@ -35,6 +35,8 @@ from bridge.amqp.connection_errors import (
         (RuntimeError(), "RuntimeError"),
         (RuntimeError(""), "RuntimeError"),
         (RuntimeError("two\nlines"), "two\\nlines"),
+        (RuntimeError("For details see the broker logfile."), "For details see the broker logfile"),
+        (RuntimeError("..."), "RuntimeError"),
     ],
     ids=repr,
 )
