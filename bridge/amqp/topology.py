@@ -36,6 +36,9 @@ _ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
 a start of RabbitMQ 3.10.8, its home node "is down or inaccessible", and a declaration 50 ms later succeeds."""
 
 
+_DECLARED_HINT = "if a fetcher publishes to an exchange with another name, correct BRIDGE_EXCHANGES"
+
+
 class Presence(Enum):
     """Whether an exchange or a queue exists at the broker, as far as the user's permissions show it."""
 
@@ -98,15 +101,17 @@ async def set_up(
         for exchange in exchanges:
             presence = await _redeclare(amqp, known.get(exchange, Exchange(exchange, "fanout")))
             if presence is Presence.ABSENT:
+                # A misspelled name causes no error: the bridge declares an exchange to which no fetcher publishes.
+                _log.warning("exchange declared", exchange=exchange, hint=_DECLARED_HINT)
                 on_created()
             elif presence is Presence.INACCESSIBLE:
                 inaccessible.append(exchange)
-        found = [await _detect(amqp, exchange) for exchange in exchanges]
-        queue = await prepare()
-        if queue.created:
-            on_created()
     except aiormq.exceptions.ChannelAccessRefused as error:
-        raise permission_error(error) from error
+        raise permission_error(error, "create the exchange, or grant configure on it") from error
+    found = [await _detect(amqp, exchange) for exchange in exchanges]
+    queue = await prepare()
+    if queue.created:
+        on_created()
     unverified = [exchange for exchange in exchanges if not await _bind(amqp, queue, exchange)]
     return Topology(tuple(found), queue.name, tuple(unverified), tuple(inaccessible))
 
@@ -123,7 +128,9 @@ async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
         await channel.queue_bind(queue.name, exchange, ROUTING_KEY)
     except aiormq.exceptions.ChannelAccessRefused as error:
         if queue.created or await _may_configure(amqp, queue.name):
-            raise permission_error(error, "write on the queue and read on the exchange, to bind them") from error
+            raise permission_error(
+                error, "it needs write on the queue and read on the exchange, to bind them"
+            ) from error
         return False
     await channel.close()
     return True
@@ -287,7 +294,9 @@ async def cancellation_reason(amqp: Connection, queue: str, limit_s: float) -> s
     return f"{CANCELLED}: its queue is gone" if presence is Presence.ABSENT else CANCELLED
 
 
-def permission_error(error: aiormq.exceptions.ChannelAccessRefused, permission: str | None = None) -> BrokerRefusal:
-    """Returns the refusal for a missing permission. `permission` is its name, if the broker's text does not name it."""
-    hint = "" if permission is None else f"; it needs {permission}"
-    return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {error_text(error)}{hint}")
+def permission_error(error: aiormq.exceptions.ChannelAccessRefused, hint: str) -> BrokerRefusal:
+    """Returns the refusal for a missing permission. `hint` names the permission, because the broker does not."""
+    return BrokerRefusal(
+        f"the user of BRIDGE_AMQP_URL lacks a permission: {error_text(error)}; {hint}; see "
+        "docker/rabbitmq/permissions.sh"
+    )

@@ -56,7 +56,11 @@ class ExclusiveQueue:
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
         """Declares the queue without auto-delete, so that it can be unbound before it is deleted."""
-        declared = await channel.queue_declare("", exclusive=True, arguments={"x-queue-type": "classic"})
+        try:
+            declared = await channel.queue_declare("", exclusive=True, arguments={"x-queue-type": "classic"})
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            hint = "grant configure on names that begin with amq.gen-, or name a queue in BRIDGE_QUEUE"
+            raise topology.permission_error(error, hint) from error
         self._name = declared.queue or ""
         return Queue(self._name, created=True)
 
@@ -88,7 +92,11 @@ class NamedQueue:
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
         """Declares the queue if it does not exist."""
-        return Queue(self._name, await topology.ensure_queue(amqp, self._name, NAMED_QUEUE_ARGUMENTS))
+        try:
+            created = await topology.ensure_queue(amqp, self._name, NAMED_QUEUE_ARGUMENTS)
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            raise topology.permission_error(error, "create the queue, or grant configure on it") from error
+        return Queue(self._name, created)
 
     def arguments(self) -> FieldTable | None:
         """Returns a priority that is higher than that of any earlier connection.

@@ -171,7 +171,7 @@ class ConsumerSession:
         except aiormq.exceptions.ChannelAccessRefused as error:
             if "in exclusive use" in error_text(error):
                 raise  # another consumer uses the queue, and may stop
-            raise topology.permission_error(error) from error
+            raise topology.permission_error(error, f"grant read on the queue {queue!r}") from error
         self._consumer_tag = consuming.consumer_tag or ""
 
     async def cancel(self) -> None:

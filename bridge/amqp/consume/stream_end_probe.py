@@ -131,7 +131,7 @@ def _is_lost(publishing: asyncio.Task[None]) -> bool:
 
 def stream_permission_error(permission: str, error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
     """Returns the refusal for a missing permission on a stream."""
-    return topology.permission_error(error, f"{permission} (or set BRIDGE_HISTORY=memory)")
+    return topology.permission_error(error, f"it needs {permission} (or set BRIDGE_HISTORY=memory)")
 
 
 def not_a_stream_error(name: str) -> BrokerRefusal:

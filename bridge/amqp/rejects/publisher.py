@@ -239,7 +239,8 @@ class RejectPublisher:
             raise BrokerRefusal(
                 f"rejected events can't be published to {self._exchange!r}: {error_text(error)}; grant configure, "
                 "write and read on the exchange and the queue of this name, name another exchange in "
-                "BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
+                "BRIDGE_REJECT_EXCHANGE, or set it to off to only count them; see REJECTS in "
+                "docker/rabbitmq/permissions.sh"
             ) from error
 
     def on_open(self) -> None:

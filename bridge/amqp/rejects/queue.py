@@ -151,5 +151,8 @@ async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[R
                 f"another connection uses the queue {name!r} exclusively: {error_text(error)}"
             ) from error
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise BrokerRefusal(f"the queue {name!r} can't be inspected: {error_text(error)}") from error
+            raise BrokerRefusal(
+                f"the queue {name!r} can't be inspected: {error_text(error)}; grant the user of BRIDGE_AMQP_URL read "
+                "on it, or name another user in --amqp-url"
+            ) from error
         yield RejectQueue(amqp, channel, name, declared.message_count or 0)

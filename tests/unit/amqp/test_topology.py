@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import aiormq
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.amqp.connection import Connection
 from bridge.amqp.topology import (
@@ -99,10 +100,14 @@ async def test_existing_exchange_and_queue_are_used_and_a_declaration_is_reporte
 async def test_missing_exchange_is_declared_as_durable_fanout_and_reported() -> None:
     made = Made()
     amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE)
-    await made.set_up(amqp)
+    with capture_logs() as logged:
+        await made.set_up(amqp)
     assert amqp.requests[2] == "channel"
     assert amqp.requests[3] == "exchange kills fanout durable"
     assert made.times == 1
+    [line] = logged
+    assert (line["log_level"], line["event"], line["exchange"]) == ("warning", "exchange declared", "kills")
+    assert "BRIDGE_EXCHANGES" in line["hint"]
 
 
 async def test_declaration_is_reported_even_if_a_later_step_fails() -> None:
@@ -155,7 +160,7 @@ async def test_missing_exchange_with_unknown_properties_is_not_declared() -> Non
 
 async def test_missing_permission_for_an_exchange_is_a_refusal() -> None:
     amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE).on("exchange kills fanout durable", REFUSED)
-    with pytest.raises(BrokerRefusal, match="the user of BRIDGE_AMQP_URL lacks a permission: ACCESS_REFUSED"):
+    with pytest.raises(BrokerRefusal, match=r"ACCESS_REFUSED.*; create the exchange, or grant configure on it; see"):
         await Made().set_up(amqp)
 
 

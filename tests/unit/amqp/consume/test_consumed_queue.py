@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from bridge.amqp.consume.consumed_queue import NAMED_QUEUE_ARGUMENTS, ExclusiveQueue, NamedQueue
 from bridge.amqp.topology import Queue
+from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp
 from tests.support.virtual_time import VirtualTime
@@ -35,6 +36,15 @@ async def test_inaccessible_queue_is_not_declared() -> None:
     channel = await channel_of(amqp := FakeAmqp().on("queue kept passive", REFUSED))
     assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", created=False)
     assert amqp.requests == ["channel", "channel", "queue kept passive"]
+
+
+async def test_missing_permission_to_declare_a_queue_is_named() -> None:
+    amqp = FakeAmqp().on("queue kept passive", NO_QUEUE)
+    amqp.on("queue kept declare durable", REFUSED).on("queue (unnamed) exclusive", REFUSED)
+    with pytest.raises(BrokerRefusal, match="; create the queue, or grant configure on it; see docker/"):
+        await NamedQueue("kept").prepare(amqp.amqp, await channel_of(amqp))
+    with pytest.raises(BrokerRefusal, match="; grant configure on names that begin with amq"):
+        await ExclusiveQueue(("kills",)).prepare(amqp.amqp, await channel_of(amqp))
 
 
 async def test_newest_consumer_of_a_named_queue_has_the_highest_priority() -> None:

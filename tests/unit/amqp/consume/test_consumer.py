@@ -234,7 +234,7 @@ async def test_broker_that_does_not_answer_during_the_setup_is_given_up(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (REFUSED, "the user of BRIDGE_AMQP_URL lacks a permission: ACCESS_REFUSED - access refused"),
+        (REFUSED, "the user of BRIDGE_AMQP_URL lacks a permission: .*; grant read on the queue 'kept'; see docker/"),
         (
             aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - invalid arg 'x-priority' for queue"),
             "the queue 'kept' is a stream, .* set BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM=kept instead of",

@@ -166,7 +166,7 @@ async def test_blocked_broker_is_reported_with_its_reason_until_it_is_unblocked(
 # A publisher with a scripted broker
 
 PUBLISH = "publish to bridge.rejected"
-WHAT_TO_DO = r"can't be published to 'bridge\.rejected': ACCESS_REFUSED.*; grant configure, .* or set it to off"
+WHAT_TO_DO = r"can't be published to 'bridge\.rejected': ACCESS_REFUSED.*; grant configure, .* or set it to off .*\.sh"
 NOT_JSON = Rejected(Reason.NOT_JSON, "no")
 
 
