@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 import click
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
 from bridge import queued_output
 from bridge.backoff import Backoff
@@ -233,11 +233,20 @@ class Tail:
         except InvalidURI:
             return "it redirects to an address that is not a WebSocket URL"
         except (OSError, InvalidHandshake) as error:
+            if not self._was_connected:
+                await self._refuse_wrong_scheme(error)
             return _error_text(error)
         try:
             return await self._messages(socket)
         finally:
             await socket.close()
+
+    async def _refuse_wrong_scheme(self, error: Exception) -> None:
+        """Raises Refused if only TLS on the other side, or no TLS, explains why the first request failed."""
+        if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+            raise Refused(f"{self._shown}: the bridge does not use TLS: use ws://") from error
+        if isinstance(error, InvalidMessage) and self._tls is None and await _speaks_tls(self._url):
+            raise Refused(f"{self._shown}: the bridge uses TLS: use wss://") from error
 
     async def _messages(self, socket: ClientConnection) -> str:
         try:
@@ -385,6 +394,22 @@ async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _speaks_tls(url: str) -> bool:
+    """Returns whether the server of a URL with ws:// answers a TLS handshake. Sends no other data."""
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(
+                parts.hostname, parts.port or 80, ssl=ssl.create_default_context()
+            )
+    except ssl.SSLCertVerificationError:
+        return True
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def _error_text(error: Exception) -> str:

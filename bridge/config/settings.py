@@ -143,8 +143,8 @@ class Settings:
         "killmails=killmail",
         parsers.exchanges,
         "NAME=TYPE,...",
-        "The exchanges to consume. The bridge declares a missing one, so a misspelled name causes no error. TYPE is the "
-        "update type of events that name none.",
+        "The exchanges to consume. The bridge declares a missing one, so a misspelled name causes no error. TYPE is "
+        "the update type of events that name none.",
     )
     queue: str | None = _setting(
         Group.BROKER,

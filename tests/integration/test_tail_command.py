@@ -339,6 +339,45 @@ async def test_certificate_is_trusted_if_cafile_names_its_authority(tmp_path: Pa
             assert line.endswith("; see --cafile")
 
 
+async def test_wrong_scheme_ends_tail(tmp_path: Path) -> None:
+    def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    own, key = certificate(tmp_path, "bridge")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(own, key)
+    async with scripted_bridge(tls=tls) as secure, await asyncio.start_server(refuse, "127.0.0.1", 0) as plain:
+        for url, hint in (
+            (secure.url.replace("wss:", "ws:"), "the bridge uses TLS: use wss://"),
+            (f"wss://127.0.0.1:{port_of(plain)}/updates", "the bridge does not use TLS: use ws://"),
+        ):
+            async with tailing(url) as tail:
+                assert await tail.ended() == 2
+                assert tail.errors == [f"edk-bridge: {url}: {hint}"]
+
+
+async def test_server_that_ends_each_connection_gets_further_requests() -> None:
+    requests = 0
+
+    def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        writer.close()
+
+    async with (
+        await asyncio.start_server(close, "127.0.0.1", 0) as server,
+        tailing(f"ws://127.0.0.1:{port_of(server)}/updates") as tail,
+    ):
+        await tail.reports("can't connect to")
+        await eventually("the server gets further requests", lambda: requests > 3)
+
+
+def port_of(server: asyncio.Server) -> int:
+    port: int = server.sockets[0].getsockname()[1]
+    return port
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
