@@ -11,6 +11,7 @@ from bridge.cli.common.errors import exit_on_error
 from bridge.cli.common.options import (
     KUBERNETES_SKIPPED,
     GroupedCommand,
+    effective_settings,
     exit_codes,
     setting_options,
     settings_and_sources,
@@ -46,7 +47,8 @@ def config(changed: bool, in_json: bool, **flags: str | None) -> None:
     """Prints the settings with which `serve` would run, and where each comes from. Passwords are masked.
 
     A line has the variable, the source and the value. A * marks a value that is not the default. The source is a flag,
-    the environment, .env, a file that a variable with _FILE names, or the default.
+    the environment, .env, a file that a variable with _FILE names, or the default. The command then checks the files
+    that the settings name.
 
     The flags are those of `serve`. Brackets show the variable and the default.
     """
@@ -54,8 +56,6 @@ def config(changed: bool, in_json: bool, **flags: str | None) -> None:
         settings, found = settings_and_sources(flags)
         if (names := skipped_variables()) is not None:
             echo(f"edk-bridge: {KUBERNETES_SKIPPED}: {names}", err=True)
-        schemas, _ = check_bridge(settings)
-    warn_of_schemas(schemas)
     shown = [row for row in rows(settings, found) if row.changed or not changed]
     if in_json:
         echo_json(as_json(shown))
@@ -63,6 +63,9 @@ def config(changed: bool, in_json: bool, **flags: str | None) -> None:
         echo(as_text(shown))
     else:
         echo("all settings have their defaults", err=True)
+    with exit_on_error():
+        schemas, _ = check_bridge(effective_settings(flags))
+    warn_of_schemas(schemas)
 
 
 @dataclass(frozen=True, slots=True)

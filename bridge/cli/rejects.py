@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -105,7 +105,7 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
     def shown(reject: Reject) -> str:
         if in_json:
             return as_json(reject)
-        return as_entry(reject, width) if on_terminal else as_fields(reject)
+        return as_entry(reject, width, settings.exchanges) if on_terminal else as_fields(reject)
 
     async def work(queue: RejectQueue) -> None:
         count = 0
@@ -135,7 +135,8 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
     with exit_on_error(), broker_setting_named():
         if sys.stdout is None:
             raise ConfigurationError(["standard output is closed"])
-        _on_queue(effective_settings(flags), work)
+        settings = effective_settings(flags)
+        _on_queue(settings, work)
 
 
 def _is_printed_unchanged(text: str) -> bool:
@@ -168,8 +169,8 @@ def _requeue_hint(event_id: str, reason: str | None) -> str:
 @broker_options
 def requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags: str | None) -> None:
     """Publishes rejected events again to the exchange that each came from, with unchanged body and properties. Use it
-    after the cause is fixed, such as a schema or a limit. The command removes an event from the rejects when the broker
-    has confirmed it. It keeps an event that reaches no queue.
+    after you have fixed the cause, such as a schema or a limit, and restarted the bridge. The command removes an event
+    from the rejects when the broker has confirmed it. It keeps an event that reaches no queue.
 
     Every queue of the exchange gets the event again, also those of other consumers. A bridge does not send an update
     again if it remembers its identity. The bridge rejects an event again if it is still invalid.
@@ -504,11 +505,15 @@ def as_fields(reject: Reject) -> str:
     return "\t".join(printable(str(of[name]), 1000) for name in names)
 
 
-def as_entry(reject: Reject, width: int) -> str:
-    """Returns four lines of at most `width` columns for a person. The id is never truncated."""
+def as_entry(reject: Reject, width: int, default_types: Mapping[str, str]) -> str:
+    """Returns four lines of at most `width` columns for a person. The id is never truncated.
+
+    An event without a type has the type that `default_types` has for its exchange.
+    """
     time, reason, detail = (printable(reject.header(name)) for name in ("time", "reason", "detail"))
     pointer = printable(reject.header("pointer"))
-    what = f"{printable(reject.type, 60) or 'no type'}, {len(reject.body):,} bytes"
+    update_type = reject.type or default_types.get(reject.header("exchange"), "")
+    what = f"{printable(update_type, 60) or 'no type'}, {len(reject.body):,} bytes"
     origin = printable(reject.header("exchange"), 127) or "no exchange"
     number = f"{reject.number:>4}  "
     margin = " " * len(number)

@@ -8,7 +8,7 @@ misspelled setting would keep its default silently. All problems are reported at
 import dataclasses
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -399,16 +399,25 @@ def load(
 
 
 def load_with_sources(
-    flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path, *, must_exist: bool = False
+    flags: Mapping[str, str],
+    environment: Mapping[str, str],
+    dotenv: Path,
+    *,
+    must_exist: bool = False,
+    opens: Collection[str] | None = None,
 ) -> tuple[Settings, Mapping[str, Found]]:
-    """The settings in effect, and the source of each setting that is not left at its default."""
+    """The settings in effect, and the source of each setting that is not left at its default.
+
+    `opens` has the settings whose files and folders must be readable. None: all of them.
+    """
     found, problems = find(_SECRETS, flags, environment, dotenv, must_exist=must_exist)
     effective: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
         if name not in found:
             continue
         try:
-            effective[_FIELDS[name]] = _parse(setting, found[name].text)
+            is_opened = opens is None or name in opens
+            effective[_FIELDS[name]] = _parse(setting if is_opened else _unopened(setting), found[name].text)
         except ValueError as error:
             shown = "its value" if setting.secret else shown_value(found[name].text)
             problems.append(f"{PREFIX}{name.upper()} ({found[name].source}): {shown} is not valid: expected {error}")
@@ -444,6 +453,15 @@ def _parse(setting: Setting, text: str) -> object:
         # `docker run --env-file` keeps quotes, and the value of a secret setting is not shown.
         raise ValueError("a value without quotes around it")
     return setting.parse(text)
+
+
+def _unopened(setting: Setting) -> Setting:
+    """A setting whose file or folder is not opened, for a command that does not use it.
+
+    The settings of a service may name files that only the service's own user can read.
+    """
+    names_file = setting.parse in (parsers.file, parsers.folder)
+    return dataclasses.replace(setting, parse=Path) if names_file else setting
 
 
 def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]:

@@ -1,7 +1,7 @@
 """The flags of the settings, and the settings in effect."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -162,15 +162,23 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
 
 
 def effective_settings(flags: Mapping[str, str | None]) -> Settings:
-    """Returns the settings in effect. `flags` are the values of `setting_options`. Raises ConfigurationError."""
-    return settings_and_sources(flags)[0]
+    """Returns the settings in effect. `flags` are the values of `setting_options`. Raises ConfigurationError.
+
+    A command has flags for the settings that it uses. The files that other settings name may be missing.
+    """
+    return settings_and_sources(flags, flags.keys())[0]
 
 
-def settings_and_sources(flags: Mapping[str, str | None]) -> tuple[Settings, Mapping[str, Found]]:
-    """Like `effective_settings`, with the source of each setting that is not a default."""
+def settings_and_sources(
+    flags: Mapping[str, str | None], opens: Collection[str] = ()
+) -> tuple[Settings, Mapping[str, Found]]:
+    """Like `effective_settings`, with the source of each setting that is not a default.
+
+    `opens` has the settings whose files and folders must be readable.
+    """
     file = flags.get("env_file")
     dotenv = DOTENV if file is None else Path(file)
-    return settings.load_with_sources(_given(flags), os.environ, dotenv, must_exist=file is not None)
+    return settings.load_with_sources(_given(flags), os.environ, dotenv, must_exist=file is not None, opens=opens)
 
 
 def _given(flags: Mapping[str, str | None]) -> dict[str, str]:

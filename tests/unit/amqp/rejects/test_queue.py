@@ -54,7 +54,7 @@ def reject(body: bytes = b"{}", detail: str = "/a: is\twrong") -> Reject:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_entry_fits_and_its_id_is_whole(width: int) -> None:
     event = reject(detail="/a: " + "x" * 300)
-    *lines, last = as_entry(event, width).splitlines()
+    *lines, last = as_entry(event, width, {}).splitlines()
     assert all(len(line) <= width for line in lines)
     assert lines[1].endswith("...") == (width < 300)
     assert last == "      m-1"
@@ -64,12 +64,18 @@ def test_entry_fits_and_its_id_is_whole(width: int) -> None:
 def test_entry_with_wide_characters_fits(width: int) -> None:
     wide = "\N{CJK UNIFIED IDEOGRAPH-8266}"
     event = reject((wide * 100).encode(), detail=wide * 100)
-    assert all(width - 1 <= columns(line) <= width for line in as_entry(event, width).splitlines()[1:3])
+    assert all(width - 1 <= columns(line) <= width for line in as_entry(event, width, {}).splitlines()[1:3])
+
+
+def test_entry_has_the_default_type_of_its_exchange_if_the_event_has_none() -> None:
+    untyped = Reject(1, b"", commands.Basic.Properties(headers={"x-reject-exchange": "kills"}), "", 1)
+    assert "killmail, 0 bytes" in as_entry(untyped, 80, {"kills": "killmail"})
+    assert "no type, 0 bytes" in as_entry(untyped, 80, {"wars": "war"})
 
 
 def test_entry_of_a_message_that_no_bridge_has_published_has_no_reason() -> None:
     nothing = Reject(1, b"", commands.Basic.Properties(), "", 1)
-    assert as_entry(nothing, 80).splitlines()[:2] == [
+    assert as_entry(nothing, 80, {}).splitlines()[:2] == [
         "   1  no time  no reason  no type, 0 bytes, from no exchange",
         "      no detail",
     ]
@@ -144,7 +150,7 @@ def test_any_body_is_listed(body: bytes) -> None:
     assert record["killmail_id"] is None
     assert record.get("body", "").encode() == body or bytes.fromhex(record["body_hex"]) == body
     assert all(field.isprintable() for field in as_fields(event).split("\t"))
-    assert as_entry(event, 80).count("\n") == 3
+    assert as_entry(event, 80, {}).count("\n") == 3
 
 
 def test_body_that_is_not_text_is_hex() -> None:
