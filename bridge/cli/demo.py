@@ -46,7 +46,7 @@ def demo(
     Otherwise, it starts a container with RabbitMQ. This needs a container engine such as Docker, and the extra `demo`
     of the package.
 
-    With --without-broker, no other program is needed to write and try a client: the bridge also announces gaps and
+    With --without-broker, you can write and test a client without any other program. The bridge also sends gaps and
     rejects invalid events, and clients can resume.
     """
     settings = Demo(rate, {**flags, "port": str(port)})

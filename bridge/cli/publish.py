@@ -66,7 +66,7 @@ READ_AHEAD = 50
 @setting_options("amqp_url", "schemas", "max_message_bytes")
 @files_argument
 def publish(files: tuple[str, ...], update_type: str | None, exchange: str | None, **flags: str | None) -> None:
-    """Publishes events to RabbitMQ in order. Validates each event before, and waits for the broker's confirms. Prints
+    """Publishes events to RabbitMQ in order. Validates each event first, and waits for the broker's confirms. Prints
     the violations of invalid events, and continues with the next event.
 
     FILE has one event a line (NDJSON), or one JSON document. Without FILE, the command reads standard input.

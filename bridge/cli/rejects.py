@@ -215,8 +215,8 @@ def _requeued(outcome: "Outcome") -> str:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @broker_options
 def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool, **flags: str | None) -> None:
-    """Removes rejected events permanently: those with these ids, those with a reason, or all. It asks first. It never
-    removes events that were rejected after the question.
+    """Removes rejected events permanently: those with these ids, those with a reason, or all. The command asks first.
+    It never removes events that were rejected after the question.
     """
     outcome = Outcome()
     selection = Selection(reason, frozenset(ids) or None)

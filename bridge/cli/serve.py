@@ -34,8 +34,8 @@ from bridge.timing import DEFAULT, Timing
 def serve(context: click.Context, /, **flags: str | None) -> None:
     """Runs the bridge until Ctrl-C or SIGTERM.
 
-    A setting is a flag, a variable of the environment, a line of the file .env, or a file of its own, which the
-    variable with _FILE appended names. Brackets show the variable and the default.
+    A setting can be a flag, an environment variable, or a line of the file .env. A variable with _FILE appended names a
+    file with the value. Brackets show the variable and the default.
 
     DURATION is a number with a unit: 500ms, 120s, 2m, 3h or 7d. BYTES is 4 MiB, 4 MB or 4194304.
     """

@@ -135,7 +135,7 @@ class Settings:
         "amqp://guest:guest@localhost:5672/",
         amqp_urls,
         "URL,...",
-        "The broker: amqp:// or amqps://. If there are several nodes, they are tried in turn.",
+        "The broker: amqp:// or amqps://. Several nodes are tried in turn.",
         secret=True,
     )
     exchanges: Mapping[str, str] = _setting(
@@ -152,14 +152,14 @@ class Settings:
         parsers.queue_name,
         "NAME",
         "A durable queue to consume. It keeps events while the bridge is away. Each bridge needs its own. If not set, "
-        "the queue is exclusive, and events are lost meanwhile.",
+        "the queue is exclusive, and such events are lost.",
     )
     prefetch: int = _setting(
         Group.BROKER,
         "200",
         parsers.whole(1, 65535),
         "N",
-        "How many unsettled deliveries the broker may have sent.",
+        "How many deliveries the broker may send without an acknowledgement.",
     )
     reject_exchange: str | None = _setting(
         Group.BROKER,
@@ -173,7 +173,7 @@ class Settings:
         "false",
         parsers.boolean,
         "[true|false]",
-        "If the broker refuses at the start (password, permissions), try again instead of ending.",
+        "If the broker refuses at the start (password, permissions), try again instead of exiting.",
     )
 
     # Events
