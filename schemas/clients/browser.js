@@ -8,14 +8,14 @@ const LONGEST_PAUSE_MS = 30_000;
 const LASTING_MS = 10_000; // A shorter connection is a failure, so that a full bridge is not asked every second.
 const NOT_REACHED = 1006; // The browser's code for an end without a close frame, and for a refused handshake.
 const FULL = 1013;
-const FAILURES_TO_DIAGNOSE = 3;
 const LOOPBACK = /^(localhost|.*\.localhost|127\.[\d.]+|\[::1\])$/;
 const MIXED = "a page over https can open ws:// only to localhost: use wss:// (mixed content)";
+const NO_UPGRADE = "the bridge answers, but a proxy may not pass the upgrade on, or this host's cookies are too large";
 
 // `onState("connected", id)` means that all updates after this id follow. `onState("disconnected", code, reason)` has a
-// `reason` for people, empty if unknown. A second call follows when the reason is found. `onMissed(data)` means that
-// some updates are lost; `data` is that of a `gap`, or of a `resume` that is not complete. `after` is the id to resume
-// from: the `lastId()` of an earlier page, which is the id of the last update or of the last "connected".
+// `reason` for people, empty if unknown. Each failed attempt calls it again. `onMissed(data)` means that some updates
+// are lost; `data` is that of a `gap`, or of a `resume` that is not complete. `after` is the id to resume from: the
+// `lastId()` of an earlier page, which is the id of the last update or of the last "connected".
 export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}, after = "", silenceMs = 60_000 }) {
   let lastId = after; // An empty id means "from now on".
   let current; // The socket whose messages are handled.
@@ -24,6 +24,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   let failures = 0;
   let unopened = 0; // The number of connections in a row that never opened.
   let reason = "";
+  let diagnosis; // The AbortController of the newest diagnosis.
   let timer; // Only one timer is needed at a time: for the end of a pause, or of a silence.
 
   function schedule(action, ms) {
@@ -84,17 +85,21 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     if (!unopened) reason = phrase;
     if (!next) schedule(open, pauseMs);
     if (!current) onState("disconnected", code, reason);
-    if (unopened && unopened % FAILURES_TO_DIAGNOSE === 0) causeOf(socket.url).then(explain);
+    // At the 2nd, 4th, 8th ... failure: a bridge that is full gets few requests.
+    if (unopened > 1 && Number.isInteger(Math.log2(unopened))) diagnose(socket.url);
   }
 
-  function explain(cause) {
-    // The page has neither connected nor stopped meanwhile.
-    if (unopened) onState("disconnected", NOT_REACHED, (reason = cause));
+  async function diagnose(address) {
+    const request = (diagnosis = new AbortController());
+    setTimeout(() => request.abort(), 10_000);
+    const cause = await causeOf(address, request.signal).catch(() => reason);
+    // The next failure reports the cause. There is none if the bridge is back meanwhile.
+    if (unopened && request === diagnosis) reason = cause;
   }
 
   function stop() {
     clearTimeout(timer);
-    unopened = 0;
+    diagnosis?.abort();
     discard(current);
     discard(next);
   }
@@ -103,23 +108,25 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   return { lastId: () => lastId, stop };
 }
 
-// Finds why a connection does not open. A script can't read the response to a handshake, but can send an HTTP request.
-async function causeOf(address) {
+// Finds why a connection does not open. A script can't read the response to a handshake, but can send an HTTP request
+async function causeOf(address, signal) {
   const url = new URL(address.replace(/^ws/, "http"));
+  url.username = url.password = ""; // `fetch` accepts neither.
   // To its own origin, a page sends the header Origin with OPTIONS but not with GET. The bridge may refuse this header.
   const methods = url.origin === location.origin ? ["OPTIONS", "GET"] : ["GET"];
   for (const method of methods) {
-    const [status = 0, text] = await fetch(url, { method, cache: "no-store", signal: AbortSignal.timeout(10_000) })
-      .then(async (response) => [response.status, await response.text()])
+    const options = { method, cache: "no-store", credentials: "omit", redirect: "manual", signal };
+    const [status = 0, text] = await fetch(url, options)
+      .then(async (response) => [response.status, response.status >= 400 ? await response.text() : ""])
       .catch(() => []); // Nothing answers, or the browser hides the response from pages of this origin.
-    if (status === 426) return "the bridge answers HTTP but opens no WebSocket: a proxy may not pass the upgrade on";
+    if (status === 426) return NO_UPGRADE; // Only handshakes have cookies.
     if (status >= 400) return `${status}: ${text.trim().slice(0, 300)}`;
   }
   if (location.protocol === "https:" && url.protocol === "http:" && !LOOPBACK.test(url.hostname)) return MIXED;
   const query = navigator.permissions?.query({ name: "local-network-access" }); // Chromium 142 and newer.
   const permission = await query?.then(({ state }) => state).catch(() => undefined);
   if (permission === "denied") return "the browser denies this page the permission Local Network Access";
-  const causes = [`no bridge answers at ${url.origin}${url.pathname}`];
+  const causes = [`no bridge answers at ${url.origin}${url.pathname}`, "the path is wrong", "the bridge is full"];
   if (url.protocol === "https:") causes.push("its certificate is not trusted");
   if (!methods.includes("OPTIONS") && !LOOPBACK.test(location.hostname)) {
     causes.push(`it refuses pages of ${location.origin} (BRIDGE_ALLOWED_ORIGINS)`);
