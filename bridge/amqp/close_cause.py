@@ -20,7 +20,7 @@ from bridge.errors import BrokerRefusal
 CANCELLED = "the broker cancelled the consumer"
 
 _SHUTDOWN = re.compile("'shutdown'|is down")
-"""Matches the text of a close by a broker that stops itself or the virtual host."""
+"""Matches the close reason that a broker sends when it shuts down or stops the virtual host."""
 
 
 class SessionEndedError(ConnectionError):

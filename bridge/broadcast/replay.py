@@ -1,8 +1,9 @@
 """The index of the log, which maps positions to ids, own messages, and the matches of filters.
 
-The positions are divided into segments of some hundreds. A segment is dropped when the log has dropped all of its
-positions. Each segment caches the matches of a filter, so that the filter is applied once, even if many clients resume
-with it. Some positions hold no update, but an own message for clients with ids, or only an id to resume after.
+The positions are divided into segments, which have some hundreds of positions each. A segment is dropped when the log
+has dropped all of its positions. Each segment caches the matches of a filter, so that the filter is applied once, even
+if many clients resume with it. Some positions hold no update, but an own message for clients with ids, or only an id to
+resume after.
 
 The module is pure: it has no connections and no clock.
 """

@@ -202,8 +202,8 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # The data of some types can have the members of an envelope. An unknown "type" in it is then part of the
-            # data.
+            # The data of some types can look like an envelope, because it has members with the same names. An unknown
+            # "type" in it is then part of the data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)

@@ -230,7 +230,7 @@ class Server:
     def _on_connection_lost(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
         if not self._connections:
-            # An empty dict keeps the memory of its largest size until it is cleared.
+            # A dict whose items were all removed keeps the memory of its largest size until `clear()` is called.
             self._connections.clear()
         self._on_left(connection.address)
         self._heap_trimmer.shrunk_to(len(self._connections))
