@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import LOOPBACK, free_port
+from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get
 from tests.support.documentation import ROOT, adapted, code_block, shell
 from tests.support.killmail import killmail
@@ -196,12 +197,21 @@ def answer_of(url: str) -> Any:
         return None
 
 
-async def test_prometheus_scrapes_a_bridge_and_raises_no_alert(broker: Broker, exchange: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
+async def test_prometheus_scrapes_a_bridge_and_raises_no_alert(
+    broker: Broker, exchange: str, tmp_path: Path, *, with_tls: bool
+) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": "off"}
+    changes = []
+    if with_tls:
+        own, key = certificate(tmp_path, "kills.example.org")
+        flags |= {"tls_certificate": str(own), "tls_key": str(key)}
+        tls = ("{server_name: kills.example.org}", f"{{server_name: {LOOPBACK}, ca_file: {own}}}")
+        changes = [("#scheme", "scheme"), ("#tls_config", "tls_config"), tls]
     async with running(broker.url, **flags) as bridge:
-        text = (MONITORING / "prometheus.yml").read_text().replace("15s", "200ms")
-        assert "bridge:3000" in text
-        (tmp_path / "prometheus.yml").write_text(text.replace("bridge:3000", f"localhost:{port_of(bridge)}"))
+        changes += [("15s", "200ms"), ("bridge:3000", f"localhost:{port_of(bridge)}")]
+        text = adapted((MONITORING / "prometheus.yml").read_text(), *changes)
+        (tmp_path / "prometheus.yml").write_text(text)
         (tmp_path / "alerts.yml").write_bytes((MONITORING / "alerts.yml").read_bytes())
         port = free_port()
         process = await asyncio.create_subprocess_exec(

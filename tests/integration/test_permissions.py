@@ -274,15 +274,27 @@ async def test_bridge_runs_after_the_script_and_not_before(users: PrivateNode) -
 
 async def test_commands_of_the_readme_create_a_user(users: PrivateNode) -> None:
     user = f"bridge-{secrets.token_hex(4)}"
-    commands = adapted(
-        code_block("docker/README.md", "RabbitMQ permissions"),
-        ("rabbitmqctl add_user", f"echo {PASSWORD} | $RABBITMQCTL add_user"),
+    changes = [
         ("docker/rabbitmq/permissions.sh", str(SCRIPT)),
         (" bridge\n", f" {user}\n"),
+        ("REJECTS=bridge.rejected", f"REJECTS={REJECTS}"),
+    ]
+    create = adapted(
+        code_block("docker/README.md", "RabbitMQ permissions"),
+        *changes,
+        ("rabbitmqctl add_user", f"echo {PASSWORD} | $RABBITMQCTL add_user"),
     )
-    await users.script(Path("/bin/sh"), "-e", "-c", commands, **NAMES)
-    async with topology(users, ROWS["exclusive"]), running(url_of(users, user), **flags(EXCLUSIVE)):
-        pass
+    own_queue = adapted(
+        code_block("docker/README.md", "RabbitMQ permissions", 1),
+        *changes,
+        ("QUEUE=killmails.bridge", f"QUEUE={QUEUE}"),
+    )
+    for commands, row in ((create, "exclusive"), (own_queue, "own-queue")):
+        await users.script(Path("/bin/sh"), "-e", "-c", commands, **NAMES)
+        names = {**flags(EXCLUSIVE), **ROWS[row].flags, "reject_exchange": REJECTS}
+        async with topology(users, ROWS[row]) as amqp, running(url_of(users, user), **names):
+            await publish(amqp, EXCHANGE, b"not JSON")
+            assert len(await take(amqp, REJECTS, 1)) == 1
     await users.ctl("delete_user", user)
 
 

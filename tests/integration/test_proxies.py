@@ -310,12 +310,41 @@ async def test_settings_of_the_readme_serve_one_network(broker: Broker, exchange
             assert await status_or_zero(net, address, handshake(host=f"{NAME}:{PORT}")) == status, address
 
 
+async def test_load_balancer_of_the_readme_can_check_bridges_with_certificates(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    own, key = certificate(tmp_path, NAME)
+    context = ssl.create_default_context(cafile=own)
+    context.check_hostname = False
+    port, bridge_port = free_port(), free_port()
+    settings = {"tls_certificate": str(own), "tls_key": str(key), "port": str(bridge_port)}
+    configuration = adapted(
+        code_block("docker/README.md", "Several bridges"),
+        ("bind 10.0.0.5:3000", f"bind {LOOPBACK}:{port}"),
+        ("127.0.0.1:3001 check", f"127.0.0.1:{bridge_port} check check-ssl verify none inter 100ms"),
+        ("  server bridge-2 127.0.0.1:3002 check\n", ""),
+    )
+    (tmp_path / "haproxy.cfg").write_text(configuration)
+
+    async with program_running([program("haproxy"), "-db", "-f", "haproxy.cfg"], tmp_path, port):
+        # HAProxy assumes that a server is up until its first checks have failed.
+        await eventually("HAProxy has no bridge", lambda: "bridge-1 is DOWN" in output_of(tmp_path))
+        async with running(broker.url, exchanges=f"{exchange}=killmail", **settings):
+            await eventually("the check over TLS finds the bridge", lambda: "bridge-1 is UP" in output_of(tmp_path))
+            assert (await get(port, "/readyz", context=context))[0] == 200
+
+
 async def test_load_balancer_of_the_readme_selects_the_bridges_that_are_ready(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    stream = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": unique("stream")}
+    lines = code_block("docker/README.md", "Several bridges", 1).splitlines()
+    settings = {
+        name.removeprefix("BRIDGE_").lower(): value for name, _, value in (line.partition("=") for line in lines)
+    }
+    stream = settings | {"exchanges": f"{exchange}=killmail", "history_stream": unique("stream"), "port": "0"}
     port = free_port()
     async with running(broker.url, **stream) as first, running(broker.url, **stream) as second:
+        assert first.readiness.report()[1]["instance"] == "bridge-1"
         configuration = adapted(
             code_block("docker/README.md", "Several bridges"),
             ("bind 10.0.0.5:3000", f"bind {LOOPBACK}:{port}"),
