@@ -260,12 +260,12 @@ async def test_diagnosis_that_fails_is_no_error_of_the_page(browser: Browser) ->
 
 
 async def test_diagnoses_become_rare(browser: Browser, site: ForeignSite) -> None:
-    """They come after 2, 4, 8 and 16 failures."""
+    """They come after 2, 4 and 8 failures. Chromium itself delays the handshakes after 16 failures."""
     async with answering(EMPTY) as server:
         page = f"http://localhost:{site.port}/"
         async with in_page(browser, page, f"ws://localhost:{server.port}/updates", LONG_S):
-            await eventually("many connections have failed", lambda: len(server.handshakes) >= 20)
-    assert 3 <= len(server.requests) <= 4
+            await eventually("many connections have failed", lambda: len(server.handshakes) >= 14)
+    assert len(server.requests) == 3
 
 
 # Proxies
