@@ -1,9 +1,9 @@
 """The index of the log, which maps positions to ids, own messages, and the matches of filters.
 
 The positions are divided into segments, which have some hundreds of positions each. A segment is dropped when the log
-has dropped all of its positions. Each segment caches the matches of a filter, so that the filter is applied once, even
-if many clients resume with it. Some positions hold no update, but an own message for clients with ids, or only an id to
-resume after.
+has dropped all positions of the segment. Each segment caches the matches of a filter, so that the filter is applied
+only once, even if many clients resume with the filter. Some positions hold no update: they hold one of the bridge's own
+messages to clients with ids, or only an id to resume after.
 
 The module is pure: it has no connections and no clock.
 """
@@ -21,27 +21,28 @@ from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import UpdateId
 
 SEGMENT_UPDATES = 256
-"""The most positions of a segment. A filter is applied to all positions of a segment at once, which takes half a
-millisecond."""
+"""The maximum number of positions in a segment. A filter is applied to all positions of a segment at once, which takes
+half a millisecond."""
 
 SEGMENT_BYTES = 65536
-"""A segment also ends when its frames have this many bytes."""
+"""The size of the frames at which a segment ends, even if it has fewer than `SEGMENT_UPDATES` positions."""
 
 REPLAY_MARGIN = 8
 """A full replay starts after the oldest eighth of the log, which the next updates would evict."""
 
 MAX_CACHED_FILTERS = 32
-"""The most filters with cached matches in a segment, which take 2 MB in all with the default log. Other filters are
-applied again."""
+"""The maximum number of filters whose matches a segment caches. With the default log, these matches take 2 MB in all. A
+filter without cached matches is applied again for each client."""
 
 MATCH_COST_BYTES = 128
-"""The work of one call of a filter (see `ReplayIndex.work_bytes`): 0.4 us, the time to parse this much JSON."""
+"""The work of one call of a filter, in bytes (see `ReplayIndex.work_bytes`). A call takes 0.4 us, in which 128 bytes of
+JSON could be parsed."""
 
 CACHED_COST_BYTES = 1024
-"""The work of a lookup in the cached matches of a segment."""
+"""The work of a lookup in the cached matches of a segment, in bytes (see `ReplayIndex.work_bytes`)."""
 
 CACHE_BYTES = 2**19
-"""The size limit of each cache: for filter inputs, and for frames with ids."""
+"""The maximum size of the cache for filter inputs, and of the cache for frames with ids."""
 
 FilterInput = tuple[str, object]
 """The type and the data of an update."""
@@ -57,7 +58,7 @@ class UpdateFilter(Protocol):
 
 
 class Segment:
-    """The index of a run of positions: from `start` to the start of the next segment."""
+    """The index of consecutive positions, from `start` to the start of the next segment."""
 
     __slots__ = (
         "match_cache",
@@ -73,22 +74,26 @@ class Segment:
     def __init__(self, start: int) -> None:
         self.start = start
         self.size_bytes = 0
-        """The memory of the segment's positions in the log. It is set when the next segment begins."""
+        """The memory that the segment's positions take in the log. This size is set when the next segment begins."""
         self.non_updates_before = 0
         """The number of positions before the segment that hold no update."""
         self.sequences = array("Q")
-        """The sequence of each position. This array and `tags` are empty if the index counts the ids."""
+        """The sequence number of each position. `sequences` and `tags` are empty if the index counts the ids itself."""
         self.tags = array("I")
         self.non_updates: set[int] = set()
         """The positions that hold no update."""
         self.own_messages: dict[int, bytes] = {}
         """The frames of own messages, by position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
-        """The results of each filter: 1 for each position whose update matches, and 0 for others."""
+        """The results of each filter: 1 for each position whose update matches the filter, and 0 for all other
+        positions."""
 
 
 class BoundedCache(Generic[V]):
-    """The newest values by position, bounded in bytes. The newest value always stays, even if it exceeds the bound."""
+    """The newest values by position, up to a maximum size in bytes.
+
+    The newest value always stays, even if it exceeds this size.
+    """
 
     __slots__ = ("_max_bytes", "_size_bytes", "_values")
 
@@ -102,7 +107,7 @@ class BoundedCache(Generic[V]):
         return len(self._values)
 
     def get(self, position: int) -> V | None:
-        """Returns a value, or None if it was not added or was evicted."""
+        """Returns the value of a position, or None if the value was never added or was evicted."""
         found = self._values.get(position)
         return None if found is None else found[0]
 
@@ -127,7 +132,7 @@ class ReplayIndex:
         self._tag = tag
         self._segments = [Segment(0)]
         self._full_at = SEGMENT_UPDATES
-        """The position at which the next segment begins, unless `_room_bytes` are used before."""
+        """The position at which the next segment begins, unless the frames use up `_room_bytes` earlier."""
         self._room_bytes = SEGMENT_BYTES
         self._second_start = 0
         """The start of the second segment."""
@@ -137,8 +142,8 @@ class ReplayIndex:
         """The last position that holds no update."""
         self._filter_inputs: BoundedCache[FilterInput] = BoundedCache(CACHE_BYTES)
         self.work_bytes = 0
-        """The work for connections that are not live, and for filters: bytes read, searched and written. This number
-        only grows."""
+        """The work for filters, and for connections that are not live: the number of bytes read, searched and written.
+        `work_bytes` only grows."""
 
     def append(
         self,
@@ -149,8 +154,8 @@ class ReplayIndex:
     ) -> None:
         """Adds the frame of an update; an empty frame is no update.
 
-        `update_id` is the update's id, if ids are not counted here. `filter_input` is the update's type and data, if a
-        filter may need them. `extra_bytes` is as in `UpdateLog.append`.
+        `update_id` is the update's id, unless the index counts the ids itself. `filter_input` is the update's type and
+        data, if a filter may need them. `extra_bytes` is as in `UpdateLog.append`.
         """
         log = self.update_log
         if filter_input is not None:
@@ -177,7 +182,8 @@ class ReplayIndex:
     def append_own_message(self, payload: bytes) -> None:
         """Adds an own message for clients with ids.
 
-        Clients receive no id with it: a client that received it last gets it again after a resume.
+        Clients receive no id with an own message. A client that received an own message last gets the same message
+        again after a resume.
         """
         position = self._last_non_update = self.update_log.head
         frame = text_frame(payload)
@@ -200,7 +206,7 @@ class ReplayIndex:
         self._second_start = self._segments[1].start if len(self._segments) > 1 else self._full_at
 
     def is_ahead(self, sought: UpdateId) -> bool:
-        """Whether an update may still arrive: another instance on the same stream may be ahead of this one."""
+        """Whether the update with this id may still arrive: another instance may have read more of the same stream."""
         return self._tag is None and sought.sequence > self._newest.sequence and self._find(sought) is None
 
     def after(self, sought: UpdateId) -> int | None:
@@ -215,8 +221,8 @@ class ReplayIndex:
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
-            # This is the first of equal ids. The own messages after an update have the update's id too, and may be in a
-            # later segment.
+            # Of several equal ids, `at` is the first. The own messages after an update have the update's id too, and
+            # may be in a later segment.
             at = bisect_left(segment.sequences, sought.sequence)
             known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
             if known and segment.start + at not in segment.own_messages:
@@ -230,7 +236,7 @@ class ReplayIndex:
 
     @property
     def oldest(self) -> int:
-        """The oldest position that stays in the log for a while. This position is the tail if the log has room left."""
+        """The oldest position that the log will not drop soon. This position is the tail if the log has room left."""
         log = self.update_log
         needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)
         position = log.tail
@@ -286,7 +292,7 @@ class ReplayIndex:
     def matching(
         self, update_filter: UpdateFilter | None, start: int, end: int, *, own_messages: bool
     ) -> tuple[Sequence[int], int]:
-        """Returns the positions from `start` on that a client gets, and the position where the search ended.
+        """Returns the positions from `start` on whose frames a client gets, and the position where the search ended.
 
         `start` must be below `end`. The search may end before `end`: only one segment is searched, so that a slow
         filter does not delay other connections.
@@ -302,9 +308,10 @@ class ReplayIndex:
         return found, end
 
     def count(self, update_filter: UpdateFilter | None, start: int, end: int) -> tuple[int, int]:
-        """Returns how many updates from `start` on match, and the position where the count ended.
+        """Returns how many updates from `start` on match the filter, and the position where counting stopped.
 
-        The count stops at `end` or earlier. It uses the cached matches, and applies the filter to at most one segment.
+        Counting stops at `end` or earlier. This method uses the cached matches, and applies the filter to at most one
+        segment.
         """
         if update_filter is None:
             return end - start - self._non_updates_before(end) + self._non_updates_before(start), end
@@ -322,24 +329,27 @@ class ReplayIndex:
         return count, start
 
     def _non_updates_before(self, position: int) -> int:
-        """Returns how many positions before this one hold no update."""
+        """Returns how many positions before `position` hold no update."""
         segment = self._segment(position)
         return segment.non_updates_before + sum(each < position for each in segment.non_updates)
 
     def forget(self, update_filter: UpdateFilter) -> None:
-        """Drops the cached matches of a filter. Call this method when the last client with the filter is gone."""
+        """Drops the cached matches of a filter.
+
+        Call this method when the last client with this filter has disconnected.
+        """
         for segment in self._segments:
             segment.match_cache.pop(update_filter, None)
 
     def _matches(self, segment: Segment, update_filter: UpdateFilter, end: int) -> bytearray:
-        """Returns the matches of a segment, at least up to `end`: by position, 1 for an update that matches."""
+        """Returns the matches of a segment, at least up to `end`: 1 for each position that matches, 0 for others."""
         cache = segment.match_cache
         matches = cache.get(update_filter)
         if matches is None:
             if len(cache) >= MAX_CACHED_FILTERS:
                 del cache[next(iter(cache))]
             matches = cache[update_filter] = bytearray()
-        # The matches of positions that the log has dropped meanwhile are not needed.
+        # The log may have dropped some positions meanwhile, and their matches are not needed.
         dropped = min(self.update_log.tail, end) - (segment.start + len(matches))
         if dropped > 0:
             matches.extend(bytes(dropped))
@@ -352,7 +362,7 @@ class ReplayIndex:
         return self._segments[self._index(position)]
 
     def _end(self, position: int, end: int) -> int:
-        """Returns the end of the segment of a position, but at most `end`."""
+        """Returns the end of the segment that contains `position`, but at most `end`."""
         following = self._index(position) + 1
         return min(end, self._segments[following].start) if following < len(self._segments) else end
 

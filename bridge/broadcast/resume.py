@@ -1,12 +1,14 @@
-"""Starts connections with ids: finds their position, makes their `resume` message, and leads to the state LIVE.
+"""Starts connections with ids: finds their positions, sends their `resume` messages, and makes the connections LIVE.
 
-1. `Resume.start` decides if the client must wait. A client that has an update of another instance waits until this
-   update arrives here (`PendingResumes`). While the bridge replays the stream itself, all clients wait.
-2. `Resume._begin` finds the position: after the client's update; the head, if the client asks for no earlier updates;
-   or the oldest update that stays, if the id is unknown.
-3. `Resume.next_message` counts the updates to replay. The count takes many turns of the loop if a filter must be
-   applied to each update. Then `next_message` returns the `resume` message.
-4. `CatchUp` sends this message, and then the log from the position to the head. Then the connection is live.
+1. `Resume.start` decides if the client must wait. If a client's last update came from another instance, the client
+   waits until this update arrives here too (`PendingResumes`). While the bridge replays the stream itself, all clients
+   wait.
+2. `Resume._begin` finds the position: after the client's last update; the head, if the client wants no earlier updates;
+   or the oldest update that will not be dropped soon, if the client's id is unknown.
+3. `Resume.next_message` counts the updates to replay. Counting takes many turns of the event loop if a filter must be
+   applied to each update. When all updates are counted, `next_message` returns the `resume` message.
+4. `CatchUp` sends the `resume` message, and then the log from the position to the head. After that, the connection is
+   live.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,15 +22,15 @@ from bridge.contract.filters import FROM_NOW_ON, After
 from bridge.contract.update_id import UpdateId
 
 MAX_RELEASES_PER_TURN = 64
-"""The most pending connections that begin in one turn of the loop."""
+"""The maximum number of pending connections that begin in one turn of the event loop."""
 
 
 @dataclass(slots=True)
 class _Count:
-    """The count of the updates to replay to one connection."""
+    """The number of updates to replay to one connection, as counted so far."""
 
     complete: bool
-    """Whether the replay is complete. False if the client misses updates."""
+    """Whether the replay is complete: False if the client will miss updates."""
     counted: int
     """The position up to which updates are counted."""
     updates: int = 0
@@ -50,10 +52,10 @@ class Resume:
         *,
         replaying: bool = False,
     ) -> None:
-        """`schedule` is the loop's `call_soon`, `now_ms` a clock (Unix milliseconds), and `flush` is that of the hub.
+        """`schedule` is the event loop's `call_soon`, and `now_ms` is a clock in Unix milliseconds.
 
-        `on_resumed` is called for each `resume` message, with whether the replay is complete and the number of its
-        updates.
+        `flush` flushes the hub's log. `on_resumed` is called for each `resume` message. Its arguments are whether the
+        replay is complete, and the number of updates to replay.
         """
         self._index = index
         self._update_log = index.update_log
@@ -65,7 +67,7 @@ class Resume:
         self.pending = PendingResumes(index, replaying)
         self._resuming: dict[Subscriber, _Count] = {}
         self._releasing = False
-        """Whether more pending connections begin in a later turn."""
+        """Whether more pending connections will begin in a later turn of the event loop."""
 
     def __len__(self) -> int:
         """The number of connections in the state RESUMING."""
@@ -89,24 +91,24 @@ class Resume:
     # The wait
 
     def end_replay(self) -> None:
-        """Ends the wait of all connections for the bridge's own replay."""
+        """Ends the replay by the bridge itself, so that no connection waits for this replay any more."""
         self.pending.end_replay()
         self.release()
 
     def tick(self, source_is_live: bool) -> None:
-        """Ends the wait for updates that did not arrive between two ticks. Call this method every few seconds."""
+        """Stops waiting for updates that did not arrive between two ticks. Call this method every few seconds."""
         self.pending.tick(source_is_live)
         self.release()
 
     def release(self) -> None:
-        """Begins with the connections that need not wait any more: some of them now, the others in later turns."""
+        """Begins with the connections that need not wait any more: with some now, and with the rest in later turns."""
         if self.pending.waits and not self._releasing:
             self._release_some()
 
     def _release_some(self) -> None:
         ready = self.pending.ready()
-        # This is set before `_begin`, which may flush, because that flush must not release further connections in this
-        # turn.
+        # `_releasing` is set before the calls of `_begin`. They may flush, and a flush must not release further
+        # connections in this turn.
         self._releasing = bool(ready)
         if ready:
             self._schedule(self._release_some)
@@ -118,7 +120,8 @@ class Resume:
     def _begin(self, connection: Subscriber, after: After) -> None:
         log = self._update_log
         if log.flushed < log.head:
-            # The cursor may follow the newest update, and `resume` counts from the cursor to the flushed position.
+            # The log is flushed because the cursor may be after the newest update, and counting goes from the cursor to
+            # the flushed position.
             self._flush()
         if after == FROM_NOW_ON:
             position: int | None = log.flushed
@@ -137,13 +140,14 @@ class Resume:
     # The resume message
 
     def next_message(self, connection: Subscriber) -> bytes | None:
-        """Continues the count. Returns the frame of the `resume` message when all updates are counted.
+        """Continues counting the updates. Returns the frame of the `resume` message when all updates are counted.
 
         If a filter must be applied, one call counts the updates of at most one segment.
         """
         count, index, flushed = self._resuming[connection], self._index, self._update_log.flushed
         if connection.cursor < self._update_log.tail:
-            # The second time, the client gets no earlier updates. Otherwise the count might never end.
+            # If the log overtakes the count a second time, the client gets no earlier updates. Otherwise, counting
+            # might never end.
             count.complete, count.updates = False, 0
             connection.cursor = count.counted = flushed if count.overtaken else self._oldest()
             count.overtaken = True
@@ -152,7 +156,8 @@ class Resume:
         if count.counted < flushed:
             return None
         if not count.updates and not index.has_own_message(connection.cursor, flushed):
-            # There is nothing to replay. With a newer id, the client's next resume has fewer updates to count.
+            # There is nothing to replay. The client gets a newer id, so that its next resume has fewer updates to
+            # count.
             connection.cursor = flushed
         self._on_resumed(count.complete, count.updates)
         after = str(index.before(connection.cursor))
@@ -161,17 +166,17 @@ class Resume:
 
 @dataclass(slots=True)
 class _Wait:
-    """The reason why one connection waits."""
+    """The reason why a connection waits."""
 
     after: After
     awaited: UpdateId | None
-    """The update that must arrive first, or None if the connection waits only for the end of the replay."""
+    """The update for which the connection waits, or None if it waits only for the end of the bridge's own replay."""
     ticked: bool = False
     """Whether the connection waited at the last tick."""
 
 
 class PendingResumes:
-    """The connections in the state PENDING, which wait for an update that another instance has already sent.
+    """The connections in the state PENDING. They wait for updates that another instance has already sent.
 
     No connection waits forever. If the awaited update does not arrive while the source is live, its id counts as
     unknown.
@@ -183,9 +188,10 @@ class PendingResumes:
         self.replaying = replaying
         """Whether the bridge still replays the stream. Other classes must not change this attribute."""
         self.waits: dict[Subscriber, _Wait] = {}
-        """The reason why each connection waits. Other classes must not change this dict."""
+        """The reason why each pending connection waits. Other classes must not change this dict."""
         self._next_sequence = 0
-        """A lower bound of the awaited sequences. The connections are searched only when this sequence is reached."""
+        """A lower bound of the sequence numbers of the awaited updates. The connections are searched only when the log
+        reaches this number."""
 
     def __len__(self) -> int:
         return len(self.waits)
@@ -195,11 +201,11 @@ class PendingResumes:
         return iter(tuple(self.waits))
 
     def end_replay(self) -> None:
-        """Ends the wait of all connections for the bridge's own replay."""
+        """Ends the replay by the bridge itself, so that no connection waits for this replay any more."""
         self.replaying = False
 
     def defer(self, connection: Subscriber, after: After) -> bool:
-        """Adds a connection if it must wait. Returns whether it must wait."""
+        """Adds a connection if it must wait. Returns whether the connection must wait."""
         awaited = after.id
         if not self.replaying and (awaited is None or not self._index.is_ahead(awaited)):
             return False
@@ -209,7 +215,7 @@ class PendingResumes:
         return True
 
     def forget(self, connection: Subscriber) -> None:
-        """Removes a connection, if it waits."""
+        """Removes a connection if it is waiting."""
         self.waits.pop(connection, None)
 
     def ready(self) -> list[tuple[Subscriber, After]]:
@@ -225,7 +231,7 @@ class PendingResumes:
                 continue
             ready.append((connection, wait.after))
             if len(ready) == MAX_RELEASES_PER_TURN:
-                # There may be more ready connections: the next call searches again.
+                # More connections may be ready, so the next call searches again.
                 break
         else:
             self._next_sequence = next_sequence or 0

@@ -1,11 +1,13 @@
-"""Writes the same bytes to many sockets, past their transports.
+"""Writes the same bytes to many sockets directly, without using their asyncio transports.
 
 `IoSubmitWriter` needs two system calls for hundreds of sockets. `io_submit(2)`, which was made for files, takes a list
-of writes in one call. For sockets, the call writes at once, one after the other, and does not wait if a socket is full.
-A second call returns the results. With `io_submit`, a write takes a seventh less time than with `os.write`, and less
-than in a loop in C that calls `send` (`make bench`, paced). Containers usually allow these calls, unlike io_uring.
+of writes in one call. For sockets, `io_submit` writes immediately to one socket after the other, and does not wait if a
+socket is full. A second system call, `io_getevents`, returns the results. A write with `io_submit` takes a seventh less
+time than a write with `os.write`. It also takes less time than a loop in C that calls `send` (`make bench`, paced).
+Unlike io_uring, these system calls are usually allowed in containers.
 
-The layouts and numbers are from the kernel's `fs/aio.c` and `include/uapi/linux/aio_abi.h`.
+The memory layouts and the numbers of the system calls are from the kernel's `fs/aio.c` and
+`include/uapi/linux/aio_abi.h`.
 """
 
 import ctypes
@@ -21,25 +23,27 @@ from contextlib import suppress
 from weakref import finalize
 
 BATCH_SOCKETS = 512
-"""The number of sockets in one pair of calls. Their control blocks stay in the caches of the processor."""
+"""The maximum number of sockets in one pair of system calls. The control blocks of so many sockets still fit into the
+processor's caches."""
 
 SYSCALL_NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 """The numbers of io_setup, io_destroy, io_getevents and io_submit on each machine. The C library has no functions for
-these calls."""
+these system calls."""
 
 IOCB = struct.Struct("=QIiHhIQQqQII")
-"""A control block, for one write: number, key, flags, operation, priority, descriptor, address, count, offset, and
-three fields that stay 0."""
+"""The layout of a control block, which describes one write: number, key, flags, operation, priority, descriptor,
+address, count, offset, and three fields that stay 0."""
 
 DESCRIPTOR_OFFSET = 20
 """The offset of the descriptor in a control block, in bytes."""
 
 IOCB_CMD_PWRITEV = 8
-"""The operation of each control block. The address in the control block is that of a vector. All control blocks share
-one vector, so that only this vector changes with the bytes to write."""
+"""The operation of each control block. The address in a control block is the address of a vector, which points to the
+bytes to write. All control blocks share one vector, so only this vector changes for each write."""
 
 IO_EVENT = struct.Struct("=QQqq")
-"""The result of one write: number, address, the bytes written or the negative error, and a field that stays 0."""
+"""The layout of the result of one write: number, address, the number of bytes written or the negative error number, and
+a field that stays 0."""
 
 
 def try_write(descriptor: int, frames: bytes) -> int:
@@ -47,17 +51,20 @@ def try_write(descriptor: int, frames: bytes) -> int:
     try:
         return os.write(descriptor, frames)
     except OSError:
-        # The socket is full, or its connection is lost. The transport finds out which case it is.
+        # The socket is full, or its connection is lost. The transport finds out which of the two has happened.
         return 0
 
 
 def try_write_all(descriptors: Iterable[int], frames: bytes) -> list[tuple[int, int]]:
-    """Writes to every socket. Returns the sockets that took only a part, each with the number of these bytes."""
+    """Writes to every socket.
+
+    Returns the sockets that took only some of the bytes, each with the number of bytes it took.
+    """
     short: list[tuple[int, int]] = []
     size, write = len(frames), os.write
     for descriptor in descriptors:
-        # The loop does not call `try_write`: with a thousand sockets, the calls would take 1 % of the time (`make
-        # bench`, paced).
+        # The loop does not call `try_write`: with a thousand sockets, these function calls would take 1 % of the time
+        # of the writes (`make bench`, paced).
         try:
             taken = write(descriptor, frames)
         except OSError:
@@ -72,10 +79,10 @@ class _Vector(ctypes.Structure):
 
 
 class IoSubmitWriter:
-    """Writes to many sockets at once. The kernel's context for these writes is freed with the object."""
+    """Writes to many sockets at once. The kernel's context for the writes is freed when this object is deleted."""
 
     def __init__(self) -> None:
-        """Raises OSError if the system has no such calls, does not allow them, or supports them for files only."""
+        """Raises OSError if the system calls do not exist, are not allowed, or support files only."""
         numbers = SYSCALL_NUMBERS.get(platform.machine())
         if sys.platform != "linux" or numbers is None or sys.maxsize < 2**32:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -85,7 +92,7 @@ class IoSubmitWriter:
         self._context = ctypes.c_ulong(0)
         if self._call(setup, ctypes.c_long(BATCH_SOCKETS), ctypes.byref(self._context)):
             raise _error()
-        # The context is not freed at the end of the program, because this takes some milliseconds, and the kernel frees
+        # The context is not freed at the end of the program: freeing it takes some milliseconds, and the kernel frees
         # it anyway.
         finalize(self, self._call, destroy, self._context).atexit = False
         self._vector = _Vector()
@@ -102,13 +109,17 @@ class IoSubmitWriter:
         words = memoryview(events).cast("q")
         self._numbers, self._results = words[0 :: IO_EVENT.size // 8], words[2 :: IO_EVENT.size // 8]
         self._complete = memoryview(array("q", [0] * BATCH_SOCKETS))
-        """The results if every socket takes all bytes."""
+        """The results that a call returns if every socket takes all bytes."""
         self._broken = False
-        """Whether the results of a call were lost. These results could be mistaken for the results of later writes."""
+        """Whether the results of a system call were lost. Lost results could later be mistaken for the results of other
+        writes."""
         self._probe()
 
     def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:
-        """Writes to every socket. Returns the sockets that took only a part, each with the number of these bytes."""
+        """Writes to every socket.
+
+        Returns the sockets that took only some of the bytes, each with the number of bytes it took.
+        """
         size = len(frames)
         self._vector.base, self._vector.length = frames, size
         if self._complete[0] != size:
@@ -123,7 +134,7 @@ class IoSubmitWriter:
         return short
 
     def _probe(self) -> None:
-        """Raises OSError if the calls exist, but each write to a socket fails, as with gVisor."""
+        """Raises OSError if the system calls exist, but fail for every socket, as they do in gVisor."""
         near, far = socket.socketpair()
         with near, far:
             near.setblocking(False)
@@ -152,9 +163,9 @@ class IoSubmitWriter:
             done -= ended
 
     def _abort(self, descriptors: "array[int]") -> list[tuple[int, int]]:
-        """Shuts down sockets that took an unknown number of bytes.
+        """Shuts down the sockets, which took an unknown number of bytes.
 
-        The clients of these sockets reconnect, and miss no bytes.
+        The clients reconnect, so that they miss no bytes.
         """
         self._broken = True
         for descriptor in descriptors:

@@ -1,7 +1,7 @@
-"""The interface of a connection for the hub: the states of a connection, and the table of its transitions.
+"""The connection's interface for the hub: the states of a connection, and the table of transitions between them.
 
-Each connection holds its own state. `TRANSITIONS` is data: the hub looks up each step, and carries it out. The README
-of this folder draws the table.
+Each connection holds its own state. `TRANSITIONS` is only data: the hub looks up each transition, and carries it out.
+The README of this folder shows the table of transitions as a diagram.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ from bridge.broadcast.replay import UpdateFilter
 
 
 class _Choice(Enum):
-    # `Enum.__hash__` is Python code, and each transition would call it twice.
+    # `Enum.__hash__` is slow, because it is Python code, and each transition would call it twice.
     __hash__ = object.__hash__
 
 
 class State(_Choice):
-    """The states of a connection. The value of each member is its description."""
+    """The states of a connection. The value of each member of this enum is a description."""
 
     NEW = "not in the hub yet"
     PENDING = "waits for an update that another instance has already sent, or for the end of the bridge's own replay"
@@ -36,7 +36,7 @@ class State(_Choice):
 
 
 class ConnectionEvent(_Choice):
-    """The events of a connection. The value of each member is its description."""
+    """The events of a connection. The value of each member of this enum is a description."""
 
     JOIN = "the connection joins without ids"
     START = "the connection joins with ids from now on, at once or after its wait"
@@ -55,7 +55,7 @@ class ConnectionEvent(_Choice):
 
 
 class Action(_Choice):
-    """The actions of the hub after a transition. The value of each member is its description."""
+    """The actions of the hub after a transition. The value of each member of this enum is a description."""
 
     SEND = "send the next piece"
     SCHEDULE = "send the next piece in a later turn of the loop"
@@ -70,7 +70,7 @@ class Action(_Choice):
 
 
 class Transition(NamedTuple):
-    """A step from one state to another or to the same state."""
+    """A transition from one state to another, or to the same state."""
 
     to: State
     actions: tuple[Action, ...] = ()
@@ -80,7 +80,8 @@ class Transition(NamedTuple):
 
 TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
     State.NEW: {
-        # A transport may be full already when the connection joins, because it still holds a part of the HTTP response.
+        # When a connection joins, its transport may be full already, because a part of the HTTP response is still in
+        # the transport.
         ConnectionEvent.CONGESTED: Transition(State.NEW),
         ConnectionEvent.JOIN: Transition(State.LIVE),
         ConnectionEvent.START: Transition(State.RESUMING, (Action.SEND,)),
@@ -101,7 +102,7 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.RESUME_SENT: Transition(State.CATCHING_UP),
         ConnectionEvent.CONGESTED: Transition(State.RESUMING),
         ConnectionEvent.DRAINED: Transition(State.RESUMING, (Action.SCHEDULE,)),
-        # A client that has received nothing yet misses nothing.
+        # The connection can close at once, because a client that has received no message yet misses no update.
         ConnectionEvent.STOP: Transition(State.RESUMING, (Action.CLOSE_STOPPING,)),
         ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
         ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
@@ -143,13 +144,13 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
     State.CLOSED: {
-        # The transport may still report after a connection has failed.
+        # The transport may still report events after the connection has failed.
         ConnectionEvent.CONGESTED: Transition(State.CLOSED),
         ConnectionEvent.DRAINED: Transition(State.CLOSED),
         ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
 }
-"""Each legal event of each state. All other events are faults of the bridge."""
+"""The events that can occur in each state. Any other event is a bug in the bridge."""
 
 
 # The connection
@@ -164,11 +165,11 @@ class Piece(NamedTuple):
     end: int
     """The position of the frame with which the next piece begins."""
     offset: int
-    """The number of bytes of the frame at `end` that are in this piece and the pieces before it."""
+    """The number of bytes of the frame at `end` that this piece and the earlier pieces contain."""
 
 
 class Subscription(Protocol):
-    """A filter, with ids or without.
+    """A filter, and whether updates are sent with ids.
 
     All connections with the same filter and the same choice of ids share one subscription.
     """
@@ -191,24 +192,24 @@ class Subscription(Protocol):
     """The number of the subscription's connections in the state LAGGING."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
-        """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`."""
+        """Returns at most `max_bytes` of frames, from byte `offset` of the frame at `position` on."""
 
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
         """Returns the position and the offset at which a write of only `taken` bytes stopped."""
 
 
 class Subscriber(Slot, Protocol):
-    """The interface of a connection that the hub uses."""
+    """The interface through which the hub uses a connection."""
 
     state: State
     """The state of the connection. Only the hub changes the state."""
     cursor: int
     """The position of the next frame to send. The cursor is not updated while the connection is live."""
     offset: int
-    """The number of bytes of the frame at the cursor that are sent. The offset is 0 unless the frame is sent in
-    parts."""
+    """The number of bytes of the frame at the cursor that were already sent. The offset is 0 unless the frame is sent
+    in parts."""
     congested: bool
-    """Whether the transport holds bytes."""
+    """Whether the transport holds bytes that the socket has not taken yet."""
     subscription: Subscription
     """The subscription of the connection, which is set when the connection joins."""
 
@@ -217,10 +218,13 @@ class Subscriber(Slot, Protocol):
         """The client's address and port, for logs."""
 
     def send(self, *frames: bytes | memoryview) -> int:
-        """Sends through the transport. Returns the bytes written, -1 if some are enqueued, 0 if all are dropped."""
+        """Sends frames through the transport.
+
+        Returns how many bytes were written; -1 if some are queued, 0 if all are dropped.
+        """
 
     def frame_ended(self) -> None:
-        """Called when all parts of a frame are sent. Control frames may follow."""
+        """Called when all parts of a frame are sent, so that control frames can follow."""
 
     def reset(self) -> None:
         """Ends the connection at once, without a close frame."""
@@ -230,4 +234,4 @@ class Subscriber(Slot, Protocol):
 
 
 Dispatch = Callable[[Subscriber, ConnectionEvent], None]
-"""A function that makes the transition of a connection, and carries out the actions of this transition."""
+"""A function that changes the state of a connection after an event, and carries out the actions of the transition."""

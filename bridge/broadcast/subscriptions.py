@@ -1,7 +1,7 @@
-"""The subscriptions of clients: one for each filter, with ids or without.
+"""The subscriptions of clients: for each filter, one subscription with ids and one without ids.
 
-Connections with the same filter and the same choice of ids share a subscription. Subscriptions that send equal bytes
-share a write. Each filter is applied to an update only once, even if many clients use it.
+Connections with the same filter and the same choice of ids share a subscription. Subscriptions that send the same bytes
+share one write. Each filter is applied to an update only once, even if many clients use it.
 
 This module has no sockets.
 """
@@ -16,12 +16,12 @@ from bridge.broadcast.replay import ReplayIndex, UpdateFilter
 from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 
 MAX_MATCHES_PER_FLUSH = 8192
-"""The most calls of filters in a flush: 4 ms. Connections with the remaining filters read the updates from the log in
-the next turns of the loop, like lagging connections."""
+"""The maximum number of filter calls in a flush, which take 4 ms. Connections with the remaining filters read the
+updates from the log in the next turns of the event loop, like lagging connections."""
 
 
 class SharedSubscription:
-    """Reads the log for the connections of one subscription, and keeps the set of its live connections."""
+    """Reads the log for the connections of one subscription, and knows which of the connections are live."""
 
     __slots__ = ("_encoder", "_index", "connections", "filter", "ids", "lagging_count", "live")
 
@@ -38,10 +38,10 @@ class SharedSubscription:
         self.lagging_count = 0
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
-        """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`.
+        """Returns at most `max_bytes` of frames, from byte `offset` of the frame at `position` on.
 
-        A larger frame is returned in parts. The piece stops before `end`. The piece also stops after the search of one
-        segment, so it may be empty. `position` must be in the log, and below `end`.
+        A frame larger than `max_bytes` is returned in parts. The piece ends before `end`. Only one segment is searched,
+        so the piece may be empty. `position` must be in the log, and below `end`.
         """
         if offset:
             return self._part(position, offset, max_bytes)
@@ -69,10 +69,10 @@ class SharedSubscription:
         return Piece(part, (position,), end, reached)
 
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
-        """Returns where a write stopped, if the socket took only `taken` bytes of the frames at these positions.
+        """Returns where a write stopped if the socket took only `taken` bytes of the frames at `positions`.
 
-        The result is the position of the first incomplete frame, and the number of its bytes that are sent. `taken`
-        must be less than all bytes. `offset` bytes of the first frame were sent before.
+        The result is the position of the first incomplete frame, and the number of bytes of this frame that were sent.
+        `taken` must be less than the size of all frames. `offset` bytes of the first frame were sent before this write.
         """
         taken += offset
         if len(positions) == 1:
@@ -83,7 +83,7 @@ class SharedSubscription:
 
 
 class Batch(NamedTuple):
-    """Subscriptions with clients that get the same bytes in a flush."""
+    """Subscriptions whose clients get the same bytes in a flush."""
 
     subscriptions: Sequence[SharedSubscription]
     frames: bytes
@@ -104,21 +104,21 @@ class Subscriptions:
         self._others: dict[tuple[UpdateFilter | None, bool], SharedSubscription] = {}
 
     def __len__(self) -> int:
-        """The number of subscriptions apart from the default one."""
+        """The number of subscriptions, without the default subscription."""
         return len(self._others)
 
     def __iter__(self) -> Iterator[SharedSubscription]:
-        """Iterates over a copy: the caller may remove the last connection of a subscription."""
+        """Iterates over a copy, because the caller may remove a subscription with its last connection."""
         return iter((self.unfiltered, *self._others.values()))
 
     def join(self, update_filter: UpdateFilter | None, *, ids: bool) -> SharedSubscription:
-        """Returns the subscription for a new connection. The connection must leave the subscription once."""
+        """Returns the subscription for a new connection. The connection must leave this subscription later."""
         subscription = self._find(update_filter, ids)
         subscription.connections += 1
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """Removes a connection from its subscription, and the subscription with its last connection."""
+        """Removes a connection from its subscription. A subscription without connections is removed too."""
         subscription.connections -= 1
         if subscription.connections:
             return
@@ -140,9 +140,9 @@ class Subscriptions:
         return subscription
 
     def batches(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Batch], Sequence[SharedSubscription]]:
-        """Returns the batches to write for a flush, and the subscriptions to serve in later turns.
+        """Returns the batches to write in this flush, and the subscriptions to serve in later turns of the event loop.
 
-        `frames` holds the frames of the positions from `start` to `end`, joined, without ids.
+        `frames` contains the frames at the positions from `start` to `end`, joined and without ids.
         """
         positions = self._index.updates(start, end)
         if not self._others:

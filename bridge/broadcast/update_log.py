@@ -1,4 +1,4 @@
-"""The shared log: the most recent framed updates, bounded in bytes.
+"""The log that all connections share: the most recent updates as frames, up to a maximum size in bytes.
 
 Each connection reads the log from its own position. The module is pure: it has no connections and no clock. Positions
 count up from 0 and are never used twice. A frame is empty if its position holds an own message, or an id without an
@@ -6,9 +6,9 @@ update (see `replay`).
 """
 
 ENTRY_BYTES = 174
-"""The memory of an entry without its frame (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the position, about
-95 for a slot of the dict, and 14 in the `ReplayIndex`. This memory counts towards the bound of the log, because the
-bound is for memory."""
+"""The memory of an entry without its frame, in bytes (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the
+position, about 95 for a slot of the dict, and 14 in the `ReplayIndex`. These bytes count towards the maximum size of
+the log, because this size limits memory."""
 
 
 class UpdateLog:
@@ -17,7 +17,7 @@ class UpdateLog:
     __slots__ = ("_extra_bytes", "_frames", "flush_start", "flushed", "head", "max_bytes", "size_bytes", "tail")
 
     def __init__(self, max_bytes: int) -> None:
-        # A dict by position, not a deque, because a slow connection reads from the middle.
+        # The frames are in a dict by position, not in a deque, because a slow connection reads from the middle.
         self._frames: dict[int, bytes] = {}
         self._extra_bytes: dict[int, int] = {}
         self.max_bytes = max_bytes
@@ -51,10 +51,10 @@ class UpdateLog:
         return self._frames[position]
 
     def read(self, position: int, end: int, max_bytes: int) -> tuple[bytes, int]:
-        """Returns the frames from `position` on in one piece, and the position after the last of them.
+        """Returns the frames from `position` on in one piece, and the position after the last of these frames.
 
-        The piece stops before `end`, and before the frame that would make it larger than `max_bytes`. The piece holds
-        one frame at least. `position` must be in the log, and below `end`.
+        The piece ends before `end`, and before the frame that would make the piece larger than `max_bytes`. The piece
+        contains at least one frame. `position` must be in the log, and below `end`.
         """
         frames = self._frames
         first = frames[position]
@@ -75,7 +75,7 @@ class UpdateLog:
     def flush(self, max_bytes: int) -> bytes:
         """Returns the next frames for the live connections, and counts them as flushed.
 
-        At least one frame must be left. The piece stops as in `read`.
+        At least one frame must not be flushed yet. The piece ends as described at `read`.
         """
         self.flush_start = self.flushed
         frames, self.flushed = self.read(self.flushed, self.head, max_bytes)

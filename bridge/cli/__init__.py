@@ -1,4 +1,4 @@
-"""The command `edk-bridge`. Each subcommand is the function of the same name in the module of the same name."""
+"""The command `edk-bridge`. Each subcommand is a function, in a module that has the same name as the function."""
 
 import platform
 from importlib import import_module
@@ -14,14 +14,14 @@ from bridge.interrupts import exit_on_interrupt
 COMMANDS = ("check", "completion", "config", "demo", "publish", "rejects", "serve", "tail")
 
 LIBRARIES = ("aio-pika", "websockets")
-"""The libraries whose versions belong into a bug report: they speak to RabbitMQ and to clients."""
+"""The libraries that connect to RabbitMQ and to clients. Their versions belong in a bug report."""
 
 
 class LazyGroup(OneLineErrors):
-    """A group that imports a command on first use, so that `serve` needs no memory for the others."""
+    """A group that imports each command on its first use, so that `serve` needs no memory for other commands."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Returns the command of this name, or None."""
+        """Returns the command with this name, or None if there is none."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
@@ -39,7 +39,7 @@ def print_version(context: click.Context, option: click.Parameter, value: bool) 
 
 @click.group(
     cls=LazyGroup,
-    # Only the names: click lists them, and suggests them for a misspelled one.
+    # click needs only the names of the commands here, to list them and to suggest one for a misspelled name.
     commands={name: click.Command(name) for name in COMMANDS},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )

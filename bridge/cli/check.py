@@ -63,7 +63,7 @@ def check(files: tuple[str, ...], update_type: str | None, in_json: bool, **flag
 
 
 def check_events(file: EventFile, pipeline: Pipeline, report: Callable[[Problem], None]) -> tuple[int, int]:
-    """Reports all problems of the events in a file. Returns the number of events and of the invalid ones."""
+    """Reports all problems of the events in a file. Returns the number of events, and the number of invalid events."""
     events = invalid = 0
     for document in documents(file.lines):
         events += 1
