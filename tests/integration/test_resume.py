@@ -16,7 +16,7 @@ from tests.support.clients import RawClient
 from tests.support.exactly_once import have_all, resuming_clients
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.running import bridge_process, port_of, running
+from tests.support.running import bridge_process, port_of, running, sample, unique
 from tests.support.waiting import eventually
 
 JITA = 30000142
@@ -90,6 +90,41 @@ async def test_id_from_before_a_restart_is_unknown(broker: Broker, exchange: str
         assert await numbers(client, 1) == [1]
         for each in (client, plain):
             await each.close()
+
+
+@pytest.mark.parametrize(
+    ("way", "complete", "replayed"),
+    [("exclusive", False, 0), ("queue", False, 10), ("stream", True, 10)],
+)
+async def test_only_clients_with_ids_get_events_of_a_restart(
+    way: str, broker: Broker, exchange: str, amqp: AbstractConnection, *, complete: bool, replayed: int
+) -> None:
+    """The table of docker/README.md, "Upgrade"."""
+    name = unique("upgrade")
+    settings = {"exclusive": {}, "queue": {"queue": name}, "stream": {"history": "stream", "history_stream": name}}[way]
+    flags = {"exchanges": f"{exchange}=killmail", **settings}
+    async with running(broker.url, **flags) as bridge:
+        before = await RawClient.open(port_of(bridge), path="/updates?after=")
+        await publish(amqp, exchange, event(0))
+        last = [orjson.loads(await before.text()) for _ in range(2)][1]["id"]
+        await before.close()
+    await publish(amqp, exchange, *map(event, range(1, 11)))
+    async with running(broker.url, **flags) as bridge:
+        port = port_of(bridge)
+        if way == "queue":
+            await eventually(
+                "the queue is empty", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 10
+            )
+        plain, with_ids = await RawClient.open(port), await RawClient.open(port, path=f"/updates?after={last}")
+        resume = orjson.loads(await with_ids.text())["data"]
+        assert (resume["complete"], resume["replayed"]) == (complete, replayed)
+        assert await numbers(with_ids, replayed) == list(range(1, replayed + 1))
+        await publish(amqp, exchange, event(11))
+        assert await numbers(plain, 1) == [11]
+        for client in (plain, with_ids):
+            await client.close()
+    channel = await amqp.channel()
+    await channel.queue_delete(name)
 
 
 async def test_client_that_was_too_slow_resumes_with_complete_false(
