@@ -2,5 +2,5 @@
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number and its noun, in the plural unless the number is 1."""
+    """Returns a number with its noun, which is in the plural unless the number is 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,7 +1,6 @@
 """The errors that end the program, each with an exit code, and functions that hide passwords in errors.
 
-Other errors are defined where they occur: rejected events in `contract`, refused clients in `server`, lost connections
-to the broker in `amqp`.
+Other errors are defined in the packages where they occur, such as refused clients in `server`.
 """
 
 import re
@@ -10,17 +9,17 @@ from collections.abc import Sequence
 from bridge.contract.text import printable
 
 SHOWN_CHARACTERS = 80
-"""An error shows at most this many characters of a value."""
+"""The maximum number of characters of a value that an error shows."""
 
 
 class BridgeError(Exception):
-    """Ends the program with `exit_code`. The text is for the operator."""
+    """Ends the program with `exit_code`. The error's text is for the operator."""
 
     exit_code = 1
 
 
 class ConfigurationError(BridgeError):
-    """The settings or the schema files can't be used. Lists all problems, not only the first one."""
+    """The settings or the schema files can't be used. The error lists all problems, not only the first problem."""
 
     exit_code = 2
 
@@ -30,22 +29,25 @@ class ConfigurationError(BridgeError):
 
 
 def redact(text: str) -> str:
-    """Hides the text before the last @, because it may be a URL with a password, which may contain any character."""
+    """Hides the text before the last @, because this text may be a URL's password, which may contain any character."""
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 
 def shown_argument(text: str) -> str:
-    """Formats an argument for an error: it is redacted, printable and short. It may be a URL in the wrong place."""
+    """Makes an argument redacted, printable and short, for an error.
+
+    A misplaced argument may be a URL with a password.
+    """
     return printable(redact(text))
 
 
 def may_be_key(text: str) -> bool:
-    """Whether a value may be a private key (PEM), because it has a PEM header or a line break."""
+    """Whether a value may be a private key (PEM), which is the case if the value has a PEM header or a line break."""
     return "-----BEGIN" in text or len(f"{text}.".splitlines()) > 1
 
 
 def shown_value(text: str) -> str:
-    """Formats an invalid value for an error: the text is quoted, redacted, printable and short. Hides a private key."""
+    """Makes an invalid value quoted, redacted, printable and short, for an error. Hides a private key."""
     if may_be_key(text):
         return "its value"
     return repr(printable(redact(text), SHOWN_CHARACTERS))
@@ -58,7 +60,7 @@ def redact_url(url: str) -> str:
     user, at, host = address.rpartition("@")
     name, colon, _ = user.partition(":")
     options = [option.partition("=") for option in behind.split("&") if option]
-    # `cadata` is a certificate, and an unknown option may be a secret.
+    # The option `cadata` is a certificate, and an unknown option may be a secret.
     shown = "&".join(f"{key}{equals}{value if key in _PRINTABLE_OPTIONS else '***'}" for key, equals, value in options)
     return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{host}{separator}{shown}"
 
@@ -73,6 +75,6 @@ class AddressUnavailable(BridgeError):
 
 
 class BrokerRefusal(BridgeError):
-    """The broker permanently refuses a password, a virtual host or a permission, or has an exchange of another kind."""
+    """The broker refuses the password, the virtual host or a permission, or has an exchange of another kind."""
 
     exit_code = 3

@@ -1,8 +1,8 @@
 """Handles Ctrl-C while a command starts: the process ends at once, with exit code 130, and prints nothing.
 
-Python raises KeyboardInterrupt at any point, also inside an import, and would print it with a traceback. The entry
-point installs this handler before it imports anything else. This module and `bridge` itself therefore import only
-`signal` and what `signal` needs.
+Without this handler, Python would raise KeyboardInterrupt at any point, even inside an import, and print a traceback.
+The entry point installs this handler before any other import. This module and `bridge` itself therefore import only
+`signal` and its dependencies.
 """
 
 import os
@@ -10,7 +10,7 @@ import signal
 from types import FrameType
 
 INTERRUPTED = 128 + signal.SIGINT
-"""The exit code after Ctrl-C, as shells use it."""
+"""The exit code after Ctrl-C, which is the same as in shells."""
 
 
 def exit_on_interrupt() -> None:

@@ -3,8 +3,8 @@
 The level `debug` applies to the bridge's own loggers, and shows the path of each delivery and of each handshake. The
 debug lines of libraries are never written, because they contain whole message bodies.
 
-The loggers of the AMQP libraries are silent at all other levels. The bridge logs each lost connection itself, once and
-with a hint.
+The loggers of the AMQP libraries are silent at all other levels. The bridge itself logs each lost connection to the
+broker, once and with a hint.
 
 Every character that is not printable is escaped, in all fields of all loggers. Otherwise, a value could contain
 terminal commands, or look like another log line.
@@ -47,7 +47,8 @@ _OWN_LOGGER = "bridge"
 """The parent of the bridge's own loggers."""
 
 _DEBUG_LOGGERS = ("aio_pika", "aiormq")
-"""Loggers of libraries. Only the level debug shows their lines, except those below the level info."""
+"""Loggers of libraries. The bridge's level debug shows the lines of these loggers from level info up, and other levels
+show none."""
 
 _SILENT_LOGGER = "websockets"
 """A logger that is always silent, because its lines contain clients' headers, with cookies and up to 8 KiB of any
@@ -55,7 +56,10 @@ text."""
 
 
 def configure(level: LogLevel, log_format: LogFormat) -> None:
-    """Sends the log of this process to standard error. A second call replaces the first configuration."""
+    """Sends the log of this process to standard error.
+
+    A second call of `configure` replaces the first configuration.
+    """
     if log_format is LogFormat.AUTO:
         log_format = LogFormat.TEXT if sys.stderr is not None and sys.stderr.isatty() else LogFormat.JSON
     shared: list[Processor] = [
@@ -70,9 +74,10 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
-            # The fields keep the order of the call, which has the most important field first.
+            # The fields of a line keep the order of the logging call, which begins with the most important field.
             sort_keys=False,
-            # If the package rich is installed, the default shows the local variables of each frame, with passwords.
+            # If the package `rich` is installed, structlog's default formatter shows the local variables of each frame,
+            # which may contain passwords.
             exception_formatter=structlog.dev.plain_traceback,
         )
     else:
@@ -90,7 +95,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     output = logging.NullHandler() if sys.stderr is None else logging.StreamHandler(sys.stderr)
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            # The modules of `Publisher` also run in other programs. These modules log with `logging`, with fields in
+            # The modules of `Publisher` also run in other programs, so these modules use `logging`, with fields in
             # `extra`.
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
@@ -121,7 +126,7 @@ def traces(logger: str) -> bool:
 
 
 def never_block() -> None:
-    """Makes writes to standard error never block, for a process with an event loop.
+    """Makes writes to standard error non-blocking, because a blocked write would stop the process's event loop.
 
     Call this function before `configure`. If the reader of standard error stops and the queue is full, later lines are
     dropped.
@@ -161,7 +166,7 @@ def _lists_joined(_logger: WrappedLogger, _method: str, fields: EventDict) -> Ev
 def _escaped(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
     for name, value in fields.items():
         if isinstance(value, str) and not value.isprintable():
-            # Only tracebacks have several lines.
+            # Only tracebacks keep their line breaks.
             fields[name] = escaped(value, kept="\n" if name in _MULTILINE_FIELDS else "")
     return fields
 

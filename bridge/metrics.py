@@ -1,10 +1,10 @@
 """Defines all metrics: the names, labels and help texts that Prometheus reads at `/metrics`.
 
-Names and labels do not change after 0.1.0, because dashboards and alerts depend on them. Each bridge has an instance
-with its own registry, so that two bridges in one process (in a test) have separate metrics.
+Names and labels do not change after 0.1.0, because dashboards and alerts depend on them. Each bridge has its own
+`Metrics` object and registry, so that two bridges in one process (in a test) have separate metrics.
 
-The metrics that each update changes are plain numbers, which become metrics at a scrape. With the library's counters,
-they took 8 of the 30 microseconds of an update (`make bench`, saturated with one client).
+The values that each update changes are plain numbers, which become metrics at a scrape. The library's own counters took
+8 of an update's 30 microseconds (`make bench`, saturated with one client).
 """
 
 import collections
@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from bridge import __version__, logs
 
-# A creation time for each counter would double the exposition, and would equal the start time of the process.
+# A creation time for each counter would double the size of `/metrics`, and would equal the start time of the process.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,8 +69,8 @@ class Durations:
 class ByType(Collector):
     """A counter with a label for the update type. An operator may have thousands of types.
 
-    A scrape takes 0.3 microseconds for each type. With the library's counter, it would take 10 microseconds and block
-    the event loop.
+    A scrape takes 0.3 microseconds for each type. With the library's counter, a scrape would take 10 microseconds for
+    each type, and block the event loop.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -80,7 +80,7 @@ class ByType(Collector):
         self._shown: dict[str, int] = {}
         """The counts at the last scrape."""
         self._lines: dict[str, str] = {}
-        """The line of each type at the last scrape."""
+        """The line of text for each update type at the last scrape."""
 
     def collect(self) -> Iterable[Metric]:
         """Returns the counter for the registry."""
@@ -89,7 +89,7 @@ class ByType(Collector):
     def lines(self) -> str:
         """Returns the counter in the text format."""
         for name, count in self.counts.items() - self._shown.items():
-            # These are the escapes of the text format.
+            # The text format requires escapes for backslashes, line breaks and quotes.
             value = name.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
             self._lines[name] = f'{self._name}_total{{type="{value}"}} {count}.0\n'
             self._shown[name] = count
@@ -98,7 +98,10 @@ class ByType(Collector):
 
 
 class Metrics(Collector):
-    """All metrics of one bridge. The code that a counter counts increments the counter. Gauges are read at a scrape."""
+    """All metrics of one bridge.
+
+    The code that causes an event increments the event's counter. Gauges are read at a scrape.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -109,7 +112,8 @@ class Metrics(Collector):
         self._add(GCCollector(registry=CollectorRegistry()))
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, tuple[str, list[tuple[dict[str, str], Callable[[], int]]]]] = {}
-        """Each counter that the method `counter` added, by name: its help text, and its values with their labels."""
+        """The help text and the labeled values of each counter that the method `counter` added, by the counter's
+        name."""
         self.deliveries = 0
         self.redeliveries = 0
         self.last_update_ms = 0
@@ -120,8 +124,8 @@ class Metrics(Collector):
         )
         self.updates, self.duplicates = self._updates.counts, self._duplicates.counts
         self.written = 0
-        """The number of updates written at once, counted once for each update and connection, like the next three
-        numbers."""
+        """The number of updates written without a queue. This attribute and the next three attributes count each update
+        once for each connection."""
         self.enqueued = 0
         self.dropped = 0
         self.replayed = 0
@@ -192,7 +196,7 @@ class Metrics(Collector):
             "Updates sent again to clients that resumed, counted once for each connection.",
             {"": self.replayed},
         )
-        # All bridges in a process share one log.
+        # All bridges in a process share one log, and therefore one number of dropped log lines.
         yield _counter(
             "bridge_log_lines_dropped",
             "Log lines dropped because they could not be written.",
@@ -211,7 +215,10 @@ class Metrics(Collector):
     def init_labels(
         self, types: Iterable[str], rejects: Iterable[str], evictions: Iterable[str], refusals: Iterable[str]
     ) -> None:
-        """Starts the counter of each label value at 0. Prometheus sees no increase in a counter that appears as 1."""
+        """Starts the counter of each label value at 0.
+
+        If a counter first appears with the value 1, Prometheus sees no increase.
+        """
         for update_type in types:
             self.updates[update_type] += 0
             self.duplicates[update_type] += 0
@@ -229,7 +236,7 @@ class Metrics(Collector):
     def gauge(self, name: str, text: str, value: Callable[[], float], **labels: str) -> None:
         """Adds a gauge with a function that returns its value at a scrape.
 
-        Call this method again for other label values.
+        To add the gauge for other label values, call this method again.
         """
         gauge = self._gauges.get(name)
         if gauge is None:
@@ -238,7 +245,10 @@ class Metrics(Collector):
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def counter(self, name: str, text: str, value: Callable[[], int], **labels: str) -> None:
-        """Adds a counter with a function that returns its value at a scrape. `name` is without `_total`."""
+        """Adds a counter with a function that returns its value at a scrape.
+
+        `name` does not include the suffix `_total`.
+        """
         self._counters.setdefault(name, (text, []))[1].append((labels, value))
 
     def exposition(self) -> bytes:

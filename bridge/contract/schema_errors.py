@@ -1,4 +1,7 @@
-"""Explains to the author of a schema file why it can't be used. The library's own texts are about the meta-schema."""
+"""Explains to the author of a schema file why the file can't be used.
+
+The texts of the library jsonschema_rs describe the meta-schema instead of the author's file.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ FORMATS = (
     *("uri", "uri-reference", "uri-template", "iri", "iri-reference", "uuid"),
     *("json-pointer", "relative-json-pointer", "regex"),
 )
-"""The formats of draft 2020-12. The library validates all of them."""
+"""The formats of JSON Schema, draft 2020-12. The library validates all these formats."""
 
 _ELSEWHERE = {
     "bool": "boolean",
@@ -32,7 +35,7 @@ _ELSEWHERE = {
     "str": "string",
     "text": "string",
 }
-"""The names that programming languages have for JSON types."""
+"""The names of JSON types in programming languages, each with its name in JSON Schema."""
 
 _OF_A_TYPE = ["properties", "type", "anyOf"]
 """The place in the meta-schema that defines the values of `type`."""
@@ -41,9 +44,9 @@ _ABSENT = re.compile(r"^Resource '(.*?)' is not present in a registry|^Failed to
 
 
 def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
-    """Returns the problem and its place in the file.
+    """Returns the problem with a schema file, and the problem's place in the file.
 
-    `ids` has the `$id` of each schema file, by its name without .json.
+    `ids` maps the name of each schema file, without .json, to the file's `$id`.
     """
     message = str(getattr(error, "message", error))
     if (absent := absent_id(message)) is not None:
@@ -60,7 +63,7 @@ def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
 
 
 def absent_id(message: str) -> str | None:
-    """Returns the `$id` in a `$ref` that no schema has, or None if the library's message has another cause."""
+    """Returns the `$id` that a `$ref` names but no schema has, or None if the library's message has another cause."""
     found = _ABSENT.match(message)
     return None if found is None else found[1] or found[2]
 

@@ -1,6 +1,6 @@
-"""Finds probable mistakes in a folder of schema files, although a validator accepts the files.
+"""Finds probable mistakes in a folder of schema files that a validator accepts.
 
-The functions take names of files, and schemas that compile. The functions read no files.
+The parameters of the functions are names of files, and schemas that compile. The functions read no files.
 """
 
 import re
@@ -14,7 +14,8 @@ from bridge.contract.similar import similar
 from bridge.contract.text import json_pointer, printable, unescape
 
 MOST_PER_FILE = 20
-"""The maximum number of warnings for a file. A file with more mistakes is probably not a JSON Schema."""
+"""The maximum number of warnings for a file. A file with more than `MOST_PER_FILE` mistakes is probably not a JSON
+Schema."""
 
 LONGEST_TYPE_BYTES = 255
 """The maximum length of AMQP's `type` property, which is a short string."""
@@ -64,7 +65,8 @@ class SchemaWarning:
 def not_read(name: str, *, alone: bool = False) -> str | None:
     """Returns why a file with a name similar to that of a schema file is not read, or None for other names.
 
-    `alone` is True if the folder has no schema file. A backup (`event.json.bak`) may then be the intended file.
+    `alone` is True if the folder has no schema file. In a folder without a schema file, a backup (`event.json.bak`) may
+    be the intended file.
     """
     if _LIKE_A_SCHEMA.search(name) is None and not (alone and ".json" in name.lower() and not name.endswith(".json")):
         return None

@@ -4,14 +4,15 @@ import difflib
 from collections.abc import Collection
 
 COMPARED_NAMES = 1000
-"""The maximum number of known names. Comparing a name with 30,000 names takes more than a second."""
+"""The maximum number of known names with which a name is compared. Comparing a name with 30,000 names takes more than a
+second."""
 
 
 def similar(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
     """Returns the most similar name, ignoring case, or None if no name is similar or there are too many names.
 
-    `cutoff` is difflib's minimum ratio for a similar name. In a short name, two swapped letters give a lower ratio. A
-    name with the same letters in another order is therefore similar too.
+    `cutoff` is difflib's minimum ratio for a similar name. If two letters of a short name are swapped, difflib's ratio
+    is lower than the default `cutoff`. A name with the same letters in another order is therefore always similar.
     """
     if len(names) > COMPARED_NAMES:
         return None

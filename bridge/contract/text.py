@@ -1,8 +1,8 @@
 """Makes untrusted text safe for a header, a log line or an error: the result is printable, bounded, and on one line."""
 
 LIMIT = 400
-"""The default limit, in characters. This limit is enough for a sentence and a value, but not for a killmail with
-thousands of attackers."""
+"""The default limit of a text, in characters. This limit is enough for a sentence and a value, but not for a killmail
+with thousands of attackers."""
 
 
 def printable(text: str, limit: int = LIMIT) -> str:
@@ -22,8 +22,8 @@ def escaped(text: str, kept: str = "") -> str:
 def from_system(text: str) -> str:
     r"""Returns an argument, an environment variable or a file's name as text that UTF-8 can encode.
 
-    Python decodes such text by the locale, and represents undecodable bytes as surrogates. Here, these bytes are
-    decoded as UTF-8. Bytes that are not UTF-8 are escaped, such as `\xff`.
+    Python decodes text from the system by the locale, and represents undecodable bytes as surrogates. This function
+    decodes these bytes as UTF-8. Bytes that are not UTF-8 are escaped, such as `\xff`.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
@@ -36,10 +36,13 @@ def _cut(text: str, limit: int) -> str:
 
 
 def json_pointer(path: "list[str | int]") -> str:
-    """Formats a path as a JSON Pointer (RFC 6901): `["a/b", 0]` becomes `/a~1b/0`. The empty path becomes `""`."""
+    """Formats a path as a JSON Pointer (RFC 6901).
+
+    The path `["a/b", 0]` becomes `/a~1b/0`. The empty path becomes `""`.
+    """
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
 
 
 def unescape(step: str) -> str:
-    """Returns the name in a step of a JSON Pointer."""
+    """Returns the name that a step of a JSON Pointer encodes."""
     return step.replace("~1", "/").replace("~0", "~")

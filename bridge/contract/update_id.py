@@ -1,11 +1,12 @@
 """The id of an update, with which a client can ask for everything after that update.
 
 An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag
-distinguishes two logs: two updates with the same sequence are the same update only if their tags are equal too.
+distinguishes the updates of two logs. Two updates with the same sequence are the same update only if their tags are
+equal too.
 
-With `BRIDGE_HISTORY=stream`, the sequence is the event's offset in the stream, and the tag is the CRC-32 of its body.
-All bridges on that stream therefore use the same ids. A stream that was deleted and declared again has different ids.
-Without a stream, the bridge counts its updates, and creates one tag when it starts.
+With `BRIDGE_HISTORY=stream`, the sequence is the event's offset in the stream, and the tag is the CRC-32 of the event's
+body. All bridges that read the same stream therefore use the same ids. If a stream is deleted and declared again, its
+updates get different ids. Without a stream, the bridge counts its updates, and creates one tag when it starts.
 """
 
 import re

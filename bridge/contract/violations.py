@@ -1,6 +1,7 @@
-"""Describes a violation of a schema in one sentence: the expected and the actual value, with long values shortened.
+"""Describes a violation of a schema in one sentence with the expected and the actual value, and shortens long values.
 
-The library's own messages begin with the complete value. This module must not know what a schema describes.
+The messages of the library jsonschema_rs begin with the complete value, which may be long. This module must not know
+what a schema describes.
 """
 
 import json
@@ -22,11 +23,11 @@ NAMES = 8
 """The maximum number of names or options in a sentence."""
 
 PARSED_BYTES = 64 * 1024
-"""The maximum length of a string that is parsed. Only the start and the end of a longer string are examined, so that
-many long strings take no more time."""
+"""The maximum length of a string that is parsed as JSON. Of a longer string, only the start and the end are examined,
+which takes little time."""
 
 SAMPLED_BYTES = 64
-"""The number of items of an array that are examined to detect bytes."""
+"""The number of an array's items that are examined to decide whether the array contains bytes."""
 
 BYTES = "looks like the bytes of a Buffer: publish the JSON itself"
 _LISTED = "an array of {}: publish each item as a separate event (jq -c '.[]' writes one item on each line)"
@@ -36,20 +37,21 @@ COMPARED_MEMBERS = 32
 COMPARED_CHARACTERS = 100
 """The maximum number of members that are compared with a missing member, and the maximum length of their names."""
 CLOSE = 0.75
-"""The minimum ratio of difflib for a misspelling, such as `shipId` for `shipTypeId`."""
+"""The minimum ratio of difflib between a name and its misspelling, such as `shipTypeId` and `shipId`."""
 
 _DATE_TIME = "2024-10-22T10:30:00Z"
 _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
 
 
 def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()) -> str:
-    """Returns the actual and the expected value in a printable and bounded text.
+    """Returns a printable and bounded text with the expected and the actual value of a violation.
 
-    `declared` are the names of members in the schema. These names are not misspellings of other names.
+    `declared` are the names of members in the schema. A declared name is never reported as a misspelling of another
+    name.
     """
     kind, value = error.kind, error.instance
     if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:
-        # For a schema without named members, the library does not name the additional member.
+        # If a schema declares no members, the library's error does not contain the name of the additional member.
         return f"no other members are allowed; got one with the value {shown(value)}"
     words = printable(_words(kind, value, is_whole=not error.instance_path))
     if isinstance(kind, Kind.Required) and isinstance(value, dict):
@@ -95,7 +97,7 @@ def _counted(items: int) -> str:
 def listed(names: Iterable[str], count: int) -> str:
     """Returns printable names as `'a', 'b' and 'c'`.
 
-    Of many names, returns the first ones and the number of the others.
+    If there are many names, returns the first names and the number of the other names.
     """
     return _joined([f"'{printable(name, VALUE)}'" for name in islice(names, NAMES + 1)], "and", count)
 
@@ -106,7 +108,10 @@ def holds_bytes(value: Sequence[object]) -> bool:
 
 
 def holds_json(text: str) -> bool:
-    """Whether a string is an object or an array encoded as JSON. A long string only has to look like JSON."""
+    """Whether a string is an object or an array encoded as JSON.
+
+    A long string is not parsed, so it only has to look like JSON.
+    """
     text = text.strip()
     if text[:1] + text[-1:] not in ("{}", "[]", '""'):
         return False
@@ -130,7 +135,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
                 return f"the member {listed(names, 1)} is not allowed"
             return f"the members {listed(names, len(names))} are not allowed"
         case Kind.PropertyNames(error):
-            # Only the library's message contains the name.
+            # Only the library's message contains the name of the member.
             return f"a member's name is not allowed: {printable(error.message, 2 * VALUE)}"
         case Kind.Constant(expected):
             return f"expected {_json(expected, 2 * VALUE)}; got {shown(value)}"
@@ -146,7 +151,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
 
 @lru_cache(64)
 def _is_of_date_times(pattern: str) -> bool:
-    """Whether a schema's pattern accepts only date-times. Samples test the pattern."""
+    """Whether a schema's pattern accepts only date-times. The function tests the pattern with a few sample strings."""
     takes = jsonschema_rs.Draft202012Validator({"pattern": pattern}).is_valid
     return takes(_DATE_TIME) and not any(map(takes, _NO_DATE_TIMES))
 
@@ -173,14 +178,14 @@ _PREDICATES: dict[type[Kind], str] = {
     Kind.OneOfNotValid: "matches none of the schemas in 'oneOf'",
     Kind.OneOfMultipleValid: "matches more than one of the schemas in 'oneOf'",
 }
-"""The end of a sentence that begins with the value. `{}` is the value in the schema."""
+"""The end of a sentence that begins with the invalid value. `{}` stands for the keyword's value in the schema."""
 
 
 def _predicate(kind: Kind) -> str:
     predicate = _PREDICATES.get(type(kind), f"violates {kind.name!r} in the schema")
     if "{}" not in predicate:
         return predicate
-    # The stubs declare the attribute for each kind, but not for `Kind`.
+    # The library's type stubs declare this attribute for each kind of error, but not for their base class `Kind`.
     [name] = getattr(kind, "__match_args__")  # noqa: B009 - the type has no such attribute for mypy
     expected = getattr(kind, name)
     return (predicate.removesuffix("s") if expected == 1 else predicate).format(_json(expected, 3 * VALUE))
@@ -222,7 +227,10 @@ def _json(value: object, limit: int) -> str:
 
 
 def _joined(words: Sequence[str], conjunction: str, total: int) -> str:
-    """Returns the words as a list in a sentence. `total` may be larger than the number of words."""
+    """Returns the words as a list in a sentence.
+
+    `total` is the number of all words, of which `words` may contain only the first ones.
+    """
     if total > NAMES:
         return f"{', '.join(words[:NAMES])} {conjunction} {total - NAMES} more"
     return f" {conjunction} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

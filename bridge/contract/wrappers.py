@@ -22,17 +22,18 @@ SEARCHED_MEMBERS = 64
 """The maximum number of members of an object, or items of an array, that are searched for an event."""
 SEARCHED_LEVELS = 4
 SEARCHED_VALUES = 1000
-"""The total of members and items that are searched, so that a larger rejected event takes no more time."""
+"""The maximum number of members and items that are searched in total, so that the search of a large rejected event
+takes a bounded time."""
 SEARCHED_OBJECTS = 64
-"""The maximum number of objects that are validated."""
+"""The maximum number of objects in a rejected event that are validated as events."""
 SEARCHED_CHARACTERS = 1024
-"""The number of base64 characters that are examined."""
+"""The maximum number of characters of a base64 string that are examined."""
 PARSED_STRINGS = 16
 """The maximum number of strings that are parsed as JSON."""
 SEARCHED_SPACE = 64
 """The maximum length of white space before the JSON in a string, in characters."""
 PARSED_CHARACTERS = 256 * 1024
-"""The maximum total length of JSON in strings that is parsed, in characters."""
+"""The maximum total length of the strings that are parsed as JSON, in characters."""
 
 _KNOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("CloudEvents", ("specversion",)),
@@ -50,13 +51,14 @@ _KNOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("NestJS", ("pattern", "data")),
     ("Kafka Connect", ("schema", "payload")),
 )
-"""The members that identify the envelopes of other software. The first match counts."""
+"""The members that identify the envelopes of other software. If several entries match an event, the first entry
+counts."""
 
 _CONTENTS = (
     *("data", "payload", "body", "message", "Message", "content", "detail", "params", "kwargs", "arguments", "args"),
     *("value", "result", "record", "records", "Records", "item", "items", "msg", "event", "job", "task", "data_base64"),
 )
-"""Common names of the member with the content, the most likely first."""
+"""Common names of the member that holds an envelope's content, ordered from the most likely name."""
 
 _LABELS = frozenset(
     {
@@ -71,12 +73,12 @@ _LABELS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Wrapped:
-    """A wrapper around an event, which the publisher must remove."""
+    """A wrapper around an event. The publisher must remove the wrapper."""
 
     pointer: str
     """JSON Pointer to the problem, or to the event in the wrapper."""
     text: str
-    """The problem and what to do about it, in printable characters, to append to the pointer."""
+    """A printable text, to append to the pointer, that describes the problem and its solution."""
 
 
 def wrapped(
@@ -86,14 +88,16 @@ def wrapped(
     is_event: Callable[[object], bool],
     members: frozenset[str] = frozenset(),
 ) -> Wrapped | None:
-    """Returns the wrapper of the event in a document that is not an event itself, or None if it has no known wrapper.
+    """Returns the wrapper around the event in a document, or None if the document has no known wrapper.
 
-    `pointer` is the document's place. `declared` are the members that the document's schema names. These members are
-    never part of a wrapper. `members` are the members of an event in other formats.
+    The document is not an event itself, and `pointer` is its place. `declared` are the members that the document's
+    schema names. A declared member is never a part of a wrapper. `members` are the members of an event in other
+    formats.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)
-        # Otherwise, the document is an array of events, and the violation of the schema reports that.
+        # If the first item is an event, the document is an array of events, which the schema's violation already
+        # reports.
         return _contained(inner, pointer) if inner is not None and inner.path != (0,) else None
     if not isinstance(document, dict):
         return None
@@ -124,7 +128,10 @@ def wrapped(
 
 
 def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | None:
-    """Returns why an object with `type` and `data` is not an envelope, or None if it is one or lacks a member."""
+    """Returns why an object with `type` and `data` is no envelope.
+
+    Returns None for an envelope, or if either member is missing.
+    """
     if "type" not in document or "data" not in document:
         return None
     if extra := list(islice((name for name in document if name not in ENVELOPE_MEMBERS), NAMES + 1)):
@@ -245,5 +252,5 @@ def _contained(inner: _Inner, pointer: str) -> Wrapped:
 
 
 def _members(names: Iterable[str], count: int) -> str:
-    """Returns a phrase with the first names of `count` members."""
+    """Returns a phrase that counts `count` members and lists the first of their names."""
     return f"{'member' if count == 1 else 'members'} {listed(names, count)}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 LOOPBACK = "127.0.0.1"
 
-# The protocol header that a client sends first, and the type of a method frame (AMQP 0-9-1, section 4.2.2).
+# The protocol header with which an AMQP client begins, and the type of a method frame (AMQP 0-9-1, section 4.2.2).
 _AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME = b"\x01"
 

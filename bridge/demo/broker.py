@@ -1,4 +1,4 @@
-"""The broker of the demo if none is configured: RabbitMQ in a container that is removed when the demo ends."""
+"""The demo's broker if no broker is configured. It is RabbitMQ in a container that is removed when the demo ends."""
 
 import socket
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from bridge.errors import BridgeError
 
 
 class Broker(Protocol):
-    """A RabbitMQ that belongs to the demo."""
+    """A RabbitMQ broker that the demo has started and stops."""
 
     url: str
     origin: str
-    """A description for people, such as `container rabbitmq:4-management`."""
+    """A description of the broker for people, such as `container rabbitmq:4-management`."""
 
     @property
     def runs(self) -> bool:
@@ -24,7 +24,7 @@ class Broker(Protocol):
 
 
 class NoBroker(BridgeError):
-    """The demo can't start RabbitMQ. The text gives the reason and the possible solutions."""
+    """The demo can't start RabbitMQ. The error's text gives the reason and the possible solutions."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Child processes that end with this process, and the bridge as one of them."""
+"""Child processes that end when this process ends, and the bridge as such a child process."""
 
 import asyncio
 import contextlib
@@ -18,8 +18,9 @@ _LONGEST_LINE = 256 * 1024
 _POLL_S = 0.1
 
 
-# SIGTERM goes to the entire process group. The shell ignores it, so that it can return the command's exit status. The
-# watcher blocks on the pipe from the parent process. When the pipe closes, the watcher kills the group.
+# SIGTERM goes to the entire process group. The shell ignores SIGTERM, so that the shell can return the command's exit
+# status. The watcher blocks on the pipe from the parent process. When the pipe closes, the watcher kills the process
+# group.
 _SCRIPT = """
 exec 3<&0 </dev/null
 (trap '' TERM; read -r _ <&3; kill -9 0) >/dev/null 2>&1 &
@@ -33,13 +34,15 @@ exit $status
 
 
 def die_with_parent(*command: str) -> list[str]:
-    """Returns the arguments that run a command so that it and all its children end with this process.
+    """Returns the arguments that run a command so that the command and all its children end with this process.
 
-    Start the arguments with `stdin=PIPE` and `start_new_session=True`, and keep the pipe open while the command must
-    live. The kernel closes the pipe also when this process is killed. The exit status is the command's.
+    Start a process from the arguments with `stdin=PIPE` and `start_new_session=True`. Keep the pipe open for as long as
+    the command must run. The kernel also closes the pipe when this process is killed. The exit status of the process is
+    that of the command.
 
-    PR_SET_PDEATHSIG is not an alternative: this signal fires when the *thread* that started the child ends, and does
-    not reach the children of the child. The command has its own session, so Ctrl-C in a terminal does not reach it.
+    The kernel's option PR_SET_PDEATHSIG is not an alternative, because its signal is sent when the *thread* that
+    started the child ends, and the signal does not reach the children of the child. The command has its own session, so
+    Ctrl-C in a terminal does not reach the command.
     """
     return ["/bin/sh", "-c", _SCRIPT, "die-with-parent", *command]
 
@@ -68,7 +71,7 @@ class Child:
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the process. Does not wait until the bridge is ready."""
+        """Starts the process. Does not wait for the bridge to be ready."""
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             env=self._environment,
@@ -82,7 +85,10 @@ class Child:
         self._reading = asyncio.create_task(self._read(self._process.stdout))
 
     async def ready(self, host: str, port: int, tls: bool, timeout_s: float) -> None:
-        """Returns when `/readyz` answers 200. Otherwise, raises ChildError with the last lines of the bridge's log."""
+        """Returns when `/readyz` answers 200.
+
+        If the bridge ends or is not ready in time, raises ChildError with the last lines of the bridge's log.
+        """
         assert self._process is not None
         try:
             async with asyncio.timeout(timeout_s):
@@ -104,7 +110,7 @@ class Child:
         raise ChildError(f"the bridge ended unexpectedly with status {status}{words}")
 
     async def stop(self, timeout_s: float) -> None:
-        """Sends SIGTERM, and after `timeout_s` sends SIGKILL to the processes that are left."""
+        """Sends SIGTERM to the bridge, and SIGKILL to all processes that still run after `timeout_s`."""
         process = self._process
         if process is None:
             return
@@ -125,7 +131,8 @@ class Child:
             try:
                 line = await output.readline()
             except ValueError:
-                # The line exceeds the limit, so it is dropped. A pipe that is not read would block the bridge.
+                # The line is longer than the limit, so the line is dropped. Reading must continue, because a full pipe
+                # would block the bridge.
                 continue
             if not line:
                 return
@@ -144,7 +151,7 @@ def is_ready(host: str, port: int, tls: bool) -> bool:
     """Returns whether `/readyz` of the bridge at this address answers 200."""
     connection = HTTPConnection(host, port, timeout=2)
     if tls:
-        # The bridge is a child process on this machine. Clients decide whether the bridge's certificate can be trusted.
+        # The bridge is a child process on this machine, so this request needs no check of the bridge's certificate.
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

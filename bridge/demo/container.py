@@ -19,10 +19,11 @@ _ANSWER_TIMEOUT_S = 3
 _START_TIMEOUT_S = 90.0
 
 BUSY_WAIT = {"RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": "short"}
-"""With the packaged value `none`, the schedulers sleep between the thousand modules that a start loads. A start then
-takes 6 s instead of 3 s on two virtual cores. An idle broker uses no more processor time with `short`."""
+"""With the image's default value `none`, Erlang's schedulers sleep between the thousand modules that RabbitMQ loads at
+its start. With `none`, a start takes 6 s instead of 3 s on two virtual cores. An idle broker uses no more processor
+time with `short`."""
 
-# The demo does not need Ryuk, a container from another image for programs that do not remove their own containers.
+# The demo removes its own container, so testcontainers need not start its cleanup container Ryuk from another image.
 testcontainers_config.ryuk_disabled = True
 
 
@@ -78,13 +79,17 @@ class Container:
         self.port = port
         self.url = f"amqp://guest:guest@{LOOPBACK}:{port}/"
         self.origin = f"container {image}"
-        # The name finds the container again if a signal arrives while the engine creates it.
+        # By this name, the demo can remove the container even if a signal arrives while the engine creates the
+        # container.
         self.name = f"edk-bridge-{secrets.token_hex(6)}"
         self._container = DockerContainer(image).with_name(self.name).with_envs(**environment)
         self._container.ports[_AMQP_PORT] = (LOOPBACK, port)  # type: ignore[assignment]  # declared too narrow
 
     def start(self) -> None:
-        """Starts the container and waits until it answers AMQP. Raises RuntimeError if this fails."""
+        """Starts the container and waits until its broker answers AMQP.
+
+        Raises RuntimeError if the broker does not start.
+        """
         try:
             self._start()
             await_amqp(LOOPBACK, self.port, _START_TIMEOUT_S, lambda: self.runs)

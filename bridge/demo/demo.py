@@ -1,6 +1,6 @@
-"""Implements `edk-bridge demo`: the bridge with invented killmails, from RabbitMQ or from a feed in the same process.
+"""Implements `edk-bridge demo`, which runs the bridge with invented killmails from RabbitMQ or from a feed.
 
-However the demo ends, it removes everything that it has started or declared.
+At its end, even after an error, the demo removes everything that it has started or declared.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ CHECK_INTERVAL_S = 1.0
 IMAGE = "rabbitmq:4-management"
 
 OWN_EXCHANGE = "killmails"
-"""The exchange at the demo's own broker: the default of BRIDGE_EXCHANGES, and of the command `publish`."""
+"""The exchange at the demo's own broker, which is the default of BRIDGE_EXCHANGES and of the command `publish`."""
 
 SEPARATE_EXCHANGE = "bridge.demo"
-"""The exchange at a broker that other programs use. The clients of those programs must not receive invented
+"""The demo's exchange at a broker that other programs use. Clients of those programs must not receive invented
 killmails."""
 
 SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
@@ -61,8 +61,8 @@ class Demo:
     rate: float
     """The number of killmails a second."""
     flags: Mapping[str, str | None]
-    """The values of `setting_options`: `port`, `amqp_url`, `schemas` and `env_file`. A value is None if the flag is not
-    given."""
+    """The values of the flags in `setting_options`, which are `port`, `amqp_url`, `schemas` and `env_file`. A value is
+    None if its flag is not given."""
 
     def settings(self, **decided: str) -> Settings:
         """Returns the effective settings, including those that the demo decides. Raises ConfigurationError."""
@@ -72,11 +72,11 @@ class Demo:
 
     @property
     def has_broker(self) -> bool:
-        """Whether the operator has set a broker: with the flag, in the environment, or in the file of settings."""
+        """Whether the operator has set a broker with the flag, in the environment, or in the file of settings."""
         return self.flags.get("amqp_url") is not None or self.sets("amqp_url")
 
     def sets(self, name: str) -> bool:
-        """Returns whether the environment or the file of settings sets this setting."""
+        """Returns whether the environment or the file of settings contains the setting `name`."""
         return is_set(name, os.environ, self._dotenv)
 
     @property
@@ -103,7 +103,7 @@ class Signals:
         self._received = True
 
     async def interrupt(self, work: Coroutine[object, object, int]) -> int:
-        """Runs the work and returns its result. A signal cancels the work; the result is then 0."""
+        """Runs a coroutine and returns its result. If a signal cancels the coroutine, the result is 0."""
         self._task = asyncio.create_task(work)
         try:
             return await self._task
@@ -141,7 +141,7 @@ def run(demo: Demo, start_broker: StartBroker) -> int:
 
 @contextmanager
 def _own_broker(demo: Demo, start_broker: StartBroker, signals: Signals) -> Iterator[Broker | None]:
-    """Starts a broker if the operator has configured none, and stops it at the end."""
+    """Starts a broker if the operator has configured none, and stops this broker at the end."""
     broker = None if demo.has_broker else start_broker(_image(), say)
     try:
         yield broker
@@ -191,7 +191,7 @@ def publish_only(demo: Demo) -> int:
 
 
 def never_block() -> None:
-    """Makes output never block: a signal must end the demo even if Ctrl-S has stopped the terminal."""
+    """Makes output never block, because a signal must end the demo even if Ctrl-S has stopped the terminal."""
 
     def report(lines: int) -> None:
         say(f"{counted(lines, 'line')} dropped: nothing read them, or they could not be written", err=True)
@@ -209,7 +209,7 @@ def show(error: BridgeError) -> int:
 
 
 def say(line: str, err: bool = False) -> None:
-    """Prints a line. Ignores a closed terminal: after SIGHUP, the demo must still clean up."""
+    """Prints a line. Ignores a closed terminal, because the demo must still clean up after SIGHUP."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
         with suppress(OSError):
@@ -273,12 +273,12 @@ def _arguments(demo: Demo, settings: Settings, decided: Mapping[str, str]) -> li
 
 
 def _log_format(settings: Settings) -> logs.LogFormat:
-    """Returns the format of the bridge's log: text, unless the settings name another."""
+    """Returns the format of the bridge's log, which is text unless the settings name another format."""
     return logs.LogFormat.TEXT if settings.log_format is logs.LogFormat.AUTO else settings.log_format
 
 
 def _environment(demo: Demo, broker: Broker | None) -> dict[str, str]:
-    """Returns the environment of the bridge, with the broker's URL if the bridge can't find it in its settings."""
+    """Returns the environment of the bridge, with the broker's URL if the bridge's settings do not contain this URL."""
     url = demo.flags.get("amqp_url") if broker is None else broker.url
     if url is None:
         return {**os.environ}

@@ -1,4 +1,7 @@
-"""A feed of invented killmails instead of RabbitMQ. The feed calls the relay like the consumer."""
+"""A feed of invented killmails instead of RabbitMQ.
+
+The feed passes its events to the relay in the same way as the consumer.
+"""
 
 import asyncio
 import random
@@ -21,14 +24,15 @@ from bridge.metrics import Metrics
 from bridge.timing import Timing
 
 REJECT_INTERVAL = 20
-"""One event of each group of this size is invalid."""
+"""The number of events in a group. One event of each group is invalid."""
 
 GAP_INTERVAL = 30
-"""After this many events, the feed drops LOST_EVENTS events and reports a gap, at most once in GAP_INTERVAL_S."""
+"""The number of events after which the feed drops LOST_EVENTS events and reports a gap, at most once in
+GAP_INTERVAL_S."""
 
 GAP_INTERVAL_S = 30.0
-"""The minimum time between two gaps, in seconds. The log has a warning for each gap: at 1000 events a second, the
-warnings would otherwise fill the terminal."""
+"""The minimum time between two gaps, in seconds. The log has a warning for each gap. Without a minimum time between
+gaps, the warnings would fill the terminal at 1000 events a second."""
 
 LOST_EVENTS = 3
 
@@ -54,9 +58,9 @@ class Feed:
     ) -> None:
         """`rate` is in killmails a second.
 
-        `on_start` is called before the first killmail. Other parameters are as for a consumer.
+        `on_start` is called before the first killmail. The other parameters are those of a consumer.
         """
-        # The feed waits for no broker, so its status is always fresh.
+        # The feed does not depend on answers of a broker, so the feed's status never becomes stale.
         self.status = Status(answer_valid_s=inf)
         self.gaps = GapReporter(handler, metrics)
         self.stream_reader = None
@@ -101,7 +105,7 @@ class Feed:
         self.status.enter(State.STOPPED)
 
     async def _pause(self, pause_s: float) -> bool:
-        """Waits for the pause. Returns whether the feed must stop."""
+        """Waits for `pause_s` or until the feed must stop. Returns whether the feed must stop."""
         try:
             async with asyncio.timeout(pause_s):
                 await self._stopping.wait()
@@ -115,7 +119,7 @@ class Feed:
         self._handler.deliver([delivery])
 
     async def _lose_events(self, events: Iterator[dict[str, object]], pauses: Iterator[float]) -> None:
-        """Drops some events, as if the broker were away, and reports the gap."""
+        """Drops some events, as if the broker were unreachable, and reports the gap."""
         since_s = time.time()
         for _ in range(LOST_EVENTS):
             next(events)

@@ -22,12 +22,12 @@ class Guide:
     """The number of killmails a second."""
 
     def with_broker(self, where: str, exchange: str) -> str:
-        """Returns the text for a broker that other programs use too. `where` names the broker without its password."""
+        """Returns the text for a broker that other programs use too. `where` names the broker without the password."""
         only = ", which only this demo uses; rejected events are only counted"
         return self._text(self._broker(where), f"published to the exchange {exchange}{only}", self._watch())
 
     def with_own_broker(self, url: str, origin: str, exchange: str) -> str:
-        """Returns the text for a demo that has started its broker."""
+        """Returns the text for a demo that has started its own broker."""
         publish = f"""
 With this setting, publish and rejects use the demo's broker:
 
@@ -38,9 +38,9 @@ With this setting, publish and rejects use the demo's broker:
         )
 
     def without_broker(self) -> str:
-        """Returns the text for a demo with a feed."""
+        """Returns the text for a demo with a feed instead of a broker."""
         tail = f"{command()} tail {self._updates}"
-        # The id is the last member of an update.
+        # The id is the last member of an update's JSON.
         last_id = 'sed -n \'1s/.*"id":"\\([^"]*\\)".*/\\1/p;1q\''
         more = f"""
 To see how a client resumes, take the id of an update. 10 s later, ask for all updates after it:

@@ -1,6 +1,6 @@
 """Invents plausible killmails, for a demo without a fetcher.
 
-The module is pure: the caller passes the random numbers and the clock.
+The module has no state, because the caller passes the random numbers and the clock.
 """
 
 import random
@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 _FIRST_KILLMAIL_ID = 130_000_000
 
-# The weight of each busy system, by its id: trade hubs, the routes between them, and systems known for their fights.
+# The weight of each busy solar system, by its id. Busy systems are trade hubs, routes between hubs, and places of many
+# fights.
 _BUSY_SYSTEMS = {
     30000142: 12,  # Jita
     30000144: 6,  # Perimeter
@@ -70,7 +71,7 @@ _MOST_ATTACKERS = 4000
 
 
 def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[str, object]]:
-    """Yields the data of updates of the type `killmail` without end, with increasing ids.
+    """Endlessly yields the data of updates of the type `killmail`, with increasing ids.
 
     `now` is called once for each killmail, and returns a time with a time zone.
     """
@@ -94,7 +95,7 @@ def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[
 
 
 def pace(rng: random.Random, rate: float) -> Iterator[float]:
-    """Yields the pauses (seconds) between independent events without end.
+    """Endlessly yields the pauses between independent events, in seconds.
 
     `rate` is the mean number of events a second.
     """
@@ -111,7 +112,7 @@ def _system(rng: random.Random) -> int:
 
 
 def _attackers(rng: random.Random) -> int:
-    """Returns a number of attackers: usually up to fifteen, sometimes a fleet with a heavy-tailed size."""
+    """Returns a random number of attackers, which is usually up to fifteen, and sometimes the size of a large fleet."""
     if rng.random() < _BIG_FIGHT_SHARE:
         return min(_MOST_ATTACKERS, int(16 * rng.paretovariate(1.0)))
     return min(15, 1 + int(rng.expovariate(1 / 4)))

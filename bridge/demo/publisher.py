@@ -1,4 +1,4 @@
-"""Publishes invented killmails like a fetcher."""
+"""Publishes invented killmails, as a fetcher publishes real killmails."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ _LONGEST_LAG_S = 1.0
 
 
 class DemoPublisher:
-    """Declares an exchange and publishes invented killmails to it, with confirms. Reconnects to a lost broker."""
+    """Declares an exchange and publishes invented killmails to it with confirms. Reconnects after a lost connection."""
 
     def __init__(self, nodes: Sequence[Node], exchange: str, durable: bool, say: Callable[[str], None]) -> None:
         """`durable` is True if the exchange outlasts the demo, like that of a fetcher. `say` prints a line."""
@@ -45,7 +45,7 @@ class DemoPublisher:
     async def publish(self, rate: float) -> None:
         """Publishes `rate` killmails a second until its task is cancelled.
 
-        Raises BrokerRefusal if the broker refuses at start.
+        Raises BrokerRefusal if the broker refuses the first connection or declaration.
         """
         rng = random.Random()  # noqa: S311 - invented killmails are no secret
         bodies = (orjson.dumps(data) for data in killmails(rng, lambda: datetime.now(UTC)))
@@ -62,7 +62,7 @@ class DemoPublisher:
                     unconfirmed[:] = [body]
                     await self._send(channel, body)
                     unconfirmed.clear()
-                    # The publisher catches up after slow confirms, but not after an outage.
+                    # The publisher sends delayed killmails later if confirms were slow, but not after an outage.
                     due_s = max(due_s + next(pauses), time.monotonic() - _LONGEST_LAG_S)
                     await asyncio.sleep(due_s - time.monotonic())
             return "no more killmails"
@@ -82,7 +82,7 @@ class DemoPublisher:
         if self._durable:
             await ensure_exchange(amqp, self._exchange)
             return
-        # After an outage, the bridge may have declared the exchange first, as durable.
+        # After an outage, the bridge may have declared the exchange before this publisher, and as durable.
         with suppress(aiormq.exceptions.ChannelPreconditionFailed):
             channel = await amqp.channel()
             await channel.exchange_declare(self._exchange, exchange_type="fanout", auto_delete=True)
