@@ -132,8 +132,8 @@ def built(clone: Path, target: str) -> Path:
     return package
 
 
-def files_of_the_bridge() -> set[str]:
-    """Returns the files that the bridge needs when it runs, by their paths in the project."""
+def needed_files() -> set[str]:
+    """Returns the files that the bridge and its users need, by their paths in the project."""
     page = "filter.js", "health.js", "icon.svg", "index.html", "list.js", "page.css", "page.js", "rate.js", "row.js"
     found = [*(ROOT / "bridge").rglob("*.py"), *(ROOT / "schemas").glob("*.json")]
     return {
@@ -141,17 +141,18 @@ def files_of_the_bridge() -> set[str]:
         *(f"bridge/page/{name}" for name in page),
         "bridge/py.typed",
         "schemas/clients/browser.js",
+        "schemas/generated/updates.d.ts",
     }
 
 
-def assert_wheel_has_only_what_the_bridge_needs(project: Path) -> None:
+def assert_wheel_has_only_needed_files(project: Path) -> None:
     with zipfile.ZipFile(built(project, "wheel")) as opened:
         names = {name for name in opened.namelist() if ".dist-info/" not in name}
-    assert names == {re.sub("^schemas/", "bridge/schemas/", name) for name in files_of_the_bridge()}
+    assert names == {re.sub("^schemas/", "bridge/schemas/", name) for name in needed_files()}
 
 
-def test_wheel_has_only_what_the_bridge_needs(clone: Path) -> None:
-    assert_wheel_has_only_what_the_bridge_needs(clone)
+def test_wheel_has_only_needed_files(clone: Path) -> None:
+    assert_wheel_has_only_needed_files(clone)
 
 
 def test_source_distribution_has_only_what_builds_the_wheel(clone: Path, tmp_path: Path) -> None:
@@ -159,9 +160,9 @@ def test_source_distribution_has_only_what_builds_the_wheel(clone: Path, tmp_pat
         names = {name.partition("/")[2] for name in opened.getnames()}
         opened.extractall(tmp_path, filter="data")
     about = {".gitignore", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
-    assert names == files_of_the_bridge() | about
+    assert names == needed_files() | about
     [project] = tmp_path.iterdir()
-    assert_wheel_has_only_what_the_bridge_needs(project)
+    assert_wheel_has_only_needed_files(project)
 
 
 def test_secrets_of_the_documented_commands_are_ignored() -> None:
