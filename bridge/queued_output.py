@@ -1,7 +1,9 @@
-"""Output streams for an event loop: a thread writes to standard error or output, and the loop never waits for a reader.
+"""Output streams for an event loop.
 
-A write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. O_NONBLOCK is not an alternative, because
-it would affect each program that shares the pipe or the terminal.
+A thread writes to standard error or output, so the event loop never waits for a reader.
+
+A direct write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. The flag O_NONBLOCK is not an
+alternative, because this flag would affect each program that shares the pipe or the terminal.
 
 `install` replaces the entire stream, not only the handler of the log. Warnings, tracebacks and errors of commands
 therefore stay in order with the lines of the log.
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["IN_ORDER_S", "LIMIT_BYTES", "QueuedOutput", "install", "queue_of"]
 
 LIMIT_BYTES = 2**20
-"""The size of the queue: about 5,000 log lines. Lines that don't fit are dropped."""
+"""The maximum size of the queue, which holds about 5,000 log lines. Lines that don't fit into the queue are dropped."""
 
 LAST_S = 1.0
 """How long the process waits at its end for the last lines. The last lines may contain the error that ended the
@@ -37,34 +39,35 @@ DESCRIPTORS = {"stdout": 1, "stderr": 2}
 
 
 class QueuedOutput(io.RawIOBase):
-    """Writes to a descriptor from a thread. Drops and counts lines while the queue is full or writes fail."""
+    """Writes to a file descriptor from a thread. Drops and counts lines while the queue is full or writes fail."""
 
     def __init__(
         self, descriptor: int, report: Callable[[int], object], limit_bytes: int, patience_s: float = 0.0
     ) -> None:
-        """The thread calls `report` with the number of dropped lines when lines can be written again.
+        """As soon as lines can be written again, the thread calls `report` with the number of dropped lines.
 
         `flush` waits up to `patience_s` for the thread, so that the lines of two streams stay in order. After a wait
         that timed out, `flush` does not wait again until the thread has written something.
         """
         super().__init__()
         self.lines_dropped = 0
-        """The number of lines dropped since the start."""
+        """The number of lines dropped since this object was created."""
         self._descriptor = descriptor
         self._report = report
         self._limit_bytes = limit_bytes
         self._patience_s = patience_s
         # `isatty` returns False for a closed terminal, so the answer is stored.
         self._is_terminal = os.isatty(descriptor)
-        # The lock is reentrant, because garbage collection may run at any point of this class, and write a warning.
+        # The lock is reentrant, because garbage collection may run at any point in this class's code, and write a
+        # warning.
         self._changed = threading.Condition()
         self._queue: deque[bytes] = deque()
         self._size_bytes = 0
         self._writing = False
         self._blocked = False
-        """Whether a wait of `flush` has timed out, and no line was written since then."""
+        """Whether a wait in `flush` has timed out, and no line was written after the timeout."""
         self._given_up = False
-        """Whether a wait of `drain` has timed out, and no line was written since then."""
+        """Whether a wait in `drain` has timed out, and no line was written after the timeout."""
         self._unreported = 0
         self._torn = False
         """Whether the last write failed in the middle of a line."""
@@ -79,11 +82,14 @@ class QueuedOutput(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """Returns the descriptor, for queries only. Data written to it directly would overtake the queue."""
+        """Returns the descriptor, for queries only.
+
+        Data that is written directly to the descriptor would overtake the queue.
+        """
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Returns whether the descriptor was a terminal at the start."""
+        """Returns whether the descriptor was a terminal when this object was created."""
         return self._is_terminal
 
     def write(self, data: "ReadableBuffer", /) -> int:
@@ -93,8 +99,8 @@ class QueuedOutput(io.RawIOBase):
         if self._ended or not chunk:
             return len(chunk)
         with self._changed:
-            # The thread's own report is queued even if the queue is full, because the thread reports only after it has
-            # written lines.
+            # The report of dropped lines is queued even if the queue is full, because the thread calls `report` only
+            # after it has written lines.
             if self._size_bytes + len(chunk) <= self._limit_bytes or threading.get_ident() == self._thread.ident:
                 self._queue.append(chunk)
                 self._size_bytes += len(chunk)
@@ -104,7 +110,7 @@ class QueuedOutput(io.RawIOBase):
         return len(chunk)
 
     def flush(self) -> None:
-        """Waits for the thread, for at most `patience_s`."""
+        """Waits for the thread to write all lines, for at most `patience_s`."""
         if self._patience_s and not self._blocked:
             self._blocked = not self._wait(self._patience_s)
 
@@ -114,14 +120,17 @@ class QueuedOutput(io.RawIOBase):
         return not self._given_up
 
     def end(self) -> None:
-        """Writes the queued lines and ends the thread. Does not wait if `drain` timed out. Discards later lines."""
+        """Writes the queued lines and ends the thread.
+
+        Does not wait if `drain` timed out. Lines written later are discarded.
+        """
         with self._changed:
             self._ending = True
             self._changed.notify_all()
         try:
             self._thread.join(0.0 if self._given_up else LAST_S)
         finally:
-            # Ctrl-C may interrupt `join`.
+            # This assignment is in `finally`, because Ctrl-C may interrupt `join`.
             self._ended = True
 
     def _wait(self, timeout_s: float) -> bool:
@@ -167,7 +176,7 @@ class QueuedOutput(io.RawIOBase):
             try:
                 done += os.write(self._descriptor, data[done:])
             except BlockingIOError:
-                # Another program has set O_NONBLOCK.
+                # Another program has set O_NONBLOCK on the shared pipe or terminal.
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
@@ -192,7 +201,7 @@ def queue_of(stream: TextIO | None) -> QueuedOutput | None:
 def install(name: Literal["stdout", "stderr"], report: Callable[[int], object], patience_s: float = 0.0) -> None:
     """Replaces `sys.stdout` or `sys.stderr` until the process ends. A closed stream becomes /dev/null.
 
-    `report` and `patience_s` are passed to QueuedOutput. A stream without a descriptor is not replaced.
+    The parameters `report` and `patience_s` are those of QueuedOutput. A stream without a descriptor is not replaced.
     """
     stream: TextIO | None = getattr(sys, name)
     if stream is None:
@@ -207,15 +216,20 @@ def install(name: Literal["stdout", "stderr"], report: Callable[[int], object], 
     with suppress(OSError):
         stream.flush()
     output = QueuedOutput(descriptor, report, LIMIT_BYTES, patience_s)
-    # This also writes lines that follow the end of the event loop, such as the traceback of an unhandled exception.
+    # Thus, lines that are queued after the end of the event loop are also written, such as the traceback of an
+    # unhandled exception.
     atexit.register(output.end)
-    # Without write_through, the wrapper collects the parts of a line, and the queue gets whole lines.
+    # The argument `write_through` is not set, so the wrapper collects the parts of a line, and the queue gets whole
+    # lines.
     wrapper = io.TextIOWrapper(output, stream.encoding, stream.errors, line_buffering=True)  # type: ignore[type-var]  # RawIOBase has what it needs
     setattr(sys, name, wrapper)
 
 
 def _null(descriptor: int) -> TextIO:
-    """Opens /dev/null as a stream, and also as the descriptor. Otherwise, the next socket would get this descriptor."""
+    """Opens /dev/null as a stream, and also as the descriptor.
+
+    If the descriptor stayed free, the next socket would get it.
+    """
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.fstat(descriptor)

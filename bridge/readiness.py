@@ -1,4 +1,4 @@
-"""Decides whether the bridge is ready, and lists what is missing: the content of `/readyz`."""
+"""Decides whether the bridge is ready, and makes the content of `/readyz`, which lists what is missing."""
 
 from collections.abc import Callable
 
@@ -23,11 +23,11 @@ class Readiness:
         self._stopping = False
 
     def stop(self) -> None:
-        """Must be called when the bridge stops. Later reports say that the bridge is not ready."""
+        """Must be called when the bridge stops. All reports after this call say that the bridge is not ready."""
         self._stopping = True
 
     def report(self) -> tuple[bool, dict[str, object]]:
-        """Returns whether the bridge is ready, and the body of the response."""
+        """Returns whether the bridge is ready, and the body of the response of `/readyz`."""
         source, rejects, history = self._source, self._rejects, self._source.stream_reader
         missing = self._missing()
         body: dict[str, object] = {
@@ -56,14 +56,15 @@ class Readiness:
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:
-            # This also applies after each lost connection: otherwise a load balancer would send clients with ids that
-            # are not read yet.
+            # The bridge is also not ready while it reads the history after a lost connection. Otherwise, a load
+            # balancer would send clients with ids that this bridge has not read yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             if self._rejects.waiting:
                 missing.append("rejected events can't be published, and are held")
             elif status.state is State.WORKING:
-                # Without a working source, nothing is rejected, and the broker is probably away for both connections.
+                # Without a working source, no event is rejected, and the broker is probably unreachable for both
+                # connections.
                 if self._rejects.unpublishable:
                     missing.append("rejected events can't be published; none is held")
                 elif self._rejects.status.state is State.CONNECTING:
@@ -71,7 +72,7 @@ class Readiness:
         return missing
 
     def _warnings(self) -> list[str]:
-        """Returns the problems that the operator should know although the bridge is ready."""
+        """Returns the problems that do not affect readiness, but that the operator should know."""
         warnings = []
         if others := self._source.other_consumers:
             warnings.append(

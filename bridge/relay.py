@@ -1,7 +1,7 @@
-"""Connects the broker's side and the clients' side: turns deliveries into updates or rejected events.
+"""Connects the broker's side and the clients' side by turning deliveries into updates or rejected events.
 
-An accepted event goes to the hub, and its delivery is settled after the flush. A rejected event goes to the rejects,
-and its delivery is settled after the confirm.
+The relay passes an accepted event to the hub, and settles its delivery after the flush. The relay passes a rejected
+event to the publisher of rejects, and the delivery is settled after the broker's confirm.
 """
 
 import time
@@ -32,9 +32,9 @@ _UPDATE = "update"
 
 
 class UnflushedDeliveries:
-    """Holds deliveries while their updates are in the log but not flushed, and settles them at the flush.
+    """Holds deliveries while their updates are in the log but not flushed, and settles the deliveries at the flush.
 
-    The hub also flushes without a call of `flush`, if the log could otherwise drop an update.
+    The hub also flushes on its own if the log could otherwise drop an update that is not flushed.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -46,7 +46,7 @@ class UnflushedDeliveries:
         self._deliveries.append(delivery)
 
     def on_flush(self) -> None:
-        """Settles all deliveries."""
+        """Settles all deliveries that wait for the flush."""
         settled, self._deliveries = self._deliveries, []
         now_s = time.monotonic()
         observe = self._metrics.receipt_to_flush.observe
@@ -56,7 +56,7 @@ class UnflushedDeliveries:
 
 
 class Relay:
-    """Takes deliveries in order, and ensures that each delivery is settled once."""
+    """Relays deliveries in order, and ensures that each delivery is settled only once."""
 
     def __init__(
         self,
@@ -72,11 +72,12 @@ class Relay:
     ) -> None:
         """`exchanges` maps an exchange to the update type that it carries by default.
 
-        `unflushed` is the listener of the hub's flushes. With `replaying`, all deliveries until `on_caught_up` were
-        published before the bridge's start.
+        `unflushed` must be the object that the hub calls at each flush. With `replaying`, all deliveries until
+        `on_caught_up` were published before the bridge's start.
         """
         self._exchanges = exchanges
-        # A delivery may name another exchange. The delivery's type is still known if all exchanges carry the same type.
+        # A delivery may come from an exchange that is not configured. The delivery's type is still known if all
+        # configured exchanges carry the same type.
         types = set(exchanges.values())
         self._only_type = types.pop() if len(types) == 1 else None
         self._pipeline = pipeline
@@ -91,13 +92,14 @@ class Relay:
         self._flush_due = False
         """Whether the hub has an update or an id that is not flushed yet."""
         self._invalid_before = 0
-        """The number of events from before the bridge's start that can't become an update."""
+        """The number of events that were published before the bridge's start and can't become an update."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
         If the bridge fails on an event, the event is rejected. If the rejection fails too, the delivery stays
-        unsettled, so that a queue delivers it again. All other deliveries of the read are relayed in any case.
+        unsettled, so that a queue delivers it again. All other deliveries are relayed even if the relay fails on one
+        delivery.
         """
         relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
@@ -116,9 +118,9 @@ class Relay:
         _log.debug("relayed", tag=delivery.tag, outcome=outcome, **fields)
 
     def _relay(self, delivery: Delivery) -> str:
-        """Sends a new update to the hub and a rejected event to the rejects. Drops a duplicate.
+        """Passes a new update to the hub, or a rejected event to the publisher of rejects. Drops duplicate events.
 
-        Returns the outcome: `update`, `duplicate`, or the reason of the rejection.
+        Returns the outcome of the delivery, which is `update`, `duplicate`, or the reason of the rejection.
         """
         self._metrics.deliveries += 1
         if delivery.redelivered:
@@ -146,7 +148,7 @@ class Relay:
             _log.exception("an event could not be processed")
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log has the error")
             if identity is not None and not duplicate:
-                # The update was not broadcast. If the event is delivered again, it must not count as a duplicate.
+                # The update was not broadcast, so the event must not count as a duplicate if it is delivered again.
                 self._window.remove_newest()
         if isinstance(outcome, Rejected):
             self._record_id(delivery)
@@ -164,7 +166,8 @@ class Relay:
             self._metrics.duplicates[outcome.type] += 1
             delivery.settle()
             return "duplicate"
-        # This comes after `publish`, which may flush earlier updates: that flush must not settle this delivery.
+        # The delivery is added after `publish`, because `publish` may flush earlier updates, and this flush must not
+        # settle the delivery.
         self._unflushed.add(delivery)
         if not self._replaying:
             self._metrics.updates[outcome.type] += 1
@@ -172,19 +175,19 @@ class Relay:
         return _UPDATE
 
     def _record_id(self, delivery: Delivery) -> None:
-        # Another bridge, with other schemas or an earlier start, may have broadcast this event. Clients of that bridge
-        # may resume here.
+        # Another bridge, with other schemas or an earlier start, may have broadcast the same event. The other bridge's
+        # clients may resume at this bridge with the event's id.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
             self._flush_due = True
 
     def record_id(self, update_id: UpdateId) -> None:
-        """Records an id that belongs to no event, so that clients can resume after it."""
+        """Records an id that belongs to no event, so that clients can resume after this id."""
         self._hub.record_id(update_id)
         self._hub.flush()
 
     def on_caught_up(self) -> None:
-        """Ends the replay: the deliveries that follow are new."""
+        """Ends the replay, because all following deliveries are new."""
         self._replaying = False
         self._hub.end_replay()
         if self._invalid_before:
@@ -194,12 +197,12 @@ class Relay:
             )
 
     def on_gap(self, gap: Gap) -> None:
-        """Sends clients with ids the own message for a gap."""
+        """Sends the bridge's message `gap` to clients that receive ids."""
         report = gap.report()
         self._hub.send_own_message(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
 
     def on_session_end(self) -> None:
-        """Reports the end of a session to the rejects.
+        """Reports the end of a session with the broker to the publisher of rejects.
 
         The broker takes back the session's unsettled deliveries.
         """

@@ -1,11 +1,11 @@
 // The filter is a form and the query of the page's own address, so that a filtered page can be bookmarked and shared.
 //
-// The bridge decides whether a filter is valid. The form suggests what the bridge describes, and reports mistakes
-// before it sends the filter.
+// The bridge decides whether a filter is valid. The form suggests the types and members from the bridge's AsyncAPI
+// document, and reports mistakes before it sends the filter.
 
 const DESCRIPTION = "asyncapi.json";
 
-// Whether a value in the query is valid, by the JSON types of its member.
+// Checks whether a value in the query is valid, for each JSON type that its member may have.
 const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$/;
 const KINDS = {
   string: ["a text", () => true],
@@ -33,7 +33,7 @@ export function filterOf(page, onChange) {
 
   function read() {
     const found = new URLSearchParams(location.search);
-    // `connect` adds its own `after`.
+    // The function `connect` adds the parameter `after` itself.
     found.delete("after");
     return found;
   }
@@ -56,10 +56,10 @@ export function filterOf(page, onChange) {
   }
 
   function showTypes(chosen) {
-    // Includes types that the bridge does not know, so that the user can remove them.
+    // The list includes types that the bridge does not know, so that the user can remove these types from the filter.
     const names = [...new Set([...known, ...chosen])];
     const shown = [...types.querySelectorAll("input")].map((box) => box.value);
-    // This runs only if the names have changed, because new elements lose the focus.
+    // The elements are replaced only if the names have changed, because a replaced element loses the focus.
     if (shown.join("\n") !== names.join("\n")) types.replaceChildren(...names.map(choice));
     for (const box of types.querySelectorAll("input")) {
       box.checked = chosen.includes(box.value);
@@ -67,7 +67,7 @@ export function filterOf(page, onChange) {
     }
   }
 
-  // Returns the mistake in a condition, and the field with the mistake, or undefined if no mistake is known.
+  // Returns the mistake in a condition and the field with the mistake, or undefined if it finds no mistake.
   function wrongWith(name, wanted) {
     if (!kinds) return undefined;
     if (name === "type") {
@@ -109,7 +109,7 @@ export function filterOf(page, onChange) {
     remove.setAttribute("aria-label", `Remove ${name} = ${wanted}`);
     remove.addEventListener("click", () => {
       change(new URLSearchParams([...asked].filter(([key, text]) => key !== name || text !== wanted)));
-      // The removed button had the focus, so another element gets it.
+      // The removed button had the focus, so another element gets the focus.
       member.focus();
     });
     const item = document.createElement("li");
@@ -185,7 +185,7 @@ export function filterOf(page, onChange) {
   };
 }
 
-// Shows a mistake next to an element, in words: color alone is not accessible.
+// Shows a mistake next to an element in words, because color alone is not accessible.
 function mark(element, words) {
   element.querySelector(".mistake")?.remove();
   element.classList.toggle("wrong", words !== undefined);

@@ -1,5 +1,5 @@
-// Shows the bridge's own state, from `/readyz` and `/metrics`. Requests both every few seconds while the page is
-// visible.
+// Shows the bridge's own state, from `/readyz` and `/metrics`. While the page is visible, it requests `/readyz` and
+// `/metrics` every few seconds.
 
 const BETWEEN_MS = 3000;
 const LONGEST_BETWEEN_MS = 30000;
@@ -15,11 +15,12 @@ const STATES = {
 
 const number = new Intl.NumberFormat("en");
 
-// A proxy may show either path only to the operator.
+// A proxy may hide either path from everyone except the operator.
 const SOURCES = ["readyz", "metrics"];
 
-// Calls `onHealth` with the body of `/readyz`, or with undefined if it is unavailable. Returns a function that requests
-// both paths at once. Call this function when the connection opens or is lost, so that the figures include the change.
+// Calls `onHealth` with the body of `/readyz`, or with undefined if `/readyz` is unavailable. Returns a function that
+// immediately requests `/readyz` and `/metrics`. Call the returned function when the connection opens or is lost, so
+// that the figures include the change.
 export function watchHealth(page, onHealth) {
   const panel = page.getElementById("bridge");
   const note = page.getElementById("figures-note");
@@ -57,7 +58,8 @@ export function watchHealth(page, onHealth) {
   }
 
   function askAnew() {
-    // This happens once for each connection, because the 404 may come from a proxy that could not reach the bridge.
+    // After each change of the connection, all paths are requested again, because a 404 may come from a proxy that
+    // could not reach the bridge.
     withheld.clear();
     isStale = isAsking;
     ask();
@@ -67,7 +69,7 @@ export function watchHealth(page, onHealth) {
     if (withheld.has(path)) return undefined;
     try {
       const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
-      // Reads each response completely. Otherwise the browser aborts the request, and logs an error.
+      // Reads each response completely. If a response is not read, the browser aborts the request and logs an error.
       const text = await answer.text();
       if (answer.status === 404) withheld.add(path);
       // `/readyz` answers 503 while the bridge is not ready.
@@ -89,15 +91,15 @@ export function watchHealth(page, onHealth) {
   }
 
   page.addEventListener("visibilitychange", ask);
-  // This request is for connections that take longer to open.
+  // This timer requests the state if the connection takes longer than `BETWEEN_MS` to open.
   timer = setTimeout(ask, BETWEEN_MS);
   return askAnew;
 }
 
-// Describes why a bridge is not ready. `words` has a text before and a text after `ago`, a duration that changes each
-// time. `why` has further details.
+// Describes why a bridge is not ready. `words` has the texts before and after `ago`, which is a changing duration.
+// `why` has further details of the problem.
 export function troubleOf({ broker, rejects, missing }) {
-  // `last_error` remains after a recovery, so it counts only while its part does not work.
+  // `last_error` remains set after a recovery, so it is used only for a part that does not work.
   const why = [[broker, rejects].find((status) => status && status.state !== "working")?.last_error];
   switch (broker.state) {
     case "lost":
@@ -135,7 +137,7 @@ function showMetrics(page, metrics) {
   }
 }
 
-// Each detail is an element, so that a line breaks between details and not within one.
+// Each detail is an element, so that lines break between details and not within a detail.
 function fill(element, figure, details = []) {
   const small = document.createElement("small");
   const parts = details.map((words, index) => {
@@ -144,7 +146,7 @@ function fill(element, figure, details = []) {
     return part;
   });
   small.append(...parts.flatMap((part) => [part, " "]).slice(0, -1));
-  // The space separates figure and details in a copy and for a screen reader.
+  // The space separates the figure from the details in copied text and for a screen reader.
   element.replaceChildren(figure, " ", small);
 }
 

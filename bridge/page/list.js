@@ -1,11 +1,11 @@
 // The list of the newest updates, newest first. The list does not change while it is paused, scrolled down, or has the
-// keyboard focus. Meanwhile, the list counts new updates and keeps the newest ones.
+// keyboard focus. While the list does not change, it counts the new updates and keeps the newest ones for later.
 import { row } from "./row.js";
 
 const MOST_ROWS = 100;
 
-// The minimum time between two changes of the list: people can't follow more than a few changes a second. On a slow
-// machine, this time is a multiple of the time that a change takes, so that the page stays responsive.
+// The minimum time between two changes of the list, because people can't follow more than a few changes a second. On a
+// slow machine, the time between two changes is a multiple of a change's duration, so that the page stays responsive.
 const CALM_MS = 300;
 const LONGEST_CALM_MS = 2000;
 const CALM_TIMES = 5;
@@ -32,7 +32,7 @@ export function listOf(page) {
   function holding() {
     if (isPaused) return "Paused";
     const focused = page.activeElement;
-    // A clicked link keeps the focus too, but only `:focus-visible` means keyboard focus.
+    // A clicked link also has the focus, but only `:focus-visible` shows that the focus comes from the keyboard.
     if (rows.contains(focused) && focused.matches(":focus-visible")) return "Held: keyboard in list";
     if (!table.hidden && table.getBoundingClientRect().top < bar.getBoundingClientRect().bottom - 1) {
       return "Held: scrolled down";
@@ -43,7 +43,7 @@ export function listOf(page) {
   function schedule() {
     if (isDue) return;
     isDue = true;
-    // The list changes with the next frame; in a hidden tab, as soon as the tab is visible.
+    // The list changes with the browser's next frame, which a hidden tab draws only when it becomes visible.
     setTimeout(() => requestAnimationFrame(refresh), Math.max(0, changedMs + calmMs - performance.now()));
   }
 
@@ -54,7 +54,7 @@ export function listOf(page) {
     if (!why && pending.length > 0) draw();
     if (held.textContent !== why) held.textContent = why;
     showFresh();
-    // The measurement ends after layout and paint, which take most of the time.
+    // The measured duration includes the browser's layout and paint, which take most of the time.
     setTimeout(() => {
       changedMs = performance.now();
       calmMs = Math.min(LONGEST_CALM_MS, Math.max(CALM_MS, CALM_TIMES * (changedMs - beganMs)));
@@ -64,7 +64,7 @@ export function listOf(page) {
   function showFresh() {
     const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` ${MOST_ROWS}` : ""}`;
     if (more.textContent !== words) more.textContent = words;
-    // A hidden button loses the focus, so another element gets it.
+    // A hidden button loses the focus, so another element gets the focus.
     if (fresh === 0 && page.activeElement === more) pause.focus();
     more.hidden = fresh === 0;
   }
@@ -112,7 +112,7 @@ export function listOf(page) {
       schedule();
     },
 
-    // Sets the text of the empty list. `isFiltered` says whether a filter is set.
+    // Sets the text that is shown while the list is empty. `isFiltered` is true if a filter is set.
     expect(isFiltered) {
       showEmpty(isFiltered, "this page was opened");
     },

@@ -1,7 +1,7 @@
 // The live page shows the updates of the bridge that serves it, and the state of this bridge. This file connects the
-// parts.
+// parts of the live page.
 //
-// The page writes all content of an update as text, never as markup: publishers control this content.
+// The page writes all content of an update as text and never as markup, because publishers control this content.
 import { filterOf } from "./filter.js";
 import { troubleOf, watchHealth } from "./health.js";
 import { listOf } from "./list.js";
@@ -19,7 +19,7 @@ const REASONS = {
   4009: "the bridge received nothing from this page",
 };
 
-// The text of a broker's error may have any length.
+// The maximum length of a broker's error text on the page.
 const LONGEST_WHY = 300;
 
 const state = document.getElementById("state");
@@ -66,15 +66,16 @@ function open() {
         return;
       }
       askHealth();
-      // The text has no countdown, because a screen reader would read out each second.
+      // The text has no countdown to the next attempt, because a screen reader would read out each second.
       sayLost(detail);
       if (detail === NOT_REACHED) askWhy();
     },
   });
   connection = opened;
 
-  // Scripts can't read the response to a refused handshake. A plain GET gets the same response, except for the check
-  // of Origin: to the page's own host, a browser sends Origin only with methods other than GET and HEAD.
+  // Scripts can't read the response to a refused handshake. A plain GET gets the same response as a handshake, but
+  // without the check of Origin. To the page's own host, a browser sends Origin only with methods other than GET and
+  // HEAD.
   async function askWhy() {
     const url = `${location.protocol}//${place}`;
     const preflight = await fetch(url, { method: "OPTIONS" }).catch(() => undefined);
@@ -113,13 +114,13 @@ function show() {
   const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;
   state.dataset.state = trouble ? "doubtful" : name;
   showState(trouble ? trouble.words : [text, ""], trouble?.ago ?? "");
-  // This text is outside the status element, because a screen reader reads out each change there, and the text may
-  // change at each attempt.
+  // The broker's error is outside the status element, because a screen reader reads out each change in that element,
+  // and the error may change at each attempt.
   write(why, trouble ? trouble.why.filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }
 
-// Hides the duration from screen readers, because they would read out each change.
+// Hides the duration from screen readers, which would otherwise read out each change.
 function showState([begin, end], ago) {
   if (spoken !== begin + end) {
     const since = document.createElement("span");
@@ -134,8 +135,8 @@ function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// The rate and the bridge's figures are open on a wide screen, and closed on a narrow screen, where they would push the
-// updates off the screen.
+// The rate and the bridge's figures are open on a wide screen, and closed on a narrow screen, where the figures would
+// push the updates off the screen.
 const overview = document.getElementById("overview");
 const wide = matchMedia("(min-width: 48rem)");
 wide.addEventListener("change", fold);

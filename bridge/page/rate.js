@@ -7,7 +7,7 @@ const BETWEEN_MS = 1000;
 const precise = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
-// Shows the rate from now on. Returns a function to call for each update.
+// Starts to show the rate. Returns a function that the caller must call for each update.
 export function showRate(page) {
   const words = page.getElementById("rate-words");
   const bars = page.getElementById("rate-bars");
@@ -34,11 +34,11 @@ export function showRate(page) {
     const nowS = performance.now() / 1000;
     turnTo(nowS);
     const inOrder = counts.map((_, index) => counts[(last + 1 + index) % BARS]);
-    // The period is at least five seconds, because the first second alone says little about the rate.
+    // The rate is computed over at least five seconds, because a single second says little about the rate.
     const since = (bar) => Math.max(BAR_S, nowS - startS - Math.max(0, bar) * BAR_S);
     const now = (inOrder[BARS - 1] + inOrder[BARS - 2]) / since(last - 1);
     const average = inOrder.reduce((sum, count) => sum + count, 0) / since(last - BARS + 1);
-    // `now` covers parts of two bars, so it may exceed the rate of each bar.
+    // The rate `now` covers parts of two bars of the chart, so `now` may exceed the rate of either bar.
     const peak = Math.max(now, average, ...inOrder.map((count) => count / BAR_S));
     write(words, `Now ${figure(now)} a second, average ${figure(average)}, peak ${figure(peak)}`);
     write(short, `${figure(now)} a second`);
@@ -48,11 +48,11 @@ export function showRate(page) {
     showUnseen(Math.max(0, BARS - 1 - last));
   }
 
-  // Marks the time before the page was opened. Empty bars there would look like an outage.
+  // Marks the time before the page was opened. Without the mark, empty bars would look like an outage.
   function showUnseen(before) {
     unseen.hidden = before === 0;
     unseen.style.width = `${(100 * before) / BARS}%`;
-    // Hides the words if they do not fit, because a part of the words could mislead.
+    // Hides the label if it does not fit, because a part of the label could mislead.
     unseen.classList.toggle("narrow", before < BARS / 2);
     write(unseen.firstElementChild, before > 0 ? `Unknown before this page was opened (${opened} UTC)` : "");
   }
@@ -71,7 +71,7 @@ function outline(index, part) {
   return `M${index * 5} 60v${-height}h4v${height}z`;
 }
 
-// Rounds up to 1, 2 or 5 times a power of ten, so that the scale changes rarely and has a short name.
+// Rounds up to 1, 2 or 5 times a power of ten, so that the scale of the chart changes rarely and has a short label.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
   return power * [1, 2, 5, 10].find((step) => value <= step * power);

@@ -1,19 +1,21 @@
-// Shows an update as a row of the table. The content comes from a publisher: it becomes text, and ids become links.
+// Shows an update as a row of the table. The content comes from a publisher, so it becomes text, except that ids become
+// links.
 
-// An update may have megabytes. A row shows as many characters as a person reads.
+// The maximum number of characters in a row, because an update may have megabytes.
 const LONGEST_TEXT = 600;
 
 const ZKILLBOARD = "https://zkillboard.com";
 const VICTIM = { corporation: "victimCorporationId", alliance: "victimAllianceId" };
 
-// The meanings of a gap's reasons. A reason of a newer bridge is shown as its slug.
+// The text for each reason of a gap. A reason that this page does not know, from a newer bridge, is shown as its slug.
 const GAPS = {
   "broker-away": "the bridge had no broker",
   "stream-truncated": "the stream dropped events before the bridge read them",
   "stream-recreated": "the stream was deleted and declared again",
 };
 
-// Makes the row of an update, or of missing updates: `missed` is the data of a `gap`, or of an incomplete `resume`.
+// Makes the row of an update, or of missing updates. `missed` is the data of the message `gap`, or of an incomplete
+// `resume`.
 export function row({ type, data, timestamp, missed }) {
   const sent = new Date(timestamp).toISOString();
   const time = element("time", sent.slice(11, 19));
@@ -47,7 +49,7 @@ function killmail(data, sent) {
     link("kill", data.killmailId),
     link("system", data.systemId),
     link("ship", data.shipTypeId),
-    // Many victims have no alliance, and some have no corporation: the member is then absent, null or 0.
+    // If a killmail's victim has no alliance or no corporation, the member is absent, null or 0.
     ...["corporation", "alliance"].filter((kind) => data[VICTIM[kind]]).map((kind) => link(kind, data[VICTIM[kind]])),
     fact(data.attackerCount === 1 ? "1 attacker" : `${data.attackerCount} attackers`),
   ];
@@ -74,13 +76,13 @@ function link(kind, id) {
   if (!Number.isSafeInteger(id) || id <= 0) return element("span", text);
   const made = element("a", text);
   made.href = `${ZKILLBOARD}/${kind}/${id}/`;
-  // The link opens in a new tab. In this tab, the page would lose its list.
+  // The link opens in a new tab, because the page would lose its list if the link replaced the page.
   made.target = "_blank";
   made.rel = "noreferrer noopener";
   return made;
 }
 
-// Shows the name and the value of each member, for types that this page does not know.
+// Shows the name and the value of each member of an update whose type this page does not know.
 function members(data) {
   if (data === null || typeof data !== "object" || Array.isArray(data)) return [element("code", text(data))];
   const shown = [];
@@ -106,11 +108,12 @@ function text(value, longest = LONGEST_TEXT) {
   return more > 0 ? `${whole.slice(0, longest)}… (${more} more characters)` : whole;
 }
 
-// Sets the roles that table elements have by default. If CSS changes their `display`, screen readers ignore the table.
+// Sets the default role of a table cell explicitly. Without explicit roles, screen readers ignore a table if CSS
+// changes the `display` of its elements.
 function cell(...parts) {
   const made = document.createElement("td");
   made.role = "cell";
-  // The spaces allow line breaks, and separate the parts in a copy and for a screen reader.
+  // The spaces allow line breaks, and separate the parts in copied text and for a screen reader.
   made.append(...parts.flatMap((part) => [part, " "]));
   return made;
 }
