@@ -38,7 +38,7 @@ from bridge.counts import counted
 @files_argument
 def check(files: tuple[str, ...], update_type: str | None, in_json: bool, **flags: str | None) -> None:
     """Validates events as a bridge does, without a broker. Prints a line for each violation: file, line, JSON Pointer,
-    problem and reason. Standard error has the number of events, and warnings about schema files.
+    problem and reason. The number of events, and warnings about schema files, go to standard error.
 
     FILE has one event a line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """

@@ -1,4 +1,4 @@
-"""`edk-bridge completion`: prints a script, with which a shell completes commands, options, files and update types."""
+"""`edk-bridge completion`: prints a shell script that completes commands, options, files and update types."""
 
 import click
 from click.shell_completion import get_completion_class

@@ -1,4 +1,4 @@
-"""`edk-bridge config`: prints the settings in effect with their sources, and no password."""
+"""`edk-bridge config`: prints the settings in effect with their sources, but without passwords."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,13 +44,13 @@ CHANGED = "*"
 @click.option("--json", "in_json", is_flag=True, help="Print one JSON object.")
 @setting_options(*SETTINGS)
 def config(changed: bool, in_json: bool, **flags: str | None) -> None:
-    """Prints the settings with which `serve` would run, and where each comes from. Passwords are masked.
+    """Prints the settings with which `serve` would run, and the source of each setting. Passwords are masked.
 
-    A line has the variable, the source and the value. A * marks a value that is not the default. The source is a flag,
-    the environment, .env, a file that a variable with _FILE names, or the default. The command then checks the files
-    that the settings name.
+    Each line shows a setting's variable, source and value. A * marks a setting whose value is not the default. The
+    source is a flag, the environment, .env, a file that a variable with _FILE names, or the default. The command then
+    checks the files that the settings name.
 
-    The flags are those of `serve`. Brackets show the variable and the default.
+    The command has the same flags as `serve`. In this help, brackets show the variable and the default of each flag.
     """
     with exit_on_error():
         settings, found = settings_and_sources(flags)
@@ -70,19 +70,19 @@ def config(changed: bool, in_json: bool, **flags: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A setting, as it is printed."""
+    """A setting in the form in which it is printed."""
 
     group: Group
     variable: str
     value: str | None
-    """As the operator wrote it, with passwords masked. None: not set."""
+    """The value as the operator wrote it, with passwords masked, or None if the setting is not set."""
     source: str
     changed: bool
-    """Whether the value is not the default. `120` is not a change of `120s`."""
+    """Whether the value is not the default. For example, `120` and `120s` are the same value."""
 
 
 def rows(settings: Settings, found: Mapping[str, Found]) -> list[Row]:
-    """Returns all settings in the order of `serve --help`. `found` has those that are set."""
+    """Returns all settings in the order of `serve --help`. `found` has the settings that the operator has set."""
     defaults = Settings()
     return [
         _row(name, found.get(name), changed=value_of(settings, name) != value_of(defaults, name)) for name in SETTINGS
@@ -98,7 +98,7 @@ def _row(name: str, found: Found | None, *, changed: bool) -> Row:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Returns a line for each setting, in columns below the headings of the groups. The values may be long: last."""
+    """Returns a line for each setting, in columns below the group's heading. Values may be long, so they come last."""
     names = max(len(row.variable) for row in rows)
     sources = max(len(row.source) for row in rows)
     lines = []
@@ -114,7 +114,10 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """Returns an object: `{"BRIDGE_PORT": {"value": ..., "source": ..., "changed": ...}}`. Not set is null."""
+    """Returns an object: `{"BRIDGE_PORT": {"value": ..., "source": ..., "changed": ...}}`.
+
+    The value of a setting that is not set is null.
+    """
     document = {
         row.variable: {
             "value": None if row.value is None else from_system(row.value),

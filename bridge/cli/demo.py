@@ -42,9 +42,9 @@ def demo(
 ) -> None:
     """Runs the bridge with invented killmails until Ctrl-C.
 
-    If BRIDGE_AMQP_URL is set, the demo publishes to this broker, to the exchange bridge.demo, which only the demo uses.
-    Otherwise, it starts a container with RabbitMQ. This needs a container engine such as Docker, and the extra `demo`
-    of the package.
+    If BRIDGE_AMQP_URL is set, the demo uses this broker, and publishes to the exchange bridge.demo, which no other
+    program uses. Otherwise, it starts a container with RabbitMQ. The container needs an engine such as Docker, and the
+    package's extra `demo`.
 
     With --without-broker, you can write and test a client without any other program. The bridge also sends gaps and
     rejects invalid events, and clients can resume.

@@ -1,4 +1,4 @@
-"""An update in color: its type, ids and times stand out, and the names of members are dim."""
+"""Prints an update in color: the type, ids and times stand out, and the names of members are dim."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ ID: Style = partial(click.style, fg="cyan", bold=True)
 TIME: Style = partial(click.style, fg="green")
 
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|-?[0-9][0-9.eE+-]*')
-"""A number, or a string. A string before a colon is the name of a member."""
+"""Matches a number or a string in JSON. A string before a colon is the name of a member."""
 
 _IDS = frozenset({'"id"', '"killmailId"', '"eventId"'})
 

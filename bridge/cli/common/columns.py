@@ -1,4 +1,4 @@
-"""The width of a text on a terminal, in columns: a Chinese, Japanese or Korean character takes two."""
+"""The width of a text on a terminal, in columns: a Chinese, Japanese or Korean character takes two columns."""
 
 import unicodedata
 
@@ -6,14 +6,17 @@ ELLIPSIS = "..."
 
 
 def columns(text: str) -> int:
-    """Returns the number of columns on a terminal. It is too high for combining characters."""
+    """Returns the number of columns that a text takes on a terminal.
+
+    The number is too high for text with combining characters.
+    """
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def start(text: str, width: int) -> str:
-    """Returns as much of the start of a text as fits."""
+    """Returns as much of the start of a text as fits into the width."""
     for number, character in enumerate(text):
         width -= columns(character)
         if width < 0:
@@ -22,7 +25,7 @@ def start(text: str, width: int) -> str:
 
 
 def truncated(text: str, width: int) -> str:
-    """Returns a text that fits into the width. An ellipsis replaces the rest of a longer text."""
+    """Returns a text that fits into the width. If the text is too long, an ellipsis replaces its end."""
     if columns(text) <= width:
         return text
     return (start(text, width - len(ELLIPSIS)) + ELLIPSIS)[: max(width, 0)]

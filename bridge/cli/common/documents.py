@@ -1,7 +1,7 @@
 """Splits a file or a pipe into events, and finds the line of a JSON Pointer in an event.
 
-The input is one JSON document, several documents, or one document a line (NDJSON). This module finds where each
-document begins and ends. The pipeline decides whether it is JSON.
+The input is one JSON document, several JSON documents, or one JSON document on each line (NDJSON). This module finds
+where each document begins and ends. The pipeline decides whether a document is valid JSON.
 """
 
 import json
@@ -18,22 +18,23 @@ import orjson
 from bridge.contract.body_format import is_binary
 
 CHUNK_BYTES = 64 * 1024
-"""The size of one read. A pipe returns fewer bytes as soon as it has some."""
+"""The maximum size of one read. A pipe returns fewer bytes, because it does not wait until so many have arrived."""
 
 _OPENING = b"[{"
 _OPENED_BY = {ord("]"): ord("["), ord("}"): ord("{")}
-# Brackets, and strings, in which brackets have no meaning. A string ends with its line, because a JSON string has no
-# line break. The quantifiers are possessive: the backtracking stack would take many times the memory of the string.
+# Matches brackets, and also strings, because a bracket in a string has no meaning. A string ends at the end of its
+# line, because a JSON string contains no line break. The quantifiers are possessive, because with backtracking, the
+# matcher would need many times the memory of the string.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 _SPACE = frozenset(" \t\r\n")
 
 
 class Readable(Protocol):
-    """A raw stream. A buffered stream would hold a lock while it waits."""
+    """An unbuffered stream. A buffered stream would hold a lock while it waits for data."""
 
     def read(self, size: int, /) -> bytes | None:
-        """Reads at most `size` bytes. None if there are no bytes yet."""
+        """Reads at most `size` bytes. Returns None if no bytes have arrived yet."""
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -45,7 +46,7 @@ class Document:
 
     body: bytes
     line: int
-    """Its first line in the file, counted from 1."""
+    """The number of the event's first line in the file, counted from 1."""
 
 
 def lines_of(stream: Readable) -> Iterator[bytes]:
@@ -56,7 +57,8 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
     partial: list[bytes] = []
     while (chunk := stream.read(CHUNK_BYTES)) != b"":
         if chunk is None:
-            # No data yet, and not the end: a program that shares the pipe may have set O_NONBLOCK.
+            # None is not the end of the stream: no data has arrived yet, and a program that shares the pipe may have
+            # set O_NONBLOCK.
             select([stream], [], [])
             continue
         *ends, rest = chunk.split(b"\n")
@@ -72,9 +74,9 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
 def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     """Yields each event as soon as its last line has arrived, so that a pipe can stay open.
 
-    An invalid document ends with its line. If a bracket is not closed, the document ends before the next line that
-    begins with an object where JSON allows none. It then hides no later event. Binary data at the start is one event,
-    up to the next line that is an object or an array.
+    An invalid document ends at the end of its line. A document with an unclosed bracket ends before the next line that
+    begins with an object where JSON allows none. Therefore, such a document hides no later event. Binary data at the
+    start of the input counts as one event, which ends before the next line that is an object or an array.
     """
     partial = _Partial()
     binary: bytearray | None = None
@@ -82,7 +84,7 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     for number, line in enumerate(lines, 1):
         if binary is not None:
             if not line.lstrip().startswith((b"{", b"[")) or not _is_document(line):
-                # The first CHUNK_BYTES are enough to recognize the format.
+                # The first CHUNK_BYTES of binary data are enough to recognize its format.
                 binary += line if len(binary) < CHUNK_BYTES else b""
                 continue
             yield Document(bytes(binary).strip(), first)
@@ -92,7 +94,7 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
         if partial:
             yield from partial.add_line(line, number)
         elif not line.isspace():
-            # A fast path: most input has one event a line.
+            # This is a fast path, because most inputs have one event on each line.
             if _is_document(line):
                 yield Document(line.strip(), number)
             elif not first and is_binary(line):
@@ -115,30 +117,30 @@ def _is_document(line: bytes) -> bool:
 
 
 class _Partial:
-    """The document that is still incomplete. False if there is none."""
+    """The document that is still incomplete. Its truth value is False if there is no such document."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._line = 0
         self._open = bytearray()
-        """The open brackets, the innermost last."""
+        """The brackets that are not closed yet. The innermost bracket is the last one."""
         self._last = 0
-        """The last character that is not whitespace. For a string, this is its opening quote."""
+        """The last character that is not whitespace. For a string, it is the opening quote."""
         self._has_other_text = False
-        """Whether there is text outside all brackets, so that the line can't be split at brackets."""
+        """Whether the line has text outside all brackets, so that it can't be split at brackets."""
 
     def __bool__(self) -> bool:
         return bool(self._open)
 
     def ends_before(self, line: bytes) -> bool:
-        """Returns whether the line begins another document: it has an object where JSON allows no value."""
+        """Returns whether the line begins another document, because it has an object where JSON allows no value."""
         if not line.startswith(b"{") or not self._open:
             return False
         in_array = self._open[-1] == ord("[")
         return self._last not in (b"[," if in_array else b":")
 
     def end(self) -> Document:
-        """Ends the document, which is incomplete, and returns it."""
+        """Ends the incomplete document, and returns it."""
         self._open.clear()
         return self._take()
 
@@ -156,7 +158,7 @@ class _Partial:
         """Returns the positions where documents end on the line.
 
         A document ends with its last bracket. If the line has other text outside the brackets, the entire line is one
-        document: the meaning of `{"a":1},{"b":2}` is unclear.
+        document, because the meaning of a line such as `{"a":1},{"b":2}` is unclear.
         """
         ends = []
         at = 0
@@ -168,7 +170,8 @@ class _Partial:
             at = token.end()
             if self._last in _OPENING:
                 self._open.append(self._last)
-            # A bracket that does not match closes nothing. Otherwise, parts of an invalid document would become events.
+            # A closing bracket that does not match the open bracket is ignored. Otherwise, parts of an invalid document
+            # would become events.
             elif self._open and self._open[-1] == _OPENED_BY.get(self._last):
                 self._open.pop()
                 if not self._open:
@@ -222,8 +225,8 @@ class _Locations:
         return bisect_left(self._ends, at)
 
     def _members(self, at: int) -> dict[str, int]:
-        """Returns the positions of an array's items, or of an object's members; of duplicate names, the last one."""
-        # Numbers stay text: int() rejects more than 4300 digits.
+        """Returns the positions of an array's items, or of an object's members. The last of duplicate names counts."""
+        # Numbers are not parsed, because int() rejects numbers with more than 4300 digits.
         text, decoder = self._text, json.JSONDecoder(parse_int=str, parse_float=str)
         is_object = text[at] == "{"
         if not is_object and text[at] != "[":
@@ -245,7 +248,7 @@ class _Locations:
 
 @lru_cache(maxsize=1)
 def _locations(body: bytes) -> _Locations:
-    # An event may have thousands of violations. With the cache, it is scanned once.
+    # An event may have thousands of violations. With the cache, the event is scanned only once.
     return _Locations(body.decode())
 
 

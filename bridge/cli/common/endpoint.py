@@ -1,4 +1,4 @@
-"""Builds the URL of the requested updates and its TLS context from the options of a command."""
+"""Builds the URL of the requested updates and the TLS context for this URL from the options of a command."""
 
 import ssl
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from bridge.errors import ConfigurationError, shown_argument
 
 
 def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
-    """Returns the URL for updates of some types, and with some values in their data (`systemId=30000142`).
+    """Returns the URL for updates of these types, with these values (`systemId=30000142`) in their data.
 
     Raises ConfigurationError with all problems.
     """
@@ -18,8 +18,8 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
         parts = urlsplit(url)
         usable = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and not parts.fragment and parts.port != 0
         lacks_password = parts.username is not None and parts.password is None
-        # These are the errors that the client library would raise later: bytes that are not UTF-8, also in escapes of
-        # the user and the password, and labels of the host that are empty or too long.
+        # The client library would raise an error later for bytes that are not UTF-8, also in escapes of the user and
+        # the password. It would also raise an error for labels of the host that are empty or too long.
         url.encode()
         unquote(f"{parts.username}{parts.password}", errors="strict")
         (parts.hostname or "").encode("idna")
@@ -46,14 +46,17 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Returns a URL for messages: printable, without user, password and query."""
+    """Returns a URL as messages can show it: printable, without user, password and query."""
     parts = urlsplit(url)
-    # An @ in the path may belong to a password with a slash.
+    # An @ in the path may be a part of the URL's password, if the password contains a slash.
     return f"{parts.scheme}://{shown_argument(parts.netloc.rpartition('@')[2] + parts.path)}"
 
 
 def tls_context(url: str, cafile: str | None) -> ssl.SSLContext | None:
-    """Returns the TLS context that verifies the bridge's certificate; None without TLS. Raises ConfigurationError."""
+    """Returns the TLS context that verifies the bridge's certificate, or None for a URL without TLS.
+
+    Raises ConfigurationError.
+    """
     if not url.startswith("wss:"):
         if cafile is not None:
             raise ConfigurationError(["--cafile: this option needs a URL with wss://"])

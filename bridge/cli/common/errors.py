@@ -1,4 +1,4 @@
-"""Errors of commands: each is one line on standard error, without a password, and has an exit code."""
+"""Errors of commands. Each error is one line on standard error, without a password, and has an exit code."""
 
 import re
 import sys
@@ -15,10 +15,10 @@ from bridge.interrupts import INTERRUPTED
 
 
 class OneLineErrors(click.Group):
-    """A group that prints each usage error as one line, like all other errors. click itself prints three."""
+    """A group that prints each usage error as one line, like all other errors. click itself would print three lines."""
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # click has overloads
-        """Runs the command and exits, like the method of click."""
+        """Runs the command and exits, like the method `main` of click."""
         escape_unencodable()
         try:
             code = super().main(args, **{**options, "standalone_mode": False})
@@ -29,13 +29,13 @@ class OneLineErrors(click.Group):
             echo(f"edk-bridge: {format_error(error)}", err=True)
             code = error.exit_code
         except click.Abort:
-            # Ctrl-C at a question.
+            # The user has pressed Ctrl-C when the command asked a question.
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
 
 
 _REPEATED = re.compile(r"""( ['"(])(?![-\[]).*@""", re.DOTALL)
-"""Matches an argument that click repeats after the names of options and arguments, up to its last @."""
+"""Matches an argument that click quotes in an error after the name of an option, up to the argument's last @."""
 
 _DID_YOU_MEAN = re.compile(r"\. \(?Did you mean (?:one of: )?([^?]*)\?\)?")
 
@@ -43,7 +43,7 @@ _BROKER_URL = re.compile("amqps?://")
 
 
 def format_error(error: click.ClickException) -> str:
-    """Returns the error as one sentence, with a hint."""
+    """Returns the error as one sentence, with a hint about what the user can do."""
     text = error.message if _concerns_a_file(error) else error.format_message()
     # A misplaced argument may be a URL, and its password may have any character.
     text, count = _REPEATED.subn(r"\1***@", text, count=1)
@@ -58,7 +58,10 @@ def format_error(error: click.ClickException) -> str:
 
 
 def _concerns_a_file(error: click.ClickException) -> bool:
-    """Returns whether the message names a file. click would add the metavar of the argument (`[FILE|-]...`)."""
+    """Returns whether the message names a file.
+
+    To such a message, click would add the argument's metavar, `[FILE|-]...`.
+    """
     param = error.param if isinstance(error, click.BadParameter) else None
     return isinstance(param, click.Argument) and isinstance(param.type, click.Path)
 
@@ -77,7 +80,7 @@ def exit_on_error() -> Iterator[None]:
 
 @contextmanager
 def broker_setting_named() -> Iterator[None]:
-    """Raises BridgeError for a ConnectionError, and names the setting of the broker's address."""
+    """Raises BridgeError instead of a ConnectionError, with the name of the setting that has the broker's address."""
     try:
         yield
     except ConnectionError as error:

@@ -1,4 +1,4 @@
-"""Events in files and their problems, for `check` and `publish`."""
+"""Reads events from files and reports their problems, for the commands `check` and `publish`."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ Callback = TypeVar("Callback", bound=Callable[..., object])
 
 
 def type_option(command: Callback) -> Callback:
-    """Adds `--type` to a command, as `update_type`."""
+    """Adds the option `--type` to a command, with the parameter `update_type`."""
     return click.option(
         "--type",
         "update_type",
@@ -35,7 +35,10 @@ def type_option(command: Callback) -> Callback:
 
 
 def files_argument(command: Callback) -> Callback:
-    """Adds file names to a command, as `files`. Each file is opened only once, because it may be a named pipe."""
+    """Adds an argument for file names to a command, as `files`.
+
+    Each file is opened only once, because it may be a pipe.
+    """
     return click.argument(
         "files",
         type=click.Path(exists=True, dir_okay=False, allow_dash=True),
@@ -50,12 +53,12 @@ class EventFile:
     """A file of events."""
 
     name: str
-    """Its name as the user gave it. `-` is standard input."""
+    """The name of the file as the user gave it. The name `-` is standard input."""
     lines: Iterable[bytes]
     update_type: str | None
-    """The type of all events. None: each event may have its own."""
+    """The type of all events in the file, or None if each event can have its own type."""
     default_type: str
-    """The type of an event that names none: the default type of its exchange."""
+    """The type of an event that names no type: the default type of the event's exchange."""
 
     def event(self, document: Document) -> Event:
         """Returns the event that a bridge would get for a document of this file."""
@@ -63,7 +66,7 @@ class EventFile:
 
 
 def read_lines(name: str) -> Iterator[bytes]:
-    """Yields the lines of a file, or of standard input for `-`. Raises ConfigurationError if it can't be read."""
+    """Yields the lines of a file, or of standard input for `-`. Raises ConfigurationError if the file can't be read."""
     try:
         if name == "-":
             if sys.stdin is None:
@@ -78,7 +81,7 @@ def read_lines(name: str) -> Iterator[bytes]:
 
 
 def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
-    """Returns the pipeline of a bridge, and prints the warnings of the schemas. Raises ConfigurationError."""
+    """Returns the pipeline of a bridge, and prints warnings about the schemas. Raises ConfigurationError."""
     schemas = load_schemas(settings)
     warn_of_schemas(schemas)
     if update_type is not None and is_reserved(update_type):
@@ -95,7 +98,7 @@ def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
 
 
 def exchange_for(settings: Settings, update_type: str | None) -> tuple[str, str]:
-    """Returns the exchange that carries the type, or else the first one, and its default type."""
+    """Returns the exchange for this type, or else the first exchange, and the default type of the returned exchange."""
     exchanges = list(settings.exchanges.items())
     return next((each for each in exchanges if each[1] == update_type), exchanges[0])
 
@@ -107,16 +110,16 @@ class Problem:
     file: str
     """The name of the file as the user gave it."""
     line: int
-    """Counted from 1."""
+    """The line of the problem in the file, counted from 1."""
     column: int | None
-    """Counted from 1, in characters; None if the event is JSON."""
+    """The column of the problem in characters, counted from 1, or None if the event is JSON."""
     pointer: str
-    """JSON Pointer into the event; empty for the event as a whole, and for one that is not JSON."""
+    """A JSON Pointer into the event. It is empty for the event as a whole, and for an event that is not JSON."""
     reason: Reason
     detail: str
-    """What is wrong, without the place."""
+    """A description of the problem, without its place in the event."""
     schema: str
-    """The `$id` of the schema that the event violates; empty if it violates none."""
+    """The `$id` of the schema that the event violates, or an empty text if the event violates no schema."""
 
     def as_text(self) -> str:
         """One line: `events.ndjson:3: /systemId: the member 'systemId' is missing [schema-violation]`."""
@@ -125,7 +128,10 @@ class Problem:
         return f"{printable(self.file)}:{self.line}:{column} {pointer}{self.detail} [{self.reason}]"
 
     def as_json(self) -> str:
-        """One line, an object with all members. `column` and `schema` are null if there is none."""
+        """One line with a JSON object.
+
+        It has all members: `column` and `schema` are null if the problem has no such value.
+        """
         members = {
             "file": from_system(self.file),
             "line": self.line,
@@ -139,7 +145,7 @@ class Problem:
 
 
 def problems(file: EventFile, document: Document, pipeline: Pipeline) -> Iterator[Problem]:
-    """Yields all problems of an event; none if it is valid."""
+    """Yields all problems of an event, or nothing for a valid event."""
     for rejected in pipeline.problems(file.event(document)):
         yield _problem(file.name, document, rejected)
 
@@ -150,10 +156,10 @@ def _problem(name: str, document: Document, rejected: Rejected) -> Problem:
             orjson.loads(document.body)
         except orjson.JSONDecodeError as error:
             found = diagnose(document.body, error)
-            # The line in the file, not in the document.
+            # This line is counted in the whole file, not in the document.
             line = document.line + found.line - 1
             return Problem(name, line, found.column, "", rejected.reason, found.text, "")
-    # Only the detail of a violation begins with the pointer.
+    # The detail begins with the pointer if the problem is a violation of a schema. The pointer is removed here.
     detail = rejected.detail.removeprefix(f"{rejected.pointer}: ") if rejected.pointer else rejected.detail
     line = document.line + json_location(document.body, rejected.pointer)
     return Problem(name, line, None, rejected.pointer, rejected.reason, detail, rejected.schema)

@@ -1,4 +1,4 @@
-"""The flags of the settings, and the settings in effect."""
+"""The command-line flags for the settings, and the settings in effect."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -21,7 +21,10 @@ Callback = TypeVar("Callback", bound=Callable[..., object])
 
 
 def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
-    """Returns the file that the option names. A second file would silently replace the first."""
+    """Returns the file that the option names.
+
+    Raises an error for two files, because the second file would silently replace the first file.
+    """
     if len(names) > 1:
         raise click.BadParameter("give only one file")
     if names and not names[0]:
@@ -45,21 +48,21 @@ class SettingOption(click.Option):
     """The flag of a setting."""
 
     def __init__(self, *args: Any, group: Group, bracket: str, **options: Any) -> None:
-        """`bracket` is the variable and the default, for the help."""
+        """`bracket` has the name of the variable and the default value, which the help shows in brackets."""
         super().__init__(*args, **options)
         self.group = group
         self._bracket = bracket
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Returns the flag and its help, which ends with the variable and the default."""
+        """Returns the flag and its help text, which ends with the variable's name and the default value."""
         return self.flag_record(ctx)[0], f"{self.help}  {self._bracket}".strip()
 
     def help_rows(self, ctx: click.Context) -> list[tuple[str, str]]:
-        """Returns the flag and its help, then the variable and the default in a line of their own."""
+        """Returns two rows: the flag and its help text, and below them the variable's name and the default value."""
         return [self.flag_record(ctx), *([("", self._bracket)] if self._bracket else [])]
 
     def flag_record(self, ctx: click.Context) -> tuple[str, str]:
-        """Returns the flag and its help without the variable and the default."""
+        """Returns the flag and its help text, without the variable's name and the default value."""
         record = super().get_help_record(ctx)
         assert record is not None
         return record
@@ -69,7 +72,7 @@ class GroupedCommand(click.Command):
     """A command whose help has a heading for each group of settings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the command's own options first, then the settings by group, all in the same two columns."""
+        """Writes the command's own options and then the settings by group, all in the same two columns."""
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Options", *Group)}
         for param in self.get_params(ctx):
             if isinstance(param, SettingOption):
@@ -83,17 +86,19 @@ class GroupedCommand(click.Command):
 
 
 def exit_codes(**meanings: str) -> str:
-    """Returns the epilog of a command, with the meanings of its exit codes. `_2="..."` is for 2.
+    """Returns the epilog of a command, with the meanings of its exit codes.
 
-    Lines of more than 71 characters do not fit into the help.
+    The argument `_2="..."` is the meaning of the exit code 2. Lines of more than 71 characters do not fit into the
+    help.
     """
     rows = [f"  {name.removeprefix('_'):3}  {meaning}" for name, meaning in meanings.items()]
-    # After \b, click keeps the lines.
+    # click keeps the line breaks of a paragraph that begins with \b.
     return "\n".join(["\b", "Exit codes:", *(row.replace("\n", f"\n{'':7}") for row in rows)])
 
 
 FLAG_WIDTH = 29
-"""The width of the column of flags in the help of a grouped command. The help of a longer flag is on the next line."""
+"""The width of the column for flags in the help of a grouped command. After a longer flag, the help text is on the next
+line."""
 
 
 _NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
@@ -102,8 +107,8 @@ _NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
 def setting_options(*names: str, defaults: Mapping[str, str] = _NO_DEFAULTS) -> Callable[[Callback], Callback]:
     """Adds a flag for each setting to a command, and `--env-file`.
 
-    The values are text, or None if the flag is not given. `effective_settings` parses them. The help shows `defaults`
-    instead of the defaults of the settings.
+    The value of a flag is a text, or None if the flag is not given. `effective_settings` parses the values. The help
+    shows `defaults` instead of the defaults of the settings.
     """
     options = [option for name in names for option in _options(name, defaults.get(name))]
 
@@ -116,10 +121,11 @@ def setting_options(*names: str, defaults: Mapping[str, str] = _NO_DEFAULTS) -> 
 
 
 def _options(name: str, default: str | None) -> list[Callable[[Callback], Callback]]:
-    """Returns the flag of a setting. A switch also has a flag for its opposite. The help shows the default."""
+    """Returns the flag of a setting, and for a switch also the opposite flag. The help shows the default value."""
     setting = SETTINGS[name]
     flag = name.replace("_", "-")
-    # Without the space, a long list would be one word, which click breaks at the end of the line.
+    # Without spaces after commas, a long list would be one word, and click would break this word at the end of the
+    # line.
     default = settings.shown_default(name).replace(",", ", ") if default is None else default
     group = setting.group
     bracket = f"[{PREFIX}{name.upper()}; {default}]"
@@ -162,9 +168,10 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
 
 
 def effective_settings(flags: Mapping[str, str | None]) -> Settings:
-    """Returns the settings in effect. `flags` are the values of `setting_options`. Raises ConfigurationError.
+    """Returns the settings in effect.
 
-    A command has flags for the settings that it uses. The files that other settings name may be missing.
+    `flags` has the values of the flags that `setting_options` adds. Raises ConfigurationError. A command has flags only
+    for the settings that it uses. Files that other settings name are allowed to be missing.
     """
     return settings_and_sources(flags, flags.keys())[0]
 
@@ -172,9 +179,9 @@ def effective_settings(flags: Mapping[str, str | None]) -> Settings:
 def settings_and_sources(
     flags: Mapping[str, str | None], opens: Collection[str] = ()
 ) -> tuple[Settings, Mapping[str, Found]]:
-    """Like `effective_settings`, with the source of each setting that is not a default.
+    """Returns the settings in effect, and the source of each setting that is not left at its default.
 
-    `opens` has the settings whose files and folders must be readable.
+    `opens` has the names of the settings whose files and folders must be readable.
     """
     file = flags.get("env_file")
     dotenv = DOTENV if file is None else Path(file)
@@ -182,7 +189,7 @@ def settings_and_sources(
 
 
 def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
-    """Returns the given flags by setting. Raises ConfigurationError for a switch that is given with its opposite."""
+    """Returns the given flags by setting. Raises ConfigurationError if a switch and its opposite are both given."""
     given = {name: text for name in SETTINGS if (text := flags.get(name)) is not None}
     opposites = {name: text for name in SETTINGS if (text := flags.get(_NO + name)) is not None}
     both = [name.replace("_", "-") for name in opposites if name in given]
@@ -192,14 +199,14 @@ def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Returns the update types of the packaged schemas and of BRIDGE_SCHEMAS with this prefix, for a shell."""
+    """Returns the update types that begin with the text in the shell, from the packaged schemas and BRIDGE_SCHEMAS."""
     folders = [catalog.PACKAGED]
     if own := context.params.get("schemas") or os.environ.get("BRIDGE_SCHEMAS"):
         folders.append(Path(own))
     try:
         types = sorted(catalog.load(folders).types)
     except (catalog.SchemaError, OSError):
-        # A completion can't print an error. The command itself prints it.
+        # A completion can't print an error. The command itself prints the error when it runs.
         return []
     return [CompletionItem(name) for name in types if name.startswith(begun)]
 
@@ -213,7 +220,8 @@ def warn_of_schemas(schemas: catalog.Catalog) -> None:
 KUBERNETES_SKIPPED = "Kubernetes Service variables skipped"
 
 _MAX_NAMES = 8
-"""How many names the line has. A namespace may have many Services, each with seven or more variables."""
+"""The maximum number of variable names on the line. A namespace may have many Services, each with seven or more
+variables."""
 
 
 def skipped_variables() -> str | None:

@@ -1,6 +1,6 @@
 """Standard output and standard error of the commands.
 
-Characters that the encoding of a stream does not have are escaped.
+If the encoding of a stream does not have a character, this character is escaped.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from typing import TextIO
 from bridge.cli.common.colors import colored
 
 ESCAPE = "edk-bridge.escape"
-"""The name of an error handler for encoders. It escapes as JSON does (`\\u00e9`), so that JSON stays equal."""
+"""The name of an error handler for encoders. It escapes characters as JSON does (`\\u00e9`), so that JSON keeps
+its meaning."""
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
@@ -29,19 +30,22 @@ codecs.register_error(ESCAPE, _escape)
 
 
 def escape_unencodable() -> None:
-    """Makes both streams escape the characters that their encoding does not have, instead of raising an error."""
+    """Makes standard output and error escape characters that their encoding lacks, instead of raising errors."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPE)
 
 
 def json_encoding(stream: TextIO) -> str:
-    """Returns the encoding for JSON: UTF-8 for a stream in UTF-8, else ASCII, which is also valid UTF-8."""
+    """Returns the encoding for JSON: UTF-8 if the stream has UTF-8, or else ASCII, which is also valid UTF-8."""
     return "utf-8" if codecs.lookup(stream.encoding).name == "utf-8" else "ascii"
 
 
 def echo(line: str, *, err: bool = False) -> None:
-    """Prints a line, unless the stream is closed. `click.echo` would write UTF-8 to an ASCII stream."""
+    """Prints a line, unless the stream is closed.
+
+    Unlike this function, `click.echo` would write UTF-8 to an ASCII stream.
+    """
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
         stream.write(f"{line}\n")
@@ -56,9 +60,9 @@ def echo_json(document: str) -> None:
 
 
 class Output:
-    """Prints lines to a descriptor. A slow reader does not block the event loop.
+    """Prints lines to a file descriptor, so that a slow reader does not block the event loop.
 
-    Create it inside a running event loop.
+    The object must be created while an event loop is running.
     """
 
     def __init__(self, descriptor: int, in_color: bool = False, encoding: str = "utf-8") -> None:
@@ -71,17 +75,17 @@ class Output:
         self._waits = True
 
     async def line(self, text: str) -> None:
-        """Prints a line: JSON, or printable text. Raises BrokenPipeError or another OSError if the reader is gone.
+        """Prints a line with JSON or printable text. Raises BrokenPipeError or another OSError if the reader is gone.
 
-        On a terminal, and in color, which reaches a terminal through a pager, control characters are escaped. In JSON,
-        they can only be in a string, so the JSON stays equal.
+        Control characters are escaped on a terminal, and also in colored output, because a pager passes it on to a
+        terminal. In JSON, control characters are only in strings, so escaping does not change the meaning.
         """
         if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
         await self.styled_line(colored(text) if self._in_color else text)
 
     async def styled_line(self, text: str) -> None:
-        """Prints a line that is already escaped, and may have colors. Raises the errors of `line`."""
+        """Prints a line that is already escaped, and may have colors. Raises the same errors as `line`."""
         rest = memoryview(text.encode(self._encoding, ESCAPE) + b"\n")
         while rest:
             await self._writable()
@@ -89,14 +93,14 @@ class Output:
                 # A writable pipe accepts at least PIPE_BUF bytes.
                 rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
             except BlockingIOError:
-                # Another program has set O_NONBLOCK, and has just filled the pipe.
+                # Another program that writes to the same pipe has set O_NONBLOCK, and has just filled the pipe.
                 await asyncio.sleep(0)
 
     async def abandoned(self) -> None:
         """Returns when the reader closes the pipe. Never returns if the descriptor is not a pipe."""
         gone = asyncio.Event()
         if self._is_pipe:
-            # This end never has data to read: only the error of a closed pipe wakes the loop.
+            # The writing end of a pipe never has data to read, so only the error of a closed pipe wakes the event loop.
             self._loop.add_reader(self._descriptor, gone.set)
         try:
             await gone.wait()
@@ -110,7 +114,7 @@ class Output:
         try:
             self._loop.add_writer(self._descriptor, ready.set)
         except PermissionError:
-            # epoll does not support files.
+            # epoll does not support regular files.
             self._waits = False
             return
         try:

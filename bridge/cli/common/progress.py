@@ -1,7 +1,7 @@
-"""A status line on a terminal: the progress of a long command, or the event that it waits for.
+"""A status line on a terminal, which shows the progress of a long command, or what the command waits for.
 
-click has no spinner, and its progress bar can't print other lines in between. Without a terminal, there is no status
-line: cron would mail it.
+click has no spinner, and no lines can be printed while its progress bar is shown. Without a terminal, there is no
+status line, because cron would send it by mail.
 """
 
 import asyncio
@@ -13,25 +13,25 @@ from typing import TextIO
 from bridge.terminal import moves_cursor
 
 FIRST_S = 1.0
-"""A command that takes less time shows no progress."""
+"""The time after which a command first shows its progress."""
 
 ON_TERMINAL_S = 0.2
-"""The interval at which the line is updated."""
+"""The interval at which the status line is updated."""
 
 STEP_S = 0.15
-"""The interval at which the spinner turns. A shorter wait shows no spinner."""
+"""The interval at which the spinner turns. A wait that is shorter than this interval shows no spinner."""
 
 WHEEL = "|/-\\"
 
 CLEAR = "\x1b[K"
-"""Erases from the cursor to the end of the line."""
+"""The control sequence that erases the line from the cursor to the end."""
 
 
 class Progress:
-    """Shows the progress of a command, and prints lines that stay."""
+    """Shows the progress of a command, and prints lines that stay on the terminal."""
 
     def __init__(self, stream: TextIO | None, text: Callable[[], str]) -> None:
-        """`text` returns the progress. `stream` is None if it is closed: then nothing is printed."""
+        """`text` returns the progress. `stream` is None if the stream is closed, and then nothing is printed."""
         self._stream = stream
         self._text = text
         self._on_terminal = moves_cursor(stream)
@@ -39,18 +39,18 @@ class Progress:
         self._shown = False
 
     def tick(self) -> None:
-        """Shows the progress if the interval is over. Call it often."""
+        """Shows the progress if the interval since the last time has passed. Call this method often."""
         now_s = time.monotonic()
         if not self._on_terminal or now_s < self._next_s:
             return
         self._next_s = now_s + ON_TERMINAL_S
         self._clear()
-        # The cursor returns, so that a line of another program replaces the status line.
+        # The cursor returns to the start of the line, so that a line of another program replaces the status line.
         self._write(self._text() + "\r")
         self._shown = True
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line that stays on the terminal."""
         self._clear()
         self._write(line + "\n")
 
@@ -66,7 +66,10 @@ class Progress:
 
 
 class Spinner:
-    """Shows what a command waits for, and prints lines that stay. Create it inside a running event loop."""
+    """Shows what a command waits for, and prints lines that stay.
+
+    A spinner must be created while an event loop is running.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -77,15 +80,15 @@ class Spinner:
         self._turning: asyncio.TimerHandle | None = None
 
     def wait(self, text: str) -> None:
-        """Shows this text until the next call, also after lines that `say` prints. Empty: shows nothing."""
+        """Shows this text until the next call, also after lines that `say` prints. An empty text shows nothing."""
         self._text = text
         self._stop()
         if text and self._moves:
-            # Not immediately: a short wait needs no line.
+            # The status line is not shown immediately, because a short wait needs no status line.
             self._turning = asyncio.get_running_loop().call_later(STEP_S, self._turn)
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line that stays on the terminal."""
         self._erase()
         self._write(line + "\n")
 
@@ -101,12 +104,12 @@ class Spinner:
         self._turning = asyncio.get_running_loop().call_later(STEP_S, self._turn)
 
     def _is_in_foreground(self) -> bool:
-        """Returns False for a background job of a shell: the terminal belongs to another job."""
+        """Returns False for a background job of a shell, because its terminal then belongs to another job."""
         assert self._stream is not None
         try:
             return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()
         except OSError:
-            # The terminal is not a controlling terminal.
+            # The terminal is not the controlling terminal of this process.
             return True
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""An update as one line for a person: `08:51:41  killmail  ship 587  system 30000142  15 att.  123456789`."""
+"""Formats an update as one line for a person: `08:51:41 killmail ship 587 system 30000142 15 att. 123456789`."""
 
 import json
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ NO_TIME = "--:--:--"
 SEPARATOR = "  "
 
 Part = tuple[str, Style | None]
-"""A text, and the style in which it is printed."""
+"""A text, and the style in which the text is printed."""
 
 
 def as_line(message: Mapping[str, object], width: int | None, *, in_color: bool, text: str) -> str:
-    """Returns a printable line of at most `width` columns, or of any length for None.
+    """Returns a printable line of at most `width` columns, or of any length if `width` is None.
 
-    A killmail shows the ids of its ship, its system and itself, and the number of attackers. Another update shows its
-    data as JSON. The time is the envelope's `timestamp` in UTC. `text` is the update as JSON, which is shown if its
-    data can't be formatted.
+    For a killmail, the line shows the ids of the ship, the system and the killmail, and the number of attackers. For
+    any other update, the line shows the data as JSON. The time is the envelope's `timestamp` in UTC. `text` is the
+    update as JSON, which the line shows if the data can't be formatted.
     """
     kind = str(message.get("type"))
     parts: list[Part] = [(_time(message.get("timestamp")), TIME), (_escaped(kind), TYPE)]
@@ -43,7 +43,7 @@ def _time(timestamp: object) -> str:
 
 
 def _json(data: object) -> str:
-    """Returns the data as JSON, or an empty text: orjson formats at most 254 levels, and parses 1,024."""
+    """Returns the data as JSON, or an empty text if it has more than 254 levels, which orjson can't format."""
     try:
         return orjson.dumps(data).decode()
     except orjson.JSONEncodeError:
@@ -51,7 +51,7 @@ def _json(data: object) -> str:
 
 
 def _killmail(data: object) -> list[Part] | None:
-    """Returns the parts of a killmail, padded to columns. None if it does not have the members of the contract."""
+    """Returns the parts of a killmail, padded to columns, or None if members of the contract are missing."""
     match data:
         case {
             "killmailId": int(killmail),
@@ -69,12 +69,12 @@ def _killmail(data: object) -> list[Part] | None:
 
 
 def _escaped(text: str) -> str:
-    """Escapes characters that are not printable: a terminal could take them for commands."""
+    """Escapes characters that are not printable, because a terminal could execute these characters as commands."""
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _truncated(pieces: list[Part], width: int) -> list[Part]:
-    """Returns the pieces that fit into the width. An ellipsis replaces the others."""
+    """Returns the pieces that fit into the width. An ellipsis replaces all further pieces."""
     if columns("".join(text for text, _ in pieces)) <= width:
         return pieces
     found: list[Part] = []
