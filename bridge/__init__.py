@@ -1,9 +1,10 @@
 """A bridge from a RabbitMQ fanout exchange to WebSocket clients, for killmails and other updates of a killboard.
 
-Fetchers in Python use `Publisher`. All names outside `__all__` are internal.
+Python programs that fetch killmails publish them with `Publisher`. All names outside `__all__` are internal.
 """
 
-# Type checkers take this name for True. The import of `typing` takes 10 ms, in which Ctrl-C prints a traceback.
+# Type checkers assume that the name `TYPE_CHECKING` is True. Importing the name from `typing` takes 10 ms, and Ctrl-C
+# during the import prints a traceback.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _FOR_PUBLISHERS = {
 }
 
 
-if not TYPE_CHECKING:  # otherwise a type checker would accept any name
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         # Names are imported on first use, because every module of the bridge imports this package first, and most need

@@ -1,7 +1,7 @@
-"""Distinguishes a requested cancellation of a task from one that aiormq causes.
+"""Distinguishes a requested cancellation of a task from a cancellation that aiormq causes.
 
-aiormq cancels each task that waits for a connection when the connection is lost. The CancelledError in the task is then
-the same as after `Task.cancel`.
+aiormq cancels each task that waits for a connection when the connection is lost. The task gets the same CancelledError
+as after `Task.cancel`.
 """
 
 import asyncio
@@ -10,8 +10,9 @@ import asyncio
 class CancellationGuard:
     """A task creates this guard before it waits for the broker. `requested` is True if the task is cancelled later.
 
-    Earlier requests don't count: `Task.cancelling` still counts them if the task continued after a cancellation. The
-    guard keeps no reference to the task, because an error of the task would then keep its own traceback in memory.
+    Earlier requests to cancel the task don't count. `Task.cancelling` still counts a request if the task continued
+    after the cancellation. The guard keeps no reference to the task, because with a reference, an error of the task
+    would keep its own traceback in memory.
     """
 
     __slots__ = ("_earlier",)

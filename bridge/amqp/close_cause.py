@@ -20,11 +20,11 @@ from bridge.errors import BrokerRefusal
 CANCELLED = "the broker cancelled the consumer"
 
 _SHUTDOWN = re.compile("'shutdown'|is down")
-"""Matches the close reason that a broker sends when it shuts down or stops the virtual host."""
+"""Matches the close reason of a broker that shuts down or stops the virtual host."""
 
 
 class SessionEndedError(ConnectionError):
-    """The bridge itself ends the session, although the broker answers."""
+    """Raised to end a session from the bridge's side, although the broker answers."""
 
 
 _BROKER_IS_UP = (
@@ -33,7 +33,7 @@ _BROKER_IS_UP = (
     aiormq.exceptions.ChannelClosed,
     aiormq.exceptions.ConnectionClosed,
 )
-"""Errors that only a running broker causes."""
+"""Errors that only a running broker can cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class CloseCause:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """Returns the cause that an error of aiormq or of a session stands for."""
+        """Returns the close cause for an error of aiormq or of a session."""
         reason = error_text(error)
         return cls(reason, isinstance(error, _BROKER_IS_UP) and not _SHUTDOWN.search(reason))
 
@@ -60,7 +60,7 @@ def task_close_cause(task: asyncio.Task[object]) -> CloseCause:
 async def connection_close_cause(amqp: Connection, limit_s: float) -> CloseCause | None:
     """Returns why a connection was closed, or None if it is still open after `limit_s`.
 
-    If the connection is lost, a pending request fails before the cause is known.
+    When a connection is lost, pending requests fail a moment before the cause of the loss is known.
     """
     await asyncio.wait([amqp.closing], timeout=limit_s)
     return _cause(amqp.closing) if amqp.closing.done() else None
@@ -79,7 +79,7 @@ def closed_future(amqp: Connection, channel: Channel) -> asyncio.Future[CloseCau
 
     amqp.closing.add_done_callback(on_closing)
     channel.closing.add_done_callback(on_closing)
-    # Nothing else shows that the queue was deleted or that the broker cancelled the consumer.
+    # Only this callback shows that the queue was deleted or that the broker cancelled the consumer.
     channel.on_consumer_cancel_callbacks.add(lambda frame: close(CloseCause(CANCELLED)))
     return closed
 
@@ -95,5 +95,5 @@ def _cause(closing: asyncio.Future[object]) -> CloseCause:
 
 
 def watch_blocked(amqp: Connection, observer: Callable[[str | None], None]) -> None:
-    """Calls `observer` with the reason when the broker blocks the connection, and with None when it unblocks it."""
+    """Calls `observer` with the broker's reason when the broker blocks the connection, and with None at the unblock."""
     observe_blocked(amqp, lambda reason: observer(None if reason is None else printable(reason)))

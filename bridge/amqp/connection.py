@@ -1,8 +1,8 @@
 """Opens connections to RabbitMQ, to the first node that accepts one, and closes them within a bounded time.
 
-These are plain connections, not aio-pika's robust ones. A robust connection declares the same exclusive queue again
-while the broker still keeps the old connection open. A robust connection also reconnects after its cancellation. The
-owner of a connection opens a new one when it is lost.
+The connections are plain ones, not the robust connections of aio-pika. A robust connection declares the same exclusive
+queue again while the broker still keeps the old connection open. A robust connection also reconnects after the task
+that uses it is cancelled. The owner of a lost connection opens a new connection.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from bridge.timing import DEFAULT, Timing
 Connection = aiormq.abc.AbstractConnection
 Channel = aiormq.abc.AbstractChannel
 
-# Without these handlers, Python prints the errors of the libraries, with tracebacks, in a program that does not
-# configure logging. The callers report each lost connection in one line.
+# Without a NullHandler for aio_pika and aiormq, Python prints their errors with tracebacks if a program does not
+# configure logging. The bridge reports each lost connection in one line.
 for _library in ("aio_pika", "aiormq"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
@@ -41,9 +41,9 @@ async def open_connection(
 ) -> AsyncIterator[Connection]:
     """Connects to the first node that accepts a connection. Closes it within `amqp_close_timeout_s` at the end.
 
-    RabbitMQ's management page shows `name`. `fast_channel` gets the deliveries. Raises BrokerRefusal if a node refuses
-    the connection, and ConnectionError if no node can be reached. With several nodes, it raises the error of the last
-    node.
+    RabbitMQ's management page shows `name` as the name of the connection. `fast_channel` gets the deliveries. Raises
+    BrokerRefusal if a node refuses the connection, and ConnectionError if no node can be reached. If several nodes
+    fail, the error of the last node is raised.
     """
     connection, factory, node = await _connect_to_any(nodes, name, fast_channel, timing)
     transport = connection.transport
@@ -81,7 +81,7 @@ async def _connect(
     loop = asyncio.get_running_loop()
 
     def abort_soon() -> None:
-        # After a cancellation, aiormq first closes the connection properly. With TLS and a silent broker, this takes
+        # After a cancellation, aiormq first closes the connection properly. With TLS and a silent broker, closing takes
         # 30 s.
         loop.call_later(timing.give_up_s, factory.abort)
 
@@ -98,34 +98,35 @@ async def _connect(
         return connection, factory
     finally:
         if connection.transport is None:
-            # Without this call, the finalizer closes the connection, at an arbitrary moment.
+            # If `close` is not called, the finalizer closes the connection at an arbitrary moment.
             await connection.close()
 
 
 async def _close(connection: aio_pika.abc.AbstractConnection, factory: "_TransportFactory", timing: Timing) -> None:
-    # Errors don't matter: the broker may be away, stopped, or closing the connection itself.
+    # Errors while closing don't matter, because the broker may be away or may be closing the connection itself.
     closing = asyncio.ensure_future(connection.close())
     try:
         with suppress(TimeoutError):
             async with lag_tolerant_timeout(timing.amqp_close_timeout_s):
                 await asyncio.wait([closing])
     finally:
-        # The connection is aborted even if this task is cancelled. A broker that is short of memory stops reading, and
-        # aiormq waits until the broker has read everything, even if `closing` is cancelled.
+        # The connection is aborted even if this task is cancelled. If a broker that is short of memory stops reading,
+        # aiormq waits for the broker to read everything, even if `closing` is cancelled.
         factory.abort()
-        # aiormq's own task must record first that the connection is closed. If that task and `closing` are cancelled
-        # together, as at the end of a program, `closing` waits forever, and so does the program.
+        # aiormq's own task must record first that the connection is closed. If aiormq's task and `closing` are
+        # cancelled together, as at the end of a program, `closing` and the program never end.
         await asyncio.wait([closing], timeout=timing.give_up_s)
         closing.cancel()
         await asyncio.wait([closing], timeout=timing.give_up_s)
         if closing.done() and not closing.cancelled():
             closing.exception()
-        # If the first call was cancelled, this call only marks the connection as closed, and returns at once.
+        # If the first call of `close` was cancelled, the second call only marks the connection as closed, and returns
+        # at once.
         await connection.close()
 
 
 class _TransportFactory(aiormq.connection.TransportFactory):
-    """Creates the transport for aiormq. aiormq keeps it private, so only this factory can share or abort it."""
+    """Creates aiormq's transport, which aiormq keeps private: only this factory can share or abort the transport."""
 
     def __init__(self, fast_channel: FastChannel | None) -> None:
         self._fast_channel = fast_channel
@@ -172,7 +173,8 @@ class _Reader(asyncio.StreamReaderProtocol):
         self._fast_channel = fast_channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._fast_channel.attach(cast("asyncio.Transport", transport))  # uvloop's transport is not a subclass
+        # uvloop's transport is not a subclass of `asyncio.Transport`
+        self._fast_channel.attach(cast("asyncio.Transport", transport))
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -180,7 +182,7 @@ class _Reader(asyncio.StreamReaderProtocol):
         if others:
             super().data_received(others)
         if self._fast_channel.error and self._fast_channel.number:
-            # aiormq gives up the connection, and drops the bytes that it has not read yet.
+            # aiormq then gives up the connection, and drops the received bytes that aiormq has not read yet.
             self._reader.set_exception(
                 aiormq.exceptions.InvalidFrameError(f"the broker sent {self._fast_channel.error}")
             )

@@ -1,6 +1,6 @@
 """Turns the errors of aiormq, OpenSSL and the operating system into texts that name what to do.
 
-The texts never contain a password or, except for the node itself, an address.
+The texts never contain a password, and no address except that of the node.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from bridge.errors import BrokerRefusal
 
 
 def error_text(error: BaseException) -> str:
-    """Returns the text of the broker or of the operating system, without the text that the library adds.
+    """Returns the error text of the broker or of the operating system, without the text that aiormq adds.
 
     A full stop at the end is removed, because a hint may follow the text.
     """
@@ -36,9 +36,10 @@ _CONNECT_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed")
 
 
 def os_error_text(error: OSError | UnicodeError) -> str:
-    """Returns the text of the operating system, without addresses.
+    """Returns the operating system's text for an error, without addresses.
 
-    The errors of uvloop have this text. The errors of asyncio have another text, with the address of each attempt.
+    The errors of uvloop have the operating system's text. The errors of asyncio have another text, with the address of
+    each attempt.
     """
     codes = dict.fromkeys(_CONNECT_FAILED.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or error_text(error)
@@ -47,8 +48,8 @@ def os_error_text(error: OSError | UnicodeError) -> str:
 # Failed attempts to connect
 
 NOT_ALLOWED = 530
-"""The reply code if the virtual host does not exist, the user may not use it, or its connection limit is reached. Only
-a reached connection limit can pass without a change by the operator."""
+"""The reply code if the virtual host does not exist, forbids the user, or has reached its connection limit. Of these
+three causes, only a reached connection limit can pass without a change by the operator."""
 
 
 def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
@@ -75,7 +76,7 @@ def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> B
 
 
 def unreachable_text(error: OSError | UnicodeError, host: str) -> str:
-    """Returns why the host can't be reached, with a hint if the host is this container itself."""
+    """Returns the reason why the host can't be reached, with a hint if the host is the bridge's own container."""
     text = os_error_text(error)
     hint = localhost_hint(host, detect_container()) if os.strerror(errno.ECONNREFUSED) in text else None
     return text if hint is None else f"{text}; {hint}"
@@ -88,7 +89,7 @@ def _login_refused_text(url: URL, text: str) -> str:
 
 
 def _mechanism_missing_text(url: URL, error: aiormq.exceptions.AuthenticationError) -> str:
-    """Returns what to do if the broker does not offer the SASL mechanism that `auth` in the URL asks for."""
+    """Returns advice for a broker that does not offer the SASL mechanism which `auth` in the URL asks for."""
     asked = url.query.get("auth", "plain").lower()
     offered = printable(str(error.args[0])) if error.args else "nothing"
     if asked == "external":
@@ -104,7 +105,7 @@ HOSTNAME_MISMATCH_CODES = frozenset({62, 64})
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
 UNKNOWN_ISSUER_CODES = frozenset({18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR_ codes for self-signed certificates, alone or in a chain, and for unknown issuers."""
+"""OpenSSL's X509_V_ERR_ codes for self-signed certificates (alone or in a chain) and for unknown issuers."""
 
 CERTIFICATE = "a client certificate: add ?certfile=/path/of/it.pem&keyfile=/path/of/its/key.pem to the URL"
 
@@ -124,18 +125,18 @@ CERTIFICATE_REFUSED_REASONS = frozenset(
         "TLSV1_ALERT_UNKNOWN_CA",
     }
 )
-"""OpenSSL's reasons if the broker does not accept the client certificate."""
+"""OpenSSL's error reasons if the broker does not accept the client certificate."""
 
 PLAIN_EOF_TEXT = (
     "it closed the connection before it sent anything in AMQP; if it uses TLS on this port, use amqps:// in the URL, "
     "or this is not the AMQP port (usually 5672)"
 )
-"""The text for a connection without TLS that ends at once. A TLS port closes such a connection, and so do a port for
-HTTP and a proxy whose broker is away."""
+"""The error text for a connection without TLS that ends at once. TLS ports, HTTP ports and proxies whose broker is away
+close a plain AMQP connection at once."""
 
 
 def tls_error_text(error: ssl.SSLError) -> str:
-    """Returns one sentence for a TLS error, without the name of the broker."""
+    """Returns a sentence that describes a TLS error, without the name of the broker."""
     if isinstance(error, ssl.SSLCertVerificationError):
         text = error.verify_message.rstrip(".")
         if error.verify_code in HOSTNAME_MISMATCH_CODES:
@@ -146,7 +147,7 @@ def tls_error_text(error: ssl.SSLError) -> str:
             else ""
         )
         return f"its certificate is not trusted, so nothing is sent to it: {text}{hint}"
-    # An SSLError that OpenSSL did not raise has no reason.
+    # An SSLError has no `reason` if OpenSSL did not raise it.
     reason = getattr(error, "reason", None)
     if reason in CERTIFICATE_REQUIRED_REASONS:
         return f"{CERTIFICATE_REQUIRED_REASONS[reason]} {CERTIFICATE}"
@@ -158,7 +159,7 @@ def tls_error_text(error: ssl.SSLError) -> str:
 
 
 def early_eof_text(scheme: str, *, has_certificate: bool) -> str:
-    """Returns what may be wrong if the broker closes the connection before it sends anything."""
+    """Returns a text on what may be wrong if the broker closes the connection before it sends anything."""
     if scheme == "amqp":
         return PLAIN_EOF_TEXT
     if has_certificate:
@@ -166,14 +167,14 @@ def early_eof_text(scheme: str, *, has_certificate: bool) -> str:
     return f"it closed the connection at once; it may require {CERTIFICATE}"
 
 
-# Containers: in a container, `localhost` is the container and not the machine
+# Containers (in a container, `localhost` is the container and not the machine)
 
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
-"""Files that Docker and Podman create."""
+"""Files that Docker and Podman create in each container."""
 
 
 class Container(StrEnum):
-    """The kind of container that this process runs in, in the words of a hint."""
+    """The kind of container that this process runs in, as a hint words it."""
 
     CONTAINER = "this container"
     POD = "this pod"
@@ -182,17 +183,17 @@ class Container(StrEnum):
 def detect_container(
     environment: Mapping[str, str] = os.environ, exists: Callable[[str], bool] = os.path.exists
 ) -> Container | None:
-    """Returns the kind of container that this process runs in, or None if there is no sign of one."""
+    """Returns the kind of container that this process runs in, or None without a sign of a container."""
     if environment.get("KUBERNETES_SERVICE_HOST"):
         return Container.POD
-    # systemd-nspawn, LXC and Podman set the variable `container` (systemd, "Container Interface").
+    # systemd-nspawn, LXC and Podman set the environment variable `container` (systemd, "Container Interface").
     if environment.get("container") or any(map(exists, _CONTAINER_FILES)):
         return Container.CONTAINER
     return None
 
 
 def localhost_hint(host: str, container: Container | None) -> str | None:
-    """Returns what to do if nothing listens at the broker's host, or None if the host is not this container."""
+    """Returns advice if nothing listens at the broker's host, or None if the host is not this container."""
     if container is None or not _is_loopback(host):
         return None
     machine = ", or host.docker.internal for the machine that Docker runs on"

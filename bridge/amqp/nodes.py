@@ -1,4 +1,4 @@
-"""The nodes of the broker: their addresses, with credentials, from the settings or from a file that may change."""
+"""The addresses of the broker's nodes, with credentials, from the settings or from a file that can change."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The address of one node, with credentials. `str(node)` never contains the password."""
+    """The address of one broker node, with credentials. `str(node)` never contains the password."""
 
     url: str = field(repr=False)
 
@@ -34,26 +34,26 @@ class Node:
 
     @property
     def user(self) -> str:
-        """The user name; `guest` if the URL has none."""
+        """The user name in the URL, or `guest` if the URL has no user name."""
         return unquote(urlsplit(self.url).username or "guest")
 
     @property
     def virtual_host(self) -> str:
-        """The virtual host that the path of the URL names; `/` if the URL has no path."""
+        """The virtual host that the path of the URL names, or `/` if the URL has no path."""
         return virtual_host(self.url)
 
 
 class NodesFile(Sequence[Node]):
-    """Nodes from a file. Each iteration reads the file again, so that a secret in the file can be renewed."""
+    """The broker nodes in a file. Each iteration reads the file again, so that a secret in the file can be renewed."""
 
     def __init__(self, urls: Sequence[str], read: Callable[[], Sequence[str]]) -> None:
-        """`urls` are the first content of the file. If `read` raises OSError or ValueError, the last nodes are kept."""
+        """`urls` is the file's first content. If `read` raises OSError or ValueError, the last nodes are kept."""
         self._nodes = tuple(map(Node, urls))
         self._read = read
         self._is_unusable = False
 
     def __iter__(self) -> Iterator[Node]:
-        """Reads the file, and iterates over all nodes in it."""
+        """Reads the file, and iterates over all nodes in the file."""
         try:
             self._nodes = tuple(map(Node, self._read()))
         except (OSError, ValueError) as error:
@@ -62,7 +62,7 @@ class NodesFile(Sequence[Node]):
                 if isinstance(error, OSError):
                     reason = error.strerror
                 else:
-                    # The text of the file is not logged: it may be a password.
+                    # The text of the file is not logged, because it may contain a password.
                     reason = str(error) if isinstance(error, NotPlainTextError) else "it contains no usable URL"
                 _log.warning("BRIDGE_AMQP_URL_FILE can't be read again; using its last content", error=reason)
         else:
@@ -76,7 +76,7 @@ class NodesFile(Sequence[Node]):
     def __getitem__(self, index: slice) -> Sequence[Node]: ...
 
     def __getitem__(self, index: int | slice) -> Node | Sequence[Node]:
-        """Returns a node, or several, as of the last read of the file."""
+        """Returns one node or a slice of the nodes, as of the last read of the file."""
         return self._nodes[index]
 
     def __len__(self) -> int:
@@ -85,28 +85,28 @@ class NodesFile(Sequence[Node]):
 
 
 def broker_nodes(urls: Sequence[str], file: Path | None) -> Sequence[Node]:
-    """Returns the nodes of the URLs. If `file` is given, each iteration reads this file again."""
+    """Returns the nodes for the URLs. If `file` is given, each iteration over the nodes reads the file again."""
     if file is None:
         return tuple(map(Node, urls))
     return NodesFile(urls, lambda: amqp_urls(content(file).strip()))
 
 
 class NodeRotation:
-    """The order in which nodes are tried. A node that accepts connections but can't be used becomes the last one."""
+    """The order in which nodes are tried. A node that accepts connections but can't be used moves to the end."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._nodes = nodes
         self._failed_setups = 0
 
     def order(self) -> Sequence[Node]:
-        """Returns all nodes, the next one to try first."""
+        """Returns all nodes, beginning with the next node to try."""
         ordered = deque(self._nodes)
         ordered.rotate(-self._failed_setups)
         return tuple(ordered)
 
     @asynccontextmanager
     async def setup(self, limit_s: float) -> AsyncIterator[None]:
-        """Bounds the requests after a connect: raises ConnectionError if they take longer than `limit_s` together."""
+        """Raises ConnectionError if the requests after a connect take longer than `limit_s` together."""
         try:
             async with rpc_timeout(limit_s):
                 yield

@@ -21,21 +21,21 @@ NAMED_QUEUE_ARGUMENTS: FieldTable = {
     "x-expires": 7 * 24 * 3600 * 1000,
     "x-max-length-bytes": 256 * 1024 * 1024,
 }
-"""The arguments of a named queue that the bridge declares. The queue expires after a week without a consumer (in
-milliseconds). The queue keeps the killmails of a few days, so that a removed bridge does not fill the broker's disk.
+"""The arguments of a named queue that the bridge declares. The queue expires after a week without a consumer. The queue
+keeps only the killmails of a few days, because otherwise the queue of a removed bridge would fill the broker's disk.
 The queue is classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20
 returns.
 """
 
 
 class ConsumedQueue(Protocol):
-    """A queue or a stream that a bridge consumes, over all its sessions."""
+    """A queue or a stream that a bridge consumes in all its sessions."""
 
     redelivers: bool
     """True if unsettled deliveries are delivered again in the next session."""
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Declares the queue if it does not exist. `channel` will consume this queue. Raises BrokerRefusal."""
+        """Declares the queue if it does not exist. `channel` will consume the queue. Raises BrokerRefusal."""
 
     def arguments(self) -> FieldTable | None:
         """Returns the arguments of `basic.consume`."""
@@ -45,7 +45,7 @@ class ConsumedQueue(Protocol):
 
 
 class ExclusiveQueue:
-    """A queue that the broker names and deletes with the connection."""
+    """A queue that the broker names, and deletes when the connection ends."""
 
     redelivers = False
 
@@ -71,13 +71,14 @@ class ExclusiveQueue:
     async def leave(self, amqp: Connection) -> None:
         """Unbinds the queue.
 
-        On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers fail at that moment.
+        On RabbitMQ 4.3, messages that are published while a bound queue is deleted are not confirmed.
         """
         name, self._name = self._name, None
         if name is None or amqp.closing.done():
             return
         unbinding = topology.unbind(amqp, name, self._exchanges, self._timing.unbind_timeout_s)
-        # Unbinding runs in its own task: if the connection is lost, aiormq cancels each task that waits for the broker.
+        # Unbinding runs in its own task, because after a lost connection aiormq cancels each task that waits for the
+        # broker.
         await asyncio.wait([asyncio.create_task(unbinding, name="unbind the queue")])
 
 
@@ -99,10 +100,10 @@ class NamedQueue:
         return Queue(self._name, created)
 
     def arguments(self) -> FieldTable | None:
-        """Returns a priority that is higher than that of any earlier connection.
+        """Returns a consumer priority that is higher than the priority of any earlier connection.
 
-        The broker may not have noticed the end of the old connection. With equal priorities, it would deliver every
-        other event to the old connection, and keep these events until three heartbeats are missed.
+        It is possible that the broker has not noticed the end of the old connection. With equal priorities, half of the
+        events would go to the old connection, and wait there until three heartbeats are missed.
         """
         self._last_priority = max(self._last_priority + 1, time.time_ns() // 1_000_000)
         return {"x-priority": self._last_priority}
@@ -124,7 +125,7 @@ class StreamQueue:
         return await self._reader.prepare(amqp)
 
     def arguments(self) -> FieldTable | None:
-        """Returns the offset to start from."""
+        """Returns the argument with the stream offset to start from."""
         return {"x-stream-offset": self._reader.start_offset}
 
     async def leave(self, amqp: Connection) -> None:

@@ -50,15 +50,15 @@ class ConsumerConfig:
     nodes: Sequence[Node]
     exchanges: tuple[str, ...]
     queue: str | None
-    """The name of a durable queue. None if each connection declares an exclusive queue."""
+    """The name of a durable queue, or None if each connection declares an exclusive queue."""
     connection_name: str
-    """The name that the broker's management page shows."""
+    """The name of the connection on the broker's management page."""
     stream: StreamConfig | None = None
     """The stream to consume instead of a queue."""
 
 
 class Consumer:
-    """Consumes until `stop` is called, and reconnects after each lost connection."""
+    """Consumes events until `stop` is called, and reconnects after each lost connection."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Consumer:
         wait: bool,
         timing: Timing = DEFAULT,
     ) -> None:
-        """If `wait` is False, a refusal before the first session ends `run`."""
+        """If `wait` is False, a refusal by the broker before the first session ends `run`."""
         install_lenient_decoders()
         self.status = Status(timing.answer_valid_s)
         self.gaps = GapReporter(handler, metrics)
@@ -91,10 +91,10 @@ class Consumer:
         self._stalls = RepeatedFailures(LONGEST_PAUSE_S)
         self._early_losses = EarlyLosses()
         self._created = False
-        """True if an exchange or a queue had to be declared, and no session has reported it yet."""
+        """True if an exchange or a queue had to be declared, and no session has reported the declaration yet."""
         self._known_exchanges: dict[str, Exchange] = {}
-        """The exchanges of the last session. If an exchange disappears, it is declared with its old properties, or not
-        at all."""
+        """The exchanges of the last session. If an exchange disappears, the bridge declares it only with its old
+        properties."""
 
     async def run(self) -> None:
         """Consumes until `stop`. Raises BrokerRefusal if the broker refuses from the start, unless `wait` is set."""
@@ -107,7 +107,7 @@ class Consumer:
 
     @property
     def is_live(self) -> bool:
-        """True while the bridge consumes, and has read all messages that were in the stream before this session."""
+        """True while the bridge consumes and has read all messages from before this session."""
         reader = self.stream_reader
         return self.status.state is State.WORKING and (reader is None or reader.position.at_end)
 
@@ -118,18 +118,18 @@ class Consumer:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for `/readyz`: conditions that may prevent deliveries, and those that the bridge can't check."""
+        """Warnings for `/readyz`, on conditions that may prevent deliveries and on conditions that can't be checked."""
         check = self._topology_check
         return self._early_losses.warnings + self._delivery_counts.warnings + ([] if check is None else check.warnings)
 
     # Sessions
 
     async def _consume(self) -> str:
-        """Runs sessions until one ends for a reason other than a possible gap or a new stall; returns that reason.
+        """Runs sessions until one ends other than by a possible gap or a new stall, and returns the end reason.
 
         After a possible gap or a new stall, the next session follows at once, because the connection was not lost.
         """
-        # The broker may be restarted while there is no connection.
+        # The broker may be restarted unnoticed while there is no connection.
         waited = await self._stalls.wait(self._stopping) | await self._early_losses.wait(self._stopping)
         self.status.broker_may_have_restarted |= waited
         if self._stopping.is_set():
@@ -176,9 +176,9 @@ class Consumer:
     async def _set_up(
         self, amqp: Connection, fast_channel: FastChannel
     ) -> tuple[ConsumerSession, Topology, asyncio.Future[CloseCause]]:
-        """Declares missing parts of the topology and consumes.
+        """Declares missing parts of the topology, and begins to consume.
 
-        The future is done when the connection or the consumer is closed.
+        The returned future is done when the connection or the consumer is closed.
         """
         channel = await amqp.channel(publisher_confirms=False)
         prepare = functools.partial(self._queue.prepare, amqp, channel)
@@ -187,7 +187,7 @@ class Consumer:
         await channel.basic_qos(prefetch_count=self._flow_control.prefetch)
         if self.stream_reader is not None:
             await self.stream_reader.begin_session(self._created)
-            self._created = False  # the stream reports the declaration now
+            self._created = False  # from now on, the stream reader reports the declaration
         closed = closed_future(amqp, channel)
         on_open = functools.partial(self._on_open, found, time.monotonic())
         self._session = session = self._new_session(channel, fast_channel, on_open)
@@ -209,7 +209,7 @@ class Consumer:
     ) -> CloseCause:
         """Waits until the session ends or the bridge stops.
 
-        Meanwhile, checks the topology and the stream, if there is one.
+        While it waits, it checks the topology, and the stream if the bridge reads a stream.
         """
         self._topology_check = check = TopologyCheck(
             amqp,
@@ -234,7 +234,7 @@ class Consumer:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             ended = [task for task in tasks if task.done()]
             if ended and not self._stopping.is_set():
-                # If the connection is lost, a pending request fails before the cause is known.
+                # When a connection is lost, pending requests fail a moment before the cause of the loss is known.
                 await asyncio.wait([closed], timeout=self._timing.give_up_s)
         finally:
             for task in (*tasks, restoring):
@@ -251,11 +251,11 @@ class Consumer:
         return CloseCause(STOPPED) if self._stopping.is_set() else task_close_cause(ended[0])
 
     def _may_deliver(self, session: ConsumerSession) -> bool:
-        """False if the prefetch limit is reached: a broker that sends nothing is then no sign of a stall."""
+        """False at the prefetch limit, where it is no sign of a stall that the broker sends nothing."""
         return session.outstanding < self._flow_control.prefetch and not self._flow_control.paused
 
     async def _restore_prefetch(self, session: ConsumerSession, found: Topology) -> None:
-        """Consumes again with the maximum prefetch, on the same channel, when a reduced one is no longer needed."""
+        """Restarts the consumer with the maximum prefetch when a reduced prefetch is no longer needed."""
         await self._flow_control.prefetch_restorable.wait()
         await session.cancel()
         if self.stream_reader is not None:
@@ -284,14 +284,14 @@ class Consumer:
         self._created = True
 
     def _on_open(self, found: Topology, requested_s: float) -> None:
-        """Reports a gap, and logs that the bridge consumes. Called before the first delivery."""
+        """Reports a gap if there was one, and logs that the bridge consumes. Called before the first delivery."""
         status, reader = self.status, self.stream_reader
         fields = {"queue": found.queue, "exchanges": self._config.exchanges, "attempts": status.attempts}
         if status.ever_connected:
             after_s = round(time.monotonic() - status.since_s, 1)
             gap = self._created if reader is None else reader.gap_possible
             if self._created:
-                # No queue of the bridge has the events from before the declaration.
+                # No queue of the bridge has the events from before the declaration of the queue or the exchange.
                 self.gaps.report_loss(status.error or "")
             if status.state is not State.WORKING:
                 _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
@@ -300,7 +300,7 @@ class Consumer:
             if reader is not None:
                 _log.info("reading the history", stream=reader.stream.name, first=reader.start_offset)
         if self._created:
-            self.gaps.confirm_complete(requested_s)  # the queue is new, and bound
+            self.gaps.confirm_complete(requested_s)  # the queue is new, and gets all events from now on
         self._created = False
         status.enter(State.WORKING, requested_s=requested_s)
 

@@ -1,7 +1,8 @@
 """Warns of unsettled events that a quorum queue has delivered several times.
 
-A rejected event that can't be published is held, and returns to its queue with each lost connection. A quorum queue
-drops an event silently when it reaches the delivery limit. The bridge declares no quorum queue, but it can use one.
+If a rejected event can't be published, the bridge holds it, and each lost connection returns it to its queue. A quorum
+queue silently drops an event that reaches the delivery limit. The bridge declares no quorum queue, but can consume an
+existing quorum queue.
 """
 
 import structlog
@@ -9,29 +10,29 @@ import structlog
 from bridge.amqp.wire.properties import MessageProperties
 
 DELIVERY_COUNT = "x-delivery-count"
-"""The header with the number of earlier deliveries of a message. A quorum queue sets it."""
+"""The header in which a quorum queue puts the number of earlier deliveries of a message."""
 
 WARNED = 5
-"""The lowest delivery count that causes a warning. Since RabbitMQ 4.0, the default limit is 20."""
+"""The lowest delivery count that causes a warning. Since RabbitMQ 4.0, the default delivery limit is 20."""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 class DeliveryCounts:
-    """The unsettled deliveries that were delivered before, over all sessions."""
+    """The unsettled deliveries that a queue has delivered several times, over all sessions."""
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
-        """The delivery counts, by delivery tag."""
+        """The delivery counts of unsettled deliveries, by delivery tag."""
         self._logged = 0
-        """The delivery count of the last warning."""
+        """The delivery count that the last logged warning named."""
 
     def begin_session(self) -> None:
         """Forgets the deliveries of the last session, because the broker delivers them again."""
         self.counts.clear()
 
     def note(self, tag: int, properties: MessageProperties) -> None:
-        """Records a delivery that is marked as redelivered."""
+        """Records the delivery count of a delivery that the broker marks as redelivered."""
         count = (properties.decode().headers or {}).get(DELIVERY_COUNT)
         if isinstance(count, int) and count >= WARNED:
             self.counts[tag] = count
@@ -46,7 +47,7 @@ class DeliveryCounts:
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings for `/readyz`."""
+        """The warnings for `/readyz` on events that were delivered too often."""
         return [self._warning(max(self.counts.values()))] if self.counts else []
 
     @staticmethod

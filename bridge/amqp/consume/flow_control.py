@@ -9,32 +9,32 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class PausableChannel(Protocol):
-    """A channel on a connection that can stop reading."""
+    """A channel of a connection that can pause reading."""
 
     def pause_reading(self) -> None:
         """Stops reading deliveries."""
 
     def resume_reading(self) -> None:
-        """Reads deliveries again."""
+        """Resumes reading deliveries."""
 
 
 class FlowControl:
-    """The limits of the consumer, over all sessions.
+    """The limits for unsettled deliveries and held events of a consumer, over all sessions.
 
-    The prefetch is the usual limit. If rejected events fill the memory that they may take, the bridge stops reading
-    from the broker. After about 15 s without reading, the broker closes the connection. The next session then has a
-    reduced prefetch until memory is free again, so that the bridge can read all deliveries.
+    Usually, only the prefetch limits the unsettled deliveries. If rejected events fill the memory reserved for them,
+    the bridge stops reading from the broker. After about 15 s without reading, the broker closes the connection. The
+    next session has a reduced prefetch until memory is free again, so that the bridge can read all deliveries.
     """
 
     def __init__(self, max_prefetch: int) -> None:
-        """`max_prefetch` is the number of deliveries that may be unsettled at once."""
+        """`max_prefetch` is the maximum number of unsettled deliveries."""
         self.max_prefetch = max_prefetch
         self.prefetch = max_prefetch
-        """The prefetch of this session, or of the next one."""
+        """The prefetch of the current session, or of the next session if there is no current session."""
         self.paused = False
         """True while the bridge reads nothing from the broker."""
         self.prefetch_restorable = asyncio.Event()
-        """An event that is set when a reduced prefetch can be raised to the maximum."""
+        """An asyncio event that is set when a reduced prefetch can be raised to the maximum."""
         self._full = False
         self._channel: PausableChannel | None = None
 
@@ -60,7 +60,7 @@ class FlowControl:
     def on_prefetch_restored(self) -> None:
         """Called when the broker has applied the maximum prefetch again.
 
-        Reading pauses if held events have filled the memory again.
+        Pauses reading if held events have filled the memory again.
         """
         self.prefetch = self.max_prefetch
         self.prefetch_restorable.clear()
@@ -68,11 +68,11 @@ class FlowControl:
             self.set_full(True)
 
     def end_session(self, outstanding: int) -> None:
-        """Called at the end of a session, with its unsettled deliveries. Sets the next session's prefetch."""
+        """Called at the end of a session, with its number of unsettled deliveries. Sets the next session's prefetch."""
         self.prefetch = max(1, outstanding) if self.paused else self.max_prefetch
         self.prefetch_restorable.clear()
         if self.paused and self._channel is not None:
             _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
-            self._channel.resume_reading()  # while reading is paused, the broker's reason for closing would not be read
+            self._channel.resume_reading()  # to read the broker's reason for closing
         self.paused = self._full = False
         self._channel = None

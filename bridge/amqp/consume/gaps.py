@@ -1,4 +1,4 @@
-"""Reports gaps, in which events may have been missed: logs and counts each gap and passes it to the handler.
+"""Logs, counts and passes to the handler each gap (a time in which events may have been missed).
 
 This module does not decide whether there was a gap.
 """
@@ -19,7 +19,7 @@ class GapReporter:
 
     def __init__(self, handler: DeliveryHandler, metrics: Metrics) -> None:
         self.last: Gap | None = None
-        """The last gap of this bridge itself."""
+        """The last gap that this bridge itself has found."""
         self._complete_until_s = time.monotonic()
         self._handler = handler
         self._metrics = metrics
@@ -29,23 +29,23 @@ class GapReporter:
         self._complete_until_s = max(self._complete_until_s, until_s)
 
     def report_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
-        """Reports a gap from the last time at which all events were known to be delivered until now."""
+        """Reports a gap that ends now, and began when all events were last known to be delivered."""
         self.report(gap_until_now(self._complete_until_s, reason, slug))
 
     def report(self, gap: Gap) -> None:
-        """Reports a gap of this bridge."""
+        """Reports a gap that this bridge has found."""
         self.last = gap
         _log.warning("events may have been missed", **gap.report())
         self._metrics.gaps.inc()
         self._handler.on_gap(gap)
 
     def forward(self, gap: Gap) -> None:
-        """Reports a gap of another bridge, or of this bridge before its restart, without counting the gap."""
+        """Reports a gap that another bridge found, or this bridge before its restart, without counting the gap."""
         _log.warning("events may have been missed, according to the stream", **gap.report())
         self._handler.on_gap(gap)
 
 
 def gap_until_now(since_s: float, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> Gap:
-    """Returns the gap from `since_s` (monotonic seconds) until now."""
+    """Returns a gap that lasts from `since_s` (monotonic seconds) until now."""
     now_s, now_unix_s = time.monotonic(), time.time()
     return Gap(now_unix_s - (now_s - since_s), now_unix_s, reason, slug)

@@ -1,4 +1,4 @@
-"""Delays sessions after repeated failures. After each repetition of the same failure, the next session begins later."""
+"""Delays sessions after repeated failures: the delay grows with each repetition of the same failure."""
 
 import asyncio
 from collections.abc import Hashable
@@ -13,25 +13,25 @@ CLOSED_EARLY = (
     "the broker closes the connection each time it delivers; it may be unable to deliver a message in the queue: see "
     "the broker's log"
 )
-"""RabbitMQ 3.10 closes the connection if the message was sent with AMQP 1.0 and without a routing key."""
+"""RabbitMQ 3.10 closes the connection when it delivers a message that AMQP 1.0 sent without a routing key."""
 
 LOST_EARLY = "the connection is lost each time the bridge begins to consume: see the broker's log"
 
 LONGEST_DELAY_S = 30.0
-"""The longest delay of a session after sessions that were closed early."""
+"""The longest delay of a session if the sessions before it were closed early."""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 class RepeatedFailures:
-    """The repetitions of one kind of failure, over all sessions."""
+    """The consecutive failures of one kind, over all sessions."""
 
     def __init__(self, longest_s: float) -> None:
-        """`longest_s` bounds the delay of a session."""
+        """`longest_s` is the longest delay of a session."""
         self.count = 0
         """The number of consecutive failures at the same place."""
         self.place: Hashable = None
-        """The place of the last failure."""
+        """The place where the last failure happened."""
         self._delays = Backoff(1.0, longest_s)
         self._delay_due = False
 
@@ -45,12 +45,12 @@ class RepeatedFailures:
         return not self._delay_due
 
     def reset(self) -> None:
-        """Records that the failure is over."""
+        """Records that the repeated failure is over."""
         self.count = 0
         self._delays.reset()
 
     async def wait(self, stopping: asyncio.Event) -> bool:
-        """Waits before the session after a repeated failure. Returns True early if `stopping` is set."""
+        """Waits before the session after a repeated failure; returns whether it waited. `stopping` ends the wait."""
         if not self._delay_due:
             return False
         self._delay_due = False
@@ -67,7 +67,7 @@ class EarlyLosses(RepeatedFailures):
         super().__init__(LONGEST_DELAY_S)
 
     def note_close(self, cause: CloseCause | None) -> None:
-        """Records why a session was closed early. `cause` is None if the session was not closed early."""
+        """Records why a session was closed early, or with None that the session was not closed early."""
         if cause is None:
             self.reset()
             return
@@ -79,5 +79,5 @@ class EarlyLosses(RepeatedFailures):
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings for `/readyz`."""
+        """The warnings for `/readyz` on connections that are repeatedly closed early."""
         return [str(self.place)] if self.count > 1 else []

@@ -1,7 +1,7 @@
 """Receives the deliveries of one consumer on one channel, from `basic.consume` to the end of the channel.
 
 The handler gets the deliveries in order, in the turn of the event loop in which they arrive. The handler settles a
-delivery when the broker may forget it. The session acknowledges settled deliveries in runs.
+delivery when the broker no longer needs to keep it. The session acknowledges consecutive settled deliveries together.
 
 This module does not process deliveries.
 """
@@ -33,7 +33,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class DeliverySession(Protocol):
-    """The part of a session that a delivery needs."""
+    """The methods of a session that a delivery uses."""
 
     @property
     def current(self) -> bool:
@@ -44,7 +44,7 @@ class DeliverySession(Protocol):
 
 
 class Delivery:
-    """An event as RabbitMQ hands it over. Each delivery must be settled once."""
+    """An event as received from RabbitMQ. Each delivery must be settled once."""
 
     __slots__ = ("_session", "body", "exchange", "id", "properties", "received_s", "redelivered", "routing_key", "tag")
 
@@ -62,7 +62,7 @@ class Delivery:
     ) -> None:
         """`received_s` is a monotonic time.
 
-        `update_id` comes from the position in a stream, and is None with a queue.
+        `update_id` is the id of an event from a stream, and None for an event from a queue.
         """
         self._session = session
         self.tag = tag
@@ -76,7 +76,7 @@ class Delivery:
 
     @property
     def current(self) -> bool:
-        """False after the end of the session: the delivery belongs to the broker again."""
+        """False after the end of the session, when the delivery belongs to the broker again."""
         return self._session.current
 
     def settle(self) -> None:
@@ -88,10 +88,10 @@ class DeliveryHandler(Protocol):
     """Handles the deliveries of all sessions of a consumer, in order."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
-        """Takes the deliveries of one read, in order. This method must not raise."""
+        """Takes all deliveries of one read from the connection, in order. This method must not raise."""
 
     def record_id(self, update_id: UpdateId) -> None:
-        """Called for a message in the stream that is not an event."""
+        """Called with the id of a message in the stream that is not an event."""
 
     def on_caught_up(self) -> None:
         """Called once, when all messages that were in the stream before the bridge started have been delivered."""
@@ -106,7 +106,7 @@ class DeliveryHandler(Protocol):
 class ConsumerSession:
     """One consumer of a queue, on one channel.
 
-    The session is the receiver of a fast channel: deliveries bypass aiormq.
+    The session receives its deliveries from a fast channel, without aiormq.
     """
 
     def __init__(
@@ -119,20 +119,20 @@ class ConsumerSession:
         delivery_counts: DeliveryCounts | None = None,
         read_properties: PropertiesReader = MessageProperties,
     ) -> None:
-        """`fast_channel` belongs to the connection of `channel`. `on_open` is called before the first delivery."""
+        """`fast_channel` must belong to the connection of `channel`. `on_open` is called before the first delivery."""
         self.current = True
-        """False after the end of the session: nothing more is delivered or acknowledged."""
+        """False after the end of the session, when nothing more is delivered or acknowledged."""
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """A future that is done, with the reason, if the session must end because its deliveries can't be used."""
+        """A future that gets the reason if the session must end because its deliveries can't be used."""
         self.all_settled = asyncio.Event()
-        """An event that is set when the last outstanding delivery has been acknowledged."""
+        """An asyncio event that is set when the last outstanding delivery has been acknowledged."""
         self._channel = channel
         self._fast_channel = traced(fast_channel)
         self._consumer_tag = ""
         self._on_open = on_open
         self._opened = False
         self._delivering = False
-        """True from `open` to `end`. This flag is the only condition that is checked for each delivery."""
+        """True from the call of `open` to that of `end`. `on_delivery` checks only this flag for a normal delivery."""
         self._delivery_counts = delivery_counts or DeliveryCounts()
         self._read_properties = read_properties
         self._settlement = Settlement(prefetch)
@@ -152,11 +152,11 @@ class ConsumerSession:
         """The number of deliveries that are not settled."""
         return self._settlement.outstanding
 
-    # Begin and end
+    # The begin and the end of a session
 
     async def consume(self, queue: str, arguments: FieldTable | None) -> None:
         """Sends `basic.consume`. Raises BrokerRefusal if a permission is missing or the queue is a stream."""
-        # The first delivery may arrive before aiormq has read `basic.consume-ok`.
+        # The fast channel is set up first: the first delivery may arrive before aiormq has read `basic.consume-ok`.
         self._fast_channel.consume(self._channel.number, self, self._read_properties)
         try:
             consuming = await self._channel.basic_consume(queue, _on_bypassed_delivery, arguments=arguments)
@@ -170,12 +170,12 @@ class ConsumerSession:
             raise
         except aiormq.exceptions.ChannelAccessRefused as error:
             if "in exclusive use" in error_text(error):
-                raise  # another consumer uses the queue, and may stop
+                raise  # the other consumer, which uses the queue exclusively, may stop
             raise topology.permission_error(error, f"grant read on the queue {queue!r}") from error
         self._consumer_tag = consuming.consumer_tag or ""
 
     async def cancel(self) -> None:
-        """Sends `basic.cancel`. After the answer, the broker delivers nothing more to this consumer."""
+        """Sends `basic.cancel`. After its answer, the broker delivers nothing more to this consumer."""
         await self._channel.basic_cancel(self._consumer_tag)
 
     async def set_prefetch(self, prefetch: int) -> None:
@@ -183,13 +183,13 @@ class ConsumerSession:
         await self._channel.basic_qos(prefetch_count=prefetch)
 
     def open(self) -> None:
-        """Called when the broker has answered `basic.consume`, or at the first delivery if that is earlier."""
+        """Called when the broker has answered `basic.consume`, or at the first delivery if the delivery is earlier."""
         if not self._opened:
             self._opened = self._delivering = True
             self._on_open()
 
     async def drain(self, redelivers: bool, timing: Timing = DEFAULT) -> None:
-        """Cancels the consumer, waits until outstanding deliveries are settled, and acknowledges them.
+        """Cancels the consumer, waits until outstanding deliveries are settled, and acknowledges these deliveries.
 
         `redelivers` is True if the queue delivers unsettled deliveries again.
         """
@@ -206,14 +206,14 @@ class ConsumerSession:
                     await self.all_settled.wait()
         self.acknowledge()
         if self.outstanding:
-            # Unsettled deliveries are rejected events here. Rejected events of an exclusive queue or of a stream are
-            # lost.
+            # At this point, unsettled deliveries are rejected events. Rejected events of an exclusive queue or of a
+            # stream are lost.
             _log.warning(
                 "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=redelivers
             )
 
     def end(self) -> None:
-        """Ends the session: its unsettled deliveries belong to the broker again."""
+        """Ends the session, so that its unsettled deliveries belong to the broker again."""
         self.current = self._delivering = False
 
     # Deliveries
@@ -221,7 +221,7 @@ class ConsumerSession:
     def on_delivery(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
-        """Takes a delivery.
+        """Takes a delivery from the fast channel.
 
         After the end of the session, drops the delivery, which then belongs to the broker again.
         """
@@ -229,14 +229,14 @@ class ConsumerSession:
             if not self.current:
                 return
             self.open()
-        self._acknowledgement_due = True  # `on_read_end` has set it
+        self._acknowledgement_due = True  # `on_read_end` acknowledges: `settle` needs no callback
         self._settlement.deliver(tag)
         self._add_delivery(tag, redelivered, exchange, routing_key, properties, body)
 
     def _add_delivery(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
-        """Queues a delivery for the handler. `on_read_end` passes it on."""
+        """Queues a delivery, which `on_read_end` passes to the handler."""
         if redelivered:
             self._delivery_counts.note(tag, properties)
         self._deliveries.append(
@@ -246,9 +246,9 @@ class ConsumerSession:
     def on_read_end(self) -> None:
         """Passes the deliveries to the handler and acknowledges them, in the turn of the loop that received them.
 
-        A single update is sent at once. Under load, reads have more deliveries, and updates are sent in fewer writes.
-        Another turn, even only for the acknowledgement, would take 40 µs for each update, which is 0.5 % of the time
-        with 1000 clients (`make bench`, paced).
+        A single update is sent at once. Under load, each read has several deliveries, and their updates are sent in
+        fewer writes. An additional turn of the loop for the acknowledgement would take 40 µs for each update, 0.5 % of
+        the time with 1000 clients (`make bench`, paced).
         """
         self._forward_deliveries()
         self.acknowledge()
@@ -271,7 +271,7 @@ class ConsumerSession:
             self._loop.call_soon(self.acknowledge)
 
     def acknowledge(self) -> None:
-        """Sends all acknowledgements that are possible, in one write."""
+        """Acknowledges all settled deliveries that can be acknowledged, in one write."""
         self._acknowledgement_due = False
         if self.current:
             self._fast_channel.acknowledge(self._settlement.take())

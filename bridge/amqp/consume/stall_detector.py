@@ -1,11 +1,12 @@
-"""Compares the position of a stream's consumer with the end of the stream, as long as a session lasts.
+"""Compares the position of a stream's consumer with the end of the stream throughout a session.
 
-A consumer that has reached the end has missed no events: if events are missed later, the gap begins at this time.
+A consumer that has reached the end has missed no events. A later gap therefore begins at the last time at which the
+consumer was at the end.
 
-RabbitMQ may also stop delivering although the stream has newer messages, without an error. RabbitMQ stops after
-retention drops the segment that a slow consumer is about to read. This was seen with RabbitMQ 4.0.5 in one of six runs
-of a test, and once with 3.10.8. Only a probe distinguishes a stalled stream from a stream to which nothing is
-published.
+RabbitMQ can stop delivering without an error, although the stream has newer messages. Deliveries stop after retention
+drops the segment that a slow consumer is about to read. Such a stall happened in one of six runs of a test with
+RabbitMQ 4.0.5, and once with RabbitMQ 3.10.8. Only a probe distinguishes a stalled stream from a stream to which
+nothing is published.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from bridge.timing import DEFAULT, Timing
 STALLED = "the broker stopped delivering, but the stream has newer messages"
 
 LONGEST_PAUSE_S = 60.0
-"""The longest pause between two probes, and between two sessions that stall at the same event."""
+"""The longest pause between two probes, and between two sessions that both stall at the same event."""
 
 _log = structlog.get_logger("bridge.amqp")
 
@@ -42,8 +43,8 @@ class StallDetector:
     ) -> None:
         """`reader` belongs to the consumer, and receives the ends that the probes find.
 
-        `on_answer` is called when a stall is confirmed, with the time of the request (monotonic seconds): the probe
-        shows that the broker answers.
+        When a stall is confirmed, `on_answer` is called with the time of the probe's request (monotonic seconds),
+        because the broker has answered the probe.
         """
         self._amqp = amqp
         self._reader = reader
@@ -59,9 +60,9 @@ class StallDetector:
     async def run(self, may_deliver: Callable[[], bool]) -> None:
         """Runs until cancelled. Raises SessionEndedError(STALLED) when the stream stalls.
 
-        The first probe for a stall follows after `stall_check_s` without a delivery. Only the time in which
-        `may_deliver()` is true counts. The pause doubles after each probe that finds nothing newer, up to
-        LONGEST_PAUSE_S.
+        The first probe for a stall follows `stall_check_s` after the last delivery. The wait for a delivery counts only
+        while `may_deliver()` is true. The pause before the next probe doubles after each probe that finds no newer
+        message, up to LONGEST_PAUSE_S.
         """
         while True:
             await asyncio.sleep(self._timing.check_interval_s)
@@ -81,7 +82,7 @@ class StallDetector:
         """True if the last probe found a newer message."""
 
     async def _probe_end(self) -> None:
-        # A consumer that has read the first message of the probe has read all messages from before the probe.
+        # A consumer that has read the first message which the probe gets has read all messages from before the probe.
         requested_s = time.monotonic()
         self._next_end_s = requested_s + self._timing.stall_check_s
         with suppress(_NoAnswerError):
@@ -113,16 +114,16 @@ class StallDetector:
         return confirmed
 
     async def _probe(self, offset: "int | Literal['next']") -> int | None:
-        """Returns the offset of the first message from `offset` on, or None if there is none.
+        """Returns the offset of the first message from `offset` on, or None if there is no such message.
 
-        Raises _NoAnswerError if the probe fails. The consumer continues: it detects the loss of its stream or its
-        connection by itself.
+        Raises _NoAnswerError if the probe fails. The consumer continues, because it detects the loss of its stream or
+        its connection by itself.
         """
         limit_s = self._timing.stall_check_s
         try:
             async with lag_tolerant_timeout(limit_s + self._timing.check_timeout_s):
                 if self._channel is None or self._channel.is_closed:
-                    # The size 0 means unbounded. A full frame buffer would block aiormq's reader, and with it all
+                    # A buffer size of 0 means unbounded. A full frame buffer would block aiormq's reader, and so all
                     # channels of the connection. RabbitMQ 3.10 may send a whole chunk despite the prefetch of 1.
                     self._channel = await self._amqp.channel(publisher_confirms=False, frame_buffer_size=0)
                 return await first_offset(self._channel, self._reader.stream.name, offset, limit_s)
@@ -145,8 +146,8 @@ async def first_offset(
 ) -> int | None:
     """Returns the offset of the first message that another consumer gets within `limit_s` after basic.consume-ok.
 
-    Returns None if there is none: from an offset beyond the end, the broker delivers nothing. If the message at
-    `offset` was dropped, the broker starts with the next one. Raises the error that closes the channel.
+    Returns None if `offset` is beyond the end of the stream, because the broker then delivers nothing. If the message
+    at `offset` was dropped, the broker starts with the next message. Raises the error that closes the channel.
     """
     found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 

@@ -1,7 +1,7 @@
 """Finds the end of a stream: publishes a marker to the stream and reads the marker back.
 
-Reading alone does not find the end: the broker delivers nothing, without an error, to a consumer at the end of a
-stream or beyond it.
+Reading alone does not find the end, because to a consumer at or beyond the end of a stream, the broker delivers
+nothing.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from bridge.amqp.wire.properties import stream_offset
 from bridge.errors import BrokerRefusal
 
 PREFETCH = 64
-"""The prefetch of the probe: other messages may be published between the start of the probe and its marker."""
+"""The prefetch of the probe. Other messages may be published between the start of the probe and its marker."""
 
 
 class StreamEndProbe:
     """Consumes at the end of a stream until its own marker is delivered."""
 
     def __init__(self, amqp: Connection, channel: aiormq.abc.AbstractChannel, stream: str, retry_s: float) -> None:
-        """Called only by `listen`."""
+        """Only `listen` calls this constructor."""
         loop = asyncio.get_running_loop()
         self._channel = channel
         self._stream = stream
@@ -43,12 +43,12 @@ class StreamEndProbe:
 
     @classmethod
     async def listen(cls, amqp: Connection, stream: str, retry_s: float) -> "StreamEndProbe":
-        """Consumes from the end of the stream on. A marker that takes longer than `retry_s` is published again.
+        """Starts to consume at the end of `stream`. A marker that takes longer than `retry_s` is published again.
 
-        Raises BrokerRefusal if the queue is not a stream or may not be read.
+        Raises BrokerRefusal if the queue is not a stream or the user has no permission to read it.
         """
-        # One channel consumes and publishes, because the broker handles its requests in order. On two channels, it may
-        # answer basic.consume, take the marker, and only then look for the end.
+        # One channel consumes and publishes, because the broker handles its requests in order. With two channels, the
+        # broker may answer basic.consume, take the marker, and look for the end of the stream only after the marker.
         channel = await amqp.channel(publisher_confirms=True)
         probe = cls(amqp, channel, stream, retry_s)
         await channel.basic_qos(prefetch_count=PREFETCH)
@@ -64,10 +64,10 @@ class StreamEndProbe:
         return probe
 
     async def end(self, token: str, gap: Callable[[], Gap | None]) -> int:
-        """Publishes a marker and returns its offset. All messages from before the call have smaller offsets.
+        """Publishes a marker and returns its offset, which exceeds the offsets of all messages from before the call.
 
-        `gap` is called for each attempt and returns the gap that the marker reports. Raises BrokerRefusal if the
-        permission to publish is missing, and ConnectionError if the broker accepts no messages.
+        `gap` is called for each attempt to publish, and returns the gap that the marker reports. Raises BrokerRefusal
+        if the permission to publish is missing, and ConnectionError if the broker accepts no messages.
         """
         self._token = token.encode()
         publishing = asyncio.create_task(self._publish(token, gap), name="mark the stream's end")
@@ -81,10 +81,11 @@ class StreamEndProbe:
                     f"the broker accepts no messages ({self._blocked.result()}), so the end of the stream "
                     f"{self._stream!r} can't be found"
                 )
-            # The broker closes a channel on which publishing is forbidden. The publishing task then raises the refusal.
+            # The broker closes a channel on which publishing is forbidden. The task that publishes the marker then
+            # raises the refusal.
             await asyncio.wait([publishing], timeout=self._retry_s)
             if publishing.done() and _is_lost(publishing):
-                # The cause of the close may be known a moment later.
+                # The reason why the channel was closed may be known a moment later.
                 await asyncio.wait([self._closed], timeout=self._retry_s)
             if publishing.done() and not (self._closed.done() and _is_lost(publishing)):
                 publishing.result()
@@ -108,7 +109,7 @@ class StreamEndProbe:
             except aiormq.exceptions.ChannelAccessRefused as error:
                 raise stream_permission_error("write on amq.default, to find the stream's end", error) from error
             except aiormq.exceptions.DeliveryError:
-                pass  # the message is returned as unroutable, or nacked
+                pass  # the broker returns the marker as unroutable, or nacks it
             except TimeoutError:
                 continue
             await asyncio.sleep(self._retry_s)
@@ -125,7 +126,7 @@ class StreamEndProbe:
 
 
 def _is_lost(publishing: asyncio.Task[None]) -> bool:
-    """True if publishing failed only because the channel was closed. aiormq then raises an error without the cause."""
+    """True if publishing failed because the channel was closed, with an aiormq error that lacks the cause."""
     return publishing.cancelled() or not isinstance(publishing.exception(), BrokerRefusal)
 
 

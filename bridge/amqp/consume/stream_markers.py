@@ -1,8 +1,9 @@
 """Stream markers: small messages that bridges publish to the stream that they read, in addition to its events.
 
-A marker shows where the stream ended when it was published. A marker may report a gap, in which the broker may have
-lost events before the stream had them. All readers of the stream get this gap, also much later. Other programs can
-publish to the stream too, so a decoded marker is checked, bounded and printable.
+A marker shows where the stream ended when it was published. A marker may also report a gap, which is a time in which
+the broker may have lost events on their way into the stream. All readers of the stream get the gap from the marker,
+even much later. Other programs can publish to the stream too. Decoding a marker therefore checks the values, limits
+their sizes, and makes texts printable.
 """
 
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from bridge.amqp.status import Gap, GapSlug
 from bridge.contract.text import printable
 
 MARKER_TYPE = "bridge.mark"
-"""The AMQP `type` of a marker. A marker comes through the default exchange, an event through another exchange."""
+"""The AMQP `type` of a marker. A marker is published to the default exchange, an event to another exchange."""
 
 MAX_BYTES = 4096
-"""The limit for the size of a marker, which has a few hundred bytes."""
+"""The maximum size of a marker in bytes; markers usually have a few hundred bytes."""
 
 LATEST_S = 253_402_300_799.0
-"""The end of the year 9999, which is the last year in RFC 3339."""
+"""The end of the year 9999, the last year that RFC 3339 can express."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class StreamMarker:
     """A decoded marker."""
 
     token: str
-    """A unique value, except that a marker may be published twice."""
+    """A value that is unique to the marker, although the same marker may be published twice."""
     gap: Gap | None
 
 
@@ -59,7 +60,7 @@ def _gap(members: object) -> Gap | None:
     if since_s is None or until_s is None or since_s > until_s or not isinstance(reason, str):
         return None
     slug = members.get("slug")
-    # An older bridge writes no slug. A newer bridge may write a slug that this version does not have.
+    # An older bridge writes no gap slug. A newer bridge may write a gap slug that this version does not have.
     known = GapSlug(slug) if slug in list(GapSlug) else GapSlug.BROKER_AWAY
     return Gap(since_s, until_s, printable(reason), known)
 

@@ -1,10 +1,12 @@
-"""Keeps the position of a reader in a stream, and judges each delivery by it.
+"""Keeps the position of a reader in a stream, and judges each delivery by this position.
 
-The broker numbers the entries of a stream. Not each offset has a message, because the broker also writes entries of its
-own. A tag, which depends on the body, distinguishes messages of two streams with the same offset.
+The broker numbers the entries of a stream. Some offsets have no message, because the broker also writes entries of its
+own. Each message also has a tag that depends on its body. The tag distinguishes messages of two streams that have the
+same offset.
 
-Each session starts with the message that was read last. If this message is still there, the stream is the same one, and
-no message after it was dropped. This module decides from offsets and tags only, without connections and clocks.
+Each session reads the last message of the session before once more. If the stream still has this last message, the
+stream is the same, and no later message was dropped. This module uses no connections and no clocks, only offsets and
+tags.
 """
 
 from enum import Enum, auto
@@ -12,9 +14,9 @@ from enum import Enum, auto
 from bridge.contract.update_id import UpdateId
 
 MAX_STEP = 2
-"""The largest step from one message to the next, across one of the broker's own entries.
+"""The largest difference between the offsets of two successive messages, with an entry of the broker in between.
 
-RabbitMQ 3.10.8 writes one such entry at the start of each segment, and never two in a row. If a segment is dropped, its
+RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. With a segment, its
 entry and at least one message are dropped."""
 
 RECREATED = "the stream was deleted and declared again"
@@ -27,36 +29,36 @@ class Verdict(Enum):
     NEW = auto()
     ALREADY_READ = auto()
     OTHER_STREAM = auto()
-    """The delivery comes from another stream than before. The session must end; the next session reads that stream from
-    its start."""
+    """The delivery comes from another stream than before. The session must end; the next session reads the new stream
+    from its start."""
     POSSIBLE_GAP = auto()
     """More offsets are missing before the delivery than the broker's entries explain. The session must end. The next
     session starts with the last message that was read, which proves whether a message was dropped."""
 
 
 class StreamPosition:
-    """The position of one reader in a stream, over all its sessions."""
+    """The position of a reader in a stream, over all sessions of the reader."""
 
     def __init__(self, window: int) -> None:
-        """`window` is the number of offsets before the end at which the first session starts to read."""
+        """`window` is the number of offsets between the start of the first session and the end of the stream."""
         self.last: UpdateId | None = None
         """The id of the message that was read last."""
         self.caught_up = False
-        """True when all messages from before the reader's start have been read."""
+        """True when all messages that were in the stream before the reader started have been read."""
         self.loss: str | None = None
-        """The reason why messages were missed, TRUNCATED or RECREATED, until `take_loss`."""
+        """The reason why messages were missed (TRUNCATED or RECREATED), until `take_loss` is called."""
         self.end = 0
-        """The offset at which the stream ended when the session began."""
+        """The offset of the end of the stream when the session began."""
         self._window = window
         self._rereads_last = False
-        """True until the session has read `last` again."""
+        """True until the session has read the message `last` again."""
         self._after_possible_gap: int | None = None
-        """The offset of a POSSIBLE_GAP. If this offset follows `last` again, no message between the two is missing."""
+        """The offset of a POSSIBLE_GAP. If this offset directly follows `last` once more, no message was dropped."""
         self._from_start = False
 
     @property
     def offset(self) -> int:
-        """The offset of the last message that was read; -1 if there is none."""
+        """The offset of the last message that was read, or -1 if no message was read."""
         return -1 if self.last is None else self.last.sequence
 
     @property
@@ -65,7 +67,7 @@ class StreamPosition:
         return self.offset >= self.end
 
     def begin_session(self, end: int) -> int:
-        """Returns the offset to read from. `end` is the offset of a message that was just published."""
+        """Returns the offset from which the session reads. `end` is the offset of a marker that was just published."""
         if self.last is not None and end <= self.last.sequence:
             self._on_other_stream()
         self.end = end
@@ -75,7 +77,7 @@ class StreamPosition:
         return 0 if self._from_start else max(0, end - self._window)
 
     def observe(self, offset: int, tag: int) -> Verdict:
-        """Judges the next delivery. The id of a NEW delivery becomes `last`."""
+        """Judges the next delivery. If the delivery is NEW, its id becomes `last`."""
         if self._rereads_last:
             assert self.last is not None
             if offset < self.offset:
@@ -89,15 +91,15 @@ class StreamPosition:
                 return Verdict.OTHER_STREAM
         if offset <= self.offset:
             return Verdict.ALREADY_READ
-        # Retention drops the oldest messages. The broker does not report the drop to a slower consumer: the next
-        # delivery is simply the oldest message that is left.
+        # Retention drops the oldest messages. The broker does not report the drop to a slow consumer. The consumer's
+        # next delivery is the oldest message that is left.
         if self.last is not None and offset > self.offset + MAX_STEP and offset != self._after_possible_gap:
             self._after_possible_gap = offset
             return Verdict.POSSIBLE_GAP
         return self._advance(offset, tag)
 
     def catches_up(self, offset: int) -> bool:
-        """Returns True once: for the first offset after which no message from before the reader's start follows."""
+        """Returns True once, at the first offset after which no message from before the reader's start follows."""
         if self.caught_up or offset < self.end:
             return False
         self.caught_up = True

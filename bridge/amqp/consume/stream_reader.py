@@ -1,8 +1,8 @@
 """Declares the stream in which RabbitMQ keeps the history, chooses where a session starts to read, and reports gaps.
 
-Any number of bridges read the same stream, and none of them changes it. A reader can't see which events the broker lost
-before the stream had them. A bridge that suspects such a loss publishes a marker with the gap, for all readers of the
-stream, now and later.
+Any number of bridges can read the same stream, and no bridge changes the stream. A reader can't see events that the
+broker lost on their way into the stream. A bridge that suspects such lost events publishes a marker with the gap, for
+all present and future readers of the stream.
 """
 
 import math
@@ -31,32 +31,32 @@ from bridge.timing import DEFAULT, Timing
 SLUGS = {TRUNCATED: GapSlug.STREAM_TRUNCATED, RECREATED: GapSlug.STREAM_RECREATED}
 
 AWAY = "the broker was or may have been away; on its return, it may have confirmed events that the stream did not get"
-"""RabbitMQ 3.10.8 drops events for 0.3 s after a kill and a restart. The listener of the broker is open, but the stream
-has no leader yet: a message for the stream is confirmed and dropped."""
+"""After a kill and a restart, RabbitMQ 3.10.8 drops events for 0.3 s. In this time, the broker accepts connections, but
+the stream has no leader, so messages for the stream are confirmed and dropped."""
 
 TOKENS = 64
-"""The number of remembered tokens of markers: more than the bridges that may reconnect at the same time."""
+"""The number of marker tokens to remember; it exceeds the number of bridges that may reconnect at the same time."""
 
 SEGMENTS = 64
-"""The number of segment files of a full stream. The broker drops whole segments and keeps the newest: with a few large
-segments, it would keep far more than the limits allow."""
+"""The number of segment files of a full stream. The broker drops only whole segments, never the newest. With only a few
+large segments, the broker would keep far more than the limits allow."""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 @dataclass(frozen=True, slots=True)
 class StreamConfig:
-    """The name and the limits of a stream, and how much of the stream is read."""
+    """The name and the limits of a stream, and the number of offsets that are read."""
 
     name: str
     max_age_s: float
     max_bytes: int
     window: int
-    """The number of offsets before the end at which the bridge starts to read."""
+    """The number of offsets between the bridge's start of reading and the end of the stream."""
 
     @property
     def arguments(self) -> FieldTable:
-        """The arguments of the stream's declaration."""
+        """The arguments with which the stream is declared."""
         return {
             "x-queue-type": "stream",
             "x-max-age": f"{math.ceil(self.max_age_s)}s",
@@ -66,21 +66,21 @@ class StreamConfig:
 
 
 class StreamReader:
-    """A stream, the position of this bridge in it, and the events that the bridge may have missed."""
+    """A stream, the position of this bridge in the stream, and the events that the bridge may have missed."""
 
     def __init__(
         self, stream: StreamConfig, gaps: GapReporter, status: Status, nodes: Sized, timing: Timing = DEFAULT
     ) -> None:
-        """`status` belongs to the connection that reads the stream. The number of `nodes` may change."""
+        """`status` is the status of the connection that reads the stream. The number of `nodes` can change."""
         self.stream = stream
         self.position = StreamPosition(stream.window)
         self.start_offset = 0
-        """The offset to read from in this session."""
+        """The offset from which this session reads."""
         self.expected_end: float = math.inf
-        """A reader of this offset has reached an end of the stream at a known time (see `expect_end`)."""
+        """The offset of an end of the stream at a known time, or infinity if none is expected (see `expect_end`)."""
         self._expected_end_s = 0.0
         self.gap_possible = False
-        """True if events may have been missed before this session. The session will report them."""
+        """True if events may have been missed before this session. The session will report these events as a gap."""
         self._gaps = gaps
         self._status = status
         self._nodes = nodes
@@ -89,10 +89,10 @@ class StreamReader:
         self._instance = secrets.token_hex(8)
         """The first half of the tokens of this bridge's own markers."""
         self._reported_tokens: deque[str] = deque(maxlen=TOKENS)
-        """The tokens of the last markers with a gap. A marker may have been published twice."""
+        """The tokens of the last markers with a gap, because the same marker may have been published twice."""
         self._end_probe: StreamEndProbe | None = None
         self._declared_now = False
-        """True if this session had to declare the stream. Earlier events are then not in the stream."""
+        """True if this session had to declare the stream, which then lacks all earlier events."""
         self._logged_difference: str | None = None
 
     def report(self) -> dict[str, object]:
@@ -105,21 +105,22 @@ class StreamReader:
             "end": self.position.end,
         }
 
-    # Begin of a session
+    # The begin of a session
 
     async def prepare(self, amqp: Connection) -> Queue:
-        """Declares the stream if it does not exist. Raises BrokerRefusal if it can't be used."""
+        """Declares the stream if it does not exist. Raises BrokerRefusal if the stream can't be used."""
         self._declared_now = declared = await self._ensure(amqp)
         self._end_probe = await StreamEndProbe.listen(amqp, self.stream.name, self._timing.marker_retry_s)
-        # If the bridge has read an earlier stream of this name, the position reports the loss.
+        # If the bridge has read an earlier stream of this name, `self.position` reports the loss of the earlier
+        # stream's events.
         return Queue(self.stream.name, declared and self.position.last is None)
 
     async def begin_session(self, created: bool) -> None:
         """Finds the end of the stream and the offset to start from.
 
         `created` is True if an exchange, a queue or a stream had to be declared since the last session. Must be called
-        after everything that can be refused. Each call publishes a marker, and repeated refusals after the call would
-        fill the stream with markers.
+        after every request that the broker can refuse. Each call publishes a marker, and repeated refusals after the
+        call would fill the stream with markers.
         """
         assert self._end_probe is not None
         requested_s = time.monotonic()
@@ -128,7 +129,7 @@ class StreamReader:
         since_s = self._created_s if since_s is None else since_s
         gap = (lambda: None) if reason is None else (lambda: gap_until_now(since_s, reason, slug))
         end = await self._end_probe.end(f"{self._instance}{secrets.token_hex(8)}", gap)
-        # The gap is now in the stream, so this bridge reads it too.
+        # The gap is now in the stream, so this bridge reads the gap like all other readers.
         self._status.touch(requested_s)
         self._status.failed_connects = 0
         self._status.broker_may_have_restarted = False
@@ -138,25 +139,25 @@ class StreamReader:
         self.gap_possible = reason is not None or self.position.loss is not None
 
     def continue_session(self) -> None:
-        """Sets the offset for another consumer in the same session: after the last message that was read."""
+        """Sets the start offset for another consumer in the same session to follow the last message that was read."""
         self.start_offset = self.position.offset + 1
 
     def _gap_reason(self, created: bool) -> str | None:
-        """Returns why events may have been lost on their way into the stream since the broker's last answer."""
+        """Returns why events may have been lost before the stream had them, since the broker's last answer."""
         status = self._status
         if created and status.ever_connected:
             return status.error or "an exchange, a queue or a stream was missing"
         if self._declared_now:
             return None
-        # In a cluster, another node answers, and soon the stream has another leader. A single node may have been
-        # restarted, unless it answered the first attempt.
+        # In a cluster, another node answers instead of a restarted node, and the stream soon has another leader. A
+        # single node that did not answer the first attempt may have been restarted.
         restarted = status.ever_connected and (status.broker_may_have_restarted or status.attempts > 1)
         return AWAY if status.failed_connects or (restarted and len(self._nodes) <= 1) else None
 
-    # What is read
+    # Messages of the stream
 
     def on_marker(self, body: bytes) -> None:
-        """Reports the gap of a marker, if it has one."""
+        """Reports the gap of a marker, if the marker has a gap."""
         marker = stream_markers.decode(body)
         if marker is None or marker.gap is None or marker.token in self._reported_tokens:
             return
@@ -167,12 +168,12 @@ class StreamReader:
             self._gaps.forward(marker.gap)
 
     def report_loss(self) -> None:
-        """Reports the loss that the position has found, before the first delivery after the loss."""
+        """Reports the loss that `self.position` has found. Called before the first delivery after the loss."""
         reason = self.position.take_loss()
         self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 
     def expect_end(self, offset: int, at_s: float) -> None:
-        """Records that a reader of `offset` has read all messages from before `at_s` (monotonic seconds)."""
+        """Records that a reader that has read `offset` has read all messages from before `at_s` (monotonic seconds)."""
         if self.position.offset >= offset:
             self._gaps.confirm_complete(at_s)
         elif self.expected_end == math.inf:
@@ -191,7 +192,7 @@ class StreamReader:
     # Declaration
 
     async def _ensure(self, amqp: Connection) -> bool:
-        """Declares the stream if it does not exist, and returns whether it did so. Never changes an existing stream."""
+        """Declares the stream if it is missing; returns whether it was missing. Never changes an existing stream."""
         name = self.stream.name
         try:
             declared = await topology.ensure_queue(amqp, name, self.stream.arguments)
@@ -203,8 +204,8 @@ class StreamReader:
             raise not_a_stream_error(name) from error
         except aiormq.exceptions.AMQPError as error:
             text = error_text(error)
-            # RabbitMQ before 3.9 does not know the type `stream`. Before 3.11, the type may be disabled, which closes
-            # the connection.
+            # RabbitMQ before 3.9 does not know the queue type `stream`. RabbitMQ before 3.11 closes the connection if
+            # streams are disabled.
             if "x-queue-type" in text or "feature flag" in text:
                 raise BrokerRefusal(
                     f"the broker can't declare the stream {name!r}, which needs RabbitMQ 3.9 or newer, with its "
@@ -216,12 +217,12 @@ class StreamReader:
         return declared
 
     async def _compare(self, amqp: Connection) -> None:
-        """Logs how an existing stream differs from the settings. Raises BrokerRefusal if it is not a stream."""
+        """Logs how an existing stream differs from the settings. Raises BrokerRefusal if the queue is not a stream."""
         channel = await amqp.channel(publisher_confirms=False)
         try:
             await channel.queue_declare(self.stream.name, durable=True, arguments=self.stream.arguments)
         except aiormq.exceptions.ChannelAccessRefused:
-            return  # the permission to declare the stream is not needed
+            return  # for an existing stream, the permission to declare it is not needed
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             text = error_text(error)
             if "'x-queue-type'" in text:

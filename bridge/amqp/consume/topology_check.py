@@ -1,11 +1,11 @@
-"""Checks at intervals, while the bridge consumes, that exchanges, queue and bindings still exist.
+"""While the bridge consumes, checks at intervals that the exchanges, the queue and the bindings still exist.
 
-If an exchange is deleted and declared again, its bindings are gone, and no events arrive: the broker sends no error. An
-exchange that is declared again as a direct exchange accepts the binding and delivers nothing.
+If an exchange is deleted and declared again, its bindings are gone, and no events arrive, without an error from the
+broker. An exchange that is declared again as a direct exchange accepts the bridge's binding, but delivers nothing.
 
-Each check has its own channel. The broker closes the channel of a refused request. A node of a cluster without its
-majority (seen with RabbitMQ 4.3) leaves some requests without an answer and answers the others. A missing answer does
-not end a session that may still deliver: the bridge warns until the broker answers again.
+Each check has its own channel, because the broker closes the channel of a refused request. A node of a cluster without
+its majority (seen with RabbitMQ 4.3) leaves some requests without an answer and answers the others. If a session may
+still deliver, a missing answer to a check does not end it. The bridge warns until the broker answers again.
 """
 
 import asyncio
@@ -26,41 +26,41 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.amqp")
 
 UNVERIFIED_BINDING = "the user may not bind the queue, and the bridge can't check whether it is bound"
-"""A phrase that is logged once for each connection. Without the binding, no events arrive, and the bridge can't detect
-this."""
+"""A warning that is logged once for each connection. If the queue is not bound, no events arrive, and the bridge can't
+detect this failure."""
 
 INACCESSIBLE_EXCHANGE = "the user has no permission on the exchange, so the bridge can't check whether it exists"
-"""A phrase that is logged once for each connection. Since RabbitMQ 4.3, a passive declaration needs a permission on the
-exchange."""
+"""A warning that is logged once for each connection. Since RabbitMQ 4.3, a passive declaration of an exchange needs a
+permission on the exchange."""
 
 
 class Reading(Protocol):
-    """Whether the connection is being read."""
+    """Tells whether the bridge reads from the connection or has paused."""
 
     paused: bool
 
 
 @dataclass(slots=True)
 class Check:
-    """A request that is repeated, and its last result."""
+    """A request to the broker that is repeated at intervals, with its last result."""
 
     purpose: str
     """The purpose of the request, as it follows "to" in a warning."""
     request: Request
-    """Returns the number of events in the queue, or None for other parts. Raises the broker's error if the request
-    fails."""
+    """The function that sends the request. Returns the number of events in a queue, or None for an exchange or a
+    binding. Raises the broker's error if the request fails."""
     pending: bool = False
     """True from the request to its answer."""
     pending_ticks: int = 0
-    """How long the request has been pending, in hundredths of the limit (see `timeouts`)."""
+    """How long the request has been pending, in hundredths of `check_timeout_s` (see `timeouts`)."""
     refusal: str | None = None
-    """The broker's text if the broker refused the last request."""
+    """The broker's error text if the broker refused the last request."""
     passed_s: float | None = None
-    """The time of the last request that found everything in place and no event waiting (monotonic seconds)."""
+    """The time (monotonic seconds) of the last request that succeeded and found no event waiting in the queue."""
 
 
 class TopologyCheck:
-    """Checks a topology until a part of it is missing. `warnings` names the parts that can't be checked."""
+    """Checks a topology until a part is missing. `warnings` names the topology's parts that can't be checked."""
 
     def __init__(
         self,
@@ -75,9 +75,10 @@ class TopologyCheck:
     ) -> None:
         """`on_answer` gets the time of each request that was answered (monotonic seconds).
 
-        `on_complete` gets a time at which everything existed and no event waited in the queue. The check does not
-        notice a binding that is deleted and created again between two requests. While `reading.paused`, the broker's
-        silence does not count. `named` is True for a named queue, which may have other consumers.
+        `on_complete` gets a time at which all parts of the topology existed and no event waited in the queue. The check
+        does not notice a binding that is deleted and created again between two requests. While `reading.paused` is
+        true, a missing answer of the broker is no failure. `named` is True for a named queue, which may have other
+        consumers.
         """
         self.answered = False
         """True when the broker has answered a request."""
@@ -93,10 +94,10 @@ class TopologyCheck:
         self._checks = tuple(self._checks_of(topology))
         self._stopping = False
         self._silent_ticks = 0
-        """Hundredths of the limit since the last answer, while a request is pending."""
+        """The time since the last answer while a request is pending, in hundredths of `check_timeout_s`."""
 
     async def run(self) -> None:
-        """Runs until cancelled. Raises the broker's error if a part is missing or has changed.
+        """Runs until cancelled. Raises the broker's error if a part of the topology is missing or has changed.
 
         Raises ConnectionError if no request is answered within `check_timeout_s`.
         """
@@ -113,8 +114,8 @@ class TopologyCheck:
                 task.result()
         finally:
             watching.cancel()
-            # aiormq closes the channel of a cancelled request. If the broker closes this channel at the same time,
-            # because it refuses the request, the broker then closes the whole connection.
+            # aiormq closes the channel of a cancelled request. If the broker refuses the request and closes the channel
+            # at the same time, the broker then closes the whole connection.
             pending = [task for task, check in repeating.items() if check.pending and not task.done()]
             for task in repeating.keys() - pending:
                 task.cancel()
@@ -127,7 +128,7 @@ class TopologyCheck:
 
     @property
     def warnings(self) -> list[str]:
-        """The parts that can't be checked, and why, for `/readyz`."""
+        """The warnings for `/readyz` on parts of the topology that can't be checked."""
         warnings = []
         if self._topology.unverified_bindings:
             warnings.append(
@@ -187,7 +188,7 @@ class TopologyCheck:
             await asyncio.sleep(pause_s)
             check.pending, check.pending_ticks, requested_s = True, 0, time.monotonic()
             if channel is not None and time.monotonic() - opened_s >= self._timing.refused_interval_s:
-                # The broker caches the user's permissions as long as a channel is open.
+                # The broker caches the user's permissions for a channel as long as the channel is open.
                 await channel.close()
             if channel is None or channel.is_closed:
                 channel, opened_s = await self._amqp.channel(publisher_confirms=False), time.monotonic()
@@ -198,7 +199,7 @@ class TopologyCheck:
             except aiormq.exceptions.ChannelAccessRefused as error:
                 refusal = error_text(error)
             self._record_answer(check, requested_s, refusal)
-            # The broker logs each refusal.
+            # Refused requests are repeated less often, because the broker logs each refusal.
             pause_s = self._timing.check_interval_s if refusal is None else self._timing.refused_interval_s
 
     def _record_answer(self, check: Check, requested_s: float, refusal: str | None) -> None:
@@ -244,7 +245,7 @@ class TopologyCheck:
 
 def _exchange_request(exchange: Exchange) -> Request:
     async def request(channel: aiormq.abc.AbstractChannel) -> None:
-        # The passive declaration comes first: the second one would create a missing exchange.
+        # The passive declaration comes first, because the other declaration would create a missing exchange.
         await channel.exchange_declare(exchange.name, passive=True)
         if exchange.kind is not None:
             await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)

@@ -1,8 +1,8 @@
 """A channel with publisher confirms, on its own connection. The channel is opened again after each lost connection.
 
 An attempt to publish is confirmed, not confirmed, or cancelled by its caller. The caller decides whether to publish
-again. The channel has its own connection because a broker that is short of memory or disk blocks each connection that
-publishes, with all of its channels.
+again. The channel has its own connection, because a broker that is short of memory or disk blocks all channels of a
+publishing connection.
 """
 
 import asyncio
@@ -24,45 +24,45 @@ from bridge.amqp.wire import compat, trace
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024
-"""RabbitMQ's default limit for a frame, in bytes. A broker may set a lower limit, or announce that it has no limit."""
+"""RabbitMQ's default for the maximum size of a frame, in bytes. A broker may have a lower limit or no limit."""
 
 _LOST = "the connection was lost"
 
 
 class Unconfirmed(Exception):
-    """A message was not confirmed, although the broker may have it. The text is the reason."""
+    """The broker did not confirm a message, although it may have the message. The error's text is the reason."""
 
     def __init__(self, reason: str, channel: Channel) -> None:
         super().__init__(reason)
         self.channel = channel
-        """The channel of the attempt."""
+        """The channel of the attempt to publish."""
 
 
 class Unrouted(Unconfirmed):
-    """No queue is bound to the exchange: the broker has dropped the message."""
+    """The broker has dropped the message, because no queue is bound to the exchange."""
 
 
 class ChannelOwner(Protocol):
     """The object that publishes on a ConfirmChannel."""
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
-        """Declares what must exist before a message is published on a new channel."""
+        """Declares the exchanges and queues that must exist before a message is published on a new channel."""
 
     def on_open(self) -> None:
         """Called when messages can be published on a new channel."""
 
     def on_blocked(self, reason: str | None) -> None:
-        """Called with the broker's reason when it stops accepting messages, and with None when it accepts them again.
+        """Called with the broker's reason when the broker blocks publishing, and with None when the block ends.
 
-        The method is not called when a blocked connection is lost.
+        `on_blocked` is not called when a blocked connection is lost.
         """
 
     def on_lost(self, state: State, reason: str) -> None:
-        """Called when the channel is lost or can't be opened, with the state that `status` enters next."""
+        """Called when the channel is lost or can't be opened, with the next state of `status`."""
 
 
 class ConfirmChannel:
-    """Publishes with confirms, on the channel that is open at the time."""
+    """Publishes messages with confirms, on the channel that is currently open."""
 
     def __init__(
         self,
@@ -73,9 +73,9 @@ class ConfirmChannel:
         stopping: asyncio.Event,
         timing: Timing = DEFAULT,
     ) -> None:
-        """Requires a running event loop. RabbitMQ's management page shows `name`. `stopping` ends `run`."""
+        """Requires a running event loop. `name` is the connection's name in RabbitMQ. `stopping` ends `run`."""
         self.blocked: str | None = None
-        """The broker's reason for accepting no messages at the moment."""
+        """The broker's reason for accepting no messages at the moment, or None."""
         self._nodes = NodeRotation(nodes)
         self._name = name
         self._owner = owner
@@ -93,18 +93,18 @@ class ConfirmChannel:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a channel to publish on."""
+        """Whether messages can be published, because a channel is open."""
         return self._channel.done()
 
     async def run(self, *, wait: bool) -> None:
-        """Keeps a channel open until `stopping` is set. Raises BrokerRefusal as `supervise` does."""
+        """Keeps a channel open until `stopping` is set. Raises BrokerRefusal in the same cases as `supervise`."""
         stable_s = self._timing.stable_s
         await supervise(
             self.run_session, self._status, self._owner.on_lost, self._stopping, wait=wait, stable_s=stable_s
         )
 
     async def run_session(self) -> str:
-        """Keeps one channel open until it is closed or `stopping` is set. Returns why the channel was closed."""
+        """Opens one channel and waits until it is closed or `stopping` is set. Returns why the channel was closed."""
         async with open_connection(self._nodes.order(), self._name, timing=self._timing) as amqp:
             async with self._nodes.setup(self._timing.setup_timeout_s):
                 channel = await amqp.channel(publisher_confirms=True)
@@ -128,22 +128,22 @@ class ConfirmChannel:
             return reason
 
     def reset(self, channel: Channel, reason: str) -> None:
-        """Ends the session of a channel, so that the next session sets everything up again.
+        """Ends the session of a channel, so that the next session declares the exchanges and queues again.
 
-        Does nothing if the session of this channel is already over.
+        Does nothing if the channel's session is already over.
         """
         if self._detach(channel) and self._closed is not None and not self._closed.done():
             self._closed.set_result(CloseCause(reason))
 
     def fail(self, error: Exception) -> None:
-        """Raises an error from each attempt that waits for a channel, now or later. An open channel stays usable."""
+        """Makes each attempt that waits for a channel, now or later, raise `error`. An open channel stays usable."""
         if not self._channel.done():
             self._channel.set_exception(error)
-            # Marks the exception as retrieved, because it is possible that nothing waits for a channel.
+            # Marks the exception as retrieved, for the case that no attempt waits for a channel.
             self._channel.exception()
 
     def _detach(self, channel: Channel) -> bool:
-        """Makes new attempts wait for the next channel. Returns False if this channel was no longer in use."""
+        """Makes new attempts wait for the next channel. Returns False if `channel` was no longer in use."""
         if not self._channel.done() or self._channel.result() is not channel:
             return False
         self._channel = asyncio.get_running_loop().create_future()
@@ -164,21 +164,23 @@ class ConfirmChannel:
         message_id: str | None = None,
         on_published: Callable[[commands.Basic.Properties], None] | None = None,
     ) -> None:
-        """Makes one attempt: waits for a channel, publishes, and waits for the confirm. Raises Unconfirmed.
+        """Makes one attempt to publish: waits for a channel, publishes, and waits for the confirm. Raises Unconfirmed.
 
-        `properties` returns the properties, with `message_id`, for a connection with the given frame limit (bytes).
-        `on_published` gets them when the library has taken the message, before the confirm.
+        `properties` gets the connection's frame limit in bytes, and returns the message's properties with `message_id`.
+        `on_published` gets these properties when aiormq has taken the message, before the confirm.
 
-        No timeout applies while the connection is open. A broker that is short of memory accepts nothing until it has
-        memory again, and then gets the messages of all attempts.
+        No timeout applies while the connection is open. A broker that is short of memory accepts no message until it
+        has memory again. Then the messages of all waiting attempts are sent.
         """
         async with self._message_ids.lock(message_id):
-            # Without this lock, an attempt that begins when a channel opens would overtake the waiting attempts.
+            # Without the lock `_order`, an attempt that begins when a channel opens would overtake the waiting
+            # attempts.
             async with self._order:
                 channel = await asyncio.shield(self._channel)
             cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
-            # The callback runs in the next turn of the loop: in this turn, aiormq takes the message or raises.
+            # `on_published` runs in the next turn of the loop, because in the current turn aiormq takes the message or
+            # raises.
             reporting = on_published and asyncio.get_running_loop().call_soon(on_published, fitting)
             try:
                 if len(body) >= compat.LARGE:

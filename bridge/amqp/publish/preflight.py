@@ -1,6 +1,6 @@
 """Checks the broker before a command begins, so that a wrong setting is reported at once, without retries.
 
-The owner of a connection handles a later loss.
+If the connection is lost later, the owner of the connection handles the loss.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from bridge.timing import DEFAULT
 
 
 async def check_broker(nodes: Sequence[Node], exchange: str | None) -> None:
-    """Returns if the broker can be used and has the exchange. If `exchange` is None, no exchange is checked.
+    """Checks that the broker can be used and has the exchange. If `exchange` is None, no exchange is checked.
 
-    Raises ConnectionError if no node can be reached, BrokerRefusal, and ConfigurationError if the exchange is missing.
+    Raises ConnectionError if no node can be reached, BrokerRefusal if the broker refuses, and ConfigurationError if the
+    exchange is missing.
     """
     async with open_connection(nodes, "edk-bridge publish command") as amqp:
         if exchange is None:

@@ -1,6 +1,6 @@
-"""Publishes updates for fetchers in Python: validates each one, and waits until the broker confirms it.
+"""Publishes the updates of fetchers in Python: validates each update, and waits until the broker confirms it.
 
-Publishing needs only the broker. A fetcher and a bridge share nothing except the exchange.
+Publishing needs only the broker, not the bridge. A fetcher and a bridge share nothing except the exchange.
 """
 
 import asyncio
@@ -31,49 +31,50 @@ from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
 from bridge.errors import BrokerRefusal, shown_value
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""The default of BRIDGE_MAX_MESSAGE_BYTES."""
+"""The default of the setting BRIDGE_MAX_MESSAGE_BYTES."""
 
 PERSISTENT = 2
 """The delivery mode of messages that survive a restart of the broker in a durable queue."""
 
-# The standard library's logger, not structlog: this module runs in other programs.
+# This module uses the standard library's logger instead of structlog, because the module also runs in other programs.
 _log = logging.getLogger("bridge.publisher")
 
 
 class InvalidUpdate(ValueError):
-    """The data is not a valid update. Nothing was sent. The error's text is the reason."""
+    """The data is not a valid update, and was not sent. The error's text is the reason."""
 
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(f"{rejected.reason.value}: {rejected.detail}")
         self.rejected = rejected
         self.reason = rejected.reason
-        """The reason that a bridge would put into `x-reject-reason`."""
+        """The reason that a bridge would put into the header `x-reject-reason`."""
         self.pointer = rejected.pointer
-        """A JSON Pointer to the invalid part of the update; empty for the whole update."""
+        """A JSON Pointer to the invalid part of the update. The pointer is empty for the whole update."""
         self.schema = rejected.schema
         """The `$id` of the violated schema, or an empty string."""
         self.detail = rejected.detail
 
 
 class ExchangeNotFound(BrokerRefusal):
-    """The exchange does not exist, and `declare` is false. Nothing was sent."""
+    """The exchange does not exist, and `declare` is false. The update was not sent."""
 
     exit_code = 2
 
 
 class NotConfirmed(ConnectionError):
-    """The broker did not confirm in time, although it may have the update.
+    """The broker did not confirm the update in time, although the broker may have it.
 
-    The update can be published again if the schema of its type has an `x-identity`: the bridge then sends it once.
+    The update can be published again if the schema of its type has an `x-identity`, because the bridge then sends the
+    update only once.
     """
 
 
 class Publisher:
-    """Publishes updates to an exchange, on one connection that is opened again after each loss.
+    """Publishes updates to an exchange, on a connection that is opened again whenever it is lost.
 
-    A publisher is an asynchronous context manager. The publisher connects when the context is entered, or with the
-    first update. Any number of updates may wait for their confirm at the same time. On one connection, updates are
-    published in the order of the calls.
+    A publisher is an asynchronous context manager. The publisher connects when its context is entered, or otherwise
+    when the first update is published. Any number of updates can wait for their confirms at the same time. On one
+    connection, updates are published in the order of the calls.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class Publisher:
         If `declare` is true, the publisher declares a missing exchange as a durable fanout. If `declare` is false, the
         exchange must exist when the publisher connects. A bridge declares its exchanges when it starts.
 
-        `schemas` is a folder of schema files in addition to the packaged ones. `timeout_s` bounds the time for each
-        update, including the time to connect. Raises ValueError for an invalid URL or name, a limit that is not above
-        zero, a reserved exchange (`amq.`) with `declare`, and unusable schema files.
+        `schemas` is a folder of schema files in addition to the packaged schemas. `timeout_s` limits the time for each
+        update, including the time to connect. Raises ValueError for an invalid URL or exchange name, a limit of zero or
+        less, `declare` with a reserved exchange (`amq.`), and unusable schema files.
         """
         try:
             self._nodes: Sequence[Node] = tuple(map(Node, amqp_urls(amqp_url)))
@@ -108,7 +109,7 @@ class Publisher:
                 f"exchange: {exchange!r} can't be declared: RabbitMQ reserves names that begin with "
                 f"{topology.RESERVED_PREFIX}; name another exchange, or omit declare if it exists"
             )
-        # The comparison `<= 0` would be False for NaN.
+        # The condition is not written as `timeout_s <= 0`, which would be False for NaN.
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: expected a number of seconds above 0; got {timeout_s!r}")
         if not max_message_bytes > 0:
@@ -120,8 +121,8 @@ class Publisher:
         self._stopping = asyncio.Event()
         self._channel: ConfirmChannel | None = None
         self._running: asyncio.Task[None] | None = None
-        """The task that keeps the channel open. A refusal ends the task, and the next update then starts another
-        task."""
+        """The task that keeps the channel open. A refusal by the broker ends the task, and the next update starts
+        another task."""
 
     async def __aenter__(self) -> Self:
         self._open_channel()
@@ -135,14 +136,16 @@ class Publisher:
     async def broadcast(self, update_type: str, data: object) -> bool:
         """Publishes an update and waits for the broker's confirm. Returns True if at least one queue has the update.
 
-        False means that no queue is bound to the exchange: no bridge consumes, and the update is dropped. For the type
-        `killmail`, `data` may also have one of the source formats. A datetime is written in the format of RFC 3339.
+        Returns False if the update was dropped because no queue is bound to the exchange, so that no bridge consumes.
+        For the type `killmail`, `data` may also have one of the source formats. A datetime in `data` is written in the
+        format of RFC 3339.
 
-        Raises InvalidUpdate (nothing was sent), NotConfirmed, ExchangeNotFound (nothing was sent) and BrokerRefusal
-        (password, virtual host, permission). After the first successful connection, a missing exchange or a refusal
+        Raises InvalidUpdate or ExchangeNotFound (the update was not sent), NotConfirmed, and BrokerRefusal (for a
+        password, virtual host or permission). After the first successful connection, a missing exchange or a refusal
         raises NotConfirmed instead.
         """
-        # Without this check, data of the form `{"type": ..., "data": ...}` could be valid as another type.
+        # If `update_type` were not checked, data of the form `{"type": ..., "data": ...}` could be valid as another
+        # type.
         if update_type in catalog.NO_TYPES:
             problem = f"{update_type!r} is no update type" if update_type else "the update type is empty"
             known = ", ".join(sorted(self._schemas.types))
@@ -150,16 +153,16 @@ class Publisher:
         try:
             body = orjson.dumps(data)
             if b"null" in body:
-                # orjson writes NaN as null, which a schema accepts for an absent id.
+                # orjson writes NaN as null, and a schema accepts null for an absent id.
                 json.dumps(data, allow_nan=False, default=_plain)
         except (TypeError, ValueError) as error:
             raise InvalidUpdate(Rejected(Reason.NOT_JSON, f"the data can't be written as JSON: {error}")) from error
         return await self.publish(body, update_type)
 
     async def publish(self, body: bytes, update_type: str | None = None, default_type: str | None = None) -> bool:
-        """Publishes an event that is JSON already, as `broadcast` does.
+        """Publishes an event that is already JSON, with the results and errors of `broadcast`.
 
-        A wrapped event, `{type, data}`, may contain its type itself. An event without a type has `default_type`.
+        A wrapped event (`{type, data}`) may contain its own type. An event without a type has the type `default_type`.
         """
         outcome = self._pipeline.process(Event(body, update_type, default_type, None), 0)
         if isinstance(outcome, Rejected):
@@ -167,7 +170,7 @@ class Publisher:
         return await self.publish_valid(body, outcome.type)
 
     async def publish_valid(self, body: bytes, update_type: str) -> bool:
-        """Publishes an event that is known to be valid, as `broadcast` does. Never raises InvalidUpdate."""
+        """Publishes an event that is known to be valid, like `broadcast`, but never raises InvalidUpdate."""
         properties = commands.Basic.Properties(
             content_type="application/json", message_type=update_type, delivery_mode=PERSISTENT
         )
@@ -179,11 +182,11 @@ class Publisher:
             raise NotConfirmed(f"the broker did not confirm within {self._timeout_s:g} s: {reason}") from error
 
     async def close(self) -> None:
-        """Closes the connection. Updates that are not confirmed yet are given up: await them first."""
+        """Closes the connection. Updates that are not confirmed yet are given up, so await their confirms first."""
         self._stopping.set()
         if self._running is not None and self._channel is not None:
             if not self._channel.is_open:
-                # An attempt to connect does not check `_stopping`.
+                # The task is cancelled, because an attempt to connect does not check `_stopping`.
                 self._running.cancel()
             try:
                 await asyncio.wait([self._running])
@@ -191,7 +194,7 @@ class Publisher:
                 self._channel.fail(_closed_error())
 
     def _open_channel(self) -> ConfirmChannel:
-        """Returns the channel, with a task that keeps it open."""
+        """Returns the channel, and starts a task that keeps the channel open."""
         if self._stopping.is_set():
             raise _closed_error()
         if self._channel is None or self._running is None or self._running.done():
@@ -227,7 +230,7 @@ class Publisher:
 
 
 class _Exchange:
-    """The exchange of a Publisher, and the status of the connection to it. Owns the Publisher's channels."""
+    """The exchange of a Publisher, with the status of the connection. Owns the Publisher's channels."""
 
     def __init__(self, name: str, declare: bool) -> None:
         self.name = name
@@ -258,7 +261,7 @@ class _Exchange:
         self.error = None
 
     def on_blocked(self, reason: str | None) -> None:
-        """Does nothing: an update that is not confirmed in time raises NotConfirmed."""
+        """Does nothing, because an update that is not confirmed in time raises NotConfirmed anyway."""
 
     def on_lost(self, state: State, reason: str) -> None:
         self.error = reason
@@ -267,7 +270,7 @@ class _Exchange:
 
 
 def _plain(value: object) -> object:
-    """Converts a value that only orjson can write. The result is used only to find numbers that JSON does not have."""
+    """Converts a value that only orjson can write. The result serves only to find numbers that JSON can't represent."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return value.value if isinstance(value, Enum) else str(value)

@@ -1,8 +1,8 @@
-"""Converts the properties of an event to those of a reject, with the reason in headers, and back.
+"""Converts an event's properties to a rejected event's properties, with the reason in headers, and back.
 
-The properties of a reject must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties are larger, the
-broker closes the connection at each attempt to publish. Headers that don't fit are omitted and named in a header. This
-module does no I/O, except that it reads the clock.
+The properties of a rejected event must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties do not fit,
+the broker closes the connection at each attempt to publish. Headers that don't fit are omitted, and an additional
+header names them. This module does no I/O, except that it reads the clock.
 """
 
 import uuid
@@ -20,19 +20,19 @@ from bridge.contract.pipeline import Rejected
 from bridge.contract.text import printable
 
 HEADER_PREFIX = "x-reject-"
-"""The names of the headers that the bridge adds begin with this prefix."""
+"""The prefix of the names of all headers that the bridge adds."""
 
 DELIVERY_HEADERS = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
 """Headers that a quorum queue or a stream adds to a delivery. The publisher did not send these headers."""
 
 FRAME_OVERHEAD = 8
-"""The bytes of a frame in addition to its payload."""
+"""The number of bytes of a frame in addition to its payload."""
 
 OMITTED_HEADER = "x-reject-headers"
-"""The header that names the omitted headers."""
+"""The name of the header that lists the omitted headers."""
 
 MAX_NAME_BYTES = 128
-"""pamqp truncates the name of a header at this size."""
+"""The size in bytes at which pamqp truncates the name of a header."""
 
 _OMITTED = "omitted, because they can't be published again: "
 _MAX_NAMES_BYTES = 400
@@ -40,16 +40,16 @@ _MAX_NAMES_BYTES = 400
 _MORE = " and 12345678 more"
 
 _TABLE_OVERHEAD = 4
-"""The bytes of a field table in addition to its headers."""
+"""The number of bytes of a field table in addition to its headers."""
 
 _MAX_REASON_CHARACTERS = 200
-"""The maximum length of each reason if there is no room for anything else."""
+"""The maximum length of each reason if the frame has no room for longer reasons."""
 
 
 def reject_properties(
     original: commands.Basic.Properties, exchange: str, rejected: Rejected, instance: str, frame_max: int
 ) -> commands.Basic.Properties:
-    """Returns the properties for an event that came from `exchange` with the `original` properties.
+    """Returns the reject properties for an event that came from `exchange` with the `original` properties.
 
     `frame_max` is the size of the largest frame on the connection, in bytes.
     """
@@ -63,17 +63,17 @@ def reject_properties(
         "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     values = {name: getattr(original, name) for name in commands.Basic.Properties.attributes()}
-    # These properties become headers. The broker rejects a user_id other than the publishing user's, no library sends a
+    # Three properties become headers. The broker rejects a user_id other than the publishing user's, no library sends a
     # cluster_id, and a rejected event must not expire.
     for name in ("user_id", "cluster_id", "expiration"):
         if values[name]:
             reasons[f"{HEADER_PREFIX}{name.replace('_', '-')}"] = values[name]
         values[name] = "" if name == "cluster_id" else None
-    # Without an id, aiormq would add one after the properties were measured.
+    # If a message had no id, aiormq would add an id after the size of the properties was measured.
     message_id = values["message_id"] = values["message_id"] or uuid.uuid4().hex
     if values["delivery_mode"] not in (None, 1, 2):
         values["delivery_mode"] = None
-    # The new reasons replace those of an earlier rejection, or those that a publisher has forged.
+    # The new reasons replace the reasons of an earlier rejection and any reasons that a publisher has forged.
     own = {name: value for name, value in (original.headers or {}).items() if not name.startswith(HEADER_PREFIX)}
     limit = frame_max - FRAME_OVERHEAD
     with suppress(Exception):  # pamqp may raise any error for a value that it can't encode
@@ -88,12 +88,12 @@ def reject_properties(
 
 
 def original_properties(properties: commands.Basic.Properties, user: str) -> commands.Basic.Properties:
-    """Returns the properties from before the rejection, as far as `user` may publish them."""
+    """Returns the event's properties from before the rejection, as far as `user` is allowed to publish them."""
     values = {name: getattr(properties, name) for name in commands.Basic.Properties.attributes()}
     headers = properties.headers or {}
     values["cluster_id"] = ""
     values["expiration"] = headers.get(HEADER_PREFIX + "expiration")
-    # The broker accepts only the name of the publishing user.
+    # As user_id, the broker accepts only the name of the publishing user.
     user_id = headers.get(HEADER_PREFIX + "user-id")
     values["user_id"] = user_id if user_id == user else None
     own = {
@@ -108,15 +108,15 @@ def original_properties(properties: commands.Basic.Properties, user: str) -> com
 def _with_fitting_headers(
     values: Mapping[str, Any], own: Mapping[str, Any], reasons: Mapping[str, Any], limit: int
 ) -> commands.Basic.Properties:
-    """Returns properties with all reasons and the event's own headers that fit. The largest headers are omitted first.
+    """Returns properties with all reasons and those of the event's own headers that fit, preferring small headers.
 
-    Raises ValueError if even the reasons don't fit, and any exception of pamqp for a value that can't be encoded.
+    Raises ValueError if even the reasons don't fit. For a value that can't be encoded, pamqp may raise any exception.
     """
     with suppress(Exception):
         complete = commands.Basic.Properties(**{**values, "headers": {**own, **reasons}})
         if _size(complete) <= limit and all(len(name.encode()) <= MAX_NAME_BYTES for name in own):
             return complete
-    # The header that names the omitted headers may take its largest size.
+    # Room is reserved for the largest possible header with the names of the omitted headers.
     fixed = {**reasons, OMITTED_HEADER: _OMITTED + "x" * _MAX_NAMES_BYTES + _MORE}
     room = limit - _size(commands.Basic.Properties(**{**values, "headers": fixed}))
     if room < 0:
@@ -135,7 +135,7 @@ def _with_fitting_headers(
 
 
 def _listed(names: list[str]) -> str:
-    """Returns the first names, in less than _MAX_NAMES_BYTES, and the number of the omitted names."""
+    """Returns a list of the first names, in less than _MAX_NAMES_BYTES, and the number of names left out."""
     shown: list[str] = []
     room = _MAX_NAMES_BYTES
     for name in names:
@@ -155,7 +155,7 @@ def _size(properties: commands.Basic.Properties) -> int:
 
 
 def _header_size(name: str, value: object) -> int | None:
-    """Returns the size of one header in bytes, or None if it can't be encoded."""
+    """Returns the size of a header in bytes, or None if the header can't be encoded."""
     if len(name.encode()) > MAX_NAME_BYTES:
         return None
     try:

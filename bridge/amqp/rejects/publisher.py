@@ -1,8 +1,9 @@
-"""Publishes rejected events to an exchange of their own, with the reason in headers, and waits for the confirms.
+"""Publishes rejected events to a separate exchange, with the reason in headers, and waits for the confirms.
 
 A rejected event that can't be published is held, unsettled, until it can be published. The prefetch of the consumer
-bounds how many are held. When the consumer's connection is lost, a named queue delivers its events again, so the held
-events are dropped. The events of an exclusive queue then exist only in the bridge, so they stay held.
+limits the number of held events. When the consumer's connection is lost, a named queue delivers its events again, so
+the held events are dropped. With an exclusive queue, the held events exist only in the bridge after such a loss, so
+they stay held.
 """
 
 import asyncio
@@ -33,8 +34,9 @@ from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
 MAX_HELD_BYTES = 24 * 1024 * 1024
-"""The bridge stops reading from the broker when the held events have this size in bytes. The held events of lost
-sessions may take as much memory in addition. One more event is always accepted, whatever its size."""
+"""The total size of held events, in bytes, at which the bridge stops reading from the broker. The held events of lost
+sessions may take the same amount of memory in addition. The event that exceeds the limit is still accepted, whatever
+its size."""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
 """The arguments of the queue of rejected events. The oldest events are dropped first, so that rejected events don't
@@ -49,13 +51,13 @@ class FlowControl(Protocol):
     """The part of the consumer that stops reading while too many rejected events are held."""
 
     def set_full(self, full: bool) -> None:
-        """Called with True when MAX_HELD_BYTES are held, and with False when there is room again."""
+        """Called with True when the held events reach MAX_HELD_BYTES, and with False when there is room again."""
 
 
 class RejectPublisher:
-    """Publishes rejected events, and settles each delivery once the broker has confirmed its event.
+    """Publishes rejected events, and settles each delivery as soon as the broker has confirmed its event.
 
-    Owns the channel that it publishes on.
+    Owns the channel on which rejected events are published.
     """
 
     def __init__(
@@ -69,10 +71,10 @@ class RejectPublisher:
         max_kept: int | None = None,
         timing: Timing = DEFAULT,
     ) -> None:
-        """Without an `exchange`, rejected events are only counted. `instance` is a header. `wait` is as in `supervise`.
+        """Without an `exchange`, rejected events are only counted. `instance` is the value of a header.
 
-        `max_kept` bounds the events that are held although their session is over. With None, the broker delivers these
-        events again, so none of them is held.
+        `wait` has the same meaning as in `supervise`. `max_kept` is the maximum number of held events whose session is
+        over. With None, no such events are held, because the broker delivers them again.
         """
         self.status = Status(timing.answer_valid_s)
         self._stopping = asyncio.Event()
@@ -86,13 +88,13 @@ class RejectPublisher:
         self._wait = wait
         self._unconfirmed: dict[asyncio.Task[None], Delivery] = {}
         self._held_bytes = 0
-        """The bytes of the held bodies that belong to the current session of the consumer."""
+        """The total size, in bytes, of the held events from the current session of the consumer."""
         self._flow_control = flow_control
         self._retries = RetryQueue()
         self._max_kept = max_kept
         self._logged: State | None = None
-        """The last state that was logged, or None after a recovery. A recovery is logged only if its loss was
-        logged."""
+        """The last state that was logged, or None after a recovery. A recovery is logged only if the preceding failure
+        was logged."""
         self._traces = logs.traces(_LOGGER)
         metrics.gauge(
             "bridge_rejects_waiting",
@@ -107,13 +109,13 @@ class RejectPublisher:
 
     @property
     def unpublishable(self) -> bool:
-        """Whether RabbitMQ refuses or blocks rejected events now. A lost connection does not count."""
+        """Whether RabbitMQ refuses or blocks rejected events now. A lost connection does not count as a refusal."""
         return self._is_refused(self.status.state)
 
     # Life cycle
 
     async def run(self) -> None:
-        """Keeps a channel open until `stop`. Raises BrokerRefusal as `supervise` does."""
+        """Keeps a channel open until `stop` is called. Raises BrokerRefusal in the same cases as `supervise`."""
         if self._exchange is not None:
             await self._channel.run(wait=self._wait)
 
@@ -122,7 +124,7 @@ class RejectPublisher:
         self._stopping.set()
 
     async def close(self) -> None:
-        """Drops the events that are not confirmed yet. A named queue still has them."""
+        """Drops the rejected events that are not confirmed yet. A named queue still has the dropped events."""
         tasks = tuple(self._unconfirmed)
         if self._max_kept is not None:
             self._count_lost(len(tasks), "stopped with rejected events that could not be published; they are lost")
@@ -139,13 +141,13 @@ class RejectPublisher:
             delivery.settle()
             return
         task = asyncio.create_task(self._publish(delivery, rejected), name="reject")
-        # The loop itself has only a weak reference to a task.
+        # The task is stored, because the event loop itself has only a weak reference to it.
         self._unconfirmed[task] = delivery
         task.add_done_callback(self._on_published)
         self._add_held_bytes(len(delivery.body))
 
     def on_session_end(self) -> None:
-        """Called when a session of the consumer is over: drops its events if the broker delivers them again."""
+        """Called at the end of a consumer session. Drops the session's events if the broker delivers them again."""
         self._held_bytes = 0
         stale = [task for task, delivery in self._unconfirmed.items() if not delivery.current]
         if self._max_kept is None:
@@ -185,7 +187,8 @@ class RejectPublisher:
                     trace if self._traces else None,
                 )
             except Unconfirmed as error:
-                # Another attempt follows each failure. `run` knows and reports why a channel was closed.
+                # After each failure, another attempt to publish follows. If a channel was closed, `run` knows and
+                # reports the reason.
                 if isinstance(error, Unrouted) or not error.channel.is_closed:
                     self._fail(str(error))
                 if isinstance(error, Unrouted):
@@ -207,13 +210,13 @@ class RejectPublisher:
         if delivery.current:
             self._add_held_bytes(-len(delivery.body))
         if not task.cancelled() and (error := task.exception()) is not None:
-            # An unsettled delivery would use up a part of the prefetch forever.
+            # The lost event is settled too, because an unsettled delivery would use up a part of the prefetch forever.
             _log.error("a rejected event could not be published, and is lost", exc_info=error)
             self._metrics.rejects_lost.inc()
             delivery.settle()
         can_publish = self._channel.is_open and not self._channel.blocked
         if not self._unconfirmed and can_publish and not self._stopping.is_set():
-            # No event is held any more: all were published, or the broker delivers them again.
+            # No event is held any more, because all held events were published or will be delivered again.
             self._recover("no rejected event is held any more")
 
     def _add_held_bytes(self, added: int) -> None:
@@ -229,7 +232,7 @@ class RejectPublisher:
     # The channel
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
-        """Declares the exchange and the queue of rejected events, and binds them. Raises BrokerRefusal."""
+        """Declares the exchange and the queue of rejected events, and binds the queue. Raises BrokerRefusal."""
         assert self._exchange is not None
         try:
             await topology.ensure_exchange(amqp, self._exchange)
@@ -244,7 +247,7 @@ class RejectPublisher:
             ) from error
 
     def on_open(self) -> None:
-        """Sets the status `working` if no event is held. If events are held, the first confirm sets this status."""
+        """Sets the status `working` if no event is held. Otherwise, the first confirm sets the status `working`."""
         self.status.ever_connected = True
         if not self._unconfirmed:
             self._recover("rejected events can be published again")
@@ -257,7 +260,7 @@ class RejectPublisher:
             self._recover("rejected events can be published again")
 
     def on_lost(self, state: State, reason: str) -> None:
-        """Logs the first of several failures, except a lost connection that delays no event."""
+        """Logs only the first of several failures. A lost connection that delays no event is not logged."""
         if state is self._logged or not (self.waiting or self._is_refused(state)):
             return
         self._logged = state
@@ -269,7 +272,7 @@ class RejectPublisher:
         log(held if self.waiting else none_held, error=reason, waiting=self.waiting)
 
     async def _warn_while_unconfirmed(self) -> None:
-        """Warns repeatedly while a confirm is missing, because other events may report a success meanwhile."""
+        """Warns repeatedly while a confirm is missing, because meanwhile other events may report a success."""
         limit_s = self._timing.confirm_warning_s
         while True:
             await lag_tolerant_sleep(limit_s)
