@@ -1,4 +1,4 @@
-"""`edk-bridge publish`: publishes events to the broker, in order, each validated and confirmed."""
+"""`edk-bridge publish`: validates events, publishes them to the broker in order, and waits for the confirms."""
 
 import asyncio
 import sys
@@ -37,10 +37,11 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.interrupts import INTERRUPTED, raise_on_interrupt
 
 MAX_UNCONFIRMED = 500
-"""The number of unconfirmed events at once. It is high enough to keep the connection to the broker busy."""
+"""The maximum number of published events without a confirm. This number is high enough to keep the connection to the
+broker busy."""
 
 LARGE_BYTES = 16 * 1024
-"""To find the problems of a larger event may take seconds. Meanwhile, the command reads no confirms."""
+"""Finding the problems of an event larger than this may take seconds, in which the command reads no confirms."""
 
 READ_AHEAD = 50
 """The number of events that are read in advance."""
@@ -66,21 +67,21 @@ READ_AHEAD = 50
 @setting_options("amqp_url", "schemas", "max_message_bytes")
 @files_argument
 def publish(files: tuple[str, ...], update_type: str | None, exchange: str | None, **flags: str | None) -> None:
-    """Publishes events to RabbitMQ in order. Validates each event first, and waits for the broker's confirms. Prints
-    the violations of invalid events, and continues with the next event.
+    """Publishes events to RabbitMQ in order. The command validates each event first, and waits for the broker's
+    confirms. It prints the violations of an invalid event, and continues with the next event.
 
     FILE has one event a line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """
     with exit_on_error(), broker_setting_named():
         settings = effective_settings(flags)
-        # A person reads this log. It has the loss of the broker, and no tracebacks of libraries.
+        # The log is for a person: it reports a lost connection to the broker, and has no tracebacks of libraries.
         logs.configure(logs.LogLevel.INFO, logs.LogFormat.TEXT)
         pipeline = load_pipeline(settings, update_type)
         usual, default_type = exchange_for(settings, update_type)
         exchange = usual if exchange is None else exchange
         default_type = settings.exchanges.get(exchange, default_type)
-        # A fetcher may start before the bridge, so the command may declare an exchange of the settings. Another name
-        # may be misspelled, and no bridge would consume from that exchange.
+        # A fetcher can start before the bridge, so the command declares a missing exchange of the settings. It declares
+        # no other exchange, because the name could be misspelled, and no bridge would consume from that exchange.
         may_declare = exchange in settings.exchanges and not is_reserved_exchange(exchange)
         publisher = _publisher(settings, exchange, declare=may_declare)
         uvloop.run(check_broker(tuple(map(Node, settings.amqp_url)), None if may_declare else exchange))
@@ -134,7 +135,7 @@ def _summary(count: "Count", exchange: str) -> str:
 
 
 class PublishInterrupted(BridgeError):
-    """Publishing ended before the end of the input. The text has the line."""
+    """Publishing ended before the end of the input. The error's text names the line at which it ended."""
 
     def __init__(self, text: str, cause: Exception) -> None:
         super().__init__(text)
@@ -144,22 +145,22 @@ class PublishInterrupted(BridgeError):
 
 @dataclass(slots=True)
 class Count:
-    """Numbers of events."""
+    """Counts the published events and the invalid events."""
 
     window: DuplicateWindow
-    """The identities that a bridge remembers."""
+    """The identities of the updates that a bridge would remember."""
     published: int = 0
-    """How many events the broker has confirmed."""
+    """The number of events that the broker has confirmed."""
     unrouted: int = 0
-    """How many of the published events have reached no queue."""
+    """The number of published events that have reached no queue."""
     repeated: int = 0
-    """How many of the published events have the identity of an earlier one."""
+    """The number of published events that have the identity of an earlier event."""
     invalid: int = 0
     line: int = 0
-    """The first line of the newest event that was read."""
+    """The number of the first line of the newest event that was read."""
 
     def add_published(self, identity: Identity | None, *, routed: bool) -> None:
-        """Counts an event that the broker has confirmed. `routed` is False if it has reached no queue."""
+        """Counts an event that the broker has confirmed. `routed` is False if the event has reached no queue."""
         self.published += 1
         self.unrouted += not routed
         self.repeated += identity is not None and not self.window.add(identity)
@@ -173,12 +174,12 @@ async def publish_events(
     say: Callable[[str], None],
     progress: Callable[[], None],
 ) -> None:
-    """Publishes the valid events of a file, and prints the problems of the invalid ones with `say`.
+    """Publishes the valid events of a file, and prints the problems of the invalid events with `say`.
 
-    Counts all events, and calls `progress` after each. Raises PublishInterrupted if the broker stops confirming.
+    Counts all events, and calls `progress` after each event. Raises PublishInterrupted if the broker stops confirming.
     """
     free = asyncio.Semaphore(MAX_UNCONFIRMED)
-    # The number of each unconfirmed event, and its first line. The oldest event is first.
+    # Maps the number of each unconfirmed event to the event's first line in the file. The oldest event is first.
     unconfirmed: dict[int, int] = {}
 
     tasks: set[asyncio.Task[None]] = set()
@@ -215,7 +216,7 @@ async def publish_events(
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
     except* (OSError, BridgeError) as group:
-        # Raised below: early releases of Python 3.11 would raise it in an exception group here.
+        # The error is raised below, because early releases of Python 3.11 would raise it in an exception group here.
         failed = group.exceptions[0]
     if isinstance(failed, ConfigurationError):
         raise failed
@@ -227,7 +228,7 @@ async def publish_events(
 
 
 async def _read(lines: Iterable[bytes]) -> AsyncIterator[Document]:
-    """Yields the events. A daemon thread reads them, so that Ctrl-C ends the command while a pipe is silent."""
+    """Yields the events. A daemon thread reads the events, so that Ctrl-C ends the command while a pipe is silent."""
     loop = asyncio.get_running_loop()
     found: asyncio.Queue[Document | Exception | None] = asyncio.Queue()
     room = threading.Semaphore(READ_AHEAD)

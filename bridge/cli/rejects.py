@@ -1,7 +1,7 @@
-"""`edk-bridge rejects`: lists rejected events, publishes them again, or removes them.
+"""`edk-bridge rejects`: lists rejected events, publishes rejected events again, or removes them.
 
-Each command makes one pass over the events that are in the queue when it starts. It holds events that are not selected
-until its end. They then return to their places, so that the order of the queue stays the same.
+Each command reads once all events that are in the queue when the command starts. The command holds the events that are
+not selected until it ends. Then these events return to their places, so that the order of the queue stays the same.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ CODES = {
     "_3": "The broker refuses: password, virtual host or permission.",
     "_130": "Ctrl-C.",
 }
-"""The exit codes that all commands have in common."""
+"""The exit codes that all subcommands of `rejects` have in common."""
 
 reason_option = click.option(
     "--reason",
@@ -56,7 +56,7 @@ broker_options = setting_options("amqp_url", "reject_exchange")
 
 
 def selection_options(command: Callback) -> Callback:
-    """Adds the ids, `--all` and `--reason` to a command."""
+    """Adds an argument for ids and the options `--all` and `--reason` to a command."""
     everything = click.option(
         "--all", "everything", is_flag=True, help="All events that are in the queue when the command starts."
     )
@@ -65,8 +65,8 @@ def selection_options(command: Callback) -> Callback:
 
 @click.group(short_help="Lists, requeues or removes rejected events.")
 def rejects() -> None:
-    """Handles rejected events: events that could not become an update. The bridge publishes them to the exchange
-    BRIDGE_REJECT_EXCHANGE, whose queue has the same name.
+    """Handles rejected events: events that could not become an update. The bridge publishes rejected events to the
+    exchange BRIDGE_REJECT_EXCHANGE, whose queue has the same name.
     """
 
 
@@ -91,13 +91,14 @@ def rejects() -> None:
 @click.option("--json", "in_json", is_flag=True, help="Print a JSON object for each event (NDJSON), with its `body`.")
 @broker_options
 def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) -> None:
-    """Lists rejected events, the oldest first, with their problems. Shows the id of each killmail, or the start of
-    another event. The last line of an entry is the id for `requeue` and `purge`.
+    """Lists rejected events, the oldest first, with their problems. The list shows the id of each killmail, or the
+    start of any other event. The last line of an event is the id for `requeue` and `purge`.
 
-    In a pipe, each event is one line. Tabs separate its fields: number, time, type, reason, pointer, detail, exchange,
-    size, content, id.
+    In a pipe, each event is one line. Tabs separate the fields of an event: number, time, type, reason, pointer,
+    detail, exchange, size, content, id.
 
-    The command removes no event. While it runs, other consumers of the queue don't see the events that it has read.
+    The command removes no event. While the command runs, other consumers of the queue don't see the events that it has
+    read.
     """
     width = shutil.get_terminal_size().columns
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -110,7 +111,7 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
     async def work(queue: RejectQueue) -> None:
         count = 0
         last_id = ""
-        # A pager reads one page at a time. Meanwhile, the connection to the broker needs the event loop.
+        # A pager reads one page at a time. While it does not read, the connection to the broker needs the event loop.
         encoding = json_encoding(sys.stdout) if in_json else sys.stdout.encoding
         output = Output(sys.stdout.fileno(), encoding=encoding)
         try:
@@ -123,7 +124,7 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
                 if count == limit:
                     break
         except BrokenPipeError:
-            # The reader is gone.
+            # The program that reads the output has ended.
             return
         except OSError as error:
             raise BridgeError(f"standard output: {error.strerror}") from error
@@ -140,7 +141,7 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
 
 
 def _is_printed_unchanged(text: str) -> bool:
-    """Returns whether standard error shows the text without escapes, so that a user can copy it."""
+    """Returns whether standard error shows the text without escapes, so that a user can copy the text."""
     encoding = None if sys.stderr is None else sys.stderr.encoding
     try:
         return text.isprintable() and bool(text.encode(encoding or "utf-8"))
@@ -149,9 +150,9 @@ def _is_printed_unchanged(text: str) -> bool:
 
 
 def _requeue_hint(event_id: str, reason: str | None) -> str:
-    """Returns a command that a shell can run. `event_id` is empty if no id can be copied."""
+    """Returns a hint with a `requeue` command that a shell can run. `event_id` is empty if no id can be copied."""
     if event_id:
-        # An id may begin with a hyphen.
+        # The `--` is needed because an id may begin with a hyphen.
         return f"to publish an event again: edk-bridge rejects requeue -- {shlex.quote(event_id)}"
     selected_by = "--all" if reason is None else f"--reason {reason}"
     return f"to publish the events again: edk-bridge rejects requeue {selected_by}"
@@ -168,12 +169,13 @@ def _requeue_hint(event_id: str, reason: str | None) -> str:
 @selection_options
 @broker_options
 def requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags: str | None) -> None:
-    """Publishes rejected events again to the exchange that each came from, with unchanged body and properties. Use it
-    after you have fixed the cause, such as a schema or a limit, and restarted the bridge. The command removes an event
-    from the rejects when the broker has confirmed it. It keeps an event that reaches no queue.
+    """Publishes each rejected event again, with unchanged body and properties, to the exchange that the event came
+    from. Use this command after you have fixed the cause, such as a schema or a limit, and restarted the bridge. The
+    command removes an event from the rejects when the broker has confirmed the event. An event that reaches no queue
+    stays in the rejects.
 
-    Every queue of the exchange gets the event again, also those of other consumers. A bridge does not send an update
-    again if it remembers its identity. The bridge rejects an event again if it is still invalid.
+    Every queue of the exchange gets the event again, including queues of other consumers. A bridge does not send an
+    update again if it remembers the update's identity. The bridge rejects an event again if it is still invalid.
     """
     outcome = Outcome()
     progress = Progress(sys.stderr, lambda: _requeued(outcome))
@@ -215,8 +217,8 @@ def _requeued(outcome: "Outcome") -> str:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @broker_options
 def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool, **flags: str | None) -> None:
-    """Removes rejected events permanently: those with these ids, those with a reason, or all. The command asks first.
-    It never removes events that were rejected after the question.
+    """Removes rejected events permanently: the events with these ids, the events with a reason, or all events. The
+    command asks first. It never removes events that were rejected after this question.
     """
     outcome = Outcome()
     selection = Selection(reason, frozenset(ids) or None)
@@ -228,8 +230,9 @@ def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool,
 
     async def work(queue: RejectQueue) -> None:
         if agreed is not None:
-            # The newest events, beyond the number in the question, are kept. If others were removed meanwhile, an
-            # event that came later may be within that number. Its time shows that.
+            # The newest events, beyond the number in the question, are kept. If other events were removed meanwhile, an
+            # event that came after the question may be within that number. The time in the event's header shows that it
+            # came later.
             queue.count = min(queue.count, agreed)
         await remove_selected(queue, selection, outcome, asked_at)
 
@@ -266,7 +269,7 @@ def _question(selection: "Selection", count: int, queue: str) -> str:
 
 
 def _on_queue(settings: Settings, work: Callable[[RejectQueue], Awaitable[Answer]]) -> Answer:
-    """Returns the result of some work on the queue. Raises BridgeError and ConnectionError."""
+    """Opens the queue of rejected events, and returns the result of `work`. Raises BridgeError and ConnectionError."""
     name = settings.reject_exchange
     if name is None:
         raise ConfigurationError(
@@ -302,11 +305,11 @@ def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | Non
 
 
 _NUMBER = re.compile("[0-9]{1,7}")
-"""Matches the number of an event in the list. The id of a killmail has more digits."""
+"""Matches an event's number in the list, which a user could mistake for an id. The id of a killmail has more digits."""
 
 
 def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str], None]) -> bool:
-    """Prints the ids that the queue does not have. Returns whether there are any."""
+    """Prints the given ids that no event in the queue has. Returns whether there are such ids."""
     missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
     for each in missing:
         if _NUMBER.fullmatch(each):
@@ -321,7 +324,7 @@ def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str
 # Passes over the queue
 
 MAX_REASONS = 20
-"""How many different reasons for kept events have a count of their own."""
+"""The maximum number of reasons for kept events that are counted separately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +332,9 @@ class Selection:
     """Selects rejected events by reason and id."""
 
     reason: str | None = None
-    """None: any reason."""
+    """The reason of the selected events, or None for events with any reason."""
     ids: frozenset[str] | None = None
-    """None: any id."""
+    """The ids of the selected events, or None for events with any id."""
 
     def has(self, reject: Reject) -> bool:
         """Returns whether the event is selected."""
@@ -346,9 +349,9 @@ class Outcome:
     """Whether the queue was opened."""
     done: int = 0
     kept: Counter[str] = field(default_factory=Counter)
-    """How many events are kept, by reason."""
+    """The number of kept events for each reason."""
     seen: set[str] = field(default_factory=set)
-    """The given ids that the queue has."""
+    """The given ids for which the queue has an event."""
 
 
 async def selected(queue: RejectQueue, selection: Selection) -> AsyncIterator[Reject]:
@@ -376,7 +379,7 @@ async def remove_selected(
 
 
 def _rejected_at(reject: Reject) -> datetime | None:
-    """Returns when the bridge rejected the event; None if its header has no valid time."""
+    """Returns the time when the bridge rejected the event, or None if the event's header has no valid time."""
     try:
         at = datetime.fromisoformat(reject.header("time"))
     except ValueError:
@@ -388,9 +391,10 @@ def _rejected_at(reject: Reject) -> datetime | None:
 async def requeue_selected(
     queue: RejectQueue, selection: Selection, user: str, outcome: Outcome, progress: Callable[[], None]
 ) -> None:
-    """Publishes the selected events in order to the exchange that each came from, and removes each after its confirm.
+    """Publishes each selected event to the exchange that it came from, and removes the event after its confirm.
 
-    Calls `progress` after each. Raises BrokerLost if the broker is lost: the other events stay in the queue.
+    Calls `progress` after each event. Raises BrokerLost if the connection to the broker is lost. All other events then
+    stay in the queue.
     """
     outcome.begun = True
     requeuer = Requeuer(queue.amqp, user)
@@ -420,7 +424,7 @@ async def requeue_selected(
                     outcome.seen.add(reject.id)
                 sending.create_task(send(reject))
         except BridgeError as error:
-            # Raised after the task group, which would wrap it in an exception group.
+            # The error is raised after the task group, because the task group would wrap it in an exception group.
             lost.append(error)
     if lost:
         raise lost[0]
@@ -428,12 +432,12 @@ async def requeue_selected(
 
 
 def _count(kept: Counter[str], why: str) -> None:
-    # A reason may contain the name of an exchange, and publishers may have used any number of exchanges.
+    # The number of reasons is limited, because a reason may name an exchange, and there may be any number of exchanges.
     kept[why if why in kept or len(kept) < MAX_REASONS else "for other reasons"] += 1
 
 
 def record(reject: Reject) -> dict[str, object]:
-    """Returns a rejected event as `--json` prints it. A body that is not UTF-8 is in `body_hex`."""
+    """Returns a rejected event as `--json` prints it. If the body is not UTF-8, it is in `body_hex`."""
     try:
         body: dict[str, object] = {"body": reject.body.decode()}
     except UnicodeDecodeError:
@@ -460,7 +464,7 @@ _MAX_DEPTH = 3
 
 
 def killmail_id(body: bytes) -> int | None:
-    """Returns the id of the killmail in a body, which may have any format and any mistakes. None if it has no id."""
+    """Returns the id of the killmail in a body, or None. The body can have any format and any mistakes."""
     try:
         event = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -474,7 +478,7 @@ def _killmail_id(event: object, depth: int) -> int | None:
     for name in _ID_MEMBERS:
         # In EDK's own format, an id may be a string.
         value = event.get(name)
-        # `str` raises RecursionError for a value that is nested deeply.
+        # The type is checked first, because `str` raises RecursionError for a deeply nested value.
         if isinstance(value, int | str) and re.fullmatch("[0-9]{1,19}", str(value)):
             return int(value)
     inner = (_killmail_id(event.get(name), depth - 1) for name in _WRAPPERS) if depth else ()
@@ -485,30 +489,30 @@ _START_BYTES = 400
 
 
 def content(reject: Reject, limit: int) -> str:
-    """Returns what a person recognizes an event by: the id of its killmail, or else the start of its body."""
+    """Returns text by which a person recognizes an event: the id of the killmail, or else the start of the body."""
     if (found := killmail_id(reject.body)) is not None:
         return f"killmail {found}"
-    # A truncated character at the end is not an error of the body.
+    # The cut at `_START_BYTES` may split a character, so invalid bytes are replaced.
     start = " ".join(reject.body[:_START_BYTES].decode(errors="replace").split())
     return truncated(printable(start, _START_BYTES), limit) or "empty body"
 
 
 def as_json(reject: Reject) -> str:
-    """Returns one line of JSON."""
+    """Returns a rejected event as one line of JSON."""
     return orjson.dumps(record(reject)).decode()
 
 
 def as_fields(reject: Reject) -> str:
-    """Returns one line with a tab between its fields, for `cut`, `sort` and `awk`."""
+    """Returns a rejected event as one line with a tab between the fields, for `cut`, `sort` and `awk`."""
     of = {**record(reject), "content": content(reject, 60)}
     names = ("number", "time", "type", "reason", "pointer", "detail", "exchange", "size", "content", "id")
     return "\t".join(printable(str(of[name]), 1000) for name in names)
 
 
 def as_entry(reject: Reject, width: int, default_types: Mapping[str, str]) -> str:
-    """Returns four lines of at most `width` columns for a person. The id is never truncated.
+    """Returns a rejected event as four lines of at most `width` columns for a person. Its id is never truncated.
 
-    An event without a type has the type that `default_types` has for its exchange.
+    For an event without a type, the lines show the type that `default_types` has for the event's exchange.
     """
     time, reason, detail = (printable(reject.header(name)) for name in ("time", "reason", "detail"))
     pointer = printable(reject.header("pointer"))

@@ -34,10 +34,10 @@ from bridge.timing import DEFAULT, Timing
 def serve(context: click.Context, /, **flags: str | None) -> None:
     """Runs the bridge until Ctrl-C or SIGTERM.
 
-    A setting can be a flag, an environment variable, or a line of the file .env. A variable with _FILE appended names a
-    file with the value. Brackets show the variable and the default.
+    A setting can be a flag, an environment variable, or a line of the file .env. A variable whose name ends with _FILE
+    names a file that has the value. In this help, brackets show the variable and the default of each flag.
 
-    DURATION is a number with a unit: 500ms, 120s, 2m, 3h or 7d. BYTES is 4 MiB, 4 MB or 4194304.
+    DURATION is a number with a unit, such as 500ms, 120s, 2m, 3h or 7d. BYTES is a size such as 4 MiB, 4 MB or 4194304.
     """
     # A test passes its own constants through the context.
     timing = context.find_object(Timing) or DEFAULT

@@ -1,6 +1,6 @@
 """`edk-bridge tail`: prints the updates that a bridge sends, and reconnects when the connection is lost.
 
-It uses nothing that other clients can't use.
+The command uses only functions of the bridge that every other client can use too.
 """
 
 import asyncio
@@ -92,14 +92,14 @@ def tail(
     color: str,
     cafile: str | None,
 ) -> None:
-    """Prints updates as they arrive. Reconnects by itself, and then prints the updates that it has missed. Standard
-    error says when the connection is lost, and where updates are missing.
+    """Prints updates as they arrive. The command reconnects by itself, and then prints the updates that it has missed.
+    Messages on standard error tell when the connection is lost, and where updates are missing.
 
-    On a terminal, a line has the time (UTC) at which the bridge sent the update, the type, and the most important data.
-    A killmail shows the type of the ship, the system, the number of attackers and the id of the killmail. In a pipe, a
-    line is the update as JSON, with the members type, data, timestamp and id.
+    On a terminal, a line shows the time (UTC) at which the bridge sent the update, the type of the update, and the most
+    important data. For a killmail, the line shows the type of the ship, the system, the number of attackers and the id
+    of the killmail. In a pipe, a line is the update as JSON, with the members type, data, timestamp and id.
 
-    URL is the endpoint of the bridge: ws://localhost:3000/updates if it is not given.
+    URL is the endpoint of the bridge. Without URL, the command uses ws://localhost:3000/updates.
     """
     with exit_on_error():
         asked = endpoint(url, types, where)
@@ -110,23 +110,25 @@ def tail(
 
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
-"""The pauses before the next connection, as the contract requires of every client."""
+"""The pauses before the client connects again, as the contract requires of every client."""
 
 STABLE_S = 10.0
-"""A connection that ends sooner counts as failed. Otherwise, a full bridge would get a request each second."""
+"""A connection that ends within this time counts as failed. Otherwise, a full bridge would get a request each
+second."""
 
 HANDSHAKE_TIMEOUT_S, PING_S, CLOSE_TIMEOUT_S = 10.0, 20.0, 1.0
-"""PING_S is the interval of pings, and the timeout of each."""
+"""PING_S is the interval between pings, and also the time in which each ping must be answered."""
 
 SILENCE_S = 2.0
-"""The time until a message about a silent bridge. The bridge may still read its history, or have no broker."""
+"""The time after which the command reports that the bridge has sent nothing. Such a bridge still reads its history, or
+has no connection to the broker."""
 
 TRANSIENT = frozenset({408, 429})
-"""The statuses from 400 to 499 after which a new request may succeed."""
+"""The HTTP statuses from 400 to 499 after which the same request may succeed later."""
 
 TRANSIENT_LATER = frozenset({401, 403, 404})
-"""The statuses after which a new request may succeed if the client was connected before: an operator may be changing a
-proxy or the allowed networks."""
+"""The HTTP statuses after which a request may succeed later, if the client was connected before. An operator may be
+changing a proxy or the allowed networks."""
 
 REASONS = {
     1001: "the bridge is stopping",
@@ -142,17 +144,18 @@ GAPS = {
     "stream-truncated": "the stream dropped events before the bridge had read them",
     "stream-recreated": "the stream was deleted and created again",
 }
-"""The meanings of a gap's reasons. A newer bridge may have others, which are printed unchanged."""
+"""The meanings of the reasons that a `gap` message can have. A newer bridge may send other reasons, which are printed
+unchanged."""
 
 
 class Refused(BridgeError):
-    """The bridge refuses the request permanently. The text has the reason that the bridge gives."""
+    """The bridge refuses the request permanently. The error's text has the reason that the bridge gives."""
 
     exit_code = 2
 
 
 class Tail:
-    """Follows one bridge."""
+    """Receives the updates of one bridge, and reconnects when the connection is lost."""
 
     def __init__(
         self,
@@ -163,13 +166,14 @@ class Tail:
         say: Callable[[str], None],
         wait: Callable[[str], None],
     ) -> None:
-        """`url` is from `endpoint`. `after` is an id, or empty: from now on.
+        """`url` is a result of `endpoint`.
 
-        `write` gets each update as text and parsed, `say` each line for the user, and `wait` what the client waits for
-        now, or an empty text.
+        `after` is the id to begin after, or an empty text to begin with new updates. `write` is called with each
+        update, as text and parsed, and `say` with each line for the user. `wait` is called with a text that says what
+        the client waits for now, or with an empty text.
         """
         self.last_id = after
-        """The id of the newest update that was written, or else the id to begin after."""
+        """The id of the newest update that was written. Before the first update, it is the id to begin after."""
         self._url = url
         self._shown = shown_url(url)
         self._tls = tls
@@ -184,9 +188,10 @@ class Tail:
         self._why = ""
 
     async def run(self) -> NoReturn:
-        """Follows the bridge until cancelled.
+        """Receives the updates of the bridge until the task is cancelled.
 
-        Raises Refused, BridgeError if the server is not a bridge, and the errors of `write`.
+        Raises Refused if the bridge refuses the request, BridgeError if the server is not a bridge, and the errors of
+        `write`.
         """
         while True:
             self._connected_at = None
@@ -199,7 +204,7 @@ class Tail:
                 if now - self._connected_at >= STABLE_S:
                     self._pauses.reset()
             if why != self._why:
-                # Once, and not for each attempt that fails for the same reason.
+                # The reason is printed once, and not again for each attempt that fails for the same reason.
                 self._why = why
                 what = "can't connect to" if self._connected_at is None else "disconnected from"
                 self._say(f"{what} {self._shown}: {why}; trying again")
@@ -207,7 +212,7 @@ class Tail:
             await asyncio.sleep(self._pauses.pause_s(PAUSE_WHEN_FULL_S if why == REASONS[1013] else 0.0))
 
     async def _connection(self) -> str:
-        """Follows one connection. Returns the reason of its end."""
+        """Receives the updates of one connection. Returns the reason why the connection ended."""
         separator = "&" if urlsplit(self._url).query else "?"
         try:
             socket = await connect(
@@ -216,7 +221,8 @@ class Tail:
                 # Environment variables must not send the request to a proxy: a bridge has an internal address.
                 proxy=None,
                 compression=None,
-                # One message at a time, of any size. A limit on the size would fail again on each new connection.
+                # The library queues one message at a time, of any size. With a size limit, a large message would end
+                # each new connection again.
                 max_queue=1,
                 max_size=None,
                 open_timeout=HANDSHAKE_TIMEOUT_S,
@@ -242,7 +248,7 @@ class Tail:
             await socket.close()
 
     async def _refuse_wrong_scheme(self, error: Exception) -> None:
-        """Raises Refused if only TLS on the other side, or no TLS, explains why the first request failed."""
+        """Raises Refused if the first request failed because only one of client and bridge uses TLS."""
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
             raise Refused(f"{self._shown}: the bridge does not use TLS: use ws://") from error
         if isinstance(error, InvalidMessage) and self._tls is None and await _speaks_tls(self._url):
@@ -297,7 +303,7 @@ class Tail:
         self._connected_at = now
         self._was_connected = True
         self._wait("" if self._has_any else "waiting for the first update")
-        # The bridge sends all updates after this one.
+        # The bridge now sends all updates after the update with this id.
         self.last_id = first
 
     async def _take(self, text: str | bytes, message: Mapping[str, object]) -> None:
@@ -326,16 +332,16 @@ class Tail:
 
 
 def run(url: str, after: str, tls: ssl.SSLContext | None, *, as_lines: bool, in_color: bool) -> None:
-    """Prints updates until the reader of standard output is gone. The first arguments are those of Tail.
+    """Prints updates until the reader of standard output has ended. `url`, `after` and `tls` are as in `Tail`.
 
-    Raises BridgeError, and SystemExit after SIGINT and SIGTERM.
+    Raises BridgeError, and also SystemExit after SIGINT and SIGTERM.
     """
     # A program can be started without a standard output.
     if sys.stdout is None:
         raise ConfigurationError(["standard output is closed"])
     descriptor = sys.stdout.fileno()
     encoding = sys.stdout.encoding if as_lines else json_encoding(sys.stdout)
-    # In a pipe, a line may have any length.
+    # On a terminal, lines are cut at its width. In a pipe, a line can have any length.
     cut = sys.stdout.isatty()
     queued_output.install("stderr", _report_dropped, queued_output.IN_ORDER_S)
     ended_by: list[int] = []
@@ -362,7 +368,8 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, *, as_lines: bool, in_
         try:
             await following
         except asyncio.CancelledError:
-            # A bridge sends only printable ids. An escaped id could not be given to --after.
+            # The hint is only for a printable id, because an escaped id could not be given to --after. A bridge sends
+            # only printable ids.
             if tail.last_id and tail.last_id == shown_argument(tail.last_id):
                 spinner.say(f"to continue from here: --after {shlex.quote(tail.last_id)}")
             raise
@@ -384,7 +391,7 @@ def _report_dropped(lines: int) -> None:
 
 
 async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:
-    """Follows the bridge until `abandoned` returns. Raises the errors of the tail."""
+    """Runs the tail until `abandoned` returns. Raises the errors of `Tail.run`."""
     tasks = asyncio.ensure_future(tail.run()), asyncio.ensure_future(abandoned)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -397,7 +404,7 @@ async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:
 
 
 async def _speaks_tls(url: str) -> bool:
-    """Returns whether the server of a URL with ws:// answers a TLS handshake. Sends no other data."""
+    """Returns whether the server of a URL with ws:// answers a TLS handshake. Sends no data except the handshake."""
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
@@ -413,7 +420,7 @@ async def _speaks_tls(url: str) -> bool:
 
 
 def _error_text(error: Exception) -> str:
-    """Returns why there is no connection. For a name with several addresses, asyncio joins all their errors."""
+    """Returns the reason why there is no connection. For a name with several addresses, asyncio joins all errors."""
     if isinstance(error, TimeoutError):
         return f"no answer within {HANDSHAKE_TIMEOUT_S:g} s"
     if f"[Errno {errno.ECONNREFUSED}]" in str(error):

@@ -1,6 +1,7 @@
 """Checks the broker's URLs completely before the first connection.
 
-aio-pika accepts any text as a URL. It ignores invalid parameters of the query, or retries with them forever.
+aio-pika accepts any text as a URL. It ignores invalid query parameters of a URL, or tries forever to connect with such
+parameters.
 """
 
 import base64
@@ -22,26 +23,27 @@ from bridge.errors import shown_value
 
 TLS_OPTIONS = ("cadata", "cafile", "capath", "certfile", "keyfile")
 KNOWN_OPTIONS = ("auth", "heartbeat", "name", "timeout", *TLS_OPTIONS)
-"""The query parameters that the library reads (aiormq 7.2), except UNSAFE."""
+"""The query parameters of a URL that the library reads (aiormq 7.2), except UNSAFE."""
 
 UNSAFE = "no_verify_ssl"
-"""Would disable TLS verification. Only 0, the default, is accepted."""
+"""The query parameter that would disable TLS verification. The only accepted value is the default, 0."""
 
 VIRTUAL_HOST_BYTES = 255
-"""Limits the name of a virtual host (AMQP 0-9-1, short strings)."""
+"""The maximum length of a virtual host's name (AMQP 0-9-1, short strings)."""
 
 HOST_CHARACTERS = 253
-"""RFC 1035, section 2.3.4: 255 bytes, with the length of each label and the root."""
+"""The maximum length of a host name. RFC 1035, section 2.3.4, allows 255 bytes, which include the length of each label
+and the root."""
 
 MAX_HEARTBEAT_S = 65_534
-"""With a longer interval, the library sends no heartbeats."""
+"""The longest interval of heartbeats. With a longer interval, the library would send no heartbeats."""
 
 
 def amqp_urls(text: str) -> tuple[str, ...]:
-    """Parses one or more URLs, separated by commas. Raises ValueError with the expected value."""
+    """Parses one or more URLs, separated by commas. Raises ValueError with a description of the expected value."""
     # Only a comma before a scheme is a separator, because a password may contain commas.
     *others, last = (url.strip() for url in re.split(r",\s*(?=amqps?://)", text, flags=re.IGNORECASE))
-    # A comma at the end of a single URL belongs to the URL. After several URLs, it is followed by an empty item.
+    # A comma at the end of a single URL belongs to the URL. After several URLs, a comma at the end is ignored.
     urls = (*others, last.rstrip(", ") if others else last)
     for url in urls:
         try:
@@ -49,7 +51,8 @@ def amqp_urls(text: str) -> tuple[str, ...]:
             usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
-        # An @ after the host ends a password that contains / ? or #. The parsed host is then a part of the password.
+        # If there is an @ after the parsed host, the password contains / ? or #, and the parsed host is a part of the
+        # password.
         if usable and "," in parts.path:
             raise ValueError("amqp:// or amqps:// before each URL of a list; write a comma in a virtual host as %2C")
         if (
@@ -69,17 +72,17 @@ def amqp_urls(text: str) -> tuple[str, ...]:
 
 
 def virtual_host(url: str) -> str:
-    """The virtual host that the URL's path names; `/` if the path names none."""
+    """The virtual host that the URL's path names, or `/` if the path names no virtual host."""
     return unquote(urlsplit(url).path[1:]) or "/"
 
 
 def _check_parts(url: str, parts: SplitResult) -> None:
-    """Raises ValueError for parts that the libraries change or ignore, or with which they retry forever.
+    """Raises ValueError for parts that the libraries change or ignore, or that let them retry forever.
 
-    The error shows no part of the URL.
+    The error's text shows no part of the URL, because the URL may contain a password.
     """
     if not url.isprintable():
-        # urlsplit removes tabs and newlines. A lone surrogate can't be sent.
+        # urlsplit removes tabs and newlines. A lone surrogate in a URL can't be sent.
         raise ValueError("a URL without control characters")
     if "#" in url:
         raise ValueError(
@@ -99,13 +102,13 @@ def _check_parts(url: str, parts: SplitResult) -> None:
 def _check_as_parsed_by_yarl(url: str, parts: SplitResult) -> None:
     """Raises ValueError if aiormq would connect to another host, or as another user, than the URL names.
 
-    aiormq parses with yarl. The errors of yarl contain the password, so they are not passed on.
+    aiormq parses with yarl. The errors of yarl contain the password, so they are replaced by other errors.
     """
     try:
         parsed = URL(url)
         host = "" if parsed.host is None else _resolved(parsed.host)
         login = parsed.user or "", parsed.password or "", parsed.port
-        # As in aiormq's Connection (7.2), which decodes %2F once more.
+        # The virtual host is decoded as in aiormq's Connection (7.2), which decodes %2F once more.
         name = parsed.path[1:].replace("%2F", "/") or "/"
     except ValueError:
         raise ValueError(
@@ -138,7 +141,7 @@ def _is_host(host: str) -> bool:
 
 
 def _resolved(host: str) -> str:
-    """The name that the resolver looks up. Raises ValueError for a host that it can't look up."""
+    """The name that the resolver looks up. Raises ValueError for a host that the resolver can't look up."""
     if ":" in host:
         return str(ipaddress.IPv6Address(unquote(host)))
     name = host.encode("idna").decode()

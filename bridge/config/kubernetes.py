@@ -1,4 +1,4 @@
-"""The variables that Kubernetes injects for a Service. They are not settings.
+"""The variables that Kubernetes injects for a Service. These variables are not settings of the bridge.
 
 For a Service `bridge-north`, each container of the namespace gets `BRIDGE_NORTH_SERVICE_HOST=10.0.0.1`,
 `BRIDGE_NORTH_PORT=tcp://10.0.0.1:3000` and others (Kubernetes, "Discovering services"; `pkg/kubelet/envvars`).
@@ -19,10 +19,10 @@ def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[s
 
 
 def is_service_variable(name: str, value: str) -> bool:
-    """Whether the name and the value both match a kind of injected variable.
+    """Whether the name and the value are those of a variable that Kubernetes injects for a Service.
 
-    The value is checked too: a Service `bridge` injects `BRIDGE_PORT=tcp://...`, and a misspelled setting must stay
-    an error.
+    The value is checked too, because Kubernetes injects `BRIDGE_PORT=tcp://...` for a Service `bridge`, but
+    `BRIDGE_PORT` is also a setting. A misspelled setting must also stay an error.
     """
     return any(form.fullmatch(name) and fits(value) for form, fits in _FORMS)
 

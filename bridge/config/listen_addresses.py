@@ -1,6 +1,6 @@
 """The addresses that the bridge listens on: their canonical form, and the hosts by which clients reach them.
 
-Pure: no function resolves a name or opens a socket. `client_host` takes a function that does.
+The module is pure: no function resolves a name or opens a socket. `client_host` takes an argument that does so.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ EVERY_IPV4 = "0.0.0.0"  # noqa: S104 - the name of a setting's value; SECURITY.m
 """All IPv4 addresses of this machine."""
 
 EVERY = "::"
-"""In a setting: all addresses of this machine. As the address of a listener: all IPv6 addresses."""
+"""In a setting, `::` means all addresses of this machine. As the address of a listening socket, it means all IPv6
+addresses."""
 
 LOCALHOST = ("127.0.0.1", "::1")
-"""The addresses of `localhost`. The bridge listens on both, because many clients try ::1 first."""
+"""The addresses of `localhost`. The bridge listens on both addresses of `localhost`, because many clients try ::1
+first."""
 
 _LOOPBACK: dict[int, Network] = {4: ipaddress.IPv4Network("127.0.0.0/8"), 6: ipaddress.IPv6Network("::1/128")}
 _LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
@@ -37,7 +39,7 @@ def canonical_listener(text: str) -> str:
         raise ValueError("give only the address, without scheme, path and network")
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
-        # A link-local address has a zone, which is the interface: `fe80::1%eth0`.
+        # A link-local address has a zone, which names the network interface: `fe80::1%eth0`.
         address: Address = ipaddress.ip_address(bare)
     except ValueError:
         return canonical_name(text, "give the address without a port; BRIDGE_PORT is the port")
@@ -49,10 +51,10 @@ def canonical_listener(text: str) -> str:
 
 
 def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
-    """The kind of network that is missing, if no allowed client can reach a listener. None if clients can reach it.
+    """The kind of network that must be allowed so that clients can reach a listener, or None if clients can reach it.
 
-    `listener` is the address of a socket. Only clients with loopback addresses reach a loopback address. Clients of
-    another address have other addresses, even on this machine.
+    `listener` is the address of a listening socket. Only clients with loopback addresses reach a loopback address.
+    Clients that connect to any other address have no loopback address, even on this machine.
     """
     address = ipaddress.ip_address(listener)
     of_family = [network for network in networks if network.version == address.version]
@@ -76,8 +78,9 @@ def client_host(
 ) -> str | None:
     """The address by which an allowed client reaches a listener.
 
-    For a wildcard address, this is loopback if the networks allow it, or else an allowed address of this machine, or
-    else None. `source_address` returns the address from which this machine sends to a network, or None.
+    For a wildcard address, the result is the loopback address if the networks allow it, or else an allowed address of
+    this machine, or else None. `source_address` returns the address from which this machine sends to a network, or
+    None.
     """
     address = ipaddress.ip_address(listener)
     if not address.is_unspecified:
@@ -93,7 +96,7 @@ def announced_host(
 ) -> str:
     """The host by which clients reach the bridge: `localhost` if every client on this machine can use it.
 
-    It is also `localhost` if all listeners have wildcard addresses, and this machine has no allowed address.
+    The host is also `localhost` if all listeners have wildcard addresses, and this machine has no allowed address.
     """
 
     def hosts_of(addresses: Sequence[str]) -> list[str]:
@@ -101,7 +104,7 @@ def announced_host(
         return [host for host in found if host is not None]
 
     hosts = hosts_of([each for each in listeners if out_of_reach(each, networks) is None])
-    # A client that tries ::1 first must not be refused there.
+    # `localhost` is only usable if a client that tries ::1 first is not refused there.
     if LOCALHOST[0] in hosts and (LOCALHOST[1] in hosts or not {LOCALHOST[1], EVERY} & {*listeners}):
         return "localhost"
     return (hosts or hosts_of(listeners) or ["localhost"])[0]

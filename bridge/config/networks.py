@@ -13,24 +13,24 @@ DEFAULT_NETWORKS: tuple[Network, ...] = (
     ipaddress.IPv6Network("::1/128"),
     ipaddress.IPv6Network("fc00::/7"),
 )
-"""Loopback and internal addresses: RFC 1122, RFC 1918 and RFC 4193."""
+"""The networks with loopback and internal addresses: RFC 1122, RFC 1918 and RFC 4193."""
 
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
-"""RFC 1122, section 3.2.1.3: no connection has a source address in it."""
+"""The network `0.0.0.0/8`, from which no connection can come (RFC 1122, section 3.2.1.3)."""
 
 _BROADCAST = ipaddress.IPv4Network("255.255.255.255/32")
 
 _UNSPECIFIED = ipaddress.IPv6Network("::/128")
 
 _WILDCARDS = frozenset({"*", "any", "all"})
-"""Words for all networks in other programs."""
+"""The words that mean all networks in other programs."""
 
 
 def parse_network(text: str) -> Network:
-    """Parses a network or a single address. Raises ValueError with the reason.
+    """Parses a network or a single address. Raises ValueError with the reason if the text is not valid.
 
-    For a network with host bits, a wildcard, `localhost` or an IPv4-mapped network, the reason has the accepted
-    spelling. A network without client addresses is an error.
+    If the text is a network with host bits, a wildcard, `localhost` or an IPv4-mapped network, the reason shows the
+    accepted spelling. A network in which no client can have an address is an error.
     """
     if "%" in text:
         raise ValueError("a zone has no effect here; remove the % and the text after it")
@@ -51,7 +51,7 @@ def parse_network(text: str) -> Network:
         is_empty = network.subnet_of(_THIS_NETWORK) or network == _BROADCAST
     else:
         is_empty = network == _UNSPECIFIED
-        # An IPv4-mapped client address is compared as IPv4, so this network would never match.
+        # An IPv4-mapped client address is compared as an IPv4 address, so an IPv4-mapped network would never match.
         if network.network_address.ipv4_mapped is not None:
             raise ValueError("write IPv4 networks in IPv4 form, as in 10.0.0.0/8")
     if is_empty or network.is_multicast:

@@ -1,4 +1,4 @@
-"""The parsers of settings. Each converts a text to a value, or raises ValueError with the expected value."""
+"""The parsers of settings. Each parser converts a text to a value, or raises ValueError with the expected value."""
 
 import os
 import re
@@ -28,7 +28,7 @@ SIZES = {
     },
     **{f"{letter}b": 10 ** (3 * (power + 1)) for power, letter in enumerate("kmgt")},
 }
-"""Bytes in each unit. MB is a million bytes, and M is MiB."""
+"""The number of bytes in each unit of size. MB is a million bytes, and M is the same as MiB."""
 
 DURATIONS = {
     "ms": 0.001,
@@ -37,23 +37,24 @@ DURATIONS = {
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
     **dict.fromkeys(("d", "day", "days"), 86400.0),
 }
-"""Seconds in each unit."""
+"""The number of seconds in each unit of time."""
 
 PATH_CHARACTERS = 1024
-"""Limits a path. The request line has at most 8190 bytes, most of which are for the query."""
+"""The maximum length of a path. A request line has at most 8190 bytes, and most of these bytes are for the query."""
 
 _SWITCH_WORDS = frozenset({"off", "on", "none", "null", "false", "true", "no", "yes"})
-"""Words for a switch. They are not accepted as names of queues."""
+"""The words for the value of a switch. These words are not accepted as names of queues."""
 
 NAME_BYTES = 255
-"""Limits a name that the broker shows (AMQP 0-9-1, short strings)."""
+"""The maximum length of a name that the broker shows (AMQP 0-9-1, short strings)."""
 
 AMQP_NAME = re.compile(r"[A-Za-z0-9_.:@#,/+ -]{1,127}")
-"""Matches the names of exchanges and queues that the library accepts (pamqp 4.0). The broker accepts more."""
+"""Matches the names of exchanges and queues that the library accepts (pamqp 4.0). The broker accepts more names than
+the library."""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """A whole number in a range."""
+    """Returns a parser for a whole number in a range."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
@@ -64,7 +65,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def limit(high: int) -> Callable[[str], int]:
-    """A limit from 1 to `high`, or 0 for `off`."""
+    """Returns a parser for a limit from 1 to `high`, or `off`, which becomes 0."""
     parse_whole = whole(1, high)
 
     def parse(text: str) -> int:
@@ -79,7 +80,7 @@ def limit(high: int) -> Callable[[str], int]:
 
 
 def size(low: int, high: int) -> Callable[[str], int]:
-    """Bytes: `4194304`, `4 MiB`, `4M`, `1.5 GB`."""
+    """Returns a parser for a size such as `4194304`, `4 MiB`, `4M` or `1.5 GB`."""
 
     def parse(text: str) -> int:
         match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([a-zA-Z]*)", text)
@@ -96,7 +97,7 @@ def size(low: int, high: int) -> Callable[[str], int]:
 
 
 def duration(low_s: float, high_s: float) -> Callable[[str], float]:
-    """Seconds: `120`, `120s`, `500ms`, `2m`, `7 days`."""
+    """Returns a parser for a duration such as `120`, `120s`, `500ms`, `2m` or `7 days`."""
 
     def parse(text: str) -> float:
         match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-zA-Z]*)", text)
@@ -121,7 +122,7 @@ def _in_units(number: float, units: Mapping[str, float]) -> str:
 
 
 def boolean(text: str) -> bool:
-    """`true` or `false`, or another common spelling of them."""
+    """Parses `true` or `false`, or another common spelling of these words."""
     match text.lower():
         case "true" | "yes" | "on" | "1":
             return True
@@ -131,7 +132,7 @@ def boolean(text: str) -> bool:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """One of some words."""
+    """Returns a parser for one of some words."""
 
     def parse(text: str) -> str:
         if text.lower() not in choices:
@@ -176,7 +177,7 @@ def queue_name(text: str) -> str:
     """The name of a queue that exists or that the bridge declares."""
     if text.lower() in _SWITCH_WORDS:
         raise ValueError("the name of a queue; leave it empty for no queue")
-    # A durable queue may have been named by RabbitMQ itself.
+    # A name that begins with amq. is allowed, because RabbitMQ itself may have named a durable queue.
     return amqp_name(text) if text.startswith("amq.gen-") else made_name(text)
 
 
@@ -203,7 +204,7 @@ def hosts(text: str) -> tuple[str, ...]:
 
 
 def exchanges(text: str) -> Mapping[str, str]:
-    """Pairs `exchange=type`, separated by commas. Their order is kept."""
+    """Pairs `exchange=type`, separated by commas. The order of the pairs is kept."""
     found: dict[str, str] = {}
     for item in _split(text):
         exchange, separator, update_type = item.partition("=")
@@ -224,7 +225,7 @@ def path(text: str) -> str:
             f"a path such as /updates: it begins with / and has at most {PATH_CHARACTERS} letters (a to z), digits and "
             "._~/-"
         )
-    # Browsers resolve dots, and parse //host/x as a host. Proxies merge slashes.
+    # Browsers resolve dots, and parse //host/x as a host. Proxies merge several slashes into one slash.
     if not {"", ".", ".."}.isdisjoint(text[1:].removesuffix("/").split("/")) and text != "/":
         raise ValueError("a path such as /updates, without empty parts and without . or .. as a part")
     return text
@@ -240,12 +241,12 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def host_names(text: str) -> frozenset[str]:
-    """Host names in canonical form, separated by commas. There may be none."""
+    """Host names in canonical form, separated by commas, or no host names at all."""
     return frozenset(_each(text, canonical_host, "host names or addresses, separated by commas"))
 
 
 def origins(text: str) -> frozenset[str]:
-    """Origins in canonical form, separated by commas. There may be none."""
+    """Origins in canonical form, separated by commas, or no origins at all."""
     return frozenset(_each(text, canonical_origin, "origins such as https://kills.example.org, separated by commas"))
 
 

@@ -1,21 +1,21 @@
-"""The paths that the bridge serves besides its endpoint. `BRIDGE_PATH` can't be one of them."""
+"""The paths that the bridge serves besides its endpoint. `BRIDGE_PATH` can't be one of these paths."""
 
 SCHEMAS = "/schemas/"
-"""Every path below it is reserved too."""
+"""The path of the schema files. Every path below this path is reserved too."""
 
 ASYNCAPI = "/asyncapi.json"
 
 PROBED = ("/healthz", "/readyz", "/metrics")
-"""For monitoring programs. Some of them send HTTP/1.0 without Host (HAProxy's default check)."""
+"""The paths for monitoring programs. Some of these programs send HTTP/1.0 without Host (HAProxy's default check)."""
 
 NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
-"""The paths that the sentence for an unknown path lists besides `/`."""
+"""The paths that the bridge lists, besides `/`, in its response to an unknown path."""
 
 FUTURE = ("/openapi.json",)
-"""Paths of later versions. An endpoint with one of these paths would have to move then."""
+"""The paths that later versions may use. They are reserved, so that an endpoint never has to move to another path."""
 
 PAGE_FILES = ("page.js", "filter.js", "health.js", "list.js", "rate.js", "row.js", "page.css", "icon.svg")
-"""The files that the live page at `/` loads, besides those below SCHEMAS. Each has the path `/NAME`."""
+"""The files that the live page at `/` loads, besides the schema files. Each file has the path `/NAME`."""
 
 _RESERVED = frozenset({"/", *NAMED, *FUTURE, *(f"/{name}" for name in PAGE_FILES)})
 

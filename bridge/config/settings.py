@@ -1,8 +1,8 @@
-"""The settings: one frozen value from flags, the environment, a `.env` file and the defaults.
+"""The settings, which are one frozen object made from flags, the environment, a `.env` file and the defaults.
 
 Flags override the environment, which overrides `.env`, which overrides the defaults. A setting `X` may also come from a
-file that `X_FILE` names, for example a Docker secret. An unknown name with the prefix is an error, because otherwise a
-misspelled setting would keep its default silently. All problems are reported at once.
+file that `X_FILE` names, for example a Docker secret. An unknown name that begins with `BRIDGE_` is an error, because
+otherwise a misspelled setting would keep its default silently. All problems of the settings are reported at once.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 DOTENV = Path(".env")
-"""The file of settings in the working directory, if the operator names no other."""
+"""The file of settings in the working directory, which is read if the operator names no other file."""
 
 _Value = TypeVar("_Value")
 
@@ -51,7 +51,7 @@ class HistoryMode(StrEnum):
 
 
 class Group(StrEnum):
-    """The headings of the settings in `serve --help`, in `config` and in the documentation, in their order."""
+    """The headings for groups of settings in `serve --help`, in `config` and in the documentation, in this order."""
 
     BROKER = "Broker"
     EVENTS = "Events"
@@ -68,25 +68,25 @@ class Setting:
     """The declaration of one setting."""
 
     default: str | None
-    """As an operator would write it. None: not set."""
+    """The default as an operator would write it, or None if the setting is not set by default."""
     parse: Callable[[str], object]
-    """Raises ValueError with the expected value."""
+    """Converts the text of the setting to its value. Raises ValueError with the expected value."""
     meaning: str
-    """Sentences for the help and the documentation."""
+    """The description of the setting in the help and the documentation."""
     metavar: str
-    """Stands for the value in the help."""
+    """The word that stands for the value in the help, such as `FILE`."""
     group: Group
     secret: bool
-    """Whether the value may contain a password, and is never printed."""
+    """Whether the value may contain a password. Such a value is never printed."""
 
     @property
     def is_switch(self) -> bool:
-        """Whether the setting is true or false."""
+        """Whether the setting is a switch, whose value is true or false."""
         return self.parse is parsers.boolean
 
     @property
     def default_value(self) -> object:
-        """The default as a field of `Settings` has it."""
+        """The parsed default, as a field of `Settings` contains it."""
         return None if self.default is None else self.parse(self.default)
 
 
@@ -361,14 +361,14 @@ class Settings:
         "The name of this bridge in /readyz, in RabbitMQ's list of connections, and in the header x-reject-instance.",
     )
     amqp_url_file: Path | None = None
-    """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. Not a setting."""
+    """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. This field is not a setting."""
 
     @property
     def history_window(self) -> int:
-        """The number of events that are read back from a stream at the start.
+        """The number of events that the bridge reads back from a stream when it starts.
 
-        Older events neither fit into the log nor are in the duplicate window. An update takes at least 220 bytes of the
-        log: 60 bytes of an envelope, and the log's own data for each frame.
+        Older events would not fit into the log or the duplicate window. An update takes at least 220 bytes of the log,
+        which include the 60 bytes of an envelope and the log's own data for each frame.
         """
         return max(self.log_bytes // 220, self.duplicate_window)
 
@@ -390,10 +390,10 @@ _SECRETS = {name: setting.secret for name, setting in SETTINGS.items()}
 def load(
     flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path, *, must_exist: bool = False
 ) -> Settings:
-    """The settings in effect. `flags` are by the names of `SETTINGS`.
+    """The settings in effect. `flags` contains the values of flags by the names in `SETTINGS`.
 
-    The file `dotenv` may be missing unless `must_exist` is set. Raises ConfigurationError with all problems. Each
-    problem has the setting, its value (unless secret) and the expected value.
+    The file `dotenv` may be missing unless `must_exist` is set. Raises ConfigurationError with all problems. The text
+    of a problem names the setting, its value (unless the value is secret) and the expected value.
     """
     return load_with_sources(flags, environment, dotenv, must_exist=must_exist)[0]
 
@@ -408,7 +408,7 @@ def load_with_sources(
 ) -> tuple[Settings, Mapping[str, Found]]:
     """The settings in effect, and the source of each setting that is not left at its default.
 
-    `opens` has the settings whose files and folders must be readable. None: all of them.
+    `opens` has the names of the settings whose files and folders must be readable. None means all settings.
     """
     found, problems = find(_SECRETS, flags, environment, dotenv, must_exist=must_exist)
     effective: dict[str, Any] = {}
@@ -436,12 +436,12 @@ def is_set(name: str, environment: Mapping[str, str], dotenv: Path) -> bool:
 
 
 def value_of(settings: Settings, name: str) -> object:
-    """The value of a setting by its name in `SETTINGS`."""
+    """The value of the setting that has this name in `SETTINGS`."""
     return getattr(settings, _FIELDS[name])
 
 
 def shown_default(name: str) -> str:
-    """A setting's default for documentation, which is the same on every machine."""
+    """A setting's default as the documentation shows it, which is the same on every machine."""
     return "the host name" if name == "instance" else SETTINGS[name].default or "not set"
 
 
@@ -450,7 +450,8 @@ def _parse(setting: Setting, text: str) -> object:
     if not text and setting.default is None:
         return None
     if _QUOTED.fullmatch(text):
-        # `docker run --env-file` keeps quotes, and the value of a secret setting is not shown.
+        # `docker run --env-file` keeps quotes around a value, and an error about a secret value would not show the
+        # quotes.
         raise ValueError("a value without quotes around it")
     return setting.parse(text)
 
@@ -465,7 +466,7 @@ def _unopened(setting: Setting) -> Setting:
 
 
 def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]:
-    """Problems of settings that are valid one by one, but not together."""
+    """The problems of settings that are valid alone, but contradict each other."""
     problems = []
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
@@ -486,7 +487,8 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
         )
     of_stream = ("history_stream", "history_max_age", "history_max_bytes")
     if settings.history is HistoryMode.MEMORY:
-        # A flag may disable the stream of a `.env` file. The stream's other settings in that file are then no problem.
+        # A flag may disable the stream of a `.env` file. Then the stream's other settings in the `.env` file are not a
+        # problem.
         above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
             f"{PREFIX}{name.upper()} ({found[name].source}): has an effect only with BRIDGE_HISTORY=stream, and "

@@ -24,7 +24,7 @@ _NAME = re.compile(rf"{PREFIX}[A-Za-z0-9_]{{1,64}}")
 
 
 class Layer(IntEnum):
-    """The kinds of sources. A higher one overrides a lower one."""
+    """The kinds of sources. A source with a higher number overrides a source with a lower number."""
 
     DOTENV = 1
     ENVIRONMENT = 2
@@ -40,7 +40,7 @@ class Found:
     """The name of the source, for the operator."""
     layer: Layer
     file: Path | None = None
-    """The file that has only this text, if a `_FILE` variant names one."""
+    """The file that contains only the text of this setting, if a variable with `_FILE` names such a file."""
 
 
 def find(
@@ -51,13 +51,13 @@ def find(
     *,
     must_exist: bool = False,
 ) -> tuple[dict[str, Found], list[str]]:
-    """The settings that are set, by name, and all problems that were found.
+    """The settings that are set, by name, and all problems that were found with the sources.
 
-    `known` has each setting, and whether it is secret. Flags override the environment, which overrides `.env`. The file
-    `dotenv` may be missing, unless `must_exist` is set because the operator named it.
+    `known` maps the name of each setting to whether the setting is secret. Flags override the environment, which
+    overrides `.env`. The file `dotenv` may be missing, unless `must_exist` is set because the operator named it.
     """
     problems: list[str] = []
-    # Kubernetes injects variables only into the environment. In a file, such a line is a mistake.
+    # Kubernetes injects variables only into the environment. A line with such a variable in a file is a mistake.
     own = [(name, text) for name, text in environment.items() if not is_service_variable(name, text)]
     found = _variables(known, _lines(known, dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
     found |= _variables(known, own, "environment", Layer.ENVIRONMENT, problems)
@@ -68,7 +68,7 @@ def find(
 def _variables(
     known: Mapping[str, bool], variables: Iterable[tuple[str, str]], source: str, layer: Layer, problems: list[str]
 ) -> dict[str, Found]:
-    """The settings among the variables, with the files of `_FILE` variants read. Adds to `problems`."""
+    """The settings among the variables. Reads the files that variables with `_FILE` name, and adds to `problems`."""
     found: dict[str, Found] = {}
     for variable, text in variables:
         if not variable.startswith(PREFIX):
@@ -109,23 +109,24 @@ def _suggestion(variable: str, known: Iterable[str]) -> str:
     if wrong.startswith("amqp_"):
         return f"; did you mean {PREFIX}AMQP_URL{'_FILE' if wrong.endswith('_file') else ''}?"
     names = list(known)
-    # For a truncated name, difflib may find another short name more similar.
+    # Names that begin with the given text come first: for a truncated name, difflib may find another short name more
+    # similar.
     close = [name for name in names if wrong and name.startswith(wrong)] or difflib.get_close_matches(wrong, names)
     return f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `edk-bridge serve --help` lists them all"
 
 
 def _canonical(variable: str) -> str:
-    """The name of a setting's variable: `bridge-port` becomes `BRIDGE_PORT`."""
+    """The correct spelling of the name of a setting's variable: `bridge-port` becomes `BRIDGE_PORT`."""
     return re.sub(r"[-.]", "_", variable).upper()
 
 
 def content(file: Path) -> str:
-    """The text of a file with only one setting. Raises OSError and NotPlainTextError."""
+    """The text of a file that contains the value of only one setting. Raises OSError and NotPlainTextError."""
     return read_plain(file).rstrip("\r\n")
 
 
 def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: list[str]) -> list[tuple[str, str]]:
-    """The names and values of a `.env` file in their order. No `$` in a value is replaced, with or without quotes."""
+    """The names and values of a `.env` file in their order. A `$` in a value is never replaced."""
     try:
         text = read_marked(file)
     except (OSError, NotPlainTextError) as error:
@@ -136,7 +137,7 @@ def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: li
     bindings = list(parse_stream(io.StringIO(text, newline="")))
     unclear = [problem for binding in bindings if (problem := _unclear(binding, known)) is not None]
     problems += [f"{file}, {problem}" for problem in unclear]
-    # Without an unclear line, its setting would keep its default silently.
+    # If an unclear line were only skipped, its setting would keep the default silently.
     return [] if unclear else [(binding.key, binding.value or "") for binding in bindings if binding.key is not None]
 
 
@@ -146,10 +147,10 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
-    """The problem of a line of a `.env` file, or None. It does not show the value, which may be a password."""
+    """The problem of a line of a `.env` file, or None. The problem does not show the value, which may be a password."""
     whole = binding.original.string
     text = whole.strip()
-    # The binding includes the empty lines before it.
+    # The text of a binding includes the empty lines before the name.
     line = f"line {binding.original.line + len(_NEWLINE.findall(whole[: whole.find(text)]))}"
     key, value = binding.key, binding.value
     if binding.error:
@@ -164,6 +165,6 @@ def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
     if key.startswith(PREFIX) and text.partition("=")[2].startswith("#"):
         return f"{line}: the value begins with #; quote it, or put a space before the comment"
     if _NEWLINE.search(text) and (key.startswith(PREFIX) or PREFIX in value):
-        # A value with an unclosed quote includes the next settings, up to their first quote.
+        # A value with an unclosed quote includes the lines of the next settings, up to the first quote in these lines.
         return f"{line}: the value continues in the next line; close its quotes"
     return None

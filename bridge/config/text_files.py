@@ -1,4 +1,4 @@
-"""Text files that people write. Their editors may use other encodings than plain UTF-8."""
+"""Reads text files that people write. Editors may save such files in other encodings than plain UTF-8."""
 
 import codecs
 from pathlib import Path
@@ -8,11 +8,11 @@ _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, *_UTF_16)
 
 
 class NotPlainTextError(ValueError):
-    """The file is not text in UTF-8. The reason never quotes the file, which may contain a secret."""
+    """The file is not text in UTF-8. The error's text never quotes the file, which may contain a secret."""
 
 
 def read_plain(file: Path) -> str:
-    """The text of a file in UTF-8 without a byte order mark. Raises OSError and NotPlainTextError."""
+    """The text of a file in UTF-8 without a byte order mark. Raises OSError or NotPlainTextError."""
     content = file.read_bytes()
     if content.startswith(_BYTE_ORDER_MARKS):
         raise NotPlainTextError("it begins with a byte order mark; save it as UTF-8 without one")
@@ -29,7 +29,7 @@ def read_marked(file: Path) -> str:
 
 def _decoded(content: bytes) -> str:
     if b"\0" in content:
-        # In UTF-16, every second byte of ASCII text is zero. Without a byte order mark, that is valid UTF-8.
+        # In UTF-16, every second byte of ASCII text is zero. Without a byte order mark, such bytes are valid UTF-8.
         raise NotPlainTextError("it has zero bytes, like a file in UTF-16; save it as UTF-8")
     try:
         return content.decode()

@@ -1,6 +1,6 @@
-"""Warnings at the start about valid settings that have no effect, or a risky one.
+"""Warnings, logged at the start, about settings that are valid, but have no effect or a risky effect.
 
-Invalid settings are errors of `bridge.config.settings`.
+For invalid settings, `bridge.config.settings` reports errors.
 """
 
 import ipaddress
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from bridge.config.settings import Settings
 
 _RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
-"""Class E. It is not an error, because some clouds use it for internal addresses."""
+"""The reserved addresses of class E. They are not an error, because some clouds use them for internal addresses."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingWarning:
-    """A log line: a phrase with the name of the setting, and fields."""
+    """The content of a log line: a phrase with the name of the setting, and fields."""
 
     phrase: str
     fields: Mapping[str, object]

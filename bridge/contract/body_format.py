@@ -1,7 +1,7 @@
-"""Recognizes the format of a body that is not JSON, so that its publisher learns what to change.
+"""Recognizes the format of a body that is not JSON, so that the publisher of this body learns what to change.
 
-The module examines the first bytes, and the place that the JSON parser names. Only the check for UTF-8 takes longer for
-a longer body. This module must not know what an event is.
+The module examines the first bytes of a body, and the place of the JSON parser's error. Only the check for UTF-8 takes
+longer for a longer body. This module must not depend on the definition of an event.
 """
 
 import binascii
@@ -18,7 +18,7 @@ HEAD_BYTES = 1024
 """The number of bytes that are examined at the start of a body. A format is identified by its first bytes."""
 
 PARSED_BYTES = 64 * 1024
-"""A body of up to this size is parsed to verify that it is JSON in another encoding."""
+"""The maximum size of a body that is parsed to check whether it is JSON in another encoding."""
 
 PLAIN = "publish plain JSON in UTF-8"
 
@@ -30,19 +30,19 @@ class NotJson:
     text: str
     """The problem, without the place, in printable characters."""
     lead: str = ""
-    """The words between `the body` and `text`."""
+    """The words that come between `the body` and `text` in the sentence about the problem."""
     place: str = ""
-    """The place, to append to `text`, or "" if the problem is the whole body."""
+    """The place of the problem, as it is appended to `text`, or "" if the whole body is the problem."""
     line: int = 1
     column: int = 1
-    """`line` and `column` count from 1. The column is in characters."""
+    """`line` and `column` count from 1. The column is counted in characters."""
 
     def __str__(self) -> str:
         return f"the body {self.lead}{self.text}{self.place}"
 
 
 def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
-    """Returns the likely format of a body that orjson does not accept, or the parser's text for an unknown format."""
+    """Returns the likely format of a body that orjson does not accept, or the parser's error for an unknown format."""
     if not body.strip():
         return NotJson("has only white space" if body else "is empty")
     if found := _of_binary(body):
@@ -51,7 +51,7 @@ def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
         body.decode()
     except UnicodeDecodeError as broken:
         return _undecodable(body, broken)
-    # The error contains the decoded body, and a position in characters.
+    # The parser's error contains the decoded body, and a position in characters.
     text, at = error.doc, error.pos
     place = f": line {error.lineno} column {error.colno} (char {at})"
     if found := _of_text(text):
@@ -80,7 +80,7 @@ def is_binary(body: bytes) -> bool:
     if head.lstrip()[:1] in (b"{", b"[", b'"'):
         return False
     try:
-        # The head may end within a character.
+        # The head of the body may end in the middle of a character, so the decoder is incremental.
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return True
@@ -88,9 +88,10 @@ def is_binary(body: bytes) -> bool:
 
 
 _BSON = re.compile(rb"..\x00\x00[\x01-\x13\x7f\xff][^\x00]", re.DOTALL)
-"""The length of a document of less than 64 KiB, the type of its first member, and the start of the member's name."""
+"""Matches the start of a document in BSON of less than 64 KiB: its length, the type of the first member, and the start
+of this member's name."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f]")
-"""Control characters except white space, ESC (terminal sequences) and the record separator."""
+"""Matches control characters except white space, ESC (which begins terminal sequences) and the record separator."""
 
 
 def _looks_like(name: str, advice: str = PLAIN) -> str:
@@ -120,12 +121,13 @@ _MAGIC = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-"""The first bytes of each format. If one is a prefix of another, the longer one comes first."""
+"""The first bytes of each format. If the bytes of one format are the start of another format's bytes, the longer bytes
+come first."""
 
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 
 _OPENING = frozenset('{["')
-"""The usual first characters of an event."""
+"""The characters with which an event usually begins."""
 
 
 def _of_binary(body: bytes) -> str:
@@ -140,7 +142,8 @@ def _of_binary(body: bytes) -> str:
 
 
 def _is_zlib(body: bytes, head: bytes) -> bool:
-    # RFC 1950, section 2.2, requires deflate, a window of up to 32 KiB, and a checksum over both bytes.
+    # RFC 1950, section 2.2, requires that the first two bytes name deflate and a window of up to 32 KiB, and include a
+    # checksum.
     if len(body) < 2 or head[0] & 0x8F != 0x08 or int.from_bytes(head[:2]) % 31:
         return False
     return bool(_inflated(head, zlib.MAX_WBITS))
@@ -158,8 +161,8 @@ def _inflated(head: bytes, window: int) -> bytes:
 
 
 def _is_pickle(body: bytes, head: bytes) -> bool:
-    # Pickle protocols 2 to 5 begin with PROTO and their number. Protocols 0 and 1 have no header. All protocols end
-    # with STOP.
+    # With pickle protocols 2 to 5, data begins with the opcode PROTO and the protocol's number. Pickle protocols 0 and
+    # 1 have no header. With all pickle protocols, data ends with the opcode STOP.
     is_binary = len(body) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5
     return body.endswith(b".") and (is_binary or _PICKLE.match(head) is not None)
 
@@ -172,7 +175,7 @@ def _is_bson(body: bytes, head: bytes) -> bool:
 
 
 def _is_utf(codec: str) -> Callable[[bytes, bytes], bool]:
-    """Returns a test for JSON in an encoding without a byte order mark: two ASCII characters with zero bytes."""
+    """Returns a test for JSON in UTF-16 or UTF-32 without a byte order mark."""
     width = len("x".encode(codec))
 
     def matches(_: bytes, head: bytes) -> bool:
@@ -186,11 +189,12 @@ def _is_utf(codec: str) -> Callable[[bytes, bytes], bool]:
 
 
 _FIRST = frozenset('{["-0123456789tfn \t\r\n')
-"""The possible first characters of JSON."""
+"""The characters with which JSON can begin."""
 
 _SelfDescribed = tuple[range, dict[int, int], range, dict[int, int], range, dict[int, int]]
-"""The first bytes of maps, arrays and strings. Each kind has two parts: the first bytes of short values, which include
-the length, and the first bytes of longer values, each with the size of the length that follows."""
+"""The first bytes of maps, arrays and strings. Maps, arrays and strings each have two parts. The first part has the
+first bytes of short values, which include the length. The second part has the first bytes of longer values, each with
+the size of the length that follows."""
 
 _MSGPACK: _SelfDescribed = (
     range(0x80, 0x90),
@@ -211,7 +215,7 @@ _CBOR: _SelfDescribed = (
 
 
 def _has_key(head: bytes, form: _SelfDescribed) -> bool:
-    """Whether the head begins with a map, or an array of maps, whose first key is text."""
+    """Whether the head of a body begins with a map whose first key is text, or with an array of such maps."""
     maps, long_maps, arrays, long_arrays, strings, long_strings = form
     at = 0
     while at < len(head) and (head[at] in arrays or head[at] in long_arrays):
@@ -259,7 +263,8 @@ def _undecodable(body: bytes, broken: UnicodeDecodeError) -> NotJson:
 
 def _is_latin_1(body: bytes, at: int) -> bool:
     byte, following = body[at], body[at + 1 : at + 2]
-    # Broken UTF-8 is more likely than text with these letters. Latin-1 text hardly ever has 0xFE or 0xFF.
+    # Two bytes like those of a character in UTF-8 are more likely broken UTF-8 than two letters in Latin-1. Latin-1
+    # text hardly ever has 0xFE or 0xFF.
     if byte >= 0xFE or (byte >= 0xC0 and following and following[0] & 0xC0 == 0x80):
         return False
     if len(body) > PARSED_BYTES:
@@ -275,7 +280,7 @@ def _is_latin_1(body: bytes, at: int) -> bool:
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
 _BASE64_SAMPLE = 64
-"""The number of characters that are decoded from base64. This number must be a multiple of 4."""
+"""The number of base64 characters that are decoded as a sample. This number must be a multiple of 4."""
 
 _DUMPS = "publish what json.dumps() writes"
 _STRINGIFY = "publish what JSON.stringify() writes"
@@ -309,7 +314,7 @@ _TEXTS = (
     (re.compile(r"[\w.+%\[\]-]+=[^=\s]"), _looks_like("a form (x-www-form-urlencoded)", "publish JSON")),
     (re.compile(r"---\s|[A-Za-z_][\w-]*:\s"), _looks_like("YAML", "publish JSON")),
 )
-"""Patterns for the start of a text, after white space, each with a description of the format."""
+"""Patterns for the start of a text after any white space. Each pattern has a description of the format."""
 
 
 def _of_text(text: str) -> str:
