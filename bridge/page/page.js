@@ -114,8 +114,8 @@ function show() {
   const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;
   state.dataset.state = trouble ? "doubtful" : name;
   showState(trouble ? trouble.words : [text, ""], trouble?.ago ?? "");
-  // The broker's error is outside the status element, because a screen reader reads out each change in that element,
-  // and the error may change at each attempt.
+  // The broker's error may change at each attempt. It is outside the status element, whose changes a screen reader
+  // reads out.
   write(why, trouble ? trouble.why.filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }

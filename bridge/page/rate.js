@@ -71,7 +71,7 @@ function outline(index, part) {
   return `M${index * 5} 60v${-height}h4v${height}z`;
 }
 
-// Rounds up to 1, 2 or 5 times a power of ten, so that the scale of the chart changes rarely and has a short label.
+// Rounds up to 1, 2 or 5 times a power of ten, so that the chart's scale changes rarely and has a short label.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
   return power * [1, 2, 5, 10].find((step) => value <= step * power);

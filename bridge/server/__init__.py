@@ -1,1 +1,4 @@
-"""Serves clients: sockets, HTTP and WebSocket. In `serve`, only this package imports the library websockets."""
+"""Serves clients: sockets, HTTP and WebSocket.
+
+Of the code that the command `serve` runs, only this package imports the library websockets.
+"""

@@ -1,7 +1,7 @@
 """Counts and logs what happens to clients: refusals, evictions, throttling, and mistakes in their handshakes.
 
-A client can cause each of these lines, so `LogLimiter` limits them. At the level `debug`, the bridge also logs the
-decision on each handshake, and each connection that opens or closes.
+Clients can cause these log lines, so `LogLimiter` limits the number of lines. At the level `debug`, the bridge also
+logs the decision on each handshake, and each connection that opens or closes.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LOGGER = "bridge.server"
 _log = structlog.get_logger(LOGGER)
 
 Decision: TypeAlias = Answer | Rule
-"""The decision on a handshake. A `Rule` means that the client is refused without a response."""
+"""The decision on a handshake. If the decision is a `Rule`, the client is refused without a response."""
 
 _TRACED_CHARACTERS = 200
 """The maximum length of a client's text in a debug line."""
@@ -45,7 +45,7 @@ class ClientLog:
         self._limiter = LogLimiter(time)
         self._warned_of_subprotocol = False
         self._dropped = 0
-        """The number of clients dropped since the bridge last had free capacity."""
+        """The number of clients that were dropped since the bridge last had free capacity."""
 
     # Clients without a connection
 
@@ -56,7 +56,10 @@ class ClientLog:
             _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
 
     def dropped(self, clients: int) -> None:
-        """Counts a client dropped without an answer, because `clients` use the whole capacity. Logs the first one."""
+        """Counts a client dropped without an answer, because `clients` use the whole capacity.
+
+        Logs only the first dropped client.
+        """
         self._metrics.refused.labels(Rule.FULL).inc()
         if not self._dropped and (suppressed := self._limiter.allow("dropped")) is not None:
             _log.warning("connection limit exceeded; dropping new connections", clients=clients, **suppressed)
@@ -72,13 +75,15 @@ class ClientLog:
     def abandoned(self, peer: str) -> None:
         """Counts and logs, at level debug, a client that ended its connection before its request was complete."""
         self._metrics.abandoned.inc()
-        # This line is only at level debug, because port scanners and TCP health checks cause it all the time.
+        # An abandoned handshake is logged only at level debug, because port scanners and TCP health checks abandon
+        # handshakes all the time.
         _log.debug("handshake abandoned by client", peer=peer)
 
     def handshake(self, peer: str, request: Request | None, decision: Decision, duration_s: float) -> None:
-        """Logs the decision on a handshake. Call this method only if `tracing` is True.
+        """Logs the decision on a handshake. Call `handshake` only if `tracing` is True.
 
-        `request` is None if it can't be parsed, or was not read. `duration_s` counts from the accepted socket.
+        `request` is None if the request can't be parsed, or was not read. `duration_s` is the time since the socket was
+        accepted.
         """
         fields: dict[str, object] = {}
         if request is not None:
@@ -133,7 +138,7 @@ class ClientLog:
             _log.info("client throttled", peer=client.peer, **suppressed)
 
     def evicted(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
-        """Counts and logs an eviction. A client that is closed because the bridge stops is not evicted."""
+        """Counts and logs an eviction. Does nothing if the client is closed because the bridge stops."""
         if reason is CloseReason.STOPPING:
             return
         self._metrics.evictions.labels(reason.slug).inc()
@@ -157,7 +162,7 @@ class ClientLog:
 
 
 def _subscription_fields(subscribe: SubscribeRequest) -> dict[str, object]:
-    """Returns the types, the members and the id in a client's query, if any."""
+    """Returns the types, the members and the id in a client's query, as log fields."""
     fields: dict[str, object] = {}
     if (wanted := subscribe.filter) is not None:
         fields |= _filter_fields(wanted)

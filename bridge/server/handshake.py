@@ -1,7 +1,7 @@
-"""A client's first request: from the accepted socket to a connection, a page or a refusal.
+"""Handles a client's first request, from the accepted socket to a connection, a page or a refusal.
 
-A handshake is bounded in bytes and time, TLS included. `http/request.py` parses the request, and `router.py` decides
-the answer. After an upgrade, a `Connection` takes over the transport.
+The bytes and the time of a handshake are limited, including those of TLS. `http/request.py` parses the request, and
+`router.py` decides the answer. After an upgrade, a `Connection` takes over the transport.
 """
 
 import asyncio
@@ -28,20 +28,21 @@ from bridge.server.transport.compat import as_transport
 from bridge.server.transport.tls_transport import TlsTransport
 
 MAX_DISCARDED_BYTES = 2**18
-"""How many bytes after its request a client may send before it is disconnected, for example a body. The bytes are read
-and discarded: if the socket were closed with unread bytes, a reset would destroy the response."""
+"""The maximum number of bytes, such as a body, that a client may send after its request without being disconnected.
+These bytes are read and discarded, because closing a socket with unread bytes causes a reset that destroys the
+response."""
 
 PERIODS = 4
-"""The number of timers that make up the timeout, one after another. The event loop reads at least once in each period,
-so slow turns of the loop make the timeout longer. With a single timer, a turn of 5 s would refuse every client that
-connects during this turn, before the bridge reads its request."""
+"""The number of consecutive timers that make up the timeout of a handshake. The event loop reads at least once before
+each timer ends, so slow turns of the loop make the timeout longer. With a single timer, after a turn of 5 s, the bridge
+would refuse every client that connected during this turn before reading its request."""
 
 
 class HandshakeLog(Protocol):
     """The log to which a handshake reports its outcome."""
 
     tracing: bool
-    """Whether the handshake must call `handshake`."""
+    """Whether a handshake must call the method `handshake` of this log."""
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
         """Called when a client is refused."""
@@ -50,9 +51,12 @@ class HandshakeLog(Protocol):
         """Called when a client ends its connection before its request is complete."""
 
     def handshake(self, peer: str, request: Request | None, decision: Answer | Rule, duration_s: float) -> None:
-        """Called with the decision on a handshake. A `Rule` means that the client is refused without a response.
+        """Called with the decision on a handshake.
 
-        `request` is None if it can't be parsed, or was not read. `duration_s` counts from the accepted socket.
+        If the decision is a `Rule`, the client is refused without a response.
+
+        `request` is None if the request can't be parsed, or was not read. `duration_s` is the time since the socket was
+        accepted.
         """
 
 
@@ -65,8 +69,8 @@ class HandshakeContext:
     tls: Tls | None
     """The server's TLS configuration, or None for a server without TLS."""
     timeout_s: float
-    """The time from the accepted socket to the complete request, and the period in which a client must read its
-    response."""
+    """The maximum time from the accepted socket to the complete request, and the period in which a client must read
+    enough of its response."""
     tls_shutdown_s: float
     on_upgraded: "Callable[[Handshake, asyncio.Transport, Request, SubscribeRequest, bytes], None]"
     """Called when a client's request is upgraded to a connection, with the bytes that the client sent after the
@@ -76,10 +80,13 @@ class HandshakeContext:
 
 
 class Handshake(asyncio.BufferedProtocol):
-    """Reads one request within the timeout, and writes the response."""
+    """Reads one request within the timeout, and writes the response to the client."""
 
     def __init__(self, context: HandshakeContext, client: socket.socket, address: str) -> None:
-        """Takes over an accepted socket. `address` is the client's IP address, which may connect."""
+        """Takes over an accepted socket.
+
+        `address` is the client's IP address, which has passed the check of addresses.
+        """
         self.address = address
         self._context = context
         self._reader: RequestReader | None = RequestReader()
@@ -120,8 +127,8 @@ class Handshake(asyncio.BufferedProtocol):
     def _on_connected(
         self, client: socket.socket, connecting: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]"
     ) -> None:
-        # The result of the task refers to this handshake. If this reference stayed, only the garbage collector could
-        # free both.
+        # The result of the task refers to this handshake. If the handshake also kept its reference to the task, only
+        # the garbage collector could free both.
         self._connecting = None
         if self._transport is not None:
             return
@@ -135,13 +142,14 @@ class Handshake(asyncio.BufferedProtocol):
         self._end()
 
     def _on_tls_failed(self, error: OSError) -> None:
-        """Called if the TLS handshake fails, if the client is gone, or after `abort`."""
+        """Called if the TLS handshake fails, if the client has disconnected, or after `abort`."""
         self._tls_transport = None
         left = isinstance(error, (ConnectionError, ssl.SSLEOFError)) or error.errno == errno.ENOTCONN
         if left and not self._answered:
             self._context.log.abandoned(self._peer)
         elif not self._answered:
-            # The error text comes from OpenSSL. If the client sent an alert, the text contains only the alert's number.
+            # The error text comes from OpenSSL. If the client sent a TLS alert, OpenSSL's error text contains only the
+            # alert's number.
             detail = printable(str(error)) or type(error).__name__
             if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
                 detail = "The client sent HTTP instead of TLS: use wss:// and https:// here."
@@ -152,7 +160,8 @@ class Handshake(asyncio.BufferedProtocol):
         self._transport = as_transport(transport)
         self._tls_transport = None
         if self._answered:
-            # `abort` or the timeout ran in the turn of the loop that created the transport.
+            # The handshake has ended, by `abort` or the timeout, in the same turn of the loop that created the
+            # transport.
             self._transport.abort()
 
     # From the request to the answer
@@ -177,7 +186,7 @@ class Handshake(asyncio.BufferedProtocol):
                 self._answer(request, self._context.router.route(request), rest)
 
     def _answer(self, request: Request | None, answer: Answer, rest: bytes = b"") -> None:
-        """Carries out the decision of the router. `rest` are the bytes after the head of the request."""
+        """Carries out the router's decision. `rest` holds the bytes after the head of the request."""
         self._trace(request, answer)
         if isinstance(answer, Upgrade):
             assert request is not None
@@ -248,8 +257,8 @@ class Handshake(asyncio.BufferedProtocol):
         self._answered = True
         self._stop_timers()
         if self._transport is not None:
-            # Without a reset, the kernel would keep the unread part of the response, for a connection that no limit
-            # counts.
+            # Without a reset, the kernel would keep the unread part of the response in memory, for a connection that no
+            # limit counts.
             tcp.reset_on_close(self._transport.get_extra_info("socket"))
             self._transport.abort()
         elif self._tls_transport is not None:
@@ -258,7 +267,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._connecting.cancel()
 
     def evict(self, rule: Rule) -> None:
-        """Ends the handshake at once, so that a new client can connect."""
+        """Ends the handshake at once, to make room for a new client."""
         if not self._answered:
             self._trace(None, rule)
         self.abort()
@@ -267,8 +276,8 @@ class Handshake(asyncio.BufferedProtocol):
         if not self._answered:
             self._context.log.abandoned(self._peer)
         self._end()
-        # Transport and handshake refer to each other. If these references stayed, only the garbage collector could free
-        # the two.
+        # Transport and handshake refer to each other. If their references to each other stayed, only the garbage
+        # collector could free these objects.
         self._transport = self._writer = None
 
     def _end(self) -> None:

@@ -1,11 +1,11 @@
 """Limits the connections of each client address, so that one host can't use the whole capacity.
 
-The module is pure. An address is the text that the kernel writes.
+The module is pure. Addresses are strings as the kernel formats them.
 """
 
 MAX_ADDRESS_OVERFLOW = 16
-"""How many connections an address may have beyond its limit. Each of these connections gets a close code. Further
-connections of this address are closed without an answer."""
+"""How many connections an address may have beyond its limit. A connection beyond the limit gets a close code. Beyond
+this overflow, the connections of the address are closed without an answer."""
 
 
 class AddressLimit:
@@ -15,18 +15,19 @@ class AddressLimit:
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is the number of connections that one address may use."""
+        """`limit` is the maximum number of connections of one address."""
         self._limit = limit
         self._counts: dict[str, int] = {}
         self._interned: dict[str, str] = {}
-        """One string object for each address, because every connection keeps a reference to its address."""
+        """One shared string object for each address, which saves memory because every connection refers to its
+        address."""
 
     def __len__(self) -> int:
-        """The number of addresses with connections."""
+        """The number of addresses that have connections."""
         return len(self._counts)
 
     def acquire(self, address: str) -> str | None:
-        """Counts a connection. Returns the address as a shared string, or None beyond limit and overflow."""
+        """Counts a connection. Returns the address as a shared string, or None if limit and overflow are used up."""
         count = self._counts.get(address, 0)
         if count >= self._limit + MAX_ADDRESS_OVERFLOW and not _is_loopback(address):
             return None
@@ -34,7 +35,7 @@ class AddressLimit:
         return self._interned.setdefault(address, address)
 
     def release(self, address: str) -> None:
-        """Ends the count of a connection that `acquire` counted."""
+        """Subtracts a connection that `acquire` has counted."""
         if self._counts[address] == 1:
             del self._counts[address], self._interned[address]
         else:

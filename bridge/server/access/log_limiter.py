@@ -1,12 +1,13 @@
 """Limits the log lines that clients can cause to a few lines a minute of each kind.
 
-Lines beyond this limit are only counted.
+Lines beyond the limit are only counted.
 """
 
 from collections.abc import Callable
 
 MAX_LINES = 10
-"""The most lines of one kind in a minute. More lines would fill a disk, and slow the bridge down."""
+"""The maximum number of log lines of one kind in a minute. Without a maximum, log lines could fill a disk and slow the
+bridge down."""
 
 MINUTE_S = 60.0
 
@@ -24,7 +25,7 @@ class LogLimiter:
     def allow(self, kind: str) -> dict[str, int] | None:
         """Returns fields to add to the line, or None if the line must not be written.
 
-        The field `suppressed` is the number of lines of this kind that were not written since the last written one.
+        The field `suppressed` is the number of lines of this kind that were suppressed after the last written line.
         `kind` must be one of a few constants, because no kind is ever forgotten.
         """
         now_s = self._time()

@@ -1,17 +1,17 @@
 """Limits how much the bridge reads from clients, so that no client uses the processor at the cost of others.
 
-A well-behaved client sends a few bytes a minute, as answers to pings. The bridge ignores everything else, but must read
-and check it, at 3 microseconds a frame. Without a limit, one client with tiny frames uses half of a processor, and a
-thousand such clients use all of it. The bridge therefore stops reading from a client for a while. TCP flow control then
-stops the client's writes.
+A well-behaved client sends only answers to pings, which are a few bytes a minute. The bridge ignores all other frames,
+but must read and check each of these frames, which takes 3 microseconds. Without a limit, one client with tiny frames
+uses half of a processor, and a thousand such clients use all of it. The bridge therefore stops reading for a while from
+a client that sends too much. While the bridge does not read, TCP flow control stops the client's writes.
 
-Time is divided into periods. In each period, each client has a budget, and all clients together have a common budget. A
-read is always handled as a whole, so it may exceed the budget. The excess is the client's debt. The client is throttled
-until most of this debt is paid. While the common budget is used up, every client that sends anything is throttled until
-the next period. The bridge reads from throttled clients in turn. If 10,000 clients flood the bridge, a pong is delayed
-by ten seconds.
+The limiter divides time into periods. In each period, each client has a budget, and all clients together have a common
+budget. A read is always handled as a whole, so it may exceed a client's budget. The excess over the budget is the
+client's debt. A client with a debt is throttled until most of its debt is paid. While the common budget is used up,
+every client that sends anything is throttled until the next period. The bridge reads from throttled clients in turn. If
+10,000 clients flood the bridge, the bridge reads a client's pong ten seconds late.
 
-This module has no sockets, and does not interpret the bytes.
+This module has no sockets, and does not interpret the bytes that clients send.
 """
 
 import asyncio
@@ -22,27 +22,28 @@ from typing import Protocol
 PERIOD_S = 0.25
 
 FRAME_COST_BYTES = 256
-"""The cost of each frame, and of each read, in addition to its bytes. The smallest frame has six bytes, but takes as
-much time as hundreds."""
+"""The cost of each frame and of each read, in bytes, in addition to its size. The smallest frame has six bytes, but
+takes as much time as hundreds of bytes."""
 
 CLIENT_BUDGET_BYTES = 65536
-"""The budget of one client in a period: 250 tiny frames, which take 1 ms."""
+"""The budget of one client in a period, which is enough for 250 tiny frames that take 1 ms to read."""
 
 TOTAL_BUDGET_BYTES = 2**19
-"""The budget of all clients in a period: 2000 tiny frames, which take 8 ms."""
+"""The budget of all clients in a period, which is enough for 2000 tiny frames that take 8 ms to read."""
 
 RESUMED_PER_PERIOD = 256
-"""How many throttled clients are resumed at the start of a period. If each sends five tiny frames, which fill
-THROTTLED_READ_BYTES, these reads use about the whole common budget."""
+"""The maximum number of throttled clients that are resumed at the start of a period. If each resumed client sends five
+tiny frames, which fill THROTTLED_READ_BYTES, the reads use about the whole common budget."""
 
 MAX_READ_BYTES = 4096
-"""The maximum size of a read: 700 tiny frames, which block the event loop for 2.5 ms."""
+"""The maximum size of a read, which holds 700 tiny frames that block the event loop for 2.5 ms."""
 
 THROTTLED_READ_BYTES = 32
-"""The maximum size of a read while the common budget is used up: a pong, a close frame, or five tiny frames."""
+"""The maximum size of a read while the common budget is used up. It is enough for a pong, a close frame, or five tiny
+frames."""
 
 READ_BUFFER = memoryview(bytearray(MAX_READ_BYTES))
-"""The buffer that all connections share. The bytes of each read are handled before the next read."""
+"""The read buffer that all connections share. The bytes of each read are handled before the next read."""
 
 _THROTTLED = READ_BUFFER[:THROTTLED_READ_BYTES]
 
@@ -55,14 +56,17 @@ class Throttleable(Protocol):
         """The client's address and port, for logs."""
 
     def resume_reading(self) -> None:
-        """Reads from the client again."""
+        """Starts to read from the client again."""
 
     def close_if_eof(self) -> None:
-        """Ends the connection if the client has ended it. A throttled connection never sees EOF."""
+        """Ends the connection if the client has ended its side.
+
+        While a connection is throttled, it is not notified of EOF.
+        """
 
 
 class ReadLimiter:
-    """Counts what clients send, and throttles those that exceed a budget."""
+    """Counts what clients send, and throttles clients that exceed a budget."""
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class ReadLimiter:
         call_at: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
         on_throttle: Callable[[Throttleable], None],
     ) -> None:
-        """`time` and `call_at` are those of the event loop. `on_throttle` is called for each throttled client."""
+        """`time` and `call_at` are methods of the event loop. `on_throttle` is called for each throttled client."""
         self._time = time
         self._call_at = call_at
         self._on_throttle = on_throttle
@@ -82,7 +86,7 @@ class ReadLimiter:
         """The throttled clients, in the order in which they were throttled."""
         self._timer: asyncio.TimerHandle | None = None
         self.buffer = READ_BUFFER
-        """The buffer of the next read. The buffer is shorter while the common budget is used up."""
+        """The buffer of the next read. This buffer is shorter while the common budget is used up."""
 
     def __len__(self) -> int:
         """The number of throttled clients."""
@@ -93,7 +97,10 @@ class ReadLimiter:
         return iter(tuple(self._throttled))
 
     def consume(self, client: Throttleable, read_bytes: int, frames: int) -> bool:
-        """Charges a read. On False, the caller must stop reading until the limiter calls `resume_reading`."""
+        """Charges the client for a read.
+
+        If the result is False, the caller must stop reading until the limiter calls `resume_reading`.
+        """
         if self._time() >= self._period_ends_at:
             self._begin_period()
         cost = read_bytes + FRAME_COST_BYTES * (frames + 1)

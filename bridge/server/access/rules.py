@@ -1,11 +1,11 @@
 """The rules by which the bridge refuses clients, and the checks of a request's address and headers.
 
 Three checks exclude external clients. The peer's address and every forwarded address must be internal, so that a proxy
-on the same host admits no external client. `Host` must not be a public name that was rebound to an internal address.
-`Origin` must be allowed; if the browser sends none, `Sec-Fetch-Site` must not be `cross-site`. A forged forwarding
-header can only exclude its sender.
+on the same host admits no external client. The header `Host` must not be a public name, which DNS may have rebound to
+an internal address. The header `Origin` must be allowed, or, if it is missing, `Sec-Fetch-Site` must not be
+`cross-site`. A client that forges a forwarding header can only exclude itself.
 
-The module is pure: it has no sockets, no WebSocket and no paths.
+The module is pure, and knows nothing of sockets, WebSocket and paths.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ if TYPE_CHECKING:
     from bridge.config.networks import Network
 
 Headers: TypeAlias = "Mapping[str, Sequence[str]]"
-"""Maps each header's name in lower case to its values, in the order of the request, decoded as Latin-1."""
+"""Maps each header's name in lower case to its values, which are decoded as Latin-1, in the order of the request."""
 
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 MAX_FORWARDED = 32
-"""The most addresses in the forwarding headers of a request. Real proxy chains are much shorter, and the check of each
-address blocks the event loop for 5 microseconds."""
+"""The maximum number of addresses in the forwarding headers of a request. Real proxy chains are much shorter than this
+maximum, and the check of each address blocks the event loop for 5 microseconds."""
 
 MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
-"""The most pairs in `Forwarded`. An element has at most four pairs: for, by, host and proto."""
+"""The maximum number of pairs in the header `Forwarded`. Each element of this header has at most the four pairs `for`,
+`by`, `host` and `proto`."""
 
 MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
-"""The maximum length of all forwarding headers together."""
+"""The maximum total length of all forwarding headers of a request."""
 
 DETAIL_CHARACTERS = 200
 
-# These texts are sent to the client. These texts never quote the request.
+# The texts of refusals are sent to the client, and never quote the request.
 _PEER = "Your address is not in an allowed network (BRIDGE_ALLOWED_NETWORKS)."
 _FORWARDED = (
     "A forwarding header has an address that is malformed, or not in an allowed network (BRIDGE_ALLOWED_NETWORKS)."
@@ -73,7 +74,7 @@ _ORIGIN = "Pages of this origin may not connect (BRIDGE_ALLOWED_ORIGINS)."
 _CROSS_SITE = "Pages of other sites may not connect without an Origin header (Sec-Fetch-Site: cross-site)."
 
 _ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?:[/?].*)?", re.ASCII | re.IGNORECASE)
-# RFC 7239 section 6: a node may have a port, and the port may be obfuscated.
+# In RFC 7239, section 6, a node may have a port, and the port may be obfuscated.
 _NODE_PORT = r"(?::(?:[0-9]{1,5}|_[\w.-]+))?"
 _NODE = re.compile(
     rf"\[(?P<boxed>{IPV6})\]{_NODE_PORT}|(?P<v4>[0-9.]+){_NODE_PORT}|(?P<v6>{IPV6})", re.ASCII | re.IGNORECASE
@@ -83,10 +84,10 @@ _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s
 
 
 class Rule(StrEnum):
-    """The requirement that a refused client does not meet.
+    """A requirement that clients must meet. Each refusal names the rule that the client does not meet.
 
-    Each value is a label value of `bridge_clients_refused_total`, and a value of the log field `rule`. From 0.1.0 on,
-    these values are a promise.
+    Each value is a label value of `bridge_clients_refused_total`, and a value of the log field `rule`. From version
+    0.1.0 on, the values of `Rule` do not change.
     """
 
     PEER = "peer"
@@ -106,8 +107,8 @@ class Rule(StrEnum):
     TIMEOUT = "timeout"
     """The request, and the TLS handshake before it, is complete in time."""
     PENDING = "pending"
-    """The number of connections without a complete request is below its limit. At the limit, the oldest of these
-    connections is refused."""
+    """The number of connections without a complete request is below its limit. At the limit, the oldest connection
+    without a complete request is refused."""
     ADDRESS_LIMIT = "address-limit"
     """The client's address is below its limit of connections."""
     FULL = "full"
@@ -120,7 +121,7 @@ class Rule(StrEnum):
 class Refusal:
     """The reason why a client is refused.
 
-    `status`, `text` and `headers` are for the client; `rule` and `detail` are for the operator.
+    The attributes `status`, `text` and `headers` are for the client, and `rule` and `detail` are for the operator.
     """
 
     status: HTTPStatus
@@ -128,9 +129,9 @@ class Refusal:
     """The reason for the client, in one sentence."""
     rule: Rule
     detail: str
-    """The value at fault in printable ASCII, cut after DETAIL_CHARACTERS, or a copy of `text`."""
+    """The invalid value in printable ASCII, shortened to DETAIL_CHARACTERS, or a copy of `text`."""
     headers: tuple[tuple[str, str], ...] = ()
-    """Further headers of the response."""
+    """Additional headers of the response to the refused client."""
 
 
 class Access:
@@ -143,16 +144,16 @@ class Access:
         self.origins = origins
 
     def admits_peer(self, address: str) -> bool:
-        """Whether a socket's peer address is internal. The zone of an IPv6 address has no effect."""
+        """Whether a socket's peer address is internal. The zone of an IPv6 address is ignored."""
         parsed = parse_address(address)
         return parsed is not None and parsed in self._networks
 
     def check_peer(self, address: str) -> Refusal | None:
-        """Returns why a client with this address is refused before it sends anything, or None if it is allowed."""
+        """Returns why a client with this address is refused, or None if the address is allowed."""
         return None if self.admits_peer(address) else _refused(_PEER, Rule.PEER, address)
 
     def check_request(self, headers: Headers, target: str, *, requires_host: bool = True) -> Refusal | None:
-        """Returns why a request is refused for its forwarding headers, `Host` or target, or None if it is allowed.
+        """Returns why a request's forwarding headers, `Host` or target are refused, or None for an allowed request.
 
         `requires_host` is False if a request may have no `Host`.
         """
@@ -170,22 +171,25 @@ class Access:
         return _check_target(target, host)
 
     def check_origin(self, headers: Headers) -> Refusal | None:
-        """Returns why a page may not use the endpoint, or None if it may. Call `check_request` first."""
+        """Returns why a page of this origin is refused, or None if the page is allowed to connect.
+
+        Call `check_request` first.
+        """
         origins = headers.get("origin", ())
         if len(origins) > 1:
             return _refused(_ORIGIN_COUNT, Rule.ORIGIN, ", ".join(origins[:2]))
-        # Browsers never send an empty Origin, so an empty one is treated as missing.
+        # Browsers never send an empty Origin header, so an empty Origin is treated as missing.
         if any(origin.strip(" \t") for origin in origins):
             return None if self.allowed_origin(headers) is not None else _refused(_ORIGIN, Rule.ORIGIN, origins[0])
-        # Browsers send no Origin with <img>, <script> and fetch in the mode no-cors.
+        # Browsers send no Origin header for <img>, for <script>, and for fetch in the mode no-cors.
         if any(site.strip(" \t").lower() == "cross-site" for site in headers.get("sec-fetch-site", ())):
             return _refused(_CROSS_SITE, Rule.ORIGIN, "Sec-Fetch-Site: cross-site")
         return None
 
     def allowed_origin(self, headers: Headers, *, trusts_host: bool = True) -> str | None:
-        """Returns the request's `Origin` if it has exactly one, and pages of this origin may connect.
+        """Returns the request's `Origin` if there is exactly one, and if pages of this origin are allowed to connect.
 
-        `trusts_host` is False if `Host` has not passed `check_request`: it may be a rebound name.
+        `trusts_host` is False if `Host` has not passed `check_request`, and may therefore be a rebound name.
         """
         origins = headers.get("origin", ())
         if len(origins) != 1:
@@ -208,14 +212,15 @@ class Access:
             return False
         if authority.is_loopback:
             return True
-        # If the origin's host equals Host, it can't be a rebound name, because Host has passed its own rule.
+        # If the origin's host equals the header Host, the origin can't be a rebound name, because Host has passed its
+        # own rule.
         host = parse_authority(hosts[0].strip(" \t")) if hosts else None
         return host is not None and authority.agrees(host, scheme)
 
     def _check_forwarded(self, headers: Headers) -> Refusal | None:
         given = [(name, value) for name in FORWARDING for value in headers.get(name, ())]
-        # The limits are checked before anything is parsed. Parsing only the first addresses is not an option, because
-        # the last one may be external.
+        # The limits are checked before any forwarding header is parsed. Parsing only the first addresses is not an
+        # option, because the last address may be external.
         if (
             sum(value.count(",") + 1 for _, value in given) > MAX_FORWARDED
             or sum(value.count(";") for _, value in given) > MAX_FORWARDED_PAIRS
@@ -228,7 +233,7 @@ class Access:
         return None
 
     def _external(self, header: str, value: str) -> str | None:
-        """Returns the first element of a forwarding header that is not an internal address, or can't be parsed."""
+        """Returns the first element of a forwarding header that can't be parsed, or is not an internal address."""
         for element in value.split(","):
             nodes = _forwarded_nodes(element) if header == "forwarded" else [element.strip(" \t")]
             for node in nodes:
@@ -246,7 +251,7 @@ class Access:
 
 
 class _Ranges:
-    """Networks as sorted ranges of addresses: a lookup takes the same time for one network and for thousands."""
+    """Networks as sorted ranges of addresses, so that a lookup is fast even in thousands of networks."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._starts: dict[int, list[int]] = {4: [], 6: []}
@@ -266,22 +271,25 @@ class _Ranges:
 
 
 def _check_target(target: str, host: Authority) -> Refusal | None:
-    """Checks an absolute target. The target's host takes precedence over `Host` (RFC 9112, section 3.2.2)."""
+    """Checks a request's target if it is an absolute URL.
+
+    The target's host takes precedence over `Host` (RFC 9112, section 3.2.2).
+    """
     if target.startswith("/") or "://" not in target:
         return None
     form = _ABSOLUTE.fullmatch(target)
     authority = None if form is None else parse_authority(form["authority"])
     if form is None or authority is None:
         return _refused(_TARGET_FORM, Rule.HOST, target, status=HTTPStatus.BAD_REQUEST)
-    # A target with the same host as Host has passed the rule for Host.
+    # If the target has the same host as the header Host, the target has passed the rule for Host.
     return None if authority.agrees(host, form["scheme"].lower()) else _refused(_TARGET_HOST, Rule.HOST, target)
 
 
 def _forwarded_nodes(element: str) -> list[str]:
-    """Returns the values of `for=` in an element of `Forwarded`, or `[""]` if it has none or can't be parsed.
+    """Returns the values of `for=` in an element of `Forwarded`, or `[""]` if it has no `for=` or can't be parsed.
 
-    Elements and pairs are divided at every comma and semicolon, quoted or not. Otherwise, an unclosed quote from the
-    client could hide the element that a proxy appends. No address contains either character.
+    The header is divided at every comma and semicolon, even within quotes. Otherwise, an unclosed quote from the client
+    could hide the element that a proxy appends. No address contains a comma or a semicolon.
     """
     nodes: list[str] = []
     for pair in element.split(";"):
@@ -302,7 +310,7 @@ def _node_address(node: str) -> Address | None:
 
 
 def _refused(text: str, rule: Rule, value: str, *, status: HTTPStatus = HTTPStatus.FORBIDDEN) -> Refusal:
-    # The value is cut before it is escaped: otherwise a client could make the bridge escape a long value.
+    # The value is shortened before it is escaped, because a client could otherwise make the bridge escape a long value.
     detail = value[: DETAIL_CHARACTERS + 1].encode("unicode_escape").decode("ascii")
     if len(detail) > DETAIL_CHARACTERS:
         detail = detail[: DETAIL_CHARACTERS - 3] + "..."

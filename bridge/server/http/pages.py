@@ -1,6 +1,7 @@
 """The pages, which are the responses to GET for all paths except the endpoint.
 
-The files of the live page and the documents are read once, at the start. Readiness and metrics are read each time.
+The files of the live page and the documents are read only at the bridge's start. Readiness and metrics are read at each
+request.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from bridge.metrics import CONTENT_TYPE, Metrics
 from bridge.server.http.response import JSON, NOT_IN_A_FRAME, Response, document_response, text_response
 
 SCHEMA_JSON = "application/schema+json"
-"""The media type of JSON Schema (draft 2020-12, core, section 14). This type has no parameter `charset`."""
+"""The media type of JSON Schema (draft 2020-12, core, section 14). The media type of JSON Schema has no parameter
+`charset`."""
 
 FOLDER = Path(__file__).parents[2] / "page"
 """The folder with the files of the live page."""
@@ -32,29 +34,30 @@ _MEDIA_TYPES = {
 _FILES = {
     "/": FOLDER / "index.html",
     **{f"/{name}": FOLDER / name for name in PAGE_FILES},
-    # The live page connects with the same example that developers copy.
+    # The live page connects with the same example code that developers copy.
     f"{SCHEMAS}clients/browser.js": PACKAGED / "clients" / "browser.js",
 }
 
 PARTS = {path: (file, _MEDIA_TYPES[file.suffix]) for path, file in _FILES.items()}
-"""The live page and the files that it loads: the file and the media type for each path."""
+"""The file and the media type for each path of the live page."""
 
 UPDATES_PATH = "@UPDATES_PATH@"
-"""The placeholder for the endpoint's path in index.html, in a quoted attribute."""
+"""The placeholder for the endpoint's path, which is in a quoted attribute in index.html."""
 
 LIVE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; "
     f"{NOT_IN_A_FRAME}"
 )
-"""The Content-Security-Policy of the live page. The page may load its own files and connect to the bridge.
+"""The Content-Security-Policy of the live page. This policy allows the live page to load its own files and to connect
+to the bridge.
 
-The page's scripts can't turn text into markup or code, and injected markup can't run code.
+With this policy, the page's scripts can't turn text into markup or code, and injected markup can't run code.
 """
 
 
 def allows_cross_origin(path: str) -> bool:
-    """Whether pages of other origins may read this path. Other origins may read only the documents of the contract."""
+    """Whether pages of other origins may read this path, as is the case only for the documents of the contract."""
     return path == ASYNCAPI or path.startswith(SCHEMAS)
 
 
@@ -81,7 +84,7 @@ class Pages:
     ) -> None:
         """`readiness` returns whether the bridge is ready, and the JSON object for `/readyz`.
 
-        `schemas` are the schema files by their names.
+        `schemas` maps the names of schema files to their content.
         """
         self._readiness = readiness
         self._metrics = metrics
@@ -95,9 +98,9 @@ class Pages:
         )
 
     def describe(self, asyncapi_document: bytes) -> None:
-        """Serves the AsyncAPI document from now on.
+        """Sets the AsyncAPI document that is served.
 
-        The document contains the port, which is known only after `listen`.
+        The AsyncAPI document contains the port, which is known only after `listen`.
         """
         self._documents[ASYNCAPI] = document_response(asyncapi_document, asyncapi.MEDIA_TYPE)
 

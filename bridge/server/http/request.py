@@ -1,8 +1,8 @@
 """Parses the head of an HTTP request, which is its request line and headers, within limits (RFC 9112).
 
-llhttp reads the headers, through httptools, in its strictest mode. In this mode, llhttp refuses folded lines, a space
-before a colon, control characters, and Content-Length with Transfer-Encoding. This module parses the request line,
-because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
+The parser llhttp reads the headers in its strictest mode, through httptools. In its strictest mode, llhttp refuses
+folded lines, a space before a colon, control characters, and Content-Length with Transfer-Encoding. This module parses
+the request line, because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
 
 The module is pure. `access` and `router` decide which requests are allowed.
 """
@@ -16,25 +16,28 @@ import httptools
 from bridge.server.access.rules import Refusal, Rule
 
 MAX_HEADER_BYTES = 16384
-"""The largest value of a header. This limit is large because browsers send a service on localhost the cookies of all
-applications there."""
+"""The maximum size of a header's value. This maximum is large because browsers send the cookies of all applications on
+localhost to each service on localhost."""
 
 MAX_REQUEST_LINE_BYTES = 8190
-"""The longest line with method, target and version."""
+"""The maximum length of the request line, which has the method, the target and the version."""
 
 MAX_HEAD_BYTES = 2 * MAX_HEADER_BYTES
-"""The largest head: one header and one request line of the largest size, and 8 KiB for the other headers."""
+"""The maximum size of a head. It is enough for a header and a request line of maximum size, and for 8 KiB of other
+headers."""
 
 MAX_EMPTY_LINES = 16
-"""The most empty lines before a request. Empty lines are ignored."""
+"""The maximum number of empty lines before a request. Empty lines before a request are ignored."""
 
 MAX_HEADERS = 128
 
 MAX_MEMBERS = 64
-"""How many members of a comma-separated header the bridge interprets. The bridge ignores further members."""
+"""The maximum number of members of a comma-separated header that the bridge interprets. The bridge ignores all further
+members of the header."""
 
 _END = re.compile(rb"\n\r?\n")
-# A head whose lines end with LF alone also counts as complete, so that its client gets 400 at once, not 408 later.
+# A head whose lines end with LF alone also counts as complete, so that its client gets status 400 at once instead of
+# 408 later.
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(1\.[01])\r\n")
@@ -53,12 +56,13 @@ _BODY = "The bridge does not accept requests with a body."
 _OTHER_PROTOCOLS = (
     (re.compile(rb"\x16"), "This port does not use TLS: use ws:// and http://."),
     (re.compile(rb"PRI \* HTTP/2"), "The bridge supports HTTP/1.1, not HTTP/2: set the client or proxy to HTTP/1.1."),
-    # The second pattern is version 2 of the protocol: its signature begins with two empty lines.
+    # The pattern's second alternative matches version 2 of the PROXY protocol, whose signature begins with two empty
+    # lines.
     (re.compile(rb"PROXY |\x00\r\nQUIT\n"), "The bridge accepts no PROXY protocol: turn it off in the proxy."),
     (re.compile(rb"[ -~]* HTTP/(?:0\.|[2-9])"), "The bridge supports HTTP/1.1 and HTTP/1.0."),
     (re.compile(rb"[ -~]+\n"), "Each line of a request must end with CR LF (\\r\\n)."),
 )
-"""The first bytes of other protocols, and the text for their clients."""
+"""Patterns for the first bytes of other protocols, each with the error text for the client."""
 
 
 class BadRequest(Exception):
@@ -68,8 +72,8 @@ class BadRequest(Exception):
         super().__init__(refusal.text)
         self.refusal = refusal
         self.request = request
-        """The parts of the request that could be parsed, for the headers of the response. None of these parts has been
-        checked."""
+        """The parts of the request that could be parsed, which are needed for the headers of the response. These parts
+        have not been checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The target's path, as it was sent, or `*` for an OPTIONS request about the server as a whole."""
+        """The target's path as the client sent it, or `*` for an OPTIONS request about the server as a whole."""
         return self._path_and_query[0]
 
     @property
@@ -102,7 +106,7 @@ class Request:
         return path or "/", query
 
     def lists(self, name: str) -> list[str]:
-        """The members of a comma-separated header, in lower case (RFC 9110, section 5.6.1), up to MAX_MEMBERS."""
+        """The first MAX_MEMBERS members of a comma-separated header, in lower case (RFC 9110, section 5.6.1)."""
         values = ",".join(self.headers.get(name, ())).lower().split(",", MAX_MEMBERS)[:MAX_MEMBERS]
         return [member for value in values if (member := value.strip(" \t"))]
 
@@ -126,7 +130,7 @@ INTERPRETED = {
         "x-real-ip",
     )
 }
-"""The headers that the bridge interprets, as llhttp passes their names and as the bridge names them."""
+"""The headers that the bridge interprets. Maps the name that llhttp passes, in bytes, to the name in the bridge."""
 
 
 class _HeaderCollector:
@@ -148,7 +152,7 @@ class _HeaderCollector:
 
 
 class RequestReader:
-    """Collects the bytes of a client until they contain a whole head, however they are split."""
+    """Collects the bytes of a client, in pieces of any size, until the bytes contain a whole head."""
 
     __slots__ = ("_empty_lines", "_received")
 
@@ -157,14 +161,17 @@ class RequestReader:
         self._empty_lines = 0
 
     def feed(self, data: bytes | memoryview) -> tuple[Request, bytes] | None:
-        """Adds received bytes. Returns the request and the bytes after its head, or None if the head is incomplete.
+        """Adds received bytes to the head.
 
-        Raises BadRequest, also if the first bytes can't begin a request. Don't call `feed` again after this error.
+        Returns the request and the bytes after its head, or None for an incomplete head.
+
+        Raises BadRequest for an invalid request, even before the head is complete. Don't call `feed` again after this
+        error.
         """
         received = self._received
         scanned = max(0, len(received) - 2)
         received += data
-        # RFC 9112 section 2.2: a server should ignore empty lines before a request.
+        # According to RFC 9112, section 2.2, a server should ignore empty lines before a request.
         while received.startswith(b"\r\n"):
             del received[:2]
             self._empty_lines += 1
@@ -196,12 +203,13 @@ def parse(head: bytes) -> Request:
     if head.count(b"\n") - 2 > MAX_HEADERS:
         raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_MANY)
     try:
-        # This request line replaces the client's line, which llhttp might refuse before it parses the headers.
+        # A fixed request line replaces the client's request line, which llhttp might refuse before it parses the
+        # headers.
         httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
     except httptools.HttpParserUpgrade:
         pass  # httptools raises this error at the end of the headers if the client asks for an upgrade
     except httptools.HttpParserError as error:
-        # The text of the error is a constant of the parser and quotes nothing from the client.
+        # The text of httptools' error is one of the parser's constants, and quotes nothing from the client.
         raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
     assert collected.is_complete, "the parser may have left out the header that excludes the client"
     if collected.has_large:
@@ -219,7 +227,7 @@ def parse(head: bytes) -> Request:
 def _is_target(method: str, target: str) -> bool:
     if method == "CONNECT":
         return True  # the target is a host and a port; the response is 405
-    # RFC 9112 section 3.2: a target has no fragment.
+    # According to RFC 9112, section 3.2, a target has no fragment.
     is_path = target.startswith("/") or _ABSOLUTE.match(target) is not None or (method, target) == ("OPTIONS", "*")
     return is_path and "#" not in target
 

@@ -18,10 +18,10 @@ TEXT = "text/plain; charset=utf-8"
 
 NOT_IN_A_FRAME = "frame-ancestors 'none'"
 """The Content-Security-Policy of most responses. This policy forbids other pages to show the response in a frame, as if
-it were their own."""
+the response were their own content."""
 
-# With these headers, browsers never guess another media type, and hide the response from pages of other origins without
-# CORS.
+# With these headers, browsers do not guess another media type, and hide the response from pages of other origins that
+# CORS does not allow.
 _FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
 
 Header = tuple[str, str]
@@ -38,10 +38,10 @@ class Response:
     policy: str = NOT_IN_A_FRAME
     """The Content-Security-Policy of the response."""
     etag: str | None = None
-    """The entity tag of a document, which clients may cache and revalidate."""
+    """The entity tag of a document, with which clients can revalidate a cached copy of the document."""
 
     def with_headers(self, *headers: Header) -> "Response":
-        """Returns this response with further headers."""
+        """Returns a copy of this response with additional headers."""
         return replace(self, headers=(*self.headers, *headers)) if headers else self
 
 
@@ -51,27 +51,31 @@ def text_response(status: HTTPStatus, text: str, *headers: Header) -> Response:
 
 
 def refusal_response(refusal: Refusal, *headers: Header) -> Response:
-    """Returns the response to a refused client, with further headers after those of the refusal."""
+    """Returns the response to a refused client, with the headers of the refusal and then additional headers."""
     return text_response(refusal.status, refusal.text, *refusal.headers, *headers)
 
 
 def document_response(body: bytes, content_type: str) -> Response:
-    """Returns a response with a body that rarely changes, and its strong entity tag."""
+    """Returns a response with a rarely changing document as its body, and with a strong entity tag."""
     digest = hashlib.sha256(body).hexdigest()[:32]
     return Response(HTTPStatus.OK, body, content_type, etag=f'"{digest}"')
 
 
 def revalidated(response: Response, if_none_match: Sequence[str]) -> Response:
-    """Returns 304 if the client already has the document (RFC 9110, section 13.1.2), or else the response itself."""
+    """Returns a 304 response if the client already has the document (RFC 9110, section 13.1.2), or else `response`."""
     if response.etag is None or not if_none_match:
         return response
-    # An entity tag has quotes, so it can't be a part of another one. The comparison is weak: W/ makes no difference.
+    # An entity tag includes its quotes, so a tag can't be a part of another tag. The comparison is weak, which means
+    # that the prefix W/ makes no difference.
     matches = any(response.etag in value or value.strip(" \t") == "*" for value in if_none_match)
     return replace(response, status=HTTPStatus.NOT_MODIFIED, body=b"") if matches else response
 
 
 def serialize(response: Response, *, has_body: bool = True) -> bytes:
-    """Returns the bytes of a response. `has_body` is False for HEAD: only the headers (RFC 9110, section 9.3.2)."""
+    """Returns the bytes of a response.
+
+    `has_body` is False for HEAD, whose response has only headers (RFC 9110, section 9.3.2).
+    """
     has_content = response.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
     headers: list[Header] = []
     if has_content:

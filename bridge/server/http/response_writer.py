@@ -1,4 +1,4 @@
-"""Writes a response, and ends the connection if the client reads it too slowly, or has read all of it."""
+"""Writes a response, and ends the connection if the client reads too slowly, or has read the whole response."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from collections.abc import Callable
 from bridge.server.transport import tcp
 
 MIN_READ_BYTES_PER_S = 1024
-"""A client that reads its response more slowly than this is disconnected, because the bridge holds the response in
-memory."""
+"""The minimum speed at which a client must read its response. A slower client is disconnected, because the bridge holds
+the response in memory."""
 
 LATE = 0.25
-"""A fraction of the timeout. If a check is later than this, the bridge did not run, and the check aborts no client."""
+"""The maximum delay of a check, as a fraction of the timeout. A check that is delayed longer aborts no client, because
+the bridge did not run."""
 
 
 class ResponseWriter:
@@ -22,20 +23,20 @@ class ResponseWriter:
         """Writes `data`, and ends this side of the connection.
 
         `abort` is called after a period of `timeout_s` in which the client has read too little. `abort` is also called
-        if the client has read everything, but has not ended its side in this time.
+        if the client has read the whole response, but does not end its side within `timeout_s`.
         """
         self._transport = transport
         self._timeout_s = timeout_s
         self._abort = abort
         acknowledged = self._acknowledged()
         self._all_acknowledged_at = None if acknowledged is None else acknowledged + len(data)
-        """How many bytes the client's kernel has acknowledged when it has the whole response, or None if this is
-        unknown."""
+        """The number of bytes that the client's kernel has acknowledged once it has received the whole response, or
+        None if this number is unknown."""
         transport.write(data)
         self._unread_bytes = self._unread()
         self._begin_period()
-        # This call ends only our side. If the socket were closed with unread bytes, the kernel would reset the
-        # connection, and the client might never receive the response.
+        # This call ends only the bridge's side of the connection. If the socket were closed with unread bytes, the
+        # kernel would reset the connection, and the client might never receive the response.
         transport.write_eof()
 
     def stop(self) -> None:
@@ -59,9 +60,9 @@ class ResponseWriter:
             self._abort()
 
     def _unread(self) -> int:
-        """Returns how many bytes of the response are unread, without those of TLS.
+        """Returns how many bytes of the response the client has not read, without the overhead of TLS.
 
-        0 or less means that all is read.
+        If the result is 0 or less, the client has read the whole response.
         """
         acknowledged = self._acknowledged()
         if acknowledged is None or self._all_acknowledged_at is None:

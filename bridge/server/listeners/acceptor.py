@@ -1,11 +1,12 @@
 """Accepts clients as long as file descriptors are available.
 
-The bridge accepts sockets here and does not use the event loop's own server, for two reasons. The loop's server creates
-a transport, and starts a TLS handshake, before the bridge can refuse the client. If no descriptor is left, libuv
-silently drops a client. If libuv can't drop it either, it retries at once and uses a whole processor.
+The bridge accepts sockets itself instead of using the event loop's own server, for two reasons. The event loop's server
+creates a transport, and starts a TLS handshake, before the bridge can refuse the client. If no descriptor is left, the
+loop's library libuv silently drops a client. If libuv can't drop the client either, libuv retries at once and uses a
+whole processor.
 
-While descriptors are exhausted, clients wait in the kernel's queue. The last descriptors are reserved for the bridge
-itself, which may have to reconnect to the broker.
+While no file descriptor is free, clients wait in the kernel's queue. The last free descriptors are reserved for the
+bridge itself, which may have to reconnect to the broker.
 
 The owner of the acceptor decides which clients may connect.
 """
@@ -27,11 +28,12 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.server")
 
 SPARE_DESCRIPTORS = 16
-"""The last descriptors, which no client gets. The connection to the broker and files use these descriptors."""
+"""The number of descriptors that no client gets. The reserved descriptors are for the connection to the broker and for
+files."""
 
 ACCEPTS_PER_TURN = 8
-"""How many clients one turn of the event loop accepts. The handshakes of these clients delay the connected clients by 2
-ms."""
+"""The maximum number of clients that the bridge accepts in one turn of the event loop. The handshakes of so many
+clients delay the connected clients by 2 ms."""
 
 
 class Acceptor:
@@ -44,7 +46,7 @@ class Acceptor:
         metrics: Metrics,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`on_accept` is called with the socket and the address of each client, and owns the socket from then on."""
+        """`on_accept` is called with the socket and the address of each client, and takes over the socket."""
         self._listeners = listeners
         self._on_accept = on_accept
         self._metrics = metrics
@@ -52,10 +54,10 @@ class Acceptor:
         self._grace_s = timing.accept_grace_s
         self._exhausted_since_s: float | None = None
         self._check: asyncio.TimerHandle | None = None
-        """The timer of the next check whether descriptors are available. This is None unless descriptors are
-        exhausted."""
+        """The timer of the next check whether descriptors are available, or None unless descriptors are exhausted."""
         self._held: tuple[socket.socket, str] | None = None
-        """An accepted client whose descriptor is one of the spare ones, which shows that all others are exhausted."""
+        """An accepted client whose descriptor is a spare descriptor, which shows that all other descriptors are in
+        use."""
 
     def open(self) -> None:
         """Starts to accept clients. Raises OSError."""
@@ -66,8 +68,8 @@ class Acceptor:
     async def stop(self) -> None:
         """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
 
-        A listener that shares its port stays open for a moment. In this time, the listener still accepts clients that
-        have begun their TCP handshake. The kernel drops the requests of other clients.
+        A listener that shares its port stays open for a moment, to accept clients that have already begun their TCP
+        handshake. During this moment, the kernel drops the connection requests of other clients.
         """
         shared = filter(_shares_port, self._listeners)
         filtered = [drop_connection_requests(listener) for listener in shared]
@@ -80,14 +82,14 @@ class Acceptor:
     def close(self) -> None:
         """Like `stop`, but without a delay.
 
-        While descriptors are exhausted, resets the clients in the queue instead.
+        If descriptors are exhausted, the connections of the clients in the queue are reset.
         """
         self._pause()
         for listener in self._listeners:
             if listener.fileno() >= 0:
                 if self._check is None:
-                    # The loop accepts at most BACKLOG clients, because clients may connect faster than the bridge
-                    # accepts them.
+                    # The number of accepted clients is limited to BACKLOG, because clients may connect faster than the
+                    # bridge can accept.
                     self._accept(listener, BACKLOG)
                 listener.close()
         if self._check is not None:
@@ -110,11 +112,11 @@ class Acceptor:
             try:
                 client, name = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # the queue is empty, or its first client is gone
+                return  # the queue is empty, or its first client has disconnected
             except OSError:
                 self._on_descriptors_exhausted()  # no descriptor is left, or the kernel has no memory for the socket
                 return
-            # POSIX: a new descriptor has the lowest free number.
+            # According to POSIX, a new descriptor has the lowest free number.
             if client.fileno() >= floor:
                 self._held = client, name[0]
                 self._on_descriptors_exhausted()

@@ -1,4 +1,7 @@
-"""The limits of file descriptors. Each client takes one descriptor, and most shells allow a process 1024."""
+"""The limits of file descriptors.
+
+Each client takes one descriptor, and most shells allow 1024 descriptors for a process.
+"""
 
 import resource
 from dataclasses import dataclass
@@ -6,11 +9,11 @@ from dataclasses import dataclass
 import structlog
 
 OWN_DESCRIPTORS = 64
-"""Descriptors that the bridge needs besides those of its clients: listeners, connections to the broker, files."""
+"""The number of descriptors that the bridge needs for listeners, connections to the broker, and files."""
 
 MAX_OVERFLOW = 256
-"""Connections beyond the limit that get an answer: an HTTP response or a close code. Further connections are closed
-without an answer, so that refused clients never use the descriptors that the connection to the broker needs."""
+"""The number of connections beyond the limit that get an HTTP response or a close code. Any further connections are
+closed without an answer, so that refused clients never use the descriptors for the connection to the broker."""
 
 _log = structlog.get_logger("bridge")
 
@@ -21,7 +24,7 @@ class Capacity:
 
     connections: int
     overflow: int = MAX_OVERFLOW
-    """How many connections beyond this limit get an answer."""
+    """How many connections beyond the limit `connections` get an answer."""
 
 
 def raise_nofile_limit() -> None:
@@ -31,9 +34,9 @@ def raise_nofile_limit() -> None:
 
 
 def connection_capacity(max_connections: int) -> Capacity:
-    """Returns the capacity for `max_connections`, or a lower one, with a warning, if descriptors do not suffice.
+    """Returns the capacity for `max_connections`, or logs a warning and returns a lower capacity.
 
-    With this capacity, clients alone can't exhaust the descriptors.
+    With the returned capacity, clients alone can't exhaust the descriptors.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or limit >= max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS:

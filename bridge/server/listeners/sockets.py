@@ -1,4 +1,4 @@
-"""The sockets that clients connect to: every address of every host, on one port."""
+"""The listening sockets for clients, which cover every address of every configured host on one port."""
 
 import errno
 import ipaddress
@@ -15,26 +15,27 @@ from bridge.config.networks import Network
 from bridge.errors import AddressUnavailable, redact
 
 BACKLOG = 4096
-"""The length of the kernel's queue of connections. After a restart, all clients connect at the same time."""
+"""The length of the kernel's queue of new connections. This queue is long, because all clients connect at the same time
+after a restart."""
 
 SEND_BUFFER_BYTES = 65536
-"""The size of the kernel's send buffer for each client. Linux doubles it, for its own structures.
+"""The size of the kernel's send buffer for each client. Linux doubles this size, for the kernel's own structures.
 
-By default, the kernel holds 2.5 to 4 MB for a client that does not read. No limit of the bridge counts this memory, but
-a container's limit does. The client would also stay live for a thousand updates, and the p99 latency of the other
-clients was then 2.8 times as high (`make bench`, slow). This size allows 100 MB a second at a round trip of 1 ms, and
-2.5 MB a second at 50 ms.
+By default, the kernel holds 2.5 to 4 MB for a client that does not read. The kernel's memory counts toward a
+container's memory limit, but toward no limit of the bridge. With the default size, a client that does not read stays
+live for a thousand updates. The other clients' p99 latency was then 2.8 times as high (`make bench`, slow). A send
+buffer of 64 KiB allows 100 MB a second at a round trip of 1 ms, and 2.5 MB at 50 ms.
 """
 
 RECEIVE_BUFFER_BYTES = 16384
 """The size of the kernel's receive buffer for each client, which must hold a request.
 
-Later, clients send almost nothing, and `read_limiter` throttles those that send more. By default, the kernel holds up
-to 6 MB for each client, which no limit of the process counts.
+After their request, clients send almost nothing, and `read_limiter` throttles clients that send more. By default, the
+kernel holds up to 6 MB of received data for each client, and no limit of the process counts this data.
 """
 
 PORT_ATTEMPTS = 20
-"""How many ports are tried to find one that is free on all addresses."""
+"""The maximum number of ports that are tried to find a port that is free on all addresses."""
 
 _HINTS = {
     errno.EADDRINUSE: "another program uses the port (`ss -ltnp` shows which): end it, or set BRIDGE_PORT (--port) to "
@@ -45,17 +46,18 @@ _HINTS = {
 }
 
 SO_ATTACH_FILTER = 26
-"""The number of the socket option SO_ATTACH_FILTER on Linux (asm-generic/socket.h). Python's `socket` does not define
-this option."""
+"""The number of the socket option SO_ATTACH_FILTER on Linux (asm-generic/socket.h). Python's module `socket` does not
+define SO_ATTACH_FILTER."""
 
 _DROP_SYN = (
-    (0x30, 0, 0, 13),  # load the byte of flags: the filter of a TCP socket gets the packet without its IP header
+    (0x30, 0, 0, 13),  # load the byte of TCP flags, at offset 13 of the packet without its IP header
     (0x54, 0, 0, 0x12),  # keep only the flags SYN and ACK
-    (0x15, 0, 1, 0x02),  # if only SYN is set, run the next step; otherwise skip it
+    (0x15, 0, 1, 0x02),  # if only SYN is set, run the next step, and otherwise skip the next step
     (0x06, 0, 0, 0),  # drop the packet
-    (0x06, 0, 0, 0xFFFFFFFF),  # else keep the entire packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep the entire packet
 )
-"""A classic BPF program. Each step is a code, a jump if true, a jump if false, and an operand (linux/filter.h)."""
+"""A classic BPF program that drops connection requests. Each step has a code, a jump if true, a jump if false, and an
+operand (linux/filter.h)."""
 
 NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
@@ -65,12 +67,12 @@ class _Target:
     """An address to bind to."""
 
     host: str
-    """The host as the operator wrote it, for errors."""
+    """The host as the operator wrote it, which errors show."""
     family: socket.AddressFamily
     name: tuple[Any, ...]
-    """The argument of `socket.bind`. The port in this argument is replaced later."""
+    """The argument of `socket.bind`. The port in the argument of `socket.bind` is replaced later."""
     optional: bool
-    """Whether the machine may lack this address."""
+    """Whether it is no error if the machine lacks this address."""
 
     @property
     def is_wildcard(self) -> bool:
@@ -80,10 +82,10 @@ class _Target:
 def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[socket.socket]:
     """Returns bound sockets, one for each address, all on the same port. The sockets do not listen yet.
 
-    With `port` 0, the port is one that is free on all addresses. `localhost` is 127.0.0.1 and, if the machine has it,
-    ::1. `::` means all addresses, and gets a second socket for IPv4. With a single socket, IPv4 clients would have IPv6
-    addresses. An address is bound only once, and not at all if the wildcard address of its family is bound. Raises
-    OSError with the address in its text.
+    If `port` is 0, the function chooses a port that is free on all addresses. The host `localhost` means 127.0.0.1 and,
+    if the machine has IPv6, ::1. The host `::` means all addresses, and gets a second socket for IPv4. With a single
+    socket for IPv6 and IPv4, IPv4 clients would have IPv6 addresses. An address is bound only once, or not at all if
+    the wildcard address of its family is bound. Raises OSError with the address in its text.
     """
     targets = _targets(hosts, port)
     for _ in range(PORT_ATTEMPTS):
@@ -137,9 +139,9 @@ def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[s
 def address_unavailable(error: OSError) -> AddressUnavailable:
     """Converts an error of `open_listeners` to the error of a command.
 
-    The new error names the address and what to do.
+    The new error names the address, and tells the operator what to do.
     """
-    # The host may be a URL with a password, by mistake.
+    # The operator may have set the host to a URL with a password by mistake.
     return AddressUnavailable(f"can't listen on {redact(str(error.strerror))}; {listen_hint(error)}")
 
 
@@ -170,14 +172,17 @@ def _is_address(host: str) -> bool:
 
 
 def _shown(host: str) -> str:
-    """Returns a host for an error. A name gets quotes, because it may be a word such as `any`."""
+    """Returns the text of a host for an error. A host's name gets quotes, because it may be a word such as `any`."""
     return host if _is_address(host) else repr(host)
 
 
 def source_address(network: Network) -> str | None:
-    """Returns the address from which this machine sends to a network, or None without a route. Sends nothing."""
+    """Returns the address from which this machine sends to a network, or None if it has no route to the network.
+
+    Sends nothing.
+    """
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-    # The first address of a network names the network itself, unless the network has only one address.
+    # The first address of a network denotes the network itself, unless the network has only one address.
     target = network[1] if network.num_addresses > 1 else network[0]
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -192,7 +197,7 @@ def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
     try:
         listener = socket.socket(target.family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit both sizes.
+        # Accepted sockets inherit both buffer sizes from the listening socket.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         if reuse_port:
@@ -205,7 +210,7 @@ def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        # The attribute `filename` holds the address, for `listen_hint`.
+        # The error's attribute `filename` holds the address, which `listen_hint` needs.
         raise OSError(error.errno, f"{_shown(target.host)} port {port}: {error.strerror}", target.host) from error
     return listener
 
@@ -213,10 +218,10 @@ def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
 def drop_connection_requests(listener: socket.socket) -> bool:
     """Makes the kernel drop each new connection request (SYN).
 
-    Returns False if the kernel can't do this, as outside Linux. The client repeats its request after a second, and the
-    request then reaches another listener on the port. The kernel still establishes connections that have begun their
-    TCP handshake. Without the filter, the kernel would choose this listener for new clients until it is closed, and
-    would then reset these clients.
+    Returns False if the kernel can't drop these requests, as on systems other than Linux. A dropped client repeats its
+    request after a second, and the repeated request reaches another listener on the port. The kernel still establishes
+    connections that have begun their TCP handshake. Without the filter, the kernel would still assign new clients to
+    this listener, and reset these clients when the listener is closed.
     """
     if sys.platform != "linux":
         return False
