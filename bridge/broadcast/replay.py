@@ -83,7 +83,7 @@ class Segment:
         self.non_updates: set[int] = set()
         """The positions that hold no update."""
         self.own_messages: dict[int, bytes] = {}
-        """The frames of own messages, by position."""
+        """The frames of the bridge's own messages, by position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
         """The results of each filter: 1 for each position whose update matches the filter, and 0 for all other
         positions."""
@@ -180,7 +180,7 @@ class ReplayIndex:
         self._segments[-1].non_updates.add(position)
 
     def append_own_message(self, payload: bytes) -> None:
-        """Adds an own message for clients with ids.
+        """Adds one of the bridge's own messages for clients with ids.
 
         Clients receive no id with an own message. A client that received an own message last gets the same message
         again after a resume.

@@ -345,7 +345,7 @@ _UNQUOTED = re.compile(r"[A-Za-z_$0-9]")
 
 
 def _of_place(text: str, at: int, message: str) -> str:
-    """Returns the likely format of the text, detected at the parser's error position, or "" if it is unknown."""
+    """Returns the likely format of the text, judged by the place of the parser's error, or "" if it is unknown."""
     rest = text[at : at + HEAD_BYTES].lstrip()
     is_complete = message == "unexpected content after document"
     if is_complete and rest.lstrip(" \r\n,;\x1e")[:1] in _OPENING and text.lstrip()[:1] in _OPENING:
@@ -358,7 +358,7 @@ def _of_place(text: str, at: int, message: str) -> str:
 
 
 def _at(text: str, at: int, message: str) -> str:
-    """Returns a better message than the parser's message if the cause is known."""
+    """Returns a message that is better than the parser's message if the cause of the error is known."""
     rest = text[at : at + 16]
     if _NUMBERS.match(rest):
         return "JSON has no NaN or Infinity; publish null"

@@ -1,9 +1,9 @@
 """The schema files, which define the update types and the data of each type.
 
-A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file for another purpose
-has an `x-role`: `form` is a source format that updates are converted from, `envelope` is the envelope of updates,
-`message` is an own message, and `definitions` has definitions for other files. Validators are compiled once, when the
-catalog is loaded.
+Each update type has one file: for example, `statistics.json` describes the data of updates of the type `statistics`. A
+schema file for another purpose has an `x-role`: a file with the role `form` describes a source format that updates are
+converted from, `envelope` the envelope of updates, `message` one of the bridge's own messages, and `definitions` has
+definitions for other files. The validators are compiled only once, when the catalog is loaded.
 """
 
 import hashlib
@@ -29,26 +29,27 @@ PACKAGED = next(
     for folder in (Path(__file__).parents[1] / "schemas", Path(__file__).parents[2] / "schemas")
     if folder.is_dir()
 )
-"""The folder of the bridge's schema files: inside the installed package, or next to the package in a checkout."""
+"""The folder of the bridge's schema files: it is inside the installed package, or next to the package in a checkout."""
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
 PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
-"""The roles of packaged files. An operator's file can't have the other roles, because code must handle each of them."""
+"""The roles that packaged schema files can have. An operator's file can only have one of ROLES, because the bridge's
+code handles each of the other roles."""
 
 LONGEST_IDENTITY = 200
 """The maximum length of an identity in characters. A longer identity is replaced by its digest."""
 
 EXACT = 2**53
-"""A floating point number below this bound exactly represents the published integer."""
+"""Below this bound, a floating point number represents a published integer exactly."""
 
 Identity = tuple[str, str | float]
 """The update type, and the value of the member that identifies an update of that type."""
 
 
 class SchemaError(ValueError):
-    """A schema file can't be used. The text names the file and the problem."""
+    """A schema file can't be used. The error's text names the file and the problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,10 @@ class SchemaViolation:
     """A violation of a schema: its place in the data, and its description."""
 
     pointer: str
-    """JSON Pointer into the data. For a missing member, it points to the place where the member should be. The pointer
-    is printable and bounded, because it may contain names from a publisher."""
+    """A JSON Pointer into the data. For a missing member, the pointer names the place where the member should be. The
+    pointer is printable and of limited length, because it may contain names from a publisher."""
     detail: str
-    """The actual and the expected value, in one printable and bounded sentence."""
+    """One sentence with the actual and the expected value, which is printable and of limited length."""
 
 
 NO_TYPES = frozenset({None, "", "binary"})
@@ -69,9 +70,10 @@ _RESERVED = frozenset({"resume", "gap", "heartbeat", "close", "error"})
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a type is reserved for own messages. Events and an operator's schema files can't have a reserved type.
+    """Whether a type is reserved for the bridge's messages.
 
-    Names that differ only in case or in surrounding spaces are reserved too, because people confuse them.
+    Events and an operator's schema files can't have a reserved type. Names that differ from a reserved name only in
+    case or in surrounding spaces are reserved too, because people confuse such names.
     """
     name = name.strip().lower()
     return name in _RESERVED or name.startswith("bridge.")
@@ -79,7 +81,7 @@ def is_reserved(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A compiled schema file, for example of an update type or of a source format."""
+    """A compiled schema file, for example for an update type or for a source format."""
 
     name: str
     schema_id: str
@@ -87,37 +89,37 @@ class Schema:
     identity: str | None
     """The top-level member that identifies an update (the schema's `x-identity`), or None."""
     names: frozenset[str] = frozenset()
-    """The names of all members in the schema and its references, at any depth."""
+    """The names of all members in the schema and in the schemas that it refers to, at any depth."""
 
     def violation(self, data: object) -> SchemaViolation | None:
         """Returns the first violation in the data, or None. The check is fast for valid data."""
         if self.validator.is_valid(data):
             return None
         try:
-            # `iter_errors` takes 20 s for a body with a million errors.
+            # `validate` finds only the first error. `iter_errors` would take 20 s for a body with a million errors.
             self.validator.validate(data)
         except jsonschema_rs.ValidationError as error:
             return _violation(error, self.names)
         raise AssertionError("the validator contradicts itself")
 
     def violations(self, data: object) -> Iterator[SchemaViolation]:
-        """Yields all violations in the data. This method is slow for many violations, so only commands use it."""
+        """Yields all violations in the data. This method is slow for many violations, so only the commands call it."""
         seen: set[SchemaViolation] = set()
         for error in self.validator.iter_errors(data):
             violation = _violation(error, self.names)
-            # A wrong date-time violates both its format and its pattern, but is reported once.
+            # A wrong date-time violates both the format and the pattern of its member, but is reported only once.
             if violation not in seen:
                 seen.add(violation)
                 yield violation
 
     def identity_of(self, data: object) -> Identity | None:
-        """Returns the identity of an update, or None if the schema names no member for it or the data lacks it."""
+        """Returns the identity of an update, or None if the schema names no identifying member or the data lacks it."""
         if self.identity is None or not isinstance(data, dict):
             return None
         value = data.get(self.identity)
         if isinstance(value, str):
             return self.name, value if len(value) <= LONGEST_IDENTITY else hashlib.sha256(value.encode()).hexdigest()
-        # `True` equals 1. A float above EXACT may equal a different published number.
+        # In Python, `True` equals 1. A floating point number above EXACT may equal a different published number.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         return (self.name, value) if isinstance(value, int) or abs(value) < EXACT else None
@@ -130,15 +132,15 @@ class Catalog:
     types: Mapping[str, Schema]
     source_formats: Mapping[str, Schema]
     documents: Mapping[str, bytes]
-    """The content of each schema file, byte for byte, by the file's name."""
+    """The unchanged content of each schema file, by the file's name."""
     messages: Mapping[str, Schema] = field(default_factory=dict)
-    """The schemas of the own messages, by name. Events can't have these types."""
+    """The schemas of the bridge's own messages, by type. Events can't have the type of an own message."""
     filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """The members of any type's data that a client can filter by, each with its scalar types (`integer`, `null`)."""
+    """The members of updates that a client can filter by, each with its scalar types (such as `integer` and `null`)."""
     declared: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The top-level members that each schema declares, by the schema's `$id`."""
     warnings: tuple[SchemaWarning, ...] = ()
-    """Probable mistakes in the folders. The files are still usable."""
+    """The probable mistakes in the folders. All schema files are usable in spite of these mistakes."""
 
 
 def load(folders: Sequence[Path]) -> Catalog:
@@ -233,7 +235,7 @@ def _shown(path: Path) -> str:
 
 
 def schema_id(name: str) -> str:
-    """Returns the default `$id` of a schema file."""
+    """Returns the `$id` of a schema file that does not declare an `$id` itself."""
     return f"urn:edk-bridge:schema:{quote(name, safe='', errors='surrogateescape')}"
 
 
@@ -281,10 +283,10 @@ def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -
 
 
 def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str | None:
-    """Returns the one schema that the library can't use, which its error does not name. None if there are several.
+    """Returns the only schema that the library can't use, or None if there are several.
 
-    The result is a schema that refers to the absent `$id`, if this is the problem. Otherwise, it is the schema without
-    which the others are usable.
+    The library's error does not name it. If an absent `$id` is the problem, the result is a schema that refers to this
+    `$id`. Otherwise, the result is the schema without which all other schemas are usable.
     """
     for name, schema in schemas.items():
         references = (each.partition("#")[0] for each in _strings(schema, *REFERENCES))
@@ -297,12 +299,12 @@ def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str 
 
 
 def _strings(value: object, *keywords: str) -> Iterator[str]:
-    """Yields every string value of the keywords, at any depth."""
+    """Yields every string that is the value of one of the keywords, at any depth."""
     return (part[each] for part in _objects(value) for each in keywords if isinstance(part.get(each), str))
 
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:
-    """Yields every object in a schema."""
+    """Yields every JSON object in a schema."""
     # This loop replaces recursion, because the nesting of a schema may exceed Python's recursion limit.
     rest = [value]
     while rest:

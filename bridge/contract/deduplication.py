@@ -1,4 +1,4 @@
-"""Deduplication: a bounded window of the identities of sent updates."""
+"""Deduplication of updates: a window of limited size, which contains the identities of sent updates."""
 
 from collections import deque
 
@@ -6,14 +6,14 @@ from bridge.contract.catalog import Identity
 
 
 class DuplicateWindow:
-    """Remembers the newest identities, so that each update is sent once.
+    """Remembers the identities of the newest updates, so that each update is sent only once.
 
     Several fetchers may publish the same kill, and a broker redelivers events after a lost connection.
     """
 
     def __init__(self, size: int) -> None:
         """`size` is the number of identities; with 0, the window remembers nothing."""
-        # An OrderedDict, because removing the first key of a dict gets slower with each removal.
+        # The order is in a deque, because each removal of the first key of a dict makes the next removal slower.
         self._order: deque[Identity] = deque()
         self._known: set[Identity] = set()
         self._size = size

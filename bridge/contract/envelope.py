@@ -9,27 +9,27 @@ def wrap(update_type: str, data: object, timestamp_ms: int) -> bytes:
     """Returns an envelope as compact UTF-8 JSON.
 
     `timestamp_ms` is the time when the update is sent, in Unix milliseconds. Raises orjson.JSONEncodeError (a
-    TypeError) if the data has more than about 250 levels, because orjson reads deeper documents than it writes.
+    TypeError) if the data has more than about 250 levels. orjson reads deeper documents than it can write.
     """
     return orjson.dumps({"type": update_type, "data": data, "timestamp": timestamp_ms})
 
 
 def unwrap(payload: bytes | memoryview) -> tuple[str, object]:
-    """Returns the type and the data of an envelope from `wrap`."""
+    """Returns the type and the data of an envelope that `wrap` has created."""
     update = orjson.loads(payload)
     return update["type"], update["data"]
 
 
 def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
-    """Returns the end of an envelope with an id, which replaces the closing brace of the envelope."""
+    """Returns the end of an envelope with an id. This end replaces the closing brace of an envelope without an id."""
     return b',"id":%b}' % orjson.dumps(id)
 
 
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
     """Returns the first message to a client that asked for ids.
 
-    The updates after `id` follow, the first `replayed` of them at once. `complete` is False if the id in the client's
-    request is unknown, or older than the oldest update in the log.
+    The updates after `id` follow this message, and the first `replayed` updates follow immediately. `complete` is False
+    if the id in the client's request is unknown, or older than the oldest update in the log.
     """
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 
@@ -37,12 +37,12 @@ def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes: 
 def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
     """Returns the message about a period in which the bridge may have missed events, for clients that asked for ids.
 
-    `reason` is a slug, because clients must not receive text from the broker.
+    `reason` is a fixed word such as `broker-away`, because clients must not receive text from the broker.
     """
     return wrap("gap", {"since": since, "until": until, "reason": reason}, timestamp_ms)
 
 
 def date_time(timestamp_ms: int) -> str:
-    """Formats a time like `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
+    """Formats a time in the same way as `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
     seconds, milliseconds = divmod(timestamp_ms, 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"

@@ -1,7 +1,7 @@
 """Finds the members of an update's data by which clients can filter.
 
-These are the top-level members that a schema declares as scalars. A schema may declare a member directly, in a branch
-such as `anyOf`, or in a schema that it refers to.
+Clients can filter by the top-level members that a schema declares as scalars. A schema can declare a member directly,
+in a branch such as `anyOf`, or in another schema to which it refers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,25 +10,27 @@ from typing import Any
 import jsonschema_rs
 
 RESERVED = frozenset({"type", "after"})
-"""The parameters of a query. Clients can't filter by members with these names."""
+"""The parameters of a query that are not members. Clients can't filter by members with the names of these
+parameters."""
 
 SCALARS = frozenset({"integer", "number", "string", "boolean", "null"})
 
 _ANY = SCALARS | {"array", "object"}
-"""All JSON types, which a schema without types allows. `number` stands for a number that is not an integer."""
+"""All JSON types, which a schema without types allows. In this set, `number` stands for a number that is not an
+integer."""
 
 _BRANCHES = ("allOf", "anyOf", "oneOf")
 _CONDITIONAL = ("then", "else")
 _REFERENCES = ("$ref", "$dynamicRef")
 
 _ReferencePath = tuple[tuple[str, str], ...]
-"""The references from the schema to the current part, each with its base URI."""
+"""The references that lead from the schema to the current part, each with its base URI."""
 
 
 def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> dict[str, frozenset[str]]:
-    """Returns the sorted members that any of the schemas (by `$id`) declares, each with its scalar types.
+    """Returns the sorted members that at least one of the schemas (by `$id`) declares, each with its scalar types.
 
-    Types with `number` do not contain `integer`.
+    If the types of a member contain `number`, they do not contain `integer`, because `number` includes integers.
     """
     found: dict[str, set[str]] = {}
     for schema_id, schema in schemas.items():
@@ -45,7 +47,7 @@ def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> 
 def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, frozenset[str]]:
     """Returns every top-level member that a schema declares, with all its types.
 
-    `resolver` resolves from the schema's `$id`.
+    `resolver` resolves references relative to the schema's `$id`.
     """
     found: dict[str, frozenset[str]] = {}
     for name, types in _members(schema, resolver, set()):
@@ -56,7 +58,10 @@ def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, froz
 def _members(
     schema: object, resolver: jsonschema_rs.Resolver, seen: set[tuple[str, str]]
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yields each declaration of a member, with its types. Several declarations of a member are alternatives."""
+    """Yields each declaration of a member, with its types.
+
+    If a member has several declarations, they are alternatives.
+    """
     if not isinstance(schema, dict):
         return
     resolver = _within(schema, resolver)
@@ -99,20 +104,23 @@ def _types(schema: object, resolver: jsonschema_rs.Resolver, path: _ReferencePat
 def _targets(
     schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver
 ) -> Iterator[tuple[tuple[str, str], object, jsonschema_rs.Resolver]]:
-    """Yields the targets of the schema's references, each with the step to the target and the resolver there."""
+    """Yields the target of each reference in the schema, with the step to the target and the target's resolver."""
     for keyword in _REFERENCES:
         if keyword in schema and (found := _looked_up(schema[keyword], resolver)) is not None:
             yield (resolver.base_uri, schema[keyword]), found.contents, found.resolver
 
 
 def _within(schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolver:
-    """Returns the resolver for references within the schema. The schema's `$id` changes their base URI."""
+    """Returns the resolver for references within the schema.
+
+    A schema's `$id` changes the base URI of the references.
+    """
     found = _looked_up(schema["$id"], resolver) if "$id" in schema else None
     return resolver if found is None else found.resolver
 
 
 def _looked_up(reference: str, resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolved | None:
-    """Returns the target of a reference, or None if only the validator finds it, as for the `$id` `#`."""
+    """Returns the target of a reference, or None if the resolver can't find it, as for the `$id` `#`."""
     try:
         return resolver.lookup(reference)
     except jsonschema_rs.ReferencingError:

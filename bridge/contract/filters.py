@@ -1,11 +1,12 @@
 """Parses the query of a client's request: a filter for updates, and the id after which updates start.
 
-A filter has types, and members with values. A filter matches an update if the update's type is one of the types, and
-its data has one of the values for every member. The schemas declare the type of each member. A value is parsed as each
-type that its member can have: `5` is an integer, and also a string if a schema declares one.
+A filter consists of update types, and of members with values. A filter matches an update if the update's type is one of
+the types, and if the update's data has one of the values for every member of the filter. The schemas declare the types
+of each member. A value in a query is parsed as each type that the member can have: `5` is an integer, and also a string
+if a schema declares the member as a string.
 
-Filters stay in memory while a client uses them. A query therefore has at most `MAX_VALUES` values. The request line has
-at most 8190 bytes.
+Filters stay in memory while a client uses them. To limit this memory, a query can have at most `MAX_VALUES` values. The
+request line can have at most 8190 bytes.
 """
 
 import difflib
@@ -27,18 +28,19 @@ from bridge.contract.update_id import UpdateId
 Scalar = str | int | float | None
 
 MAX_VALUES = 256
-"""The most types and values of members in a query. A filter of one integer takes 0.8 KB, and a filter of 256 integers
-16 KB. The largest filter takes 72 KB: the longest request line with strings of one four-byte character. Every query is
-parsed within half a millisecond."""
+"""The maximum number of update types and values in a query. A filter of one integer takes 0.8 KB of memory, and a
+filter of 256 integers takes 16 KB. The largest filter takes 72 KB, if the longest request line has only strings of one
+four-byte character. Every query is parsed within half a millisecond."""
 
 MAX_FIELDS = 2 * MAX_VALUES
-"""The most fields of a query, which are separated by `&`. Empty fields count too."""
+"""The maximum number of fields in a query, which are separated by `&`. Empty fields count too."""
 
 MAX_ESCAPES = 1024
-"""The most percent-encoded bytes of a query. Decoding one byte takes a third of a microsecond."""
+"""The maximum number of percent-encoded bytes in a query. Decoding one such byte takes a third of a microsecond."""
 
 _ABSENT = object()
-"""A value that stands for an absent member. No filter has this value. None stands for null, which a filter can have."""
+"""A value that stands for an absent member. No filter has this value. None can't stand for an absent member, because
+None is the value null, which a filter can have."""
 
 _NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 """The pattern of a number in JSON (RFC 8259, section 6)."""
@@ -53,7 +55,8 @@ _AFTER = (
     "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
 )
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
-"""Names of the parameters `type` and `after` in other feeds, in lower case and with letters and digits only."""
+"""The names that other feeds use for the parameters `type` and `after`, in lower case and with letters and digits
+only."""
 
 _SOURCES = {
     "solarsystemid": "systemId",
@@ -61,15 +64,16 @@ _SOURCES = {
     "characterid": "victimId",
     "alliance": "victimAllianceId",
 }
-"""Names of members of a killmail in ESI and EDK, and a short name that is too different for `SimilarNames`."""
+"""The names that ESI and EDK use for some members of a killmail, and a short name that `SimilarNames` would not
+find."""
 
 _CONDITIONS = frozenset({"filter", "filters", "where", "q", "query"})
 
 _BRACKETS = re.compile(r"\[[^\[\]]*\]$")
-"""The brackets that PHP, jQuery and axios append to a repeated parameter."""
+"""Matches the brackets that PHP, jQuery and axios append to the name of a repeated parameter."""
 
 _SEPARATORS = re.compile(r"""[][,;|"' ]+""")
-"""Separators between and around the values of a list."""
+"""Matches the separators between and around the values of a list."""
 
 _EXAMPLES = {
     "integer": "an integer (30000142)",
@@ -80,7 +84,10 @@ _EXAMPLES = {
 
 
 class BadQuery(ValueError):
-    """A query that can't be parsed. The text is a printable and bounded sentence for the client."""
+    """A query that can't be parsed.
+
+    The error's text is a sentence for the client, which is printable and of limited length.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +97,14 @@ class UpdateFilter:
     types: frozenset[str] | None
     """The types of the updates, or None for every type."""
     members: tuple[tuple[str, frozenset[Scalar], frozenset[bool]], ...]
-    """The members with their values, each member once, in order. Booleans are separate, because `True == 1` in
-    Python."""
+    """The members with their values, sorted by name. The boolean values of a member are separate, because `True == 1`
+    in Python."""
 
     def matches(self, update_type: str, data: object) -> bool:
         """Whether the filter matches an update. Never raises.
 
-        The bridge calls this method for every update and distinct filter. With a type and a member, a call takes 0.2
-        microseconds.
+        The bridge calls this method for every update and every distinct filter. For a filter with a type and a member,
+        a call takes 0.2 microseconds.
         """
         if self.types is not None and update_type not in self.types:
             return False
@@ -117,22 +124,22 @@ class UpdateFilter:
 
 
 class After(NamedTuple):
-    """The start of a client that asked for ids: from now on, or after an update that the client has."""
+    """The start of the updates for a client with ids: from now on, or after an update that the client has."""
 
     text: str
-    """The decoded value of `after` in the query. An empty value means "from now on"."""
+    """The decoded value of `after` in the query. If this value is empty, the updates start from now on."""
     id: UpdateId | None
-    """The id in the text, or None if the text is empty or not an id. A text that is not an id counts as an unknown
+    """The id in the text, or None if the text is empty or not an id. A text that is not a valid id counts as an unknown
     id."""
 
     @classmethod
     def parse(cls, text: str) -> "After":
-        """Returns the start for a value of `after`, which can be any text."""
+        """Returns the start that a value of the parameter `after` means. The value can be any text."""
         return cls(text, UpdateId.parse(text))
 
 
 FROM_NOW_ON = After("", None)
-"""With this start, the client receives no earlier updates."""
+"""The start with which a client receives no earlier updates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +149,11 @@ class SubscribeRequest:
     filter: UpdateFilter | None
     """The filter, or None for all updates."""
     after: After | None
-    """The start of the updates with ids, or None for updates without ids."""
+    """The point at which the updates with ids start, or None for updates without ids."""
 
 
 class QueryParser:
-    """Parses queries by the types and members of a catalog."""
+    """Parses queries with the update types and members of a catalog."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._types = frozenset(catalog.types)
@@ -157,7 +164,7 @@ class QueryParser:
 
     def parse(self, query: str) -> SubscribeRequest:
         """Parses the percent-encoded part of a request target after the `?`. Raises BadQuery."""
-        # Limits are checked first, because decoding takes most of the time.
+        # The limits are checked first, because most of the time is needed for decoding.
         if query.count("&") > MAX_FIELDS:
             raise BadQuery(f"the query has more than {MAX_FIELDS} fields; give at most {MAX_VALUES} values")
         if query.count("%") > MAX_ESCAPES:
@@ -193,12 +200,16 @@ class QueryParser:
         return value
 
     def _parsed(self, name: str, values: Sequence[str]) -> tuple[frozenset[Scalar], frozenset[bool]]:
-        """Parses values as each type that the member can have. Returns the booleans separately."""
+        """Parses values as each type that the member can have.
+
+        Returns the boolean values separately from other values.
+        """
         types = self._members.get(name)
         if types is None:
             raise BadQuery(self._unknown(name))
         any_number = "number" in types
-        # Numbers are the most frequent case. Parsing all numbers at once takes a fifth of the time.
+        # Numbers are the most frequent case. Parsing all numbers at once takes a fifth of the time of parsing each
+        # number alone.
         found = _numbers(values) if types <= {"integer", "number", "null"} else None
         if found is not None and (any_number or ("integer" in types and all(float(n).is_integer() for n in found))):
             return frozenset(found), frozenset()
@@ -242,22 +253,22 @@ class QueryParser:
 
 
 _TYPED = 80
-"""A hint uses at most this many characters of a query. A text that is much longer than any name has no close match, but
-its start may have one."""
+"""The maximum number of characters of a name or value that a hint is based on. A text that is much longer than any name
+has no close match, but the start of the text may have a close match."""
 
 
 class SimilarNames:
     """Finds the known name that a misspelled name probably means.
 
-    A search takes at most 0.3 ms for any number of names.
+    However many names there are, a search takes at most 0.3 ms.
     """
 
     _CUTOFF = 0.7
-    """The minimum ratio of difflib for a similar name. With difflib's default of 0.6, `pilot` would be similar to
-    `iskLost`."""
+    """The minimum similarity that difflib must compute for a similar name. With difflib's default of 0.6, `pilot` would
+    be similar to `iskLost`."""
 
     _NEIGHBOURS = 128
-    """The search looks at this many names on each side of the text, in alphabetical order."""
+    """The maximum number of names before and after the text, in alphabetical order, that a search considers."""
 
     _COMPARED = 8
 
@@ -270,7 +281,8 @@ class SimilarNames:
         text = text[:_TYPED].lower()
         at = bisect(self._sorted, text)
         neighbours = self._sorted[max(0, at - self._NEIGHBOURS) : at + self._NEIGHBOURS]
-        # difflib takes 20 microseconds for a name, so it compares only the names that share most letters.
+        # difflib takes 20 microseconds for each name, so only the names that share most letters with the text are
+        # compared.
         letters = frozenset(text)
         likely = heapq.nsmallest(self._COMPARED, neighbours, key=lambda name: len(letters.symmetric_difference(name)))
         close = difflib.get_close_matches(text, likely, n=1, cutoff=self._CUTOFF)
@@ -278,12 +290,12 @@ class SimilarNames:
 
 
 def _parts(value: str) -> list[str]:
-    """Returns the values of a list. The last value may be cut off."""
+    """Returns the values of a list in a text. The last value may be incomplete, because a long text is cut."""
     return [part for part in _SEPARATORS.split(value[:_TYPED]) if part]
 
 
 def _repeat(name: str, values: Sequence[str]) -> str:
-    """Returns a hint that shows how to give several values."""
+    """Returns a hint that shows how a query gives several values."""
     pairs = "&".join(f"{name}={value}" for value in values[:2])
     return f"for several values, repeat the parameter: {printable(pairs, 80)}"
 
@@ -293,7 +305,7 @@ _BETWEEN = b"\xff"
 
 
 def _decoded(texts: Sequence[str]) -> list[str]:
-    """Decodes all names or values at once, because decoding each alone takes three times as long. Raises BadQuery."""
+    """Decodes all texts at once, because decoding each text alone takes three times as long. Raises BadQuery."""
     try:
         joined = _BETWEEN.join(text.encode() for text in texts).replace(b"+", b" ")
         decoded = [part.decode() for part in unquote_to_bytes(joined).split(_BETWEEN)]
@@ -305,7 +317,7 @@ def _decoded(texts: Sequence[str]) -> list[str]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float] | None:
-    """Parses all texts as numbers. Returns None if one of them is not a number."""
+    """Parses all texts as numbers. Returns None if one of the texts is not a number."""
     joined = ",".join(texts)
     if joined.count(",") >= len(texts) or _SEVERAL_NUMBERS.fullmatch(joined) is None:
         return None
@@ -317,7 +329,7 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
 
 
 def _number(text: str) -> float | None:
-    """Parses a number in the same way as in events. Returns None if the text is not a number."""
+    """Parses a number in the same way as numbers in events. Returns None if the text is not a number."""
     if _NUMBER.fullmatch(text) is None:
         return None
     try:

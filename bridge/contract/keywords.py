@@ -8,7 +8,8 @@ Steps = tuple[str | int, ...]
 REFERENCES = ("$ref", "$dynamicRef")
 ANCHORS = ("$anchor", "$dynamicAnchor")
 BY_NAME = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
-"""Keywords whose value has a subschema for each name. `dependencies` belongs to older drafts, and has no effect."""
+"""The keywords whose value is an object with a subschema for each name. The keyword `dependencies` belongs to older
+drafts, and has no effect."""
 
 PLAIN = frozenset[str]().union(
     ("$comment", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples"),
@@ -18,7 +19,7 @@ PLAIN = frozenset[str]().union(
     ("maxItems", "minItems", "uniqueItems", "maxContains", "minContains"),
     ("maxProperties", "minProperties", "required", "dependentRequired"),
 )
-"""Keywords without subschemas that have the same meaning in draft 7 and in draft 2020-12."""
+"""The keywords that contain no subschemas, and that have the same meaning in draft 7 as in draft 2020-12."""
 
 _SINGLE = frozenset[str]().union(
     ("items", "contains", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
@@ -29,11 +30,14 @@ _LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 KEYWORDS = (PLAIN | _SINGLE | BY_NAME | _LISTS).union(REFERENCES, ANCHORS, ("$schema", "$id", "$vocabulary")) - {
     "dependencies"
 }
-"""All keywords with a meaning in draft 2020-12."""
+"""All keywords that have a meaning in draft 2020-12."""
 
 
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, object]]:
-    """Yields the direct subschemas of a schema, each with the steps to it. The schema must match the meta-schema."""
+    """Yields the direct subschemas of a schema, each with the steps to the subschema.
+
+    The schema must match the meta-schema.
+    """
     for keyword, value in schema.items():
         if keyword in _SINGLE:
             yield (keyword,), value

@@ -1,8 +1,9 @@
-"""Detects the source formats of a killmail, and converts them to an update's data.
+"""Detects the source format of a killmail, and converts the killmail to an update's data.
 
-ESI has raw killmails. zKillboard's RedisQ and R2Z2 have documents that contain a raw killmail. Other members never hide
-a killmail: only a document without a killmail is a placeholder, because rejected placeholders are usually ignored. Each
-format has a schema file, and a document is validated before it is converted.
+ESI provides raw killmails. zKillboard's RedisQ and R2Z2 provide documents that contain a raw killmail. A document is a
+placeholder only if it has no killmail at all, whatever other members it has. Otherwise, killmails could be lost,
+because people usually ignore rejected placeholders. Each source format has a schema file, and a document is validated
+before it is converted.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,10 @@ UPDATE_TYPE = "killmail"
 
 
 class SourceFormat(StrEnum):
-    """A format in which sources provide killmails. The value is the name of its schema."""
+    """A format in which sources provide killmails.
+
+    The value of each member of this enum is the name of the format's schema.
+    """
 
     ESI = "esi-killmail"
     REDISQ = "redisq-package"
@@ -25,7 +29,7 @@ class SourceFormat(StrEnum):
 
     @property
     def words(self) -> str:
-        """The format's name in a sentence, with its article."""
+        """The name of the format with its article, for a sentence."""
         return _TITLES[self]
 
 
@@ -39,7 +43,7 @@ _R2Z2_OR_REDISQ_MEMBERS = frozenset({"esi", "sequence_id", "killID", "killmail"}
 """A document with one of these members is from R2Z2 or RedisQ, even if it has no killmail."""
 
 _REFERENCE_MEMBERS = frozenset({"killmail_hash", "hash", "zkb"})
-"""The members next to `killmail_id` in an entry of a list of ESI or zKillboard that only refers to killmails."""
+"""The members next to `killmail_id` in an entry of those lists of ESI or zKillboard that only refer to killmails."""
 
 _KILLMAIL_MEMBERS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
 """A document with one of these members is a killmail, perhaps an incomplete or misspelled one."""
@@ -58,13 +62,13 @@ class SourceDocument:
     document: object
     """The value that the format's schema describes."""
     pointer: str
-    """JSON Pointer from the event's data to the document."""
+    """The JSON Pointer from the event's data to the document."""
     killmail: str | None
     """The member of the document that contains the raw killmail, or None if the document is the raw killmail."""
 
     @property
     def validated_as(self) -> str:
-        """The format and the members by which it was detected, for the end of an error sentence."""
+        """The end of an error's sentence, which names the format and the members by which the format was detected."""
         members = self.document if isinstance(self.document, dict) else {}
         if self.killmail is not None:
             because = f"'{self.killmail}'" if members else "'package'"
@@ -86,15 +90,16 @@ class Placeholder:
 
     format: SourceFormat
     pointer: str
-    """JSON Pointer from the event's data to the place where the killmail should be."""
+    """The JSON Pointer from the event's data to the place where the killmail should be."""
     detail: str
 
 
 def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
-    """Returns the document in a source format that an event's data is or contains, or None for an update's data."""
+    """Returns the document in a source format if the event's data is or contains one, or None for an update's data."""
     if "killmailId" in data:
         return None
-    # This check comes before `package`: in a document that has its killmail, the bridge ignores a member `package`.
+    # The document itself is checked before its member `package`, because the bridge ignores `package` in a document
+    # that has a killmail.
     source = _with_killmail(data, "")
     if source is not None:
         return source
@@ -109,13 +114,13 @@ def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
                 "",
                 "only a reference to a killmail: fetch the killmail from ESI and publish it",
             )
-        # The schema reports the missing members.
+        # The killmail may lack members, which the validation by the schema reports.
         return SourceDocument(SourceFormat.ESI, data, "", None)
     return None
 
 
 def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
-    """Returns the data of an update of the type `killmail`, from a document that matches its format's schema.
+    """Returns the data of an update of the type `killmail` from a document that matches the schema of its format.
 
     The ids of the victim are copied unchanged: they may be absent, null or 0. `timestamp_ms` is the current time, in
     Unix milliseconds.
@@ -134,7 +139,7 @@ def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
 
 
 def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocument | None:
-    """Returns a document that has a value in the place of the killmail, or None."""
+    """Returns a document in a source format if it has a value at the place of the killmail, or otherwise None."""
     if "victim" in document and "attackers" in document:
         return SourceDocument(SourceFormat.ESI, document, pointer, None)
     if not _is_empty(document.get("killmail")):
@@ -166,9 +171,9 @@ def _without_killmail(document: Mapping[str, object], pointer: str) -> Placehold
 
 
 def _is_empty(value: object) -> bool:
-    """Whether a value is null, [] or {}, or an object with only such members.
+    """Whether a value is null, [] or {}, or an object whose members are all null, [] or {}.
 
-    PHP writes placeholders in these forms.
+    PHP programs write an empty value in all of these forms.
     """
     if value in _EMPTY:
         return True

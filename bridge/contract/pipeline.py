@@ -1,6 +1,6 @@
-"""Turns an event into an update: bytes and properties in, Accepted or Rejected out. No input raises an exception.
+"""Turns an event into an update: from a message's body and properties, it makes an Accepted or a Rejected.
 
-The module is pure: it knows neither deliveries nor clients, and reads no clock.
+The module is pure: it knows neither deliveries nor clients, and reads no clock. No event raises an exception.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope,
 MAX_PROBLEMS = 1000
 """The maximum number of violations that `Pipeline.problems` lists for an event."""
 ENVELOPE_BYTES = 1024
-"""An update can exceed its event by this size, because of the members of the envelope."""
+"""The number of bytes by which an update can be larger than its event, because of the members of the envelope."""
 AMQP_1_0 = "amqp-1.0"
-"""The `type` that RabbitMQ sets on a message sent by AMQP 1.0 that is not bytes in a data section."""
+"""The `type` that RabbitMQ sets on a message from AMQP 1.0 if its body is not bytes in a data section."""
 
 PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"})
 """The values of `content_encoding` that leave the bytes unchanged. kombu sets `binary` for every body of bytes."""
 
 
 class Reason(StrEnum):
-    """The reason why an event can't become an update: the value of `x-reject-reason`, and a metric's label."""
+    """The reason why an event can't become an update, as in the header `x-reject-reason` and a metric's label."""
 
     NOT_JSON = "not-json"
     TOO_LARGE = "too-large"
@@ -51,7 +51,7 @@ class Event(NamedTuple):
     type: str | None
     """The message's `type` property."""
     default_type: str | None
-    """The update type of the exchange, for a message without a `type`."""
+    """The default update type of the exchange, for a message without a `type`."""
     content_encoding: str | None
 
 
@@ -60,23 +60,23 @@ class Accepted(NamedTuple):
 
     type: str
     payload: bytes
-    """The update as JSON, as clients receive it."""
+    """The update as JSON, in the form that clients receive."""
     identity: Identity | None
     data: object
-    """The update's data as Python values, for filters."""
+    """The update's data as Python values, which filters need."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The reason why an event can't become an update, for its publisher."""
+    """The reason why an event can't become an update, for the publisher of this event."""
 
     reason: Reason
     detail: str
-    """The problem in one sentence, which is printable and bounded."""
+    """The problem in one sentence, which is printable and of limited length."""
     pointer: str = ""
-    """JSON Pointer into the event, or "" for the event as a whole."""
+    """The JSON Pointer to the wrong part of the event, or "" for the event as a whole."""
     schema: str = ""
-    """The `$id` of the violated schema, or "" for other reasons."""
+    """The `$id` of the violated schema, or "" if the event violates no schema."""
 
 
 @dataclass(slots=True)
@@ -86,18 +86,19 @@ class _Reading:
     type: Schema
     """The schema of the update's type."""
     schema: Schema
-    """The schema that validates the document: that of the update's type, or that of a source format."""
+    """The schema that validates the document: the schema of the update's type, or the schema of a source format."""
     document: object
     pointer: str
-    """JSON Pointer from the event to the document."""
+    """The JSON Pointer from the event to the document."""
     source: killmail_formats.SourceDocument | killmail_formats.Placeholder | None
-    """The document in a source format or the placeholder, or None if the document is the update's data."""
+    """The detected document in a source format or the placeholder, or None if the document is already the update's
+    data."""
     event: object
     """The whole event, decoded."""
 
 
 class Pipeline:
-    """Decodes, unwraps, validates, converts and wraps events by the schemas of a catalog."""
+    """Decodes, unwraps, validates, converts and wraps events with the schemas of a catalog."""
 
     def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
         self._types = catalog.types
@@ -110,7 +111,7 @@ class Pipeline:
         self._enveloping = frozenset(
             name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
         )
-        """The types whose data can look like an envelope."""
+        """The update types whose data can look like an envelope, because it has members with the same names."""
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
@@ -137,7 +138,8 @@ class Pipeline:
     def problems(self, event: Event) -> list[Rejected]:
         """Returns all problems of an event, or [] for a valid event. `process` returns only the first problem.
 
-        If there are more than `MAX_PROBLEMS` violations, the last item reports that others are not listed.
+        If there are more than `MAX_PROBLEMS` violations, the last item reports that the other violations are not
+        listed.
         """
         reading = self._read(event)
         if isinstance(reading, Rejected):
@@ -156,16 +158,18 @@ class Pipeline:
         return violations if explained is None else [explained]
 
     def _written(self, reading: _Reading, now_ms: int) -> bytes | Rejected:
-        """Wraps the document in an envelope. Without a source format, the result is the update.
+        """Wraps the document in an envelope, which is the update if the event has no source format.
 
-        This method is called before each validation, because it bounds the depth of the document for the validator.
+        This method is called before each validation, because it limits the depth of the documents that reach the
+        validator.
         """
         try:
             payload = wrap(reading.type.name, reading.document, now_ms)
         except TypeError:
             return _TOO_DEEP
         if len(payload) > self._max_update_bytes:
-            # For example, 1e15 has 4 bytes in the event and 18 bytes in the update.
+            # An update can be larger than its event: for example, 1e15 has 4 bytes in the event and 18 bytes in the
+            # update.
             return Rejected(
                 Reason.TOO_LARGE,
                 f"the event has {len(payload)} bytes with its numbers written in full; BRIDGE_MAX_MESSAGE_BYTES allows "
@@ -174,7 +178,7 @@ class Pipeline:
         return payload
 
     def _read(self, event: Event) -> _Reading | Rejected:
-        """Decodes the body, unwraps it, and determines its type and its format."""
+        """Decodes and unwraps the body of an event, and determines the type and the format of the event."""
         encoding = event.content_encoding
         if encoding is not None and encoding not in PLAIN_ENCODINGS and encoding.strip().lower() not in PLAIN_ENCODINGS:
             return Rejected(Reason.UNSUPPORTED_ENCODING, _encoding_words(encoding, event.body))
@@ -193,7 +197,7 @@ class Pipeline:
         return self._identified(document, type_property, event.default_type)
 
     def _identified(self, document: object, type_property: str | None, default_type: str | None) -> _Reading | Rejected:
-        """Unwraps a decoded event, and determines its type and its format."""
+        """Unwraps a decoded event, and determines the type and the format of the event."""
         name, data, pointer = None if type_property in NO_TYPES else type_property, document, ""
         if (
             isinstance(document, dict)
@@ -203,7 +207,7 @@ class Pipeline:
         ):
             wrapped_type: str = document["type"]
             # The data of some types can look like an envelope, because it has members with the same names. An unknown
-            # "type" in it is then part of the data.
+            # "type" is then a part of such data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)
@@ -231,7 +235,7 @@ class Pipeline:
         return _Reading(update_type, update_type, data, pointer, None, document)
 
     def _explained(self, event: Event, reading: _Reading) -> Rejected | None:
-        """Returns a problem of the event as a whole, if it explains more than the violation of the schema."""
+        """Returns a problem of the event as a whole, if this problem explains more than the violation of the schema."""
         document, pointer = reading.event, ""
         if reading.pointer.startswith("/data") and isinstance(document, dict):
             document, pointer = document["data"], "/data"
@@ -239,14 +243,14 @@ class Pipeline:
 
         def is_event(value: object) -> bool:
             inner = self._identified(value, event.type, reading.type.name)
-            # `_written` fails for JSON in a string that is nested too deeply.
+            # `_written` fails if the value is JSON from a string, and has too many levels.
             return isinstance(inner, _Reading) and _is_valid(inner) and isinstance(self._written(inner, 0), bytes)
 
         if reading.source is None:
             members = self._format_members if reading.type.name == killmail_formats.UPDATE_TYPE else frozenset[str]()
             found = wrapped(document, pointer, declared, is_event, members)
         elif isinstance(document, dict) and is_event(document.get("data")):
-            # Next to a wrapped event, a member of a source format is an extra member of an envelope.
+            # If `data` is an event, the envelope around it has a member of a source format as an extra member.
             found = broken_envelope(document, pointer)
         else:
             return None
@@ -289,7 +293,7 @@ def _encoding_words(encoding: str, body: bytes) -> str:
 
 _MEDIA_TYPE_HINT = "a media type belongs in content_type"
 _MEDIA_TYPES = ("application/", "text/", "multipart/", "message/", "image/", "audio/", "video/", "model/")
-"""Prefixes of media types. An unknown update type can contain a slash for other reasons."""
+"""The prefixes of media types. They are needed because an unknown type with a slash is not always a media type."""
 
 
 def _is_valid(reading: _Reading) -> bool:

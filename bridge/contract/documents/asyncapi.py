@@ -1,7 +1,8 @@
-"""Creates the AsyncAPI document, which tells tools which messages clients receive and fetchers can publish.
+"""Creates the AsyncAPI document.
 
-The document has the bridge's point of view: the bridge receives events from the broker's exchanges, and sends updates
-to WebSocket clients. Events and updates both use the schema files.
+From this document, tools learn which messages clients receive, and which messages fetchers can publish. The document
+has the bridge's point of view: the bridge receives events from the broker's exchanges, and sends updates to WebSocket
+clients. Both events and updates are described by the schema files.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,21 +25,21 @@ class Deployment:
 
     version: str
     host: str
-    """The address for clients, with the port: `localhost:3000`."""
+    """The address that clients connect to, with the port: `localhost:3000`."""
     secure: bool
     """Whether clients use wss:// instead of ws://."""
     path: str
     exchanges: Mapping[str, str]
-    """Each exchange with the default update type of its events."""
+    """Maps each exchange to the default update type of its events."""
     reject_exchange: str | None
 
 
 def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[str]], deployment: Deployment) -> bytes:
     """Returns the AsyncAPI 3.0.0 document, indented, with a newline at its end.
 
-    `documents` are the schema files (name to content). `filterable` are the members that clients can filter by, each
-    with its types. The document never contains the broker's address, because publishers know this address, and others
-    do not need it.
+    `documents` maps the name of each schema file to the file's content. `filterable` maps each member that clients can
+    filter by to the member's types. The document never contains the broker's address, because publishers know this
+    address, and others do not need it.
     """
     files = messages.read(documents)
     envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}
@@ -134,7 +135,7 @@ def _updates_channel(path: str, sent: Mapping[str, str], query: Object) -> Objec
 
 
 def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object:
-    """Returns the schema of the query. An array is a parameter that can occur several times."""
+    """Returns the schema of a request's query. In this schema, an array is a parameter that can occur several times."""
     return {
         "type": "object",
         "description": "Without a query, a client receives every update as {type, data, timestamp}. If a parameter "
@@ -158,7 +159,7 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
                     "items": {"type": min(kinds) if len(kinds) == 1 else sorted(kinds)},
                 }
                 for name, kinds in filterable.items()
-                # Tools would resolve a member `$ref` as a reference.
+                # A member with the name `$ref` is omitted, because tools would resolve it as a reference.
                 if name != "$ref"
             },
         },
@@ -168,7 +169,7 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
 
 def _exchange_channel(exchange: str, description: str, names: Iterable[str]) -> Object:
     return {
-        # The routing key. A fanout exchange ignores it.
+        # The address is the routing key, which a fanout exchange ignores.
         "address": "",
         "title": exchange,
         "description": description,

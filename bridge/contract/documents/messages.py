@@ -1,6 +1,6 @@
-"""Creates the messages of the AsyncAPI document, which clients receive or fetchers can publish.
+"""Creates the descriptions of messages in the AsyncAPI document: messages that clients receive or fetchers can publish.
 
-Messages are created from the schema files alone, without channels.
+The messages are created from the schema files alone, and this module knows no channels.
 """
 
 import re
@@ -19,7 +19,7 @@ AMQP_BINDING = "0.3.0"
 """The version of AsyncAPI's AMQP binding."""
 
 _SENT_MS = 1729593000123
-"""The timestamp of examples: 123 ms after the `timestamp` in their data."""
+"""The timestamp of example messages, which is 123 ms after the `timestamp` in the data of the examples."""
 
 _TYPE = "The message's `type` property must name this type, unless it is the exchange's default."
 
@@ -45,12 +45,12 @@ class File:
 
     name: str
     key: str
-    """The name, with only characters that AsyncAPI allows in a key."""
+    """The file's name, with only characters that AsyncAPI allows in a key."""
     schema: Mapping[str, Any]
 
     @property
     def reference(self) -> Object:
-        """A reference to the schema in the document."""
+        """A reference to the file's schema in the AsyncAPI document."""
         return at("components", "schemas", self.key)
 
     @property
@@ -67,7 +67,7 @@ class File:
 
 
 def read(documents: Mapping[str, bytes]) -> list[File]:
-    """Returns the schema files (name to content), converted for AsyncAPI."""
+    """Returns the schema files, converted for AsyncAPI. `documents` maps the name of each file to its content."""
     names = {key(name): name for name in (file.removesuffix(".json") for file in documents)}
     schemas = {
         each: {"$id": schema_id(name), **orjson.loads(documents[f"{name}.json"])} for each, name in names.items()
@@ -77,7 +77,7 @@ def read(documents: Mapping[str, bytes]) -> list[File]:
 
 
 def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) -> Object:
-    """Returns an update as clients receive it. `with_id` is the envelope's schema for clients that asked for ids."""
+    """Describes an update as clients receive it. `with_id` is the envelope's schema for clients that asked for ids."""
     members = envelope.get("properties", {})
     ids = {"id": member} if (member := with_id.get("properties", {}).get("id")) is not None else {}
     payload = _enveloped(file, members, ids)
@@ -86,7 +86,7 @@ def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) 
 
 
 def own_message(file: File, envelope: Mapping[str, Any]) -> Object:
-    """Returns an own message, which clients that asked for ids receive."""
+    """Describes one of the bridge's own messages, which clients that asked for ids receive."""
     payload = _enveloped(file, envelope.get("properties", {}), {})
     examples = [_example(file, example) for example in file.examples]
     summary = f"A message of the type {file.name}, for clients that asked for ids. The message itself has no id."
@@ -112,13 +112,13 @@ def _example(file: File, data: object) -> Object:
 
 
 def event(file: File) -> Object:
-    """Returns an event whose body is the update's data."""
+    """Describes an event whose body is the data of an update."""
     title, summary = f"{file.title} (event)", f"The data of an update of the type {file.name}. {_TYPE}"
     return _message(f"event.{file.name}", title, summary, file.reference, file.examples) | _typed(file)
 
 
 def wrapped(file: File, sources: Sequence[File]) -> Object:
-    """Returns an event in an envelope, which names its type."""
+    """Describes an event in an envelope, which names the update type."""
     payload = {
         "type": "object",
         "required": ["type", "data"],
@@ -136,7 +136,7 @@ def wrapped(file: File, sources: Sequence[File]) -> Object:
 
 
 def source_event(source: File, file: File) -> Object:
-    """Returns an event in a source format, which the bridge converts."""
+    """Describes an event in a source format, which the bridge converts to an update."""
     title, summary = f"{source.title} (event)", f"Becomes an update of the type {file.name}. {_TYPE}"
     return _message(f"form.{source.name}", title, summary, _source_schema(source), source.examples) | _typed(file)
 
@@ -149,7 +149,7 @@ def _source_schema(source: File) -> Object:
 
 
 def rejected() -> Object:
-    """Returns a rejected event."""
+    """Describes a rejected event."""
     return {
         "name": "rejected",
         "title": "Rejected event",
@@ -172,15 +172,18 @@ def _message(name: str, title: str, summary: str, payload: Object, examples: Seq
 
 
 def _typed(file: File) -> Object:
-    """Returns the binding with the message's `type` property."""
+    """Returns the AMQP binding with the message's `type` property."""
     return {"bindings": {"amqp": {"messageType": file.name, "bindingVersion": AMQP_BINDING}}}
 
 
 def at(*steps: str) -> Object:
-    """Returns a reference to another part of the document."""
+    """Returns a reference to another part of the AsyncAPI document."""
     return {"$ref": "/".join(("#", *steps))}
 
 
 def key(name: str) -> str:
-    """Replaces characters that AsyncAPI does not allow in a key by their code points. The result is unambiguous."""
+    """Replaces characters that AsyncAPI does not allow in a key by their code points.
+
+    Different names always have different results.
+    """
     return re.sub(r"[^A-Za-z0-9._-]|_(?=[0-9a-f]+_)", lambda found: f"_{ord(found[0]):x}_", name)
