@@ -1,4 +1,4 @@
-"""If a bridge can't use its stream, one line names the cause and the cure."""
+"""If a bridge can't use its stream, its error names the cause and the cure in one line."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -25,7 +25,7 @@ KEPT: FieldTable = {"x-queue-type": "stream"}
 
 @asynccontextmanager
 async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, StreamConfig]]:
-    """Yields an exchange and a queue of this type, or no queue. Deletes exchange and queue after the test."""
+    """Declares an exchange, and also a queue unless `kind` is None. Deletes exchange and queue after the test."""
     exchange, stream = unique("exchange"), StreamConfig(unique("stream"), 3600.0, 2**20, 100)
     async with observer(node.url) as amqp:
         channel = await amqp.channel()
@@ -64,7 +64,7 @@ async def test_permission_that_is_missing_is_named(
 
 
 async def test_bridge_that_may_not_bind_publishes_no_markers(node_broker: PrivateNode) -> None:
-    """A refused bridge retries, and would fill the stream with markers."""
+    """A bridge that published a marker in each failed attempt to bind would fill its stream with markers."""
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -142,7 +142,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
 
 
 async def test_stream_that_is_named_as_a_queue_is_refused(broker: Broker, amqp: AbstractConnection) -> None:
-    """The bridge would read the stream from its end. All events from an outage would be lost silently."""
+    """A bridge that read a stream as a queue would start at its end, and lose all events from an outage."""
     exchange, queue = unique("exchange"), unique("stream")
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=KEPT)
@@ -181,7 +181,7 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
     node = node_without_streams
     flags = await node.ctl("list_feature_flags")
     if "stream_queue\tdisabled" not in flags:
-        # No installation can change this: from 3.11 on, the fault can't be caused.
+        # From RabbitMQ 3.11 on, no installation can disable streams.
         pytest.skip("streams are always enabled: RabbitMQ 3.11 or newer")
     variables = {"BRIDGE_HISTORY": "stream"}
     async with bridge_process(node.url, **variables) as process:
@@ -196,7 +196,7 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
 
 
 async def test_blocked_broker_is_waited_for_and_named(node_broker: PrivateNode) -> None:
-    """The marker that finds the end of the stream is blocked like any published message."""
+    """The broker blocks the marker that finds the end of the stream, like any published message."""
     recorder = Recorder()
     async with place(node_broker, kind=KEPT) as (exchange, stream):
         await node_broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")

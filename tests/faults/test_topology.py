@@ -14,12 +14,12 @@ from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import observer, remade
 from tests.support.scene import NAMED, Fault, Scene, scene
 
-# All tests here share the module's loop: while another loop runs, the bridges would stop, and requests time out.
+# All tests in this module share one event loop, because the bridges would stand still while another loop runs.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def assert_lost_only_between(stage: Scene, fault: Fault) -> None:
-    """Checks that a bridge lost its connection only if its check came while the exchange was deleted."""
+    """Checks that the bridges lost connections only because the exchange was missing."""
     for bridge in stage.bridges.values():
         errors = [str(line["error"]) for line in fault.lines(bridge, "broker lost")]
         assert all(error.startswith("NOT_FOUND - no exchange") for error in errors), errors
@@ -32,7 +32,7 @@ class Canceller:
         self._cancellations: list[_Cancellation] = []
 
     def of_a_connection(self) -> "_Cancellation":
-        """Returns the function for one connection."""
+        """Returns a function that inserts `basic.cancel` into the data of one connection."""
         self._cancellations.append(_Cancellation())
         return self._cancellations[-1]
 
@@ -65,7 +65,7 @@ class _Cancellation:
         if self._consumer and self.is_due:
             self.is_due = False
             (channel, tag), self._consumer = self._consumer, None
-            # The frame goes between two messages, because it may not go between the frames of one message.
+            # The frame must go between two messages, because the frames of one message must not be separated.
             sent += frame.marshal(commands.Basic.Cancel(tag, nowait=True), channel)
         return sent
 
@@ -97,7 +97,10 @@ async def observing(broker: Broker) -> AsyncIterator[AbstractConnection]:
 
 
 async def test_queue_that_is_deleted_is_declared_again(stage: Scene, observing: AbstractConnection) -> None:
-    """Promise: the bridge logs that its queue is gone, and declares it again at once. The events in it are lost."""
+    """Promise: the bridge logs that its queue is gone, and declares it again at once.
+
+    The events in the deleted queue are lost.
+    """
     fault = await stage.fault()
     channel = await observing.channel()
     await channel.queue_delete(stage.queue)
@@ -125,8 +128,8 @@ async def test_exchange_that_is_deleted_and_declared_again_is_bound_again(
 ) -> None:
     """Promise: the bridge finds the missing binding within 1.5 s, although the broker sends nothing.
 
-    Events from before the new binding are in no queue. No program can detect this loss, because the broker does not
-    list bindings.
+    Events that were published before the new binding are in no queue. No program can detect this loss, because the
+    broker does not list bindings.
     """
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.FANOUT)
@@ -136,7 +139,7 @@ async def test_exchange_that_is_deleted_and_declared_again_is_bound_again(
 
 
 async def test_exchange_that_is_deleted_is_declared_again(stage: Scene, observing: AbstractConnection) -> None:
-    """Promise: the bridge misses a deleted exchange within 1.5 s, and declares it as at the start."""
+    """Promise: the bridge notices a deleted exchange within 1.5 s, and declares it as at the start."""
     fault = await stage.fault()
     channel = await observing.channel()
     await channel.exchange_delete(stage.exchange)
@@ -148,7 +151,7 @@ async def test_exchange_that_is_deleted_is_declared_again(stage: Scene, observin
 async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_another(
     stage: Scene, observing: AbstractConnection
 ) -> None:
-    """Promise: `/readyz` names an exchange that accepts the binding and would never deliver."""
+    """Promise: `/readyz` names an exchange that accepts the binding but would never deliver an event."""
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.DIRECT)
     for bridge in stage.bridges.values():
@@ -163,7 +166,7 @@ async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_an
 async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
     stage: Scene, observing: AbstractConnection
 ) -> None:
-    """Promise: the bridge also uses an exchange of another type that delivers everything, and binds it again."""
+    """Promise: the bridge uses a new exchange of another type that delivers all events, and binds its queue to it."""
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.TOPIC)
     what, does = "the exchange is declared again as a topic exchange", "binds its queue to it"

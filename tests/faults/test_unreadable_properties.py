@@ -105,7 +105,7 @@ async def test_rejected_event_with_a_property_that_can_not_be_published_is_publi
 async def test_rejected_event_with_names_that_are_not_utf8_does_not_block_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Promise: a name that was short enough to be delivered is short enough to be published, however it was read."""
+    """Promise: if the broker can deliver a name, the bridge can publish it, however the name was decoded."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects, prefetch=1):
         publish_raw(broker.url, exchange, b"invalid", TYPE, b"\xfa" + b"\xff" * 250, routing_key=b"\xff" * 250)
         [message] = await take(amqp, rejects, 1)
@@ -136,7 +136,7 @@ async def test_rejected_events_that_are_held_do_not_delay_the_updates_behind_the
 ) -> None:
     """Events that can't be rejected yet stay with the broker.
 
-    As long as they are fewer than the prefetch, all other events are delivered and acknowledged.
+    As long as the held events are fewer than the prefetch, all other events are delivered and acknowledged.
     """
     channel = await amqp.channel()
     await channel.declare_exchange(rejects, "fanout", durable=True)

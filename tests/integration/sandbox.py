@@ -1,4 +1,4 @@
-"""`python sandbox.py SYSTEM-CALLS COMMAND ...`: runs a command that can use these system calls only, as systemd does.
+"""`python sandbox.py SYSTEM-CALLS COMMAND ...`: runs COMMAND, which can use only SYSTEM-CALLS, as under systemd.
 
 The script sets what a service manager sets between fork and exec: no new privileges, no memory that is both writable
 and executable, and a filter by which each other call fails with EPERM. The script needs libseccomp, which systemd
@@ -20,7 +20,7 @@ def main(calls: list[str], command: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     for option in (PR_SET_NO_NEW_PRIVS, PR_SET_MDWE):
         if libc.prctl(option, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):
-            # PR_SET_MDWE exists since Linux 6.3. On older kernels, systemd uses a filter for it.
+            # PR_SET_MDWE exists since Linux 6.3. On older kernels, systemd uses a filter instead of PR_SET_MDWE.
             if option == PR_SET_MDWE and ctypes.get_errno() == errno.EINVAL:
                 continue
             raise OSError(ctypes.get_errno(), f"prctl {option}")
@@ -31,7 +31,7 @@ def main(calls: list[str], command: list[str]) -> None:
     rules = seccomp.seccomp_init(ERRNO | errno.EPERM)
     for call in calls:
         number = seccomp.seccomp_syscall_resolve_name(call.encode())
-        # A negative number means that this architecture does not have the call.
+        # A negative number means that this architecture does not have the system call.
         if number >= 0 and (error := seccomp.seccomp_rule_add(rules, ALLOW, number, 0)):
             raise OSError(-error, call)
     if error := seccomp.seccomp_load(rules):

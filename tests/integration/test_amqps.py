@@ -1,4 +1,4 @@
-"""TLS to the broker: the bridge sends nothing, and no password, to a broker whose certificate it does not trust."""
+"""TLS to the broker: the bridge sends nothing, no password either, to a broker whose certificate it does not trust."""
 
 import asyncio
 import ssl
@@ -27,9 +27,10 @@ from tests.support.waiting import eventually
 async def listener(
     folder: Path, *, trusts: Path | None = None, silent: bool = False
 ) -> AsyncIterator[tuple[int, Path, list[bytes]]]:
-    """Runs a TLS server with a self-signed certificate. Yields its port, the certificate, and the bytes it receives.
+    """Runs a TLS server with a self-signed certificate. Yields the server's port, certificate and received bytes.
 
-    With `trusts`, it requires a client certificate that this file trusts. A `silent` server aborts each connection.
+    With `trusts`, a file of trusted certificates, the server requires a client certificate. A `silent` server aborts
+    each connection.
     """
     chain, key = certificate(folder, "broker")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -53,7 +54,10 @@ async def listener(
 
 @asynccontextmanager
 async def openssl_server(folder: Path, trusts: Path, version: str) -> AsyncIterator[tuple[int, Path]]:
-    """Runs OpenSSL's server, which requires a client certificate that `trusts` trusts. Yields port and certificate."""
+    """Runs OpenSSL's server, which requires a client certificate from the file `trusts`.
+
+    Yields the server's port and certificate.
+    """
     chain, key = certificate(folder, "broker")
     arguments = ["-accept", "127.0.0.1:0", "-cert", str(chain), "-key", str(key), "-CAfile", str(trusts), f"-{version}"]
     process = await asyncio.create_subprocess_exec(
@@ -77,7 +81,7 @@ NOT_TRUSTED = "its certificate is not trusted, so nothing is sent to it: self-si
 
 
 async def error(bridge: Bridge) -> str:
-    """Waits for the last error of the broker in `/readyz`, and returns it."""
+    """Waits until `/readyz` has an error of the broker, and returns the error."""
 
     def last_error() -> object:
         body = bridge.readiness.report()[1]["broker"]
@@ -134,7 +138,7 @@ async def test_error_names_a_certificate_that_the_broker_does_not_trust(tmp_path
 async def test_error_for_a_connection_that_ends_without_an_alert_suggests_a_certificate(
     tmp_path: Path, *, with_certificate: bool
 ) -> None:
-    """Not every server sends an alert, and not every alert arrives."""
+    """Not every server sends a TLS alert, and not every alert arrives."""
     (own := tmp_path / "bridge").mkdir()
     mine, key = certificate(own, "bridge")
     async with listener(tmp_path, silent=True) as (port, chain, received):
@@ -179,7 +183,7 @@ async def test_error_for_a_plain_port_with_an_amqps_url_names_the_usual_port(bro
 async def test_updates_arrive_through_an_encrypted_connection(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    """The fast path reads deliveries from TLS, and writes each acknowledgement to it."""
+    """The fast path reads deliveries and writes acknowledgements through TLS."""
     async with encrypted(broker.url, tmp_path) as url, running(url, exchanges=f"{exchange}=killmail") as bridge:
         client = await RawClient.open(port_of(bridge))
         # More events than the prefetch: all of them arrive only if the broker gets acknowledgements.

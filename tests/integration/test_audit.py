@@ -1,4 +1,4 @@
-"""`make audit` with a fake service: it fails for a vulnerability and for a service that fails."""
+"""`make audit` with a fake service: the audit fails if there is a vulnerability, and if the service fails."""
 
 import json
 import os
@@ -37,9 +37,9 @@ VULNERABILITY = {
 
 @contextmanager
 def service(answer_for: Callable[[str], dict[str, Any] | None]) -> Iterator[tuple[str, list[str]]]:
-    """Runs a service with OSV's protocol. Yields its URL, and the packages of the requests.
+    """Runs a service with OSV's protocol. Yields the service's URL, and the requested packages.
 
-    `answer_for` returns the answer for a package's name. None is an error of the service.
+    `answer_for` returns the service's answer for the name of a package, or None for an error.
     """
     requested: list[str] = []
 
@@ -75,13 +75,12 @@ def pip_audit() -> None:
 
 
 def make_audit(url: str, folder: Path) -> tuple[int, str]:
-    """Runs the command of `make audit` with the service at the URL. Returns its exit code and its error output.
+    """Runs the command of `make audit` with the service at `url`. Returns the exit code and the error output.
 
     The test runs the command without make, because make might rebuild .venv, in which this test runs.
     """
     flags = f"-s osv --osv-url {url} --cache-dir {folder}"
-    # The environment lacks the variables of a make that runs the tests, which would make it print the folders that it
-    # enters.
+    # Without the variables of the make that runs the tests, the inner make does not print the folders that it enters.
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
         ["make", "--dry-run", "audit", f"FLAGS={flags}"],

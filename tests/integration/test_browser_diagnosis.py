@@ -1,4 +1,7 @@
-"""The browser example reports why no connection opens. Each cause is provoked with a real bridge in Chromium."""
+"""The browser example reports why no connection opens.
+
+Each cause of a failure is provoked in Chromium, with a real bridge.
+"""
 
 import asyncio
 import re
@@ -24,14 +27,15 @@ from tests.support.waiting import LIMIT_S, eventually
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NO_BROKER = "amqp://127.0.0.1:1/"
-"""A broker's URL at which nothing listens. The bridge waits for its broker, and judges handshakes meanwhile."""
+"""A broker's URL on whose port nothing listens. While the bridge waits for a broker, it accepts or refuses handshakes
+as usual."""
 
 FAILURES_BEFORE_REASON = 2
 PAUSES_S = {"FIRST_PAUSE": 0.5, "LONGEST_PAUSE": 1.0}
-"""The pauses of a client whose diagnosis ends before the next attempt to connect."""
+"""The pauses of a client, which are long enough for a diagnosis to end before the next attempt to connect."""
 
 DIAGNOSIS_MS = "10_000"
-"""The limit for the requests of a diagnosis, as the example has it."""
+"""The time limit for the requests of a diagnosis, as written in the example."""
 
 PERMISSION = "local-network-access"
 LONG_S = 60.0
@@ -46,14 +50,14 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site() -> AsyncIterator[ForeignSite]:
-    """A site that serves the example."""
+    """A web site that serves the example for browsers."""
     async with foreign_site(page_files({})) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A certificate that only a browser with `ignore_https_errors` trusts."""
+    """A certificate that a browser accepts only with `ignore_https_errors`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path_factory.mktemp("certificate"), "site"))
     return context
@@ -84,7 +88,7 @@ async def diagnosis(follower: Follower, code: int = 1006) -> str:
 
 
 def nothing_at(address: str) -> str:
-    """Returns the reason if a page of the same machine gets no response."""
+    """Returns the reason that the example reports for an address from which no response comes."""
     return f"no bridge answers at http://{address}, or the path is wrong, or the bridge is full"
 
 
@@ -130,7 +134,7 @@ async def test_wrong_path_is_reported_as_a_possible_cause(
 
 
 async def test_cookies_that_are_too_large_are_reported_as_a_possible_cause(browser: Browser, bridge: Bridge) -> None:
-    """The handshake has the cookies of all applications on localhost. The request of the diagnosis has none."""
+    """The handshake has the cookies of all applications on localhost. The request of the diagnosis has no cookies."""
     cookies = [f"Set-Cookie: application{number}={'x' * 3000}" for number in range(6)]
     async with (
         answering(RESET, *cookies) as page,
@@ -158,23 +162,25 @@ EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Server:
-    """A server that is not a bridge. It serves the example, and gives all other requests the same response."""
+    """A server that is not a bridge. The server serves the example, and answers all other requests alike."""
 
     def __init__(self) -> None:
         self.port = 0
         self.handshakes: list[str] = []
         """The head of each WebSocket handshake."""
         self.requests: list[str] = []
-        """The head of each other request that is not for the example."""
+        """The head of each request that is neither a handshake nor for the example."""
         self.gone = asyncio.Event()
-        """Set when the client has closed the connection of such a request."""
+        """Set when a client has closed the connection of a request in `requests`."""
 
 
 @asynccontextmanager
 async def answering(response: bytes, *page_headers: str, script: str = "") -> AsyncIterator[Server]:
-    """Runs a server. A response without `Connection: close` does not end until the client closes the connection.
+    """Runs a server that answers with `response`.
 
-    The example in the page has no limit for its requests. `script` runs before it.
+    A response without `Connection: close` does not end until the client closes the connection.
+
+    The example in the page has no time limit for its requests. `script` runs before the example.
     """
     files = page_files({})
     files["/"] = File("text/html", files["/"].body.replace("<script>", f"<script>{script};", 1))
@@ -210,7 +216,7 @@ async def answering(response: bytes, *page_headers: str, script: str = "") -> As
 
 
 async def test_diagnosis_sends_no_cookies(browser: Browser) -> None:
-    """The request is for the origin of the page, with both methods."""
+    """The diagnosis sends OPTIONS and GET requests to the page's own origin."""
     async with answering(EMPTY, "Set-Cookie: session=secret") as server:
         address = f"localhost:{server.port}"
         async with in_page(browser, f"http://{address}/", f"ws://{address}/updates", LONG_S) as follower:
@@ -260,7 +266,7 @@ async def test_diagnosis_that_fails_is_no_error_of_the_page(browser: Browser) ->
 
 
 async def test_diagnoses_become_rare(browser: Browser, site: ForeignSite) -> None:
-    """They come after 2, 4 and 8 failures. Chromium itself delays the handshakes after 16 failures."""
+    """The diagnoses come after 2, 4 and 8 failures. Chromium itself delays the handshakes after 16 failures."""
     async with answering(EMPTY) as server:
         page = f"http://localhost:{site.port}/"
         async with in_page(browser, page, f"ws://localhost:{server.port}/updates", LONG_S):
@@ -273,9 +279,10 @@ async def test_diagnoses_become_rare(browser: Browser, site: ForeignSite) -> Non
 
 @asynccontextmanager
 async def proxy(port: int, host: str, *, passes_upgrades: bool, begins: bool = False) -> AsyncIterator[int]:
-    """Serves the example, and forwards all other requests to a bridge under another host name.
+    """Serves the example, and forwards all other requests to a bridge, with another host name.
 
-    Yields the proxy's port. With `begins`, the proxy passes upgrades on after the first request that is no handshake.
+    Yields the proxy's port. With `begins`, the proxy forwards upgrades only after the first request that is not a
+    handshake.
     """
     passes = passes_upgrades
     files = page_files({})
@@ -358,7 +365,7 @@ async def test_connection_to_a_full_bridge_is_reported_with_its_close_reason(
 
 
 def public(site: ForeignSite) -> AbstractAsyncContextManager[Browser]:
-    """A browser to which the site has a public address."""
+    """A browser that treats the site's address as public."""
     return chromium(f"--ip-address-space-overrides=127.0.0.1:{site.port}=public")
 
 

@@ -33,7 +33,7 @@ async def bridge(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
 
 
 def local(text: str, bridge: Bridge) -> str:
-    """An example with the address of the bridge."""
+    """Returns an example that uses the address of the bridge."""
     return adapted(text, ("localhost:3000", f"127.0.0.1:{port_of(bridge)}"))
 
 
@@ -56,7 +56,7 @@ async def program(*command: str | Path, folder: Path) -> AsyncIterator[asyncio.S
 
 
 async def prints(output: asyncio.StreamReader, pattern: str) -> str:
-    """Returns the first line of the output that matches."""
+    """Returns the first output line that matches `pattern`."""
     async with asyncio.timeout(LIMIT_S):
         while line := await output.readline():
             if re.search(pattern, line.decode()):
@@ -68,7 +68,7 @@ async def test_example_in_javascript_prints_updates(
     node: str, bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
     (tmp_path / "main.js").write_text(local(code_block("schemas/clients/README.md", "Connect", 1), bridge))
-    # Node 20 has WebSocket behind this flag. Later versions accept the flag too.
+    # Node 20 has WebSocket only with a flag, which later versions of Node accept too.
     async with program(node, "--experimental-websocket", "main.js", folder=tmp_path) as output:
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
@@ -189,7 +189,7 @@ async def test_older_curl_prints_updates(bridge: Bridge, amqp: AbstractConnectio
 
 
 def refused_queries() -> Sequence[str]:
-    """The queries that the section about filters calls errors."""
+    """Queries that are errors according to the section about filters."""
     return "type=killmail,event", "type[]=killmail", "type=nothing", "systemId=Jita"
 
 

@@ -1,4 +1,4 @@
-"""The examples in `schemas/clients` deliver each update exactly once, after any end of a connection.
+"""The examples in `schemas/clients` deliver each update exactly once, however a connection ends.
 
 All three examples follow a scripted bridge, which has each fault when the test needs it.
 """
@@ -38,7 +38,8 @@ LONG_S = 60.0
 """A silence limit that no test reaches."""
 
 SHORT_S = 0.7
-"""A silence limit that a test waits for. A browser on a busy machine may take 0.3 s to open a socket."""
+"""A silence limit that is short enough for a test to reach it. A browser on a busy machine may take 0.3 s to open a
+socket."""
 
 ENOUGH_S = 3.0
 """A silence limit that gives a test the time to act before the client does."""
@@ -77,7 +78,7 @@ def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
 
 
 async def reported(follower: Follower, *words: Any) -> None:
-    """Waits until the follower has reported a list that begins with these words."""
+    """Waits until the follower has reported a list that begins with `words`."""
 
     async def is_reported() -> bool:
         return list(words) in [report[: len(words)] for report in await follower.reports()]
@@ -86,7 +87,7 @@ async def reported(follower: Follower, *words: Any) -> None:
 
 
 async def has(follower: Follower, *texts: bytes) -> None:
-    """Waits for as many updates, and checks that they are exactly these, in this order."""
+    """Waits for as many updates as `texts`, and checks that the updates are equal to `texts`, in order."""
 
     async def is_had() -> bool:
         return len(await updates_of(follower)) >= len(texts)
@@ -96,7 +97,7 @@ async def has(follower: Follower, *texts: bytes) -> None:
 
 
 async def connected(bridge: ScriptedBridge, times: int = 1) -> None:
-    """Waits until a client has connected as many times, and exactly one connection is open."""
+    """Waits until clients have connected `times` times, and exactly one connection is open."""
     await eventually("the client is connected", lambda: len(bridge.asked) >= times and len(bridge.connections) == 1)
 
 
@@ -200,7 +201,7 @@ async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge,
     began_at = asyncio.get_running_loop().time()
     async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=LONG_S):
         await eventually("the client has tried often", lambda: len(bridge.asked) > 8)
-        # The eight pauses take at least half of 10 ms, doubled seven times.
+        # The minimum of the eight pauses together is half of 10 ms, 20 ms, 40 ms and so on.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
 
 
@@ -208,7 +209,7 @@ async def test_pauses_are_short_again_after_a_connection_that_has_lasted(
     bridge: ScriptedBridge, following: Following
 ) -> None:
     async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=0.0):
-        # Pauses that only grow would take more than a minute.
+        # If the pauses only grew, they would take more than a minute.
         for times in range(1, 16):
             await connected(bridge, times)
             bridge.drop()
@@ -233,7 +234,7 @@ async def test_client_waits_longer_after_a_bridge_was_full(bridge: ScriptedBridg
         await reported(follower, "disconnected", 1013)
         bridge.closing = None
         await reported(follower, "connected")
-        # The pause is at least half of eight first pauses.
+        # The pause is at least half of eight times FIRST_PAUSE.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
 
@@ -256,7 +257,7 @@ async def test_refusal_ends_a_client_with_the_bridges_own_sentence(
     bridge.refusal = status, "There is no member systemID: did you mean systemId?"
     async with following(bridge.url) as follower:
         if isinstance(follower, InBrowser):
-            # A script in a browser sees neither the status nor the sentence.
+            # A script in a browser sees neither the status nor the sentence of a refusal.
             await reported(follower, "disconnected", 1006)
             bridge.refusal = None
             await reported(follower, "connected")

@@ -43,8 +43,8 @@ async def shared_exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(broker: Broker, shared_exchange: str) -> AsyncIterator[Bridge]:
-    """A bridge with the default settings, for all tests that need no others."""
-    # After its default of 10 s, the bridge would abort a connection that it should have closed earlier.
+    """A bridge with the default settings, for all tests that need no other settings."""
+    # With the default timeout of 10 s, the bridge would abort a connection that it failed to close, and hide the fault.
     async with running(
         broker.url, Timing(close_timeout_s=3600.0), exchanges=f"{shared_exchange}=killmail", host="localhost"
     ) as bridge:
@@ -73,7 +73,7 @@ async def test_client_that_sends_messages_and_a_ping_gets_a_pong_and_the_next_up
 async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection(
     shared: Bridge, data: bytes, code: int, evictions: int
 ) -> None:
-    """Autobahn's client does not test this: it closes the TCP connection itself after the close frame."""
+    """Autobahn can't test who ends the TCP connection, because its own client does so after the close frame."""
 
     def evicted() -> float:
         return sample(shared, "bridge_evictions_total", reason="protocol-error")
@@ -130,7 +130,7 @@ async def test_silent_client_is_closed_with_4009_while_it_gets_updates_and_one_t
         silent, answering = await RawClient.open(port_of(bridge)), await RawClient.open(port_of(bridge))
 
         async def answer_pings() -> None:
-            # Ten pings, at 500 ms each, are more than two idle timeouts.
+            # Ten pings, one every 500 ms, take longer than two idle timeouts.
             pings = 0
             while pings < 10:
                 if (await answering.frame())[0] == PING:
@@ -161,7 +161,7 @@ async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose
         stalled = await RawClient.open(port_of(bridge), receive_bytes=4096)
         stalled.pause()
         reader = await RawClient.open(port_of(bridge))
-        # Each batch is smaller than the log, because bridge and reader share one loop, and the reader needs its turns.
+        # Each batch is smaller than the log, because the bridge and the reader take turns in one event loop.
         for first in range(0, count, 10):
             numbers = range(first, first + 10)
             await publish(amqp, exchange, *(killmail(number, padding=padding) for number in numbers))
@@ -187,7 +187,7 @@ async def test_evicted_client_can_read_its_close_code_after_the_bridge_has_ended
         stalled.pause()
         await publish(amqp, exchange, *(killmail(number, padding="x" * 50_000) for number in range(60)))
         await eventually("the client is evicted", lambda: process.logged("client evicted"))
-        # In one more turn of its loop, the bridge gives the rest to the kernel.
+        # The bridge gives the remaining bytes to the kernel in one more turn of its event loop.
         assert (await get(port, "/healthz"))[0] == 200
         process.process.kill()
         stalled.resume()
@@ -220,7 +220,7 @@ async def test_client_beyond_the_limit_is_closed_with_1013_and_the_others_stay(b
 async def secure_bridge(
     broker: Broker, exchange: str, chain: Path, key: Path
 ) -> AsyncIterator[tuple[BridgeProcess, str]]:
-    """Runs a bridge that serves TLS with this certificate. Yields its process and its URL."""
+    """Runs a bridge that serves TLS with the certificate `chain`. Yields the bridge's process and URL."""
     variables = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
         await process.consuming()

@@ -21,7 +21,7 @@ async def test_tail_prints_the_updates_that_match(
         command = adapted(code_block("bridge/cli/README.md", "tail", 1), ("edk-bridge tail", f"edk-bridge tail {url}"))
         printing = asyncio.create_task(shell(command, tmp_path))
         number = 0
-        # The first updates may come before the command has connected.
+        # The loop publishes repeatedly, because the command may connect after the first updates.
         while not printing.done():
             number += 2
             await publish(amqp, exchange, killmail(number, systemId=1), killmail(number + 1, systemId=30002187))

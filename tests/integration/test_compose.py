@@ -1,4 +1,4 @@
-"""The compose files: docker-compose accepts them, they are restricted, and they start if an engine has the images."""
+"""Each compose file is accepted by docker-compose, restricts its containers, and starts if an engine has the images."""
 
 import asyncio
 import json
@@ -46,8 +46,8 @@ def compose(file: str, *arguments: str, **variables: str) -> subprocess.Complete
 
 def read(file: str, **variables: str) -> dict[str, Any]:
     """Returns the file with all references resolved. Fails if docker-compose does not accept the file."""
-    # Version 1 of docker-compose writes YAML only. That version is written in Python, so Debian's Python has a YAML
-    # parser.
+    # Version 1 of docker-compose writes YAML only. Version 1 of docker-compose is written in Python, so Debian's Python
+    # has a YAML parser.
     first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
     done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ START_LIMIT_S = 180.0
 
 @pytest.fixture(scope="module", params=FILES)
 def services(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The services of each file."""
+    """The services of each compose file."""
     found: dict[str, Any] = read(request.param, **SECRETS)["services"]
     return found
 

@@ -26,7 +26,7 @@ from tests.support.waiting import LIMIT_S, eventually
 EXCHANGE = "bridge.demo"
 
 END_LIMIT_S = 15.0
-"""The limit for the end of the demo: the bridge's shutdown timeout, and a reserve."""
+"""The maximum time for the demo to end: the bridge's shutdown timeout, and a reserve."""
 
 START_LIMIT_S = 90.0
 """The time in which a node and the bridge start on a busy machine."""
@@ -70,7 +70,9 @@ async def exists(amqp: AbstractConnection, exchange: str) -> bool:
 async def demo(
     amqp_url: str | None, port: int, output: Path, *arguments: str, start: Sequence[str] = COMMAND, **variables: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Runs a demo. Yields its process, and a text in the environment of all its processes, which are killed at the end.
+    """Runs a demo, and kills all its processes at the end.
+
+    Yields the demo's process, and a text that all its processes have in their environment.
 
     Without a URL, the demo starts a broker.
     """
@@ -98,7 +100,7 @@ async def demo(
 
 
 async def guided(process: asyncio.subprocess.Process, output: Path) -> None:
-    """Returns once the demo has printed its guide."""
+    """Returns as soon as the demo has printed its guide."""
 
     def guide_is_shown() -> bool:
         assert process.returncode is None, output.read_text()
@@ -191,7 +193,10 @@ async def test_demo_that_finds_no_broker_names_three_solutions(arguments: list[s
 
 @asynccontextmanager
 async def without_broker(port: int, output: Path, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs a demo without a broker. At the end, stops it with Ctrl-C, and checks that no process remains."""
+    """Runs a demo without a broker.
+
+    Stops the demo with Ctrl-C at the end, and checks that none of its processes remains.
+    """
     variables["DOCKER_HOST"] = "unix:///nonexistent"
     async with demo(None, port, output, "--without-broker", **variables) as (process, mark):
         await guided(process, output)
@@ -265,7 +270,7 @@ async def test_command_of_the_guide_resumes(tmp_path: Path) -> None:
     port, output = free_port(), tmp_path / "output"
     async with without_broker(port, output):
         [line] = re.findall(r"^  (id=.*)$", output.read_text(), re.MULTILINE)
-        # Without the pause, the client misses fewer updates.
+        # The test removes the pause of 10 s, so the client misses fewer updates.
         script = f"{line.replace('sleep 10', 'true')} | head -n 30"
         shell = await asyncio.create_subprocess_exec(
             *("sh", "-c", script),

@@ -1,4 +1,4 @@
-"""The command that `bridge/server/README.md` gives for a connection that never opens."""
+"""The command in `bridge/server/README.md` for a connection that never opens."""
 
 from pathlib import Path
 

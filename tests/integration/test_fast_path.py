@@ -1,7 +1,7 @@
-"""Writes that bypass the transports: the bytes of each client are compared with those of the others.
+"""Writes that bypass the transports: the test compares the bytes that the clients receive.
 
-The bridge runs as a process, with the event loop of an operator's bridge. The stream of each client must be a part of
-the stream of a client that was connected from the start, and must begin with a whole frame.
+The bridge runs as a process, with the same event loop as an operator's bridge. Each client must receive a part of the
+bytes of a client that was connected from the start, beginning with a whole frame.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ TINY = 2304
 
 LARGE = 200_000
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER with 0 s: closing the socket resets the connection, also with unsent data."""
+"""SO_LINGER with 0 s: closing the socket resets the connection, even with unsent data."""
 
 
 class ByteStream(Protocol):
     """A client's end of a connection."""
 
     async def read(self, max_bytes: int) -> bytes:
-        """Waits for data, and returns at most this number of bytes. Returns no bytes at the end."""
+        """Waits for data, and returns at most `max_bytes` bytes. Returns no bytes at the end of the connection."""
 
 
 class Plain:
@@ -76,7 +76,7 @@ class Client:
         self._at = 0
 
     async def read(self, max_bytes: int = 2**18) -> int:
-        """Reads once. Returns the number of bytes."""
+        """Reads once, and returns the number of bytes that it read."""
         data = await self._stream.read(max_bytes)
         if not self.head.endswith(b"\r\n\r\n"):
             head, separator, rest = (self.head + data).partition(b"\r\n\r\n")
@@ -90,7 +90,7 @@ class Client:
         return len(data)
 
     async def read_until(self, updates: int, piece: int = 2**18) -> None:
-        """Reads pieces of this size until this number of updates is complete."""
+        """Reads in pieces of `piece` bytes until `updates` updates are complete."""
         async with asyncio.timeout(LIMIT_S):
             while self.updates < updates:
                 assert await self.read(piece), "the connection has ended"
@@ -109,7 +109,7 @@ class Client:
 
 
 class Crowd:
-    """Clients of one port, which are closed at the end."""
+    """Clients that are connected to one port, and are closed at the end."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -135,7 +135,7 @@ class Crowd:
 
 @asynccontextmanager
 async def encrypted(port: int, chain: Path, receive_bytes: int | None = None) -> AsyncIterator[Client]:
-    """Connects such a client over TLS."""
+    """Connects a client over TLS that has sent its handshake and has not read anything."""
     client_socket = new_socket(receive_bytes)
     context = ssl.create_default_context(cafile=chain)
     await asyncio.get_running_loop().sock_connect(client_socket, ("127.0.0.1", port))
@@ -163,7 +163,7 @@ def event(number: int) -> dict[str, object]:
 
 
 def frame_starts(stream: bytearray, events: Sequence[object]) -> list[int]:
-    """Checks that a stream has exactly these events, in order. Returns the position of each frame."""
+    """Checks that a stream contains exactly `events`, in order. Returns the position of each frame."""
     frames = server_frames(bytes(stream))
     assert [opcode for opcode, _ in frames] == [TEXT] * len(events)
     for (_, payload), published in zip(frames, events, strict=True):
@@ -176,12 +176,12 @@ def frame_starts(stream: bytearray, events: Sequence[object]) -> list[int]:
 
 
 def is_part(stream: bytearray, whole: bytearray, starts: Sequence[int]) -> bool:
-    """Whether the stream is a part of `whole` that begins with one of its frames."""
+    """Whether the stream is a part of `whole` and begins where a frame begins."""
     return any(whole.startswith(stream, start) for start in starts)
 
 
 async def metric(port: int, name: str) -> float:
-    """Returns the value of a metric with this name and these labels."""
+    """Returns the value of a metric. `name` includes the labels."""
     async with asyncio.timeout(LIMIT_S):
         _, body = await get(port, "/metrics")
     return next(float(line.split()[-1]) for line in body.decode().splitlines() if line.startswith(name + " "))
@@ -190,7 +190,7 @@ async def metric(port: int, name: str) -> float:
 async def test_clients_that_read_in_small_pieces_get_the_same_bytes_as_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each socket accepts a different part of a large update. The next write must continue after this part."""
+    """Each socket accepts a different part of a large update, after which the next write must continue."""
     events = [event(number) for number in range(160)]
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()
@@ -213,7 +213,7 @@ async def test_clients_that_read_in_small_pieces_get_the_same_bytes_as_others(
 async def test_clients_that_connect_and_disconnect_during_a_flood_get_only_their_own_bytes(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """The kernel reuses a descriptor for the next client as soon as it is closed."""
+    """As soon as a descriptor is closed, the kernel reuses it for the next client."""
     chance = random.Random(7)
     published = 0
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
@@ -223,7 +223,7 @@ async def test_clients_that_connect_and_disconnect_during_a_flood_get_only_their
             await witness.upgraded()
 
             async def connect_repeatedly() -> None:
-                """Connects one client after the other. Each reads at random speed for a random time."""
+                """Connects one client after the other, each of which reads at random speed for a random time."""
                 while True:
                     client = await crowd.join(chance.choice([TINY, 8192, 65536]))
                     quota, piece = chance.choice([0, 500, 20_000, 400_000]), chance.choice([500, 4000, 2**18])
@@ -250,7 +250,7 @@ async def test_clients_that_connect_and_disconnect_during_a_flood_get_only_their
 def test_encrypted_and_plain_clients_of_one_hub_get_the_same_bytes(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """Writes of TLS clients use the transports, writes of other clients bypass them."""
+    """Writes to TLS clients use the transports, writes to other clients bypass them."""
     uvloop.run(_encrypted_and_plain(broker, exchange, tmp_path))
 
 
@@ -291,7 +291,7 @@ async def _encrypted_and_plain(broker: Broker, exchange: str, folder: Path) -> N
 async def test_client_that_connects_during_a_flood_and_reads_late_gets_a_complete_stream(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Until the client reads, the kernel holds the first bytes from the handshake on, and the log holds the others."""
+    """Until the client reads, the kernel holds the first bytes, and the log holds the updates after them."""
     published = 0
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()

@@ -42,7 +42,7 @@ async def started(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 def websocket_flags(node: str) -> list[str]:
-    """Returns what makes Node 20 behave as Node 22, which the example needs."""
+    """Returns the flags that make Node 20 behave as Node 22, which the example needs."""
     version = subprocess.run([node, "--version"], stdout=subprocess.PIPE, check=True, text=True).stdout
     return ["--experimental-websocket"] if version.startswith("v20.") else []
 
@@ -50,9 +50,9 @@ def websocket_flags(node: str) -> list[str]:
 async def prints_an_update(
     amqp: AbstractConnection, exchange: str, broker: Broker, *command: str, last: bytes = b""
 ) -> bytes:
-    """Runs a client until it prints an update. `PORT` in its command is the port of the bridge. Returns the output.
+    """Runs a client until it prints an update, and returns the client's output.
 
-    When the bridge has stopped, the output must contain `last`.
+    In `command`, `PORT` stands for the port of the bridge. When the bridge has stopped, the output must contain `last`.
     """
     async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
         command = tuple(argument.replace("PORT", str(port_of(bridge))) for argument in command)
@@ -148,7 +148,7 @@ async def test_container_sends_updates(image: str) -> None:
     base = f"--build-arg PYTHON_IMAGE={BASE} " if BASE else ""
     name, port = unique("image"), free_port()
     try:
-        # The layers of `image` are used again.
+        # The build reuses the layers of the fixture `image`.
         await shell(
             adapted(build, ("docker build", f"docker build --network=host {base}"), ("-t edk-bridge", f"-t {name}")),
             ROOT,
@@ -182,5 +182,5 @@ async def is_ready(port: int) -> bool:
     try:
         return (await get(port, "/readyz"))[0] == 200
     except (OSError, IndexError):
-        # The engine's proxy accepts connections before the bridge listens, and then closes them.
+        # While the bridge does not listen yet, the engine's proxy accepts connections and closes them.
         return False

@@ -147,7 +147,7 @@ async def test_bridge_is_the_only_process_and_has_no_root_and_no_capability(brid
         top = bridge.container.top(ps_args="-o pid,args")["Processes"]
         return [command for _, command in top] == ["/opt/edk-bridge/bin/python3 /opt/edk-bridge/bin/edk-bridge serve"]
 
-    # A health check may run for a moment.
+    # For a moment, the process of a health check can also run.
     await eventually("the bridge is the only process", alone)
     _, text = bridge.python("print(open('/proc/1/status').read())")
     status = dict(re.findall(r"(\w+):\t(.*)", text))
@@ -179,7 +179,7 @@ async def test_only_the_shared_memory_of_the_engine_can_be_written(bridge: Conta
 
 async def test_installed_packages_are_the_locked_ones(bridge: Contained) -> None:
     locked = re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    # The list excludes the site-packages of the base image.
+    # The list of packages excludes the site-packages of the base image.
     _, text = bridge.python(
         "import importlib.metadata as m, site\n"
         "print(*sorted(d.name.lower().replace('_', '-') for d in m.distributions(path=site.getsitepackages())))"

@@ -27,14 +27,15 @@ main()
 """
 """A program that reports its first import of a module that the handler does not need.
 
-The handler must exist from then on. An earlier interrupt may come before the bridge's code."""
+From the reported import on, the handler must exist. An earlier interrupt may arrive before any code of the bridge
+runs."""
 
 DELAYS_MS = (0, 1, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 700)
 
 
 @pytest.fixture
 async def silent_port() -> AsyncIterator[int]:
-    """The port of a server that accepts connections and sends nothing: no command gets further than its start."""
+    """The port of a server that accepts connections and sends nothing, so that no command finishes its start."""
     held: list[asyncio.StreamWriter] = []
 
     async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,10 +63,10 @@ async def interrupted(delay_ms: int, *arguments: str) -> tuple[int | None, str]:
     try:
         async with asyncio.timeout(LIMIT_S):
             assert await process.stdout.readline() == b"started\n"
-            # This sleep does not wait for a condition: each delay is another moment of the start.
+            # This sleep does not wait for a condition, because each delay stands for another moment of the start.
             await asyncio.sleep(delay_ms / 1000)
-            with suppress(ProcessLookupError):  # a command that only prints has ended
-                # send_signal would take the exit code of a process that has ended away from asyncio.
+            with suppress(ProcessLookupError):  # a command that only prints may have ended
+                # send_signal would take the exit code of an ended process away from asyncio.
                 os.kill(process.pid, signal.SIGINT)
             output = await process.stdout.read()
             await process.wait()
@@ -94,7 +95,7 @@ async def test_interrupt_at_any_moment_of_the_start_ends_quietly(silent_port: in
     for delay_ms in DELAYS_MS:
         ended = await interrupted(delay_ms, *arguments, where)
         if arguments[0] == "demo" and ended[0] == 0:
-            # The demo runs, and Ctrl-C stops it.
+            # The demo was already running, and Ctrl-C stopped it.
             assert "Traceback" not in ended[1]
         else:
             assert ended == (130, ""), delay_ms
@@ -107,7 +108,7 @@ async def test_interrupted_command_that_only_prints_ends_quietly_or_has_ended(ar
         code, output = await interrupted(delay_ms, *arguments)
         if complete is None:
             complete = output
-        # While Python ends, it has no signal handler any more. A shell reports 130 for this end too.
+        # While Python ends, it no longer has a signal handler. A shell also reports 130 if SIGINT kills the process.
         assert code in (0, 130, -signal.SIGINT), output
         assert complete.startswith(output), delay_ms
 

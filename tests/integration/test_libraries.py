@@ -1,7 +1,7 @@
 """Real WebSocket libraries, in several languages, connect as their documentation shows and get an update.
 
-The README of the clients lists the libraries that refuse a large update by default, and how to raise their limits. In
-these tests, each library gets the largest update, and refuses this update without the option that the README names.
+The README of the clients lists the libraries that refuse a large update by default, and how to raise their limits. The
+tests check that each listed library gets the largest update only with the option that the README names.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ COMMANDS: Mapping[str, Sequence[str | Path]] = {
     "faye-websocket on Ruby": ("ruby", FOLDER / "faye.rb"),
     "tcllib": ("tclsh", FOLDER / "tcllib.tcl"),
 }
-"""The command of each client. The bridge's URL is its last argument."""
+"""The command of each client. The last argument of each command is the bridge's URL."""
 
 LOADED: Mapping[str, Sequence[str]] = {
     "libsoup": (str(DEBIAN_PYTHON), "-c", "import gi; gi.require_version('Soup', '3.0')"),
@@ -73,13 +73,13 @@ LOADED: Mapping[str, Sequence[str]] = {
     "faye-websocket on Ruby": ("ruby", "-rfaye/websocket", "-e", ""),
     "tcllib": ("sh", "-c", "echo 'exit [catch {package require websocket}]' | tclsh"),
 }
-"""Commands that succeed only if the library is installed. The language alone may be installed without it."""
+"""Commands that succeed only if a library is installed. A language can be installed without the library."""
 
 OPTIONAL = frozenset({"java.net.http"})
-"""Clients that are used only if they happen to be installed: a Java runtime has 200 MB."""
+"""Clients that are tested only where they are installed, because a Java runtime has 200 MB."""
 
 MAX_EVENT_BYTES = 4 * 2**20
-"""The default of BRIDGE_MAX_MESSAGE_BYTES. The envelope adds less than 100 bytes."""
+"""The default of BRIDGE_MAX_MESSAGE_BYTES. The envelope of an update adds less than 100 bytes."""
 
 LIMITED: Mapping[str, Sequence[str]] = {
     "websockets (Python)": ("websockets_asyncio", "websockets_sync"),
@@ -89,7 +89,7 @@ LIMITED: Mapping[str, Sequence[str]] = {
     "AnyEvent::WebSocket::Client (Perl)": ("AnyEvent",),
     "Mojolicious (Perl)": ("Mojolicious",),
 }
-"""The rows of the README's table that a test runs, with their clients."""
+"""The libraries in the README's table that a test runs, each with its clients."""
 
 USING_PROXY = {
     "websockets_asyncio": "http_proxy",
@@ -97,7 +97,7 @@ USING_PROXY = {
     "websocket_client": "http_proxy",
     "httpx_ws": "all_proxy",
 }
-"""Clients that use a proxy of the environment by default, each with the variable."""
+"""Clients that by default use a proxy from the environment, each with the name of the variable."""
 
 EXCHANGE = unique("libraries")
 NUMBERS = itertools.count(1)
@@ -105,7 +105,7 @@ NUMBERS = itertools.count(1)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(broker: Broker) -> AsyncIterator[Bridge]:
-    """A bridge for all clients."""
+    """A bridge for the clients of all tests."""
     async with running(broker.url, exchanges=f"{EXCHANGE}=killmail") as bridge:
         yield bridge
         async with observer(broker.url) as amqp:
@@ -113,7 +113,7 @@ async def shared(broker: Broker) -> AsyncIterator[Bridge]:
 
 
 def command(name: str) -> list[str | Path]:
-    """Returns the command. The test skips if the program is missing, or fails if it must not skip."""
+    """Returns the command of a client. The test skips if the program is missing, or fails if it must not skip."""
     program, *arguments = COMMANDS[name]
     if program == "bun":
         try:
@@ -171,7 +171,7 @@ def connections(bridge: Bridge) -> float:
 
 
 async def connected(client: Client, bridge: Bridge) -> None:
-    """Returns when the client is connected. Raises AssertionError with its error output if it ends before that."""
+    """Waits until the client is connected, or raises AssertionError with the output of a client that has ended."""
 
     def is_connected() -> bool:
         assert not client.output.done(), client.output.result()
@@ -199,7 +199,7 @@ async def test_client_made_with_a_library_gets_the_largest_update(
 ) -> None:
     async with client(command(name), shared, folder_of(name, tmp_path)) as running_client:
         await connected(running_client, shared)
-        # A killmail with the number of an earlier one would be a duplicate.
+        # A killmail with the number of an earlier killmail would be dropped as a duplicate.
         await publish(amqp, EXCHANGE, event := update_bytes(next(NUMBERS)))
         assert await printed(running_client) == orjson.loads(event)
     await eventually("the client is gone", lambda: connections(shared) == 0)

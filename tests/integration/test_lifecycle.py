@@ -187,7 +187,7 @@ async def test_two_bridges_share_a_port_with_reuse_port(broker: Broker, exchange
 
 
 async def test_sigterm_while_the_broker_is_silent_ends_with_0() -> None:
-    """The server accepts connections and sends nothing. The bridge has no deliveries, so it does not wait."""
+    """The broker accepts connections and sends nothing. The bridge does not wait, because it has no deliveries."""
     held: list[asyncio.StreamWriter] = []
 
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -240,7 +240,7 @@ async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exch
 
 
 async def test_sighup_after_the_loss_of_the_terminal_stops_the_bridge_in_order(exchange: str) -> None:
-    """A bridge in a terminal ends with the terminal, as after SIGTERM."""
+    """A bridge in a terminal ends when the terminal closes, as after SIGTERM."""
     ours, its = pty.openpty()
     port = free_port()
     flags = [

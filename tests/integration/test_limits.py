@@ -1,4 +1,4 @@
-"""The limits of clients: connections in all and for each address, and incomplete requests.
+"""The limits for clients: the number of connections in all and for each address, and of incomplete requests.
 
 Tests that depend on the event loop's transports are in `test_transports.py`.
 """
@@ -33,7 +33,7 @@ amqp, exchange = module_loop.amqp, module_loop.exchange
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Bridge]:
-    """A bridge with the default settings, for all tests that need no others."""
+    """A bridge with the default settings, for all tests that need no other settings."""
     async with (
         module_loop.own(amqp, "exchange") as name,
         running(broker.url, exchanges=f"{name}=killmail") as bridge,
@@ -56,7 +56,7 @@ async def test_oldest_client_without_a_request_is_dropped_for_a_new_one(shared: 
         assert await read_all(silent[0]) == b""
         assert pending(shared) == PENDING - 1
         assert sample(shared, "bridge_clients_refused_total", rule="pending") == before + 1
-        # The other clients are still connected.
+        # The other silent clients are still connected.
         silent[1][1].write(request(port_of(shared)))
         assert (await silent[1][0].readline()).startswith(b"HTTP/1.1 101 ")
         await client.close()
@@ -127,9 +127,9 @@ async def test_client_of_a_full_bridge_replaces_one_without_a_request(broker: Br
 
 
 async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker: Broker, exchange: str) -> None:
-    """A full bridge closes 256 clients with 1013 and drops further ones.
+    """A full bridge closes 256 clients with 1013 and drops further clients.
 
-    The bridge logs the dropped clients once, and counts them.
+    The bridge logs dropped clients only once, but counts all of them.
     """
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
         with capture_logs() as logged:
@@ -205,7 +205,7 @@ async def test_limit_of_each_address_applies_to_other_machines_and_not_to_loopba
         port = await process.port()
 
         async def status() -> tuple[bytes, int]:
-            """Returns the status for a client of the other machine, and its close code, or 0."""
+            """Returns the response's status for a client from the other machine, and the close code or 0."""
             client_socket = await net.connect_from_outside(port)
             client_socket.settimeout(0)
             reader, writer = await asyncio.open_connection(sock=client_socket)

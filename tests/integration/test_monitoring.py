@@ -1,4 +1,4 @@
-"""A bridge has the metrics that `docker/monitoring` uses, and each alert fires under its condition only."""
+"""A bridge has the metrics that `docker/monitoring` uses, and each alert fires only under its condition."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ TARGETS = {"job", "instance"}
 
 
 def promtool(*arguments: str, text: str = "") -> str:
-    """Runs promtool with this standard input. Returns its output."""
+    """Runs promtool with `text` as its standard input, and returns its output."""
     done = subprocess.run(
         [program("promtool"), *arguments], cwd=MONITORING, capture_output=True, input=text, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Real connections from other addresses than loopback: a machine at the other end of a cable has each in turn."""
+"""Real connections from other addresses than loopback, which a machine at the other end of a cable uses in turn."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -40,8 +40,8 @@ EXTERNAL = (
     "198.18.0.7",  # for benchmarks
     "8.8.8.8",
     "2001:db8::7",
-    "2002:a00:1::1",  # 6to4, of 10.0.0.1
-    "64:ff9b::a00:1",  # NAT64, of 10.0.0.1
+    "2002:a00:1::1",  # the 6to4 address of 10.0.0.1
+    "64:ff9b::a00:1",  # the NAT64 address of 10.0.0.1
     "fec0::1",  # a site-local address, a form that is no longer used
     "fe00::1",
     "2606:4700::1111",
@@ -85,7 +85,7 @@ async def test_internal_addresses_can_connect(broker: Broker, exchange: str) -> 
 
 
 async def test_other_addresses_are_refused_with_any_headers(broker: Broker, exchange: str) -> None:
-    """Clients of other addresses get 403, and do not count as connections."""
+    """Clients whose address is not allowed get 403, and do not count as connections."""
     async with reachable_bridge(broker, exchange) as (net, process, port):
         for address in EXTERNAL:
             source = await net.settle(address)
@@ -100,13 +100,13 @@ async def test_other_addresses_are_refused_with_any_headers(broker: Broker, exch
 
 
 async def test_refused_clients_that_stay_connected_do_not_count(broker: Broker, exchange: str) -> None:
-    """Allowed clients can connect, because the bridge closes refused ones at once."""
+    """Allowed clients can connect, because the bridge closes the connections of refused clients at once."""
     async with reachable_bridge(broker, exchange, BRIDGE_MAX_CONNECTIONS="1") as (net, process, port):
         pid = process.process.pid
         await eventually("the bridge consumes", lambda: process.logged("consuming"))
         external, internal = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
         before = sockets(pid)
-        # The number is above the limit and its reserve.
+        # The number of refused connections is above the limit for connections and its reserve.
         refused = [await net.connect_from_outside(port, external) for _ in range(400)]
         assert (await first_line(net, port, internal)).startswith(b"HTTP/1.1 101 ")
         await eventually("all refused sockets are closed", lambda: sockets(pid) == before)

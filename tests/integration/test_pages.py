@@ -171,7 +171,7 @@ TIMEOUT_S = 0.5
 """The handshake timeout, which also limits a response that the client does not read."""
 
 PAUSE_S, READ_BYTES = 0.06, 16_384
-"""A client that reads in this way needs eight times the timeout."""
+"""A client that reads READ_BYTES after each pause of PAUSE_S needs eight times the timeout."""
 
 
 @asynccontextmanager
@@ -192,7 +192,7 @@ async def serving_a_large_document(
 
 @contextmanager
 def requesting_it(port: int, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
-    """Requests the document, with a small receive buffer. The socket blocks, so this function needs a thread."""
+    """Requests the large document, with a small receive buffer. The socket blocks, so this function needs a thread."""
     with socket.socket() as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
         plain.settimeout(LIMIT_S)

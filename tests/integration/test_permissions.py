@@ -38,7 +38,7 @@ A_STREAM: FieldTable = {"x-queue-type": "stream"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The settings of a bridge of this row, and the queue that the operator creates for it: name and arguments."""
+    """A row of permissions: a bridge's settings, and the queue that the operator creates for the bridge."""
 
     flags: dict[str, str]
     existing: tuple[str, FieldTable] | None = None
@@ -56,7 +56,7 @@ ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A user with all permissions of a row, or with all except one."""
+    """A user that has all permissions of a row, or lacks one."""
 
     row: str
     rejects: bool
@@ -127,8 +127,8 @@ def user_of(case: Case) -> str:
 
 
 READS_EXCHANGE = "reads-exchange"
-"""A user with the permissions of `read-queue`, and read on the exchange. From RabbitMQ 4.3 on, a user needs some
-permission on an exchange to see it."""
+"""A user with the permissions of `read-queue`, and with the permission to read from the exchange. From RabbitMQ 4.3 on,
+a user needs at least one permission on an exchange to see it."""
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ async def test_each_page_answers_head_requests_of_curl_and_wget(shared: Bridge, 
     status, output = await run("curl", "--silent", "--show-error", "--fail", "--head", "--noproxy", "*", url)
     assert (status, output.startswith("HTTP/1.1 200 OK\r\n")) == (0, True), output
     _, body = await get(port_of(shared), path)
-    # The counters and times of two pages change between requests.
+    # In two of the pages, counters and times change between requests.
     length = re.search(r"\r\nContent-Length: (\d+)\r\n", output)
     assert length is not None
     assert path in {"/metrics", "/readyz"} or int(length[1]) == len(body)
@@ -151,7 +151,7 @@ async def test_haproxy_reports_the_bridge_as_up(shared: Bridge, check: str, tmp_
 
 @pytest.mark.parametrize("check", ["HTTP/1.0 without Host", "without a method, which is OPTIONS"])
 async def test_haproxy_reports_a_bridge_without_a_broker_as_down(check: str, tmp_path: Path) -> None:
-    """This test shows that the other checks use the status of the response."""
+    """If a check ignored the status of the response, HAProxy would report this bridge as up."""
     async with (
         started("amqp://127.0.0.1:1/", wait="true") as bridge,
         haproxy(tmp_path, CHECKS[check], port_of(bridge)),

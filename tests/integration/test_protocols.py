@@ -83,7 +83,10 @@ def run(*command: str | Path) -> None:
 
 
 def require(way: str) -> None:
-    """Skips the test if the client is not installed. Call it first: a skip does not close open resources."""
+    """Skips the test if the client is not installed.
+
+    Call `require` before resources are open, because a skip does not close them.
+    """
     if way == "rhea" and shutil.which("node") is None:
         unavailable("node is not installed; `make prepare` installs it")
     proton = (DEBIAN_PYTHON, "-c", "import proton")
@@ -114,7 +117,7 @@ def by_mqtt(node: PluginsNode, topic: str, kind: str, body: str) -> None:
     client.on_connect = lambda *_: connected.set()
     client.connect(LOOPBACK, node.mqtt_port)
     client.loop_start()
-    # If the client ends before it reads the broker's answer, it resets the connection, and its messages are lost.
+    # If an MQTT client ends before it reads the broker's answer, the connection is reset and the messages are lost.
     assert connected.wait(LIMIT_S)
     client.publish(topic, body, qos=int(kind)).wait_for_publish(LIMIT_S)
     client.disconnect()

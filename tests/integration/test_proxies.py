@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 CONFIGURATIONS = Path(__file__).parents[2] / "docker/proxies"
 NAME = "kills.example.org"
-"""The name of the host in the configurations."""
+"""The host name in the proxies' configurations."""
 
 PORT, BRIDGE_PORT = 443, 3000
 NGINX = """
@@ -63,14 +63,14 @@ FILES = {"nginx": "nginx.conf", "caddy": "Caddyfile", "haproxy": "haproxy.cfg"}
 
 @asynccontextmanager
 async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIterator[None]:
-    """Runs the proxy on port 443 of an island. `changes` are replacements in its configuration."""
+    """Runs the proxy on port 443 of an island. `changes` are replacements in the configuration."""
     chain, key = certificate(folder, NAME)
     (folder / "certificate-and-key.pem").write_text(chain.read_text() + key.read_text())
     text = (CONFIGURATIONS / FILES[kind]).read_text().replace("/etc/ssl/kills", str(folder))
     for before, after in changes:
         assert before in text, before
         text = text.replace(before, after)
-    # Not every machine allows a process so many file descriptors.
+    # Not every machine allows a process as many file descriptors as 10,000 connections need.
     (folder / FILES[kind]).write_text(text.replace("maxconn 10000", "maxconn 400"))
     async with program_running(_command(kind, folder), folder, PORT):
         yield
@@ -78,7 +78,7 @@ async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIt
 
 @asynccontextmanager
 async def program_running(command: list[str], folder: Path, port: int) -> AsyncIterator[None]:
-    """Runs a proxy, once it listens on this port."""
+    """Runs a program, and yields as soon as the program listens on `port`."""
     with (folder / "output.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *die_with_parent(*command),
@@ -190,7 +190,7 @@ async def test_client_of_another_network_is_refused_behind_a_proxy_with_any_head
         for headers in ((), *((header,) for header in FORGED), FORGED):
             assert await status_of(net, EXTERNAL, handshake(*headers)) == 403, headers
         assert await status_of(net, EXTERNAL, page("/")) == 403
-        # A proxy removes headers that Connection names (RFC 9110, section 7.6.1), but not the one that it adds.
+        # A proxy removes the headers that Connection names (RFC 9110, section 7.6.1), but not the header that it adds.
         hop_by_hop = handshake().replace(b"Connection: Upgrade", b"Connection: Upgrade, X-Forwarded-For")
         assert await status_of(net, EXTERNAL, hop_by_hop) == 403
 
@@ -203,7 +203,7 @@ async def test_page_of_another_origin_or_host_is_refused_behind_a_proxy(
         # Another port of this host is another origin.
         for origin in ("https://evil.example", f"https://{NAME}:8443", "null"):
             assert await status_of(net, INTERNAL, handshake(f"Origin: {origin}")) == 403, origin
-        # DNS rebinding: a foreign name with the address of this host. Caddy answers it with an empty 200.
+        # DNS rebinding: a foreign name with the address of this host. Caddy answers a foreign name with an empty 200.
         assert await status_or_zero(net, INTERNAL, handshake(host="evil.example")) != 101
 
 
@@ -231,7 +231,7 @@ async def test_pages_of_the_operator_are_not_found_behind_a_proxy(
 async def test_refusal_of_a_handshake_that_nginx_changed_has_a_hint(
     change: tuple[str, str], hint: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """The changed headers are the defaults of nginx."""
+    """The proxy sends the headers that nginx sends by default."""
     async with proxied_bridge("nginx", broker, exchange, tmp_path, change) as net:
         reader, writer = await connect(net, INTERNAL)
         writer.write(handshake())
@@ -259,7 +259,7 @@ CHANGED: Sequence[tuple[str, tuple[str, str], str, bytes, int]] = [
     ("haproxy", ("option forwardfor", "#"), EXTERNAL, handshake(), 101),
     ("haproxy", ("option forwardfor", "option forwardfor if-none"), EXTERNAL, handshake(FORGED[0]), 101),
 ]
-"""The warnings in the comments of the configurations: a change, a request, and the status of its response."""
+"""The changes that comments in the configurations warn of: a change, a request, and the status of its response."""
 
 
 @pytest.mark.parametrize(("kind", "change", "address", "request_bytes", "status"), CHANGED)
@@ -275,7 +275,7 @@ async def test_warnings_in_the_configurations_are_true(
 ) -> None:
     changes = [change]
     if change[1] == "mode tcp":
-        # These lines of the configuration need HTTP.
+        # The removed lines of the configuration work only in the mode http.
         changes.append(("http-request return status 404 if { path /metrics /readyz }", ""))
         changes.append(("option forwardfor", ""))
     async with proxied_bridge(kind, broker, exchange, tmp_path, *changes) as net:

@@ -31,7 +31,8 @@ from tests.support.waiting import LIMIT_S, eventually
 WRONG_PASSWORD = "correct-horse"  # no message contains this word by chance
 
 PATIENCE_S = 15.0
-"""The limit for a command without a broker. The command needs at most 5 s, and longer to start on a busy machine."""
+"""The maximum time of a command without a broker. The command waits at most 5 s for a broker, and needs longer to start
+on a busy machine."""
 
 IMPATIENT = "import sys; from bridge.cli.common import progress; progress.FIRST_S = progress.ON_TERMINAL_S = 0.0; "
 SOON = (
@@ -68,7 +69,7 @@ class Command:
         self.process.stdin.write(data)
 
     async def ended(self) -> Ended:
-        """Waits for the end of the process. Standard output must be empty, and standard error without a traceback."""
+        """Waits for the end of the process. Standard output must be empty, standard error without traceback."""
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
@@ -85,8 +86,7 @@ async def command(
     """Runs the command with a pipe as standard input. Kills the command at the end if it still runs."""
     start = ["-m", "bridge"] if script == MAIN else ["-c", script]
     process = await asyncio.create_subprocess_exec(
-        # SIGINT has its default effect, as in a terminal. A background job ignores Ctrl-C, and its children inherit
-        # that.
+        # SIGINT has its default effect, as in a terminal. A background job ignores Ctrl-C, and so do its children.
         *("env", "--default-signal=INT", sys.executable, *start, *of, *arguments),
         env=plain_environment(**{"BRIDGE_AMQP_URL": url, **variables}),
         cwd=folder,
@@ -106,7 +106,7 @@ async def command(
 
 
 async def published(folder: Path, url: str, *arguments: str, stdin: bytes = b"", **variables: Any) -> Ended:
-    """Runs the command with this input to its end."""
+    """Runs the command with this input until the command ends."""
     async with command(folder, url, *arguments, **variables) as running:
         running.write(stdin)
         assert running.process.stdin is not None
@@ -250,14 +250,14 @@ async def test_interrupt_while_the_pipe_is_silent_ends_with_130(
         assert contents(await take(amqp, queue, 1)) == [EXAMPLE]
         running.process.send_signal(signal.SIGINT)
         ended = await running.ended()
-    # The queue may have the event before the command has the confirm.
+    # The event can be in the queue before the command has the confirm.
     assert ended.code == 130
     assert ended.errors in [[f"interrupted: {count} published, 0 invalid"] for count in ("0 events", "1 event")]
 
 
 @asynccontextmanager
 async def silent_pipe(folder: Path, url: str, source: str, exchange: str) -> AsyncIterator[Command]:
-    """Runs the command at a pipe that has one event and stays open."""
+    """Runs the command with an input pipe that has one event and stays open."""
     if source == "standard input":
         async with command(folder, url, "--exchange", exchange) as running:
             running.write(ndjson(EXAMPLE))
@@ -319,11 +319,11 @@ async def test_missing_broker_ends_with_one_line(tmp_path: Path, arguments: list
     assert line.startswith(begin)
     assert line.endswith(end)
     assert "Multiple exceptions" not in line
-    # The tests may run in a container.
+    # The message has another hint if the tests run in a container.
     hint = localhost_hint(host, detect_container())
     assert not words or line == f"{begin}{words}{'' if hint is None else f'; {hint}'}{end}"
     assert ended.code == 1
-    # The limit is much less than the time in which the command tries to reconnect after a later loss.
+    # The limit is much shorter than the time for which the command tries to reconnect after the loss of a connection.
     assert time.monotonic() - began_s < PATIENCE_S
 
 
@@ -355,7 +355,7 @@ async def test_long_input_shows_its_progress_on_a_terminal(broker: Broker, excha
     assert await process.wait() == 1
     shown = error_output.split("\r\n")
     assert shown.pop() == ""
-    # The output has each line that stays, and the progress that it replaced.
+    # The output contains each final line, after the progress lines that it replaced.
     assert [line.split("\r\x1b[K")[-1] for line in shown] == [
         'events.ndjson:51: /systemId: "Jita" is not of type "integer" [schema-violation]',
         f"50 events published, 1 invalid; 50 reached no queue: no bridge consumes from the exchange {exchange}",

@@ -183,12 +183,12 @@ async def test_thousand_updates_at_once_arrive_in_order(
 async def test_updates_published_while_it_connects_arrive_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Updates that wait for the connection are not overtaken by later ones."""
+    """Later updates do not overtake updates that wait for the connection."""
     await bind(amqp, exchange, queue)
     async with Publisher(broker.url, exchange) as publisher, asyncio.TaskGroup() as tasks:
         sent = [tasks.create_task(publisher.broadcast("killmail", killmail(0)))]
         while not sent[0].done():
-            # One update begins in each turn of the loop.
+            # In each turn of the event loop, the test begins to publish one update.
             sent.append(tasks.create_task(publisher.broadcast("killmail", killmail(len(sent)))))
             await asyncio.sleep(0)
     assert ids(await take(amqp, queue, len(sent))) == list(range(len(sent)))
@@ -202,7 +202,7 @@ async def test_missing_exchange_raises_an_error_with_its_name_and_is_not_declare
         for _ in range(2):
             with pytest.raises(ExchangeNotFound, match=f"there is no exchange '{exchange}': .*declare=True"):
                 await publisher.broadcast("killmail", EXAMPLE)
-        # The broker closes a channel on which something is missing.
+        # If an exchange is missing, the broker closes the channel that asked for it.
         missed = await amqp.channel()
         with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
             await missed.get_exchange(exchange)
@@ -270,7 +270,7 @@ async def test_close_does_not_wait_for_a_silent_broker(exchange: str) -> None:
     publisher = Publisher(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/", exchange)
     waiting = asyncio.create_task(publisher.broadcast("killmail", EXAMPLE))
     await accepted.wait()
-    async with asyncio.timeout(4):  # the answer of the broker has 5 s
+    async with asyncio.timeout(4):  # the publisher waits 5 s for the broker's answer
         await publisher.close()
     with pytest.raises(RuntimeError, match="closed"):
         await waiting
@@ -344,7 +344,7 @@ async def test_silent_broker_raises_not_confirmed(exchange: str) -> None:
 
 
 async def raises_at_once_and_again(url: str, exchange: str, words: str) -> None:
-    """Each update raises an error with this text, which does not contain the password."""
+    """Checks that each update raises an error with `words` and without the password."""
     async with Publisher(url, exchange) as publisher:
         for _ in range(2):
             with pytest.raises(BrokerRefusal) as refused:

@@ -33,7 +33,7 @@ class Shared:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def shared(amqp: AbstractConnection, shared_by_all: Shared) -> Shared:
-    """The bridge of all tests. The queue of rejected events is empty, even if an earlier test failed."""
+    """The bridge that all tests share. The queue of rejected events is empty, even if an earlier test failed."""
     channel = await amqp.channel()
     await (await channel.get_queue(shared_by_all.rejects, ensure=False)).purge()
     await channel.close()
@@ -42,7 +42,7 @@ async def shared(amqp: AbstractConnection, shared_by_all: Shared) -> Shared:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_by_all(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Shared]:
-    """Starts the bridge once. The bridge declares the exchange and the queue of rejected events itself."""
+    """Starts one bridge for all tests. The bridge declares the exchange and the queue of rejected events itself."""
     async with module_loop.own(amqp, "exchange") as exchange, module_loop.own(amqp, "rejects") as rejects:
         flags = {"reject_exchange": rejects, "instance": "here", "max_message_bytes": 4096}
         async with running(broker.url, exchanges=f"{exchange}=killmail", **flags) as bridge:
@@ -121,7 +121,7 @@ async def test_headers_that_are_too_large_to_publish_are_omitted_and_named_in_a_
 async def test_user_id_and_expiration_become_headers_and_forged_reasons_are_replaced(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
-    """The broker would refuse the user id of another connection, and drop an event that expires."""
+    """If rejects kept their properties, the broker would refuse a foreign user id, and drop an event that expires."""
     forged = {"x-reject-user-id": "root", "x-reject-reason": "placeholder", "x-reject-headers": "?", "source": "f-1"}
     # aio-pika takes seconds and sends milliseconds. 60 s is long enough for the delivery.
     await publish(amqp, shared.exchange, b"[]", headers=forged, user_id="guest", expiration=60)
@@ -159,7 +159,7 @@ async def test_events_are_only_counted_if_the_reject_exchange_is_off(
 
 
 async def test_deleted_rejects_queue_is_declared_again(shared: Shared, amqp: AbstractConnection) -> None:
-    """If no queue is bound, the broker returns the event. The bridge holds it and publishes it again."""
+    """If no queue is bound, the broker returns the event. The bridge holds a returned event and publishes it again."""
     channel = await amqp.channel()
     await channel.queue_delete(shared.rejects)
     await publish(amqp, shared.exchange, b"not JSON")
@@ -177,7 +177,7 @@ async def test_deleted_rejects_queue_is_declared_again(shared: Shared, amqp: Abs
 async def test_topic_exchange_for_rejects_accepts_each_routing_key(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """The bridge uses an existing exchange, and binds its queue with `#`."""
+    """The bridge uses an existing topic exchange, and binds its queue with `#`."""
     channel = await amqp.channel()
     await channel.declare_exchange(rejects, aio_pika.ExchangeType.TOPIC, durable=True)
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects):

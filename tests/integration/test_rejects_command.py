@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 REQUEUE = "to publish an event again: edk-bridge rejects requeue -- "
 
 CLEARED = re.compile(r"[^\r\n]*\r\x1b\[K")
-"""Matches a line on a terminal that was erased."""
+"""Matches an erased line of a terminal."""
 
 
 async def command(broker: Broker, rejects: str, *arguments: str) -> Ended:
@@ -262,7 +262,7 @@ async def test_killed_requeue_loses_no_event(
     count = 1000
     await bind(amqp, exchange, queue)
     await rejected(amqp, rejects, exchange, range(count))
-    # The proxy is in this process: if the test is late, the command waits.
+    # The proxy runs in the test's own process, so the command waits if the test is late.
     async with proxy(broker.url) as line:
         await line.open()
         process = await asyncio.create_subprocess_exec(
@@ -290,7 +290,7 @@ async def test_killed_requeue_loses_no_event(
     assert {*in_queue} | {*in_rejects} == set(range(count))
     assert in_queue == sorted(in_queue)
     assert in_rejects == sorted(in_rejects)
-    # Some events may be published and not removed yet: at most the limit for events in flight.
+    # The number of events that are published but not removed yet is at most the limit for events in flight.
     assert len({*in_queue} & {*in_rejects}) <= 50
 
 
@@ -368,7 +368,7 @@ async def test_purge_removes_the_selected_events_and_keeps_the_order_of_the_othe
     assert (ended.code, ended.errors) == (1, ["2 events removed", "not in the queue: id-9"])
     ended = await command(broker, rejects, "purge", "--yes", "id-0")
     assert (ended.code, ended.errors) == (0, ["1 event removed"])
-    # An event must match both.
+    # An event must match both the reason and the id.
     ended = await command(broker, rejects, "purge", "--yes", "--reason", "not-json", "id-2")
     assert (ended.code, ended.errors) == (1, ["0 events removed", "not in the queue: id-2"])
     assert await numbers_in(amqp, rejects) == [2, 4, 5]

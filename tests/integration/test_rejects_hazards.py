@@ -24,7 +24,7 @@ CHANNELS = 2047
 
 
 async def put(amqp: AbstractConnection, rejects: str, *headers: dict[str, Any], kind: str = "classic") -> None:
-    """Publishes a killmail for each of these headers to the queue. The killmails have the ids 0, 1, 2 ..."""
+    """Publishes a killmail to the queue for each element of `headers`. The killmails have the ids 0, 1, 2 ..."""
     channel = await amqp.channel(publisher_confirms=True)
     await channel.declare_queue(rejects, durable=True, arguments={"x-queue-type": kind})
     messages = [
@@ -52,7 +52,7 @@ async def test_list_with_a_slow_reader_still_answers_heartbeats(
     """If a full pipe blocked the event loop, the broker would get no heartbeat and close the connection."""
     channel = await amqp.channel()
     await channel.declare_queue(rejects, durable=True)
-    # The event is larger than a pipe, so that the pipe is full in the middle of a line.
+    # The event is larger than the pipe's buffer, so the pipe is full in the middle of a line.
     await channel.default_exchange.publish(aio_pika.Message(b"x" * 200_000), rejects)
     ours, theirs = os.pipe()
     process = await asyncio.create_subprocess_exec(
@@ -125,7 +125,10 @@ async def test_purge_keeps_events_that_arrive_after_the_question(
 async def test_event_with_an_invalid_expiration_does_not_prevent_the_requeue_of_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """Such an event makes the broker close the channel. Later messages on this channel would end the connection."""
+    """The broker closes the channel of an event with an invalid expiration.
+
+    Later messages on a closed channel would end the connection.
+    """
     await bind(amqp, exchange, queue)
     headers = [{"x-reject-exchange": exchange} for _ in range(120)]
     headers[20]["x-reject-expiration"] = "soon"

@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 JITA = 30000142
 
 LATE_LIMIT_S = 0.25
-"""A limit for a busy machine. The promise is 0.05 s (`make bench`, resume)."""
+"""The longest delay that the test accepts on a busy machine. The bridge promises 0.05 s (`make bench`, resume)."""
 
 
 def event(number: int, system: int = JITA, pad: int = 0) -> bytes:
@@ -130,7 +130,7 @@ async def test_only_clients_with_ids_get_events_of_a_restart(
 async def test_client_that_was_too_slow_resumes_with_complete_false(
     broker: Broker, exchange: str, amqp: AbstractConnection
 ) -> None:
-    """The log is small, and the client does not read until the bridge closes it with 4008."""
+    """The log is small, and the client reads nothing until the bridge closes the connection with 4008."""
     limits = {"log_bytes": "64 KiB", "max_message_bytes": "4 KiB"}
     async with running(broker.url, exchanges=f"{exchange}=killmail", **limits) as bridge:
         slow = await RawClient.open(port_of(bridge), path="/updates?after=", receive_bytes=4096)
@@ -180,7 +180,7 @@ async def _publish_all(amqp: AbstractConnection, exchange: str, count: int) -> N
         await publish(amqp, exchange, *events)
 
 
-@pytest.mark.alone  # the delay is measured
+@pytest.mark.alone  # the test measures a delay
 async def test_replays_of_a_full_log_do_not_delay_other_clients(
     broker: Broker, exchange: str, amqp: AbstractConnection
 ) -> None:
@@ -190,7 +190,7 @@ async def test_replays_of_a_full_log_do_not_delay_other_clients(
         port = await bridge.port()
         await bridge.consuming()
         plain = await RawClient.open(port)
-        # The log holds about 10,000 of these updates.
+        # The log holds about 10,000 of the published updates.
         reading = asyncio.create_task(numbers(plain, 12_000))
         for first in range(0, 12_000, 1000):
             await publish(amqp, exchange, *(event(number, pad=1200) for number in range(first, first + 1000)))
@@ -228,7 +228,7 @@ async def test_replays_of_a_full_log_do_not_delay_other_clients(
 
 
 async def _all_kept(port: int, query: str) -> int:
-    """Reads a full replay at full speed. Returns the number of its updates."""
+    """Reads a full replay at full speed, and returns the number of replayed updates."""
     client = await RawClient.open(port, path=f"/updates?after=unknown{query}")
     replayed = int(orjson.loads(await client.text())["data"]["replayed"])
     left = replayed

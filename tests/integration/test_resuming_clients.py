@@ -56,7 +56,7 @@ def url_of(bridge: Bridge, query: str = "") -> str:
 @asynccontextmanager
 async def proxy_to(bridge: Bridge) -> AsyncIterator[tuple[Proxy, str]]:
     """Yields a proxy that can break connections, and the URL of the bridge behind it."""
-    # The proxy requires a password in the URL. The bridge has none.
+    # The proxy requires a URL with a password, although the bridge has no password.
     async with proxy(f"ws://any:one@127.0.0.1:{port_of(bridge)}/updates") as running_proxy:
         await running_proxy.open()
         yield running_proxy, f"ws://127.0.0.1:{urlsplit(running_proxy.url).port}/updates"
@@ -69,7 +69,7 @@ async def connected(bridge: Bridge) -> None:
 
 
 async def has(follower: Follower, *killmail_ids: int) -> None:
-    """Waits for as many updates, and checks that they are these, in this order, each with another id."""
+    """Checks that the follower gets exactly the killmails `killmail_ids`, in order, each with a different id."""
 
     async def is_had() -> bool:
         return len(await updates_of(follower)) >= len(killmail_ids)

@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""After this time, a new stream survives a kill of its broker."""
+"""The age at which a new stream survives a kill of its broker."""
 
 
 def stream_of(name: str, window: int = 1000) -> StreamConfig:
@@ -42,7 +42,7 @@ def bodies(first: int, last: int) -> list[bytes]:
 
 
 async def has(recorder: Recorder, wanted: list[bytes]) -> None:
-    """Waits for these deliveries. Fails if there are others."""
+    """Waits for the deliveries `wanted`, and fails if there are other deliveries."""
     await eventually("all events are read", lambda: len(recorder.bodies) >= len(wanted))
     assert recorder.bodies == wanted
 
@@ -58,7 +58,10 @@ async def working_again(broker_proxy: Proxy, consumer: Consumer, before: int) ->
 
 
 def known_gap(recorder: Recorder) -> Gap:
-    """Returns the only gap with a known cause. A long outage causes a second one: the broker may have restarted."""
+    """Returns the only gap with a known cause.
+
+    A long outage causes a second gap, because the broker may have restarted.
+    """
     [gap] = [gap for gap in recorder.gaps if gap.reason != AWAY]
     return gap
 
@@ -98,7 +101,7 @@ async def test_only_the_window_is_read_back(
     await publish(amqp, exchange, *bodies(0, 50))
     async with reading(broker.url, exchange, stream_of(queue, window=10), second):
         await caught_up(second)
-    # Entries of the broker itself also count.
+    # The broker's own entries in the stream also count as part of the window.
     assert 0 < len(second.past) <= 10
     assert second.past == bodies(50 - len(second.past), 50)
 
@@ -106,7 +109,10 @@ async def test_only_the_window_is_read_back(
 async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The connection is lost between deliveries, some of them unsettled. The broker may have restarted meanwhile."""
+    """The connection is lost between deliveries, some of them unsettled.
+
+    The broker may have restarted while the connection was lost.
+    """
     recorder = Recorder()
     async with (
         proxy(broker.url) as broker_proxy,
@@ -135,7 +141,7 @@ async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap
 
 
 async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(node_broker: PrivateNode) -> None:
-    """The reason shows that the broker keeps running."""
+    """A reason for the close shows that the broker keeps running."""
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with (
         observer(node_broker.url) as amqp,
@@ -158,7 +164,7 @@ async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(nod
 
 
 async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_broker: Broker) -> None:
-    """Events confirmed before the kill arrive. Events that the broker confirms and drops after it are in the gap."""
+    """Events confirmed before the kill arrive. Events that are confirmed and lost after the kill are in the gap."""
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with reading(mortal_broker.url, exchange, stream, recorder) as consumer:
         await caught_up(recorder)
@@ -182,7 +188,7 @@ async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_brok
     assert received == sorted(set(received))
     assert recorder.ids == sorted(set(recorder.ids))
     assert before <= set(received)
-    # A starting broker may close another connection after the first gap. A second gap then follows.
+    # A starting broker may close another connection after the first gap, which causes a second gap.
     gaps = recorder.gaps
     assert {gap.reason for gap in gaps} == {AWAY}
     assert all(later.since_s <= earlier.until_s for earlier, later in itertools.pairwise(gaps))
@@ -222,9 +228,9 @@ async def test_deleted_stream_is_declared_again_and_causes_a_gap(
 async def test_stream_that_was_replaced_during_an_outage_is_read_from_its_beginning(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, new: int
 ) -> None:
-    """The new stream is shorter or longer.
+    """The new stream is shorter or longer than the old stream.
 
-    If the stream is longer, only the tag of an id shows that it is another stream.
+    If the new stream is longer, only the tag of an id shows that it is another stream.
     """
     recorder, stream = Recorder(), stream_of(queue)
     async with proxy(broker.url) as broker_proxy, reading(broker_proxy.url, exchange, stream, recorder):
@@ -251,7 +257,7 @@ async def test_stream_that_was_replaced_during_an_outage_is_read_from_its_beginn
 async def test_events_that_the_stream_dropped_before_the_bridge_read_them_cause_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The stream exceeds its limit of bytes during an outage. The gap comes before the remaining events."""
+    """The stream exceeds its limit of bytes during an outage. The gap is reported before the remaining events."""
     recorder, stream = Recorder(), stream_of(queue)
     size, count, together = 4000, 1000, 20
     async with proxy(broker.url) as broker_proxy, reading(broker_proxy.url, exchange, stream, recorder) as consumer:
@@ -349,8 +355,8 @@ async def test_exchange_that_is_declared_again_is_bound_again(
         await has(recorder, bodies(0, 5))
         [gap] = recorder.gaps
         assert "NOT_FOUND" in gap.reason
-        # If another program declares the exchange again at once, the broker sends no error. The next check binds the
-        # queue.
+        # If another program declares the exchange again at once, the broker sends no error. The bridge's next check
+        # binds the queue again.
         await remade(amqp, exchange, aio_pika.ExchangeType.FANOUT)
         for _ in range(2):
             last_answered_s = consumer.status.last_answered_s

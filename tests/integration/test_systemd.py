@@ -33,12 +33,12 @@ SANDBOX = Path(__file__).parent / "sandbox.py"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 NO_BATCHED_WRITES = "io_submit is not available"
 MOST_EXPOSED = 15
-"""The highest exposure that `systemd-analyze security` may report, of 100. Most of the exposure is the access to the
-network."""
+"""The highest exposure, on a scale to 100, that `systemd-analyze security` is allowed to report. Most of the exposure
+comes from the access to the network."""
 
 
 def directives(name: str) -> list[str]:
-    """Returns all values of a directive of the unit."""
+    """Returns all values of a directive in the systemd unit."""
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 
@@ -60,7 +60,7 @@ class Manager:
         self._socket.close()
 
     async def receives(self, *expected: str) -> None:
-        """Returns once these notifications have arrived, in this order, and no others before them."""
+        """Waits until the notifications `expected` have arrived, in order and without others between them."""
 
         def complete() -> bool:
             try:
@@ -76,7 +76,7 @@ class Manager:
 
 @contextmanager
 def manager(address: Path | str) -> Iterator[Manager]:
-    """Opens a manager's socket at a path, or at an abstract name after `@`."""
+    """Opens a manager's socket at a path, or with an abstract name if the address begins with `@`."""
     listening = Manager(str(address))
     try:
         yield listening
@@ -104,7 +104,7 @@ async def test_bridge_notifies_the_manager_of_start_reload_and_stop(tmp_path: Pa
 
 
 async def test_bridge_notifies_the_watchdog_repeatedly(tmp_path: Path) -> None:
-    """Without WATCHDOG_USEC, the bridge sends no such notification, as the test above shows."""
+    """Without WATCHDOG_USEC, the bridge does not notify the watchdog, as another test shows."""
     with manager(tmp_path / "notify") as systemd:
         async with bridge_process(NO_BROKER, NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="100000") as process:
             await systemd.receives("READY=1", *["WATCHDOG=1"] * 5)
@@ -140,7 +140,7 @@ async def test_commands_of_the_readme_write_the_credential(tmp_path: Path) -> No
 def test_systemd_accepts_the_unit_and_its_exposure(tmp_path: Path) -> None:
     analyze = program("systemd-analyze")
     unit = tmp_path / UNIT.name
-    # The check needs an existing command.
+    # systemd-analyze refuses a unit whose command does not exist.
     unit.write_text(UNIT.read_text().replace("/opt/edk-bridge/bin/edk-bridge", sys.executable))
     checks = [["verify", "--man=no"], ["security", "--offline=yes", f"--threshold={MOST_EXPOSED}"]]
     for check in checks:
@@ -201,7 +201,7 @@ def calls_of_unit() -> set[str]:
         names = [line.strip() for line in done.stdout.splitlines()[1:] if line.strip() and "#" not in line]
         return {call for name in names for call in (of(name) if name.startswith("@") else {name})}
 
-    # systemd always allows these calls, because it needs some of them to start the command.
+    # systemd always allows the calls in @default, because it needs some of them to start the command.
     calls = of("@default")
     for line in directives("SystemCallFilter"):
         groups = {call for group in line.removeprefix("~").split() for call in of(group)}

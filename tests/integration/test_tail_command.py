@@ -154,7 +154,7 @@ async def test_pauses_grow_until_a_connection_is_stable(bridge: ScriptedBridge) 
     began_at = asyncio.get_running_loop().time()
     async with tailing(bridge.url, pauses="0.01, 60.0, 60.0, 60.0") as tail:
         await eventually("the command has made many attempts", lambda: len(bridge.asked) > 8)
-        # The limit is the minimum of all eight pauses: each pause is at least half of 10 ms, doubled up to seven times.
+        # The limit is the minimum of the eight pauses together: half of 10 ms, 20 ms, 40 ms and so on.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
         assert tail.errors == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
 
@@ -165,7 +165,7 @@ async def test_full_bridge_gets_a_longer_pause(bridge: ScriptedBridge) -> None:
         await tail.reports(f"can't connect to {bridge.url}: the bridge is full; trying again")
         bridge.closing = None
         await tail.reports("connected to")
-        # The minimum is half of eight first pauses.
+        # The pause is at least half of eight times the first pause.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
 
@@ -180,7 +180,7 @@ async def test_signal_ends_tail_and_prints_how_to_continue(bridge: ScriptedBridg
 
 
 def send_update(bridge: ScriptedBridge, own: str) -> bytes:
-    """Sends an update with any id to the client."""
+    """Sends the client an update with the id `own`."""
     text = orjson.dumps({"type": "event", "data": 1, "timestamp": 1, "id": own})
     bridge.say(text)
     return text
@@ -210,7 +210,7 @@ async def test_hostile_id_does_not_reach_the_terminal(bridge: ScriptedBridge, ow
         await tail.prints(send_update(bridge, own))
         tail.process.send_signal(signal.SIGINT)
         assert await tail.ended() == 130
-        # There is no suggestion of an id that can't be copied.
+        # The command does not suggest an id that can't be copied.
         words = ["connected", "disconnected", "reconnected", "updates"]
         assert [line.partition(" ")[0] for line in tail.errors] == words
         assert all(line.isprintable() and len(line) < 600 for line in tail.errors)
@@ -244,7 +244,7 @@ async def test_signal_ends_tail_while_its_output_is_blocked(bridge: ScriptedBrid
             "the output is blocked", lambda: bridge.connections[0].transport.get_write_buffer_size() > 2**20
         )
         tail.process.send_signal(number)
-        # The id is that of the last update that was printed completely.
+        # The suggested id belongs to the last update that was printed completely.
         assert await tail.ended() == 128 + number
         assert tail.errors[1:] == [f"to continue from here: --after {await _whole_lines(ours)}-{TAG}"]
 

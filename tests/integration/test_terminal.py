@@ -1,4 +1,4 @@
-"""`edk-bridge tail` on a real terminal has colors and a spinner, which are not in pipes."""
+"""`edk-bridge tail` prints colors and a spinner on a real terminal, but not in a pipe."""
 
 import asyncio
 import os
@@ -103,7 +103,7 @@ async def test_update_is_one_line_that_fits_into_the_terminal(bridge: ScriptedBr
 async def test_pipe_has_neither_colors_nor_a_spinner(bridge: ScriptedBridge) -> None:
     bridge.ready.clear()
     async with tailing(bridge.url) as tail:
-        # The wait is longer than the step of a spinner.
+        # The wait is long enough for a spinner to turn.
         await tail.reports(f"connected to {bridge.url}, which does not send updates yet")
         bridge.ready.set()
         await tail.reports(f"connected to {bridge.url}", times=2)

@@ -37,7 +37,10 @@ TRACED = {
 
 
 async def traffic(process: BridgeProcess, amqp: AbstractConnection, exchange: str, rejects: str) -> str:
-    """Causes one client with ids, one refused client, one valid and one invalid event. Returns the update's id."""
+    """Connects one client with ids and one refused client, and publishes one valid and one invalid event.
+
+    Returns the id of the valid event's update.
+    """
     await process.consuming()
     port = await process.port()
     client = await RawClient.open(port, path="/updates?after=&type=killmail")
@@ -59,7 +62,7 @@ async def stop(process: BridgeProcess) -> None:
 
 
 def indexes(lines: list[dict[str, object]], **fields: object) -> list[int]:
-    """Returns the indexes of the lines with these fields."""
+    """Returns the indexes of the log lines that have the values in `fields`."""
     return [index for index, line in enumerate(lines) if fields.items() <= line.items()]
 
 

@@ -1,4 +1,4 @@
-"""Updates from a real RabbitMQ at real WebSocket clients, byte by byte if the contract says so."""
+"""Updates from a real RabbitMQ to real WebSocket clients, compared byte by byte where the contract says so."""
 
 import time
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ class Shared:
     declared: str
     """An exchange that the bridge has declared."""
     topic: str
-    """A topic exchange that existed before."""
+    """A topic exchange that existed before the bridge started."""
     sightings: str
     """An exchange with a default type from an operator's schema."""
 
@@ -45,7 +45,7 @@ class Shared:
 async def shared(
     broker: Broker, amqp: AbstractConnection, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Shared]:
-    """Starts the bridge once, with an operator's schema."""
+    """Starts one bridge for all tests, with an operator's schema."""
     schemas = tmp_path_factory.mktemp("schemas")
     (schemas / "sightings.json").write_text(SCHEMA)
     async with AsyncExitStack() as stack:
@@ -91,7 +91,7 @@ async def test_type_is_from_the_message_or_the_default_of_its_exchange(
 
 async def test_missing_exchange_is_declared_as_a_durable_fanout(shared: Shared, amqp: AbstractConnection) -> None:
     channel = await amqp.channel()
-    # The broker refuses this for an exchange with other properties.
+    # The broker refuses this declaration if the exchange has other properties.
     await channel.declare_exchange(shared.declared, aio_pika.ExchangeType.FANOUT, durable=True)
 
 
@@ -116,7 +116,7 @@ async def test_thousands_of_events_reach_a_hundred_clients_in_order(
 
         def first_has_all() -> bool:
             nonlocal frames
-            # Parsing all frames takes long, so the test waits for the last one first.
+            # Parsing all frames takes long, so the test first waits for the last frame.
             if b'"killmailId":%d,' % (count - 1) not in clients[0].received[-400:]:
                 return False
             frames = server_frames(bytes(clients[0].received))
@@ -159,9 +159,9 @@ async def test_named_queue_keeps_events_while_the_bridge_is_stopped(
 async def test_unsettled_events_never_exceed_the_prefetch(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A rejected event without a confirm stays unsettled, so the broker delivers only as many as the prefetch."""
+    """A rejected event without a confirm stays unsettled, so the broker delivers no more events than the prefetch."""
     channel = await amqp.channel()
-    # A queue that refuses every message: the broker answers each publish with a nack.
+    # The queue refuses every message, so the broker answers each publish with a nack.
     await channel.declare_exchange(rejects, aio_pika.ExchangeType.FANOUT, durable=True)
     full = await channel.declare_queue(
         rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}

@@ -1,4 +1,4 @@
-"""The wheel in an environment with its locked dependencies only: the wheel is complete."""
+"""The wheel is complete: it works in an environment with its locked dependencies only."""
 
 import json
 import os
@@ -40,7 +40,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin/python")]
     locked = ["--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.lock")]
     subprocess.run([*install, *locked], check=True)
-    # With dependencies, but without an index: the locked packages must satisfy the requirements of the wheel.
+    # The wheel is installed with dependencies, but without an index, so the locked packages must satisfy its
+    # requirements.
     subprocess.run([*install, "--no-index", str(wheel)], check=True)
     return folder / "bin"
 
@@ -70,7 +71,7 @@ def test_wheel_has_only_the_bridge_and_its_schemas(wheel: Path) -> None:
     assert "bridge/schemas/killmail.json" in names
     assert "bridge/page/index.html" in names
     assert "bridge/py.typed" in names
-    # Installing packages and starting private nodes of RabbitMQ belong to the checkout.
+    # Code that installs packages or starts private nodes of RabbitMQ belongs only to the checkout, not to the wheel.
     demo = {name for name in names if name.startswith("bridge/demo/")}
     assert not {name for name in demo if any(word in name for word in ("apt", "node", "ports"))}
     assert "bridge/demo/feed.py" in demo

@@ -1,4 +1,4 @@
-"""Refusals and log lines: they are the bridge's own sentences, without unescaped text of clients or brokers."""
+"""Refusals and log lines are the bridge's own sentences, without unescaped text of clients or brokers."""
 
 import asyncio
 from urllib.parse import quote, urlsplit
@@ -11,7 +11,7 @@ from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
 ESCAPES = "\x9b2J\u202e"
-"""Control characters for a terminal that the HTTP parser accepts in a header."""
+"""Terminal control characters that the HTTP parser accepts in a header."""
 
 MARK = "planted"
 """Marks the text of a client."""
@@ -102,7 +102,7 @@ async def test_refusals_are_one_sentence_for_the_client_and_a_reason_in_the_log(
     assert len(lines) > len(REFUSED)
     assert [line for line in lines if not line.isprintable()] == []
     assert [line for line in lines if len(line) > 1000] == []
-    # The log has the text that was refused.
+    # The log quotes the refused text of clients.
     assert sum(MARK in line for line in lines) >= 4
 
 
@@ -118,7 +118,7 @@ async def test_protocol_error_does_not_quote_the_client(broker: Broker, exchange
 
 @pytest.mark.parametrize("style", ["json", "text"])
 async def test_no_log_line_has_a_password_at_any_level(broker: Broker, exchange: str, style: str) -> None:
-    """One broker refuses the password, another one does not exist. The log has the lines of all libraries."""
+    """One broker refuses the password, and another broker does not exist. The log has the lines of all libraries."""
     parts = urlsplit(broker.url)
     wrong = parts._replace(netloc=f"guest:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
     nowhere = f"amqp://guest:{PASSWORD}@127.0.0.1:1/"

@@ -1,7 +1,7 @@
-// Validates values with Ajv in strict mode, and with the schemas of the given folder.
+// Validates values with Ajv in strict mode, with the schemas in the given folder.
 //
-// Reads a line {"schema": "killmail", "text": "<JSON text>"} for each value. Answers with a line that has the JSON
-// Pointers of all violations, or [] for a valid value.
+// Reads one line for each value: an object with the members `schema` (such as killmail) and `text` (JSON). Answers with
+// a line that has the JSON Pointers of all violations, or [] for a valid value.
 
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,5 +1,5 @@
-// Prints the AsyncAPI parser's messages about the documents on standard input, a JSON array of strings. Each line of
-// the output is a JSON array of messages "severity path: message" about one document.
+// Prints the AsyncAPI parser's messages about documents. Standard input is a JSON array of the documents as strings.
+// Each line of the output is a JSON array of messages "severity path: message" about one document.
 
 import { text } from "node:stream/consumers";
 import process from "node:process";

@@ -9,7 +9,7 @@ const fail = (error) => {
   process.exit(1);
 };
 
-// These libraries have the interface of browsers.
+// The libraries that use this function have the interface of a browser's WebSocket.
 const follow = (WebSocket, ...options) => {
   const socket = new WebSocket(url, protocols, ...options);
   socket.onmessage = (event) => print(event.data);
@@ -25,7 +25,7 @@ const libraries = {
     const { w3cwebsocket } = (await import("websocket")).default;
     follow(w3cwebsocket, undefined, undefined, undefined, { maxReceivedFrameSize: 2 ** 23 });
   },
-  // This is the WebSocket of Bun, Deno or Node itself.
+  // `builtin` is the WebSocket of Bun, Deno or Node itself.
   builtin: async () => follow(globalThis.WebSocket),
 };
 

@@ -45,10 +45,10 @@ const schemas = new Map(
 const byId = new Map([...schemas.values()].map((schema) => [schema.$id, schema]));
 
 const OPTIONS = {
-  // Unknown members may arrive, but a misspelled member should not compile.
+  // Unknown members may arrive at run time, but a misspelled member in a program should not compile.
   additionalProperties: false,
   bannerComment: "",
-  // A referenced file has its own declaration.
+  // A file that another schema references has its own declaration.
   declareExternallyReferenced: false,
   format: false,
   ignoreMinAndMaxItems: true,
@@ -60,7 +60,7 @@ const OPTIONS = {
   },
 };
 
-/** Gives parts with only a description the type `unknown`: the generator would take them for objects. */
+/** Gives the type `unknown` to parts that have only a description, which the generator would take for objects. */
 function withUnknown(schema) {
   return JSON.parse(JSON.stringify(schema), (key, value) =>
     typeof value?.description === "string" && Object.keys(value).length === 1 ? { ...value, tsType: "unknown" } : value,
@@ -80,7 +80,7 @@ async function enveloped(name, types, data) {
 
 const generic = (declaration, name, rest) => declaration.replace(`interface ${name}`, () => `interface ${name}${rest}`);
 
-// This interface declares only the id, and extends the envelope without an id.
+// The interface of an update with an id declares only the id, and extends the envelope without an id.
 const { title, description, properties } = schemas.get("update-with-id");
 const withId = { title: `${title}Of`, description, type: "object", required: ["id"], properties: { id: properties.id } };
 

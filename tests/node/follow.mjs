@@ -2,7 +2,7 @@
 // ["update", ...], ["missed", ...], ["connected", id], ["disconnected", why], ["refused", sentence].
 //
 // A line on standard input ends the program. With "slow" as the third argument, the program reads only one update
-// before that line.
+// before a line arrives on standard input.
 
 import process from "node:process";
 import { createInterface } from "node:readline";

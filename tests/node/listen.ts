@@ -1,5 +1,5 @@
-// A typed client: connects to the given URL, and prints a line with the members of each update. It uses only the types
-// of schemas/generated/updates.d.ts, and must compile with `tsc --strict`.
+// A typed client: connects to the given URL, and prints a line with the members of each update. The client uses only
+// the types of schemas/generated/updates.d.ts, and must compile with `tsc --strict`.
 
 import process from "node:process";
 

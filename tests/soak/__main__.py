@@ -1,8 +1,8 @@
-"""Runs one bridge for ten minutes under load and faults, and prints a verdict: `python -m tests.soak`.
+"""`python -m tests.soak` runs one bridge for ten minutes under load and faults, and prints a verdict.
 
-A fetcher publishes at a steady rate and in bursts, also invalid events. Clients read, come and go, stall, read slowly
-or break the protocol. Every 20 s, there is a fault of the broker or of the connection to it. The run fails if a healthy
-client loses an update or gets it twice, if memory grows, or if a task or a descriptor is left.
+A fetcher publishes valid and invalid events, at a steady rate and in bursts. Clients read, come and go, stall, read
+slowly or break the protocol. Every 20 s, there is a fault of the broker or of the connection to it. The run fails if a
+healthy client loses an update or gets it twice, if memory grows, or if a task or a descriptor is left.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.support.broker.find import Broker
 from tests.support.broker.session import broker_or_reason, say
 
 SHORTEST_S = 20.0
-"""A shorter run has no time for each fault and the recovery from it."""
+"""The duration of the shortest run that has time for each fault and the recovery from it."""
 
 
 def out(text: str) -> None:
@@ -30,7 +30,7 @@ def out(text: str) -> None:
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line. `seconds` of the result is the duration."""
+    """Parses the command line. `seconds` in the result is the duration of the run."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak",
         description=__doc__,
@@ -49,7 +49,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 
 
 async def judged(broker: Broker, seconds: float) -> bool:
-    """Runs the soak, prints its figures and failures, and returns True if there are none. SIGTERM acts like Ctrl-C."""
+    """Runs the soak, prints its figures and failures, and returns whether it passed. SIGTERM acts like Ctrl-C."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""Causes one fault after the other in the connection to the broker, and in the broker if it is our own."""
+"""Causes one fault after the other in the connection to the broker, and in a broker that the soak has started."""
 
 import asyncio
 from collections import Counter

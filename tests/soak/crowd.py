@@ -1,7 +1,7 @@
 """All clients except the healthy ones: they come and go, stall, read slowly, or break the protocol.
 
-The updates of each client are compared with those of a healthy client. All clients read from one log. A client's
-updates must therefore be a stretch, which is a contiguous part of the updates of a healthy client.
+The updates of each client are compared with the updates of a healthy client. All clients read from one log, so a
+client's updates must be a stretch, which is a contiguous part of a healthy client's updates.
 """
 
 import array
@@ -20,13 +20,14 @@ STAY_S = 2.0
 """The longest stay of a client that comes and goes."""
 
 READ_ON_S = 4.0
-"""The longest time for which an evicted client continues to read nothing. The bridge resets it after 10 s."""
+"""The longest time for which an evicted client continues to read nothing. The bridge resets the connection of an
+evicted client after 10 s."""
 
 CLOSE_FRAME_LIMIT_S = 5.0
-"""The limit for a close frame that must arrive."""
+"""The maximum time until a close frame must arrive."""
 
 STALLED_BYTES, SLOW_BYTES = 4096, 16384
-"""Receive buffers in the kernel, of a client that does not read and of one that reads slowly."""
+"""The sizes of the kernel's receive buffers of a stalled client and of a slow client."""
 
 DOSE_S = 0.25
 """The pause between two clients that misbehave."""
@@ -43,11 +44,12 @@ MISBEHAVIOUR: Sequence[tuple[bytes, int | None]] = (
     (client_frame(CLOSE, b"x"), 1002),
     (client_frame(TEXT, b"\xff"), 1007),
 )
-"""The bytes that a client sends, and the close code that it must get. The code is None if the client may stay."""
+"""The bytes that a client sends, and the close code that it must get. The close code is None if the bridge must not
+close the connection."""
 
 
 class Going(Enum):
-    """How a client leaves."""
+    """How a client ends its connection."""
 
     CLOSING = "with a closing handshake"
     RESET = "by a reset"
@@ -64,7 +66,7 @@ class Half(Reader):
 
 
 class Stretches:
-    """Checks that the updates of each client are a stretch of those of a healthy client."""
+    """Checks that the updates of each client are a stretch of the updates of a healthy client."""
 
     def __init__(self, reference: Healthy) -> None:
         self._reference = reference
@@ -93,7 +95,7 @@ class Stretches:
                 self._waiting.append((client, numbers))
 
     def judge_all(self) -> None:
-        """Judges all clients. No client may get further updates."""
+        """Judges all clients, which must not get further updates."""
         self.judge_ready()
         while self._waiting:
             self._judge(*self._waiting.popleft())
@@ -114,7 +116,7 @@ class Stretches:
 
 
 class Crowd:
-    """All clients except the healthy ones. `seen` counts their actions, and `wrong` counts failures."""
+    """All clients except the healthy ones. `seen` counts the clients' actions, and `wrong` counts their failures."""
 
     def __init__(self, process: BridgeProcess, port: int, plan: Plan, stretches: Stretches) -> None:
         self._process = process
@@ -122,7 +124,7 @@ class Crowd:
         self._plan = plan
         self._stretches = stretches
         self._evicted: dict[int, asyncio.Future[None]] = {}
-        """Futures that are done when the bridge logs an eviction, by the client's own port."""
+        """For each client's own port, a future that is done when the bridge logs the client's eviction."""
         self._lines = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.seen: Counter[str] = Counter()
@@ -148,7 +150,7 @@ class Crowd:
                 raise result
 
     def notify_evicted(self) -> None:
-        """Notifies the clients of evictions that the bridge has logged. Must be called repeatedly."""
+        """Notifies the clients of evictions that the bridge has logged. This method must be called repeatedly."""
         lines = self._process.lines
         for line in lines[self._lines :]:
             if line["event"] == EVICTED:

@@ -1,7 +1,7 @@
-"""A fetcher: publishes killmails at a steady rate and in bursts, also invalid events, and records the confirmed ones.
+"""A fetcher: publishes valid and invalid events, at a steady rate and in bursts, and records the confirmed events.
 
-The fetcher reconnects by itself, and publishes no event twice. Events without a confirm at the end of a connection are
-unsure: they may reach a client or not.
+The fetcher reconnects by itself, and publishes no event twice. At the end of a connection, events without a confirm are
+unsure: they may or may not reach a client.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ INVALID_NUMBER = re.compile(rb"invalid-(\d+)")
 
 
 def invalid_event(number: int) -> bytes:
-    """Returns an event that can't become an update. The kinds alternate."""
+    """Returns an event that can't become an update. The kind of error depends on `number`."""
     return INVALID[number % len(INVALID)] % number
 
 
@@ -46,7 +46,7 @@ class Fetcher:
         self._exchange = exchange
         self._plan = plan
         self._waiting: deque[tuple[int, bytes]] = deque()
-        """The events to publish. Valid ones have positive numbers, invalid ones have negative numbers."""
+        """The events to publish. Valid events have positive numbers, and invalid events have negative numbers."""
         self._more = asyncio.Event()
         self._places = asyncio.Semaphore(OUTSTANDING)
         self._publishing: set[asyncio.Task[None]] = set()
@@ -67,7 +67,7 @@ class Fetcher:
         for _ in range(0, self._plan.prime, self._plan.burst):
             self._want(self._plan.burst)
             await self._quiet()
-            # The clients need this loop to read.
+            # During this pause, the event loop lets the clients read.
             await asyncio.sleep(0.2)
 
     def begin(self) -> None:

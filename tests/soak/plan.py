@@ -9,7 +9,7 @@ from enum import Enum
 from itertools import cycle, islice
 
 WARM_UP = 0.1
-"""The first part of the run, in which memory is not compared: the first clients load modules and fill caches."""
+"""The share of the run in which memory is not compared, because the first clients load modules and fill caches."""
 
 
 class Fault(Enum):
@@ -24,8 +24,8 @@ class Fault(Enum):
 
 
 CONNECTION_FAULTS = tuple(fault for fault in Fault if fault is not Fault.KILLED)
-"""The faults of the connection, in this order. Proxy.cut also ends the broker's side of a half-open connection. The cut
-therefore comes two faults later, when the broker has noticed the end by itself."""
+"""The faults of the connection, in the order of their use. Proxy.cut also ends the broker's side of a half-open
+connection. The cut therefore comes two faults after the half-open connection, when the broker has noticed its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,51 +38,52 @@ class Plan:
     """The duration of a fault that does not end by itself."""
     burst_every_s: float
     heartbeat_s: int
-    """The heartbeat of the bridge's connections. A broker notices a half-open connection after two or three
+    """The heartbeat interval of the bridge's connections. A broker notices a half-open connection after two or three
     heartbeats."""
     healthy: int = 20
     coming: int = 100
-    """The number of clients that come and go and are connected at the same time."""
+    """How many of the clients that come and go are connected at the same time."""
     stalled: int = 20
     slow: int = 5
     rate: int = 50
-    """Events per second."""
+    """The steady number of events per second."""
     burst: int = 2000
     twice_every: int = 100
-    """One event of this number is published twice, as by two fetchers."""
+    """In each group of this many events, one event is published twice, as if by two fetchers."""
     invalid_every: int = 50
-    """An invalid event follows one event of this number."""
+    """An invalid event comes after each group of this many events."""
     prime: int = 9000
-    """Events before the run begins: more than the window of duplicates and the log can hold."""
+    """The number of events before the run begins, which is more than the window of duplicates and the log can hold."""
 
     @property
     def warm_up_s(self) -> float:
-        """The time until memory is compared and faults begin."""
+        """The time after which memory is compared and faults begin."""
         return WARM_UP * self.seconds
 
     @property
     def faults(self) -> int:
-        """The number of faults, with time for the last fault to end."""
+        """The number of faults, so that the last fault has time to end."""
         return int((self.seconds - self.warm_up_s) / self.fault_every_s)
 
 
 DUPLICATE_WINDOW = 8192
-"""Identities that the bridge remembers. The window must exceed the events of the 30 s in which the broker may not
-notice a half-open connection: 1500 at the steady rate, and two bursts. The window is small, because it must be full
+"""The number of identities that the bridge remembers. The window must exceed the events of 30 s, for which the broker
+can miss a half-open connection: 1500 at the steady rate, and two bursts. The window is small, because it must be full
 before memory is compared.
 """
 
 LOG_BYTES = 4 * 2**20
-"""The bridge's log. A burst of 2.4 MB must not evict a healthy client, since one process reads for all clients."""
+"""The size of the bridge's log. A burst of 2.4 MB must not evict a healthy client, since one process reads for all
+clients."""
 
 PADDING = "x" * 900
 """Padding of each event. Without padding, a client that reads nothing would take minutes to fall off the log."""
 
 
 def plan_of(seconds: float) -> Plan:
-    """Returns the plan of a run of this length."""
+    """Returns the plan of a run of `seconds` seconds."""
     active_s = seconds * (1 - WARM_UP)
-    # A short run has each fault once, and a long run has each often.
+    # A short run has each fault once, and a long run has each fault often.
     fault_every_s = min(20.0, active_s / len(Fault))
     return Plan(
         seconds=seconds,
@@ -94,7 +95,10 @@ def plan_of(seconds: float) -> Plan:
 
 
 def rotation(count: int, *, mortal: bool) -> list[Fault]:
-    """Returns `count` faults in order. A `mortal` broker is killed after one round of the others, and again later."""
+    """Returns `count` faults in order.
+
+    A `mortal` broker is killed after one round of connection faults, and again later.
+    """
     faults = cycle(CONNECTION_FAULTS)
     if not mortal:
         return list(islice(faults, count))

@@ -26,11 +26,11 @@ class Reader(asyncio.Protocol):
         self._rest = b""
         self.opened: asyncio.Future[None] = loop.create_future()
         """A future that is done after the upgrade. The future has an error if the bridge refuses the upgrade or closes
-        the connection before."""
+        the connection before the upgrade."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
-        """A future that is done when the bridge closes the connection. The result is the code of the close frame, or
-        0."""
+        """A future that is done when the bridge closes the connection. The future's result is the code of the close
+        frame, or 0."""
         self.numbers = array.array("I")
         self.pongs = 0
         self.transport: asyncio.Transport | None = None
@@ -63,7 +63,7 @@ class Reader(asyncio.Protocol):
         self._rest = data[self._frames(data, at) :]
 
     def _frames(self, data: bytes, at: int) -> int:
-        """Processes complete frames from `at` on. Returns the start of the first incomplete one."""
+        """Processes complete frames from `at` on. Returns the start of the first incomplete frame."""
         end = len(data)
         while at + 2 <= end:
             length, start = data[at + 1], at + 2
@@ -134,7 +134,7 @@ class Healthy(Reader):
         self.counts = bytearray()
         self.newest = 0
         self.late = 0
-        """Updates that arrived after newer ones: deliveries of a lost connection that were delivered again."""
+        """The number of updates that arrived after newer updates: repeated deliveries of a lost connection."""
 
     def update(self, number: int) -> None:
         counts = self.counts
@@ -165,7 +165,7 @@ class Slow(Reader):
 
 
 class Stalled(Reader):
-    """A client that reads nothing after its handshake, until `read_on`."""
+    """A client that reads nothing after its handshake, until the test calls `read_on`."""
 
     def data_received(self, data: bytes) -> None:
         before = self.opened.done()
@@ -183,7 +183,7 @@ Kind = TypeVar("Kind", bound=Reader)
 
 
 async def connect(kind: type[Kind], port: int, receive_bytes: int | None = None, **more: Any) -> Kind:
-    """Connects a client, which sends its handshake. `receive_bytes` is the receive buffer of its socket."""
+    """Connects a client, which sends its handshake. `receive_bytes` is the size of the socket's receive buffer."""
     loop = asyncio.get_running_loop()
     client_socket = socket.socket()
     client_socket.setblocking(False)

@@ -1,4 +1,4 @@
-"""One run: its participants, their order, and the evidence that is collected."""
+"""One run of the soak: its participants, their order, and the evidence that is collected."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 LOOK_S = 0.2
 
 DRAIN_LIMIT_S = 60.0
-"""The limit until all confirmed events have arrived. Events on a half-open connection are redelivered late."""
+"""The maximum time until all confirmed events have arrived. Events on a half-open connection are redelivered late."""
 
 UNLIMITED = (
     sys.executable,
@@ -36,10 +36,11 @@ UNLIMITED = (
     "from bridge.server.access import log_limiter; log_limiter.MAX_LINES = 10**9; "
     "import runpy; runpy.run_module('bridge', run_name='__main__')",
 )
-"""A bridge that logs each eviction. The test finds in this log that a client that reads nothing was evicted."""
+"""The command of a bridge that logs each eviction. The test finds in this log that a client that reads nothing was
+evicted."""
 
 STILL_S = 1.0
-"""A doubled update would arrive within this time after the queue is empty."""
+"""The time after the queue is empty in which a doubled update would arrive."""
 
 GOING_AWAY = 1001
 
@@ -54,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names at the broker."""
+    """The names of the exchange and the queues of a run."""
 
     exchange: str
     queue: str
@@ -157,7 +158,7 @@ async def _notify_evicted(stage: Stage) -> None:
 
 
 async def _drain(stage: Stage, amqp: AbstractConnection, names: Names) -> Counter[str]:
-    """Waits until the queue is empty and the healthy clients have everything. Returns the failures."""
+    """Waits until the queue is empty and the healthy clients have all confirmed events. Returns the failures."""
     wrong: Counter[str] = Counter()
 
     async def nothing_waits() -> bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 SHOWN = 5
-"""The numbers that a line lists. The line counts the others."""
+"""The maximum number of events that a line of the verdict lists. Further events are only counted."""
 
 GROWTH_KB = 3072
-"""The largest growth of memory between the second tenth of a run and the last."""
+"""The largest allowed growth of memory between the second tenth of a run and the last tenth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Received:
 
     client: str
     counts: Sequence[int]
-    """How often each update arrived, by its number. Numbers beyond the end never arrived."""
+    """How often each update arrived, by its number. Updates beyond the end of the array never arrived."""
     end: str = ""
     """How the client's connection ended during the run, or an empty string."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A number with only the healthy clients connected, before the other clients came and after they left."""
+    """A count while only the healthy clients are connected: before the other clients came, and after they left."""
 
     what: str
     before: int
@@ -56,7 +56,7 @@ class Evidence:
     samples: Sequence[Sample]
     counted: Sequence[Counted]
     noticed: Mapping[str, int] = field(default_factory=dict)
-    """Failures that were noticed during the run, and how often."""
+    """Failures that were noticed during the run, and how often each was noticed."""
     expected: Mapping[str, int] = field(default_factory=dict)
     """The events that must happen so that the run proves something, and how often each happened."""
 
@@ -96,7 +96,7 @@ def _rejects(evidence: Evidence) -> list[str]:
 
 
 def memory_kb(evidence: Evidence) -> tuple[float, float]:
-    """Returns the bridge's memory in the second tenth of a run, and in the last."""
+    """Returns the bridge's memory in the second tenth of a run, and in the last tenth."""
     tenth_s = evidence.seconds / 10
     return (
         median(sample.kb for sample in evidence.samples if tenth_s <= sample.at_s < 2 * tenth_s),

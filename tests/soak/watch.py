@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB$", re.MULTILINE)
 
 SAMPLES = 600
-"""The number of samples in a run, with at least SHORTEST_S between two."""
+"""The maximum number of samples in a run, because at least SHORTEST_S passes between two samples."""
 
 SHORTEST_S = 0.2
 STILL_S = 1.0
@@ -21,8 +21,8 @@ LOOK_S = 0.1
 LOOKS = 5
 
 BACK_LIMIT_S = 45.0
-"""The limit until tasks and descriptors of the other clients have ended. The bridge waits 10 s for the answer to a
-closing handshake, and 30 s for an answer of a broker's connection."""
+"""The maximum time until the tasks and descriptors of the other clients are gone. The bridge waits 10 s for the answer
+to a closing handshake, and 30 s for an answer of a broker's connection."""
 
 
 def anonymous_kb(pid: int) -> int:
@@ -40,12 +40,12 @@ class Watch:
         self._port = port
         self.samples: list[Sample] = []
         self.bridge_cpu, self.own_cpu = 0.0, 0.0
-        """Shares of a core during `run`."""
+        """The shares of a processor core that the bridge and this program used during `run`."""
         self.late_s = 0.0
         """The longest delay of this program's own samples."""
 
     async def run(self, seconds: float) -> None:
-        """Takes samples for this time."""
+        """Takes samples for `seconds` seconds."""
         every_s = max(SHORTEST_S, seconds / SAMPLES)
         began_s, bridge_s, own_s = time.monotonic(), cpu_s(self._pid), _own_cpu_s()
         next_s = began_s
@@ -69,7 +69,7 @@ class Watch:
         return tasks, min(seen)
 
     async def settled(self) -> tuple[int, int]:
-        """Waits until the counts are stable, with a limit, and returns them."""
+        """Waits until the counts are stable or a time limit has passed, and returns the counts."""
         began_s = time.monotonic()
         before, since_s = await self.counts(), began_s
         while time.monotonic() - since_s < STILL_S and time.monotonic() - began_s < BACK_LIMIT_S:
@@ -79,7 +79,7 @@ class Watch:
         return before
 
     async def back_at(self, counts: tuple[int, int]) -> tuple[int, int]:
-        """Waits until the counts are these, with a limit, and returns the counts."""
+        """Waits until the counts are equal to `counts` or a time limit has passed, and returns the counts."""
 
         async def are_back() -> bool:
             return await self.counts() == counts
