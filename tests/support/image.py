@@ -38,7 +38,10 @@ HARDENED: dict[str, Any] = {
 
 
 def no_engine(reason: str) -> NoReturn:
-    """Skips the test. In CI, fails the test if a variable promises an engine, because not every CI has an engine."""
+    """Skips the test.
+
+    In CI, fails the test instead if a variable promises a container engine, because not every CI has one.
+    """
     if {"DOCKER_HOST", "TEST_RABBITMQ_IMAGE"} & os.environ.keys():
         unavailable(reason)
     pytest.skip(reason)
@@ -46,7 +49,7 @@ def no_engine(reason: str) -> NoReturn:
 
 @contextmanager
 def built() -> Iterator[str]:
-    """Builds the image with the documented command. At the end, removes it and the stages of its build."""
+    """Builds the image with the documented command. At the end, removes the image and the stages of its build."""
     if shutil.which("docker") is None:
         no_engine("there is no docker command to build the image")
     if not container_possible(IMAGE, say):
@@ -54,7 +57,8 @@ def built() -> Iterator[str]:
     name = f"edk-bridge-test-{secrets.token_hex(4)}"
     stage = f"{name}-build"
     try:
-        # The first stage gets a name: the classic builder keeps it, and without a name it would stay forever.
+        # The first stage gets a name, because the classic builder keeps this stage, and without a name nobody would
+        # remove it.
         _build(stage, "--target", "build")
         _build(name)
         yield name
@@ -64,7 +68,7 @@ def built() -> Iterator[str]:
 
 def _build(name: str, *flags: str) -> None:
     base = ("--build-arg", f"PYTHON_IMAGE={BASE}") if BASE else ()
-    # An engine without address translation reaches the packages only through the network of the host.
+    # A container engine without address translation can download packages only through the network of the host.
     command = ["docker", "build", "--network=host", "--force-rm", *base, *flags, "-f", "docker/Dockerfile", "-t", name]
     done = subprocess.run(
         [*command, "."],
@@ -83,7 +87,7 @@ def _build(name: str, *flags: str) -> None:
 class Contained:
     """A bridge in a container.
 
-    `published` is its port on this machine's loopback, `address` the container's address.
+    `published` is the bridge's port on this machine's loopback, and `address` is the container's address.
     """
 
     container: Any
@@ -91,19 +95,19 @@ class Contained:
     address: str
 
     async def ready(self) -> None:
-        """Waits until the bridge consumes."""
+        """Waits until the bridge consumes events."""
 
         async def consumes() -> bool:
             try:
                 return (await get(self.published, "/readyz"))[0] == 200
             except (OSError, IndexError):
-                # The engine's proxy accepts connections before the bridge listens, and then closes them.
+                # Before the bridge listens, the container engine's proxy accepts connections and closes them at once.
                 return False
 
         await eventually("the bridge in the container is ready", consumes)
 
     def python(self, program: str) -> tuple[int, str]:
-        """Runs a program in the container as the bridge's user. Returns the exit code and the output."""
+        """Runs a program in the container as the bridge's user. Returns the program's exit code and output."""
         code, output = self.container.exec_run(["python3", "-c", program])
         return code, output.decode().strip()
 
@@ -119,13 +123,13 @@ class Contained:
 
 
 class Site:
-    """A network with a broker, and bridges of an image."""
+    """A network with a broker, and with bridges that run an image."""
 
     def __init__(self, docker: Any, network: Any, image: str, broker_url: str) -> None:
         self.docker = docker
         self.image = image
         self.broker_url = broker_url
-        """The URL of the broker outside the network."""
+        """The URL of the broker for clients outside the network."""
         self._network = network
 
     @property
@@ -143,7 +147,7 @@ class Site:
             ports={f"{PORT}/tcp": (LOOPBACK, published)},
             environment={"BRIDGE_AMQP_URL": f"amqp://guest:guest@{BROKER}:5672/", **variables},
             volumes={str(file): {"bind": to, "mode": "ro"} for file, to in (files or {}).items()},
-            # The health check of the image, but more often and without retries, so that a test need not wait.
+            # The image's health check runs more often here, and without retries, so that a test need not wait.
             healthcheck={"interval": 10**9, "retries": 1},
             **HARDENED,
         )
@@ -169,7 +173,8 @@ def site(image: str) -> Iterator[Site]:
         network = docker.networks.create(f"edk-bridge-test-{secrets.token_hex(4)}", driver="bridge")
         stack.callback(network.remove)
         broker = Container(IMAGE)
-        # Registered before the start: even if the start fails, no container may prevent the removal of the network.
+        # The removal of the container is registered before its start, because a container that failed to start would
+        # prevent the removal of the network.
         stack.callback(broker.stop)
         broker.start()
         network.connect(broker.name, aliases=[BROKER])

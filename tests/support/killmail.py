@@ -1,4 +1,4 @@
-"""Killmails as a fetcher publishes them, in the format of each source, and a corpus of real ones."""
+"""Killmails as a fetcher publishes them, in the format of each source, and a corpus of real killmails."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ EXAMPLE: dict[str, Any] = {
     "shipTypeId": 587,
     "attackerCount": 15,
 }
-"""The specification's example."""
+"""The example of an update's data in the specification."""
 
 
 def killmail(killmail_id: int, **members: Any) -> dict[str, Any]:
-    """Returns the example with another id and other members."""
+    """Returns the specification's example of a killmail, with another id and other members."""
     return {**EXAMPLE, "killmailId": killmail_id, **members}
 
 
@@ -67,7 +67,7 @@ def wrapped(data: object) -> dict[str, Any]:
 CORPUS = Path(__file__).parents[2].parent / "shared/killmails"
 """A folder of real killmails, which only some machines have."""
 CORPUS_INDEX = CORPUS / "INDEX.json"
-"""The expected data of each file: a list of objects, one for each file."""
+"""The expected data of the corpus, as a list with one object for each file."""
 
 INDEXED = {
     "killmailId": "killmail_id",
@@ -78,4 +78,5 @@ INDEXED = {
     "shipTypeId": "ship_type_id",
     "attackerCount": "attacker_count",
 }
-"""Members of an update's data, and their names in the index. The index has null for a missing member."""
+"""Members of an update's data, and the names of these members in the index of the killmail corpus. For a missing
+member, the index has null."""

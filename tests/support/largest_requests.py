@@ -25,12 +25,12 @@ def _get(target: str) -> bytes:
 
 
 def _header(name: str, member: str, limit: int = MAX_HEADER_BYTES) -> str:
-    """Returns a header with as many members as the limit allows."""
+    """Returns an HTTP header with as many list members as the limit allows."""
     return f"{name}: {','.join([member] * ((limit + 1) // (len(member) + 1)))}"
 
 
 def _query(*fields: str) -> str:
-    """Returns a target with as many of the fields as fit."""
+    """Returns a request target with as many of the query fields as fit."""
     target = "/updates?"
     for field in fields:
         if len(target) + len(field) + 1 > _TARGET:
@@ -95,6 +95,7 @@ REQUESTS: Mapping[str, bytes] = {
     "page: /schemas/": _get("/schemas/"),
     "page: /readyz": _get("/readyz"),
 }
-"""The requests by their descriptions. The answer is an upgrade or a page, unless the description names another one."""
+"""The largest requests, by their descriptions. The answer to a request is an upgrade or a page, unless the description
+names another answer."""
 
 METRICS = _get("/metrics")

@@ -1,4 +1,4 @@
-"""The live page in a real browser, with the browser's messages about it."""
+"""The live page in a real browser, with the browser's messages about the page."""
 
 import re
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ CONNECTED = "Connected"
 """The state that the page shows while it is connected."""
 
 NOT_REACHED = r"net::ERR_CONNECTION_|the server responded with a status of (503|426)"
-"""Chromium's own console messages while the bridge is away or not ready. A page can't suppress them.
+"""Chromium's own console messages while the bridge is away or not ready. A page can't suppress these messages.
 
 The status is 426 if the bridge has started again just before the client asks over HTTP why its connections fail."""
 
@@ -24,14 +24,15 @@ REFUSED = r"(Unexpected response code:|responded with a status of) 400"
 
 
 class Live:
-    """The live page. `open` opens it."""
+    """The live page. `open` opens the page."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.messages: list[str] = []
-        """Lines in the console, including policy violations; errors of the page's script; failed requests."""
+        """The lines in the browser's console (including policy violations), the errors of the page's script, and the
+        failed requests."""
         self.requested_hosts: set[str] = set()
-        """Host and port of all requests and WebSockets."""
+        """The host and the port of each request and WebSocket connection."""
         page.on("console", lambda message: self.messages.append(message.text))
         page.on("pageerror", lambda error: self.messages.append(str(error)))
         page.on("requestfailed", lambda request: self.messages.append(f"{request.url}: {request.failure}"))
@@ -42,7 +43,7 @@ class Live:
         self.more = page.locator("#more")
 
     def messages_except(self, pattern: str) -> list[str]:
-        """Returns the messages that do not match."""
+        """Returns the messages that do not match the pattern."""
         return [line for line in self.messages if not re.search(pattern, line)]
 
     async def hurry(self) -> None:

@@ -1,4 +1,7 @@
-"""The metrics of a bridge in this process. A wrong name or label is an error, not 0."""
+"""The metrics of a bridge in this process.
+
+Reading a metric with a wrong name or label is an error, and does not return 0.
+"""
 
 from bridge.metrics import Metrics
 

@@ -1,12 +1,13 @@
-"""Fixtures for a module with one bridge for all its tests. The event loop of the bridge is that of the module.
+"""Fixtures for a module with one bridge for all its tests. The bridge runs in the event loop of the module.
 
-A module uses them under the names of the fixtures in `tests/conftest.py`, which belong to the loop of one test:
+A module gives these fixtures the names of the fixtures in `tests/conftest.py`, which belong to the loop of one test:
 
     pytestmark = module_loop.MARK
     amqp, exchange = module_loop.amqp, module_loop.exchange
 
-A fixture of the module's own starts the bridge: `@pytest_asyncio.fixture(scope="module", loop_scope="module")`. A test
-must not change this bridge permanently. Metrics are not reset: a test compares values before and after.
+The module has its own fixture that starts the bridge: `@pytest_asyncio.fixture(scope="module", loop_scope="module")`. A
+test must not change the module's bridge permanently. Metrics are not reset, so a test compares their values before and
+after an action.
 """
 
 from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ MARK = pytest.mark.asyncio(loop_scope="module")
 
 @asynccontextmanager
 async def own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
-    """Yields a name for an exchange, a queue or both, which are deleted at the end."""
+    """Yields a name for an exchange, a queue or both, and deletes what has this name at the end."""
     name = unique(kind)
     yield name
     channel = await amqp.channel()
@@ -36,7 +37,7 @@ async def own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
-    """An observer's connection to `broker`, for all tests of the module."""
+    """A connection to the broker for all tests of the module, which the bridge does not use."""
     async with observer(broker.url) as connection:
         yield connection
 
@@ -57,6 +58,9 @@ async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The name of an exchange for rejected events and of its queue, for one test. The bridge declares both."""
+    """The name that the exchange for rejected events and its queue share, for one test.
+
+    The bridge declares the exchange and the queue.
+    """
     async with own(amqp, "rejects") as name:
         yield name

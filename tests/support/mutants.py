@@ -22,18 +22,19 @@ from pathlib import Path
 from tests.support.audit import ROOT
 
 TOOL = ROOT / ".venv/mutants"
-"""The command of mutmut. make installs it and its dependencies."""
+"""The command of mutmut. `make mutants` installs mutmut and its dependencies."""
 RAN, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes. A surviving mutant is information, not an error."""
+"""Exit codes. A surviving mutant does not change the exit code."""
 ADDRESS_SPACE_BYTES = 4 << 30
-"""The limit for each process: a mutant may append to a list in an endless loop until mutmut stops it."""
+"""The memory limit of each process, because some mutants append to a list in an endless loop until mutmut stops
+them."""
 LEFT_OUT = {"test_architecture.py", "test_readme.py", "test_locks.py", "test_bench.py", "test_soak.py"}
-"""Unit tests that read source files, and so fail for each file with mutants; and tests of other programs."""
+"""Unit tests that read source files, and so fail for each file with mutants, and unit tests of other programs."""
 CONFIGURATION = "[mutmut]\nsource_paths = bridge\nuse_git_change_detection = false\n"
 
 
 class Usage(Exception):
-    """The arguments can't be used. The message gives the reason in one sentence."""
+    """The arguments of the command can't be used. The exception's message gives the reason in one sentence."""
 
 
 def named(arguments: Iterable[str], root: Path) -> list[str]:
@@ -47,13 +48,13 @@ def named(arguments: Iterable[str], root: Path) -> list[str]:
 
 
 def git(root: Path, *arguments: str) -> list[str] | None:
-    """Returns the lines that git prints, or None if it fails."""
+    """Returns the lines that git prints, or None if git fails."""
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.splitlines() if done.returncode == 0 else None
 
 
 def changed(root: Path) -> tuple[str, list[str]]:
-    """Returns a base commit, and the modules of the bridge that changed since then."""
+    """Returns a base commit, and the modules of the bridge that changed since this commit."""
     modules = ("--", ":(glob)bridge/**/*.py")
     for base in ("origin/main", "HEAD~1"):
         differing = git(root, "diff", "--name-only", "--diff-filter=d", "--merge-base", base, *modules)
@@ -64,7 +65,7 @@ def changed(root: Path) -> tuple[str, list[str]]:
 
 
 def imports(path: Path) -> set[str]:
-    """Returns all names that a file imports, at any place. Some of them are modules."""
+    """Returns all names that a file imports, at any place. Some of these names are modules."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     from_imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -109,7 +110,7 @@ def change(original: str, mutated: str, name: str) -> tuple[int, list[str], list
 
 
 def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Returns lines about each survivor, each function that no unit test calls, and the counts.
+    """Returns lines about each surviving mutant, each function that no unit test calls, and the number of mutants.
 
     `results` is mutmut's list of all mutants. `texts` has the text of each module without and with the mutants.
     """
@@ -132,7 +133,10 @@ def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
 
 
 def mutmut(tree: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Starts mutmut in a copy of the tree, as a process group. Programs that the tests start import the mutants too."""
+    """Starts mutmut in a copy of the tree, as a process group.
+
+    Programs that the tests start import the mutated modules too.
+    """
     path = f"{tree / 'mutants'}{os.pathsep}{TOOL}"
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(TOOL / "bin/mutmut"), *arguments]
@@ -142,7 +146,7 @@ def mutmut(tree: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
-    """Copies the working tree, and runs mutmut there."""
+    """Copies the working tree, and runs mutmut in the copy."""
     for file in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard") or ():
         if (ROOT / file).is_file():
             (tree / file).parent.mkdir(parents=True, exist_ok=True)
@@ -154,19 +158,21 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
     }
     options = "".join("\n  ".join([f"{key} =", *values]) + "\n" for key, values in lists.items())
     (tree / "setup.cfg").write_text(CONFIGURATION + options)
-    # Python ignores a folder in its path that does not exist when it starts.
+    # If a folder in Python's path does not exist when Python starts, Python ignores this folder.
     (tree / "mutants").mkdir()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     with mutmut(tree, "run", "--max-children=2", "*") as running:
         assert running.stdout is not None
         try:
-            # With "*", mutmut first runs only the tests of the mutants, and lists all mutants at its end.
+            # With "*", mutmut first runs only the tests that call the mutated functions, and lists all mutants at the
+            # end.
             for line in itertools.takewhile(lambda line: line != "Mutant results\n", running.stdout):
                 sys.stdout.write(line)
                 sys.stdout.flush()
             running.stdout.read()
         except BaseException:
-            # SIGTERM is not enough: mutmut catches it, and a mutant in an endless loop does not react to it.
+            # SIGTERM is not enough, because mutmut catches this signal, and a mutant in an endless loop does not react
+            # to it.
             os.killpg(running.pid, signal.SIGKILL)
             raise
     if running.returncode != 0:
@@ -181,7 +187,10 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Mutates the modules that the arguments name, or those that changed. Returns the exit code."""
+    """Mutates the modules that the arguments name, or the changed modules if there are no arguments.
+
+    Returns the exit code.
+    """
     try:
         if arguments:
             modules = named(arguments, ROOT)
@@ -195,7 +204,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write("no unit test imports any of them\n" if modules else "")
         return RAN
     sys.stdout.flush()
-    # SIGTERM raises an exception, so that the copy is removed and its processes are ended.
+    # SIGTERM raises an exception, so that the copy of the tree is removed and mutmut's processes are ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         return run(modules, tests, Path(folder))

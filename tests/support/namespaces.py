@@ -1,7 +1,7 @@
 """Simulates two machines: a network for this thread, and a second network behind a cable that can be cut.
 
-A network namespace exists as long as a thread or process is in it. These namespaces have no names, and belong to
-threads of this process. Even if the process is killed, no namespace, interface or address remains.
+A network namespace exists as long as it has a thread or a process. The simulated networks are namespaces without names,
+which belong to threads of this process. Even if the test process is killed, no namespace, interface or address remains.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from tests.support.broker.session import unavailable
 
 CLONE_NEWNET = 0x40000000
 NEAR, FAR = "10.99.0.1", "10.99.0.2"
-"""The addresses at which the two machines reach each other."""
+"""The addresses at which the two simulated machines reach each other."""
 NEAR_V6 = "fd00:99::1"
-"""A second address of the near machine."""
+"""A second address of the near machine, for IPv6."""
 
 LINK_LOCAL_LIMIT_S = 10.0
-"""The limit for an address to become usable, which takes one or two seconds."""
+"""The maximum time until a link-local address is usable, which normally takes one or two seconds."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,28 +38,28 @@ class Island:
 
     def __init__(self, broker_url: str, far: ThreadPoolExecutor) -> None:
         self.broker_url = broker_url
-        """The URL of the outside broker for this network."""
+        """The URL at which this network reaches the broker, which is outside."""
         self._far = far
 
     async def connect_from_outside(self, port: int, source: str = FAR) -> socket.socket:
-        """Connects from the other machine, from one of its addresses, to a port of this one.
+        """Connects to a port of this machine, from an address of the other machine.
 
         `source` has the form that `settle` returns.
         """
         to = NEAR_V6 if ":" in source else NEAR
         if source.startswith("fe80:"):
-            # The target is the link-local address of this machine. The zone of the address is the other machine's end
-            # of the cable.
+            # The destination is the link-local address of this machine. The zone in the address names the other
+            # machine's end of the cable.
             to = f"{_link_local('near')}%far"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._far, _connected, to, port, source)
 
     async def settle(self, source: str) -> str:
-        """Gives the other machine another address that this one can reach.
+        """Gives the other machine another address that this machine can reach.
 
         Returns the address for `connect_from_outside`.
 
-        For `fe80::`, it returns the link-local address that the other machine already has.
+        For `fe80::`, returns the link-local address that the other machine already has.
         """
         loop = asyncio.get_running_loop()
         if source == "fe80::":
@@ -77,7 +77,10 @@ class Island:
 
 @asynccontextmanager
 async def island(broker_url: str) -> AsyncIterator[Island]:
-    """Moves this thread to a separate network, and back at the end. Skips the test if that is not allowed."""
+    """Moves this thread to a separate network, and back at the end.
+
+    Skips the test if the system does not allow another network.
+    """
     if sys.platform != "linux" or shutil.which("ip") is None:
         unavailable("network namespaces need Linux and the ip command")
     async with AsyncExitStack() as stack:
@@ -106,7 +109,10 @@ async def island(broker_url: str) -> AsyncIterator[Island]:
 
 @asynccontextmanager
 async def _forwarded(broker_url: str, outside: ThreadPoolExecutor) -> AsyncIterator[str]:
-    """Returns the URL of a port in this network. A thread outside of it forwards the connections to the broker."""
+    """Returns the URL of a port in this network.
+
+    A thread outside of this network forwards the connections to the broker.
+    """
     parts = urlsplit(broker_url)
     target = parts.hostname or "localhost", parts.port or 5672
     serving: set[asyncio.Task[None]] = set()
@@ -165,7 +171,7 @@ def _connected(to: str, port: int, source: str) -> socket.socket:
     line = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET)
     try:
         line.settimeout(10)
-        # The address is looked up here, because the methods of the socket lose the zone.
+        # The address is looked up here, because the socket's methods would drop the zone of a link-local address.
         line.bind(socket.getaddrinfo(source, 0, type=socket.SOCK_STREAM)[0][4])
         line.connect(socket.getaddrinfo(to, port, type=socket.SOCK_STREAM)[0][4])
     except BaseException:
@@ -177,7 +183,7 @@ def _connected(to: str, port: int, source: str) -> socket.socket:
 def _link_local(device: str) -> str:
     """Waits until the link-local address of a device is usable, and returns it.
 
-    The kernel first checks for duplicates.
+    The kernel first checks that no other machine has the same address.
     """
     deadline_s = time.monotonic() + LINK_LOCAL_LIMIT_S
     while time.monotonic() < deadline_s:

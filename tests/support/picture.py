@@ -1,6 +1,7 @@
 """`python -m tests.support.picture`: takes the pictures of the live page that README.md shows.
 
-The updates are those of the demo without a broker. The pictures are of 1280 x 640 pixels, one light and one dark.
+The updates in the pictures come from the demo, which needs no broker. There are two pictures, a light one and a dark
+one, of 1280 x 640 pixels each.
 """
 
 import asyncio
@@ -19,11 +20,11 @@ URL = f"http://localhost:{PORT}/"
 RATE = 1
 """The number of killmails per second."""
 CHART_S = 300
-"""The time that the page's chart shows."""
+"""The length of time that the chart of the live page covers."""
 
 
 async def take(browser: Browser, url: str, scheme: Literal["dark", "light"]) -> None:
-    """Writes one picture, as soon as the chart is full."""
+    """Takes one picture as soon as the page's chart is full."""
     page = await browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
     await page.goto(url)
     await expect(page.locator("#unseen")).to_be_hidden(timeout=2 * CHART_S * 1000)

@@ -1,9 +1,9 @@
 """`python -m tests.support.prepare`: installs the programs that the tests need, before pytest starts.
 
-These are a broker, the openssl command, the programs that run next to the bridge (HAProxy, nginx and others), a
-browser, WebSocket libraries of several languages, pip-audit, the C programs of the benchmark, and Node packages. One
-line reports each program that can't be installed. A missing program is no error: the tests that need it skip on a
-person's machine, and fail in CI.
+The programs are a broker, the openssl command, the programs that run next to the bridge (HAProxy, nginx and others), a
+browser, WebSocket libraries of several languages, pip-audit, the C programs of the benchmark, and Node packages. For
+each program that can't be installed, one line is printed. A missing program is no error here, but the tests that need
+the program skip on a person's machine and fail in CI.
 """
 
 import shutil
@@ -20,14 +20,14 @@ from tests.support.broker.session import say, unavailable
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"
 CHROMIUM = "chromium-headless-shell"
-"""The command and its Debian package. The headless shell draws no windows; drawing them takes as much processor time as
-the pages."""
+"""The command of Chromium's headless shell, which is also the name of its Debian package. The headless shell draws no
+windows, because drawing windows takes as much processor time as the pages themselves."""
 
 WHOLE_CHROMIUM = "chromium"
 """Chromium with windows, used if the headless shell is not installed."""
 
 HAPROXY = "haproxy"
-"""The command of HAProxy, and its Debian package."""
+"""The command of HAProxy, which is also the name of its Debian package."""
 
 PROGRAMS = {
     HAPROXY: HAPROXY,
@@ -51,16 +51,20 @@ LIBRARIES = (
     "tcl",
     "tcllib",
 )
-"""The Debian packages with libraries and programs for clients and publishers, and with what runs them."""
+"""The Debian packages with the libraries, programs and interpreters of the clients and publishers in other
+languages."""
 
 DEBIAN_PYTHON = "/usr/bin/python3"
-"""The Python of Debian's packages."""
+"""The Python that Debian's packages for Python use."""
 
 _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
 
 def prepare_broker() -> None:
-    """Installs rabbitmq-server if it is missing and may be installed. Tests of private nodes need rabbitmq-server."""
+    """Installs rabbitmq-server if it is missing and this process is allowed to install it.
+
+    Tests that start their own broker nodes need rabbitmq-server.
+    """
     try:
         find_server(say)
     except NoBroker as error:
@@ -80,7 +84,7 @@ def prepare_openssl() -> None:
 def found(command: str) -> str | None:
     """Returns the path of a command, or None if it is not installed.
 
-    Some folders of Debian may be missing in the PATH.
+    Some of Debian's program folders may not be in the PATH.
     """
     return shutil.which(command) or shutil.which(command, path="/usr/sbin:/usr/local/sbin")
 
@@ -97,7 +101,7 @@ def program(command: str) -> str:
 
 
 def prepare_programs() -> None:
-    """Installs the programs that run next to the bridge: load balancers, proxies, monitoring, service manager."""
+    """Installs load balancers, proxies, monitoring, and the other programs that run next to the bridge."""
     missing = [package for command, package in PROGRAMS.items() if found(command) is None]
     if not missing:
         return
@@ -108,7 +112,7 @@ def prepare_programs() -> None:
 
 
 def prepare_browser() -> None:
-    """Installs a browser. Playwright itself contains none."""
+    """Installs a browser. Playwright itself contains no browser."""
     if shutil.which(CHROMIUM) or shutil.which(WHOLE_CHROMIUM):
         return
     try:
@@ -128,7 +132,7 @@ def prepare_proton() -> None:
 
 
 def prepare_environments() -> None:
-    """Makes the separate environments: for pip-audit, and for libraries of clients."""
+    """Makes two separate Python environments, for pip-audit and for the WebSocket libraries of clients."""
     for name, what in (("audit", "of the audit"), ("libraries", "with WebSocket libraries")):
         done = subprocess.run(["make", f".venv/{name}/.ready"], cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -148,7 +152,7 @@ def prepare_libraries() -> None:
 
 
 def prepare_bench() -> None:
-    """Builds the programs of the benchmark."""
+    """Builds the C programs of the benchmark."""
     try:
         build()
     except (RuntimeError, Failed) as error:
@@ -177,7 +181,10 @@ def _npm_ci() -> None:
 
 
 def main() -> None:
-    """Runs all steps. Only apt-get must not run twice at the same time."""
+    """Runs all steps of the preparation.
+
+    The steps with apt-get run one after another, because apt-get must not run twice at the same time.
+    """
     with ThreadPoolExecutor() as pool:
         environments = pool.submit(prepare_environments)
         prepare_broker()

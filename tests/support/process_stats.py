@@ -1,4 +1,4 @@
-"""The memory, descriptors and processor time of a bridge, as the kernel and its own metrics report them."""
+"""The memory, descriptors and processor time of a bridge, as the kernel and the bridge's metrics report them."""
 
 import os
 import ssl
@@ -12,37 +12,41 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def rss_bytes(pid: int) -> int:
-    """Returns the resident memory."""
+    """Returns the resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def descriptors(pid: int) -> int:
-    """Returns the number of open file descriptors."""
+    """Returns the number of open file descriptors of a process."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def sockets(pid: int) -> int:
-    """Returns the number of open sockets. Other descriptors may be opened later, such as that of a file of libffi."""
+    """Returns the number of open sockets of a process.
+
+    Descriptors of other kinds can appear later, such as for a file of libffi.
+    """
     count = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             count += descriptor.readlink().name.startswith("socket:")
         except FileNotFoundError:
-            continue  # the descriptor was closed since it was listed
+            continue  # the descriptor was closed after the folder was listed
     return count
 
 
 def cpu_s(pid: int) -> float:
-    """Returns the processor time so far, in user and kernel mode."""
-    # The fields after the command's name, which may contain any character. utime and stime are the 14th and 15th field.
+    """Returns the processor time that a process has used, in user and kernel mode."""
+    # Only the fields after the command's name are split, because this name can contain any character. utime and stime
+    # are the 14th and 15th field.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 async def metric(port: int, name: str, context: ssl.SSLContext | None = None) -> float:
-    """Returns a sample of `/metrics`. `name` includes the labels, in the notation of `/metrics`.
+    """Returns the value of one series in `/metrics`. `name` includes the labels, in the notation of `/metrics`.
 
-    `context` is for a bridge that serves TLS. Raises KeyError if there is no such series.
+    `context` is the TLS context, for a bridge that uses TLS. Raises KeyError if there is no series of this name.
     """
     _, body = await get(port, "/metrics", context=context)
     for line in body.decode().splitlines():
@@ -57,7 +61,7 @@ class Memory:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self.before = self._most = rss_bytes(pid)
-        """Resident bytes at the start."""
+        """The resident memory in bytes when this object was made."""
 
     def look(self) -> int:
         """Measures the memory, and returns the largest growth so far in bytes."""

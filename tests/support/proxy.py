@@ -1,7 +1,7 @@
 """A TCP proxy in front of the broker.
 
 The proxy may start later than its clients, and a test can break its connections. The proxy forwards in two directions:
-up, from the client to the broker, and down. A test can hold each direction.
+up, from the client to the broker, and down. A test can stop the data in either direction.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from tests.support.broker.ports import free_port
 
 PIECE_BYTES = 2**16
 SLOW_PIECES_S = 20
-"""The number of pieces a second of a slow connection."""
+"""The number of pieces that the proxy forwards in a second on a slow connection."""
 
 
 class Direction(Enum):
@@ -40,10 +40,10 @@ class Proxy:
         self._half_open: set[asyncio.StreamWriter] = set()
         self.release()
         self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
-        """A function that is called for each connection. The result is a function that changes the bytes from the
-        broker to the client."""
+        """A function that is called for each connection. Its result is another function, which changes the bytes from
+        the broker to the client."""
         self.accepted = 0
-        """The number of connections so far."""
+        """The number of connections that the proxy has accepted so far."""
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()
         """The URL of the broker through this proxy."""
 
@@ -52,7 +52,7 @@ class Proxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
 
     async def close(self) -> None:
-        """Stops accepting connections, and cuts the open ones."""
+        """Stops accepting connections, and aborts the open connections."""
         self.release()
         if self._server is not None:
             self._server.close()
@@ -68,24 +68,27 @@ class Proxy:
             writer.transport.abort()
 
     def cut_client_side(self) -> None:
-        """Aborts all connections on the client's side only. For the broker, the connections stay open and silent."""
+        """Aborts all connections on the client's side only.
+
+        On the broker's side, the connections stay open and silent.
+        """
         self._half_open |= self._clients
         for writer in self._half_open:
             writer.transport.abort()
 
     def hold(self, *directions: Direction) -> None:
-        """Stops forwarding in these directions, or in both if none is named, also on new connections."""
+        """Stops forwarding in the named directions, or in both directions if none is named, also on new connections."""
         for direction in directions or Direction:
             self._flowing[direction].clear()
 
     def release(self) -> None:
-        """Forwards again at full speed, first the bytes that were held."""
+        """Forwards all data again at full speed, beginning with the bytes that were held."""
         self._piece_bytes, self._pause_s = PIECE_BYTES, 0.0
         for flowing in self._flowing.values():
             flowing.set()
 
     def slow(self, bytes_s: int) -> None:
-        """Limits the bytes a second on each connection and in each direction."""
+        """Limits the rate of bytes, on each connection and in each direction."""
         self._piece_bytes, self._pause_s = bytes_s // SLOW_PIECES_S, 1 / SLOW_PIECES_S
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

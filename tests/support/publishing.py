@@ -1,4 +1,4 @@
-"""Publishes events to an exchange or a queue, with confirms, and reads queues."""
+"""Functions that publish events to an exchange or a queue, with confirms, and that read queues."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -16,14 +16,14 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 BATCH = 500
-"""The number of confirms that may be outstanding at once."""
+"""The maximum number of events that wait for their confirm at the same time."""
 
 
 async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:
     """Connects like `aio_pika.connect` to a broker that may be away.
 
-    If connecting fails, closes the connection at once. The garbage collector would close an abandoned connection later,
-    maybe in another test.
+    If the attempt to connect fails, the connection is closed at once. The garbage collector would close an abandoned
+    connection later, maybe in another test.
     """
     connection = aio_pika.Connection(URL(broker_url))
     try:
@@ -62,7 +62,7 @@ async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.E
     while True:
         channel = await connection.channel()
         await channel.exchange_delete(exchange)
-        # If the exchange now has another kind, a bridge has declared it first.
+        # If the exchange now has another kind, a bridge has already declared it again.
         with suppress(ChannelPreconditionFailed):
             await channel.declare_exchange(exchange, kind, durable=True)
             await channel.close()
@@ -70,10 +70,10 @@ async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.E
 
 
 async def delete_until_missed(connection: AbstractConnection, exchange: str, is_missed: Callable[[], bool]) -> None:
-    """Deletes an exchange, and waits until the bridge has noticed this.
+    """Deletes an exchange, and waits until the bridge has noticed the deletion.
 
-    A bridge that is about to declare the exchange creates it again without noticing. The exchange is then deleted
-    again.
+    A bridge that is about to declare the exchange creates it again without noticing the deletion. If the bridge creates
+    the exchange again, the exchange is deleted again.
     """
 
     async def missed() -> bool:
@@ -101,7 +101,8 @@ async def take(
             async for message in iterator:
                 messages.append(message)
                 if len(messages) == count:
-                    # One acknowledgement covers all messages: ten thousand single ones take 20 s on a busy machine.
+                    # One acknowledgement covers all messages, because ten thousand acknowledgements would take 20 s on
+                    # a busy machine.
                     await message.ack(multiple=True)
                     break
     finally:
@@ -112,7 +113,7 @@ async def take(
 async def bind(connection: AbstractConnection, exchange: str, queue: str, **arguments: Any) -> None:
     """Declares a durable queue, and binds it to a durable fanout exchange.
 
-    A test can then read the published events.
+    From this queue, a test can read the published events.
     """
     channel = await connection.channel()
     target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
@@ -134,7 +135,7 @@ async def depth(connection: AbstractConnection, queue: str) -> int:
 async def rejected(
     amqp: AbstractConnection, rejects: str, exchange: str, numbers: Sequence[int], reason: str = "too-large"
 ) -> None:
-    """Puts killmails with these numbers into the queue of rejected events. The message ids are `id-<number>`."""
+    """Puts killmails with the given numbers into the queue of rejected events. The message ids are `id-<number>`."""
     channel = await amqp.channel(publisher_confirms=True)
     await channel.declare_queue(rejects, durable=True, arguments=dict(QUEUE_ARGUMENTS))
     headers: dict[str, Any] = {
@@ -155,7 +156,7 @@ async def rejected(
 
 
 async def numbers_in(amqp: AbstractConnection, queue: str) -> list[int]:
-    """Empties a queue of killmails. Returns their numbers in order."""
+    """Empties a queue of killmails. Returns the numbers of the killmails in order."""
     count = await depth(amqp, queue)
     messages = await take(amqp, queue, count) if count else []
     return [orjson.loads(message.body)["killmailId"] for message in messages]
