@@ -86,7 +86,7 @@ def unit_tests_of(modules: Iterable[str], root: Path) -> list[str]:
 
 
 def functions(text: str) -> dict[str, tuple[int, list[str]]]:
-    """Returns the first line number and the lines of each function, by its name and by mutmut's name for it."""
+    """Returns each function's first line number and lines, by its own name and by mutmut's name for the function."""
     body = ast.parse(text).body
     scopes = [("x_", body), *((f"xǁ{node.name}ǁ", node.body) for node in body if isinstance(node, ast.ClassDef))]
     return {

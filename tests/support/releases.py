@@ -8,9 +8,10 @@ The runs:
     unit-newest  the same, on the newest Python that is available here
     newest       the tests that use a broker, on the newest Python; if this is Debian's, on that release's RabbitMQ
 
-A release of RabbitMQ is Debian's, if the script `../shared/bin/rabbitmq-release` exists, or else a container image. The
-newest Python is $PYTHON_NEWEST, or a `python3.X` on the PATH that is newer than this one, or else that of Debian's sid
-(`python_release.sh`). A release that is not available is a line in the table, and a failure only with `--required`.
+A release of RabbitMQ comes from Debian if the script `../shared/bin/rabbitmq-release` exists, and otherwise from a
+container image. The newest Python is $PYTHON_NEWEST, or a `python3.X` on the PATH that is newer than the running
+Python, or else the Python of Debian's sid (`python_release.sh`). An unavailable release gets a line in the table, and
+counts as a failure only with `--required`.
 """
 
 import argparse
@@ -35,13 +36,14 @@ PYTHON_RELEASE = Path(__file__).with_name("python_release.sh")
 RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 
 DEBIAN = {"4.0": "trixie", "4.3": "sid"}
-"""The release of Debian that has each release of RabbitMQ."""
+"""For each release of RabbitMQ, the Debian release that contains it."""
 
 OWN, UNIT, UNIT_NEWEST, NEWEST = "own", "unit", "unit-newest", "newest"
 NAMES = (OWN, *DEBIAN, UNIT, UNIT_NEWEST, NEWEST)
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent"}
-"""With this variable, the tests use the private node of a release even if a container engine answers."""
+"""With this value of DOCKER_HOST, the tests use a RabbitMQ release's private node even if a container engine is
+running."""
 
 BROKER_VARIABLES = ("TEST_AMQP_URL", "TEST_RABBITMQ_IMAGE")
 
@@ -59,11 +61,11 @@ OTHER_SUBJECTS = (
     "systemd",
     "wheel",
 )
-"""Files of tests/integration that test something other than the broker: a container engine, proxies, a package. The
-broker's release does not matter to them."""
+"""Files of tests/integration that test a container engine, proxies or a package, so that the broker's release does not
+matter."""
 
 WORKERS = (f"--numprocesses={1 if 'TEST_AMQP_URL' in os.environ else 3}", "--dist=loadfile")
-"""The number of workers. Each of the three has its own broker. A named broker has one virtual host, for one worker."""
+"""The options that set the number of workers: three with a broker each, or one if TEST_AMQP_URL names the broker."""
 
 PART = (
     "tests/faults/test_cluster.py",
@@ -74,27 +76,29 @@ PART = (
     "tests/faults/test_confirms.py",
     "tests/faults/test_queue_types.py",
 )
-"""The tests with a broker that `--part` runs: those in which releases differ most. The slowest file is the first,
-because the run takes longer if a worker begins it last."""
+"""The tests with a broker that `--part` runs, which are the tests in which releases of RabbitMQ differ most. The
+slowest test file comes first, because the run takes longer if a worker begins this file last."""
 
 TOO_LONG = (
     "tests/faults/test_cluster.py::test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed",
 )
-"""The test that `--part` leaves out: it takes as long as all other tests together."""
+"""The test that `--part` leaves out, because this test takes as long as all other tests together."""
 
 IN_THIS_ORDER = "--no-loadscope-reorder"
-"""The flag that keeps the order. Without this flag, xdist begins with the files that have the most tests."""
+"""The flag with which pytest-xdist keeps the order of the test files. Without this flag, pytest-xdist begins with the
+files that have the most tests."""
 
 MAKE_LIMIT_S = 900
-"""The limit for each command. The longest command makes the root file system of a release from packages."""
+"""The time limit for each command that prepares a release. The slowest command builds the root file system of a Debian
+release from packages."""
 
 
 class Unavailable(Exception):
-    """A release is not available on this machine. The message gives the reason in one line."""
+    """A release is not available on this machine. The exception's message gives the reason in one line."""
 
 
 class NotInstallable(Exception):
-    """The lock file or the project can't be installed on a Python. This error is a failure, not a missing release."""
+    """The lock file or the project can't be installed on a Python. A NotInstallable error makes the run fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +106,13 @@ class Place:
     """The command and the environment of a run's pytest."""
 
     python: str
-    """The version of Python."""
+    """The version of the Python that runs pytest."""
 
     command: tuple[str, ...]
-    """The command before the arguments of pytest."""
+    """The command that runs pytest, without the arguments of pytest."""
 
     variables: Mapping[str, str] | None = None
-    """The variables that replace BROKER_VARIABLES in the environment. If None, the environment does not change."""
+    """The variables that replace BROKER_VARIABLES in the environment, or None for an unchanged environment."""
 
     def environment(self) -> dict[str, str]:
         """The environment of the run."""
@@ -142,7 +146,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: the counts, or the reason why there are none."""
+    """A line of the table, with the counts of the tests, or the reason why the run has no counts."""
 
     name: str
     python: str
@@ -151,12 +155,12 @@ class Row:
 
     @property
     def is_bad(self) -> bool:
-        """True if a test failed, or pytest itself."""
+        """True if a test or pytest itself failed."""
         return self.counts is not None and (self.counts.failed > 0 or bool(self.reason))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the selected runs, prints the table, and returns the exit status."""
+    """Executes the selected runs, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.support.releases",
         description="Other arguments are passed to pytest. Paths replace the tests of the run.",
@@ -172,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
-    """Runs one run. The output of pytest is not captured."""
+    """Executes one of the runs. The output of pytest is not captured."""
     try:
         place = place_of(name)
     except Unavailable as reason:
@@ -188,7 +192,8 @@ def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
             code = subprocess.run(command, cwd=ROOT, env=place.environment(), check=False).returncode
             counts = counted(report.read_text()) if report.exists() else Counts()
         total += counts
-        # Any other exit code is an error of pytest, such as an interrupt, an unknown argument, or a missing pytest.
+        # Any exit code except 0 and 1 is an error of pytest, such as an interrupt, an unknown argument, or a missing
+        # pytest.
         if not ((code == 0 and counts.passed > 0) or (code == 1 and counts.failed > 0)):
             reasons.append(f"pytest ended with {code}")
     return Row(name, place.python, total, "; ".join(reasons))
@@ -197,8 +202,8 @@ def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
 def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]:
     """Returns the arguments of each pytest process of a run.
 
-    Tests marked `alone` are in a second process without workers. `part` leaves them out. Paths in `rest` replace the
-    folders, and all tests are in one process.
+    Tests marked `alone` are in a second process without workers. `part` leaves out the tests marked `alone`. Paths in
+    `rest` replace the folders, and all tests are in one process.
     """
     paths = any((ROOT / argument.partition("::")[0]).exists() for argument in rest if not argument.startswith("-"))
     if name in {UNIT, UNIT_NEWEST}:
@@ -214,7 +219,7 @@ def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]
 
 
 def place_of(name: str) -> Place:
-    """Returns the place of a run, and makes it if it is missing. Raises Unavailable."""
+    """Returns the place of a run, which is made if it does not exist. Raises Unavailable."""
     if name in {OWN, UNIT}:
         return Place(version_of_python(), (sys.executable,))
     if name in {UNIT_NEWEST, NEWEST}:
@@ -232,9 +237,9 @@ def place_of(name: str) -> Place:
 
 
 def newest_python() -> Place:
-    """Returns the newest Python here, in a separate environment with the locked packages.
+    """Returns the newest Python on this machine, in a separate environment with the locked packages.
 
-    Raises Unavailable and NotInstallable.
+    The exceptions are Unavailable and NotInstallable.
     """
     own = os.environ.get("PYTHON_NEWEST") or newer_on_path(os.environ.get("PATH", ""), sys.version_info.minor)
     into = () if own else (str(PYTHON_RELEASE), "sid", "--")
@@ -255,12 +260,12 @@ def newest_python() -> Place:
         except Unavailable as error:
             raise NotInstallable(str(error)) from error
         ready.write_text(made_from)
-    # Debian's root file system has only its own broker.
+    # The root file system of a Debian release contains only this release's broker.
     return Place(version, inside, NO_ENGINE if into else None)
 
 
 def newer_on_path(path: str, minor: int) -> str | None:
-    """Returns the newest `python3.X` on a PATH that works and has an X greater than `minor`, or None."""
+    """Returns the newest working `python3.X` on a PATH with an X greater than `minor`, or None."""
     found: dict[int, str] = {}
     for folder in path.split(os.pathsep):
         for file in Path(folder or ".").glob("python3.*"):
@@ -282,7 +287,10 @@ def version_of_python() -> str:
 
 
 def output_of(command: Sequence[str]) -> str:
-    """Returns the output of a command. Raises Unavailable with its last line if it fails or takes too long."""
+    """Returns the output of a command.
+
+    If the command fails or takes too long, raises Unavailable with the last output line.
+    """
     limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # `timeout` also ends child processes
     try:
         done = subprocess.run([*limit, *command], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -310,7 +318,7 @@ def counted(junit: str) -> Counts:
 
 
 def outcome_of(case: ET.Element) -> str:
-    """Returns the outcome of a test. As in pytest, a strict expected failure that passes is a failure."""
+    """Returns the outcome of a test as a word. As in pytest, a strict expected failure that passes is a failure."""
     if case.find("failure") is not None or case.find("error") is not None:
         return "failed"
     skipped = case.find("skipped")
@@ -320,7 +328,10 @@ def outcome_of(case: ET.Element) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Returns the table with aligned columns. A reason replaces the counts, or follows them."""
+    """Returns the table with aligned columns.
+
+    In a row with a reason, the reason replaces the counts or follows the counts.
+    """
     head = ("run", "RabbitMQ", "Python", "passed", "failed", "expected failures", "skipped", "seconds")
     lines: list[tuple[str, ...]] = [head]
     reasons = [""]

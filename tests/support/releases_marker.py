@@ -1,7 +1,7 @@
 """A pytest plugin: selects the tests that use a broker, and marks those that fail on a release because of a bridge bug.
 
 `--uses-broker` leaves out all other tests. `@pytest.mark.fails_on("4.3", reason="...")` makes a test a strict expected
-failure if the broker in use has one of the releases. The junit XML file has each version in use as a property.
+failure if the broker in use has one of the releases. In the junit XML file, each broker version in use is a property.
 """
 
 import socket
@@ -23,7 +23,8 @@ BROKERS = (
     "mortal_broker",
     "broker",
 )
-"""The fixtures that are brokers. The marker of a test applies to the first of these that the test uses."""
+"""The fixtures that are brokers. If a test uses several of these fixtures, the test's marker applies to the first of
+them."""
 
 ANSWER_LIMIT_S = 10.0
 
@@ -49,7 +50,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def broker_fixture(item: pytest.Item) -> str | None:
-    """Returns the name of the broker fixture of a test, or None if the test uses none. Unit tests never use one."""
+    """Returns the name of a test's broker fixture, or None if the test uses no broker.
+
+    Unit tests never use a broker.
+    """
     if item.nodeid.startswith("tests/unit/"):
         return None
     names: list[str] = getattr(item, "fixturenames", [])
@@ -58,7 +62,7 @@ def broker_fixture(item: pytest.Item) -> str | None:
 
 @pytest.fixture(autouse=True)
 def _fails_on(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """Makes the test a strict expected failure on the releases that its marker names."""
+    """Makes the test a strict expected failure on the releases that the test's marker names."""
     name = broker_fixture(request.node)
     marks = list(request.node.iter_markers("fails_on"))
     if name is None:
@@ -69,12 +73,12 @@ def _fails_on(request: pytest.FixtureRequest, record_property: Callable[[str, ob
     _record_once(version, record_property)
     for mark in marks:
         if release_of(version) in mark.args:
-            # Any other exception has another cause, and must fail the test.
+            # Any exception other than AssertionError has another cause, and must fail the test.
             request.applymarker(pytest.mark.xfail(reason=mark.kwargs["reason"], raises=AssertionError, strict=True))
 
 
 def release_of(version: str) -> str:
-    """Returns the release of a version: 4.3 for 4.3.6."""
+    """Returns the release of a version, such as 4.3 for 4.3.6."""
     return ".".join(version.split(".")[:2])
 
 

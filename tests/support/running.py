@@ -1,4 +1,4 @@
-"""A running bridge: in the loop of the test, or as a process, as its operator runs it."""
+"""A running bridge, either in the event loop of the test, or as a process like an operator's bridge."""
 
 import asyncio
 import dataclasses
@@ -20,12 +20,13 @@ from tests.support.metrics import series, value
 from tests.support.waiting import LIMIT_S, eventually
 
 UNPINGED = {"BRIDGE_IDLE_TIMEOUT": "1h", "BRIDGE_PING_INTERVAL": "30m"}
-"""Settings for `bridge_process` if a test expects no pings. On a busy machine, a test can take longer than 30 s."""
+"""Settings for `bridge_process` in a test that must get no pings. On a busy machine, a test can take longer than the
+default ping interval of 30 s."""
 
 NOWHERE = Path("/nonexistent/.env")
 
 COMMAND = (sys.executable, "-m", "bridge")
-"""The command of the bridge of this checkout."""
+"""The command that runs the bridge from this checkout."""
 
 
 TIMED_SCRIPT = """
@@ -38,14 +39,14 @@ cli.main(sys.argv[2:], prog_name="edk-bridge", obj=Timing(**json.loads(sys.argv[
 
 
 def timed_command(timing: Timing) -> tuple[str, ...]:
-    """Returns the command of the bridge of this checkout with other time constants."""
+    """Returns the command that runs the bridge from this checkout with other time constants."""
     if timing == DEFAULT:
         return COMMAND
     return sys.executable, "-P", "-c", TIMED_SCRIPT, json.dumps(dataclasses.asdict(timing))
 
 
 def consumer_of(bridge: Bridge) -> Consumer:
-    """Returns the consumer of a bridge, with its type."""
+    """Returns the consumer of a bridge, typed for mypy."""
     assert isinstance(bridge._source, Consumer)
     return bridge._source
 
@@ -67,7 +68,8 @@ async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
     """Like `running`, but does not wait until the bridge is ready.
 
-    Checks at the end that no series was added: Prometheus sees no increase in a counter that appears as 1.
+    Checks at the end that no metric series was added, because Prometheus sees no increase in a counter that appears as
+    1.
     """
     texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
     texts |= {name: str(value) for name, value in flags.items()}
@@ -87,7 +89,7 @@ def port_of(bridge: Bridge) -> int:
 
 
 def sample(bridge: Bridge, name: str, **labels: str) -> float:
-    """Returns the value of a metric. Raises KeyError if there is no such series."""
+    """Returns the value of a metric. Raises KeyError if the metric has no series with these labels."""
     return value(bridge.metrics, name, **labels)
 
 
@@ -106,13 +108,13 @@ async def secure(broker: Broker, exchange: str, folder: Path, **flags: object) -
 
 
 class BridgeProcess:
-    """`python -m bridge serve` as a child process. `lines` has its log lines, parsed from JSON."""
+    """`python -m bridge serve` as a child process. `lines` has the bridge's log lines, parsed from JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[dict[str, object]] = []
         self.texts: list[str] = []
-        """The lines that are not JSON."""
+        """The lines on the bridge's standard error that are not JSON."""
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -124,7 +126,7 @@ class BridgeProcess:
                 self.texts.append(line.decode().rstrip())
 
     def logged(self, event: str) -> dict[str, object] | None:
-        """Returns the first log line with this phrase."""
+        """Returns the first log line with the given phrase as its event."""
         return next((line for line in self.lines if line["event"] == event), None)
 
     async def port(self) -> int:
@@ -135,7 +137,7 @@ class BridgeProcess:
         return int(str(line["port"]))
 
     async def consuming(self) -> None:
-        """Waits until the bridge consumes."""
+        """Waits until the bridge consumes events."""
         await eventually("the bridge consumes", lambda: self.logged("consuming"))
 
     async def ended(self, limit_s: float = LIMIT_S) -> int:
@@ -170,7 +172,7 @@ async def bridge_process(
         *arguments,
         env=environment,
         stderr=asyncio.subprocess.PIPE,
-        # This folder has no `.env` of the developer.
+        # The bridge starts in this folder, because the folder has no `.env` of the developer.
         cwd=Path(__file__).parent,
     )
     running_process = BridgeProcess(process)

@@ -1,8 +1,9 @@
 """A scene for faults of the broker: a fetcher, an exchange, and two bridges with one client each.
 
-One bridge consumes a named queue, and the other an exclusive one. Both bridges are processes, as an operator runs them.
-The fetcher continuously publishes numbered killmails, and records the confirmed ones. The test compares them with the
-updates of each client, and checks the log and `/readyz` of each bridge.
+One bridge consumes a named queue, and the other bridge an exclusive queue. Both bridges run as processes, like the
+bridges of an operator. The fetcher continuously publishes numbered killmails, and records which killmails were
+confirmed. The test compares the confirmed killmails with the updates of each client, and checks the log and `/readyz`
+of each bridge.
 """
 
 import asyncio
@@ -31,24 +32,24 @@ NAMED, EXCLUSIVE = "named queue", "exclusive queue"
 ATTEMPTS = "bridge_broker_connection_attempts_total"
 
 PAUSE_S = 0.01
-"""The pause between two events. This gives a hundred events a second, a hundred times the rate of all of EVE Online."""
+"""The pause between two events. At a hundred events a second, the rate is a hundred times that of all of EVE Online."""
 
 RECOVERY_LIMIT_S = 10.0
-"""The longest recovery on a busy machine, from the end of the cause until the bridge consumes again. An idle machine
-takes a tenth of this time."""
+"""The longest recovery on a busy machine, from the end of the cause until the bridge consumes again. On an idle
+machine, the recovery takes a tenth of this time."""
 
 LEFTOVERS_LIMIT_S = 45.0
-"""The time until the broker detects a half-open connection, and delivers its unsettled events again."""
+"""The time until the broker detects a half-open connection, and delivers the connection's unsettled events again."""
 
 GOODBYE_S = 5.0
 
 SAMPLE_S = 0.1
 
 ROUNDING_S = 0.01
-"""The rounding error of the times in a gap."""
+"""The rounding error of the times that a gap message contains."""
 
 SLACK_S = 2.0
-"""With `answer_valid_s` added, the longest time that `/readyz` may return 200 while no update arrives."""
+"""While no update arrives, `/readyz` is allowed to return 200 for this time plus `answer_valid_s`."""
 
 
 class SceneFetcher:
@@ -62,9 +63,9 @@ class SceneFetcher:
         self._flowing.set()
         self._is_publishing = False
         self.began: dict[int, float] = {}
-        """By the killmail's id, the monotonic time in seconds at which the publish began."""
+        """For each killmail id, the monotonic time (s) at which the fetcher began to publish the killmail."""
         self.confirmed: dict[int, float] = {}
-        """By the killmail's id, the monotonic time in seconds at which the confirm was read."""
+        """For each killmail id, the monotonic time (s) at which the fetcher read the confirm."""
         self._running = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -86,7 +87,7 @@ class SceneFetcher:
                 self._is_publishing = True
                 try:
                     async with asyncio.timeout(GOODBYE_S):
-                        # Without `mandatory`, the broker confirms an event that it can't route, and the event then
+                        # Because `mandatory` is off, the broker confirms an event that it can't route, so this event
                         # counts as lost.
                         await target.publish(message, routing_key="", mandatory=False)
                     self.confirmed[number] = time.monotonic()
@@ -99,7 +100,7 @@ class SceneFetcher:
             closing.cancel()
 
     async def pause(self) -> None:
-        """Stops publishing. Returns when the publish in progress has ended."""
+        """Stops publishing. Returns when no event is being published any more."""
         self._flowing.clear()
         await eventually("the last publish has ended", lambda: not self._is_publishing)
 
@@ -119,7 +120,7 @@ class SceneFetcher:
 
 
 class Watched:
-    """A bridge, its client, and a task that reads its `/readyz`."""
+    """A bridge, its client, and a task that reads the bridge's `/readyz`."""
 
     def __init__(self, name: str, process: BridgeProcess, port: int, client: RawClient, fetcher: SceneFetcher) -> None:
         self.name = name
@@ -128,7 +129,7 @@ class Watched:
         self.client = client
         self.received: list[int] = []
         self.arrived: dict[int, float] = {}
-        """By the killmail's id, the monotonic time in seconds of its first arrival."""
+        """For each killmail id, the monotonic time (s) at which the killmail first arrived."""
         self.falsely_ready_s = 0.0
         """The longest time for which `/readyz` returned 200 while a confirmed event did not arrive."""
         self._fetcher = fetcher
@@ -147,7 +148,7 @@ class Watched:
         while not self._stopping:
             status, _ = await self.state()
             now_s = time.monotonic()
-            # The events that were confirmed some time ago, and are newer than all received ones.
+            # The events that were confirmed some time ago, and are newer than all events that the client received.
             newest = max(self.arrived, default=0)
             waiting = [at for number, at in self._fetcher.confirmed.items() if number > newest and now_s - at > SLACK_S]
             if status == 200 and waiting:
@@ -168,7 +169,10 @@ class Watched:
         return next(float(line.split()[1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
 
     async def not_ready(self, *words: str) -> dict[str, Any]:
-        """Waits until `/readyz` is 503 and its last error of the broker has all these words. Returns the body."""
+        """Waits until `/readyz` returns 503 with a last broker error that contains all the given words.
+
+        Returns the body of the answer.
+        """
         body: dict[str, Any] = {}
 
         async def is_reported() -> bool:
@@ -197,27 +201,30 @@ class Watched:
 
 
 class Fault:
-    """One fault: the state before it, its start and its end."""
+    """One fault, with its start, its end, and the state before the fault."""
 
     def __init__(self, confirmed: set[int], attempts: dict[str, float], gaps: float, lines: dict[str, int]) -> None:
         self.confirmed_before = confirmed
         self.attempts_before = attempts
-        """The number of attempts to connect of each bridge."""
+        """For each bridge, the number of attempts to connect before the fault."""
         self.gaps_before = gaps
-        """The number of gaps of the bridge with the exclusive queue."""
+        """The number of gaps that the bridge with the exclusive queue had reported before the fault."""
         self.lines_before = lines
-        """The number of log lines of each bridge."""
+        """For each bridge, the number of log lines before the fault."""
         self.began_s = time.monotonic()
         self.is_over = False
         self.over_s = self.over_unix_s = 0.0
 
     def lines(self, bridge: Watched, *events: str) -> list[dict[str, object]]:
-        """Returns the bridge's log lines since the fault began. With `events`, only lines with one of these phrases."""
+        """Returns the bridge's log lines since the fault began.
+
+        If `events` are given, returns only the lines with one of these phrases.
+        """
         lines = bridge.process.lines[self.lines_before[bridge.name] :]
         return [line for line in lines if not events or line["event"] in events]
 
     def over(self) -> None:
-        """Must be called when the cause of the fault has ended."""
+        """The test must call `over` when the cause of the fault has ended."""
         self.is_over = True
         self.over_s, self.over_unix_s = time.monotonic(), time.time()
 
@@ -245,8 +252,11 @@ class Scene:
         self.timing = timing
 
     async def fault(self) -> Fault:
-        """Records the state before a fault. The test causes the fault, and `verify` checks its outcome."""
-        # An earlier test that failed may have left the fetcher paused and `falsely_ready_s` set.
+        """Records the state before a fault.
+
+        After this call, the test causes the fault, and `verify` checks the outcome.
+        """
+        # If an earlier test failed, the fetcher may still be paused, and `falsely_ready_s` may still be set.
         self.fetcher.resume()
         for bridge in self.bridges.values():
             bridge.falsely_ready_s = 0.0
@@ -270,9 +280,10 @@ class Scene:
     ) -> None:
         """Checks the guarantees of both bridges after a fault, and adds a row to the table.
 
-        `what` names the fault and `does` the reaction of the bridge. `limit_s` bounds the recovery. `kept` is False if
-        not even a named queue can keep all events. `noticed` names the bridges that lose their connection. `noticed` is
-        None if the loss depends on the time of their checks.
+        `what` names the fault, and `does` names the reaction of the bridge. `limit_s` is the longest allowed time of
+        the recovery. `kept` is False if not even a named queue can keep all events. `noticed` names the bridges that
+        lose their connection. `noticed` is None if it depends on the time of the bridges' checks whether they lose
+        their connection.
         """
         if not fault.is_over:
             fault.over()
@@ -284,7 +295,7 @@ class Scene:
         await self.fetcher.pause()
         await asyncio.gather(*(self._all_arrived(bridge) for bridge in self.bridges.values()))
         if kept:
-            # The broker redelivers the events of a dead connection when it has detected its end.
+            # The broker redelivers the events of a dead connection after it has detected the end of this connection.
             with suppress(AssertionError):
                 await eventually(
                     "all events arrive", lambda: not self._lost(self.named, fault), limit_s=LEFTOVERS_LIMIT_S
@@ -297,7 +308,7 @@ class Scene:
         for name, bridge in self.bridges.items():
             self._check_reports(bridge, fault, None if noticed is None else name in noticed)
             tried = await bridge.metric(ATTEMPTS) - fault.attempts_before[name]
-            # There are a few attempts while the pauses grow, and then one attempt for each pause.
+            # The bridge makes a few attempts to connect while its pauses grow, and then one attempt for each pause.
             assert tried <= 6 + outage_s / 0.75, f"{tried:.0f} attempts in {outage_s:.0f} s"
         if noticed:
             await self._check_gap(fault, lost[EXCLUSIVE])
@@ -330,7 +341,7 @@ class Scene:
 
         await eventually("the connection is back", back)
         await eventually("an event that was published after the fault arrives", lambda: arrival() is not None)
-        # Events that were in flight when the fault began may arrive after it.
+        # Events that were in flight when the fault began may arrive after the fault.
         recovered = fault.lines(bridge, "broker recovered")[-1:]
         logged_s = [datetime.fromisoformat(str(line["timestamp"])).timestamp() for line in recovered]
         took_s = max([0.0, (arrival() or 0.0) - over_s, *(at_s - over_unix_s for at_s in logged_s)])
@@ -359,8 +370,8 @@ class Scene:
         recovered = [line for line in new if line["event"] == "broker recovered"]
         assert len(lost) == len(recovered), new
         assert noticed is None or bool(lost) == noticed, new
-        # Even if many attempts fail, there is one line for each change of the consumer's or the rejects' connection.
-        # Rejected events have separate lines.
+        # Even if many attempts to connect fail, a connection writes one log line for each change of its state. Rejected
+        # events have their own log lines.
         changes = [line for line in new if line["event"] != "event rejected"]
         assert len(changes) <= 8 * max(1, len(lost)), new
         assert [line for line in new if "exception" in line] == []
@@ -378,7 +389,7 @@ class Scene:
             since_s, until_s = (datetime.fromisoformat(body["last_gap"][end]).timestamp() for end in ("since", "until"))
             ahead_s = time.time() - time.monotonic()
             began, confirmed = self.fetcher.began, self.fetcher.confirmed
-            # The broker dropped the event between these two times. The exact time is unknown.
+            # The broker dropped the event between the start of the publish and its confirm, at an unknown time.
             outside = [
                 n
                 for n in lost
@@ -393,13 +404,14 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """Starts a scene on a broker, and waits until everything works.
 
-    The bridges connect to `bridge_url`, and the fetcher to `broker_url`. `variables` are further settings.
+    The bridges connect to `bridge_url`, and the fetcher to `broker_url`. `variables` are further settings of the
+    bridges.
     """
     exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_delete_all, broker_url, (exchange, rejects), (queue, rejects))
         settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects}
-        # The clients answer no ping, and a scene may last for minutes.
+        # The idle timeout is long, because the clients answer no ping, and a scene may last for minutes.
         settings |= {"BRIDGE_IDLE_TIMEOUT": "1h", **variables}
         url = bridge_url or broker_url
         processes = [

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 LONGEST_S = 3600.0
-"""The limit of virtual time for a test. Code that retries forever reaches this limit within a second of real time."""
+"""The maximum virtual time that a test may take. Code that retries forever reaches this limit within a second of real
+time."""
 
 
 class VirtualTime:
-    """The time of the running event loop, and of the modules that the test names."""
+    """A virtual clock for the running event loop, and for the modules that the test names."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
-        """Replaces `time` in each of `modules`."""
+        """Replaces the module `time` in each of `modules`."""
         loop = asyncio.get_running_loop()
         self.now_s = self._start_s = loop.time()
         self._start_unix_s = time.time()

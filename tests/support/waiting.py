@@ -1,4 +1,4 @@
-"""Waits for a condition, with a limit."""
+"""Functions that wait for a condition, up to a time limit."""
 
 import asyncio
 import functools
@@ -8,14 +8,13 @@ from typing import ParamSpec
 Parameters = ParamSpec("Parameters")
 
 LIMIT_S = 20.0
-"""The default limit. The limit is long, because only a failing test waits this long. The failure names the
-condition."""
+"""The default time limit of `eventually`. It is long, because only a failing test waits until the limit."""
 
 
 async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:
     """Waits until `holds` returns a true value, and returns that value.
 
-    After the limit, raises AssertionError with `what`.
+    After the time limit, raises AssertionError with `what`.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_s
@@ -33,7 +32,7 @@ async def eventually(what: str, holds: Callable[[], object | Awaitable[object]],
 def no_task_left(
     test: Callable[Parameters, Coroutine[None, None, None]],
 ) -> Callable[Parameters, Coroutine[None, None, None]]:
-    """Wraps a test, so that it fails if a task is left that it has started."""
+    """Wraps a test, so that the test fails if it leaves a task running."""
 
     @functools.wraps(test)
     async def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:

@@ -62,7 +62,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class RunningConsumer:
-    """A consumer, and the broker of its sessions."""
+    """A consumer, and the broker for the consumer's sessions."""
 
     def __init__(
         self, broker: FakeBroker, queue: str | None = "kept", *, wait: bool = False, nodes: tuple[str, ...] = ()
@@ -200,7 +200,7 @@ async def test_deliveries_may_arrive_before_consume_ok(
 async def test_newest_connection_has_the_highest_priority_whatever_the_clock_shows(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
-    """The broker may not have noticed the end of the old connection, which must not get every other event."""
+    """If the broker has not noticed the end of the old connection, this connection must not get half of the events."""
     connections = [FakeAmqp() for _ in range(3)]
     running.broker.connections += connections
     running.begin()
@@ -408,7 +408,7 @@ INTERNAL_ERROR = aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR")
 
 
 async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -> list[float]:
-    """Loses `times` connections as soon as they consume. Returns the pauses (s) between them."""
+    """Breaks `times` connections, each as soon as it consumes. Returns the pauses (s) between the connections."""
     connections = [FakeAmqp() for _ in range(times)]
     for amqp in connections:
         amqp.on("consume kept", lambda amqp=amqp: asyncio.get_running_loop().call_soon(amqp.lose, error) and None)
@@ -511,7 +511,7 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(exclusive: Run
 async def test_exchange_that_a_failed_attempt_declared_is_a_gap_of_the_next_session(
     running: RunningConsumer,
 ) -> None:
-    """Earlier events are in no queue of the bridge, whichever attempt has declared the exchange."""
+    """Whichever attempt has declared the exchange, earlier events are in no queue of the bridge."""
     first = FakeAmqp()
     failing = FakeAmqp().on(LOOK, ConnectionError("gone again"))
     failing.on("exchange killmails passive", NO_EXCHANGE)
@@ -606,7 +606,7 @@ async def test_node_that_does_not_answer_a_request_is_tried_last(broker: FakeBro
     await end(running)
 
 
-# The topology check
+# The check of the topology
 
 
 async def test_topology_check_proves_that_the_connection_works(running: RunningConsumer, clock: VirtualTime) -> None:
@@ -841,7 +841,7 @@ async def test_stream_is_consumed_from_the_offset_of_its_reader(
 
 
 class FakeStallDetector:
-    """Stands in for `StallDetector`: records its arguments, and stalls when a test demands it."""
+    """A fake of `StallDetector` that records its arguments, and reports a stall when a test demands it."""
 
     instances: list[FakeStallDetector]
 
@@ -891,7 +891,7 @@ async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
 
 
 async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsumer) -> None:
-    """A new session would lose rejected events that can't be published."""
+    """If a stall ended the session here, the rejected events that can't be published would be lost."""
     reading.broker.connections.append(FakeAmqp())
     reading.recorder.holds = True
     reading.begin()
@@ -900,7 +900,7 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     assert fast_channel is not None
     may_deliver = [detector.may_deliver()]
     for tag in (1, 2):
-        # The offset takes 64 bits, like a broker's offsets.
+        # The offset is encoded in 64 bits, like a broker's offsets.
         properties = commands.Basic.Properties(headers={"x-stream-offset": 2**40 + tag})
         assert fast_channel.feed(method(tag) + header(5, properties) + part(b"event")) == b""
         may_deliver.append(detector.may_deliver())

@@ -1,4 +1,4 @@
-"""The warnings of events that are delivered repeatedly: when they begin, and when they end."""
+"""Tests when the warnings about an event that is delivered repeatedly begin and end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.fake_amqp import OWN, FakeAmqp, header, method, part, payload
 
 
 def properties(count: FieldValue) -> MessageProperties:
-    """Returns the properties of a message with this delivery count."""
+    """Returns the properties of a message with the given delivery count."""
     return MessageProperties(payload_of(header(0, commands.Basic.Properties(headers={"x-delivery-count": count}))))
 
 

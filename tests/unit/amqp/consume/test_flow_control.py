@@ -1,4 +1,4 @@
-"""The pauses in reading from the broker, and the prefetch of the next session."""
+"""Tests of the pauses in reading from the broker, and of the next session's prefetch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_PREFETCH = 200
 
 
 class Stage:
-    """A flow control, and the transport of its sessions."""
+    """A flow control, and the transport of the sessions that it controls."""
 
     def __init__(self, max_prefetch: int = MAX_PREFETCH) -> None:
         self.transport = FakeTransport()
@@ -26,7 +26,7 @@ class Stage:
 
     @property
     def paused(self) -> list[bool]:
-        """The calls of the transport: True for each pause, False for each resume."""
+        """The calls that the transport got, with True for each pause and False for each resume."""
         return self.transport.paused
 
 
@@ -104,7 +104,7 @@ async def test_reduced_prefetch_lasts_for_one_session(stage: Stage) -> None:
 
 
 async def test_one_delivery_at_a_time_is_always_read() -> None:
-    """A prefetch of 0 would be unlimited, and the broker closes a connection that is not read."""
+    """A prefetch of 0 would mean no limit, and the broker closes a connection from which the bridge does not read."""
     stage = Stage(1)
     stage.begin_session()
     stage.flow_control.set_full(True)

@@ -1,4 +1,4 @@
-"""Pauses before sessions that follow repeated failures."""
+"""Tests of the pauses before sessions that follow repeated failures."""
 
 import asyncio
 

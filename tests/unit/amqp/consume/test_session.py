@@ -23,7 +23,7 @@ HALF = PREFETCH // 2
 FLUSH = "flush"
 
 Sent = tuple[int, bool]
-"""A tag that was acknowledged, and True if all tags before it were acknowledged too."""
+"""An acknowledged tag, and True if the acknowledgement covers all tags before it too."""
 
 
 class Handler:
@@ -31,14 +31,14 @@ class Handler:
 
     def __init__(self) -> None:
         self.log: list[int | str | list[Sent]] = []
-        """The record, in order: delivered tags, FLUSH, and a list of acknowledgements for each write to the
+        """In order, the delivered tags, FLUSH for each flush, and the acknowledgements of each write to the
         transport."""
         self.deliveries: list[Delivery] = []
         self.held: set[int] = set()
-        """Tags that a flush does not settle."""
+        """The tags of the deliveries that a flush does not settle."""
         self._settled: set[int] = set()
         self.settles_at_once = False
-        """True to settle each delivery while it is delivered, like a duplicate."""
+        """If True, each delivery is settled as soon as it arrives, like the delivery of a duplicate."""
         self.fast_channel = FastChannel()
         self.fast_channel.attach(self)
         channel = FakeAmqp().open_channel()
@@ -87,7 +87,7 @@ class Handler:
     resume_reading = pause_reading
 
     def feed(self, *tags: int) -> None:
-        """Delivers these tags in one read."""
+        """Delivers messages with the given tags in one read."""
         assert self.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
     def settle(self, *tags: int) -> None:
@@ -108,7 +108,7 @@ async def handler() -> Handler:
 
 
 async def turn() -> None:
-    """Waits for one turn of the loop: all scheduled calls have then run."""
+    """Waits for one turn of the loop, after which all scheduled calls have run."""
     await asyncio.sleep(0)
 
 
@@ -116,7 +116,7 @@ async def turn() -> None:
 
 
 async def test_deliveries_of_one_read_are_flushed_once_and_acknowledged_in_one_write(handler: Handler) -> None:
-    """Everything happens in the call that receives the deliveries, without another turn of the loop."""
+    """The deliveries are handled in the same call that receives them, without another turn of the loop."""
     handler.feed(1, 2, 3)
     assert handler.new() == [1, 2, 3, FLUSH, [(3, True)]]
     handler.feed(4)

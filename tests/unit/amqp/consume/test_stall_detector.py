@@ -1,4 +1,4 @@
-"""Probes for the stream's end: their times, and the consequences of their answers."""
+"""Tests of the probes for the stream's end, their times, and the consequences of the broker's answers."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Stream:
         self.position = self.reader.position
         self.position.begin_session(0)
         self.probes_s: list[float] = []
-        """The times of probes for a message after the last delivery."""
+        """The times of the probes that look for a message after the last delivery."""
         self.ends_s: list[float] = []
-        """The times of probes for the next published message."""
+        """The times of the probes that wait for the next published message."""
         self.proofs_s: list[float] = []
         self.may_deliver = True
         self.amqp = FakeAmqp().on(CONSUME, self.deliver)
@@ -91,7 +91,7 @@ class Stream:
             self._give(channel.consumer, range(first, self.newest + 1))
 
     def publish(self) -> None:
-        """Publishes a message: the consumer gets it, and also a probe that waits for the next message."""
+        """Publishes a message, which the consumer and a probe that waits for the next message receive."""
         self.newest += 1
         self.read(self.newest)
         if self.waiting is not None:
@@ -142,14 +142,14 @@ async def test_pauses_between_probes_grow_while_there_is_nothing_newer(stream: S
     stream.newest = 10
     async with stream.detecting():
         await stream.probed(6)
-        # A probe that finds nothing takes FIRST_S.
+        # A probe that finds no message takes FIRST_S.
         pauses_s = [later - earlier - FIRST_S for earlier, later in pairwise(stream.probes_s)]
         assert pauses_s == pytest.approx([20.0, 40.0, *[LONGEST_PAUSE_S] * 3], abs=2 * CHECK_S)
         stream.newest = 11
         stream.read(11)
         before_s = asyncio.get_running_loop().time()
         await stream.probed(7)
-        # One more probe may be in progress.
+        # When the message arrives, one more probe may be in progress.
         assert stream.probes_s[-1] - before_s <= 2 * FIRST_S + 2 * CHECK_S + 0.001, (
             "the pauses begin again with the shortest one"
         )
@@ -192,7 +192,7 @@ async def test_delivery_during_a_probe_prevents_a_stall(stream: Stream) -> None:
 
 
 async def test_silence_begins_when_the_broker_may_deliver(stream: Stream) -> None:
-    """After a long hold, a broker may have to read the events from a slow disk."""
+    """When deliveries resume after a long pause, the broker may have to read the events from a slow disk."""
     stream.may_deliver = False
     async with stream.detecting() as detecting:
         await asyncio.sleep(10 * FIRST_S)
@@ -268,7 +268,7 @@ async def test_channel_that_is_closed_during_a_probe_raises_the_brokers_error(st
         await probe(stream, 40)
 
 
-# The last complete moment
+# The moment until which the events are complete
 
 
 async def test_probe_without_a_delivery_proves_the_end_at_its_start(stream: Stream, clock: VirtualTime) -> None:
@@ -306,7 +306,7 @@ async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: Virt
 
 
 async def test_end_is_proven_only_when_it_is_read(stream: Stream, clock: VirtualTime) -> None:
-    """The reader is slower than the publishers: the probe's message is far ahead."""
+    """The reader is slower than the publishers, so the message that the probe gets is far ahead of the reader."""
     stream.newest = 1000
     stream.read(10)
     before_s = stream.complete_s

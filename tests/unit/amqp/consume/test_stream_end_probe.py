@@ -1,4 +1,4 @@
-"""The probe for the end of a stream, with a broker that answers, is silent or fails."""
+"""Tests of the probe for the end of a stream, with a broker that answers, is silent or fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def comes(channel: FakeChannel, body: bytes, offset: int = 41) -> asyncio.Task[N
 
 
 class Delivers:
-    """The answer of a broker that delivers the published marker."""
+    """Answers like a broker that delivers the published marker."""
 
     def __init__(self, amqp: FakeAmqp) -> None:
         self._amqp = amqp

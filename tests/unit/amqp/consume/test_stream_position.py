@@ -1,4 +1,4 @@
-"""The verdicts on the offsets and tags of a stream, session after session."""
+"""Tests which offsets and tags of a stream count as new, repeated or missing, session after session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEW, ALREADY_READ, OTHER_STREAM, POSSIBLE_GAP = (
 
 
 def tag_of(offset: int) -> int:
-    """Returns the tag of a message in the usual stream. Other streams have other tags."""
+    """Returns the tag of a message in the usual stream. In other streams, messages have other tags."""
     return offset * 7 + 1
 
 
@@ -28,7 +28,7 @@ def observe(position: StreamPosition, *offsets: int) -> list[Verdict]:
 
 @pytest.fixture
 def position() -> StreamPosition:
-    """A position that has read 5 to 10, and lost its connection."""
+    """A stream position that has read the offsets 5 to 10, and has lost its connection."""
     position = StreamPosition(window=5)
     assert position.begin_session(10) == 5
     observe(position, *range(5, 11))
@@ -132,7 +132,7 @@ def test_single_missing_offset_is_no_gap(position: StreamPosition, next_one: int
 def test_possible_gap_ends_the_session_and_is_accepted_if_the_last_message_still_exists(
     position: StreamPosition,
 ) -> None:
-    """No message was dropped, because the last message, which is older, would be gone too."""
+    """The stream dropped no message, because it would have dropped the last received message first."""
     assert observe(position, 13) == [POSSIBLE_GAP]
     assert position.begin_session(20) == 10
     assert observe(position, 10, 13, 14) == [ALREADY_READ, NEW, NEW]
@@ -200,7 +200,7 @@ def test_other_stream_that_vanishes_before_it_is_read_is_followed_by_the_next_on
 def test_every_message_is_new_once_and_in_order_however_often_it_is_interrupted(
     steps: list[int], sessions: list[int], chunk: int
 ) -> None:
-    """Each session has some deliveries, and begins up to a chunk too early. The last session has all of them."""
+    """Each session has some deliveries, and begins up to a chunk too early. The last session has all deliveries."""
     stream = [sum(steps[: at + 1]) for at in range(len(steps))]
     position = StreamPosition(window=10**6)
     read: list[int] = []

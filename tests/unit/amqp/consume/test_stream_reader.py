@@ -1,4 +1,4 @@
-"""The gaps that a bridge reports: events that may not have reached the stream, and the gaps of markers."""
+"""Tests of the gaps that a bridge reports, for events that may not have reached the stream, and from markers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ABSENT = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'kept' in
 
 
 class FakeEndProbe:
-    """Finds the end at once, and records token and gap of the marker."""
+    """A fake probe that finds the stream's end at once, and records the token and the gap of the marker."""
 
     end_at = 10
     instances: list[FakeEndProbe]
@@ -64,7 +64,7 @@ class Reader:
         self.reader = StreamReader(STREAM, self.gaps, self.status, ("one", "two") if several_nodes else ("one",))
 
     async def begin(self, amqp: FakeAmqp | None = None, *, created: bool = False) -> Gap | None:
-        """Begins a session, and returns the gap in its marker."""
+        """Begins a session, and returns the gap in the session's marker."""
         await self.reader.prepare((amqp or FakeAmqp()).amqp)
         await self.reader.begin_session(created)
         return FakeEndProbe.instances[-1].gap
@@ -87,7 +87,7 @@ async def stage(clock: VirtualTime) -> Reader:
 
 
 def assert_gap(gap: Gap | None, since_s: float, until_s: float, reason: str) -> None:
-    """Compares a gap with its parts, up to rounding."""
+    """Checks the times of a gap, up to rounding, and its reason."""
     assert gap is not None
     assert gap.since_s == pytest.approx(since_s)
     assert gap.until_s == pytest.approx(until_s)

@@ -1,4 +1,4 @@
-"""The deliveries of a stream, which are reported and settled in the right order."""
+"""Tests that the deliveries of a stream are reported and settled in the right order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.support.fake_amqp import OWN, FakeAmqp, FakeTransport, header, method
 
 STREAM = StreamConfig("history", 3600.0, 2**20, window=100)
 BASE = 2**40
-"""The first offset in these tests. The library encodes a smaller number in fewer bytes than a broker."""
+"""The first offset in these tests, large because the library encodes a small number in fewer bytes than a broker
+does."""
 
 
 def id_of(at: int, body: bytes = b"event") -> UpdateId:
@@ -68,7 +69,7 @@ class FedReader:
         self.fast_channel.feed(data)
 
     def marker(self, at: int, body: bytes = b"token") -> None:
-        """Delivers a marker of this reader or of another one."""
+        """Delivers a marker of this reader or of another reader."""
         self.feed(at, body=body, kind=MARKER_TYPE, exchange="")
 
     @property
@@ -144,7 +145,7 @@ async def test_message_that_was_read_before_is_settled_and_not_delivered(reader:
 
 
 async def test_session_without_new_messages_reports_nothing(reader: FedReader) -> None:
-    """The session only gets the last message again, and its own marker."""
+    """The session gets only its own marker and the last message, which it had before."""
     reader.begin(3)
     reader.marker(3)
     log = [*reader.recorder.log]
@@ -167,7 +168,7 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(reader: FedRea
 
 
 async def test_gap_of_a_marker_is_reported_once_in_its_place(reader: FedReader) -> None:
-    """The gap of another bridge is not the last gap of this bridge, and not counted.
+    """A gap of another bridge is not counted, and does not become the last gap of this bridge.
 
     The marker may be published twice.
     """
@@ -262,7 +263,10 @@ async def test_reader_at_the_end_has_missed_nothing_until_then(reader: FedReader
 
 
 async def test_gap_begins_before_the_end_that_later_events_prove(reader: FedReader) -> None:
-    """The events after the missing ones prove that the reader reached the end. The gap begins before this proof."""
+    """The events after the missing events prove that the reader reached the end of the stream.
+
+    The gap begins before the moment of this proof.
+    """
     reader.feed(1)
     reader.begin(9)
     reader.reader.expect_end(BASE + 9, reader.gaps._complete_until_s + 60)

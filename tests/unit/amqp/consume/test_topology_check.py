@@ -1,4 +1,4 @@
-"""The requests of the topology check: their results, and the effect of a refused or unanswered request."""
+"""Tests of the topology check's requests, and of the effect of a refused or unanswered request."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class Watched:
-    """A topology check that runs, and what it reported."""
+    """A running topology check, and the times that the check reported."""
 
     def __init__(self, amqp: FakeAmqp, found: Topology) -> None:
         self.requested_s: list[float] = []
-        """The times of all requests that were answered."""
+        """The times at which the answered requests were sent."""
         self.complete_s: list[float] = []
         self.check = TopologyCheck(
             amqp.amqp, found, self.requested_s.append, self.complete_s.append, FlowControl(20), named=True
@@ -71,7 +71,7 @@ async def test_every_request_is_repeated_and_each_has_its_own_channel() -> None:
 
 
 async def test_exchange_is_declared_passively_first() -> None:
-    """An active declaration would create the exchange, and the bridge would not notice the loss."""
+    """An active declaration would create the exchange again, and the bridge would not notice the exchange's loss."""
     async with watched(amqp := FakeAmqp().on(EXCHANGE, NO_EXCHANGE)) as watching:
         with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
             await watching.running
@@ -184,14 +184,14 @@ async def test_channel_that_can_not_be_opened_counts_as_silence() -> None:
 
 
 async def test_stray_cancellation_ends_the_check() -> None:
-    """aiormq cancels each task that waits for a channel that is closed."""
+    """When a channel is closed, aiormq cancels each task that waits for the channel."""
     async with watched(FakeAmqp().on(BIND, asyncio.CancelledError())) as watching:
         await asyncio.wait([watching.running])
         assert watching.running.cancelled()
 
 
 async def test_answer_is_reported_with_the_time_of_its_request(clock: VirtualTime) -> None:
-    """A bridge that was frozen reads the answer much later."""
+    """If a bridge was frozen for a while, it reads the broker's answer late."""
     amqp = FakeAmqp().on(EXCHANGE, HANGS).on(BIND, HANGS)
     began_s = clock.monotonic()
 
