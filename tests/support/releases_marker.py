@@ -1,4 +1,4 @@
-"""A pytest plugin: selects the tests that use a broker, and marks those that fail on a release because of a bridge bug.
+"""A pytest plugin that selects the tests with a broker, and marks tests that fail on a release because of a bridge bug.
 
 `--uses-broker` leaves out all other tests. `@pytest.mark.fails_on("4.3", reason="...")` makes a test a strict expected
 failure if the broker in use has one of the releases. In the junit XML file, each broker version in use is a property.

@@ -1,4 +1,4 @@
-"""A requested cancellation is distinguished from one that only a library raises."""
+"""Tests that a requested cancellation is distinguished from a CancelledError that only a library raises."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ async def test_library_without_an_event_for_blocking_is_no_fault() -> None:
 
 
 async def test_missing_heartbeats_are_a_lost_connection() -> None:
-    """If heartbeats are missing, aiormq cancels its own reader."""
+    """If the broker's heartbeats are missing, aiormq cancels its own reader."""
     amqp, _, closed = await opened()
     amqp.lose(asyncio.CancelledError())
     assert await closed == CloseCause("the broker sent no more heartbeats", broker_stayed_up=False)

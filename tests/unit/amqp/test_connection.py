@@ -1,4 +1,4 @@
-"""The node that a bridge connects to, the duration of an attempt, and the end of a connection."""
+"""Tests of the choice of a broker's node, the duration of an attempt to connect, and the end of a connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class FakeConnections:
-    """Replaces aio-pika's connections: the behaviour of each node, by its host."""
+    """Replaces aio-pika's connections with fakes, with a behaviour for each node's host."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **nodes: object) -> None:
         self.nodes = nodes
@@ -257,7 +257,7 @@ async def test_heartbeat_is_short_unless_the_url_sets_it(
 
 
 class Closing:
-    """A connection that ends with its transport, and the factory of the transport.
+    """A fake connection that ends when its transport ends, and the factory of this transport.
 
     With `ignores_cancellation`, no cancellation ends the connection.
     """
@@ -308,7 +308,7 @@ async def test_close_that_a_cancellation_does_not_end_is_abandoned_in_time(clock
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert clock.now_s - before_s <= 2 * DEFAULT.give_up_s + 0.01
-    # No task is left behind.
+    # Both tasks of the fake connection can end.
     closable._aborted.set()
     await closable.ended.wait()
 

@@ -1,4 +1,4 @@
-"""The texts of errors name the fault and the cure, without addresses and passwords."""
+"""Tests that the texts of connection errors name the fault and the cure, and contain no addresses or passwords."""
 
 from __future__ import annotations
 

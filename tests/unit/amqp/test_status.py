@@ -12,7 +12,7 @@ ANSWER_VALID_S = DEFAULT.answer_valid_s
 
 
 class Time:
-    """The monotonic clock, which a test sets."""
+    """The time of the monotonic clock, which a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 500.0

@@ -1,4 +1,4 @@
-"""One session after another: a test scripts the sessions, and the pauses take no time."""
+"""Tests of sessions that follow each other, with scripted sessions and without pauses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ End = str | BaseException
 
 
 class NoBackoff:
-    """A Backoff without pauses. The fake counts the requests for a pause, and the resets."""
+    """A Backoff without pauses. NoBackoff counts the requests for a pause, and the resets."""
 
     asked: int
     resets: int
@@ -32,7 +32,7 @@ class NoBackoff:
 
 
 class Time:
-    """The monotonic clock, which a test sets."""
+    """The time of the monotonic clock, which a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 500.0
@@ -48,7 +48,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ScriptedSessions:
-    """Sessions that end as the test scripts it. After the last one, a stop is requested."""
+    """Sessions that end as the test scripts it. After the last session, a stop is requested."""
 
     def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
         self.status = Status()

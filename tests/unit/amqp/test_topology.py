@@ -1,4 +1,4 @@
-"""The setup of the topology, with exchanges and queues that are missing, that exist, or that are not up yet."""
+"""Tests of the setup of exchanges and queues that are missing, that exist, or that are not up yet."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -24,9 +24,9 @@ ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
 
 
 class Returning:
-    """A broker that has just started: a passive declaration fails, and an active one succeeds.
+    """A broker that has just started, where a passive declaration fails, and an active declaration succeeds.
 
-    RabbitMQ does this for about 50 ms after its start, which is too short for a test.
+    RabbitMQ answers in this way for about 50 ms after its start, which is too short for a test.
     """
 
     def __init__(self, words: str) -> None:
@@ -46,7 +46,10 @@ class Returning:
 
 
 async def test_queue_that_is_not_up_yet_does_not_count_as_declared() -> None:
-    """A queue that comes up may have lost confirmed events. For a new queue, the bridge would not report this loss."""
+    """When a queue comes up late, it can have lost confirmed events.
+
+    If the bridge declared a new queue, it would not report the loss of the old queue's events.
+    """
     broker = Returning(NOT_UP)
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity, match="is down or inaccessible"):
         await ensure_queue(cast("Connection", broker), "kept", {})

@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SMALL = b"x" * 58
-"""A payload with a frame of 60 bytes."""
+"""A payload whose frame has 60 bytes."""
 
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
-"""A pong that a socket with little room does not take as a whole. This pong stands for bytes that are not updates."""
+"""A pong that is too large for a socket with little room. The pong is an example of bytes that are not updates."""
 
 ONE_PIECE = CATCH_UP_BYTES - 4
-"""The size of a payload with a frame that fits exactly one piece."""
+"""The size of a payload whose frame fits exactly into one piece."""
 
 LITTLE_ROOM = 1
-"""The buffer size of a socket. The kernel uses 4608 bytes instead, and each write takes some more bytes than its
+"""The requested buffer size of a socket. The kernel uses 4608 bytes instead, and a write needs more room than its
 data."""
 
 
 def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """Splits the bytes that a client has read: all text frames, the other frames, and a last incomplete frame."""
+    """Splits the bytes that a client has read into text frames, other frames, and a last incomplete frame."""
     texts, others, at, closed = bytearray(), [], 0, False
     while at + 2 <= len(stream):
         start, length = at + 2, stream[at + 1]
@@ -83,7 +83,7 @@ class RecordingListener:
 
 @pytest.fixture(params=["each", "many at once"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """A scene for each way of writing, because all ways must have the same results."""
+    """A scene for each way of writing to sockets, because all ways must have the same results."""
     monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000 if request.param == "each" else 1)
     with closing(Scene()) as scene:
         yield scene
@@ -320,7 +320,7 @@ def test_only_a_piece_of_a_large_update_is_kept_outside_the_log(after: str | Non
         scene.turns.settle()
         subscriber.read()
         scene.publish("a", size=100_000)
-        # The data is a copy. A view would keep the entire update in memory.
+        # The written data is a copy, because a memory view would keep the entire update in memory.
         assert 0 < len(subscriber.writes[-1]) <= CATCH_UP_BYTES
         assert (subscriber.cursor, subscriber.offset > 0) == (0, True)
 
@@ -549,11 +549,11 @@ def test_connection_that_raises_is_closed_and_others_get_their_updates(scene: Sc
     assert len(scene.hub) == 4
 
 
-# A connection that falls off the tail
+# A connection whose next update is no longer in the log
 
 
 ROOM = 4 * (60 + ENTRY_BYTES)
-"""A log for four small updates."""
+"""The size in bytes of a log with room for four small updates."""
 
 
 def test_connection_at_the_tail_stays() -> None:
@@ -634,7 +634,7 @@ def test_connection_that_drains_between_the_append_and_the_flush_is_closed() -> 
     assert subscriber.details == {"updates_behind": 1}
 
 
-# What is counted
+# Metrics of the hub
 
 
 def test_update_is_counted_as_written_once_for_each_connection_that_took_it(scene: Scene) -> None:
@@ -758,7 +758,7 @@ def test_connection_continues_in_the_next_turn_after_its_transport_took_the_rest
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
-    monkeypatch.setattr(subscriber, "write", lambda data: None)  # this stands for a transport that takes everything
+    monkeypatch.setattr(subscriber, "write", lambda data: None)  # like a transport that takes all data at once
     scene.publish(b"a" * 20_000, b"b")
     assert not subscriber.congested
     assert scene.hub.lagging == 1
@@ -985,7 +985,7 @@ def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene
     assert scene.hub.sent_bytes == 5 * len(frames)
 
 
-# Any order of events
+# Events in any order
 
 
 LOG_BYTES = 40_000
@@ -1001,10 +1001,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.frames: list[bytes] = []
         """All published frames."""
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
-        """Each client, with the number of frames that were flushed before it joined."""
+        """Each client, with the number of frames that were flushed before the client joined."""
         self._many = live_set.MIN_BATCHED_SOCKETS
         self.counted = True
-        """False if the number of bytes sent to each client is not known any more."""
+        """False if it is not known any more how many bytes were sent to each client."""
 
     @initialize(many=st.sampled_from([1, 3, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
@@ -1053,7 +1053,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5))
     def write_something_else(self, which: int) -> None:
         for subscriber in self.with_sockets[which : which + 1]:
-            # Control frames wait for the end of a frame that is sent in parts.
+            # While a frame is sent in parts, control frames wait for its end.
             if subscriber.closed is None and not subscriber.offset:
                 subscriber.write(FILLER)
 

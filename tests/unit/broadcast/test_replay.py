@@ -1,4 +1,4 @@
-"""Tests of the log's index: ids, counts and matches, across segments and at their boundaries, and their cost."""
+"""Tests of the ids, counts and matches in the log's index, across segments and at their boundaries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FRAME = b"x"
 
 @dataclass(slots=True)
 class Odd:
-    """A filter for odd numbers. Records the numbers that it was applied to."""
+    """A filter for odd numbers. Records the numbers to which the filter was applied."""
 
     asked: list[int] = field(default_factory=list)
 
@@ -41,12 +41,12 @@ class Odd:
 
 
 def id_at(position: int) -> UpdateId:
-    """Returns the id of a position."""
+    """Returns the id of the update at a position."""
     return UpdateId(position + 1, TAG)
 
 
 def holding(updates: int) -> UpdateLog:
-    """Returns a log with room for this number of the shortest frames."""
+    """Returns a log with room for the given number of the shortest frames."""
     return UpdateLog(updates * (ENTRY_BYTES + len(FRAME)))
 
 
@@ -58,7 +58,7 @@ def shared(log: UpdateLog, updates: int = 0) -> ReplayIndex:
 
 
 def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
-    """Returns an index in which some positions have only an id or an own message, and the positions of its updates."""
+    """Returns an index with updates, ids and own messages, and the positions of the updates."""
     index = ReplayIndex(UpdateLog(2**24))
     positions = []
     for position in range(updates):
@@ -144,7 +144,7 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
 def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
     """A client that received the newest evicted update last misses nothing.
 
-    A client with an older update misses some.
+    A client whose last update is older misses some updates.
     """
     kept = 300
     index = shared(holding(kept))

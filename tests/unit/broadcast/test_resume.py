@@ -1,6 +1,6 @@
-"""Tests of resumes: where a client begins, its `resume` message, and the updates after this message.
+"""Tests of where a client that resumes begins, of its `resume` message, and of the updates after this message.
 
-The last tests use any order of events.
+The last tests use events in any order.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Only:
 
 
 class Raising:
-    """A filter with a fault."""
+    """A filter that raises an error for each update."""
 
     def matches(self, update_type: str, data: object) -> bool:
         raise RuntimeError("a fault")
@@ -90,7 +90,7 @@ def with_id(number: int, kind: str = "a", tag: int = TAG, own_messages: int = 0)
     return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, tag))}
 
 
-# From now on
+# Clients without an id
 
 
 def test_client_that_asks_for_ids_gets_a_resume_message_and_updates_with_ids(scene: Scene) -> None:
@@ -120,7 +120,7 @@ def test_plain_clients_see_no_difference(scene: Scene) -> None:
     assert len(plain.writes) == 2
 
 
-# After an id
+# Clients with an id
 
 
 def test_client_gets_the_missed_updates_and_then_the_new_ones(scene: Scene) -> None:
@@ -158,7 +158,7 @@ def test_client_with_an_evicted_id_gets_an_incomplete_resume_and_a_full_replay()
     client = scene.join("1-0000abcd")
     scene.turns.settle()
     assert messages(client.received) == [resumed(False, len(kept), str(UpdateId(tail, TAG))), *kept]
-    # This is the id of the newest evicted update, and a client that has this update misses nothing.
+    # The client has the newest evicted update, so the client misses nothing.
     client = scene.join(str(UpdateId(tail, TAG)))
     scene.turns.settle()
     assert messages(client.received) == [resumed(True, len(kept), str(UpdateId(tail, TAG))), *kept]
@@ -186,7 +186,7 @@ def test_updates_dropped_before_the_resume_message_make_it_incomplete() -> None:
 
 
 def test_full_replay_starts_after_a_margin_of_the_oldest_updates() -> None:
-    """Without the margin, the next update would evict the first update of the replay."""
+    """If the replay had no margin, the next update would evict the first update of the replay."""
     log_bytes = 400_000
     scene = Scene(log_bytes)
     scene.publish(*"a" * 3000, size=50)
@@ -328,7 +328,7 @@ def test_search_of_all_filters_together_in_a_turn_is_bounded(scene: Scene) -> No
     most = before = 0
     while scene.turns.turn():
         most, before = max(most, scene.index.work_bytes - before), scene.index.work_bytes
-    # A whole segment is searched at once: 7 of these updates are one segment.
+    # A whole segment is searched at once, and a segment holds 7 of these updates.
     assert most < sum(TURN_BUDGETS_BYTES[RETURNING:]) + 8 * 10_200
 
 
@@ -345,7 +345,7 @@ def test_lagging_clients_are_served_before_resuming_ones_and_filters_last(scene:
 
 
 def test_many_filters_are_applied_in_later_turns(scene: Scene) -> None:
-    """After a burst of updates with thousands of filters, all clients get their updates, some in later turns."""
+    """After a burst of updates, clients with thousands of filters get their updates, some clients in later turns."""
     updates = 200
     wanted = [Counting() for _ in range(2 * MAX_MATCHES_PER_FLUSH // updates)]
     clients = [scene.join(None, each) for each in wanted]
@@ -418,7 +418,7 @@ def test_update_without_a_filter_input_is_filtered_by_its_payload(scene: Scene) 
     assert messages(client.received) == [orjson.loads(update(2, "b"))]
 
 
-# Many clients that resume, and the live ones
+# Many clients that resume, next to live clients
 
 
 def test_bytes_for_resuming_clients_in_one_turn_are_bounded(scene: Scene) -> None:
@@ -799,7 +799,7 @@ def test_ids_of_a_recreated_stream_are_distinguished() -> None:
     ]
 
 
-# The position and the count of one client
+# The position and the count in one client's `resume`
 
 
 PAYLOAD = envelope.wrap("a", 1, NOW_MS)
@@ -826,7 +826,7 @@ class ResumeScene:
             lambda: NOW_MS,
             self.turns.call_soon,
             lambda client, event: None,
-            # The hub would flush here. Without this flush too, no cursor may be after the flushed position.
+            # The hub would flush here, but even without a flush no client's cursor may be after the flushed position.
             lambda: None,
             lambda *resumed: self.resumed.append(resumed),
         )
@@ -970,7 +970,7 @@ def test_client_overtaken_before_a_flush_begins_no_later_than_the_unflushed_upda
     client = FakeSubscriber(bridge.hub)
     bridge.begin(client, Everything(), str(UpdateId(1, TAG)))
     bridge.hub.flush()
-    # Each sequence is lower than the one before, so each update begins a new segment.
+    # Each update begins a new segment, because its sequence is lower than the sequence of the update before.
     for number in range(4):
         bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, TAG))
     assert client.cursor < bridge.index.update_log.tail <= bridge.flushed
@@ -1007,14 +1007,14 @@ def test_client_with_an_unflushed_update_does_not_get_it_again() -> None:
     assert [update["id"] for update in updates] == [str(UpdateId(3, TAG))]
 
 
-# The wait for an update that arrives later
+# Clients that wait for an update that arrives later
 
 
 AHEAD = After.parse("99-00000001")
 
 
 def client() -> Subscriber:
-    """Returns a new object, of which these tests use only the identity."""
+    """Returns a new object that stands for a client, because these tests use only the client's identity."""
     return cast("Subscriber", object())
 
 
@@ -1126,7 +1126,7 @@ FILTERS = (None, Only("a"), Only("b"))
 
 
 class ModelClient:
-    """A client that wants all updates, and resumes with its last id on any of the bridges."""
+    """A client that resumes with its last id on any of the bridges."""
 
     def __init__(self, wanted: Only | None) -> None:
         self.wanted = wanted
@@ -1134,19 +1134,20 @@ class ModelClient:
         self.numbers: list[int] = []
         """The updates that the client has received since its last incomplete resume."""
         self.begin: int | None = None
-        """The place in the stream after which the client must receive all updates. None if no id gives this place."""
+        """The place in the stream after which the client must receive all updates. The value is None if no id
+        determines this place."""
         self.connection: FakeSubscriber | SocketSubscriber | None = None
         self.bridge = 0
         self.seen = 0
         self.place: int | None = None
-        """The client's place in the stream, on this connection."""
+        """The place in the stream at which the client's current connection began."""
         self.gaps: list[str] = []
-        """The gaps that the client has received since `place`."""
+        """The reasons of the gaps that the client has received on its current connection."""
         self.before = 0
         """The number of gaps before the client joined for the first time. The client does not receive these gaps."""
 
     def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[UpdateId, str]]) -> None:
-        """Reads the messages from a bridge."""
+        """Reads the messages that the client has received from a bridge."""
         if self.connection is None:
             return
         received = messages(self.connection.received)
@@ -1160,7 +1161,7 @@ class ModelClient:
                 elif asked == "":
                     self.numbers, self.begin = [], self.place
                 else:
-                    # The id may be newer than the client's id, if no update between the two ids matches.
+                    # The id in `resume` may be newer than the client's id, if no update between the two ids matches.
                     assert self.place is not None
                     assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
             elif message["type"] == "gap":
@@ -1182,7 +1183,7 @@ class ModelClient:
     def check(self, stream: list[tuple[UpdateId, str]]) -> list[int]:
         """Checks that the client has received all updates since `begin`, in order.
 
-        Returns those that it must still receive.
+        Returns the updates that the client must still receive.
         """
         wanted = [place for place, (_, kind) in enumerate(stream) if kind in "ab" and self.wanted in (None, Only(kind))]
         begin = self.begin
@@ -1197,18 +1198,18 @@ class ModelClient:
 
 @dataclass(slots=True)
 class Bridge:
-    """A bridge that reads the stream."""
+    """A bridge that reads the stream that all bridges share."""
 
     scene: Scene
     fed: int
     """The place in the stream up to which the bridge has read."""
     gaps: list[tuple[int, str]] = field(default_factory=list)
-    """Each gap: its place in the stream, and its reason."""
+    """The place in the stream and the reason of each gap."""
 
 
 @settings(max_examples=examples(100), stateful_step_count=50)
 class AnyOrder(RuleBasedStateMachine):
-    """Two bridges on one stream, which restart now and then, and clients that change between them."""
+    """Two bridges that read one stream and restart now and then, and clients that change between the bridges."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1373,10 +1374,10 @@ class Even:
 
 @settings(max_examples=examples(60), stateful_step_count=40)
 class AnyTurn(RuleBasedStateMachine):
-    """Updates, markers, gaps and clients in any order, with and without a flush between them.
+    """Updates, markers, gaps and clients arrive in any order, with and without flushes in between.
 
     The data of an update is its position in the log. The time of each `resume` is the position up to which updates were
-    flushed at that moment. The `resume` counts the updates before this position.
+    flushed at that moment. Each `resume` counts the updates before its position.
     """
 
     @initialize(
@@ -1394,7 +1395,7 @@ class AnyTurn(RuleBasedStateMachine):
         )
         self.turns, self.log, self.hub = self.scene.turns, self.scene.log, self.scene.hub
         self.clients: list[tuple[FakeSubscriber, int]] = []
-        """The clients. Each client has the position after the id that it sent, or 0."""
+        """The clients. With each client, the list has the position after the id that the client sent, or 0."""
         self._limits = resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
         resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
 
@@ -1432,7 +1433,7 @@ class AnyTurn(RuleBasedStateMachine):
     def join(self, back: int | None, wanted: UpdateFilter | None, times: int, *, full: bool) -> None:
         """`back` is how far the client's id is behind the newest position.
 
-        If `back` is negative, the id is not published yet. `back` is None for a client without an id.
+        If `back` is negative, the client's id is not published yet. `back` is None for a client without an id.
         """
         position = 0 if back is None else max(0, self.log.head - back)
         for _ in range(times):
@@ -1454,7 +1455,7 @@ class AnyTurn(RuleBasedStateMachine):
                 client.drain()
 
     def counted(self, client: FakeSubscriber, after: int) -> tuple[int, int]:
-        """Returns how many of the updates counted by `resume` the client got, and the number that `resume` contains."""
+        """Returns how many updates the client got of those that `resume` counts, and the count in `resume`."""
         received = messages(client.received)
         if not received:
             return 0, 0

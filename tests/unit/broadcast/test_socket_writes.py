@@ -1,4 +1,4 @@
-"""Tests of writes to many sockets at once. `test_live_set` has the tests that apply to each way of writing."""
+"""Tests of writes to many sockets at once. `test_live_set` has the tests for all ways of writing to sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT = 2 * BATCH_SOCKETS + 3
 
 
 class Pairs:
-    """A number of socket pairs."""
+    """Some pairs of connected sockets."""
 
     def __init__(self, stack: ExitStack, count: int) -> None:
         self.near, self.far = zip(*(socket.socketpair() for _ in range(count)), strict=True)
@@ -83,9 +83,9 @@ def test_descriptors_may_change_from_one_write_to_the_next(pairs: Pairs) -> None
 
 def test_context_of_the_kernel_is_freed_with_the_object() -> None:
     def contexts() -> int:
-        """Counts the contexts of this process.
+        """Counts the kernel's AIO contexts of this process.
 
-        The results of each context are mapped into its memory.
+        The results of each context are mapped into the memory of this process.
         """
         return Path("/proc/self/maps").read_text().count("/[aio]")
 
@@ -112,7 +112,7 @@ def test_kernel_without_room_for_the_context_raises_its_error(monkeypatch: pytes
 
 
 class Faulty:
-    """Replaces the kernel's calls. One call of io_getevents fails."""
+    """Replaces the writer's calls of the kernel. One of the calls of io_getevents fails."""
 
     def __init__(self, some: IoSubmitWriter, at: int, number: int) -> None:
         self._call = some._call
@@ -139,7 +139,7 @@ def test_lost_results_shut_down_their_sockets_and_no_client_misses_bytes(pairs: 
         *((descriptor, 0) for descriptor in aborted),
         (pairs.descriptors[2 * BATCH_SOCKETS], 0),
     ]
-    # From now on, each socket gets its own call, because the context may still return old results.
+    # After the error, each socket gets its own call, because the context may still return old results.
     assert [taken for _, taken in some.write(pairs.descriptors, b"second")] == [0] * (BATCH_SOCKETS + 1)
     for far in (*pairs.far[:BATCH_SOCKETS], *pairs.far[2 * BATCH_SOCKETS + 1 :]):
         assert far.recv(1000) == b"firstsecond"
@@ -156,7 +156,10 @@ def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:
 
 
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gVisor refuses each write with ESPIPE. Here an offset causes the same error, because a socket has no offset."""
+    """gVisor refuses each write with ESPIPE.
+
+    In this test, an offset causes the same error, because a socket has no offset.
+    """
     layout = socket_writes.IOCB
 
     class Displaced:

@@ -1,4 +1,4 @@
-"""Tests of the states of a connection: the real trigger of each row of the table, and any order of events."""
+"""Tests of the states of a connection, with the real trigger of each row of the table, and with events in any order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 LITTLE_ROOM = 1
-"""The buffer size of a socket. The kernel uses 4608 bytes instead."""
+"""The requested buffer size of a socket. The kernel uses 4608 bytes instead."""
 
 TAG = 7
 
@@ -40,7 +40,7 @@ def name(value: object) -> str:
 
 
 class RecordingSteps(dict[ConnectionEvent, Any]):
-    """The transitions of one state. Records the events that are looked up."""
+    """The transitions of one state. Records each event for which a transition is looked up."""
 
     def __init__(
         self, state: State, steps: Mapping[ConnectionEvent, Any], record: list[tuple[State, ConnectionEvent]]
@@ -54,7 +54,7 @@ class RecordingSteps(dict[ConnectionEvent, Any]):
 
 
 def record(scene: Scene) -> list[tuple[State, ConnectionEvent]]:
-    """Returns a list to which each event of the hub's connections is added, with the state in which it occurs."""
+    """Returns a list that gets each event of the hub's connections, with the state in which the event occurs."""
     events: list[tuple[State, ConnectionEvent]] = []
     scene.hub._table = {state: RecordingSteps(state, steps, events) for state, steps in scene.hub._table.items()}
     return events
@@ -76,12 +76,12 @@ class Stage(Scene):
         self.hub.flush()
 
     def start(self) -> None:
-        """Ends the replay, after some updates that a client can resume after."""
+        """Publishes some updates, after which a client can resume, and ends the replay."""
         self.send(2 * SEGMENT_UPDATES)
         self.hub.end_replay()
 
     def client(self, state: State, event: ConnectionEvent) -> FakeSubscriber:
-        """Returns a client in a state, to which `event` will follow."""
+        """Returns a client in a state in which the test will cause `event`."""
         if state is State.PENDING and event is ConnectionEvent.START:
             return self.join("")
         self.start()
@@ -174,13 +174,13 @@ def test_row_of_the_table_is_triggered(stage: Stage, state: State, event: Connec
 
 
 def spied(row: Any, client: FakeSubscriber, after: list[State]) -> Any:
-    """Returns a row that also appends the state of the client, before the actions."""
+    """Returns a row of the table that first appends the client's state to `after`, and then runs the row's actions."""
     leave, state, calls = row
     return leave, state, (lambda _: after.append(client.state), *calls)
 
 
 class ResettableSubscriber(FakeSubscriber):
-    """A client that may be reset at any time."""
+    """A client that the hub is allowed to reset at any time."""
 
     def reset(self) -> None:
         self.was_reset = True
@@ -264,11 +264,11 @@ def test_nothing_is_traced_by_default(stage: Stage) -> None:
     assert logs == []
 
 
-# Any order of events
+# Events in any order
 
 
 def collections(scene: Scene, client: FakeSubscriber) -> set[State]:
-    """Returns the states with a collection that contains the client."""
+    """Returns each state whose collection in the hub contains the client."""
     hub = scene.hub
     found = {
         State.PENDING: client in hub._resume.pending.waits,
@@ -282,18 +282,18 @@ def collections(scene: Scene, client: FakeSubscriber) -> set[State]:
 
 
 def numbers(client: FakeSubscriber) -> list[int]:
-    """Returns the numbers of the updates that a client has received as a whole."""
+    """Returns the numbers of the updates that a client has received completely."""
     texts = [orjson.loads(payload) for opcode, payload in server_frames(client.received) if opcode == 1]
     return [text["data"]["n"] for text in texts if text["type"] == "a"]
 
 
 class Client:
-    """A client, and its state in the model."""
+    """A client, and the client's state in the model."""
 
     def __init__(self, connection: FakeSubscriber, first: int | None) -> None:
         self.connection = connection
         self.first = first
-        """The number of the first update that the client must receive, or None until its `resume` gives the number."""
+        """The number of the first update that the client must receive, or None before its `resume` arrives."""
         self.state = State.NEW
 
     def expected(self, flushed: int) -> list[int]:
@@ -309,9 +309,10 @@ class Client:
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Clients with and without ids, and all events of their connections.
+    """Clients with and without ids, whose connections get all events.
 
-    The model follows the table from the events that the hub traces. The update with the number n has the sequence n.
+    The model follows the table of states, using the events that the hub traces. The update with the number n has the
+    sequence n.
     """
 
     def __init__(self) -> None:
@@ -327,7 +328,10 @@ class AnyOrder(RuleBasedStateMachine):
         live_set.MIN_BATCHED_SOCKETS = many
 
     def on_transition(self, connection: Any, *, before: State, event: ConnectionEvent) -> None:
-        """Follows the table. The model does not know a new client before the client has joined."""
+        """Moves the client to the state that the table has for the event.
+
+        A new client is not in the model before it has joined.
+        """
         client = self.clients.setdefault(connection, Client(connection, None))
         assert client.state is before
         client.state = TRANSITIONS[before][event].to

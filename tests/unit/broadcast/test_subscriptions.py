@@ -1,4 +1,4 @@
-"""Tests of subscriptions: the pieces that clients get, and the position after a partial write."""
+"""Tests of the pieces that a subscription gives to clients, and of its position after a partial write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def filled(*sizes: int, max_bytes: int = 1_000_000) -> ReplayIndex:
 
 
 def subscription_of(index: ReplayIndex, *, ids: bool) -> tuple[SharedSubscription, Callable[[int], bytes]]:
-    """Returns a subscription, and a function that returns its frame at a position."""
+    """Returns a subscription, and a function that returns the subscription's frame at a position."""
     framing = FrameEncoder(index)
     return SharedSubscription(index, framing, None, ids), lambda position: framing.frame(position, ids=ids)
 
@@ -45,7 +45,7 @@ def test_split_returns_where_the_write_stopped(ids: bool, sizes: list[int], firs
     assert offset == 0
     taken = int(share * len(run))
     stopped, offset = subscription.split(positions, 0, taken)
-    # The rest of this frame and all later frames were not taken. The rest of the frame is not empty.
+    # The socket did not take the rest of one frame, which is not empty, and all later frames.
     rest = frame(stopped)[offset:]
     assert rest + b"".join(map(frame, range(stopped + 1, end))) == run[taken:]
     assert rest
@@ -60,12 +60,13 @@ def test_pieces_are_bounded_and_add_up_to_the_frames_after_any_partial_write(
     subscription, frame = subscription_of(index, ids=ids)
     position = offset = 0
     read = bytearray()
-    # The frame has some hundred pieces, because one-byte pieces of a large frame would take a second, and test nothing
-    # else.
+    # The frame is read in at most some hundred pieces, because one-byte pieces would take a second and test nothing
+    # more.
     max_bytes = max(max_bytes, sum(sizes) // 200)
     while position < len(sizes):
         piece = subscription.read(position, offset, len(sizes), max_bytes)
-        # The limit applies to the frame in the log. A frame with an id is a little larger.
+        # The limit applies to the frame in the log, which is a little smaller than the same frame with an id. A frame
+        # with an id is a little larger.
         assert len(piece.frames) <= max_bytes + 100
         stops_at = taken.pop() if taken else len(piece.frames)
         if stops_at < len(piece.frames):

@@ -96,7 +96,7 @@ def test_log_agrees_with_a_list_of_all_frames(frames: list[bytes], max_bytes: in
         assert len(log) == len(kept) >= 1
         assert log.size_bytes == sum(map(len, kept)) + len(kept) * ENTRY_BYTES
         assert log.size_bytes <= max_bytes or len(log) == 1
-        # The log drops no frame that would still fit.
+        # The log keeps every frame that still fits into it.
         if log.tail > 0:
             with_one_more = frames[log.tail - 1 : number]
             assert sum(map(len, with_one_more)) + len(with_one_more) * ENTRY_BYTES > max_bytes

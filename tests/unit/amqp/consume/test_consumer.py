@@ -925,7 +925,7 @@ async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> No
 async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
     reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    """Frequent sessions would repeat without a pause, and each would leave a marker in the stream."""
+    """Without pauses, each session that stalls would soon be followed by another, and each would leave a marker."""
     reader = reading.consumer.stream_reader
     assert reader is not None
     began_s: list[float] = []

@@ -213,7 +213,7 @@ async def test_unsettled_delivery_holds_back_the_acknowledgements_of_later_ones(
 
 
 async def test_deliveries_after_an_unsettled_one_are_acknowledged_at_half_of_the_prefetch(handler: Handler) -> None:
-    """A delivery that can't be settled must not use up the prefetch: the broker would send nothing more."""
+    """A delivery that can't be settled must not use up the prefetch, or the broker would send nothing more."""
     handler.held = {1}
     alone = range(2, 2 + HALF)
     handler.feed(1, *alone)

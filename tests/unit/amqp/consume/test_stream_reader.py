@@ -282,7 +282,7 @@ async def test_stream_that_was_declared_again_has_a_gap_if_the_old_one_was_read(
 
 
 async def test_stream_that_is_declared_again_while_it_is_read_is_reported_by_its_reader(stage: Reader) -> None:
-    """The new queue must not report a gap before it is known whether events were missed."""
+    """A queue that is declared again must not report a gap before the reader knows whether events were missed."""
     await stage.begin()
     stage.reader.position.observe(10, 1)
     queue = await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)
@@ -381,7 +381,7 @@ async def test_lost_events_are_reported_once_since_the_last_proven_end(
 async def test_end_is_proven_when_it_is_read_and_a_pending_proof_is_not_replaced(
     stage: Reader, clock: VirtualTime
 ) -> None:
-    """If each probe replaced the pending proof, a reader that always lags would prove nothing."""
+    """If each probe replaced the pending proof, a reader that always lags would never complete a proof."""
     began_s = clock.monotonic()
     await stage.begin()
     assert stage.reader.expected_end == FakeEndProbe.end_at

@@ -1,4 +1,4 @@
-"""An attempt to publish, which is confirmed, not confirmed or cancelled, and its channel."""
+"""Tests of a confirm channel, and of attempts to publish that are confirmed, not confirmed or cancelled."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ PUBLISH = "publish to rejects"
 
 
 class RunningChannel:
-    """A confirm channel, its owner, and one session of it after another."""
+    """A confirm channel with its owner and its sessions, which run one after another."""
 
     def __init__(self, broker: FakeBroker) -> None:
         self.broker = broker
         self.error: Exception | None = None
-        """The error that the setup raises."""
+        """The error that the setup of the channel raises."""
         self.hangs = False
-        """True if the setup never ends."""
+        """True if the setup of the channel never ends."""
         self.opened = 0
         self.blocked: list[str | None] = []
         self.frame_max = 0
-        """The frame limit in the last call for properties."""
+        """The frame size limit that the channel passed when it last asked for a message's properties."""
         self.stopping = asyncio.Event()
         self.channel = ConfirmChannel((), "a bridge", self, Status(), self.stopping)
         self.tasks: list[asyncio.Task[str]] = []
@@ -64,7 +64,7 @@ class RunningChannel:
         raise AssertionError("only the supervisor calls it")
 
     def run_session(self) -> asyncio.Task[str]:
-        """Starts the next session."""
+        """Starts the next session of the channel."""
         self.tasks.append(asyncio.create_task(self.channel.run_session()))
         return self.tasks[-1]
 
@@ -241,7 +241,7 @@ async def test_attempts_wait_for_a_channel_and_keep_their_order(running: Running
 async def test_two_messages_of_the_same_id_are_published_one_by_one(
     running: RunningChannel, ids: tuple[str | None, ...], at_once: int
 ) -> None:
-    """aiormq identifies a returned message by its id alone: the other message would count as confirmed."""
+    """aiormq identifies a returned message only by its id, so another message with this id would count as confirmed."""
     await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
     attempts = [asyncio.create_task(running.publish(each)) for each in ids]
     await asyncio.sleep(0.1)
@@ -265,7 +265,7 @@ async def test_reset_ends_the_session_with_its_reason(running: RunningChannel) -
 
 
 async def test_channel_that_is_closed_ends_no_other_session(running: RunningChannel) -> None:
-    """Each of hundreds of returned messages requests a reset of the same channel."""
+    """If hundreds of messages are returned, each of them requests a reset of the same channel."""
     session = await running.open(first := FakeAmqp())
     first.lose()
     await session

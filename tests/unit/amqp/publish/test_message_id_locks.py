@@ -1,4 +1,4 @@
-"""Messages with the same id are published one by one, all others at once."""
+"""Messages with the same id are published one by one, and messages with different ids at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors of a Publisher: a refusal is raised at once and again, until the broker accepts."""
+"""Tests of the errors of a Publisher, which raises the broker's refusal on each call until the broker accepts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ MADE = "exchange killmails fanout durable"
 
 
 async def test_missing_exchange_raises_an_error_that_names_it_and_is_not_declared(broker: FakeBroker) -> None:
-    """The name is wrong, or the bridge has not started yet. The same publisher works when the exchange exists."""
+    """If an exchange is missing, its name is wrong, or the bridge has not started yet.
+
+    As soon as the exchange exists, the same publisher works.
+    """
     broker.connections += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
     async with Publisher() as publisher:
         with pytest.raises(ExchangeNotFound, match=r"no exchange 'killmails': .*start the bridge.*declare=True"):
@@ -272,7 +275,7 @@ async def test_lost_connection_and_its_return_are_logged_once(
 
 
 async def test_refusal_after_a_working_connection_is_a_loss_and_is_retried(broker: FakeBroker) -> None:
-    """The settings worked before, so an operator may be changing the broker."""
+    """The publisher's settings worked before, so perhaps an operator is changing the broker."""
     first = FakeAmqp()
     broker.connections += [first, BrokerRefusal("password changed"), FakeAmqp()]
     async with Publisher() as publisher:

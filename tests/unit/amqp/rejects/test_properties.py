@@ -1,4 +1,4 @@
-"""The properties of a rejected event: they always fit into one frame, with as many own headers as possible."""
+"""Tests that a rejected event's properties fit into one frame, with as many of the event's own headers as possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.amqp.rejects.properties import OMITTED_HEADER, original_properties, 
 from bridge.contract.pipeline import Reason, Rejected
 
 SMALLEST, USUAL = 8192, 131_072
-"""Frame sizes in bytes. The smallest size that RabbitMQ accepts is 8192."""
+"""The frame sizes in bytes with which the properties are tested. The smallest size that RabbitMQ accepts is 8192."""
 
 NO = Rejected(Reason.NOT_JSON, "it is no JSON", "/data", "urn:schema")
 LONGEST = Rejected(Reason.SCHEMA_VIOLATION, "\U0001d11e" * 800, "/" + "\U0001d11e" * 400, "urn:" + "x" * 200)
@@ -48,7 +48,7 @@ def test_all_headers_are_kept_if_they_fit() -> None:
 
 def test_properties_that_can_not_be_published_again_become_headers() -> None:
     original = commands.Basic.Properties(user_id="fetcher", expiration="60000")
-    # pamqp refuses these values in the constructor, but not when it decodes them.
+    # pamqp's constructor refuses these values, but its decoder accepts them.
     original.cluster_id, original.delivery_mode = "c", 7
     properties = reject_properties(original, "killmails", NO, "here", USUAL)
     assert (properties.user_id, properties.cluster_id, properties.expiration) == (None, "", None)
@@ -101,7 +101,7 @@ def test_many_omitted_headers_are_counted() -> None:
 def test_tens_of_thousands_of_headers_take_no_time() -> None:
     """Each attempt to publish builds the headers in one turn of the loop.
 
-    A comparison of each of 20,000 headers with each other would take minutes.
+    To compare each of 20,000 headers with all other headers would take minutes.
     """
     headers = {f"{number:05}": None for number in range(17_000)}
     began_s = time.process_time()

@@ -105,7 +105,7 @@ async def test_reject_that_is_given_up_stays_with_the_broker() -> None:
 
 
 async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
-    """Returns rejected events without a confirm, after their connection was lost."""
+    """Returns rejected events that the broker did not confirm before the connection was lost."""
     channel = SilentChannel()
     rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]
@@ -234,7 +234,7 @@ async def test_missing_permission_for_rejects_is_a_refusal_with_a_hint(
 async def test_inaccessible_exchange_or_queue_counts_as_existing(running: RunningRejects, look: str) -> None:
     """RabbitMQ 4.3 refuses a passive declaration without a permission.
 
-    The next request names the missing permission.
+    The answer to the bridge's next request names the missing permission.
     """
     running.broker.connections.append(FakeAmqp().on(look, REFUSED))
     await running.works()
@@ -428,7 +428,10 @@ async def test_held_bytes_are_bounded_and_the_bound_is_reported(
 async def test_end_of_a_session_leaves_room_for_the_next_one(
     unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
-    """Redelivered events are given up. The newest of the other events are kept within the same bound, at least one."""
+    """The publisher gives up rejected events that the broker will deliver again.
+
+    Of all other events, the newest are kept within the bound MAX_HELD_BYTES, but at least one event is kept.
+    """
     rejects, channel, full = unconfirmed
     before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]
     for delivery in before:

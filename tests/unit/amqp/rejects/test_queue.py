@@ -1,4 +1,4 @@
-"""The queue of rejected events is read and emptied, and its entries are safe to print."""
+"""Tests that the queue of rejected events is read and emptied, and that its entries are safe to print."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_reasons_why_events_are_kept_are_bounded() -> None:
     assert kept.total() == 2 * (MAX_REASONS + 5)
 
 
-# The queue itself
+# The queue of rejected events
 
 
 class Held:
@@ -197,7 +197,7 @@ class Held:
 
 
 def message(tag: int | None, returned: object = None) -> object:
-    """Returns the answer of `basic.get`. Without a tag, the queue is empty."""
+    """Returns the answer of `basic.get`. If there is no delivery tag, the answer says that the queue is empty."""
     headers: FieldTable = {**REASONS} if returned is None else {**REASONS, "x-delivery-count": cast("Any", returned)}
     properties = commands.Basic.Properties(headers=headers)
     return SimpleNamespace(

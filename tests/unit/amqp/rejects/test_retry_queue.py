@@ -1,4 +1,4 @@
-"""Failed attempts are repeated one at a time, and all of them soon after one is confirmed."""
+"""Failed attempts to publish are repeated one at a time, and soon all together after one attempt is confirmed."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ NO_PAUSE = Backoff(first_s=0, longest_s=0)
 
 
 class Pauses:
-    """Replaces the common pauses, and counts them."""
+    """Replaces the pauses that all attempts share, and counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -56,7 +56,7 @@ async def test_attempts_are_made_one_by_one_until_one_is_confirmed_and_then_all(
 
     tasks = [asyncio.create_task(try_again()) for _ in range(MANY)]
     await eventually("there are some attempts", lambda: attempts >= 10)
-    # Each attempt followed a pause. The next attempt is already in its pause.
+    # Each attempt to publish followed a pause, and the pause before the next attempt has already begun.
     assert attempts <= pauses.count <= attempts + 2
     trouble, before = False, pauses.count
     await asyncio.gather(*tasks)
@@ -66,7 +66,7 @@ async def test_attempts_are_made_one_by_one_until_one_is_confirmed_and_then_all(
 async def test_confirmed_attempt_releases_two_others(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses, retries = Pauses(monkeypatch), RetryQueue()
     pauses.length_s = NEVER_S
-    # A success while no attempt waits has no effect.
+    # A confirm while no attempt waits has no effect.
     retries.confirmed()
     waiting = [asyncio.create_task(retries.wait(NO_PAUSE)) for _ in range(5)]
     await turns()
@@ -77,7 +77,7 @@ async def test_confirmed_attempt_releases_two_others(monkeypatch: pytest.MonkeyP
     retries.confirmed()
     retries.failed()
     await turns()
-    # The first attempt in the queue is released already, and no attempt follows it.
+    # The first attempt in the queue had already been released, and no further attempt was released.
     assert sum(task.done() for task in waiting) == 3
     for task in waiting:
         task.cancel()

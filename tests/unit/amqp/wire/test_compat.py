@@ -1,7 +1,8 @@
-"""The behaviour of the libraries without each workaround, and with it.
+"""Tests how pamqp, aiormq and aio-pika behave without each workaround, and with the workaround.
 
 A test with a name that begins with `test_pamqp_`, `test_aiormq_` or `test_aio_pika_` runs the library alone and asserts
-its fault. If such a test fails, the library has been fixed: the workaround and the test can be removed.
+the fault of the library. If a test of a library's fault fails, the library has been fixed, and the workaround and the
+test can be removed.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def test_installing_twice_changes_nothing() -> None:
 
 
 class Factory(aiormq.connection.TransportFactory):
-    """A transport factory that opens no transport."""
+    """A fake transport factory that opens no transport."""
 
     async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         raise aiormq.exceptions.AMQPConnectionError("from the factory")
@@ -109,7 +110,7 @@ async def test_url_can_not_name_a_transport_factory() -> None:
 
 HEARTBEAT_S = 10
 INTERVAL_S = HEARTBEAT_S // 2
-"""The time between two checks of aiormq."""
+"""The time between two checks of the heartbeat by aiormq."""
 
 GRACE_S = 33
 """The time without a frame after which aiormq closes a connection."""
@@ -176,14 +177,14 @@ CHANNEL = 1
 class Peer:
     """The broker at the other end of an aiormq connection.
 
-    The peer answers the handshake, and requests that a test adds.
+    The peer answers the handshake, and the requests for which a test adds an answer.
     """
 
     def __init__(self, frame_max: int = FRAME_MAX, open_reply: object | None = None) -> None:
         self.received: list[tuple[int, Any]] = []
-        """The channel and the decoded frame of each received frame."""
+        """Each frame that the peer received, decoded, with its channel."""
         self.confirms = True
-        """Each complete message is confirmed."""
+        """If True, the peer confirms each complete message."""
         self.largest_write = 0
         self._replies: dict[type, Any] = {
             commands.Connection.StartOk: commands.Connection.Tune(100, frame_max, 0),
@@ -210,7 +211,10 @@ class Peer:
         writer.close()
 
     def close(self) -> None:
-        """Ends the connection, if there is one. Since Python 3.12, a server waits for its connections."""
+        """Ends the connection, if a client is connected.
+
+        Since Python 3.12, closing a server waits for the end of its connections.
+        """
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -235,7 +239,7 @@ class Peer:
 
     @property
     def bodies(self) -> bytes:
-        """All received bodies, joined."""
+        """The bodies of all received messages, joined."""
         return b"".join(each.value for _, each in self.received if isinstance(each, ContentBody))
 
     def count(self, kind: type) -> int:
@@ -319,7 +323,10 @@ PERSISTENT = commands.Basic.Properties(delivery_mode=2)
 
 
 async def peak_of_publishing(*, in_pieces: bool) -> float:
-    """Returns the peak memory of a publisher, as a multiple of the body. All sent data is dropped."""
+    """Returns the peak memory of a publisher, as a multiple of the body.
+
+    All data that the publisher sends is dropped.
+    """
     async with connected(Peer()) as connection:
         channel = await connection.channel()
         peaks: list[int] = []
@@ -386,7 +393,7 @@ async def test_unroutable_message_is_returned_to_its_publisher() -> None:
 
 async def test_message_of_a_cancelled_publisher_is_sent_to_its_end() -> None:
     async with connected(peer := Peer()) as connection:
-        peer.confirms = False  # otherwise it may end before it is cancelled
+        peer.confirms = False  # a confirm might end the publisher before it is cancelled
         channel = await connection.channel()
         publishing = asyncio.create_task(compat.publish_in_pieces(channel, BODY, "x", "", PERSISTENT))
         await eventually("the message has begun", lambda: peer.count(commands.Basic.Publish) == 1)

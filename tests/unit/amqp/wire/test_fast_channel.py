@@ -1,4 +1,4 @@
-"""The channel takes its deliveries out of a connection's bytes, however these are split."""
+"""Tests that the channel takes its deliveries out of a connection's bytes, however the bytes are split."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ OTHERS = [
     + frame.marshal(ContentHeader(body_size=1), OWN)
     + frame.marshal(body.ContentBody(b"1"), OWN),
 ]
-"""Frames of other channels, and frames of the own channel that are no delivery, such as a returned message."""
+"""Frames of other channels, and frames of the consumer's channel that are no delivery, such as a returned message."""
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -167,12 +167,12 @@ def test_everything_is_returned_before_the_channel_is_known() -> None:
     assert channel.log == [DELIVERED, READ_END]
 
 
-# In any pieces
+# Deliveries in pieces of any size
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive frames, and their meaning."""
+    """Frames that follow each other, and the deliveries that the channel must find in them."""
 
     frames: list[bytes]
     delivered: Delivered | None
@@ -196,7 +196,7 @@ streams = st.lists(deliveries() | st.sampled_from(OTHERS).map(lambda other: Stre
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """Returns the data, split at these places."""
+    """Returns the data, split at the given places."""
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     return [data[start:end] for start, end in pairwise(places)]
 
@@ -259,12 +259,12 @@ def test_bytes_that_are_not_amqp_are_returned_before_the_channel_is_known(kind: 
 
 PAYLOAD = payload_of(method(exchange="killmails", routing_key="key"))
 IDENTIFIED = 4
-"""Bytes of a method with its class and method id."""
+"""The bytes of a method frame's payload, with its class id and method id."""
 AT_EXCHANGE = PAYLOAD.index(b"\x09killmails")
 
 
 def promising(payload: bytes, at: int, length: int) -> bytes:
-    """Returns the payload with another length octet."""
+    """Returns the payload with another value in a string's length octet."""
     return payload[:at] + bytes([length]) + payload[at + 1 :]
 
 
@@ -286,13 +286,13 @@ CUT_SHORT = {
         for end in range(EMPTY_HEADER)
     },
 }
-"""Deliveries in complete frames that are cut short, or that have strings that are cut short."""
+"""Deliveries in complete frames, whose methods, headers or strings are too short."""
 
 
 @pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
 @pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
 def test_delivery_that_is_cut_short_ends_the_channel(channel: RecordedChannel, before: bytes, cut_short: bytes) -> None:
-    """The delivery is not reported. Earlier deliveries get their `on_read_end`."""
+    """The malformed delivery is not reported. For earlier deliveries, `on_read_end` is called."""
     handed_out = [DELIVERED, READ_END] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
     assert channel.feed(before + cut_short + behind) == (b"" if handed_out else before)
@@ -344,7 +344,7 @@ def test_next_connection_does_not_get_bytes_of_the_previous_one(left_behind: byt
 
 
 def test_large_frame_in_small_pieces_is_joined_once(channel: RecordedChannel) -> None:
-    """For 64 MB in pieces of 64 KB, a join with each piece would copy 32 GB."""
+    """If 64 MB arrive in pieces of 64 KB, joining all data again after each piece would copy 32 GB."""
     piece = bytes(65536)
     frame_of_it = part(piece * 1024)
     channel.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])

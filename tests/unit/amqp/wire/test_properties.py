@@ -1,4 +1,4 @@
-"""Properties of a stream's messages: the offset is that of the broker, whatever headers a publisher sets."""
+"""Tests that the offset of a stream's message comes from the broker, whatever headers a publisher sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OFFSET_VALUE = 2**40 + 7
 
 
 def header(offset: int | None = OFFSET_VALUE, headers: dict[str, Any] | None = None, **properties: Any) -> bytes:
-    """Returns a content header with the offset as a broker encodes it, after the other headers."""
+    """Returns a content header in which the offset follows the other headers, encoded as by a broker."""
     table = encode.field_table(headers or {})[4:]
     if offset is not None:
         table += OFFSET_KEY + OFFSET.pack(offset)

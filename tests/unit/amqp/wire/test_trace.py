@@ -1,4 +1,4 @@
-"""The log lines at level debug: one for each delivery and acknowledgement, and none at other levels."""
+"""Tests of the log lines for each delivery and acknowledgement, which are written only at level debug."""
 
 from __future__ import annotations
 
