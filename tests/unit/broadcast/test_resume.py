@@ -86,7 +86,7 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
 
 
 def with_id(number: int, kind: str = "a", tag: int = TAG, own_messages: int = 0) -> dict[str, Any]:
-    """Returns an update that follows `own_messages` own messages, which also take positions."""
+    """Returns an update after `own_messages` messages of the bridge itself, which also take positions."""
     return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, tag))}
 
 
@@ -814,7 +814,7 @@ class Everything:
 
 
 class ResumeScene:
-    """A hub with a loop that the test turns, and a `Resume` on the same log that the test calls directly."""
+    """A hub whose loop the test turns, and a `Resume` on the hub's log, which the test calls directly."""
 
     def __init__(self, room: int = 10_000, *, tag: int | None = TAG, replaying: bool = False) -> None:
         """`room` is the number of updates that the log holds."""

@@ -1,4 +1,4 @@
-"""Problems of events without a broker: each violation with its line, its pointer and its reason."""
+"""Tests of `check`, which prints each violation in an event with its line, its pointer and its reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = json.dumps(EXAMPLE).encode()
 def checked(
     text: bytes | str, update_type: str | None = None, max_message_bytes: int = 2**20
 ) -> tuple[int, int, list[str]]:
-    """Returns the number of events, the number of invalid ones, and the lines."""
+    """Returns the number of events, the number of invalid events, and the printed lines."""
     lines: list[str] = []
     content = text.encode() if isinstance(text, str) else text
     counts = check_events(

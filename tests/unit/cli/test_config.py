@@ -1,4 +1,4 @@
-"""`edk-bridge config`: the settings in effect and their sources, without passwords."""
+"""Tests of `edk-bridge config`, which prints the settings in effect and their sources, without passwords."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "correct%2Fhorse,battery"
 @pytest.fixture(autouse=True)
 def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # Logging stays configured for the whole process. Other tests check it.
+    # A real configuration of logging would last for the whole process and affect other tests.
     monkeypatch.setattr(logs, "configure", lambda level, style: None)
     for name in tuple(os.environ):
         if name.startswith("BRIDGE_"):

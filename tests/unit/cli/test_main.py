@@ -1,4 +1,4 @@
-"""The command: its help, its exit codes and its standard error."""
+"""Tests of the `edk-bridge` command, with its help, its exit codes and its standard error."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ ROOT = Path(bridge.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def logging_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Returns how logging was configured, in an empty folder and an environment without settings."""
+    """Runs the test in an empty folder without settings, and returns how logging was configured."""
     monkeypatch.chdir(tmp_path)
     for name in tuple(os.environ):
         if name.startswith("BRIDGE_"):
             monkeypatch.delenv(name)
-    # Logging stays configured for the whole process. Other tests check it.
+    # A real configuration of logging would last for the whole process and affect other tests.
     configured: list[tuple[str, str]] = []
     monkeypatch.setattr(logs, "configure", lambda level, style: configured.append((level, style)))
     return configured
 
 
 class Runs:
-    """A fake of the bridge: records its settings, and raises `error` if it is set."""
+    """A fake of the bridge, which records its settings, and raises `error` if `error` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settings: list[Settings] = []
@@ -108,7 +108,7 @@ def test_help_names_the_commands(flag: str) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_help_shows_each_setting_with_its_meaning_variable_and_default(name: str) -> None:
-    # The help breaks lines at any space.
+    # The help can break its lines at any space.
     text = "".join(invoke("serve", "--help").output.split())
     setting = SETTINGS[name]
     shown = "not set" if not setting.default else "the host name" if name == "instance" else setting.default
@@ -233,7 +233,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, services: int) -> None:
-    """Sets the variables that Kubernetes injects for some Services. The first Service is `bridge`."""
+    """Sets the variables that Kubernetes injects for some Services. The first Service is named `bridge`."""
     for number in range(services):
         name = "BRIDGE" if number == 0 else f"BRIDGE_N{number}"
         monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
@@ -633,7 +633,7 @@ def test_message_larger_than_the_setting_is_rejected() -> None:
 
 
 def test_named_pipe_is_opened_once(tmp_path: Path) -> None:
-    """A second open would lose the text of the writer."""
+    """If the command opened the pipe a second time, the text of the writer would be lost."""
     os.mkfifo(tmp_path / "pipe")
     writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=[ndjson(EXAMPLE, EXAMPLE)])
     writing.start()
@@ -652,7 +652,7 @@ def test_interrupted_check_prints_no_summary(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Published:
-    """A fake of the publisher: records its arguments and events, and returns `routed` or raises `error`."""
+    """A fake of the publisher, which records its arguments and events, and returns `routed` or raises `error`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[tuple[str, str]] = []
@@ -875,7 +875,7 @@ def test_package_and_handler_of_ctrl_c_load_no_other_module(module: str, loaded:
         f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); before = {{*sys.modules}}; import {module}; "
         "print(sorted({*sys.modules} - before))"
     )
-    # -I and -S: the environment and site-packages must not load a module first.
+    # The flags -I and -S prevent that the environment or site-packages load a module first.
     done = subprocess.run([sys.executable, "-ISc", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{loaded}\n"
 
@@ -917,7 +917,7 @@ INVALID = json.dumps({**EXAMPLE, "systemId": ODD}, ensure_ascii=False)
 
 
 def invoke_in(encoding: str, *arguments: str, stdin: str = "") -> Result:
-    """Runs the command with streams in an encoding."""
+    """Runs the command with standard streams in the given encoding."""
     return CliRunner(charset=encoding).invoke(cli.cli, arguments, input=stdin.encode())
 
 
@@ -937,7 +937,7 @@ def test_character_that_the_encoding_does_not_have_is_escaped(encoding: str, sho
 
 
 def test_character_is_escaped_in_the_locale_of_a_minimal_system() -> None:
-    """In its own process, because Python chooses the encoding of the streams at its start."""
+    """The command runs in its own process, because Python chooses the encoding of the streams when it starts."""
     names = {
         name: text for name, text in os.environ.items() if not name.startswith(("BRIDGE_", "PYTHON", "LC_", "LANG"))
     }

@@ -1,4 +1,4 @@
-"""Events from lines to the publisher, also if the input or the broker fails in between."""
+"""Tests of `publish`, from lines of input to the publisher, also if the input or the broker fails."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIMIT_S = 20
-"""A command that hangs fails the test instead."""
+"""The maximum time of a test, so that a command that hangs fails the test."""
 
 
 class FakePublisher:
-    """Confirms each event once `confirms` is set, unless `faults` has an error for it."""
+    """Confirms each event as soon as `confirms` is set, unless `faults` has an error for the event."""
 
     def __init__(self) -> None:
         self.published: list[int] = []
@@ -50,7 +50,7 @@ class FakePublisher:
 
 
 class Command:
-    """One run of the command, with a fake publisher."""
+    """A run of the command `publish` with a fake publisher."""
 
     def __init__(self, folder: Path) -> None:
         schema = {
@@ -81,7 +81,7 @@ async def command(tmp_path: Path) -> Command:
 
 
 def events(count: int, error: Exception | None = None) -> Iterator[bytes]:
-    """Yields events, one a line, and then raises the error."""
+    """Yields lines with one event each, and then raises the error."""
     for number in range(count):
         yield b'{"n": %d}\n' % number
     if error is not None:
@@ -126,7 +126,7 @@ async def test_unconfirmed_events_are_limited(command: Command) -> None:
         tasks.create_task(command.run(lines()))
         await eventually("all is read that may be", lambda: read >= MAX_UNCONFIRMED + READ_AHEAD)
         await eventually("so many are sent", lambda: command.publisher.in_flight >= MAX_UNCONFIRMED)
-        # Further events would be sent in the next turn of the loop.
+        # If further events were sent, this would happen in the next turn of the loop.
         await asyncio.sleep(0)
         assert command.publisher.most == MAX_UNCONFIRMED
         command.publisher.confirms.set()
@@ -177,7 +177,10 @@ async def test_each_violation_of_an_event_is_printed(command: Command) -> None:
 async def test_violations_of_a_large_event_are_found_after_the_confirms_of_the_others(
     command: Command, size_bytes: int, *, waits: bool
 ) -> None:
-    """To find the violations may take seconds. The confirms of the others would time out meanwhile."""
+    """The search for the violations of a large event can take seconds.
+
+    Meanwhile, the confirms of other events would time out.
+    """
     command.publisher.confirms.clear()
     start, end = b'{"n": "', b'"}'
     large = start + b"x" * (size_bytes - len(start + end)) + end

@@ -1,4 +1,4 @@
-"""The examples of the README of the command line that need no broker."""
+"""Tests of the examples in the command line's README that need no broker."""
 
 from pathlib import Path
 

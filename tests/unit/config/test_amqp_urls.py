@@ -1,4 +1,7 @@
-"""The broker's URLs. A URL that the libraries can't use, or change, is an error before the first connection."""
+"""Tests of the settings for the broker's URLs.
+
+If the libraries can't use a URL, or would change it, the bridge reports an error before the first connection.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ def test_error_of_an_unparsable_url_shows_no_part_of_it(address: str) -> None:
     "host",
     [
         *("a" * 64, f"mq.{'a' * 64}.example", "\u00fc" * 60, "xn--zz", "mq.xn--zz.example", ".".join(["a" * 50] * 6)),
-        # The library decodes this name to a name with an eszett. For the resolver, that is another name.
+        # The library decodes `xn--fa-hia` to a name with an eszett, which the resolver treats as another name.
         *("xn--fa-hia.example", "[v1.a:b]", "10.0.0.\uff12\uff15\uff16"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The variables that Kubernetes injects for a Service, and similar ones."""
+"""Tests of the variables that Kubernetes injects for a Service, and of similar variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bridge.config.kubernetes import is_service_variable, service_variables
 
 
 def injected(service: str, protocol: str, address: str = "10.0.0.1", port_name: str | None = None) -> dict[str, str]:
-    """The variables of a Service with one port."""
+    """The variables that Kubernetes injects for a Service with one port."""
     host = f"[{address}]" if ":" in address else address
     url, of_port = f"{protocol}://{host}:3000", f"{service}_PORT_3000_{protocol.upper()}"
     named = {} if port_name is None else {f"{service}_SERVICE_PORT_{port_name}": "3000"}

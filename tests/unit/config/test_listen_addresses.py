@@ -1,4 +1,4 @@
-"""Which clients can reach a listening address, and its host in URLs."""
+"""Tests which clients can reach a listening address, and which host its URLs contain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def machine(*own: str) -> Callable[[Network], str | None]:
-    """Returns the function of a machine that sends to each network from its first address of that family."""
+    """Returns a function that gives, for a network, the machine's first address of the same IP version."""
     return lambda network: next((each for each in own if ipaddress.ip_address(each).version == network.version), None)
 
 

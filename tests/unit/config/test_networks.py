@@ -1,4 +1,4 @@
-"""Which texts are networks, and the errors of other texts."""
+"""Tests which texts are networks, and which errors other texts cause."""
 
 from __future__ import annotations
 

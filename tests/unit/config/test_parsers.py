@@ -1,4 +1,4 @@
-"""The values of all kinds of settings, and the errors of invalid texts."""
+"""Tests of the parsers of all kinds of settings, and of the errors for invalid texts."""
 
 from __future__ import annotations
 
@@ -266,7 +266,10 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
 
 
 def named(part: object) -> str:
-    """Returns a part of a test's name. It must be equal in every process that collects the tests."""
+    """Returns the text of a parameter in a test's name.
+
+    The returned text must be equal in every process that collects the tests.
+    """
     if isinstance(part, FunctionType):
         return part.__qualname__.partition(".")[0]
     return repr(sorted(part) if isinstance(part, frozenset) else part)[:40]
@@ -299,7 +302,7 @@ def test_folder_must_exist(tmp_path: Path) -> None:
 
 
 def test_folder_must_be_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # root can read every file.
+    # The error is simulated, because root can read every folder.
     monkeypatch.setattr(os, "scandir", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(ValueError, match="can be read \\(Permission denied\\)"):
         parsers.folder(str(tmp_path))

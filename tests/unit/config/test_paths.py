@@ -1,4 +1,4 @@
-"""The paths of the bridge's own pages, and paths that the endpoint may have."""
+"""Tests which paths are taken by the bridge's own pages, and which paths the WebSocket endpoint can have."""
 
 from __future__ import annotations
 

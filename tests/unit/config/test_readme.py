@@ -1,4 +1,4 @@
-"""The example of a `.env` file in the README."""
+"""Tests of the example of a `.env` file in the README."""
 
 from pathlib import Path
 

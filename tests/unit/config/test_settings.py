@@ -1,4 +1,4 @@
-"""The sources of settings, their order, and the errors."""
+"""Tests of the sources of settings, the order of these sources, and the errors."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_setting_and_its_file_variable_together_are_a_problem(sources: Sources, 
 
 
 def test_file_that_is_missing_is_a_problem_that_names_it(sources: Sources) -> None:
-    # Not in a temporary folder, because the error truncates a long path.
+    # The path is not in a temporary folder, because the error message truncates a long path.
     [problem] = sources.problems(env={"BRIDGE_PORT_FILE": "/missing/port"})
     assert problem == "BRIDGE_PORT_FILE (environment): can't read '/missing/port': No such file or directory"
 
@@ -449,12 +449,12 @@ def test_dotenv_line_without_a_value_is_a_problem(sources: Sources) -> None:
 
 @pytest.fixture
 def foreign_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes another encoding than UTF-8 the default for files, as in some locales."""
+    """Makes an encoding other than UTF-8 the default for files, as in some locales."""
 
     def text_encoding(encoding: str | None, stacklevel: int = 2) -> str:
         return encoding or "cp1252"
 
-    # pathlib calls this function.
+    # pathlib calls `io.text_encoding` to choose the encoding.
     monkeypatch.setattr(io, "text_encoding", text_encoding)
 
 
@@ -467,7 +467,7 @@ def test_files_are_utf8_in_any_locale(sources: Sources) -> None:
 
 @pytest.mark.usefixtures("foreign_encoding")
 def test_unclear_lines_of_dotenv_are_found_in_utf8(sources: Sources) -> None:
-    # The other encoding has no character for 0x81, a byte of Ł.
+    # The encoding that replaces UTF-8 has no character for 0x81, a byte of Ł.
     sources.dotenv.write_text("# Ł\nBRIDGE_PORT=1\n", encoding="utf-8")
     assert sources.load().port == 1
 
@@ -615,7 +615,7 @@ def test_stream_settings_of_a_lower_source_are_no_problem_if_a_flag_disables_the
     assert len(sources.problems({"history": "memory", "history_stream": "s"}, stream)) == 1
 
 
-# Secrets in the wrong place
+# Tests of secrets in the wrong place
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that are plain text, and files that an editor wrote in another encoding."""
+"""Tests of files in plain UTF-8, and of files that an editor wrote in another encoding."""
 
 from __future__ import annotations
 

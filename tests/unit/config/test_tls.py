@@ -1,4 +1,4 @@
-"""The minimum version of TLS, also if default contexts have none, as in Debian's Python 3.14."""
+"""Tests of the minimum TLS version, also if default contexts have no minimum, as in Debian's Python 3.14."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREATE = ssl.create_default_context
 
 @pytest.fixture
 def created(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
-    """Records the default contexts that are created, and removes their minimum versions."""
+    """Records the default TLS contexts that are created, and removes the minimum versions of these contexts."""
     contexts: list[ssl.SSLContext] = []
 
     def create(purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH, **files: str | None) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Warnings for settings without an effect or with a risky one, and for no others."""
+"""Tests that there are warnings for settings with no effect or a risky effect, and for no other settings."""
 
 from __future__ import annotations
 

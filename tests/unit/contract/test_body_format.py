@@ -1,4 +1,7 @@
-"""Tests that the format of bodies that are not JSON is recognized. Samples come from real libraries if possible."""
+"""Tests that the format of bodies that are not JSON is recognized.
+
+If possible, a library for the format makes the samples of bodies.
+"""
 
 from __future__ import annotations
 
@@ -302,7 +305,8 @@ def test_any_bytes_after_the_first_bytes_of_a_format_are_diagnosed(head: bytes, 
 
 LARGE = 4 * 2**20
 SLOW_S = 1.0
-"""A limit of processor time for the slowest machine. The diagnosis takes 0.01 s."""
+"""The maximum processor time (s) on the slowest machine. On a normal machine, the format is recognized in 0.01 s of
+processor time."""
 
 
 UNITS = (

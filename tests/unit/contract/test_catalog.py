@@ -35,7 +35,7 @@ def load(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Ca
     return catalog.load([folder_of(folder, **files)])
 
 
-# Packaged schema files
+# The schema files in the package
 
 
 def test_packaged_types_are_those_of_the_specification() -> None:
@@ -154,7 +154,7 @@ def test_validator_that_contradicts_itself_raises_an_assertion_error() -> None:
         dataclasses.replace(KILLMAIL, validator=contradictory).violation({})
 
 
-# An operator's folder
+# The schema files in an operator's folder
 
 
 def test_adding_a_type_is_adding_a_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The window of identities remembers the newest identities, and forgets the oldest first."""
+"""Tests that the window of identities remembers the newest identities, and forgets the oldest identities first."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ PAIRS: st.SearchStrategy[Pairs] = st.lists(
     ),
     max_size=5,
 )
-"""The fields of a query."""
+"""Generates the fields of a query."""
 
 
 def parsed(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
@@ -89,7 +89,7 @@ def parsed(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
     return request.filter
 
 
-# The simple definition
+# The second, simple definition of filters
 
 
 def kind(value: object) -> str:
@@ -102,7 +102,7 @@ def kind(value: object) -> str:
 
 
 def selects(text: str, value: object, kinds: frozenset[str]) -> bool:
-    """Whether a text in a query selects the value."""
+    """Returns True if a text in a query selects the value."""
     if kind(value) not in (kinds | {"integer"} if "number" in kinds else kinds):
         return False
     if isinstance(value, str):
@@ -115,7 +115,7 @@ def selects(text: str, value: object, kinds: frozenset[str]) -> bool:
 
 
 def matches(pairs: Pairs, update_type: str, data: object) -> bool:
-    """Whether a query with these fields selects the update."""
+    """Returns True if a query with the given fields selects the update."""
     types = [value for name, value in pairs if name == "type"]
     if types and update_type not in types:
         return False
@@ -159,7 +159,7 @@ def test_filters_are_equal_only_if_they_select_the_same_values(one: Pairs, other
 
 
 def selected_values(pairs: Pairs) -> set[tuple[str, str, object]]:
-    """Returns all values that a query selects, each with its type, so that true differs from 1."""
+    """Returns all values that a query selects, each with its type, because true and 1 are equal in Python."""
     return {(name, *reading) for name, text in pairs for reading in readings_of(name, text)}
 
 
@@ -404,7 +404,8 @@ def test_query_with_too_many_percent_encoded_bytes_is_refused(excess: int) -> No
 def test_longest_query_takes_bounded_memory() -> None:
     members = catalog.load([catalog.PACKAGED]).filterable
     wide = quote("🚀")
-    # Sets have the most free space with five values. One wide character makes each character take four bytes.
+    # With five values, a Python set has the most free space for its size. A single wide character makes all characters
+    # of its string take four bytes each.
     values = [wide if "string" in kinds else "1234" for kinds in members.values() for _ in range(5)]
     fields = [f"{name}={values[5 * at + i]}{i}" for at, name in enumerate(members) for i in range(5)]
     rest = MAX_VALUES - len(fields)

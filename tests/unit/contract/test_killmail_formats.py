@@ -36,12 +36,12 @@ VICTIM = [("victimId", "character_id"), ("victimCorporationId", "corporation_id"
 
 
 class Variant(NamedTuple):
-    """A way to publish a raw killmail."""
+    """A format in which a raw killmail can be published."""
 
     name: str
     made_of: Callable[[Any], Any]
     pointer: str
-    """JSON Pointer to the raw killmail."""
+    """The JSON Pointer to the raw killmail in the published document."""
     schema: str
 
 
@@ -290,7 +290,7 @@ def test_source_format_without_a_schema_is_validated_as_an_update(variant: Varia
         assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, "urn:edk-bridge:schema:killmail")
 
 
-# Other members next to a killmail
+# Further members next to a killmail
 
 SCALARS: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5)
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -377,7 +377,7 @@ def test_violation_names_the_schema_of_the_source_format_and_points_into_the_eve
         (variant, member)
         for variant in VARIANTS
         for member in ("killmail_id", "solar_system_id", "victim", "attackers")
-        # Without victim or attackers, a package is a RedisQ package without its killmail.
+        # A package without victim or attackers counts as a RedisQ package whose killmail is missing.
         if "ESI in a package" not in variant.name or member in {"killmail_id", "solar_system_id"}
     ],
     ids=lambda each: each if isinstance(each, str) else each.name,
@@ -476,7 +476,7 @@ REFERENCES: list[dict[str, Any]] = [
     {"killmail_id": 1, "zkb": {"hash": "abc", "totalValue": 1.5}},
     {"killmail_id": 1, "zkb": None},
 ]
-"""The entries in lists of killmails, which only refer to killmails."""
+"""Entries of killmail lists, which refer to killmails without containing their data."""
 
 
 @pytest.mark.parametrize(("around", "prefix"), [(lambda data: data, ""), (wrapped, "/data")], ids=["bare", "wrapped"])
@@ -540,7 +540,7 @@ def test_placeholder_is_the_only_problem_of_its_event() -> None:
     assert PIPELINE.problems(event) == [PIPELINE.process(event, NOW_MS)]
 
 
-# Time as text
+# Killmails with their time as text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Any bytes become Accepted or Rejected, never an exception, and the result is correct."""
+"""Tests that any bytes become a correct Accepted or Rejected, and never raise an exception."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PIPELINE = Pipeline(CATALOG, MAX_BYTES)
 KILLMAIL = CATALOG.types["killmail"]
 SCHEMAS = {name.removesuffix(".json"): orjson.loads(content) for name, content in CATALOG.documents.items()}
 STEADY = settings(derandomize=True, database=None, deadline=None)
-"""The settings that use the same examples in each run, so that a failure can be reproduced everywhere."""
+"""Hypothesis settings with the same examples in each run, so that a failure can be reproduced everywhere."""
 SLOW_S = 5.0
-"""A limit of processor time, which other processes do not affect. No body may block the bridge for longer on the
-slowest machine. The bodies take some 0.1 s."""
+"""The maximum processor time (s), on which other processes have no effect. Even on the slowest machine, no body may
+block the bridge for longer than this time. On a normal machine, each of the bodies takes about 0.1 s."""
 
 Path = tuple[str | int, ...]
 
@@ -100,7 +100,7 @@ TEXTS: st.SearchStrategy[str] = st.recursive(
     ),
     max_leaves=10,
 )
-"""Texts of JSON, with duplicate members and numbers of any size, and texts that only look like JSON."""
+"""Generates JSON with duplicate members and numbers of any size, and texts that only look like JSON."""
 BODIES = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=50).map(str.encode),
@@ -318,7 +318,7 @@ def test_value_that_is_not_json_is_rejected_at_any_place(place: str, value: byte
         (b"1E3", b"1000.0"),
         (b"18446744073709551615", b"18446744073709551615"),
         (b"-9223372036854775808", b"-9223372036854775808"),
-        # Integers of more than 64 bits become floating point numbers, like those of more than 53 bits in JavaScript.
+        # Integers of more than 64 bits become floating point numbers, like integers of more than 53 bits in JavaScript.
         (b"18446744073709551616", b"1.8446744073709552e+19"),
         (b'"\\ud83d\\ude00"', b'"\xf0\x9f\x98\x80"'),
         (b'"\\u0000"', b'"\\u0000"'),
@@ -367,7 +367,7 @@ def test_id_that_is_not_an_integer_of_53_bits_is_a_violation(value: bytes) -> No
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/killmailId")
 
 
-# Duplicate members: the last member is validated, identifies the update and is sent
+# Of duplicate members, the last member is validated, identifies the update and is sent
 
 
 def duplicated(document: dict[str, Any], first: tuple[str, object], last: tuple[str, object]) -> bytes:
@@ -462,7 +462,7 @@ def in_time(of: Event) -> Accepted | Rejected:
 
 
 def filled(around: bytes, size: int, filling: bytes = b"x") -> bytes:
-    """Returns the text with its % replaced, so that it has `size` bytes."""
+    """Returns the text with its % replaced by a filler that makes the text `size` bytes long."""
     return around.replace(b"%", filling * (size - len(around) + 1))
 
 

@@ -1,4 +1,4 @@
-"""The pipeline turns any event into an update or a rejection."""
+"""Tests that the pipeline turns any event into an update or a rejection."""
 
 from __future__ import annotations
 

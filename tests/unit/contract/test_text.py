@@ -1,4 +1,4 @@
-"""Untrusted text becomes safe for headers and log lines."""
+"""Tests that untrusted text becomes safe for headers and log lines."""
 
 from __future__ import annotations
 

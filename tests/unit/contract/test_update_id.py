@@ -1,4 +1,4 @@
-"""Every id can be parsed from its text, and no other text is an id."""
+"""Tests that every update id can be parsed from its text, and that no other text is an id."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Envelopes of other software are detected, and the event in them is found."""
+"""Tests that envelopes of other software are detected, and that the event in an envelope is found."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def found(document: object, pointer: str = "", declared: frozenset[str] = DECLAR
 
 
 def place(document: object) -> str | None:
-    """Returns the JSON Pointer to the event in the document."""
+    """Returns the JSON Pointer to the event in a document."""
     what = found(document)
     return None if what is None else what.pointer
 
@@ -200,7 +200,7 @@ def test_object_that_only_resembles_a_buffer_is_not_one(document: dict[str, Any]
     assert not is_node_bytes(document)
 
 
-# The bridge's envelope
+# Documents with the bridge's own envelope
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_envelope_and_half_of_one_are_not_broken(document: dict[str, Any]) -> No
     assert broken_envelope(document, "") is None
 
 
-# The event in the document
+# Finding the event in a document
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def nested(levels: int) -> Any:
 
 
 def test_search_ends_at_its_bounds() -> None:
-    """An event at each bound is found, and an event beyond the bound is not found."""
+    """An event at a bound of the search is found, and an event beyond this bound is not found."""
     assert place(nested(SEARCHED_LEVELS)) == "/x" * SEARCHED_LEVELS
     assert place(nested(SEARCHED_LEVELS + 1)) is None
 

@@ -1,4 +1,4 @@
-"""A broker that does not confirm: the rejected event is held and reported, and no event is published twice."""
+"""Tests that rejected events without a confirm are held and reported, and that no event is published twice."""
 
 from __future__ import annotations
 

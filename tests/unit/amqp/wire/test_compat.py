@@ -265,7 +265,7 @@ async def connected(peer: Peer) -> AsyncIterator[aiormq.connection.Connection]:
 
 
 async def test_aiormq_has_no_callback_for_a_blocked_connection() -> None:
-    """If this test fails, aiormq may have such a callback now, or its private methods have other names."""
+    """If this test fails, aiormq has gained a callback for a blocked connection, or has renamed private methods."""
     names = [name for name in dir(aiormq.connection.Connection) if "block" in name.lower()]
     assert names == [compat._ON_BLOCKED, compat._ON_UNBLOCKED]
 

@@ -172,7 +172,7 @@ def test_everything_is_returned_before_the_channel_is_known() -> None:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames that follow each other, and the deliveries that the channel must find in them."""
+    """Frames that follow each other, and the delivery that they contain, or None."""
 
     frames: list[bytes]
     delivered: Delivered | None

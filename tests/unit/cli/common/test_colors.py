@@ -1,4 +1,4 @@
-"""Colors of a line of JSON. The text itself does not change."""
+"""Tests of the colors of a line of JSON. The colors do not change the text."""
 
 from __future__ import annotations
 

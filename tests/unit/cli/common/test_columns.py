@@ -1,4 +1,4 @@
-"""The width of a text on a terminal."""
+"""Tests of the width of a text on a terminal."""
 
 from __future__ import annotations
 

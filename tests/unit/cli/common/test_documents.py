@@ -1,4 +1,4 @@
-"""The events in lines of text, their first lines, and the lines of JSON Pointers."""
+"""Tests of the search for events in text, the first line of each event, and the lines to which JSON Pointers lead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEPTH = 30_000
 DEEP = b"[" * DEPTH + b"]" * DEPTH
-"""Deeper than Python's json, which recurses, can parse."""
+"""JSON that is nested too deeply for Python's json, which parses recursively."""
 
 
 def found(text: bytes) -> list[tuple[int, bytes]]:
@@ -121,7 +121,7 @@ def test_line_with_text_outside_an_event_is_one_document(line: bytes) -> None:
         (b'config: {\n"a":1\n}{}\n[\n]\n', {1: b'config: {\n"a":1\n}{}', 4: b"[\n]"}),
         (b'nonsense\n[\n{"a":1}\n]\n', {1: b"nonsense", 2: b'[\n{"a":1}\n]'}),
         (b'nonsense\n{\n}{"a":1}\n', {1: b"nonsense", 2: b"{\n}", 3: b'{"a":1}'}),
-        # The end of an event without its start.
+        # The end of an event, without the start of the event.
         (b'  "b": [\n    {"a":1}\n  ]\n}\n{}\n', {1: b'"b": [\n    {"a":1}\n  ]', 4: b"}", 5: b"{}"}),
     ],
 )
@@ -230,7 +230,7 @@ def test_object_where_a_value_is_allowed_begins_no_document(text: bytes) -> None
 
 @pytest.mark.parametrize("line", [b'{"a":', b"nonsense [", b'nonsense {"a":', b'{"a":1},{"b":', b"\xef\xbb\xbf["])
 def test_line_truncated_where_a_value_is_allowed_includes_the_next_line(line: bytes) -> None:
-    """The line may be inside a document, whose parts are not events."""
+    """The truncated line may be inside a document, and the parts of a document are not events."""
     assert found(line + b'\n{"a":2}\n{"a":3}\n') == [(1, line + b'\n{"a":2}'), (3, b'{"a":3}')]
 
 
@@ -311,14 +311,14 @@ WRITTEN = st.builds(
     st.none() | st.integers(0, 4),
     st.booleans(),
 )
-# The first character begins no JSON value. A digit would begin a number.
+# Each text begins with "!", because its own first character may be a digit, which would begin a JSON number.
 GARBAGE = st.text(st.characters(exclude_characters='[]{}"\r\n', exclude_categories=["Cs"])).map(
     lambda text: f"!{text.rstrip()}".encode()
 )
 
 
 def numbered(written: list[bytes], gaps: list[int], end: bytes) -> tuple[bytes, list[int]]:
-    """Returns the texts, each after some blank lines, and the lines on which they begin."""
+    """Returns the texts, each after some blank lines, and the line on which each text begins."""
     text, lines = b"", []
     for document, gap in zip(written, gaps, strict=True):
         text += end * gap
@@ -366,7 +366,7 @@ def test_any_input_is_accepted(first: bytes, rest: list[bytes]) -> None:
 
 
 class Pipe:
-    """Returns one piece for each read of any size."""
+    """For each read, returns one of the pieces, whatever size is requested."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.left = list(pieces)
@@ -414,7 +414,7 @@ def test_nonblocking_pipe_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().read(size)
 
     def wait(*streams: Any) -> Any:
-        """Writes the next piece, or the end, when the reader waits."""
+        """When the reader waits, writes the next piece, or closes the file after the last piece."""
         nonlocal waits
         waits += 1
         if pieces:
@@ -493,7 +493,7 @@ def test_only_the_beginning_of_a_large_binary_file_is_kept() -> None:
 
 
 class Counting(json.JSONDecoder):
-    """Counts the decoded characters of all instances."""
+    """A decoder that counts the characters that all its instances have decoded."""
 
     decoded = 0
 

@@ -1,4 +1,4 @@
-"""Errors of the command line, the format of the help, and the completion of a shell."""
+"""Tests of the command line's errors, the format of its help, and the completion in a shell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ SECRET = "correct horse/battery:staple"
 
 
 def said(*arguments: str) -> tuple[int, list[str]]:
-    """Returns the exit code and the lines of standard error. Standard output must be empty."""
+    """Returns the exit code of the command, and the lines on its standard error.
+
+    Checks that standard output is empty.
+    """
     result = CliRunner().invoke(cli, arguments, prog_name="edk-bridge")
     assert result.stdout == ""
     return result.exit_code, result.stderr.splitlines()
@@ -165,7 +168,7 @@ def test_help_has_metavars(path: list[str], shown: list[str]) -> None:
 
 
 def completed(shell_words: str, at: int) -> list[str]:
-    """Returns the words that a real bash offers for the word with this number."""
+    """Returns the words that a real bash offers to complete the word with the given number."""
     script = (
         f'eval "$(edk-bridge completion bash)"; COMP_WORDS=({shell_words}); COMP_CWORD={at}; '
         '_edk_bridge_completion edk-bridge; printf "%s\\n" "${COMPREPLY[@]}"'

@@ -1,4 +1,4 @@
-"""The output of a command: escaped for its encoding, and without blocking the event loop."""
+"""Tests that the output of a command is escaped for its encoding, and does not block the event loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MORE_THAN_A_PIPE_HOLDS = "ü" * 2**20
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """The two ends of a pipe. A test may close them."""
+    """The two ends of a pipe. A test may close either end of the pipe."""
     ends = os.pipe()
     yield ends
     for end in ends:
@@ -37,7 +37,7 @@ async def test_event_loop_runs_while_a_pipe_is_full(pipe: tuple[int, int]) -> No
     printing = asyncio.create_task(Output(theirs).line(MORE_THAN_A_PIPE_HOLDS))
     taken = b""
     while not printing.done() or select([ours], [], [], 0)[0]:
-        # If the printing blocked the thread of the loop, this would never return.
+        # If the printing blocked the thread of the event loop, this sleep would never return.
         await asyncio.sleep(0)
         if select([ours], [], [], 0)[0]:
             taken += os.read(ours, 2**20)
@@ -78,7 +78,7 @@ async def test_file_is_never_abandoned(tmp_path: Path) -> None:
         abandoned.cancel()
         with pytest.raises(asyncio.CancelledError):
             await abandoned
-    # Only a terminal would execute a control character, so a file has it unchanged.
+    # Only a terminal executes control characters, so a file contains them unchanged.
     assert (tmp_path / "file").read_text() == "\x9b2J\n\n"
 
 

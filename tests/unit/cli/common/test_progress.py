@@ -1,4 +1,4 @@
-"""The status line of a command, on a terminal and elsewhere."""
+"""Tests of a command's status line, on a terminal and elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An update as one line for a person."""
+"""Tests of the line that shows an update to a person."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bridge.cli.common.update_line import NO_TIME
 from tests.support.killmail import EXAMPLE
 
 TIMESTAMP = 1697962000000
-"""2023-10-22 08:06:40 UTC."""
+"""The Unix time of 2023-10-22 08:06:40 UTC, in ms."""
 
 
 def update(data: object, kind: str = "killmail") -> dict[str, Any]:

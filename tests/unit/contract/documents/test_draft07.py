@@ -18,7 +18,7 @@ OTHER: dict[str, Any] = {
 
 
 def converted(schema: dict[str, Any]) -> Any:
-    """Converts a schema, which may refer to OTHER."""
+    """Converts a schema, which can refer to the schema OTHER."""
     return convert({"mine": {"$id": "urn:example:mine", **schema}, "other": OTHER}, PLACE)["mine"]
 
 
