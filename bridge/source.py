@@ -18,7 +18,10 @@ class EventSource(Protocol):
 
     @property
     def status(self) -> Status:
-        """The state of the source. For the consumer, it is the state of the connection to the broker."""
+        """The state of the source.
+
+        For a consumer, the state of the source is the state of the connection to the broker.
+        """
 
     @property
     def gaps(self) -> GapReporter:

@@ -1,7 +1,7 @@
 """Sends notifications to systemd (`sd_notify(3)`), for units of `Type=notify`.
 
 Without `NOTIFY_SOCKET` in the environment, no notification is sent. If a notification can't be sent, the bridge logs
-this and continues.
+the failure and continues.
 """
 
 import asyncio
@@ -22,15 +22,21 @@ class SdNotifier:
         """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from the environment."""
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(environment) if self._address else None
-        """The service manager kills the bridge after this time without a notification. The value is None without a
-        watchdog."""
+        """The service manager kills the bridge if it sends no notification for `watchdog_s` seconds. `watchdog_s` is
+        None without a watchdog."""
 
     def ready(self) -> None:
-        """Notifies that the bridge listens. The bridge may not have a broker yet."""
+        """Notifies the service manager that the bridge listens.
+
+        The bridge may not have a connection to a broker yet.
+        """
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Notifies that the bridge reads its certificate again. Call `ready` when the bridge has read it."""
+        """Notifies that the bridge reads its certificate again.
+
+        Call `ready` when the bridge has read the certificate.
+        """
         # Type=notify-reload requires the time of this notification on the monotonic clock.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
@@ -49,7 +55,8 @@ class SdNotifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as unix_socket:
-                # If the queue of the service manager is full, this notification is lost. The event loop must not wait.
+                # If the queue of the service manager is full, this notification is lost. The event loop must not wait
+                # for the service manager.
                 unix_socket.setblocking(False)
                 unix_socket.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
@@ -57,9 +64,9 @@ class SdNotifier:
 
 
 def _address(text: str) -> str | None:
-    """Returns the address of a Unix socket: a path, or an abstract name after @.
+    """Returns the address of a Unix socket, which is a path, or an abstract name after @.
 
-    Returns None for other kinds of addresses.
+    Returns None if the address is not that of a Unix socket.
     """
     if text.startswith("@"):
         return f"\0{text[1:]}"

@@ -1,4 +1,4 @@
-"""Decides whether a stream supports colors, and sequences that move the cursor."""
+"""Decides whether a stream supports colors and the escape sequences that move the cursor."""
 
 import os
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """The time constants of the bridge's connections to the broker and to clients. These constants are not settings.
 
-The bridge runs with `DEFAULT`. A test passes other values, so that a limit of 20 s takes 0.5 s.
+In production, the bridge runs with the times of `DEFAULT`. A test passes shorter times, so that a limit of 20 s takes
+0.5 s.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ class Timing:
     """Intervals and timeouts, in seconds."""
 
     heartbeat_s: int = 10
-    """The AMQP heartbeat if the URL sets none. With it, a dead connection is detected after 33 s. With aio-pika's
-    default of 60 s, detection takes 183 s."""
+    """The AMQP heartbeat if the URL sets none. With this heartbeat, a dead connection is detected after 33 s. With
+    aio-pika's default heartbeat of 60 s, a dead connection is detected after 183 s."""
 
     connect_timeout_s: float = 5.0
     """Time from the TCP connect to one node until its virtual host is open. A broker may accept the connection and send
@@ -27,12 +28,12 @@ class Timing:
     """Time for all requests between the open connection and the first delivery."""
 
     amqp_close_timeout_s: float = 2.0
-    """Time to close an AMQP connection. A broker that is stopped never answers, and aio-pika waits for its answer."""
+    """Time to close an AMQP connection. A suspended broker never answers, and aio-pika waits for its answer."""
 
     check_interval_s: float = 1.5
-    """Interval between the answer to a request of the topology check and the next request. The requests are few and
-    small, and detect an exchange that was deleted and declared again. The answers also show aio-pika that the
-    connection is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
+    """Interval between the answer to a request of the topology check and the next request. The requests of the topology
+    check are few and small, and detect an exchange that was deleted and declared again. The broker's answers also show
+    aio-pika that the connection is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
 
     check_timeout_s: float = 20.0
     """The bridge closes a connection on which no request of the topology check is answered for this long. If only one
@@ -42,15 +43,15 @@ class Timing:
     refused_interval_s: float = 60.0
     """Interval between a refused request of the topology check and the next attempt. The broker logs each refusal.
 
-    At this age, the check also replaces a channel, because the broker caches the user's permissions on an open
-    channel."""
+    The topology check also replaces a channel that has been open this long, because the broker caches the user's
+    permissions on an open channel."""
 
     unbind_timeout_s: float = 1.0
     """Time for the broker to unbind an exclusive queue before the connection is closed. A cluster node without a
-    majority never unbinds it."""
+    majority never unbinds the queue."""
 
     cancel_timeout_s: float = 2.0
-    """Time for the broker to confirm `basic.cancel`. A broker that is stopped never confirms."""
+    """Time for the broker to confirm `basic.cancel`. A suspended broker never confirms `basic.cancel`."""
 
     settle_timeout_s: float = 3.0
     """Time to settle the last deliveries when the bridge stops. A named queue keeps the deliveries that stay
@@ -76,7 +77,7 @@ class Timing:
 
     stall_check_s: float = 10.0
     """If a stream delivers nothing for this long, the bridge probes it for newer messages. While a stream delivers, the
-    bridge looks for its end at this interval. A probe waits this long for its answer."""
+    bridge looks for its end at this interval. A probe also waits this long for the broker's answer."""
 
     close_timeout_s: float = 10.0
     """Time for a client to read what the bridge has sent, and to answer its close frame."""
@@ -95,8 +96,8 @@ class Timing:
     """Interval between two checks whether file descriptors are available again."""
 
     accept_grace_s: float = 0.2
-    """Time for TCP handshakes that have begun, if the bridge stops and shares its port. A handshake takes one round
-    trip."""
+    """Time to complete the TCP handshakes that have begun when a bridge that shares its port stops. A TCP handshake
+    takes one round trip."""
 
     request_grace_s: float = 1.0
     """Time for clients to send their request and to read the answer when the bridge stops. Browsers keep connections
@@ -104,7 +105,7 @@ class Timing:
 
     trim_delay_s: float = 1.0
     """Delay of `malloc_trim` after many connections have closed. Connections usually close in groups, and one trim is
-    enough."""
+    enough for a group."""
 
 
 DEFAULT = Timing()

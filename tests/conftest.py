@@ -1,6 +1,6 @@
 """Fixtures for all tests, and how tests are distributed among several workers.
 
-None of the fixtures does anything for a test that does not ask for it.
+No fixture affects a test that does not ask for the fixture.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ from aio_pika.abc import AbstractConnection
 from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stubs
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
-# This call comes before the import of the modules, so that their failing assertions show values. `tests/__init__.py`
-# can't contain the call, because the benchmark imports `tests` with an interpreter that has no pytest.
+# This call comes before the import of the modules in `tests.support`, so that their failing assertions show values.
+# `tests/__init__.py` can't contain the call, because the benchmark imports `tests` with an interpreter that has no
+# pytest.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.broker import ports
@@ -53,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 NODE_SCOPE, BROWSER_SCOPE, IMAGE_SCOPE = SHARING = ("private node", "browser", "image")
-"""Scopes that hold several files, slowest first."""
+"""The test scopes that hold several files, with the slowest scope first."""
 
 
 @cache
@@ -67,12 +68,12 @@ def scope_of(file: str) -> str:
     text = Path(file).read_text() if Path(file).is_file() else ""
     if re.search("(node|mortal)_broker", text):
         return NODE_SCOPE
-    # Matches the fixture by its annotation. Unit tests use the name for other things.
+    # The expression matches the fixture `image` by its annotation. Unit tests use the name `image` for other things.
     return IMAGE_SCOPE if file.startswith("tests/integration/") and re.search(r"\bimage: str\b", text) else file
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # the base has no types
-    """Hands out scopes to workers, in the order of the collection."""
+    """Assigns scopes to workers in the order in which the tests were collected."""
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid.partition("::")[0])
@@ -102,7 +103,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Adds the origins that a worker has sent. A worker that crashed has sent none."""
+    """Adds the origins that a worker has sent. A worker that crashed has sent no origins."""
     found = getattr(node, "workeroutput", {}).get("origins", ())
     origins.extend(origin for origin in found if origin not in origins)
 

@@ -12,10 +12,11 @@ const LOOPBACK = /^(localhost|.*\.localhost|127\.[\d.]+|\[::1\])$/;
 const MIXED = "a page over https can open ws:// only to localhost: use wss:// (mixed content)";
 const NO_UPGRADE = "the bridge answers, but a proxy may not pass the upgrade on, or this host's cookies are too large";
 
-// `onState("connected", id)` means that all updates after this id follow. `onState("disconnected", code, reason)` has a
-// `reason` for people, empty if unknown. Each failed attempt calls it again. `onMissed(data)` means that some updates
-// are lost; `data` is that of a `gap`, or of a `resume` that is not complete. `after` is the id to resume from: the
-// `lastId()` of an earlier page, which is the id of the last update or of the last "connected".
+// `onState("connected", id)` means that all updates after this id follow. In `onState("disconnected", code, reason)`,
+// the `reason` is a text for people, or empty if the reason is unknown. Each failed attempt calls
+// `onState("disconnected", ...)` again. `onMissed(data)` means that some updates are lost; `data` is the data of a
+// `gap`, or of a `resume` that is not complete. `after` is the id to resume from: the `lastId()` of an earlier page,
+// which is the id of the last update or of the last "connected".
 export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}, after = "", silenceMs = 60_000 }) {
   let lastId = after; // An empty id means "from now on".
   let current; // The socket whose messages are handled.
@@ -44,7 +45,8 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
       socket = new WebSocket(address);
     } catch (error) {
       if (error.name !== "SecurityError") throw error;
-      // No later attempt can succeed. The caller does not have the result of `connect` yet.
+      // After a SecurityError, no later attempt can succeed. The call is delayed, because the caller does not have the
+      // result of `connect` yet.
       return queueMicrotask(() => onState("disconnected", NOT_REACHED, MIXED));
     }
     socket.onopen = () => (socket.hasOpened = true);
@@ -60,7 +62,8 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     // The socket with the first message stays, because the other socket would only repeat this message.
     discard(socket === next ? current : next);
     [current, next] = [socket, undefined];
-    // A script sees no pings, so a silent connection may be dead. A second connection tests this, and misses nothing.
+    // A script sees no pings, so a silent connection may be dead. A second connection tests whether the first one is
+    // dead, and no update is lost.
     schedule(open, silenceMs);
     lastId = type === "resume" ? data.id : (id ?? lastId);
     unopened = 0;
@@ -73,7 +76,8 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   function lose(socket, code, phrase = "") {
     discard(socket);
     if (socket === current) current = undefined;
-    // If the new socket can't reach the bridge, the old socket is dead too. Any other code comes from the bridge.
+    // If the new socket can't reach the bridge, the old socket is dead too. Any close code other than NOT_REACHED comes
+    // from the bridge.
     else if (code === NOT_REACHED) current = discard(current);
     if (socket === next) next = undefined;
     if (!current && performance.now() - connectedMs >= LASTING_MS) failures = 0;
@@ -85,7 +89,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     if (!unopened) reason = phrase;
     if (!next) schedule(open, pauseMs);
     if (!current) onState("disconnected", code, reason);
-    // At the 2nd, 4th, 8th ... failure: a bridge that is full gets few requests.
+    // The diagnosis runs only at the 2nd, 4th, 8th ... failure, so that a full bridge gets few requests.
     if (unopened > 1 && Number.isInteger(Math.log2(unopened))) diagnose(socket.url);
   }
 
@@ -93,7 +97,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     const request = (diagnosis = new AbortController());
     setTimeout(() => request.abort(), 10_000);
     const cause = await causeOf(address, request.signal).catch(() => reason);
-    // The next failure reports the cause. There is none if the bridge is back meanwhile.
+    // The next failure reports the cause. There is no next failure if the bridge is back meanwhile.
     if (unopened && request === diagnosis) reason = cause;
   }
 
@@ -109,10 +113,12 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
 }
 
 // Finds why a connection does not open. A script can't read the response to a handshake, but can send an HTTP request
+// to the same address.
 async function causeOf(address, signal) {
   const url = new URL(address.replace(/^ws/, "http"));
   url.username = url.password = ""; // `fetch` accepts neither.
-  // To its own origin, a page sends the header Origin with OPTIONS but not with GET. The bridge may refuse this header.
+  // To its own origin, a page sends the header Origin with OPTIONS but not with GET. The bridge may refuse the header
+  // Origin.
   const methods = url.origin === location.origin ? ["OPTIONS", "GET"] : ["GET"];
   for (const method of methods) {
     const options = { method, cache: "no-store", credentials: "omit", redirect: "manual", signal };

@@ -16,14 +16,15 @@ const LASTING_MS = 10_000; // A shorter connection is a failure, so that a full 
 const FULL = 1013;
 const TRY_AGAIN = [408, 429];
 
-// The bridge refused the client: the query is invalid (400), or the client may not connect (403). The message says why.
+// The bridge refused the client: the query is invalid (400), or the access is forbidden (403). The message of the error
+// says why the bridge refused the client.
 export class Refused extends Error {}
 
 // `onState("connected", id)` means that all updates after this id follow. `onState("disconnected", reason)` has a close
-// code or a text as its reason. `onMissed(data)` means that some updates are lost; `data` is that of a `gap`, or of a
-// `resume` that is not complete. `after` is the id to resume from: the id of the last update, or of the last
-// "connected". A connection without a ping or a message for `silenceMs` counts as dead: the bridge pings every 30 s.
-// If `signal`, an AbortSignal, is aborted, the connection is closed and the loop throws an AbortError.
+// code or a text as its reason. `onMissed(data)` means that some updates are lost; `data` is the data of a `gap`, or of
+// a `resume` that is not complete. `after` is the id to resume from: the id of the last update, or of the last
+// "connected". A connection without a ping or a message for `silenceMs` counts as dead: the bridge pings every 30 s. If
+// `signal`, an AbortSignal, is aborted, the connection is closed and the loop throws an AbortError.
 export async function* updates(url, options = {}) {
   const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
   let lastId = after; // An empty id means "from now on".
@@ -31,7 +32,8 @@ export async function* updates(url, options = {}) {
     const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
     const socket = new WebSocket(address, { handshakeTimeout: 10_000, perMessageDeflate: false });
     let [connectedMs, reason, broken] = [Infinity];
-    // While the program is slow to take updates, the socket is paused and reads no pings. This is not silence.
+    // While the program is slow to take updates, the socket is paused and reads no pings. Such a pause does not count
+    // as silence.
     const silence = setTimeout(() => (socket.isPaused ? silence.refresh() : socket.terminate()), silenceMs);
     for (const sign of ["ping", "message"]) socket.on(sign, () => silence.refresh());
     socket.on("close", (code) => (reason = code));
@@ -43,7 +45,7 @@ export async function* updates(url, options = {}) {
       socket.emit("error", isFinal ? new Refused(sentence) : new Error(sentence));
     });
     try {
-      // Few updates are buffered here. Other updates wait in the bridge.
+      // This program buffers only a few updates. All other updates wait in the bridge.
       const limits = { highWaterMark: 64, lowWaterMark: 16 };
       for await (const [body] of on(socket, "message", { close: ["close"], signal, ...limits })) {
         const message = JSON.parse(body);

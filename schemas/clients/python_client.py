@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidHandshake, InvalidStatus
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
-LASTING_S = 10.0  # A shorter connection is a failure, so that a full bridge is not asked every second.
+LASTING_S = 10.0  # A shorter connection counts as a failure, so that a full bridge is not asked every second.
 FULL, TRY_AGAIN = 1013, (408, 429)
 
 log = logging.getLogger("updates")
@@ -41,7 +41,9 @@ async def updates(
     on_connected: Callback = log_connected,
     ping_s: float = 20.0,
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yields the updates after an id, or from now on. The id is that of an update, or an id from `on_connected`.
+    """Yields the updates after the id `after`, or only new updates without an id.
+
+    The id is the id of an update, or an id that `on_connected` got.
 
     `on_connected` is called with an id, and all updates after this id follow. `on_missed` is called if some updates are
     lost, with the data of a `gap` or of a `resume` that is not complete. A connection on which a ping is not answered
@@ -76,7 +78,7 @@ async def updates(
         except (OSError, InvalidHandshake) as error:
             reason = error
         log.log(level, "disconnected: %s", reason)
-        level = logging.INFO  # One warning is enough for failures in a row.
+        level = logging.INFO  # Several failures in a row cause only one warning.
         pause_s = FIRST_PAUSE_S if time.monotonic() - connected_at >= LASTING_S else pause_s
         pause_s = max(pause_s, PAUSE_WHEN_FULL_S) if reason == FULL else pause_s
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))

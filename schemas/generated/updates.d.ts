@@ -79,7 +79,7 @@ export interface MessageOf<Type extends keyof MessageData> {
  */
 export interface EntityActivity {
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. The timestamp is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -103,7 +103,7 @@ export interface EntityActivity {
    */
   killCount: number;
   /**
-   * The number of killmails in the period that name the entity as the victim. It is 0 for a place.
+   * The number of killmails in the period that name the entity as the victim. A place has 0 losses.
    */
   lossCount: number;
   /**
@@ -115,11 +115,11 @@ export interface EntityActivity {
    */
   iskLost?: number;
   /**
-   * The id of the newest counted killmail. Absent, null or 0 if there is none.
+   * The id of the newest counted killmail. Absent, null or 0 if no killmail is counted.
    */
   lastKillmailId?: number | null;
   /**
-   * The id of the solar system of the newest counted killmail. Absent, null or 0 if there is none.
+   * The id of the solar system of the newest counted killmail. Absent, null or 0 if no killmail is counted.
    */
   lastSystemId?: number | null;
   /**
@@ -129,7 +129,7 @@ export interface EntityActivity {
 }
 
 /**
- * A raw killmail from EVE's ESI (GET /killmails/{killmail_id}/{killmail_hash}/). The bridge converts it to an update of the type killmail. Members that the update does not need are optional.
+ * A raw killmail from EVE's ESI (GET /killmails/{killmail_id}/{killmail_hash}/). The bridge converts the killmail to an update of the type killmail. Members that the update does not need are optional.
  */
 export interface EsiKillmail {
   /**
@@ -137,7 +137,7 @@ export interface EsiKillmail {
    */
   killmail_id: number;
   /**
-   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It becomes killmailTime. ESI always includes this member.
+   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. The time becomes killmailTime. ESI always includes this member.
    */
   killmail_time?: string;
   /**
@@ -161,7 +161,7 @@ export interface EsiKillmail {
    */
   victim: {
     /**
-     * The victim's character id. A structure has none. The id becomes victimId, unchanged.
+     * The victim's character id. A structure has no character id. The id becomes victimId, unchanged.
      */
     character_id?: number | null;
     /**
@@ -200,7 +200,7 @@ export interface EsiKillmail {
    */
   attackers: {
     /**
-     * The attacker's character id. An NPC has none.
+     * The attacker's character id. An NPC has no character id.
      */
     character_id?: number | null;
     /**
@@ -251,7 +251,7 @@ export interface KillboardEvent {
    */
   eventId: string;
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. The timestamp is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -323,7 +323,7 @@ export interface Killmail {
    */
   killmailId: number;
   /**
-   * The time when the publisher sent the data, or when the bridge converted it from a raw killmail: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time of the kill, which is in killmailTime, an optional member.
+   * The time when the publisher sent the data, or when the bridge converted it from a raw killmail: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. The timestamp is not the time of the kill, which is in killmailTime, an optional member.
    */
   timestamp: string;
   /**
@@ -331,7 +331,7 @@ export interface Killmail {
    */
   victimId?: number | null;
   /**
-   * The victim's corporation id. Absent, null or 0 if there is none.
+   * The victim's corporation id. Absent, null or 0 if the victim has no corporation.
    */
   victimCorporationId?: number | null;
   /**
@@ -361,7 +361,7 @@ export interface Killmail {
  */
 export interface PriceUpdate {
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. The timestamp is not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -373,7 +373,7 @@ export interface PriceUpdate {
    */
   price: number;
   /**
-   * The previous price of one unit, in ISK. Absent or null if it is unknown.
+   * The previous price of one unit, in ISK. Absent or null if the previous price is unknown.
    */
   previousPrice?: number | null;
   /**
@@ -391,7 +391,7 @@ export interface PriceUpdate {
 }
 
 /**
- * A document of zKillboard's R2Z2 (ephemeral/<sequence>.json). The bridge converts it to an update of the type killmail. A document with a null or empty esi is rejected as a placeholder.
+ * A document of zKillboard's R2Z2 (ephemeral/<sequence>.json). The bridge converts the document to an update of the type killmail. A document with a null or empty esi is rejected as a placeholder.
  */
 export interface R2Z2Document {
   /**
@@ -418,7 +418,7 @@ export interface R2Z2Document {
 }
 
 /**
- * A package of zKillboard's RedisQ: the content of {"package": ...}. The bridge accepts a package with or without this wrapper, and converts it to an update of the type killmail. A package without its killmail is rejected as a placeholder.
+ * A package of zKillboard's RedisQ: the content of {"package": ...}. The bridge accepts a package with or without this wrapper, and converts the package to an update of the type killmail. A package without its killmail is rejected as a placeholder.
  */
 export interface RedisqPackage {
   /**
@@ -455,7 +455,7 @@ export interface Resume {
  */
 export interface Statistics {
   /**
-   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. It is not the time that the data is about.
+   * The time when the publisher sent the data: an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. The timestamp is not the time that the data is about.
    */
   timestamp: string;
   /**

@@ -12,8 +12,9 @@ import amqp from "amqplib";
 const MAX_KNOWN = 10_000; // The number of newest events whose rejects are recognized.
 const MAX_QUEUED = 1_000; // The most rejects that wait for this program. Without a bound, they could fill the broker.
 
-// `onReject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. If the
-// connection is lost, `onError` is called: open another publisher, and publish the unconfirmed events again.
+// `onReject` is called with the message id, the reason (a slug) and a sentence. The exchange for events and the
+// exchange for rejects must exist. If the connection is lost, `onError` is called: open another publisher, and publish
+// the unconfirmed events again.
 export async function openPublisher(url, exchange, onReject, options = {}) {
   const connection = await amqp.connect(url);
   try {
@@ -29,7 +30,8 @@ async function publisherOn(connection, exchange, onReject, { rejects = "bridge.r
   let isOpen = false; // `openPublisher` throws earlier errors.
   let cause;
   const report = (error) => isOpen && error && onError(error);
-  // If the broker closes the connection, amqplib emits only `close`. Each other loss is an `error` first, then `close`.
+  // If the broker closes the connection, amqplib emits only `close`. After any other loss of the connection, amqplib
+  // emits `error`, and then `close`.
   connection.on("error", (error) => (cause = error));
   connection.on("close", (error = cause) => report(error));
   const channel = await connection.createConfirmChannel();
@@ -41,7 +43,7 @@ async function publisherOn(connection, exchange, onReject, { rejects = "bridge.r
   isOpen = true;
 
   function receive(message) {
-    // All rejects arrive here, also those of other publishers.
+    // The rejects of all publishers' events arrive in this function.
     const { messageId, headers } = message?.properties ?? {};
     if (known.delete(messageId)) onReject(messageId, headers["x-reject-reason"], headers["x-reject-detail"]);
   }
@@ -60,7 +62,7 @@ async function publisherOn(connection, exchange, onReject, { rejects = "bridge.r
   }
 
   async function close() {
-    // On RabbitMQ 4.3, a bound queue that ends with its connection makes confirms of other publishers fail.
+    // On RabbitMQ 4.3, if a bound queue is deleted with its connection, confirms of other publishers fail.
     try {
       await channel.unbindQueue(queue, rejects, "");
     } finally {

@@ -16,7 +16,8 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 MAX_KNOWN = 10_000  # The number of newest events whose rejects are recognized.
-MAX_QUEUED = 1_000  # The most rejects that wait for this program. Without a bound, they could fill the broker.
+# The maximum number of rejects that wait for this program. Without a bound, waiting rejects could fill the broker.
+MAX_QUEUED = 1_000
 
 Publish = Callable[[str, Any], Awaitable[str]]
 
@@ -27,14 +28,14 @@ async def publisher(
 ) -> AsyncIterator[Publish]:
     """Yields a function that publishes an event, waits for the broker's confirm, and returns the event's message id.
 
-    `on_reject` is called with the message id, the reason (a slug) and a sentence. Both exchanges must exist. If the
-    connection is lost, publishing and the end of the block raise an error: open another publisher, and publish the
-    unconfirmed events again.
+    `on_reject` is called with the message id, the reason (a slug) and a sentence. The exchange for events and the
+    exchange for rejects must exist. If the connection is lost, publishing and the end of the block raise an error: open
+    another publisher, and publish the unconfirmed events again.
     """
     known: dict[str, None] = {}
 
     async def receive(message: AbstractIncomingMessage) -> None:
-        # All rejects arrive here, also those of other publishers.
+        # The rejects of all publishers' events arrive in this function.
         if message.message_id in known:
             del known[message.message_id]
             on_reject(message.message_id, *(str(message.headers[f"x-reject-{name}"]) for name in ("reason", "detail")))
@@ -63,5 +64,5 @@ async def publisher(
         try:
             yield publish
         finally:
-            # On RabbitMQ 4.3, a bound queue that ends with its connection makes confirms of other publishers fail.
+            # On RabbitMQ 4.3, if a bound queue is deleted with its connection, confirms of other publishers fail.
             await queue.unbind(rejects)

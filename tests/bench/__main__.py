@@ -45,7 +45,7 @@ variables BRIDGE_AMQP_URL, BRIDGE_EXCHANGES, BRIDGE_HOST and BRIDGE_PORT say the
 
 
 def out(text: str) -> None:
-    """Prints a part of the result. Progress goes to standard error."""
+    """Prints a part of the result to standard output. Progress goes to standard error."""
     print(text, flush=True)  # noqa: T201 - the output of the program
 
 
@@ -79,7 +79,7 @@ def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) 
 
 
 def run(place: Place, cases: list[Case], candidates: list[Candidate], rounds: int) -> bool:
-    """Prints the table, line by line. Returns whether the bridge did nothing wrong."""
+    """Prints the table, line by line. Returns False if the bridge had a fault, or could not be measured."""
     wrong: list[str] = []
     names = [candidate.name for candidate in candidates]
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -156,7 +156,7 @@ def main() -> int:
     asked = parsed()
     signal.signal(signal.SIGTERM, interrupted)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # child processes inherit it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # child processes inherit this limit
     broker = broker_or_reason()
     if broker is None:
         return 1

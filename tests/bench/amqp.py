@@ -18,7 +18,8 @@ _HEADER = b"AMQP\x00\x00\x09\x01"
 _CHANNEL = 1
 
 _PIECE_BYTES = 131_072 - 8
-"""The largest part of a body in one frame: RabbitMQ's default `frame_max` without the 8 bytes around the payload."""
+"""The maximum number of body bytes in one frame, which is RabbitMQ's default `frame_max` without the 8 bytes around the
+payload."""
 
 Method = TypeVar("Method")
 
@@ -70,7 +71,7 @@ class Channel:
         self._expect(commands.Channel.CloseOk)
 
     def routed(self, exchange: str, body: bytes) -> bool:
-        """Publishes an event. Returns whether the broker routed it to a queue."""
+        """Publishes an event. Returns whether the broker routed the event to a queue."""
         self._send(commands.Confirm.Select())
         self._expect(commands.Confirm.SelectOk)
         self.write(Publication(exchange, mandatory=True).of(body))

@@ -31,7 +31,7 @@ def build() -> None:
 
 
 def bun() -> Path:
-    """Returns the path of Bun, after installing it if necessary. Raises Failed if that is not possible."""
+    """Returns the path of Bun, after installing it if necessary. Raises Failed if Bun can't be installed."""
     program = NODE / f"node_modules/@oven/bun-linux-{_MACHINES.get(platform.machine(), '')}/bin/bun"
     installed, locked = NODE / "node_modules/.package-lock.json", NODE / "package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < locked.stat().st_mtime:

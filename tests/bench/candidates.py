@@ -1,7 +1,7 @@
-"""The measured programs: how each is started, and how the benchmark detects that one is ready.
+"""The measured programs: how each program is started, and how the benchmark detects that a program is ready.
 
-A candidate gets the broker in the variable AMQP, the exchange in EXCHANGE and its port in PORT, and the same values in
-the bridge's variables.
+A candidate gets the broker in the environment variable AMQP, the exchange in EXCHANGE and its port in PORT. The
+bridge's own variables have the same values.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ NAMES = {
 }
 SHIPPED = Path(__file__).parents[2] / ".venv/shipped/bin/python"
 """The interpreter for which `make bench` installs the package alone. The packages of the tests include greenlet and
-rich. structlog loads both if they are installed, and each bridge would need 6 MB more."""
+rich, which structlog would load, so that each bridge would need 6 MB more."""
 
 INTERPRETER = "BENCH_PYTHON"
 """The variable that names another interpreter for the bridge and the peers in Python."""
@@ -82,11 +82,14 @@ class Server:
     port: int
 
     def cpu_us(self) -> float:
-        """Returns the CPU microseconds used so far."""
+        """Returns the processor time that the server has used so far, in microseconds."""
         return process.cpu_us(self.pid)
 
     def rss_kb(self, field: str = "VmRSS") -> float:
-        """Returns the resident kilobytes. The field `VmHWM` gives the maximum so far."""
+        """Returns the server's resident memory in kilobytes.
+
+        The field `VmHWM` gives the maximum of the resident memory so far.
+        """
         return process.rss_kb(self.pid, field)
 
     def settle(self) -> None:
@@ -95,7 +98,10 @@ class Server:
 
 
 def named(word: str) -> Candidate:
-    """Returns the candidate with this name, or the one that `name=COMMAND` declares. Raises Failed if it can't run."""
+    """Returns the candidate with this name, or the candidate that `name=COMMAND` declares.
+
+    Raises Failed if the candidate can't run.
+    """
     name, equals, command = word.partition("=")
     if equals:
         return Candidate(name, shlex.split(command))
@@ -141,7 +147,7 @@ def launched(candidate: Candidate, place: Place, **settings: str) -> Iterator[Se
 def _ready(server: Server, place: Place) -> bool:
     """Whether the server listens, and the exchange routes events to its queue.
 
-    No candidate must report this state.
+    A candidate need not report that it is ready.
     """
     if not os.path.exists(f"/proc/{server.pid}/exe"):  # noqa: PTH110 - the link of a zombie can't be followed
         raise Failed(f"the process ended; {place.log} has its output")

@@ -27,7 +27,8 @@ class Figure:
     name: str
     digits: int = 0
     against: str | None = None
-    """If set, the figure is the ratio to this candidate in the same round, so that a slow machine does not matter."""
+    """If a candidate is named, the figure is the ratio to that candidate's figure in the same round, so that a slow
+    machine does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Case:
     not_for: frozenset[str] = frozenset()
     only_ours: bool = False
     rounds: int | None = None
-    """The number of rounds. None means the number from the command line."""
+    """The number of rounds. If the value is None, the command line gives the number of rounds."""
 
     def takes(self, candidate: Candidate) -> bool:
         """Whether the case can measure the candidate."""

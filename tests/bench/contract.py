@@ -16,7 +16,7 @@ from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq
 ROUNDS = 9
 NOW_MS = 1_697_962_000_000
 
-# The first number of attackers is about the median of real killmails.
+# Twenty attackers are about the median of real killmails.
 MEDIAN = {**ESI, "attackers": ESI["attackers"][:1] * 20}
 LARGEST = {**ESI, "attackers": ESI["attackers"][:1] * 3753}
 

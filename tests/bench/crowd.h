@@ -71,7 +71,8 @@ static void enqueue(unsigned index) {
   waiting[(ring_first + ring_count++) % ring] = index;
 }
 
-// Returns the update's number, or 0. Updates are similar: the position of the previous number is tried first.
+// Returns the update's number, or 0. Because updates are similar, the function first looks where the previous update
+// had its number.
 static uint64_t number_of(const struct frames *frame) {
   static size_t place;
   size_t length = sizeof MARK - 1, within = frame->kept < MARK_WITHIN ? frame->kept : MARK_WITHIN;
@@ -177,7 +178,7 @@ static void begin(struct client *client) {
   if (client->fd < 0)
     fail("socket");
   int small = STALLED_BUFFER;
-  // The size is set before connect, because it determines the window that the handshake announces.
+  // The buffer size is set before connect, because it determines the window that the handshake announces.
   if (client->stalled && setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small))
     fail("setsockopt");
   client->state = CONNECTING;
@@ -235,7 +236,8 @@ static void on_answer(struct client *client) {
   frames_feed(&client->frames, (uint8_t *)client->answer + size, client->answered - size, on_complete, client);
 }
 
-// Reads once: a short read means that the socket is empty, and a second call would double the system calls.
+// Reads only once, because a short read means that the socket is empty, and a second read would double the system
+// calls.
 static void on_bytes(struct client *client) {
   ssize_t got = recv(client->fd, buffer, sizeof buffer, 0);
   if (got > 0) {

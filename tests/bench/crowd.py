@@ -63,7 +63,7 @@ class Seen:
 
     @property
     def misplaced(self) -> int:
-        """Updates that a client got twice, or after a later one."""
+        """The number of updates that a client got twice, or after a later update."""
         return self.doubled + self.disorder
 
 
@@ -81,12 +81,12 @@ class Crowd:
             raise Failed("the load generator ended")
 
     def drop(self) -> None:
-        """Drops all connections at once. `ready` then returns when they are open again."""
+        """Drops all connections at once. `ready` then returns when the connections are open again."""
         self._flag.unlink()
         self._process.send_signal(signal.SIGUSR1)
 
     def seen(self) -> Seen:
-        """Waits for the results. The connections stay open."""
+        """Waits for the results of the load generator. The connections stay open."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -107,7 +107,7 @@ class Crowd:
 def crowd(
     place: Place, server: Server, clients: int, paths: Sequence[str] = (), **options: int | bool
 ) -> Iterator[Crowd]:
-    """Starts this number of clients. `options` are those of the load generator, such as `quiet_s=5` and `hold=True`.
+    """Starts `clients` clients. `options` are options of the load generator, such as `quiet_s=5` and `hold=True`.
 
     The clients request the `paths` in turn. Without paths, each client requests all updates.
     """

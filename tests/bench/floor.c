@@ -79,7 +79,7 @@ static void broadcast(const char *text, size_t size) {
   }
 }
 
-// Returns 0 at the end of the input.
+// Returns 0 at the end of standard input.
 static int take_lines(void) {
   static char input[1 << 20];
   static size_t have;

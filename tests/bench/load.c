@@ -45,7 +45,7 @@ static void say_ready(void) {
     fclose(file);
 }
 
-// Runs until each connection is open or refused. Returns how long that took.
+// Runs until each connection is open or refused. Returns how long the connections took to open, in microseconds.
 static uint64_t open_all(void) {
   uint64_t began = now_us();
   while (!stopped && (ring_count || opening))
@@ -68,7 +68,7 @@ static uint64_t drop_and_return(void) {
   return now_us() - began;
 }
 
-// Returns how long the clients took to connect again, or 0 if none was dropped.
+// Returns how long the clients took to connect again, or 0 if no client was dropped.
 static uint64_t read_on(unsigned readers) {
   uint64_t ready_us = now_us(), done_us = 0, back_us = 0;
   while (!stopped && (ask.hold || ask.frames || ask.caught_up)) {

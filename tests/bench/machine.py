@@ -1,4 +1,4 @@
-"""Describes the machine and the versions in one line. Figures mean little without them."""
+"""Describes the machine and the versions in one line. Figures mean little without the machine and the versions."""
 
 import os
 import platform

@@ -13,11 +13,11 @@ STOP_LIMIT_S = 10.0
 SETTLE_LIMIT_S = 15.0
 _POLL_S = 0.1
 _QUIET_SHARE = 0.03
-"""Share of a core. A server that uses less is idle."""
+"""A server that uses less than this share of a core is idle."""
 
 
 class Failed(Exception):
-    """A candidate can't be measured. The message gives the reason."""
+    """A candidate can't be measured. The message of the exception gives the reason."""
 
 
 @contextlib.contextmanager
@@ -28,7 +28,10 @@ def started(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs the command, and ends it at the end of the context. If this process is killed, the kernel ends it."""
+    """Runs the command, and ends it at the end of the context.
+
+    If this process is killed, the kernel ends the command.
+    """
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
         env={**os.environ, **(variables or {})},
@@ -52,7 +55,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         pass
     finally:
-        # The group is killed even after Ctrl-C during the wait. This also ends the command's own child processes.
+        # The group is killed even after Ctrl-C during the wait. The signal to the group also ends the command's own
+        # child processes.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -61,7 +65,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def await_true(what: str, holds: Callable[[], bool], limit_s: float, poll_s: float = _POLL_S) -> None:
-    """Returns as soon as `holds` does. Raises Failed with `what` after the limit."""
+    """Returns as soon as `holds` returns True. Raises Failed with `what` after the limit."""
     deadline = time.monotonic() + limit_s
     while not holds():
         if time.monotonic() > deadline:
@@ -70,12 +74,18 @@ def await_true(what: str, holds: Callable[[], bool], limit_s: float, poll_s: flo
 
 
 def cpu_us(pid: int) -> float:
-    """Returns the CPU microseconds of a process and its children. Threads that have ended do not count."""
+    """Returns the processor time of a process and its children, in microseconds.
+
+    Threads that have ended do not count.
+    """
     return sum(int(text.split()[0]) for one in _tree(pid) for text in _texts(one, "task/*/schedstat")) / 1000
 
 
 def rss_kb(pid: int, field: str = "VmRSS") -> float:
-    """Returns the resident kilobytes of a process and its children. The field `VmHWM` gives the maximum so far."""
+    """Returns the resident memory of a process and its children, in kilobytes.
+
+    The field `VmHWM` gives the maximum of the resident memory so far.
+    """
     lines = (line for one in _tree(pid) for text in _texts(one, "status") for line in text.splitlines())
     return sum(float(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 

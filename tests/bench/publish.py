@@ -1,8 +1,8 @@
 """`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: publishes killmails. RATE 0 is full speed.
 
-The variable AMQP names the broker, and RATE is per second. The id of a killmail is the time of its publication, in
-microseconds of CLOCK_MONOTONIC. A client on the same machine thus knows the age of an update, and detects a wrong
-order.
+The environment variable AMQP names the broker, and RATE is the number of events per second. The id of a killmail is the
+time of its publication, in microseconds of CLOCK_MONOTONIC. From this id, a client on the same machine knows the age of
+an update, and detects a wrong order.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from tests.bench.amqp import Channel, Publication
 from tests.support.killmail import EXAMPLE, killmail
 
 BATCH = 100
-"""Events per write, at full speed."""
+"""The number of events in one write at full speed."""
 
 SYSTEM = EXAMPLE["systemId"]
 """The solar system of the killmails, or the first of several systems."""
@@ -43,7 +43,7 @@ class Events:
 
 
 def publish(channel: Channel, exchange: str, count: int, rate: float, events: Events) -> None:
-    """Publishes events. Returns when the broker has all of them."""
+    """Publishes events. Returns when the broker has all events."""
     publication = Publication(exchange)
     batch = 1 if rate else BATCH
     began = time.monotonic()

@@ -1,5 +1,6 @@
 // The attacks by which a page could reach a bridge on the user's machine. Each attack takes a URL of the bridge and
-// resolves to a short result. Each place runs an attack somewhere in or below the page, and resolves to its result.
+// resolves to a short result. Each function in `places` runs an attack in the page or in something that the page opens,
+// and resolves to the attack's result.
 "use strict";
 
 const attacks = {
@@ -60,7 +61,7 @@ const attacks = {
   object: (url) => framed("object", "data", url),
   embed: (url) => framed("embed", "src", url),
 
-  // The test reads the window from outside too.
+  // The test also tries to read the window from outside.
   popup: async (url) => {
     window.opened = open(url);
     return window.opened === null ? "no window" : "a window";
@@ -160,7 +161,7 @@ function answer(port, attack, url) {
   });
 }
 
-// Runs, in a worker, the attack that the page sends.
+// In a worker, runs the attack that the page has sent.
 function answerOn(port) {
   port.onmessage = async ({ data: [attack, url] }) => port.postMessage(await attacks[attack](url));
 }

@@ -1,9 +1,9 @@
 """Pages of other sites get nothing from a bridge on the same machine as their browser.
 
 Each attack is a function in `attacks.js`, which runs in a page like any script. The table below has the result of each
-attack, and the rule by which the bridge refused it. No attack gets a connection. For some requests, a browser does not
-send their origin, so no rule refuses them. The headers of the response then forbid the browser to give the response to
-the page.
+attack, and the rule by which the bridge refused it. No attack gets a connection. A browser sends some requests without
+their origin, so that no rule refuses these requests. If no rule refuses a request, the headers of its response forbid
+the browser to give the response to the page.
 """
 
 import asyncio
@@ -52,18 +52,18 @@ class Case(NamedTuple):
 
 
 def sockets(rule: str, *hosts: str) -> list[Case]:
-    """Returns cases of the same WebSocket under other host names."""
+    """Returns a case for each host name, all with the same WebSocket attack."""
     return [Case("socket", f"ws://{host}:{{port}}/updates", "closed 1006", rule) for host in hosts]
 
 
 CASES = [
-    # A page opens a WebSocket under each name of this machine.
+    # A page opens a WebSocket to each name of this machine.
     *sockets("origin", "localhost", "127.0.0.1", "[::1]", "127.1", "2130706433", "[::ffff:127.0.0.1]"),
     *sockets("origin", "kills.localhost", "LOCALHOST."),
-    # A page opens a WebSocket under a name of the attacker that now resolves to the bridge, and under the unspecified
+    # A page opens a WebSocket to a name of the attacker that now resolves to the bridge, and to the unspecified
     # address.
     *sockets("host", ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}", "0.0.0.0"),
-    # The WebSocket comes from places with the origin null, or with the origin of the page that created them.
+    # The WebSocket is opened in places whose origin is null, or that of the page that created them.
     *(
         Case(attack, url, saw, rule, place)
         for place in (
@@ -108,7 +108,7 @@ CASES = [
             ("/metrics", None),
             ("/readyz", None),
             ("/schemas/killmail.json", None),
-            # The browser sends no Origin, but Sec-Fetch-Site: cross-site.
+            # The browser sends the header Sec-Fetch-Site with the value cross-site, but no Origin.
             ("/updates", "origin"),
             ("/nothing", None),
         )
@@ -125,7 +125,7 @@ CASES = [
     Case("importScripts", "http://localhost:{port}/page.js", "NetworkError", None, "worker"),
     Case("image", "http://localhost:{port}/icon.svg", "error", None),
     Case("style", "http://localhost:{port}/page.css", "error", None),
-    # In a frame, the browser shows an error page. An object contains an empty page instead.
+    # In a frame, the browser shows an error page. An `object` element contains an empty page instead of an error page.
     *(
         Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", rule)
         for path, rule in (
@@ -156,7 +156,7 @@ class Watch:
 
     @property
     def refused(self) -> dict[str, float]:
-        """The number of refused clients, by the rules that refused any."""
+        """The number of refused clients by rule, without the rules that refused no client."""
         now = refusals(self._bridge)
         return {rule: now[rule] - before for rule, before in self._before.items() if now[rule] > before}
 
@@ -200,7 +200,7 @@ async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge,
     saw = await attack(tab, case.attack, case.url.format(port=port), case.place)
     assert (saw, watch.refused) == (case.saw, {case.rule: 1} if case.rule else {})
     assert (watch.opened, sample(attacked, "bridge_connections", transport="websocket")) == (0, 0)
-    # The browser also shows no page of the bridge in a frame.
+    # Even in a frame, the browser shows no page of the bridge.
     assert [frame.url for frame in tab.frames if f":{port}" in frame.url and not frame.url.startswith("data:")] == []
 
 
@@ -270,7 +270,7 @@ HOSTS = "403 The Host header must name localhost"
     ("allowed", "saw"),
     [
         ("", {"socket": "closed 1006", "fetch": f"basic {HOSTS}", "request": HOSTS, "events": "error 2"}),
-        # These are the same requests with an allowed name, which proves that the attack above reaches the bridge.
+        # With an allowed name, the bridge answers the same requests, which proves that the attack reaches the bridge.
         (ATTACKER, {"socket": "open", "fetch": "basic 200 # HELP", "request": "200 # HELP", "events": "error 2"}),
     ],
     ids=["attacker", "allowed"],
@@ -281,7 +281,7 @@ async def test_page_gets_nothing_if_its_name_moves_to_the_bridge_unless_the_name
     async with foreign_site(FILES) as moving:
         here = f"{ATTACKER}:{moving.port}"
         await page.goto(f"http://{here}/")
-    # The page stays open. From now on, the page's name and port, and therefore its origin, are those of the bridge.
+    # The page stays open. From now on, the bridge has the page's name and port, and therefore the page's origin.
     flags = {"exchanges": f"{exchange}=killmail", "port": moving.port, "allowed_hosts": allowed}
     async with running(broker.url, **flags) as bridge:
         watch = Watch(bridge)

@@ -81,9 +81,9 @@ async def test_page_connects_to_an_endpoint_at_any_path(path: str, live: Live, b
 
 @asynccontextmanager
 async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
-    """Forwards requests to `port` of loopback without their prefix, and drops requests without it.
+    """Forwards requests to `port` of loopback without their prefix, and drops requests without a prefix.
 
-    Yields its own port.
+    Yields the port of the proxy.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,7 +104,10 @@ async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
 async def tcp_server(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[object, object, None]],
 ) -> AsyncIterator[int]:
-    """Serves each connection on loopback. Yields the port. At the end, aborts the open connections."""
+    """Accepts connections on loopback, and calls `serve` for each connection.
+
+    Yields the port. At the end, aborts the open connections.
+    """
     serving: set[asyncio.Task[None]] = set()
 
     def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,7 +150,7 @@ HOST_LINE = re.compile(rb"\r\nHost: [^\r]*\r\n", re.IGNORECASE)
 
 @asynccontextmanager
 async def renaming_proxy(port: int) -> AsyncIterator[int]:
-    """Forwards requests with the Host of their target, as nginx does by default. Yields its port."""
+    """Forwards requests with the Host of their target, as nginx does by default. Yields the port of the proxy."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
@@ -164,7 +167,7 @@ async def renaming_proxy(port: int) -> AsyncIterator[int]:
 async def test_page_behind_a_proxy_that_rewrites_host_loads_and_shows_which_origin_to_allow(
     live: Live, broker: Broker, exchange: str
 ) -> None:
-    """The browser requests its scripts with an Origin that differs from the Host that the bridge sees."""
+    """The browser requests the page's scripts with an Origin that differs from the Host that the bridge sees."""
     flags: dict[str, object] = {"exchanges": f"{exchange}=killmail", "port": free_port()}
     await live.hurry()
     async with renaming_proxy(int(str(flags["port"]))) as port:
@@ -174,7 +177,7 @@ async def test_page_behind_a_proxy_that_rewrites_host_loads_and_shows_which_orig
             await live.shows_state(f"This address may not connect. Add {origin} to BRIDGE_ALLOWED_ORIGINS.")
             assert sample(bridge, "bridge_connections_opened_total", transport="websocket") == 0
         async with running(broker.url, **flags, allowed_origins=origin):
-            # The page has kept trying.
+            # The page has tried to connect all the time.
             await live.shows_state(CONNECTED)
 
 
@@ -246,7 +249,7 @@ async def test_page_shows_the_day_of_a_kill_on_another_day(
     await publish(amqp, exchange, killmail(7, killmailTime=sent))
     await live.has(2)
     assert sent is not None
-    # The two days differ if midnight was between the two updates.
+    # The two updates have different days if midnight was between them.
     day = await live.page.locator("time").first.get_attribute("datetime")
     before = "" if str(day).startswith(sent[:10]) else f"{sent[:10]} "
     await expect(live.rows.first).to_contain_text(f"15 attackers at {before}{sent[11:19]}")
@@ -258,7 +261,7 @@ async def test_page_without_a_script_reports_it(live: Live, watched: Bridge) -> 
     late = live.page.get_by_text("A part of this page could not be loaded. Reload it.")
     visibility = "element => getComputedStyle(element).visibility"
     assert await late.evaluate(visibility) == "hidden"
-    # This moves the animation to its tenth second.
+    # The next line moves the animation to its tenth second.
     await late.evaluate("element => element.getAnimations().forEach((animation) => { animation.currentTime = 10_000 })")
     assert await late.evaluate(visibility) == "visible"
     assert (await late.bounding_box() or {"height": 0})["height"] > 0
@@ -275,7 +278,7 @@ async def test_page_connects_again_when_the_bridge_is_back(
     exchanges = f"{exchange}=killmail"
     async with running(broker.url, exchanges=exchanges) as bridge:
         await live.open(port_of(bridge))
-        # The first state lasts for half a second.
+        # The page shows the state of the stopping bridge for only half a second.
         await live.page.evaluate("""() => {
             window.states = []
             const state = document.querySelector("#state")
@@ -304,7 +307,7 @@ async def test_page_shows_that_the_bridge_is_full_and_reconnects(live: Live, bro
 
 
 async def without_trusted_types(route: Route) -> None:
-    """Fulfills a request with the bridge's response, without a part of its policy."""
+    """Fulfills a request with the bridge's response, but removes Trusted Types from its policy."""
     answer = await route.fetch()
     policy = answer.headers["content-security-policy"]
     without = policy.replace("require-trusted-types-for 'script'; ", "")
@@ -341,7 +344,7 @@ def append(element: str, **properties: str) -> str:
 async def test_injected_markup_neither_runs_nor_sends_data(
     script: str, directive: str, tab: Page, watched: Bridge
 ) -> None:
-    # This tests the rest of the policy, for browsers without Trusted Types.
+    # For browsers without Trusted Types, this test checks the rest of the policy.
     await tab.route(f"http://localhost:{port_of(watched)}/", without_trusted_types)
     async with foreign_site({"/x": File("text/javascript", "harmed = 2")}) as foreign:
         await tab.goto(f"http://localhost:{port_of(watched)}/")

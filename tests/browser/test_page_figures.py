@@ -1,4 +1,4 @@
-"""Tests what the live page shows about the bridge itself, also if a proxy withholds a part of it."""
+"""Tests what the live page shows about the bridge itself, also if a proxy withholds some of the bridge's paths."""
 
 import re
 
@@ -78,7 +78,7 @@ async def test_page_shows_what_a_proxy_passes_and_stops_requesting_the_rest(
     await expect(live.page.locator("footer a:visible")).to_have_text([link for link in links if link not in withheld])
     for times in range(2, 6):
         await live.page.clock.run_for(3_500)
-        # The page still requests the other path.
+        # The page still requests a path that the proxy lets through.
         for path in {"readyz", "metrics"} - set(withheld):
             await eventually("a path is requested again", lambda path=path, times=times: requests.count(path) >= times)  # type: ignore[misc]  # a lambda's default has no type
     await live.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -123,7 +123,7 @@ async def test_reason_that_fits_into_a_line_is_not_broken(live: Live, watched: B
     for width in (320, 360, 800, 1280):
         await live.page.set_viewport_size({"width": width, "height": 640})
         await live.page.evaluate("document.getElementById('overview').open = true")
-        # Returns the parts that fit into one line but take several lines.
+        # Returns the parts of the text that would fit into one line but take several lines.
         broken = """parts => parts.filter((part) => {
             const range = document.createRange()
             range.selectNodeContents(part)
@@ -151,7 +151,7 @@ async def test_page_shows_that_the_figures_are_unavailable(live: Live, watched: 
 async def test_page_requests_less_often_while_the_bridge_does_not_answer(live: Live, watched: Bridge) -> None:
     failed: list[str] = []
     answered: list[str] = []
-    # Time advances only in `run_for`.
+    # The page's time advances only in `run_for`.
     await live.page.clock.install(time=0)
     await live.page.clock.pause_at(1000)
     await live.page.route("**/metrics", lambda route: route.abort())
@@ -163,7 +163,7 @@ async def test_page_requests_less_often_while_the_bridge_does_not_answer(live: L
             "both requests have ended",
             lambda times=times: len(failed) >= times and answered.count("readyz") >= times,  # type: ignore[misc]  # a lambda's default has no type
         )
-        # The page's script has handled earlier responses before this one.
+        # The page's script handles all earlier responses before the response to this request.
         await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
         await live.page.clock.run_for(pause_s * 1000 - 500)
         assert len(failed) == times
@@ -179,7 +179,7 @@ async def test_hidden_page_requests_nothing(live: Live, watched: Bridge) -> None
     await live.page.clock.run_for(4_000)
     live.page.on("request", lambda request: requests.append(request.url))
     await live.page.clock.run_for(60_000)
-    # Other requests would have been answered before this one.
+    # Any other request would have been answered before this request.
     await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
     assert [url for url in requests if not url.endswith("/healthz") and "/updates" not in url] == []
     await live.page.evaluate("""() => {

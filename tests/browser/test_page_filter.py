@@ -45,7 +45,7 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await live.has(1)
     await page.locator("#filter-words").click()
     await page.get_by_label("event").check()
-    # Updates that do not match disappear.
+    # Updates that do not match the filter disappear.
     await live.has(0)
     await live.shows_state(CONNECTED)
     await publish(amqp, exchange, killmail(11))
@@ -101,13 +101,13 @@ async def test_page_shows_why_a_filter_is_refused_until_it_is_fixed(
     await live.shows_state("Not connected: the filter is refused")
     refusal = live.page.locator("#refusal")
     await expect(refusal).to_contain_text(f"This query can't be answered: {sentence}")
-    # The form is open, and is used to fix the filter.
+    # The filter's form is open, so that the user can correct the filter.
     mend = live.page.locator(".wrong input") if "type" in query else live.page.get_by_role("button", name="Remove")
     await mend.click()
     await live.shows_state(CONNECTED)
     await expect(refusal).to_be_empty()
     assert live.messages_except(REFUSED) == []
-    # The page stopped reconnecting when it knew the reason.
+    # The page stopped reconnecting when it knew the reason of the refusal.
     assert len([line for line in live.messages if re.search("WebSocket", line)]) == 1
 
 
@@ -123,14 +123,17 @@ async def test_page_can_be_filtered_without_a_description(live: Live, watched: B
 
 
 async def test_page_shows_that_after_is_not_a_member(live: Live, watched: Bridge) -> None:
-    """The page itself adds `after`. Without a description of the members, the bridge gets `after` twice."""
+    """The page itself adds `after` to each query.
+
+    If the page has no description of the members, the bridge gets `after` twice.
+    """
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query=f"?systemId={HEK}")
     await live.page.get_by_label("Member").fill("after")
     await live.page.get_by_role("button", name="Add").click()
     await expect(live.page.locator("#refusal")).to_contain_text("after is given more than once", timeout=LIMIT_MS)
     await live.shows_state("Not connected: the filter is refused")
-    # The page marks the refused condition, and not the other one.
+    # The page marks the refused condition, and not the other condition.
     await expect(live.page.locator("#conditions .wrong")).to_have_text("after = Remove this is refused")
     await live.page.get_by_role("button", name="Remove after").click()
     await live.shows_state(CONNECTED)
@@ -168,7 +171,7 @@ async def test_invalid_condition_is_not_added(
     await expect(field).to_have_accessible_description(words)
     await expect(tab.locator("[aria-invalid=true]")).to_have_count(1)
     assert urlsplit(tab.url).query == "type=killmail"
-    # The next letter clears the message and the mark.
+    # The next typed letter clears the message and the mark.
     await field.press("1")
     await expect(tab.locator("#mistake")).to_be_empty()
     await expect(tab.locator("[aria-invalid=true]")).to_have_count(0)

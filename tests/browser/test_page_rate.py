@@ -28,7 +28,7 @@ async def test_page_shows_the_rate_in_words_and_as_a_chart(
     await eventually("all updates are shown", lambda: _received(live, 50))
     await live.page.clock.run_for(1_000)
     bars = live.page.locator("#rate-bars")
-    # The full height is 10 or 20 a second, because the updates may be in one bar or in two.
+    # The full height of the chart is 10 or 20 updates a second, because the updates may be in one bar or in two.
     assert re.search("v-[0-9.]+h4v[0-9.]+z", str(await bars.get_attribute("d")))
     await live.page.clock.run_for(60_000)
     await expect(chart).to_have_accessible_name(

@@ -155,7 +155,7 @@ async def test_page_can_be_used_with_the_keyboard_alone(
 async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """While the page is paused or hidden, 200 of these updates would exceed the memory of a page."""
+    """If the page kept 200 such large updates while it is paused or hidden, they would exceed its memory."""
     await live.open(port_of(watched))
     await live.page.locator("#pause").click()
     large = [{**EVENT, "eventId": f"large{number}", "much": [[]] * 300_000} for number in range(10)]
@@ -164,7 +164,7 @@ async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
     devtools = await live.page.context.new_cdp_session(live.page)
     await devtools.send("HeapProfiler.collectGarbage")
     used = (await devtools.send("Runtime.getHeapUsage"))["usedSize"]
-    # Each of these updates takes 6 MB.
+    # Each of the large updates takes 6 MB.
     assert used < 10_000_000
     await live.more.click()
     await live.has(10)
@@ -214,7 +214,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await live.has(2)
     await live.page.keyboard.press("Escape")
     await expect(live.page.locator("#connections")).not_to_have_text("unknown", timeout=LIMIT_MS)
-    # This shows the elements that appear only if there is a problem.
+    # The script shows the elements that appear only if there is a problem.
     await live.page.evaluate("""() => {
         for (const id of ["why", "figures-note", "more"]) document.getElementById(id).hidden = false
         for (const id of ["why", "figures-note", "refusal", "mistake"])
@@ -229,7 +229,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
         await live.page.set_viewport_size({"width": width, "height": 640})
         assert await live.page.evaluate("document.documentElement.scrollWidth") == width
         if width < 576:
-            # The height is constant, because the list is below it.
+            # The bar's height is constant, because the list is below the bar.
             assert await live.page.evaluate("document.getElementById('bar').offsetHeight") == 72
     contrasts = await live.page.evaluate(CONTRASTS)
     assert len(contrasts) > 30
@@ -246,7 +246,7 @@ async def test_page_changes_rarely_at_a_high_rate(
     await _publish_at_rate(live, amqp, exchange, first=5001, a_second=50, updates=150)
 
 
-@pytest.mark.alone  # it measures how long the browser is busy
+@pytest.mark.alone  # the test measures how long the browser is busy
 async def test_page_changes_rarely_and_is_rarely_busy_at_a_thousand_updates_a_second(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
@@ -256,21 +256,24 @@ async def test_page_changes_rarely_and_is_rarely_busy_at_a_thousand_updates_a_se
     await live.page.locator("tbody tr:first-child a[href$='/kill/5800/']").wait_for(timeout=LIMIT_MS)
     took_s = await _publish_at_rate(live, amqp, exchange, first=6001, a_second=1000, updates=600)
     long_ms = await live.page.evaluate("longMs")
-    # The list takes less than a fifth of the time, even on a slow machine.
+    # Changing the list takes less than a fifth of the time, even on a slow machine.
     assert sum(long_ms) / 1000 < took_s / 4, long_ms
 
 
 async def _publish_at_rate(
     live: Live, amqp: AbstractConnection, exchange: str, *, first: int, a_second: int, updates: int
 ) -> float:
-    """Publishes updates at a pace. Checks how often the list has changed, and returns how long this took."""
+    """Publishes updates at a constant rate.
+
+    Checks how often the list has changed, and returns the seconds until the last update was shown.
+    """
     await live.page.evaluate(OBSERVED)
     loop = asyncio.get_running_loop()
     began = loop.time()
     piece = max(1, a_second // 4)
     for start in range(first, first + updates, piece):
         await publish(amqp, exchange, *map(killmail, range(start, min(start + piece, first + updates))))
-        # This sleep makes the pace. The sleep does not wait for a condition.
+        # The sleep sets the rate of the updates. The sleep does not wait for a condition.
         await asyncio.sleep(max(0.0, began + (start + piece - first) / a_second - loop.time()))
     newest = live.page.locator(f"tbody tr:first-child a[href$='/kill/{first + updates - 1}/']")
     await newest.wait_for(timeout=LIMIT_MS)

@@ -20,7 +20,7 @@ from tests.support.running import port_of, running, unique
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# Counts the changes of the state that a screen reader reads out, without hidden parts.
+# Counts the changes of the page's state that a screen reader reads out, without changes of hidden parts.
 SPOKEN = """() => {
     window.spoken = 0
     const state = document.getElementById("state")
@@ -94,7 +94,7 @@ async def test_page_shows_that_the_bridge_does_not_consume_and_what_may_be_missi
             await live.shows_state(CONNECTED)
             await expect(live.page.locator("#why")).to_be_hidden()
             await expect(live.rows.first).to_contain_text("Updates may be missing from")
-            # The gap has one row among the updates.
+            # The list of updates has one row for the gap.
             await publish(amqp, exchange, killmail(21))
             await live.has(2)
             assert live.messages_except(NOT_REACHED) == []

@@ -1,9 +1,9 @@
 """Runs Autobahn's cases against a server that never answers a message.
 
-The program writes the outcomes as JSON to standard output. Run it as a separate process, `python -m
-tests.conformance.autobahn URL`, because kosoku puts its folders of cases at the front of Python's path and changes
-`binascii`. The cases are sent unchanged. If a case waits for an echo, a ping follows, and the case waits for its pong
-instead. The pong shows that the bridge has read everything before it, and that the connection still works.
+The program writes the outcomes as JSON to standard output. Run `python -m tests.conformance.autobahn URL` as a separate
+process, because kosoku puts its folders at the front of Python's path and changes `binascii`. The cases are sent
+unchanged. If a case waits for an echo, the program sends a ping after the message, and the case waits for the pong
+instead. The pong shows that the bridge has read everything before the ping, and that the connection still works.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ STILL_THERE = "still there?"
 PING = 9
 
 CONCURRENCY = 64
-"""The number of cases that run at the same time. Cases that wait for a second take most of the time."""
+"""The number of cases that run at the same time. The cases that wait for one second take most of the time."""
 
 TIMEOUT_S = 10.0
-"""Replaces the cases' timeouts of 0.5 or 1 s, because the machine may be busy."""
+"""The timeout that replaces the cases' own timeouts of 0.5 or 1 s, because the machine may be busy."""
 
 
 class CaseProtocol:
@@ -93,5 +93,5 @@ async def outcomes(url: str) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     sys.stdout.buffer.write(orjson.dumps(asyncio.run(outcomes(sys.argv[1]))))
     sys.stdout.flush()
-    # This skips the interpreter's shutdown, in which a running thread of kosoku could abort the process.
+    # `os._exit` skips the interpreter's shutdown, in which a running thread of kosoku could abort the process.
     os._exit(0)

@@ -57,14 +57,14 @@ def write(value: Value) -> str:
 
 @dataclass(slots=True)
 class Mutator:
-    """Generates cases. The same seed gives the same cases."""
+    """Generates cases. The same random seed gives the same cases."""
 
     random: Random
 
     def cases(self) -> Iterator[Case]:
         """Yields cases without end."""
         validated = [(vector.valid, vector.validated) for vector in vectors.everything() if vector.validated]
-        # Mutations of invalid values find less than mutations of valid values.
+        # Mutations of invalid values find fewer disagreements than mutations of valid values.
         weights = [5 if valid else 1 for valid, _ in validated]
         bases = [(schema, parse(text)) for _, (schema, text) in validated]
         while True:

@@ -1,4 +1,4 @@
-"""Unusual values for mutations. Validators, parsers and programmers treat them differently."""
+"""Unusual values for mutations. Validators, parsers and programmers treat unusual values differently."""
 # ruff: noqa: SIM905 - as list literals, one value on each line, these would be hundreds of lines
 
 NUMBERS = """
@@ -42,7 +42,7 @@ DATE_TIME_PARTS = [
     (14, 16, "00 29 30 59 60 89 99".split()),
     (17, 19, "00 58 59 60 61".split()),
 ]
-"""The start and the end of each part of `2024-10-22T10:30:00Z`, and its replacements."""
+"""The start and the end of each part of `2024-10-22T10:30:00Z`, and the replacements of the part."""
 
 FRACTIONS = ["", *". .0 .5 .000 .999999999 .9999999999 .12345678901234567890 ,5 .5e1 .-5 .\u0662".split()]
 

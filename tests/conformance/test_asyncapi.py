@@ -22,7 +22,7 @@ OWN = {
     "$id": "urn:example:fleet-move",
     "title": "FleetMove",
     "type": "object",
-    # These keywords have no meaning in draft 2020-12, but they have one in AsyncAPI.
+    # The following keywords have a meaning in AsyncAPI, but not in JSON Schema draft 2020-12.
     "schema": 5,
     "discriminator": {"propertyName": "kind"},
     "externalDocs": "see the wiki",
@@ -56,7 +56,7 @@ OWN = {
 
 
 def find(node: str, *documents: bytes) -> list[list[str]]:
-    """Returns the parser's messages about each document, except that AsyncAPI has a newer version."""
+    """Returns the parser's messages about each document, without the message that AsyncAPI has a newer version."""
     sources = orjson.dumps([document.decode() for document in documents])
     done = subprocess.run([node, "asyncapi.mjs"], cwd=NODE, input=sources, capture_output=True, timeout=60, check=False)
     assert (done.stderr, done.returncode) == (b"", 0)
@@ -106,7 +106,7 @@ BROKEN = {
 def messages(node: str) -> dict[str, list[str]]:
     """The messages about the valid document and each broken document.
 
-    One run parses all, because each start takes seconds.
+    One run of the parser reads all documents, because each start takes seconds.
     """
     document = asyncapi_document()
     documents = {"valid": document} | {name: document.replace(old, new) for name, (old, new, _) in BROKEN.items()}

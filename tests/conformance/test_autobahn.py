@@ -1,6 +1,6 @@
 """Autobahn's cases of RFC 6455 against a bridge, which never answers a message, with both event loops.
 
-Sections 9, 12 and 13 measure speed and compression. All cases of the other sections are here: 247 cases.
+The tests run the 247 cases of all sections except 9, 12 and 13, which measure speed and compression.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 CASES_LIMIT_S = 60
-"""The limit for all cases. The cases take 2 s, or a multiple of autobahn.TIMEOUT_S if many fail."""
+"""The limit for all cases. The cases take 2 s, or a multiple of autobahn.TIMEOUT_S if many cases fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Outcome:
     """Everything that a client receives from the bridge in a case, with the number of octets.
 
     kosoku reads until the close frame, and then closes the TCP connection. The integration tests check that the bridge
-    closes it too.
+    also closes the connection.
     """
 
     passed: bool
@@ -94,7 +94,7 @@ def failed(reason: CloseReason, *pauses: str) -> Outcome:
 def invalid_close(reason: CloseReason) -> Outcome:
     """Returns the outcome if the client's close frame violates the protocol.
 
-    The bridge's close frame has the reason.
+    The bridge's close frame has the reason of the violation.
     """
     return outcome((), reason.code, reason.phrase)
 
@@ -197,7 +197,7 @@ def test_each_case_has_the_outcome_of_a_server_that_only_sends(
 ) -> None:
     with capture_logs() as logged, asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_each_case(broker, exchange))
-    # The log has protocol violations and a message in a thousand pieces, but no other client messages.
+    # The log reports protocol violations and a message in a thousand pieces, but no other client messages.
     throttled = "client throttled"
     assert {line["log_level"] for line in logged} == {"info"}
     assert {line["event"] for line in logged} - {throttled} == {
@@ -229,7 +229,7 @@ async def _each_case(broker: Broker, exchange: str) -> None:
             reasons = [outcome.reason for outcome in expected.values()]
             for reason in (VIOLATION, INVALID):
                 assert sample(bridge, "bridge_evictions_total", reason=reason.slug) == reasons.count(reason.phrase)
-            # The listener received nothing from the cases, and receives updates after them.
+            # The listening client received no message from the cases, and receives updates after them.
             async with await aio_pika.connect(broker.url, timeout=10) as amqp:
                 await publish(amqp, exchange, EXAMPLE)
             assert orjson.loads(await listener.recv())["data"] == EXAMPLE

@@ -110,7 +110,7 @@ WRONG = {
 def messages(project: Path) -> list[str]:
     """The compiler's messages about all clients, each in a separate file.
 
-    One run compiles all, because each start takes seconds.
+    One run of the compiler compiles all clients, because each start takes seconds.
     """
     own_type = adapted(
         code_block("schemas/README.md", "Adding a type", 4), ('"./updates"', '"../../schemas/generated/updates"')

@@ -1,6 +1,6 @@
 """Two validators that must agree: jsonschema-rs, which the bridge uses, and Ajv, which many clients use.
 
-A case is the name of a schema and a JSON text. A result has the JSON Pointers of all violations; it is empty if the
+A case is the name of a schema and a JSON text. A result has the JSON Pointers of all violations, and is empty if the
 text is valid. Each validator uses a parser of its language: orjson, and JSON.parse.
 """
 

@@ -16,7 +16,7 @@ EVENTS = "events"
 """The file of complete events. Each other file has the name of its schema."""
 
 DEFAULT_TYPE = "killmail"
-"""The exchange's type, if the vector of a complete event does not name it."""
+"""The default type of the exchange, if the vector of a complete event does not name a type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Vector:
 
     @property
     def validated(self) -> tuple[str, bytes] | None:
-        """The name of a schema and the JSON text that it validates, or None if there is no such text."""
+        """The name of a schema and the JSON text that it validates, or None if no text is validated."""
         if self.schema is None:
             return None
         if self.at:
@@ -83,7 +83,7 @@ class Vector:
         return self.schema, self.event.body
 
     def agrees(self, pointers: Set[str]) -> bool:
-        """Whether a validator agrees: no violation in a valid vector, and one at the pointer in an invalid one.
+        """Whether a validator finds no violation in a valid vector, and one at the pointer in an invalid vector.
 
         A placeholder violates the schema at the pointer or below it.
         """

@@ -1,6 +1,7 @@
-"""Writes each event of the exchange to standard output as an update, one per line. The floor sends these lines.
+"""Writes each event of the exchange to standard output as an update, one per line.
 
-This is a separate process, because the floor measures the fan-out only, without the cost of consuming.
+The program `floor` reads these lines and sends them to its clients. The feed is a separate process, because the program
+`floor` measures the fan-out only, without the cost of consuming.
 """
 
 import os

@@ -18,7 +18,7 @@ SCHEMA = Path(__file__).parents[3] / "schemas/killmail.json"
 async def consume(connection: AbstractConnection, take: Callable[[object, int], None]) -> None:
     """Calls `take` with each event of the exchange and the current time, until the process ends."""
     channel = await connection.channel()
-    await channel.set_qos(prefetch_count=200)  # as in the bridge
+    await channel.set_qos(prefetch_count=200)  # the bridge has the same prefetch
     exchange = await channel.declare_exchange(os.environ["EXCHANGE"], aio_pika.ExchangeType.FANOUT, durable=True)
     queue = await channel.declare_queue(exclusive=True)
     await queue.bind(exchange)

@@ -1,1 +1,1 @@
-"""The scenarios: each module makes the cases of one."""
+"""The scenarios: each module makes the cases of one scenario."""

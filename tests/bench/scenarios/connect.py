@@ -10,7 +10,7 @@ from tests.bench.crowd import crowd, publishing
 WATCHERS = 100
 RATE = 20
 BEFORE_S = 2.0
-"""Seconds of broadcast before the connections are dropped."""
+"""The duration of the broadcast before the connections are dropped, in seconds."""
 
 
 def cases(quick: bool) -> list[Case]:
@@ -40,7 +40,7 @@ def cases(quick: bool) -> list[Case]:
             ),
             functools.partial(_storm, clients=clients, updates=120 if quick else 240),
             clients + WATCHERS,
-            # The floor accepts one client after the other, and its broadcast would wait for the slowest.
+            # The floor accepts one client after the other, and its broadcast would wait for the slowest client.
             not_for=frozenset({FLOOR}),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Measures the cost of filters and ids, and the savings of filters, compared with clients that use neither."""
+"""Measures the cost of filters and ids, and what filters save, compared with clients without filters and ids."""
 
 import functools
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from tests.bench.publish import SYSTEM
 
 FILTERS = 500
 SYSTEMS = 100
-"""The solar systems of the updates, in turn, if each client asks for one of them."""
+"""The number of solar systems that the updates have in turn, if each client asks for one system."""
 
 ELSEWHERE = 40_000_000
-"""A solar system without updates. With it, filters differ and still match the same updates."""
+"""The first id of solar systems without updates. With these additional solar systems, filters differ and still match
+the same updates."""
 
 RATE = 10
 LIMIT = 1.3
-"""The limit of the ratio to the cost without filters, if every update matches all filters."""
+"""The maximum cost with filters that match every update, as a ratio to the cost without filters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Kind:
     name: str
     paths: Sequence[str]
     systems: int = 1
-    """The number of solar systems. A client gets the updates of one."""
+    """The number of solar systems. A client gets the updates of one solar system."""
 
 
 PLAIN = Kind("plain", "without a filter", ())

@@ -10,7 +10,7 @@ ROUNDS = 3
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns one case, which contains its rounds."""
+    """Returns one case, which connects the clients several times itself."""
     clients = 500 if quick else 5000
     numbers = range(1, ROUNDS + 1)
     figures = [

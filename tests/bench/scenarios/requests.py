@@ -17,7 +17,7 @@ from tests.support.largest_requests import METRICS, REQUESTS
 
 WATCHERS, RATE = 100, 20
 COSTLY = "forwarded: the maximum number of addresses"
-"""The kind of the requests in the case that measures other clients."""
+"""The kind of the requests that are sent while the delay of other clients is measured."""
 
 _LIMIT_S = 10.0
 
@@ -102,7 +102,7 @@ def _cost_ms(server: Server, request: bytes, count: int) -> float:
 
 
 def _request(server: Server, request: bytes) -> None:
-    """Sends a request and reads the response. After an upgrade, reads nothing more."""
+    """Sends a request and reads the response. Does not read the messages after an upgrade."""
     with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as client:
         client.sendall(request)
         if client.recv(65536).startswith(b"HTTP/1.1 101"):

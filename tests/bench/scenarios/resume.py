@@ -10,18 +10,19 @@ from tests.bench.crowd import Seen, crowd, publishing
 LIVE = 100
 RATE = 20
 BEFORE_S = 1.0
-"""Seconds of broadcast before clients resume."""
+"""The duration of the broadcast before clients resume, in seconds."""
 
 LOG = "16MiB"
 ENOUGH = 60_000
 """The number of updates that fill the log."""
 
 EVERYTHING = "/updates?after=0-00000000"
-"""A target with an id that no log has. The bridge reports missing updates, and sends all updates in its log."""
+"""A request target with an id that is in no update log. The bridge reports missing updates, and sends all updates in
+its log."""
 
 SIZES = (1, 20, 200)
 LIMIT_MS = 50
-"""The limit of the additional delay of the live clients."""
+"""The maximum additional delay of the live clients, in milliseconds."""
 
 
 def cases(quick: bool) -> list[Case]:
@@ -50,7 +51,7 @@ def _figures(size: int) -> list[Figure]:
 
 def _measure(place: Place, candidate: Candidate, *, updates: int) -> Row:
     with serving(candidate, place, BRIDGE_LOG_BYTES=LOG) as server:
-        # When this client has all updates, none is still on its way.
+        # When this client has all updates, no update is still on its way.
         with crowd(place, server, 1, frames=ENOUGH) as witness:
             witness.ready()
             with publishing(place, ENOUGH, 0):

@@ -25,22 +25,23 @@ from tests.support.running import UNPINGED
 
 CLIENTS, QUICK_CLIENTS = (100, 500, 2000), (50,)
 SIZES = {"300 B": 300, "16 KB": 16_000, "256 KB": 256_000, "3.9 MB": 3_900_000}
-"""Bytes of an update, by their name in the table."""
+"""The sizes of updates in bytes, by their names in the table."""
 
 LOG_BYTES = 16 * MB
 OWN_BYTES = 250
 """The size of an update without padding, in bytes."""
 
 KERNEL_BYTES = 131_072
-"""The maximum that the kernel buffers for a client that does not read. One larger update stalls every client."""
+"""The maximum number of bytes that the kernel buffers for a client that does not read. One update above this size
+stalls every client."""
 
 STEP_BYTES = 65_536
-"""Bytes that are published at a time until all clients lag, or one update if it is larger."""
+"""The bytes of updates that are published at a time until all clients lag. A larger update is published alone."""
 
 SAMPLE_S = 0.005
 LIMIT_S = 120.0
 HANDSHAKES = 8
-"""Handshakes at a time. OpenSSL releases Python's lock meanwhile."""
+"""The number of simultaneous handshakes. During a handshake, OpenSSL releases Python's lock."""
 
 _UPDATES = 'bridge_updates_total{type="killmail"}'
 _LAGGING = 'bridge_connections_lagging{transport="websocket"}'
@@ -70,7 +71,7 @@ def _figures(size: int) -> tuple[Figure, ...]:
 
 
 def measure(place: Place, candidate: Candidate, *, clients: int, size: int, tls: bool) -> Row:
-    """Returns the maximum growth of the bridge, in MB, since all clients are connected."""
+    """Returns the maximum growth of the bridge's memory after all clients have connected, in MB."""
     settings = {**UNPINGED, "BRIDGE_LOG_BYTES": str(LOG_BYTES)}
     row = {}
     with contextlib.ExitStack() as stack:
@@ -115,7 +116,7 @@ class _Publisher:
         self._count = self.metric(_UPDATES)
 
     def publish(self, count: int) -> None:
-        """Publishes updates. Returns when the bridge has broadcast them."""
+        """Publishes updates. Returns when the bridge has broadcast all updates so far."""
         for _ in range(count):
             self._channel.write(self._publication.of(self._events.next()))
         self._count += count
@@ -136,7 +137,7 @@ class _Publisher:
         return asyncio.run(metric(self._server.port, name, self._context))
 
     def await_metric(self, name: str, value: float) -> None:
-        """Returns as soon as a sample has the value."""
+        """Returns as soon as a sample of the metric has the value."""
         await_true(f"{name} is {value:.0f}", lambda: self.metric(name) == value, LIMIT_S, 0.02)
 
 
@@ -173,7 +174,8 @@ def _stalled(server: Server, count: int, context: ssl.SSLContext | None) -> Iter
 def _client(server: Server, context: ssl.SSLContext | None) -> socket.socket:
     client = socket.socket()
     client.settimeout(LIMIT_S)
-    # The size is set before connect, which announces the window. The kernel raises the size to its minimum.
+    # The buffer size is set before connect, which announces the window. The kernel raises the buffer size to its
+    # minimum.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     client.connect((LOOPBACK, server.port))
     if context is not None:
