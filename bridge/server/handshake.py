@@ -276,8 +276,8 @@ class Handshake(asyncio.BufferedProtocol):
         if not self._answered:
             self._context.log.abandoned(self._peer)
         self._end()
-        # Transport and handshake refer to each other. If their references to each other stayed, only the garbage
-        # collector could free these objects.
+        # Transport and handshake refer to each other. If both references stayed, only the garbage collector could free
+        # transport and handshake.
         self._transport = self._writer = None
 
     def _end(self) -> None:

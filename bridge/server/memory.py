@@ -1,4 +1,4 @@
-"""The memory of this process: its limit, and how glibc returns freed memory to the system."""
+"""Finds the memory limit of this process, and controls how glibc returns freed memory to the system."""
 
 import ctypes
 import gc
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 MAPPED_BYTES = 2**18
-"""The C library maps each block of at least this size separately, and unmaps it as soon as it is freed."""
+"""The minimum size of a block that the C library maps separately, and unmaps as soon as the block is freed."""
 
 _M_MMAP_THRESHOLD = -3
 """The number of the option M_MMAP_THRESHOLD in glibc's `malloc.h`."""
@@ -16,9 +16,9 @@ _M_MMAP_THRESHOLD = -3
 def map_large_blocks() -> None:
     """Makes the C library return each large block to the system as soon as it is freed.
 
-    By default, glibc raises this threshold up to 32 MiB when a larger mapped block is freed. Large updates then leave
-    holes in the heap that no other block fits into. With updates of 3.9 MB and a log of 16 MiB, the process grew by
-    62 MB instead of 16 MB.
+    By default, glibc raises the minimum size of a mapped block up to 32 MiB when a larger mapped block is freed. Large
+    updates are then allocated in the heap, and leave holes that no other block fits into. With glibc's default, updates
+    of 3.9 MB and a log of 16 MiB, the process grew by 62 MB instead of 16 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -26,10 +26,10 @@ def map_large_blocks() -> None:
 
 
 def malloc_trim() -> None:
-    """Collects garbage, and returns free memory to the system. Takes some milliseconds.
+    """Collects garbage, and returns free memory to the system, which takes some milliseconds.
 
-    Without this call, glibc keeps 5 MB after 5000 clients have left. Other C libraries have no `malloc_trim`, and keep
-    less.
+    Without `malloc_trim`, glibc keeps 5 MB after 5000 clients have disconnected. Other C libraries have no
+    `malloc_trim`, and keep less freed memory.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -38,32 +38,36 @@ def malloc_trim() -> None:
 
 
 TRIM_MIN_CONNECTIONS = 250
-"""Fewer connections than this never cause a trim. With TLS, the unread data of 250 clients takes 8 MB."""
+"""The number of open connections that is enough to trim the heap after half of them have closed. With TLS, the unread
+data of 250 clients takes 8 MB."""
 
 
 class HeapTrimmer:
-    """Calls `malloc_trim` after half of a large number of connections have closed."""
+    """Calls `malloc_trim` each time after many connections have opened and half of them have closed."""
 
     def __init__(self, call_later: Callable[[float, Callable[[], None]], object], delay_s: float) -> None:
-        """`call_later` is that of the event loop. The trim follows `delay_s` seconds later."""
+        """`call_later` is a method of the event loop.
+
+        `delay_s` is the delay of the call of `malloc_trim`, in seconds.
+        """
         self._call_later = call_later
         self._delay_s = delay_s
         self._max_connections = 0
-        """The most connections since the last trim."""
+        """The maximum number of connections since the last call of `malloc_trim`."""
 
     def grown_to(self, connections: int) -> None:
-        """Must be called with the number of connections after one has opened."""
+        """Must be called with the number of connections after a connection has opened."""
         self._max_connections = max(self._max_connections, connections)
 
     def shrunk_to(self, connections: int) -> None:
-        """Must be called with the number of connections after one has closed."""
+        """Must be called with the number of connections after a connection has closed."""
         if self._max_connections >= TRIM_MIN_CONNECTIONS and connections <= self._max_connections // 2:
             self._max_connections = connections
             self._call_later(self._delay_s, malloc_trim)
 
 
 def usable_bytes(root: Path = Path("/")) -> int:
-    """Returns the memory that this process may use: that of the machine, or the limit of its control group.
+    """Returns the memory that this process can use, which is the machine's memory or the control group's limit.
 
     `root` is the folder that contains `proc` and `sys`.
     """
@@ -85,11 +89,12 @@ def _group_limits(root: Path) -> Iterator[int]:
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        # In a container, the path may be the one on the host. Then only the topmost folder exists.
+        # In a container, `path` may be the control group's path on the host, of which only the topmost folder exists in
+        # the container.
         for each in (group, *group.parents):
             try:
                 text = (root / folder / each / name).read_text().strip()
             except OSError:
                 continue
-            if text.isdecimal():  # a group without a limit has `max`
+            if text.isdecimal():  # for a control group without a limit, the file contains `max`
                 yield int(text)

@@ -1,6 +1,6 @@
-"""Decides the response to a request: an upgrade, a page, or a refusal.
+"""Decides whether the response to a request is an upgrade, a page, or a refusal.
 
-The module has no sockets and no timers. It is pure, except that the pages read readiness and metrics.
+The module has no sockets and no timers. The module is pure, except that the pages read readiness and metrics.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ PREFLIGHT = (
     ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
     ("Access-Control-Max-Age", "7200"),
 )
-"""The headers that say what a page of another origin may send to the endpoint. Chromium remembers these headers for at
-most two hours."""
+"""The CORS headers that say what a page of another origin is allowed to send to the endpoint. Chromium remembers CORS
+headers for at most two hours."""
 
 _WITH_OPTIONS, _WITHOUT_OPTIONS = "GET, HEAD, OPTIONS", "GET, HEAD"
 
@@ -33,7 +33,7 @@ class Upgrade:
     """The request becomes a WebSocket connection."""
 
     response: bytes
-    """The 101 response."""
+    """The response with status 101."""
     subscribe: SubscribeRequest
 
 
@@ -49,10 +49,10 @@ Answer: TypeAlias = Upgrade | Response | Refused
 
 
 class Router:
-    """Applies the rules to a request, and finds what its path and method ask for."""
+    """Applies the access rules to a request, and finds the answer for its path and method."""
 
     def __init__(self, access: Access, queries: QueryParser, pages: Pages, endpoint: str) -> None:
-        """`endpoint` is the path of the updates."""
+        """`endpoint` is the path at which clients receive updates."""
         self._access = access
         self._queries = queries
         self._pages = pages
@@ -75,7 +75,7 @@ class Router:
     def refuse(self, error: BadRequest) -> Refused:
         """Returns the answer to a request that can't be parsed."""
         request = error.request
-        # The request's Host has not been checked.
+        # `trusts_host` is False, because the request's Host header has not been checked.
         cors = () if request is None else self._cors_headers(request, request.path, trusts_host=False)
         return _refused(error.refusal, cors)
 
@@ -87,7 +87,7 @@ class Router:
         try:
             subscribe = self._queries.parse(request.query)
         except BadQuery as error:
-            # Some hints are questions, which end with a question mark.
+            # An error text may end with a hint that is a question, and needs no period.
             end = "" if str(error).endswith("?") else "."
             text = f"This query can't be answered: {error}{end}"
             return _refused(Refusal(HTTPStatus.BAD_REQUEST, text, Rule.QUERY, text), cors)
@@ -98,7 +98,8 @@ class Router:
         if request.method in READ_METHODS:
             return revalidated(self._pages.get(path), request.headers.get("if-none-match", ()))
         if request.method == "OPTIONS" and path in PROBED:
-            # `OPTIONS /` is the default health check of older HAProxy versions. This check gets the status of a GET.
+            # `OPTIONS /` is the default health check of older HAProxy versions. The bridge answers a health check with
+            # the status of a GET.
             return Response(self._pages.get(path).status, b"", headers=(("Allow", _WITH_OPTIONS),))
         if path == "*":
             # `OPTIONS *` asks about the server as a whole, and is the health check in HAProxy's manual.
@@ -108,7 +109,8 @@ class Router:
     def _cors_headers(self, request: Request, path: str, *, trusts_host: bool) -> tuple[Header, ...]:
         """Returns the headers by which a page of an allowed origin can read the response.
 
-        These headers never allow credentials. `trusts_host` is False if `Host` has not passed its check.
+        The returned headers never allow credentials. `trusts_host` is False if the header `Host` has not passed its
+        check.
         """
         is_endpoint = path == self._endpoint
         if not (is_endpoint or allows_cross_origin(path)):

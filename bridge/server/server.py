@@ -1,6 +1,6 @@
 """The server accepts clients, admits or refuses them, and keeps their connections until they close.
 
-A client passes these states: accepted -> admitted or refused -> handshake -> upgraded -> closed.
+A client passes the states accepted, admitted or refused, handshake, upgraded, and closed.
 """
 
 import asyncio
@@ -39,20 +39,21 @@ MAX_HANDSHAKES = BACKLOG
 """The maximum number of clients without a complete request. This number equals the length of the kernel's queue of
 clients.
 
-At this limit, a new client replaces the oldest one. A normal client sends its request within milliseconds, so clients
-that send nothing, or one byte a second, can't block it."""
+At this maximum, a new client replaces the oldest client without a complete request. A normal client sends its request
+within milliseconds, so slow or silent clients can't block normal clients."""
 
 CLOCK_RESOLUTION_S = 1.0
-"""Connections that open within this time share one float as their opening time, which saves memory."""
+"""The period within which opened connections share one float as their opening time, which saves memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits on what clients may use."""
+    """The limits on the resources that clients can use."""
 
     max_connections: int
     overflow: int
-    """How many further connections get an answer. Connections beyond them are closed without one."""
+    """How many connections beyond `max_connections` get an answer. Any further connections are closed without an
+    answer."""
     max_connections_per_address: int
     handshake_timeout_s: float
     idle_timeout_s: float
@@ -60,7 +61,7 @@ class Limits:
 
 
 class Server:
-    """Owns everything that has a client's socket: listeners, handshakes and connections."""
+    """Owns the listeners, and all handshakes and connections with their sockets."""
 
     def __init__(
         self,
@@ -85,7 +86,8 @@ class Server:
         self._address_limit = AddressLimit(limits.max_connections_per_address)
         self._heap_trimmer = HeapTrimmer(loop.call_later, timing.trim_delay_s)
         self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
-        """The handshakes, oldest first. A plain dict must pass all removed entries before it finds its first entry."""
+        """The handshakes, oldest first. The type is OrderedDict, because a plain dict passes over all removed entries
+        to find its first entry."""
         self._handshake_context = HandshakeContext(
             router,
             self._client_log,
@@ -95,7 +97,7 @@ class Server:
             self._on_upgraded,
             self._on_handshake_closed,
         )
-        # A dict is used because, with 5000 entries, it takes a third of the memory of a set.
+        # The connections are in a dict, because a dict with 5000 entries takes a third of the memory of a set.
         self._connections: dict[Connection, None] = {}
         self._connection_context = ConnectionContext(
             hub, self._clock, self._read_limiter, self._client_log.evicted, self._on_connection_lost
@@ -114,7 +116,10 @@ class Server:
         )
 
     def listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
-        """Starts to accept clients. Returns the addresses and ports. Raises OSError, with the address in its text."""
+        """Starts to accept clients.
+
+        Returns the addresses and ports of the listeners. Raises OSError, with the address in its text.
+        """
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
         self._acceptor = Acceptor(listeners, self.on_accept, self._metrics, self._timing)
@@ -122,10 +127,10 @@ class Server:
         self._keepalive_task = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
 
-    # Accepted: admitted or refused
+    # Accepted clients, which are admitted or refused
 
     def on_accept(self, client: socket.socket, address: str) -> None:
-        """Takes over an accepted socket: starts its handshake, or refuses the client."""
+        """Takes over an accepted socket, and starts its handshake or refuses the client."""
         if (refusal := self._access.check_peer(address)) is not None:
             self._refuse(client, address, refusal)
         elif (shared_address := self._address_limit.acquire(address)) is None:
@@ -141,11 +146,14 @@ class Server:
             self._handshakes[Handshake(self._handshake_context, client, shared_address)] = None
 
     def _refuse(self, client: socket.socket, address: str, refusal: Refusal) -> None:
-        """Refuses an external client at once. The bridge reads nothing from this client, and no limit counts it."""
+        """Refuses an external client at once.
+
+        The bridge reads nothing from a refused external client, and no limit counts this client.
+        """
         response = None if self._tls is not None else refusal_response(refusal)
         self._trace_refusal(client, address, refusal.rule if response is None else Refused(response, refusal))
         self._client_log.refused(refusal.rule, address, refusal.detail)
-        with client, suppress(OSError):  # the client is already gone
+        with client, suppress(OSError):  # the client has already disconnected
             if response is not None:
                 client.send(serialize(response), socket.MSG_DONTWAIT)
 
@@ -154,7 +162,7 @@ class Server:
             self._client_log.handshake(tcp.socket_peer_name(client) or address, None, decision, 0.0)
 
     def _admit(self) -> bool:
-        """Whether another client may connect. Evicts the oldest handshake if that is necessary."""
+        """Whether another client may connect. Evicts the oldest handshake if the new client needs its place."""
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.overflow:
             self._client_log.dropped(clients)
@@ -171,16 +179,16 @@ class Server:
         if not self._handshakes:
             return False
         oldest = next(iter(self._handshakes))
-        # From now on, the evicted handshake does not count. The handshake's socket is closed in this turn of the loop
-        # or in the next one.
+        # The evicted handshake no longer counts toward the limits. The evicted handshake's socket is closed in this
+        # turn of the event loop or in the next turn.
         self._on_handshake_closed(oldest)
         oldest.evict(rule)
         return True
 
-    # The end of a handshake: closed or upgraded
+    # The end of a handshake, which is closed or upgraded
 
     def _on_handshake_closed(self, handshake: Handshake) -> None:
-        # An evicted handshake is not in the dict any more when its socket closes.
+        # When the socket of an evicted handshake closes, the handshake is no longer in the dict.
         if handshake in self._handshakes:
             del self._handshakes[handshake]
             self._on_left(handshake.address)
@@ -208,7 +216,7 @@ class Server:
         limits = self._limits
         if self._draining:
             connection.close(CloseReason.STOPPING)
-        # Closing connections count too, because they still have a descriptor.
+        # Closing connections count toward the limit too, because each of them still has a descriptor.
         elif len(self._connections) > limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=limits.max_connections)
         elif over_address_limit:
@@ -216,14 +224,14 @@ class Server:
         if rest:
             connection.received(rest)
 
-    # Upgraded: until the connection is lost
+    # Upgraded clients, until their connection is lost
 
     def _on_tick(self, late: bool) -> None:
-        # While the bridge did not run, it received no updates. The update that a pending client waits for may still
-        # arrive.
+        # While the bridge did not run, it received no updates. After a late pass, the update that a pending client
+        # waits for may still arrive.
         if not late:
             self._hub.tick()
-        # A throttled connection never sees EOF, so its socket is polled.
+        # A throttled connection is not notified of EOF, so its socket is polled.
         for client in self._read_limiter:
             client.close_if_eof()
 
@@ -244,9 +252,9 @@ class Server:
     # Stopping
 
     def stop_listening(self) -> None:
-        """Accepts the clients that already wait, and no further ones.
+        """Accepts the clients that already wait in the kernel's queue, and no further clients.
 
-        Clients without a complete request have `request_grace_s` to send it.
+        Clients without a complete request have `request_grace_s` to complete their request.
         """
         loop = asyncio.get_running_loop()
         if self._acceptor is not None:
@@ -254,7 +262,10 @@ class Server:
         loop.call_later(self._timing.request_grace_s, self._abort, self._handshakes)
 
     async def drain(self, timeout_s: float) -> None:
-        """Closes each client with 1001 after it has received all updates. Aborts those that remain at the timeout."""
+        """Closes each client with code 1001 after the client has received all updates.
+
+        Aborts the clients that remain after `timeout_s`.
+        """
         self._hub.drain()
         self._draining = True
         try:

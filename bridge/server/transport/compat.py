@@ -1,7 +1,7 @@
 """All workarounds that use undocumented names of websockets and uvloop.
 
-Each workaround has its reason and the versions that it was seen with. `test_compat.py` has a test for each, which fails
-as soon as the library no longer needs the workaround.
+Each workaround states its reason, and the version of the library that needed it. `test_compat.py` has a test for each
+workaround, which fails as soon as the library no longer needs the workaround.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 try:
-    # The compiled function unmasks a large payload about ten times as fast as Python code. websockets has no documented
-    # name for it (websockets 17.4).
+    # The compiled function `apply_mask` unmasks a large payload about ten times as fast as Python code. The library
+    # websockets has no documented name for this function (websockets 17.4).
     from websockets.speedups import apply_mask
-except ImportError:  # there is no compiled wheel for this platform
+except ImportError:  # websockets has no compiled wheel for this platform
     from websockets.utils import apply_mask
 
 __all__ = ["accept_handshake", "apply_mask", "as_transport"]
@@ -25,8 +25,9 @@ __all__ = ["accept_handshake", "apply_mask", "as_transport"]
 def accept_handshake(path: str, headers: Headers) -> tuple[Response, str]:
     """Returns the response of websockets to a handshake, and the name of the header at fault, or an empty string.
 
-    Without the `del`, the protocol and the generator of its parser would refer to each other. Each handshake would then
-    leave 1.3 KB to the garbage collector, which the bridge runs rarely (websockets 17.4).
+    Without the `del` statement, the protocol and the generator of its parser would refer to each other. These
+    references would leave 1.3 KB of each handshake to the garbage collector, which the bridge runs rarely (websockets
+    17.4).
     """
     protocol = ServerProtocol()
     response = protocol.accept(Request(path, headers))
@@ -36,8 +37,8 @@ def accept_handshake(path: str, headers: Headers) -> tuple[Response, str]:
 
 
 def as_transport(transport: asyncio.BaseTransport) -> asyncio.Transport:
-    """Returns a TCP transport with the type that asyncio documents for it.
+    """Returns a TCP transport with the type that asyncio documents for TCP transports.
 
-    The transports of uvloop have all methods of `asyncio.Transport`, but are not instances of it (uvloop 0.23).
+    The transports of uvloop have all methods of `asyncio.Transport`, but are not instances of this class (uvloop 0.23).
     """
     return cast("asyncio.Transport", transport)

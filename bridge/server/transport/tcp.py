@@ -6,7 +6,7 @@ import struct
 from contextlib import suppress
 
 _ENDED = frozenset({7, 8})
-"""The states TCP_CLOSE, after a reset, and TCP_CLOSE_WAIT (tcp_states.h)."""
+"""The kernel's states TCP_CLOSE, which follows a reset, and TCP_CLOSE_WAIT (tcp_states.h)."""
 
 _BYTES_ACKED = struct.Struct("=Q")
 _BYTES_ACKED_AT = 120
@@ -15,11 +15,13 @@ _BYTES_ACKED_AT = 120
 _HAS_TCP_INFO = hasattr(socket, "TCP_INFO")
 
 RESET = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER with which a close resets the connection."""
+"""The value of the socket option SO_LINGER with which `close` resets the connection."""
 
 
 def has_ended(client: socket.socket) -> bool:
-    """Whether the client has ended its side, or the connection was reset. False if the kernel does not report this.
+    """Whether the client has ended its side, or the connection was reset.
+
+    Returns False if the kernel does not report the connection's state.
 
     Raises OSError if the socket is closed.
     """
@@ -27,7 +29,7 @@ def has_ended(client: socket.socket) -> bool:
 
 
 def acknowledged_bytes(client: socket.socket) -> int | None:
-    """Returns how many bytes the client's kernel has acknowledged, or None if our kernel does not report this.
+    """Returns how many bytes the client's kernel has acknowledged, or None if the bridge's kernel does not know.
 
     Raises OSError if the socket is closed.
     """
@@ -39,13 +41,16 @@ def acknowledged_bytes(client: socket.socket) -> int | None:
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str | None:
-    """Returns the client's address and port, for logs, or None if the transport no longer has them."""
+    """Returns the client's address and port, for logs, or None if the transport is closed."""
     name = transport.get_extra_info("peername")
     return _peer_text(*name[:2]) if name else None
 
 
 def socket_peer_name(client: socket.socket) -> str | None:
-    """Returns the client's address and port, for logs, or None if the client is gone. This costs a system call."""
+    """Returns the client's address and port, for logs, with a system call.
+
+    Returns None if the client has disconnected.
+    """
     try:
         return _peer_text(*client.getpeername()[:2])
     except OSError:
@@ -57,7 +62,7 @@ def _peer_text(address: str, port: int) -> str:
 
 
 def reset_on_close(client: socket.socket | None) -> None:
-    """Makes a later close reset the connection. The kernel then drops the data that it has not sent.
+    """Makes a later `close` reset the connection, so that the kernel drops the data that it has not sent.
 
     Does nothing if the socket is closed or None. A TLS connection that has just ended has no socket.
     """

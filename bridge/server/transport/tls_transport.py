@@ -1,13 +1,13 @@
-"""A transport for TLS that encrypts data only when it is sent, and reads a bounded number of bytes in a turn.
+"""A TLS transport that encrypts data only when it sends the data, and reads few bytes in each turn of the event loop.
 
-The TLS transports of asyncio and uvloop keep two buffers for each connection, and encrypt all data at once. Here, all
-connections share two buffers, because the transport moves the bytes to or from the socket right after each call of
-OpenSSL. A connection holds only the bytes that its socket did not take. If data is written in pieces, this is at most
-one record.
+The TLS transports of asyncio and uvloop keep two buffers for each connection, and encrypt all data at once. With this
+transport, all connections share two buffers, because it moves the bytes to or from the socket right after each call of
+OpenSSL. A connection holds only the bytes that its socket did not take. If data is written in pieces, a connection
+holds at most one record.
 
-An `ssl.SSLSocket`, which has no buffers, is not used for two reasons. OpenSSL would read from the socket for as long as
-a client sends key updates, and block the event loop. OpenSSL also fails if a key update arrives while a record waits to
-be sent.
+Although `ssl.SSLSocket` needs no buffers, the bridge does not use this class, for two reasons. With `ssl.SSLSocket`,
+OpenSSL would block the event loop by reading for as long as a client sends key updates. OpenSSL also fails if a key
+update arrives while a record waits to be sent.
 """
 
 import asyncio
@@ -22,26 +22,29 @@ RECORD_BYTES = 16384
 """The largest payload of a TLS record (RFC 8446, section 5.1)."""
 
 RAW_READ_BYTES = 4096
-"""How much is read from a socket in a turn of the loop: 150 key updates, which take 4 ms."""
+"""The maximum number of bytes that are read from a socket in a turn of the event loop. They hold 150 key updates, which
+take 4 ms."""
 
 RECORD_OVERHEAD_BYTES = 64
-"""The most bytes that a record has in addition to its data, with common ciphers."""
+"""The maximum number of bytes that a TLS record has in addition to its data, with common ciphers."""
 
 MAX_SURPLUS_BYTES = 2**16
-"""How many bytes a client may send that are neither data nor the overhead of data: 2400 key updates. A client that
-sends more is disconnected."""
+"""The maximum number of bytes from a client, such as 2400 key updates, that are neither data nor the overhead of data.
+A client that exceeds this maximum is disconnected."""
 
 MAX_DISCARDED_BYTES = 2**18
-"""How many bytes are read and discarded after this side has ended. The connection of a client that sends more is reset.
+"""The maximum number of bytes that are read and discarded after the bridge's side has ended. The connection of a client
+that exceeds this maximum is reset.
 
-Closing a socket with unread bytes resets the connection, and the client might lose data that was sent to it."""
+The bytes are read because closing a socket with unread bytes resets the connection, and the client might lose data that
+was sent to it."""
 
 _RAW_BUFFER = memoryview(bytearray(RAW_READ_BYTES))
 """The buffer that all transports share for bytes from a socket."""
 
 _INCOMING, _OUTGOING = ssl.MemoryBIO(), ssl.MemoryBIO()
-"""OpenSSL's buffers, shared by all transports of the process. The outgoing buffer is empty whenever other code runs.
-The incoming buffer is empty whenever a transport begins to decrypt."""
+"""OpenSSL's buffers, which all transports of the process share. The outgoing buffer is empty whenever code outside this
+module runs. The incoming buffer is empty whenever a transport begins to decrypt."""
 
 
 class _State(Enum):
@@ -54,8 +57,8 @@ class _State(Enum):
 class TlsTransport(asyncio.Transport):
     """The server's side of a TLS connection over an accepted socket.
 
-    The protocol is an `asyncio.BufferedProtocol`. The write buffer limit is 0: the protocol is paused as soon as the
-    socket does not take everything.
+    The protocol is an `asyncio.BufferedProtocol`. The write buffer limit is 0, so the protocol is paused as soon as the
+    socket does not take all data.
     """
 
     __slots__ = (
@@ -88,11 +91,11 @@ class TlsTransport(asyncio.Transport):
         on_failed: Callable[[OSError], None],
         shutdown_timeout_s: float,
     ) -> None:
-        """Takes over the socket. Call `begin` to start the handshake.
+        """Takes over the socket. Call `begin` to start the TLS handshake.
 
-        `on_failed` is called once if the handshake fails. If it succeeds, `connection_made` of the protocol is called,
-        and `connection_lost` at the end. `shutdown_timeout_s` is how long `close` waits for the client to end its side.
-        Raises OSError if the client is already gone.
+        `on_failed` is called once if the handshake fails. If the handshake succeeds, the protocol's `connection_made`
+        is called, and at the end, `connection_lost`. `shutdown_timeout_s` is how long `close` waits for the client to
+        end its side. Raises OSError if the client has already disconnected.
         """
         self._loop = loop
         self._protocol: asyncio.BufferedProtocol | None = protocol
@@ -101,14 +104,14 @@ class TlsTransport(asyncio.Transport):
         self._unsent = memoryview(b"")
         """Encrypted data that the socket has not taken yet."""
         self._unread = b""
-        """Data that was read from the socket, and is not decrypted while reading is paused."""
+        """Data that was read from the socket, but not decrypted because reading is paused."""
         self._ends = False
-        """Whether `write_eof` was called: this side then ends as soon as the socket has taken all data."""
+        """Whether `write_eof` was called, which ends the bridge's side as soon as the socket has taken all data."""
         self._client_ended = False
         self._closing = False
         self._reading = False
         self._reads_again = False
-        """Whether a second read is due, because the last read returned data."""
+        """Whether the socket must be read a second time, because the last read returned data."""
         self._discarded_bytes = 0
         self._surplus_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -121,14 +124,17 @@ class TlsTransport(asyncio.Transport):
         self._tls = context.wrap_bio(_INCOMING, _OUTGOING, server_side=True)
 
     def begin(self) -> None:
-        """Begins the handshake."""
+        """Begins the TLS handshake."""
         self._loop.add_reader(self._socket, self._on_readable)
         self._reading = True
 
     # The interface of asyncio's transports
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Returns `socket`, `peername` or `sslcontext`, as asyncio does. Use the socket only for its options."""
+        """Returns the value for the name `socket`, `peername` or `sslcontext`, as asyncio does.
+
+        Use the socket only for its options.
+        """
         match name:
             case "socket":
                 return self._socket
@@ -169,7 +175,7 @@ class TlsTransport(asyncio.Transport):
         if not self._reading and not self._client_ended and self._state is not _State.LOST:
             self._reading = True
             self._loop.add_reader(self._socket, self._on_readable)
-            # Bytes that are already read do not make the descriptor readable.
+            # The event loop does not report bytes that were already read from the descriptor.
             self._loop.call_soon(self._decrypt_unread)
 
     def _decrypt_unread(self) -> None:
@@ -183,7 +189,8 @@ class TlsTransport(asyncio.Transport):
             self._receive()
 
     def _receive_again(self) -> None:
-        # uvloop 0.23 reports data and a reset together, only once, and then stops polling the socket.
+        # A second read is necessary, because uvloop 0.23 reports data and a reset only once together, and then stops
+        # polling the socket.
         self._reads_again = False
         if self._reading:
             self._receive()
@@ -212,7 +219,7 @@ class TlsTransport(asyncio.Transport):
             self._end_by_client()
 
     def _decrypt(self, raw: bytes) -> None:
-        """Decrypts bytes of the client, and gives the data to the protocol until reading is paused."""
+        """Decrypts bytes from the client, and passes the data to the protocol until reading is paused."""
         assert not _INCOMING.pending
         _INCOMING.write(raw)
         data_bytes = 0
@@ -278,7 +285,7 @@ class TlsTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypts and sends the data, and holds the part that the socket does not take.
 
-        To bound this part, write in pieces. Does nothing after this side has ended.
+        To limit the size of the held part, write the data in pieces. Does nothing after the bridge's side has ended.
         """
         if self._ends or not data or self._state is not _State.OPEN:
             return
@@ -310,7 +317,7 @@ class TlsTransport(asyncio.Transport):
                 self._keep_unsent(memoryview(encrypted)[taken:])
 
     def _keep_unsent(self, encrypted: memoryview) -> None:
-        # The rest is copied, because a view would keep all of a large response in memory.
+        # The unsent rest is copied, because a view would keep the whole of a large response in memory.
         self._unsent = encrypted if len(encrypted) <= 2 * RECORD_BYTES else memoryview(bytes(encrypted))
         self._loop.add_writer(self._socket, self._on_writable)
         if self._state is _State.OPEN and self._protocol is not None:
@@ -337,14 +344,14 @@ class TlsTransport(asyncio.Transport):
     # The end
 
     def write_eof(self) -> None:
-        """Ends this side after all data is sent. Later data from the client is discarded."""
+        """Ends the bridge's side after all data is sent. Data that the client sends later is discarded."""
         if not self._ends:
             self._ends = True
             if not self._unsent and self._state is _State.OPEN:
                 self._end()
 
     def close(self) -> None:
-        """Ends this side when all data is sent, and waits up to `shutdown_timeout_s` for the client to end its side."""
+        """Ends the bridge's side when all data is sent, and waits up to `shutdown_timeout_s` for the client's end."""
         if not self._closing:
             self._closing = True
             self.write_eof()
@@ -352,7 +359,7 @@ class TlsTransport(asyncio.Transport):
                 self._timer = self._loop.call_later(self._shutdown_timeout_s, self.abort)
 
     def abort(self) -> None:
-        """Closes the socket at once, and discards held data."""
+        """Closes the socket at once, and discards all data that is not sent yet."""
         self._close_socket(None)
 
     def _end(self) -> None:
@@ -388,8 +395,8 @@ class TlsTransport(asyncio.Transport):
         self._loop.call_soon(self._call_protocol, made, error)
 
     def _call_protocol(self, made: bool, error: OSError | None) -> None:
-        # The protocol and the callback refer to this transport. If these references stayed, only the garbage collector
-        # could free the objects.
+        # The protocol and the callback refer to this transport. If the transport kept its references to them, only the
+        # garbage collector could free these objects.
         protocol, on_failed = self._protocol, self._on_failed
         self._protocol = self._on_failed = None
         if made:

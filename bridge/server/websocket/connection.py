@@ -1,7 +1,7 @@
-"""A client's connection after its handshake: sends frames, handles the client's frames, and closes.
+"""A client's connection after its handshake, which sends frames, handles the client's frames, and closes.
 
-An idle connection is only this object and its transport. All connections share one read buffer, and a frame reader
-exists only while a frame is incomplete.
+An idle connection consists only of a `Connection` object and its transport. All connections share one read buffer, and
+a frame reader exists only while a frame is incomplete.
 """
 
 import asyncio
@@ -21,11 +21,12 @@ from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolVio
 
 CLOSING_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """The size of the kernel's send buffer for a closing client that does not read. This buffer has room for the rest of an
-update of up to 80 KB, and for the close frame. After a larger update, the client may not get the close frame."""
+update of up to 80 KB, and for the close frame. If the update is larger than 80 KB, the client may not get the close
+frame."""
 
 MAX_PONGS_DUE = 4
-"""The most pongs that the read limiter does not charge to a client, one for each unanswered ping. Without this limit, a
-client could collect free pongs for a flood."""
+"""The maximum number of pongs that the read limiter does not charge to a client, one for each unanswered ping. Without
+a maximum, a client could save up free pongs for a flood."""
 
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
@@ -33,7 +34,7 @@ REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 class Clock:
     """The time of the event loop at the last tick.
 
-    All connections share this object, instead of a float for each connection.
+    All connections share one `Clock` object, which saves a float for each connection.
     """
 
     __slots__ = ("now_s",)
@@ -46,7 +47,7 @@ class Clock:
 class ConnectionContext:
     """The collaborators that all connections of a server share.
 
-    Each connection needs only one reference to this object.
+    Each connection needs only one reference to its `ConnectionContext`.
     """
 
     hub: Hub
@@ -90,17 +91,20 @@ class Connection(asyncio.BufferedProtocol):
         """`address` is the IP address of the client."""
         self._context = context
         self._transport: asyncio.Transport | None = transport
-        """The connection's transport, or None after the end."""
+        """The connection's transport, or None after the connection has ended."""
         self._frame_reader: FrameReader | None = None
         """The reader of an incomplete frame, or None if no frame is incomplete."""
         self._pong: bytes | None = None
-        """The payload of the newest ping without a pong. Earlier pings need no pong (RFC 6455, section 5.5.3)."""
+        """The payload of the client's newest ping that has no pong yet. Earlier pings of the client need no pong (RFC
+        6455, section 5.5.3)."""
         self._ping_is_due = False
         """Whether a ping waits until the current frame is complete."""
         self._pending_close: tuple[bytes, Callable[[], None]] | None = None
-        """The close frame that waits until the current frame is complete, and the function to call after it."""
+        """The close frame that waits until the current frame is complete, and the function to call after the close
+        frame is sent."""
         self._pongs_due = 0
-        """The number of the bridge's pings without an answer. The read limiter does not charge this many pongs."""
+        """The number of the bridge's pings that the client has not answered. The read limiter does not charge the
+        client for the same number of pongs."""
         self.address = address
         self.cursor = 0
         self.offset = 0
@@ -111,19 +115,20 @@ class Connection(asyncio.BufferedProtocol):
         self.closed_at: float | None = None
         """The time when the closing handshake began, in seconds."""
         self.close_code: int | None = None
-        """The code in the close frame of the side that began the closing handshake, if any."""
+        """The close code from the side that began the closing handshake, or None if its close frame has no code."""
         self.descriptor: int | None = None
-        """The socket's descriptor, or None if data must go through the transport, and after the end."""
+        """The socket's descriptor. It is None if data must go through the transport, or after the connection has
+        ended."""
         transport.set_protocol(self)
         if transport.get_extra_info("sslcontext") is None:
             self.descriptor = transport.get_extra_info("socket").fileno()
             # Without a write buffer, the transport writes to the socket at once, and pauses the protocol if the socket
-            # does not take all bytes. `TlsTransport` always behaves like this.
+            # does not take all bytes. `TlsTransport` never has a write buffer.
             transport.set_write_buffer_limits(high=0, low=0)
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """The function that writes through the transport. With TLS, it encrypts and sends at once."""
+        """The function that writes through the transport. With TLS, this function encrypts and sends at once."""
         assert self._transport is not None
         return self._transport.write
 
@@ -134,23 +139,26 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def acknowledged_bytes(self) -> int | None:
-        """How many bytes the client's kernel has acknowledged, or None if our kernel does not report this."""
+        """How many bytes the client's kernel has acknowledged, or None if the bridge's kernel does not know."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             return None if stream is None else tcp.acknowledged_bytes(stream)
         return None
 
     def send(self, *frames: bytes | memoryview) -> int:
-        """Writes through the transport. Returns the bytes written, -1 if some are enqueued, 0 if all are dropped."""
+        """Writes frames through the transport.
+
+        Returns the number of bytes written, -1 if some bytes are enqueued, or 0 if all are dropped.
+        """
         if self._transport is None or (self.closed_at is not None and self._pending_close is None):
             return 0
         for part in frames:
-            # `writelines` would copy all frames into one buffer.
+            # The frames are written separately, because `writelines` would copy all frames into one buffer.
             self._transport.write(part)
         return -1 if self.congested else sum(map(len, frames))
 
     def ping(self) -> None:
-        """Sends a ping. A ping has only two bytes, so the transport may hold it until a slow client reads."""
+        """Sends a ping. A ping has only two bytes, so the transport can hold a ping until a slow client reads."""
         if self._transport is None or self.closed_at is not None:
             return
         self.pinged_at = self._context.clock.now_s
@@ -164,7 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         transport.write(PING)
 
     def frame_ended(self) -> None:
-        """Sends the control frames that waited until a frame sent in parts is complete."""
+        """Sends the control frames that have waited for a partly sent frame to be complete."""
         if self._transport is None:
             return
         if self._pending_close is not None:
@@ -177,10 +185,10 @@ class Connection(asyncio.BufferedProtocol):
             self._send_pending_pong()
 
     def close(self, reason: CloseReason, **details: object) -> None:
-        """Starts the closing handshake. `Keepalive` limits how long the client may take to answer it.
+        """Starts the closing handshake. `Keepalive` limits how long the client may take to answer the close frame.
 
         If the client has received only a part of a frame, and the update log has dropped this frame, no close frame can
-        follow. The connection is then reset instead.
+        follow. In this case, the connection is reset instead of closed.
         """
         self._close(reason, details, _await_answer)
 
@@ -203,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _begin_close(self, frame: bytes, after: Callable[[], None]) -> None:
-        """Sends a close frame as soon as the current frame is complete, and calls `after` when it is sent."""
+        """Sends a close frame as soon as the current frame is complete, and then calls `after`."""
         self.closed_at = self._context.clock.now_s
         if self.offset:
             # `_pending_close` is set first, because the hub may complete the frame or reset the connection at once.
@@ -218,8 +226,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(frame)
         # A TLS connection that has just ended has no socket.
         if self.congested and (stream := self._transport.get_extra_info("socket")) is not None:
-            # The kernel stores the close frame after the data that the client has not read. The client then finds the
-            # close frame there, even if the bridge has ended by then.
+            # The kernel stores the close frame after the data that the client has not read. From the kernel, the client
+            # gets the close frame even if the bridge has already ended.
             with suppress(OSError):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLOSING_BUFFER_BYTES)
         after()
@@ -230,8 +238,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         filled = nbytes == len(self._context.read_limiter.buffer)
         if self.received(READ_BUFFER[:nbytes]) and filled and self._transport is not None:
-            # More data may be available, and libuv would read this socket up to 32 times in a turn of the loop. A
-            # client with many tiny frames would then delay all others by 0.1 to 0.4 s.
+            # If more data is available, libuv would read this socket up to 32 times in a turn of the event loop.
+            # Without a pause, a client with many tiny frames would delay all other clients by 0.1 to 0.4 s.
             self._transport.pause_reading()
             self._context.hub.schedule(self.resume_reading)
 
@@ -241,19 +249,22 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def close_if_eof(self) -> None:
-        """Ends the connection if the client has ended it. A throttled connection never sees EOF."""
+        """Ends the connection if the client has ended its side.
+
+        While a connection is throttled, it is not notified of EOF.
+        """
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             if stream is not None and tcp.has_ended(stream):
                 self.abort()
 
     def received(self, data: memoryview | bytes) -> bool:
-        """Handles the bytes of a client. Returns False if the client is throttled from now on."""
+        """Handles bytes from the client. Returns False if these bytes cause the client to be throttled."""
         self.last_received_at = self._context.clock.now_s
         reader = self._frame_reader or FrameReader()
         if found := reader.feed(data):
             self._send_pongs([each.payload for each in found if isinstance(each, Ping)])
-            # A violation or a close is always the last item.
+            # A violation or a close frame is always the last item of `found`.
             match found[-1]:
                 case ProtocolViolation(code, detail):
                     self._fail(REASONS[code], detail)
@@ -262,12 +273,12 @@ class Connection(asyncio.BufferedProtocol):
         self._frame_reader = None if reader.idle else reader
         if self._transport is None or self._charge(len(data), reader):
             return True
-        # A closing client is throttled too. Otherwise this client could use the whole processor.
+        # A closing client is throttled too, because it could otherwise use the whole processor.
         self._transport.pause_reading()
         return False
 
     def _charge(self, read_bytes: int, reader: FrameReader) -> bool:
-        """Charges the limiter for received data, except for pongs that answer pings of the bridge."""
+        """Charges the client for received data, except for pongs that answer pings of the bridge."""
         frames = reader.frames
         if answers := min(reader.pongs, self._pongs_due):
             self._pongs_due -= answers
@@ -298,14 +309,14 @@ class Connection(asyncio.BufferedProtocol):
     def _end_this_side(self) -> None:
         """Ends TCP without a closing handshake, because the client broke the protocol (RFC 6455, section 7.1.7).
 
-        Only the bridge's side ends. If the socket were closed with unread bytes, the kernel would reset the connection,
-        and the client might never receive the close frame.
+        Only the bridge's side of the TCP connection ends. If the socket were closed with unread bytes, the kernel would
+        reset the connection, and the client might never receive the close frame.
         """
         if self._transport is not None:
             self._transport.write_eof()
 
     def _closed_by_client(self, code: int | None) -> None:
-        # The server closes the TCP connection first (RFC 6455, section 7.1.1).
+        # The server closes the TCP connection before the client does (RFC 6455, section 7.1.1).
         if self._transport is None:
             return
         if self.closed_at is None:
@@ -336,11 +347,11 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 self._context.on_lost(self)
             finally:
-                # Transport and protocol refer to each other. If these references stayed, only the garbage collector
-                # could free the two.
+                # Transport and protocol refer to each other. If both references stayed, only the garbage collector
+                # could free transport and protocol.
                 self._transport = self.descriptor = None
                 self._frame_reader = self._pending_close = None
 
 
 def _await_answer() -> None:
-    """Does nothing: after its own close frame, the bridge keeps the connection open until the client answers."""
+    """Does nothing, because the bridge keeps the connection open after a close frame until the client answers."""

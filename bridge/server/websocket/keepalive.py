@@ -1,12 +1,12 @@
-"""Pings clients that are silent, and closes clients that stay silent.
+"""Pings clients that are silent, and closes clients that do not answer.
 
 Each tick makes one pass over all connections, so no connection has its own timer. A pass over 10,000 connections takes
-about two milliseconds. A ping costs as much as the check of fifty connections. The pings of a pass are therefore spread
+about two milliseconds. A ping takes as long as checking fifty connections. The pings of a pass are therefore spread
 over the time until the next pass.
 
 While the bridge does not run (SIGSTOP, a paused container or virtual machine, a blocked event loop), it reads no pongs.
-The next pass is then late, and a late pass closes no client. If the clock stops too, as on a suspended machine, the
-time does not count at all.
+The next pass after such a pause is late, and a late pass closes no client. If the clock stops too, as on a suspended
+machine, the pause does not count toward any timeout.
 """
 
 import asyncio
@@ -27,10 +27,11 @@ _log = structlog.get_logger("bridge.server")
 MIN_TICK_S = 0.05
 
 LATE_TICKS = 2
-"""A pass that is more than this many ticks late closes no client."""
+"""The maximum delay of a normal pass, in ticks. A pass with a longer delay is late, and closes no client."""
 
 MIN_READ_BYTES_PER_S = 1024
-"""How fast a client must read the data before its close frame. The bridge aborts the connection of a slower client."""
+"""The minimum speed at which a client must read the data before its close frame. The bridge aborts the connection of a
+client that reads more slowly."""
 
 PING_PAUSE_S = 0.05
 """The time between two groups of pings. With 20,000 pings in a tick of 5 s, a group has 200 pings and takes 2 ms to
@@ -46,7 +47,7 @@ class Pingable(Protocol):
 
     @property
     def acknowledged_bytes(self) -> int | None:
-        """The bytes that the client's kernel has acknowledged, or None if it is unknown."""
+        """The number of bytes that the client's kernel has acknowledged, or None if this number is unknown."""
 
     def ping(self) -> None:
         """Sends a ping."""
@@ -59,7 +60,7 @@ class Pingable(Protocol):
 
 
 class Keepalive:
-    """Pings silent clients, evicts idle ones, and aborts connections with an unanswered close."""
+    """Pings silent clients, evicts idle clients, and aborts connections with an unanswered close frame."""
 
     def __init__(
         self,
@@ -80,25 +81,28 @@ class Keepalive:
         self._on_tick = on_tick
         self._close_timeout_s = timing.close_timeout_s
         self._log_limiter = LogLimiter(lambda: clock.now_s)
-        # At least one pass must come between a ping and the eviction. Otherwise, a client would be evicted without a
-        # ping.
+        # At least one pass must come between a ping and the eviction, because a client would otherwise be evicted
+        # without a ping.
         spare_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, spare_s)
-        """The time between two passes, in seconds. This time is the resolution of all times in this class."""
-        # The timeout is one tick longer, because `last_received_at` is the time of the pass before the client sent
-        # something.
+        """The time between two passes, in seconds. The time between two passes is the resolution of all times in this
+        class."""
+        # The idle timeout is extended by one tick, because `last_received_at` is the time of the last pass before the
+        # client sent something.
         self._evict_after_s = idle_timeout_s + self.tick_s
         self._passed_at = clock.now_s
         """The time of the last pass."""
         self._awake_since_s = -inf
-        """The time of the last late pass. Timeouts start again at this time, because the bridge did not read before."""
+        """The time of the last late pass. All timeouts start again at a late pass, because the bridge did not read
+        before it."""
         self._closing: dict[Pingable, tuple[float, int | None]] = {}
-        """Closing connections, with the start of the current close timeout and the bytes acknowledged at that time."""
+        """Closing connections, each with the start of its current close timeout and the number of bytes acknowledged at
+        the start."""
         self._pings_due: deque[Pingable] = deque()
-        """Silent connections of the last pass that are not pinged yet."""
+        """Connections that the last pass found silent, and that are not pinged yet."""
 
     async def run(self) -> None:
-        """Makes a pass at each tick, until its task is cancelled."""
+        """Makes a pass over all connections at each tick, until its task is cancelled."""
         loop = asyncio.get_running_loop()
         self._passed_at = loop.time()
         while True:
@@ -110,14 +114,17 @@ class Keepalive:
             self.tick(loop.time())
 
     def tick(self, now_s: float) -> None:
-        """Makes one pass. Only data from a client counts as a sign of life, not data for the client."""
+        """Makes one pass over all connections.
+
+        Only data from a client shows that the client is alive, not data for the client.
+        """
         late_s = now_s - self._passed_at - self.tick_s
         late = late_s > LATE_TICKS * self.tick_s
         self._passed_at = now_s
         if late:
             self._awake_since_s = now_s
-            # This pass adds these connections again. Pings to all these connections at once would block the loop still
-            # longer.
+            # A late pass finds the silent connections again. If the bridge pinged all silent connections at once, the
+            # loop would be blocked still longer.
             self._pings_due.clear()
         else:
             self.send_pings()
@@ -132,7 +139,7 @@ class Keepalive:
                     self._await_close(connection, now_s, *before)
                     continue
                 self._check_idle(connection, now_s)
-            except Exception:  # a failure of one connection must not stop the checks of the others
+            except Exception:  # a failure of one connection must not stop the checks of the other connections
                 self._abort(connection)
         self._on_tick(late)
 
@@ -145,10 +152,10 @@ class Keepalive:
         for _ in range(ceil(len(self._pings_due) * share)):
             connection = self._pings_due.popleft()
             if self._clock.now_s - connection.last_received_at < self._ping_interval_s:
-                continue  # the client has sent something since the pass
+                continue  # the client has sent something since the last pass
             try:
                 connection.ping()
-            except Exception:  # a failure of one connection must not stop the pings of the others
+            except Exception:  # a failure of one connection must not stop the pings of the other connections
                 self._abort(connection)
 
     def _check_idle(self, connection: Pingable, now_s: float) -> None:

@@ -1,11 +1,10 @@
-"""Reads a client's frames: returns pings, closes and protocol violations (RFC 6455), and drops everything else.
+"""Reads a client's frames, returns pings, close frames and protocol violations (RFC 6455), and drops all other frames.
 
-The bridge only emits. The bridge reads a client's messages only to check that they follow the protocol. Between two
-reads, a reader holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and
-never a message. Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is
-idle.
+The bridge reads a client's messages only to check that the client follows the protocol. Between two reads, a reader
+holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and never a message.
+Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is idle.
 
-The module is pure: it has no sockets and no timers. The connection answers the client.
+The module is pure: it has no sockets and no timers. The class `Connection` answers the client.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ from websockets.frames import EXTERNAL_CLOSE_CODES, CloseCode, Opcode
 from bridge.server.transport.compat import apply_mask
 
 MAX_HEADER_BYTES = 14
-"""RFC 6455, section 5.2: two bytes, up to eight bytes of extended length, and four bytes of mask."""
+"""The maximum size of a header: two bytes, eight bytes of extended length, and four bytes of mask (RFC 6455, section
+5.2)."""
 
 CONTROL_PAYLOAD_BYTES = 125
-"""The largest payload of a control frame (section 5.5)."""
+"""The maximum size of a control frame's payload (RFC 6455, section 5.5)."""
 
 CONTROL_HEADER_BYTES = 6
 
 TEXT_PIECE_BYTES = 65536
-"""Text is unmasked and decoded in pieces of this size, so that the memory for it does not grow with the read. The size
-is divisible by four, so that each piece begins at the same byte of the mask."""
+"""The size of the pieces in which text is unmasked and decoded, so that a large read takes no more memory. The size of
+a piece is divisible by four, so that each piece begins at the same byte of the mask."""
 
 _FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _CONTROL = frozenset({int(Opcode.CLOSE), int(Opcode.PING), int(Opcode.PONG)})
@@ -45,16 +45,16 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """A valid close frame. The bridge answers with the same code, or without one if `code` is None."""
+    """A valid close frame. The bridge answers a close frame with the same code, or without a code if `code` is None."""
 
     code: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class ProtocolViolation:
-    """The client violated the protocol. The bridge fails the connection with `code`, which is 1002 or 1007.
+    """The client violated the protocol. The bridge closes the connection with `code`, which is 1002 or 1007.
 
-    `detail` quotes nothing of the client, and fits into a close frame.
+    `detail` quotes nothing from the client, and fits into a close frame.
     """
 
     code: int
@@ -65,7 +65,7 @@ Incoming = Ping | Close | ProtocolViolation
 
 
 class ProtocolError(Exception):
-    """The client violates the protocol, and the connection fails."""
+    """The client violates the protocol, so the bridge must close the connection."""
 
     def __init__(self, code: CloseCode, detail: str) -> None:
         super().__init__(detail)
@@ -94,12 +94,12 @@ class FrameReader:
         self._head = b""
         """The bytes of an incomplete header."""
         self._mask = b""
-        """The mask of the current frame; empty between frames. In a text message, the mask is rotated to the next
-        byte."""
+        """The mask of the current frame, which is empty between frames. In a text message, the mask is rotated, so that
+        it begins with the mask's byte for the next byte of text."""
         self._opcode = 0
         self._fin = False
         self._left = 0
-        """How many payload bytes of the current frame are missing."""
+        """How many payload bytes of the current frame are not read yet."""
         self._payload = b""
         """The masked payload of an incomplete control frame."""
         self._started = False
@@ -109,7 +109,7 @@ class FrameReader:
         self._ended = False
         """Whether the reader has ended, after a close frame or a violation."""
         self.frames = 0
-        """How many frames the last call of `feed` began, or read as a whole."""
+        """How many frames the last call of `feed` began to read."""
         self.pongs = 0
         """How many pongs the last call of `feed` completed."""
         self.pong_bytes = 0
@@ -117,21 +117,21 @@ class FrameReader:
 
     @property
     def idle(self) -> bool:
-        """Whether this reader holds nothing, so that a new one can replace it."""
+        """Whether this reader holds no data, so that a new reader can replace it."""
         return not (self._mask or self._head or self._started or self._ended)
 
     def feed(self, data: bytes | memoryview) -> list[Incoming]:
-        """Returns the pings, closes and violations in `data`.
+        """Returns the pings, the close frames and the protocol violations in `data`.
 
-        After a `Close` or `ProtocolViolation`, returns an empty list. `data` may be overwritten afterwards. The list
-        has at most two items more than the number of six-byte frames that fit into `data`.
+        After a `Close` or `ProtocolViolation`, returns an empty list. After the call, the caller can overwrite `data`.
+        The returned list has at most two items more than the number of six-byte frames that fit into `data`.
         """
         found: list[Incoming] = []
         self.frames = self.pongs = self.pong_bytes = 0
         if self._ended:
             return found
         try:
-            # The common case is one whole control frame: the pong with which a browser answers a ping.
+            # The most common case is one whole control frame, such as the pong with which a browser answers a ping.
             if (
                 len(data) >= 6
                 and data[0] in _WHOLE_CONTROL
@@ -157,7 +157,7 @@ class FrameReader:
                 at += self._read_payload(view[at:], found)
 
     def _read_header(self, view: memoryview) -> int:
-        """Reads a header, or the available part of it. Returns the number of bytes used."""
+        """Reads the available part of a frame's header. Returns the number of bytes read."""
         held = len(self._head)
         head = self._head + view[: MAX_HEADER_BYTES - held]
         self._head = head
@@ -165,8 +165,8 @@ class FrameReader:
             return len(head) - held
         self._check_header(head[0], head[1])
         length = head[1] & _LENGTH
-        # A length in more bytes than necessary is accepted. RFC 6455 section 5.2 forbids such a length, but the parser
-        # of websockets accepts it too, and no Autobahn case tests it.
+        # A frame's length in more bytes than necessary is accepted. RFC 6455, section 5.2, forbids an unnecessarily
+        # long length, but the parser of websockets accepts it too, and no Autobahn case tests it.
         extended = {126: 2, 127: 8}.get(length, 0)
         size = 2 + extended + 4
         if len(head) < size:
@@ -209,7 +209,7 @@ class FrameReader:
             raise ProtocolError(CloseCode.PROTOCOL_ERROR, detail)
 
     def _read_payload(self, view: memoryview, found: list[Incoming]) -> int:
-        """Reads a payload, or the available part of it. Returns the number of bytes used."""
+        """Reads the available part of a frame's payload. Returns the number of bytes read."""
         piece = view[: self._left]
         taken = len(piece)
         self._left -= taken
@@ -234,7 +234,8 @@ class FrameReader:
         try:
             for at in range(0, len(masked), TEXT_PIECE_BYTES):
                 decoder.decode(apply_mask(masked[at : at + TEXT_PIECE_BYTES], self._mask))
-            # The first two bytes of a surrogate are already invalid, but Python's decoder waits for the last byte.
+            # The first two bytes of an encoded surrogate are already invalid, but Python's decoder waits for the third
+            # byte.
             decoder.decode(b"", final=final or b"\xed\xa0" <= decoder.getstate()[0] < b"\xee")
         except UnicodeDecodeError:
             raise ProtocolError(CloseCode.INVALID_DATA, "a text message is not UTF-8") from None
@@ -248,8 +249,9 @@ class FrameReader:
         elif opcode == Opcode.PING:
             found.append(Ping(apply_mask(masked, mask)))
         else:
-            # A close frame may also come between the fragments of a message (section 5.4). The parser of websockets
-            # treats such a close frame as a violation, but Autobahn's case 7.1.5 expects a clean close.
+            # A close frame may also come between the fragments of a message (RFC 6455, section 5.4). The parser of
+            # websockets treats a close frame between fragments as a violation, but Autobahn's case 7.1.5 expects a
+            # clean close.
             found.append(Close(_close_code(apply_mask(masked, mask))))
             self._end()
 

@@ -1,8 +1,8 @@
 """Checks WebSocket handshakes, and makes the 101 response (RFC 6455, section 4.2).
 
-The library websockets checks the key and the version, and computes the accept value. This module checks the rest, as
-leniently as section 4.2.1 allows: `Upgrade` and `Connection` are lists. The bridge never negotiates an extension or a
-subprotocol.
+The library websockets checks the key and the version, and computes the accept value. This module checks the other
+headers as leniently as RFC 6455, section 4.2.1, allows: `Upgrade` and `Connection` may be lists. The bridge never
+negotiates an extension or a subprotocol.
 
 The module is pure. `access` decides which clients may connect.
 """
@@ -19,11 +19,12 @@ from bridge.server.transport.compat import accept_handshake
 VERSION = "13"
 
 _MAX_CHARACTERS = 64
-"""How many characters of a header the library gets. A valid key has 24. A longer key is invalid, even after the cut."""
+"""The maximum number of characters of a header's value that the library gets. A valid key has 24 characters, so a
+longer key is still invalid after it is shortened."""
 
 
 def is_upgrade(request: Request) -> bool:
-    """Whether a client asks for a WebSocket connection. HTTP/1.0 has no upgrades (RFC 9110, section 7.8)."""
+    """Whether a client asks for a WebSocket connection. In HTTP/1.0, upgrades are ignored (RFC 9110, section 7.8)."""
     return (
         request.method == "GET"
         and request.version == "1.1"
@@ -43,7 +44,7 @@ def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
         for header, value in headers:
             response.headers[header] = value
         return response.serialize()
-    # The error texts of the library quote the client, so the bridge does not use them.
+    # The error texts of the library websockets quote the client, so the bridge does not use these texts.
     if fault == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
         return _upgrade_required(f"{path} supports only version {VERSION} of WebSocket (RFC 6455).")
     text = (
@@ -54,7 +55,7 @@ def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
 
 
 def _library_headers(request: Request) -> Headers:
-    """Returns only the headers that the library must check, so that it does not parse the lists in other headers."""
+    """Returns only the headers that the library must check, so that the library does not parse other headers."""
     headers = Headers([("Upgrade", "websocket"), ("Connection", "Upgrade")])
     for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version"):
         for value in request.headers.get(name.lower(), ()):
@@ -63,13 +64,13 @@ def _library_headers(request: Request) -> Headers:
 
 
 def _upgrade_required(text: str) -> Refusal:
-    # RFC 9110, section 15.5.22, and RFC 6455, section 4.4, require these headers.
+    # RFC 9110, section 15.5.22, and RFC 6455, section 4.4, require these headers in a response with status 426.
     headers = ("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", VERSION)
     return Refusal(HTTPStatus.UPGRADE_REQUIRED, text, Rule.UPGRADE, text, headers)
 
 
 def _hint(request: Request) -> str:
-    """Returns what to do if a WebSocket client sent the request, and a proxy changed it."""
+    """Returns what to do if the request comes from a WebSocket client, and a proxy has changed the request."""
     if not ("sec-websocket-key" in request.headers or "websocket" in request.lists("upgrade")):
         return ""
     if request.method != "GET":
