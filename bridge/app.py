@@ -1,4 +1,4 @@
-"""Builds all parts of the bridge, starts them downstream first, and stops them upstream first."""
+"""Builds all parts of the bridge, starts the parts downstream first, and stops the parts upstream first."""
 
 import asyncio
 import gc
@@ -52,11 +52,11 @@ _log = structlog.get_logger("bridge")
 
 
 class Bridge:
-    """The whole program in one process. Construct it inside a running event loop.
+    """The whole bridge in one process. The constructor needs a running event loop.
 
     A delivery goes source -> relay -> hub -> update log -> sockets, or source -> relay -> rejects if it can't become an
-    update. A handshake goes listener -> server -> router -> hub. The constructor builds each path backwards from its
-    end.
+    update. A handshake goes listener -> server -> router -> hub. The constructor builds each of these paths backwards
+    from the path's end.
     """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
@@ -67,7 +67,8 @@ class Bridge:
         self.metrics = metrics = Metrics()
         _init_labels(metrics, self._schemas)
         _log_warnings(settings, self._schemas)
-        # With a stream, an update's id is its offset, and the first updates are older than the bridge's start.
+        # If the bridge reads a stream, an update's id is its offset in the stream, and the first updates are older than
+        # the bridge's start.
         reads_stream = settings.history is HistoryMode.STREAM
 
         # The path of a delivery
@@ -95,7 +96,8 @@ class Bridge:
             flow_control,
             metrics,
             settings.wait,
-            # An exclusive queue and a stream don't redeliver an unsettled event, so the bridge keeps it.
+            # Exclusive queues and streams don't redeliver unsettled events, so the bridge keeps the unsettled rejected
+            # events.
             max_kept=None if settings.queue else settings.prefetch,
             timing=timing,
         )
@@ -129,18 +131,18 @@ class Bridge:
 
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         self.addresses: list[tuple[str, int]] = []
-        """The addresses and ports on which the bridge listens. Empty until `start`."""
+        """The addresses and ports on which the bridge listens. The list is empty until `start` is called."""
         self._source_task: asyncio.Task[None] | None = None
         self._rejects_task: asyncio.Task[None] | None = None
-        """The task that publishes rejected events, or None until `start`."""
+        """The task that publishes rejected events, or None until `start` is called."""
 
     @property
     def is_live(self) -> bool:
-        """Whether updates arrive as they are published."""
+        """Whether updates arrive as soon as they are published."""
         return self._source.is_live
 
     async def start(self) -> None:
-        """Starts to listen, and then to consume. Raises AddressUnavailable if the bridge can't listen on an address."""
+        """Starts to listen, then to consume. Raises AddressUnavailable if the bridge can't listen on an address."""
         settings = self._settings
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
@@ -155,8 +157,7 @@ class Bridge:
             out_of_reach(each, networks) is None and client_host(each, networks, source_address) is not None
             for each in hosts
         )
-        # The bridge logs one line for all addresses, because a person looks for the page, and any of the addresses
-        # leads there.
+        # The bridge logs a single line for all addresses, because a person needs only one address to open the page.
         _log.info(
             "listening",
             **(self._urls(host, port) if has_clients else {}),
@@ -176,7 +177,7 @@ class Bridge:
         self._source_task = asyncio.create_task(self._source.run(), name="consumer")
 
     def _urls(self, host: str, port: int) -> dict[str, str]:
-        """Returns the URLs of the live page and of the endpoint, as log fields."""
+        """Returns the URLs of the live page and of the WebSocket endpoint, as log fields."""
         authority = format_authority(host, port)
         secure = "s" if self._tls else ""
         return {"page": f"http{secure}://{authority}/", "url": f"ws{secure}://{authority}{self._settings.path}"}
@@ -197,7 +198,7 @@ class Bridge:
         )
 
     async def wait_for_refusal(self) -> None:
-        """Waits for a refusal by the broker that ends the program, and raises it as BrokerRefusal."""
+        """Waits until the broker refuses in a way that ends the program, and raises BrokerRefusal."""
         assert self._source_task is not None
         assert self._rejects_task is not None
         both = (self._source_task, self._rejects_task)
@@ -216,7 +217,7 @@ class Bridge:
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
         self._source.stop()
-        # The rejects stop after the source: the last deliveries may have to be rejected.
+        # The rejects stop after the source, because the last deliveries may have to be rejected.
         await self._end(self._source_task, self._source.status)
         self._rejects.stop()
         await self._rejects.close()
@@ -225,16 +226,18 @@ class Bridge:
         _log.info("stopped")
 
     async def _end(self, task: asyncio.Task[None] | None, status: Status) -> None:
-        """Cancels a task.
+        """Cancels a task that uses a connection to the broker.
 
-        If the task's connection works, first waits for its end, for at most BROKER_SHARE of the timeout.
+        If the task's connection works, first waits for the task's end, for at most BROKER_SHARE of the shutdown
+        timeout.
         """
         if task is None:
             return
         share_s = BROKER_SHARE * self._settings.shutdown_timeout_s if status.state is State.WORKING else 0.0
         await asyncio.wait((task,), timeout=share_s)
         task.cancel()
-        # This wait is bounded too: a cancelled task may still wait until the library has closed its connection.
+        # The wait after the cancellation is bounded too, because a cancelled task may still wait until aiormq has
+        # closed its connection.
         await asyncio.wait((task,), timeout=self._timing.end_timeout_s)
 
     def reload(self) -> None:
@@ -252,14 +255,15 @@ class Bridge:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MIN_PER_ADDRESS = 16
-"""The smallest default limit of connections for one address."""
+"""The minimum of the default limit of connections from one client address."""
 
 BROKER_SHARE = 0.5
-"""The share of the shutdown timeout for the connections to the broker. The rest of the timeout is for the clients."""
+"""The share of the shutdown timeout that the connections to the broker may take. The rest of the timeout is for the
+clients."""
 
 
 def _init_labels(metrics: Metrics, schemas: catalog.Catalog) -> None:
-    # A client that is closed because the bridge stops is not evicted.
+    # A client whose connection is closed because the bridge stops does not count as evicted.
     evictions = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
     metrics.init_labels(schemas.types, Reason, evictions, Rule)
 
@@ -295,7 +299,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def check(settings: Settings) -> tuple[catalog.Catalog, Tls | None]:
-    """Loads the schema files and the certificate. Raises ConfigurationError if one can't be used."""
+    """Loads the schema files and the certificate. Raises ConfigurationError if a file can't be used."""
     schemas = load_schemas(settings)
     for exchange, update_type in settings.exchanges.items():
         if update_type not in schemas.types:
@@ -315,7 +319,7 @@ def _tls(settings: Settings) -> Tls | None:
 
 
 def load_schemas(settings: Settings) -> catalog.Catalog:
-    """Loads the packaged schema files and the operator's own. Raises ConfigurationError if one can't be used."""
+    """Loads the packaged and the operator's schema files. Raises ConfigurationError if a file can't be used."""
     try:
         return catalog.load([catalog.PACKAGED, *((settings.schemas,) if settings.schemas else ())])
     except catalog.SchemaError as error:
@@ -323,9 +327,9 @@ def load_schemas(settings: Settings) -> catalog.Catalog:
 
 
 async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
-    """Runs the bridge until SIGTERM or SIGINT; a second signal ends it at once.
+    """Runs the bridge until it gets SIGTERM or SIGINT. A second signal ends the bridge at once.
 
-    Raises ConfigurationError, AddressUnavailable and BrokerRefusal (see Bridge).
+    Raises ConfigurationError, AddressUnavailable and BrokerRefusal, as the methods of Bridge do.
     """
     loop = asyncio.get_running_loop()
     descriptors.raise_nofile_limit()
@@ -335,14 +339,14 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
 
     def on_signal(number: int) -> None:
         if stopping.is_set():
-            # A handler replaces the default action of the signal, because the kernel skips this action for the first
-            # process of a container.
+            # This handler replaces the default action of the signal, because the kernel skips the default action for
+            # the first process of a container.
             os._exit(128 + number)
         stopping.set()
 
     def on_hangup() -> None:
         if settings.tls_certificate is None and sys.stderr.isatty():
-            # The terminal of the bridge was closed.
+            # Without a certificate, SIGHUP means that the bridge's terminal was closed.
             on_signal(signal.SIGHUP)
         else:
             manager.reloading()
@@ -354,9 +358,9 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
     bridge = Bridge(settings, timing, make_source)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
-    # The objects made until here live until the end. A full garbage collection would visit all these objects, and block
-    # the loop for 10 ms. Reference counting frees the objects of an update. Cycles are rare, so the collector can run
-    # less often.
+    # The objects made during the start live until the program ends. A full garbage collection would visit all objects
+    # from the start, and block the loop for 10 ms. The objects of an update are freed by reference counting. Reference
+    # cycles are rare, so the garbage collector can run less often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

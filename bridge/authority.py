@@ -1,7 +1,7 @@
 """Converts hosts and origins to a canonical form, in which settings are compared with headers.
 
-Settings and headers are both converted. A setting therefore matches a header in any spelling: upper case letters, a
-default port, a name that is not ASCII, a slash at the end.
+Settings and headers are both converted. A setting therefore matches a header in any spelling, for example with upper
+case letters, a default port, a name that is not ASCII, or a slash at the end.
 """
 
 from __future__ import annotations
@@ -16,42 +16,46 @@ import idna
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_HOST_CHARACTERS = 255
-"""The longest host name, with its dots (RFC 1035, section 2.3.4)."""
+"""The maximum length of a host name, including its dots (RFC 1035, section 2.3.4)."""
 
 MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
-"""The longest origin: a host with a scheme and a port. A longer text is not parsed."""
+"""The maximum length of an origin, which is a scheme, a host and a port. A longer text is not parsed."""
 
 IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
-"""Matches a superset of IPv6 addresses. A header contains no zone (RFC 7239 section 6, RFC 3986 section 3.2.2)."""
+"""A pattern that matches all IPv6 addresses and some other texts. Zones do not match, because a header contains no zone
+(RFC 7239 section 6, RFC 3986 section 3.2.2)."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
-"""Some WebSocket libraries (ws4py) send an origin with the scheme of the URL. Browsers never send such an origin."""
+"""Some WebSocket libraries (ws4py) send an origin with the scheme of the WebSocket URL. Browsers never send an origin
+with this scheme."""
 
 _WITHOUT_ORIGIN = frozenset({"about", "blob", "data", "ftp", "javascript"})
 
-# Each expression must match the whole text, and matches only ASCII.
+# Each of these regular expressions must match the whole text, and matches only ASCII.
 _AUTHORITY = re.compile(
     rf"(?:\[(?P<boxed>{IPV6})\]|(?P<name>[\w-]+(?:\.[\w-]+)*)\.?)(?::(?P<port>[0-9]{{1,5}}))?",
     re.ASCII | re.IGNORECASE,
 )
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[!-~]*)", re.ASCII | re.IGNORECASE)
-# The rest of an origin with another scheme is the identifier of an extension, a dot, or nothing.
+# If the scheme of an origin is neither http nor https, the rest is the identifier of a browser extension, a dot, or
+# nothing.
 _OTHER_REST = re.compile(r"[\w.:-]*", re.ASCII)
-# inet_aton and browsers parse a host whose last label is such a number as an IPv4 address, or refuse it: 0x7f000001.
+# If the last label of a host is a number such as 0x7f000001, inet_aton and browsers parse the host as an IPv4 address
+# or refuse it.
 NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 
 class Authority(NamedTuple):
-    """A host and its port. A name is in lower case without a trailing dot, and an address is in canonical form."""
+    """A host and its port. A host name is in lower case without a trailing dot; an address is in canonical form."""
 
     host: str
     address: Address | None
     port: int | None
 
     def agrees(self, other: Authority, scheme: str) -> bool:
-        """Whether both have the same host and port.
+        """Whether both authorities have the same host and port.
 
         A missing port means the default port of `scheme` (http or https).
         """
@@ -62,7 +66,7 @@ class Authority(NamedTuple):
 
     @property
     def is_localhost(self) -> bool:
-        """Whether this is `localhost` or a name below it (RFC 6761, section 6.3)."""
+        """Whether the host is `localhost` or a name that ends with `.localhost` (RFC 6761, section 6.3)."""
         return self.host == "localhost" or self.host.endswith(".localhost")
 
     @property
@@ -72,11 +76,11 @@ class Authority(NamedTuple):
 
 
 def parse_address(text: str) -> Address | None:
-    """Returns the address in a text, or None. An IPv4-mapped IPv6 address becomes the IPv4 address."""
+    """Parses an IP address; returns None for any other text. An IPv4-mapped IPv6 address becomes an IPv4 address."""
     try:
         if ":" not in text:
             return ipaddress.IPv4Address(inet_pton(AF_INET, text))
-        # The parser of the C library does not support zones. This parser takes a fifth of the time of `ipaddress`.
+        # The C library's `inet_pton` does not support zones. `inet_pton` takes a fifth of the time of `ipaddress`.
         address = ipaddress.IPv6Address(text if "%" in text else inet_pton(AF_INET6, text))
     except (OSError, ValueError):
         return None
@@ -86,7 +90,7 @@ def parse_address(text: str) -> Address | None:
 def parse_authority(text: str) -> Authority | None:
     """Parses `host[:port]` without user, escapes or empty label, and with at most one trailing dot.
 
-    Returns None if the text is malformed.
+    Returns None for any other text.
     """
     if len(text) > MAX_HOST_CHARACTERS + len(".:65535"):
         return None
@@ -95,7 +99,7 @@ def parse_authority(text: str) -> Authority | None:
         return None
     boxed, name, digits = form["boxed"], form["name"], form["port"]
     port = None if digits is None else int(digits)
-    # A name that does not begin with a digit can't be an address.
+    # A host name that does not begin with a digit can't be an IPv4 address.
     address = parse_address(name if boxed is None else boxed) if boxed is not None or name[0].isdigit() else None
     if (boxed is not None and address is None) or (port is not None and port > 65535):
         return None
@@ -108,7 +112,7 @@ def format_authority(host: str, port: int) -> str:
 
 
 def canonical_host(text: str) -> str:
-    """Converts a host to the form of `Authority.host`. Raises ValueError with the reason."""
+    """Converts a host to the form of `Authority.host`. Raises ValueError if the host is not valid."""
     if "%" in text:
         raise ValueError("an address in a Host header has no zone")
     address = parse_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
@@ -124,7 +128,7 @@ def canonical_host(text: str) -> str:
 def canonical_name(text: str, port_reason: str) -> str:
     """Converts a host name to its canonical form.
 
-    Raises ValueError with the reason. If the text has a port, the reason is `port_reason`.
+    Raises ValueError if the name is not valid. If the text has a port, the error's text is `port_reason`.
     """
     authority = parse_authority(_ascii(text))
     if authority is None:
@@ -136,9 +140,10 @@ def canonical_name(text: str, port_reason: str) -> str:
 
 
 def canonical_origin(text: str) -> str:
-    """Converts an origin to the form in which origins are compared. Raises ValueError with the reason.
+    """Converts an origin to the form in which origins are compared. Raises ValueError for an invalid origin.
 
-    `null` and `file://` are origins too: a sandboxed frame sends `null`, and a page in Electron sends `file://`.
+    `null` and `file://` are valid origins, because a sandboxed frame sends `null`, and a page in Electron sends
+    `file://`.
     """
     if len(text) > MAX_ORIGIN_CHARACTERS:
         raise ValueError(f"more than {MAX_ORIGIN_CHARACTERS} characters")
@@ -168,13 +173,13 @@ def canonical_origin(text: str) -> str:
 
 
 def _check_name(authority: Authority) -> None:
-    """Raises ValueError for a name that browsers parse as an IPv4 address. Browsers send that address instead."""
+    """Raises ValueError for a name that browsers parse as an IPv4 address, and therefore send as an address."""
     if authority.address is None and NUMBER.fullmatch(authority.host.rpartition(".")[2]):
         raise ValueError("write an IPv4 address with four decimal numbers")
 
 
 def _ascii(text: str) -> str:
-    """Converts the name in a host or an origin to ASCII, as browsers do (UTS 46)."""
+    """Converts the host name in a host or an origin to ASCII, as browsers do (UTS 46)."""
     if text.isascii():
         return text
     scheme, separator, rest = text.rpartition("://")

@@ -4,7 +4,7 @@ import random
 
 
 class Backoff:
-    """Pauses that grow up to a limit, with jitter. The limit is short, so that the end of an outage is noticed soon."""
+    """Pauses that grow up to a maximum, with jitter. The maximum is short, to notice the end of an outage soon."""
 
     def __init__(self, first_s: float = 0.1, longest_s: float = 1.5) -> None:
         self._first_s = first_s
@@ -12,13 +12,13 @@ class Backoff:
         self._next_s = first_s
 
     def reset(self) -> None:
-        """Starts again with the first pause. Call this method after a successful attempt."""
+        """Makes the next pause as short as the first pause. Call this method after a successful attempt."""
         self._next_s = self._first_s
 
     def pause_s(self, least_s: float = 0.0) -> float:
-        """Returns the next pause, shortened by up to half, so that many programs don't reconnect at the same time.
+        """Returns the next pause, shortened at random by up to half, so that programs don't reconnect all at once.
 
-        Before the jitter, the pause is at least `least_s`. The next pauses grow from this value.
+        Before the jitter shortens it, the pause is at least `least_s`. The following pauses grow from this pause.
         """
         pause_s = max(self._next_s, least_s)
         self._next_s = min(pause_s * 2, self._longest_s)

@@ -1,4 +1,4 @@
-"""The state of a connection to the broker, as `/readyz` reports it, with its start and the last error."""
+"""The state of a connection to the broker as reported in `/readyz`, with the state's start and the last error."""
 
 import math
 import time
@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 class GapSlug(StrEnum):
-    """The reason of a gap, as clients get it. A slug contains no host, no user and no library."""
+    """The reason of a gap in the form that clients get. A slug names no host, no user and no library."""
 
     BROKER_AWAY = "broker-away"
     STREAM_TRUNCATED = "stream-truncated"
@@ -29,46 +29,49 @@ class GapSlug(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A period in which the bridge may have missed events. Times are in Unix seconds."""
+    """A period in which the bridge may have missed events. The times of a gap are in Unix seconds."""
 
     since_s: float
     until_s: float
     reason: str
-    """The reason for the operator, from the broker or a library. This text may contain hosts and users."""
+    """The reason of the gap in the words of the broker or a library. Only the operator gets this text, because it may
+    contain hosts and users."""
     slug: GapSlug = GapSlug.BROKER_AWAY
 
     def report(self) -> dict[str, object]:
-        """Returns the part of `/readyz` for this gap."""
+        """Returns the JSON members that describe the gap in `/readyz`."""
         return {"since": _rfc3339(self.since_s), "until": _rfc3339(self.until_s), "reason": self.reason}
 
 
 @dataclass(slots=True)
 class Status:
-    """The state of one connection, as it changes. Times are monotonic, in seconds."""
+    """The current state of a connection to the broker. Times are monotonic, in seconds."""
 
     answer_valid_s: float = DEFAULT.answer_valid_s
-    """The time for which an answer of the broker proves that the connection works."""
+    """The number of seconds for which an answer of the broker proves that the connection works."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
     ever_connected: bool = False
-    """True after the first connection that worked."""
+    """True as soon as a connection has worked for the first time."""
     attempts: int = 0
-    """The number of attempts to connect since the connection last worked."""
+    """The number of attempts to connect since the last time that the connection worked."""
     failed_connects: int = 0
-    """The number of these attempts in which no node accepted the connection. A pending attempt counts too."""
+    """The number of attempts, among those in `attempts`, in which no node has accepted the connection. A pending
+    attempt counts too."""
     broker_may_have_restarted: bool = False
-    """True if a connection was lost since the connection last worked, and the broker may have been restarted."""
+    """True if the broker may have been restarted since the last time that the connection worked."""
     error: str | None = None
-    """The last error, in the words of the broker. The error is kept after a recovery."""
+    """The last error of the connection, in the words of the broker. The error is kept after a recovery."""
     error_unix_s: float | None = None
-    """The time of the last error."""
+    """The time of the last error of the connection, in Unix seconds."""
     last_answered_s: float | None = None
-    """The time at which the bridge sent the last request that the broker has answered."""
+    """The time when the bridge sent the last request that the broker has answered."""
 
     def enter(self, state: State, error: str | None = None, requested_s: float | None = None) -> None:
-        """Changes the state, the error or both.
+        """Changes the state, the last error or both.
 
-        For the state `working`, `requested_s` is when the bridge sent the request that the broker has now answered.
+        For the state `working`, `requested_s` is the time when the bridge sent the request that the broker has now
+        answered.
         """
         if error is not None:
             self.error = error
@@ -83,20 +86,20 @@ class Status:
             self.touch(time.monotonic() if requested_s is None else requested_s)
 
     def touch(self, requested_s: float) -> None:
-        """Records that the broker answered a request sent at that time.
+        """Records that the broker has answered a request that was sent at `requested_s`.
 
-        The bridge may have read the answer much later.
+        The broker's answer may have been read much later.
         """
         self.last_answered_s = requested_s if self.last_answered_s is None else max(self.last_answered_s, requested_s)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the last answer still proves that the connection works."""
+        """Whether the broker's last answer is recent enough to prove that the connection works."""
         age_s = math.inf if self.last_answered_s is None else time.monotonic() - self.last_answered_s
         return age_s <= self.answer_valid_s
 
     def report(self) -> dict[str, object]:
-        """Returns the part of `/readyz` for this connection."""
+        """Returns the JSON members that describe the connection in `/readyz`."""
         return {
             "state": self.state.value,
             "for_s": round(time.monotonic() - self.since_s, 1),

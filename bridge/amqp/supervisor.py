@@ -1,8 +1,9 @@
-"""Runs one session on a connection to the broker after another, with pauses between them.
+"""Runs sessions on connections to the broker, one after another, with pauses between the sessions.
 
-Only this module distinguishes a lost connection, a refusal by the broker and a fault of the bridge. A refusal ends the
-program if no session ever worked. A fault is logged with its frames. After each of the three, the next session follows
-after the same pauses. The bridge thus notices a corrected password as soon as it notices a restarted broker.
+Only this module distinguishes a lost connection, a refusal by the broker and a fault of the bridge. A refusal by the
+broker ends the program if no session ever worked. A fault of the bridge is logged with its stack frames. A lost
+connection, a refusal and a fault are all followed by the same pauses. The bridge thus notices a corrected password as
+quickly as a restarted broker.
 """
 
 import asyncio
@@ -20,12 +21,12 @@ from bridge.backoff import Backoff
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 
-# The standard library's logger, not structlog: a Publisher runs this in other programs.
+# This module uses the standard library's logger instead of structlog, because a Publisher runs it in other programs.
 _log = logging.getLogger("bridge.amqp")
 
 
 class UnexpectedError(Exception):
-    """Replaces an error in the log. The replacement has the type and the frames of the error, but not its text."""
+    """Replaces an error in the log, with the type and the stack frames of the error, but without its text."""
 
 
 async def supervise(
@@ -37,11 +38,11 @@ async def supervise(
     wait: bool,
     stable_s: float = DEFAULT.stable_s,
 ) -> None:
-    """Calls `run_session` until `stopping` is set. Each call runs one session and returns the reason of its end.
+    """Calls `run_session` until `stopping` is set. Each call runs one session and returns why the session ended.
 
-    A session that lasted `stable_s` resets the backoff: the next attempt follows after the shortest pause. `on_lost`
-    gets the new state and the reason of each end, before the status changes. Raises BrokerRefusal for a refusal while
-    no session has ever worked, unless `wait` is set.
+    After a session that lasted at least `stable_s`, the next attempt follows after the shortest pause. At the end of
+    each session, `on_lost` gets the new state and the reason, before the status changes. Raises BrokerRefusal if the
+    broker refuses before any session has worked, unless `wait` is set.
     """
     cancellation = CancellationGuard()
     pauses = Backoff()
@@ -61,7 +62,7 @@ async def supervise(
                 raise
             state, reason = State.LOST, error_text(error)
         except Exception as error:
-            # The text of an error may contain the broker's URL, and so may the texts of its causes.
+            # The texts of the error and of its causes may contain the broker's URL, so they are not logged.
             reason = type(error).__name__
             textless = UnexpectedError(reason).with_traceback(error.__traceback__)
             _log.error("connection to the broker failed unexpectedly", exc_info=textless)

@@ -1,7 +1,7 @@
 """Timeouts for the broker that count only the time in which the event loop of the bridge runs.
 
-With 20,000 clients on a third of a core, a turn of the loop takes 1 s. An answer of the broker that arrives meanwhile
-is read late, and a plain timeout would blame the broker for the delay.
+With 20,000 clients on a third of a processor core, a turn of the loop takes 1 s. An answer of the broker that arrives
+during a long turn is read late, and a plain timeout would blame the broker for the delay.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 TICKS = 100
-"""A timeout takes at least this number of turns of the loop: each turn counts for at most a hundredth of the
-timeout."""
+"""The number of ticks of a timeout. A timeout takes at least one turn of the loop for each tick, so that each turn
+counts for at most a hundredth of the timeout."""
 
 
 @asynccontextmanager
 async def rpc_timeout(limit_s: float) -> AsyncIterator[None]:
-    """Limits the time of requests to the broker.
+    """Limits the time that requests to the broker may take.
 
     Raises ConnectionError if the requests together take longer than `limit_s`.
     """
@@ -27,13 +27,13 @@ async def rpc_timeout(limit_s: float) -> AsyncIterator[None]:
 
 
 def no_reply_error(limit_s: float) -> ConnectionError:
-    """Returns the error for a broker that answers no request."""
+    """Returns the error to raise if the broker answers no request."""
     return ConnectionError(f"the broker does not answer within {limit_s:g} s")
 
 
 @asynccontextmanager
 async def lag_tolerant_timeout(limit_s: float, on_expiry: Callable[[], object] | None = None) -> AsyncIterator[None]:
-    """Like `asyncio.timeout`, but each turn of the loop counts for at most a hundredth of the limit.
+    """Like `asyncio.timeout`, but each turn of the event loop counts for at most a hundredth of the limit.
 
     `on_expiry` is called when the limit is reached. Raises TimeoutError.
     """
@@ -46,8 +46,8 @@ async def lag_tolerant_timeout(limit_s: float, on_expiry: Callable[[], object] |
 
 
 async def lag_tolerant_sleep(delay_s: float) -> None:
-    """Like `asyncio.sleep`, but a turn of the loop counts for at most a third of the delay."""
-    for _ in range(3):  # three ticks instead of a hundred, because thousands of tasks may sleep at once
+    """Like `asyncio.sleep`, but each turn of the event loop counts for at most a third of the delay."""
+    for _ in range(3):  # three ticks instead of a hundred, because thousands of tasks may sleep at the same time
         await asyncio.sleep(delay_s / 3)
 
 

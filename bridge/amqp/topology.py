@@ -1,6 +1,6 @@
 """The exchanges, the queue and the bindings that must exist at the broker before events arrive.
 
-The bridge never changes what exists: the exchanges belong to the fetchers.
+The bridge never changes an existing exchange or queue, because the exchanges belong to the fetchers.
 """
 
 import re
@@ -23,38 +23,39 @@ _log = structlog.get_logger("bridge.amqp")
 Request = Callable[[Channel], Awaitable[object]]
 
 ROUTING_KEY = "#"
-"""Matches every event of a topic exchange. A fanout exchange ignores it."""
+"""A routing key that matches every event of a topic exchange. A fanout exchange ignores the routing key."""
 
 RESERVED_PREFIX = "amq."
-"""The prefix of names of exchanges that no user may declare (AMQP 0-9-1, `exchange.declare`)."""
+"""The prefix of the names of reserved exchanges, which no user can declare (AMQP 0-9-1, `exchange.declare`)."""
 
 _MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([\w-]+)'")
-"""The broker's text if an exchange differs from its declaration."""
+"""The pattern of the broker's error text if an exchange differs from its declaration."""
 
 _ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
-"""The broker's text if something does not exist. The text differs for a queue that exists and is not up yet: just after
-a start of RabbitMQ 3.10.8, its home node "is down or inaccessible", and a declaration 50 ms later succeeds."""
+"""The pattern of the broker's error text if a queue or an exchange does not exist. A queue that exists but is not up
+yet causes another text. Just after a start of RabbitMQ 3.10.8, the text says that the queue's home node "is down or
+inaccessible", and a declaration 50 ms later succeeds."""
 
 
 _DECLARED_HINT = "if a fetcher publishes to an exchange with another name, correct BRIDGE_EXCHANGES"
 
 
 class Presence(Enum):
-    """Whether an exchange or a queue exists at the broker, as far as the user's permissions show it."""
+    """Whether an exchange or a queue exists at the broker, as far as the user has permission to check."""
 
     EXISTS = auto()
     ABSENT = auto()
     INACCESSIBLE = auto()
-    """From RabbitMQ 4.3 on, the broker does not answer a user without any permission on the name."""
+    """From RabbitMQ 4.3 on, the broker refuses to tell a user without a permission on the name whether it exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An exchange that exists, with the properties that the broker has confirmed."""
+    """An existing exchange, with the properties that the broker has confirmed."""
 
     name: str
     kind: str | None
-    """The type of the exchange. None if a missing permission or the exchange's arguments hide the type."""
+    """The type of the exchange, or None if a missing permission or the exchange's arguments hide the type."""
     durable: bool = True
 
 
@@ -65,14 +66,15 @@ class Topology:
     exchanges: tuple[Exchange, ...]
     queue: str
     unverified_bindings: tuple[str, ...] = ()
-    """Exchanges that the user may not bind to the queue. The owner of the queue must have bound them."""
+    """Exchanges that the broker's user has no permission to bind to the queue. The owner of the queue must have bound
+    these exchanges."""
     inaccessible: tuple[str, ...] = ()
-    """Exchanges that the user may not look at."""
+    """Exchanges that the broker's user has no permission to check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue that exists."""
+    """An existing queue."""
 
     name: str
     created: bool
@@ -89,19 +91,20 @@ async def set_up(
     prepare: Callable[[], Awaitable[Queue]],
     on_created: Callable[[], None],
 ) -> Topology:
-    """Finds or declares the exchanges and the queue, and binds them.
+    """Finds or declares the exchanges and the queue, and binds the queue to the exchanges.
 
-    `known` has the exchanges as they were before. `prepare` finds or declares the queue. `on_created` is called if an
-    exchange or the queue was missing, even if a later step fails: no queue of the bridge has earlier events. Raises
-    BrokerRefusal if a permission is missing or an exchange would never deliver. Raises ConnectionError if a missing
-    exchange can be declared only by its owner.
+    `known` has the exchanges as the last session found them. `prepare` finds or declares the queue. If an exchange or
+    the queue was missing, `on_created` is called, even if a later step fails. In this case, no queue of the bridge has
+    the earlier events. Raises BrokerRefusal if a permission is missing or an exchange would never deliver. Raises
+    ConnectionError if only its owner can declare a missing exchange.
     """
     inaccessible = []
     try:
         for exchange in exchanges:
             presence = await _redeclare(amqp, known.get(exchange, Exchange(exchange, "fanout")))
             if presence is Presence.ABSENT:
-                # A misspelled name causes no error: the bridge declares an exchange to which no fetcher publishes.
+                # A misspelled name causes no error, because the bridge then declares an exchange to which no fetcher
+                # publishes.
                 _log.warning("exchange declared", exchange=exchange, hint=_DECLARED_HINT)
                 on_created()
             elif presence is Presence.INACCESSIBLE:
@@ -117,11 +120,11 @@ async def set_up(
 
 
 async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
-    """Binds the queue. Returns False if the user may neither bind nor configure a queue that existed already.
+    """Binds the queue. Returns False if the user has no permission to bind or to configure an existing queue.
 
-    The owner of such a queue also creates the binding. The broker gives no list of bindings. A user who may configure
-    the queue is its owner. For such a user, `_bind` raises BrokerRefusal: without the binding, no event would ever
-    arrive.
+    If the user has no permission to configure a queue, the queue's owner creates the binding. The bridge can't check
+    the binding, because the broker gives no list of bindings. A user with the permission to configure the queue counts
+    as its owner. If the owner can't bind the queue, `_bind` raises BrokerRefusal, because no event would ever arrive.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -139,7 +142,8 @@ async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
 async def _may_configure(amqp: Connection, queue: str) -> bool:
     channel = await amqp.channel(publisher_confirms=False)
     try:
-        # The queue exists, so this creates nothing. The broker checks the permission before the arguments.
+        # The queue exists, so the declaration creates nothing. The broker checks the permission before it compares the
+        # arguments.
         await channel.queue_declare(queue, durable=True)
     except aiormq.exceptions.ChannelAccessRefused:
         return False
@@ -150,8 +154,9 @@ async def _may_configure(amqp: Connection, queue: str) -> bool:
 
 
 async def _detect(amqp: Connection, exchange: str) -> Exchange:
-    # A passive declaration does not return the kind. An active declaration changes nothing: if the exchange differs,
-    # the broker refuses the declaration, and its text has the present value.
+    # A passive declaration does not return the exchange's type. An active declaration does not change an existing
+    # exchange. If the existing exchange differs from the declaration, the broker refuses the declaration and names the
+    # present value.
     kind, durable = "fanout", True
     for _ in range(3):
         channel = await amqp.channel(publisher_confirms=False)
@@ -182,15 +187,15 @@ async def _detect(amqp: Connection, exchange: str) -> Exchange:
 
 
 def is_reserved(exchange: str) -> bool:
-    """Whether RabbitMQ reserves the name. A reserved exchange can be used if it exists, but not declared."""
+    """Whether RabbitMQ reserves the name. A reserved exchange that exists can be used, but no user can declare it."""
     return exchange.startswith(RESERVED_PREFIX)
 
 
 async def exchange_exists(amqp: Connection, exchange: str) -> bool:
     """Whether an exchange of any kind has this name.
 
-    The result is also True if the user may not look at the exchange. Raises ConnectionError if the exchange exists and
-    is not up yet.
+    The result is also True if the user has no permission to check whether the exchange exists. Raises ConnectionError
+    if the exchange exists and is not up yet.
     """
     try:
         presence = await _presence(amqp, lambda channel: channel.exchange_declare(exchange, passive=True))
@@ -200,14 +205,15 @@ async def exchange_exists(amqp: Connection, exchange: str) -> bool:
 
 
 async def ensure_exchange(amqp: Connection, exchange: str) -> bool:
-    """Declares a durable fanout exchange if no exchange has this name. Returns whether it did."""
+    """Declares a durable fanout exchange if no exchange has this name. Returns whether the exchange was declared."""
     return await _redeclare(amqp, Exchange(exchange, "fanout")) is Presence.ABSENT
 
 
 async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> bool:
-    """Declares a durable queue if no queue has this name. Returns whether it did.
+    """Declares a durable queue if no queue has this name. Returns whether the queue was declared.
 
-    A queue that the user may not look at is taken to exist: the next request on it fails with the missing permission.
+    If the user has no permission to check whether the queue exists, the queue counts as existing. The next request on
+    this queue then fails because of the missing permission.
     """
     presence = await _ensure(
         amqp,
@@ -218,9 +224,9 @@ async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> b
 
 
 async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
-    """Declares a missing exchange with its old properties.
+    """Declares a missing exchange with the properties that the exchange had before.
 
-    With other properties, the exchange's owner could never declare it again.
+    If the properties were different, the exchange's owner could never declare the exchange again.
     """
 
     async def declare(channel: Channel) -> object:
@@ -239,7 +245,7 @@ async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
 
 
 async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence:
-    """Declares an exchange or a queue that is absent. Returns the presence before the call."""
+    """Declares an exchange or a queue if it is absent. Returns the Presence from before the call."""
     presence = await _presence(amqp, look)
     if presence is Presence.ABSENT:
         channel = await amqp.channel(publisher_confirms=False)
@@ -251,8 +257,8 @@ async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence
 async def _presence(amqp: Connection, look: Request) -> Presence:
     """Returns whether an exchange or a queue exists.
 
-    Raises ChannelNotFoundEntity for a queue that is not up yet: if it counted as ABSENT, it would be declared and
-    reported as new. Opens its own channel, because the broker closes the channel if the exchange or queue is missing.
+    Raises ChannelNotFoundEntity for a queue that is not up yet, because a queue that counts as ABSENT is declared and
+    reported as new. Uses a new channel, because the broker closes the channel if the exchange or queue is missing.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -271,9 +277,9 @@ async def _presence(amqp: Connection, look: Request) -> Presence:
 
 
 async def unbind(amqp: Connection, queue: str, exchanges: Sequence[str], limit_s: float) -> None:
-    """Unbinds an exclusive queue before its connection is closed, if the broker does so within `limit_s`.
+    """Unbinds an exclusive queue before its connection is closed, but gives up after `limit_s`.
 
-    On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers fail at that moment.
+    On RabbitMQ 4.3, messages that are published while a bound queue is deleted are not confirmed.
     """
     try:
         async with rpc_timeout(limit_s):
@@ -285,7 +291,7 @@ async def unbind(amqp: Connection, queue: str, exchanges: Sequence[str], limit_s
 
 
 async def cancellation_reason(amqp: Connection, queue: str, limit_s: float) -> str:
-    """Returns why the broker cancelled the consumer of a queue. Asks the broker for `limit_s` at most."""
+    """Returns why the broker cancelled the consumer of a queue. Waits for the broker's answer for at most `limit_s`."""
     try:
         async with rpc_timeout(limit_s):
             presence = await _presence(amqp, lambda channel: channel.queue_declare(queue, passive=True))
@@ -295,7 +301,7 @@ async def cancellation_reason(amqp: Connection, queue: str, limit_s: float) -> s
 
 
 def permission_error(error: aiormq.exceptions.ChannelAccessRefused, hint: str) -> BrokerRefusal:
-    """Returns the refusal for a missing permission. `hint` names the permission, because the broker does not."""
+    """Returns the refusal for a missing permission. `hint` names the permission, which the broker does not name."""
     return BrokerRefusal(
         f"the user of BRIDGE_AMQP_URL lacks a permission: {error_text(error)}; {hint}; see "
         "docker/rabbitmq/permissions.sh"

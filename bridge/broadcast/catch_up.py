@@ -1,9 +1,9 @@
-"""Reads the log from a cursor, so that slow clients and resuming clients reach its head.
+"""Reads the log from a cursor, so that slow clients and resuming clients reach the head of the log.
 
-Each connection has a position in the log, its cursor, and gets one piece after another from there. The pieces of all
-connections in one turn of the loop are bounded together, so that the live connections are not delayed. A connection is
-closed when its cursor falls off the tail of the log. This is the whole policy for slow clients, and it bounds the
-memory of all clients together.
+Each connection has a cursor, which is its position in the log, and gets the log from there in pieces. The total size of
+all pieces in one turn of the loop is limited, so that the live connections are not delayed. A connection is closed when
+its cursor falls off the tail of the log. No other rule for slow clients is needed, and the size of the log limits the
+memory for all clients together.
 """
 
 from collections import OrderedDict
@@ -18,26 +18,26 @@ from bridge.broadcast.socket_writes import try_write
 from bridge.broadcast.subscriber import ConnectionEvent, Dispatch, State, Subscriber
 
 CATCH_UP_BYTES = 16384
-"""The most bytes of one piece."""
+"""The maximum size of one piece, in bytes."""
 
 MAX_PARTS_PER_TURN = 16
-"""The most parts of one large frame that a connection gets in a turn. With only one part, a fast client would fall off
-the log during a flood of large updates."""
+"""The maximum number of parts of one large frame that a connection gets in a turn. With only one part in each turn,
+even a fast client would fall off the log's tail during a flood of large updates."""
 
 URGENT, RETURNING, FILTERING = range(3)
-"""Ranks, in the order in which a turn serves them: connections that were live, connections that resume, and connections
-that resume with a filter, which need a longer search."""
+"""The ranks of connections, in the order in which a turn serves them. URGENT connections were live, RETURNING
+connections resume, and FILTERING connections resume with a filter, which needs a longer search."""
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
-"""The most work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`): 5 ms for connections that were
-live, and 1 ms for each other rank. A single update of any size may exceed this."""
+"""The maximum work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`). This work takes 5 ms for
+connections that were live, and 1 ms for each other rank. A single large update may exceed the maximum."""
 
 MIN_COST_BYTES = 2048
-"""The minimum work that is counted for a piece."""
+"""The minimum amount of work that is counted for a piece."""
 
 MAX_EVICTIONS_PER_TURN = 64
-"""The most connections that are closed as too slow in one turn of the loop: 3 ms, if thousands stop reading at the same
-time."""
+"""The maximum number of connections that are closed as too slow in one turn of the loop. Closing this number takes 3
+ms."""
 
 
 # In Python 3.11, access to an enum member runs a property in Python, which takes longer than a comparison with the
@@ -46,13 +46,13 @@ _RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP,
 _CAUGHT_UP = ConnectionEvent.CAUGHT_UP
 
 _READING = frozenset({State.LAGGING, State.CATCHING_UP})
-"""The states in which a connection reads the log. Any write to a connection may end such a state."""
+"""The states in which a connection reads the log. Any write to a connection may end its reading state."""
 
 
 class CatchUp:
-    """The connections that read the log from their cursors.
+    """The connections that read the log from their cursors, and a scheduler for their turns.
 
-    Their state is RESUMING, CATCHING_UP, LAGGING or CLOSING.
+    These connections are in the state RESUMING, CATCHING_UP, LAGGING or CLOSING.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CatchUp:
         schedule: Callable[..., object],
         dispatch: Dispatch,
     ) -> None:
-        """`schedule` is the loop's `call_soon`."""
+        """`schedule` is the `call_soon` of the event loop."""
         self._index = index
         self._update_log = index.update_log
         self._resume = resume
@@ -73,17 +73,17 @@ class CatchUp:
         self.lagging: set[Subscriber] = set()
         """The connections in the state LAGGING. Other classes must not change this set."""
         self.closing: set[Subscriber] = set()
-        """The connections in the state CLOSING that get the rest of a frame first. Other classes must not change this
+        """The connections in the state CLOSING that still get the rest of a frame. Other classes must not change this
         set."""
         self._urgent: OrderedDict[Subscriber, None] = OrderedDict()
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (self._urgent, OrderedDict(), OrderedDict())
         """The connections that wait for their next piece, by rank."""
         self._turn_is_scheduled = False
         self._slowest = 0
-        """A lower bound of the cursors. The cursors are compared with the log's tail only when the tail passes this
-        bound."""
+        """A lower bound of all cursors. The cursors are compared with the log's tail only when the tail passes this
+        lower bound."""
         self._evicting = False
-        """Whether some connections wait for their eviction in a later turn."""
+        """Whether a later turn will evict more connections that are too slow."""
         self.sent_bytes = 0
         """The number of bytes written to sockets and handed to transports."""
 
@@ -102,8 +102,8 @@ class CatchUp:
     def add_lagging(self, connection: Subscriber) -> None:
         """Adds a connection that is LAGGING now.
 
-        The connection reads from the next flush on, or from this flush after `begin_at_flush`. Neither position is
-        below `_slowest`, because `_slowest` was at most the flushed position when it was set.
+        The connection reads from the next flush on, or after a call of `begin_at_flush` from the current flush on. Both
+        positions are at least `_slowest`, because `_slowest` was at most the flushed position when it was set.
         """
         connection.cursor = self._update_log.flushed
         connection.offset = 0
@@ -122,7 +122,7 @@ class CatchUp:
         self._due[_rank(connection)].pop(connection, None)
 
     def discard_closing(self, connection: Subscriber) -> None:
-        """Removes a connection that is no longer CLOSING, or has received its whole frame."""
+        """Removes a connection that is no longer CLOSING or has received the rest of its frame."""
         self.closing.discard(connection)
         self._urgent.pop(connection, None)
 
@@ -131,7 +131,7 @@ class CatchUp:
         connection.cursor = self._update_log.flush_start
 
     def finish_frame(self, connection: Subscriber) -> None:
-        """Sends a CLOSING connection the rest of a frame that the connection has received in part, if there is one."""
+        """Sends a CLOSING connection the rest of a frame if the connection has received only a part of the frame."""
         if not connection.offset:
             return
         if connection.cursor < self._update_log.tail:
@@ -149,7 +149,7 @@ class CatchUp:
     # Turns
 
     def schedule(self, connection: Subscriber) -> None:
-        """Sends a connection a piece in a later turn. Without this delay, a fast client could keep the loop busy."""
+        """Sends a connection a piece in a later turn. Pieces without a delay would let a fast client block the loop."""
         due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
         due[connection] = None
         if not self._turn_is_scheduled:
@@ -169,7 +169,8 @@ class CatchUp:
     def _consume(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
-        # Each connection gets one piece. Connections that are added meanwhile get their piece in the next turn.
+        # Each waiting connection gets one piece. Connections that are added during this turn get their piece in the
+        # next turn.
         for _ in range(len(due)):
             if not due or index.work_bytes >= limit_bytes:
                 return
@@ -188,7 +189,7 @@ class CatchUp:
                 self._send_rest(connection)
             else:
                 self._send_next(connection)
-        except Exception as error:  # an error of one connection must not affect the others
+        except Exception as error:  # an error of one connection must not affect other connections
             self.fail(connection, error)
 
     def _send_next(self, connection: Subscriber) -> None:
@@ -212,7 +213,8 @@ class CatchUp:
         if connection.congested or connection.state not in _READING:
             return
         if connection.cursor < log.flushed:
-            # A connection gets one piece a turn, because a connection that lags far must not delay the others.
+            # A connection gets only one piece in each turn, because a connection that lags far must not delay the other
+            # connections.
             self.schedule(connection)
         else:
             self._dispatch(connection, _CAUGHT_UP)
@@ -236,7 +238,7 @@ class CatchUp:
         if not frames:
             return
         if descriptor is None:
-            # Encryption costs as much as the write.
+            # Encrypting the frames takes as much time as writing them.
             self._index.work_bytes += len(frames)
             self.send(connection, frames)
         else:
@@ -250,8 +252,9 @@ class CatchUp:
     def on_partial_write(self, connection: Subscriber, positions: Sequence[int], offset: int, taken: int) -> None:
         """Continues after a socket took only `taken` bytes of the frames at `positions`.
 
-        `offset` is where the first frame started. The transport sends the next piece of the frame in which the socket
-        stopped, and reports when the socket has room again. The rest of the frames stays in the log.
+        `offset` is the byte of the first frame at which the write began. The transport sends the next piece of the
+        frame that the socket took in part, and reports when the socket has room again. The rest of the frames stays in
+        the log.
         """
         subscription = connection.subscription
         position, offset = subscription.split(positions, offset, taken)
@@ -280,11 +283,11 @@ class CatchUp:
             connection.frame_ended()
 
     def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
-        """Sends through the connection's transport. If the transport raises, the connection is closed."""
+        """Sends frames through the connection's transport. If the transport raises an error, closes the connection."""
         try:
             if connection.send(*frames):
                 self.sent_bytes += sum(map(len, frames))
-        except Exception as error:  # a transport may raise anything
+        except Exception as error:  # a transport may raise any error
             self.fail(connection, error)
 
     def fail(self, connection: Subscriber, error: Exception) -> None:
@@ -296,7 +299,7 @@ class CatchUp:
     # Evictions
 
     def evict_too_slow(self) -> None:
-        """Ends the connections with cursors that the tail of the log has passed."""
+        """Evicts the connections whose cursors the tail of the log has passed."""
         if self._update_log.tail > self._slowest and not self._evicting:
             self._evict_some()
 
@@ -304,7 +307,8 @@ class CatchUp:
         tail = self._update_log.tail
         for connection in [connection for connection in self.closing if connection.cursor < tail]:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
-        # RESUMING connections are not evicted: if the tail passes their cursors, they begin again at a later position.
+        # RESUMING connections are not evicted. If the tail of the log passes their cursors, they begin again at a later
+        # position.
         reading = (*self.catching_up, *self.lagging)
         overtaken = [connection for connection in reading if connection.cursor < tail]
         for connection in overtaken[:MAX_EVICTIONS_PER_TURN]:

@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class CloseReason(Enum):
-    """A reason, with its close code (RFC 6455, section 7.4; 4000-4999 are for private use) and its phrase."""
+    """A reason to close, with its close code (RFC 6455, section 7.4; 4000-4999 are for private use) and its phrase."""
 
     STOPPING = (1001, "the bridge is stopping; reconnect")
     PROTOCOL_ERROR = (1002, "protocol error")
@@ -21,9 +21,9 @@ class CloseReason(Enum):
 
     @property
     def slug(self) -> str:
-        """The reason's name as a metric's label and in logs."""
+        """The name of the reason in logs and in the label of a metric."""
         return self.name.lower().replace("_", "-")
 
 
 CAPACITY_REASONS = frozenset({CloseReason.FULL, CloseReason.ADDRESS_LIMIT})
-"""Reasons to close a connection that exceeds the capacity."""
+"""The reasons to close a connection that exceeds the capacity of the bridge."""

@@ -9,32 +9,32 @@ _MEDIUM = struct.Struct("!BBH")
 _LONG = struct.Struct("!BBQ")
 
 PING = b"\x89\x00"
-"""A ping without a payload. The bridge need not know which of its pings a pong answers."""
+"""A ping frame without a payload, because the bridge need not know which of its pings a pong answers."""
 
 
 def text_frame(payload: bytes) -> bytes:
-    """Returns a whole text message. `payload` is UTF-8."""
+    """Returns the frame of a whole text message. `payload` is UTF-8."""
     return text_header(len(payload)) + payload
 
 
 def text_header(length: int) -> bytes:
-    """Returns the header of a text message with a payload of `length` bytes."""
+    """Returns the frame header of a text message with a payload of `length` bytes."""
     return _header(0x81, length)
 
 
 def payload_of(frame: bytes) -> memoryview:
-    """Returns the payload of a text frame of the bridge, as a view, because the payload may be large."""
+    """Returns the payload of a text frame from the bridge, as a view, because the payload may be large."""
     length = frame[1]
     return memoryview(frame)[2 if length < 126 else 4 if length == 126 else 10 :]
 
 
 def pong_frame(payload: bytes) -> bytes:
-    """Returns the answer to a ping, with its payload of at most 125 bytes (RFC 6455, section 5.5.3)."""
+    """Returns a pong frame with the payload of the ping, at most 125 bytes (RFC 6455, section 5.5.3)."""
     return _header(0x8A, len(payload)) + payload
 
 
 def close_frame(code: int | None, phrase: str = "") -> bytes:
-    """Returns a close frame with a code and a phrase of at most 123 bytes; empty if `code` is None (section 5.5.1)."""
+    """Returns a close frame with a code and a phrase of at most 123 bytes, or without both if `code` is None."""
     payload = b"" if code is None else struct.pack("!H", code) + phrase.encode()[:123].decode(errors="ignore").encode()
     return _header(0x88, len(payload)) + payload
 

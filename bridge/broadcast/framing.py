@@ -1,7 +1,7 @@
-"""The frames that clients receive for a position of the log: the frame in the log, or the same frame with an id.
+"""The frames that clients receive for a position of the log, which are the frame in the log with or without an id.
 
-A frame with an id is encoded when it is sent, and once for all clients that receive it at about the same time. This
-module is pure.
+A frame with an id is encoded when it is sent, only once for all clients that receive it at about the same time. This
+module does no I/O.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from bridge.contract.envelope import ending
 
 
 class FrameEncoder:
-    """Encodes the frames of an index, with ids or without."""
+    """Encodes the frames for the positions of an index, with or without ids."""
 
     def __init__(self, index: ReplayIndex) -> None:
         self._index = index
         self._with_ids: BoundedCache[bytes] = BoundedCache(CACHE_BYTES)
         self._last_ends: tuple[Sequence[int], bool, Sequence[int]] = ((), False, ())
-        """The arguments of the last call of `ends`, and its result."""
+        """The arguments and the result of the last call of `ends`."""
 
     def frame(self, position: int, *, ids: bool) -> bytes:
         """Returns the frame for a position. The frame is empty if clients receive nothing for this position."""
@@ -36,17 +36,17 @@ class FrameEncoder:
         return with_id
 
     def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
-        """Returns the end of each frame, in bytes, if the frames of these positions are joined."""
-        # Many sockets become full in the same flush, so the last result is kept.
+        """Returns the end of the frame of each position, in bytes from the start of all frames joined."""
+        # The last result is kept, because many sockets can become full in the same flush.
         if self._last_ends[0] is not positions or self._last_ends[1] is not ids:
             sizes = (len(self.frame(position, ids=ids)) for position in positions)
             self._last_ends = (positions, ids, list(accumulate(sizes)))
         return self._last_ends[2]
 
     def part(self, position: int, offset: int, max_bytes: int, *, ids: bool) -> tuple[bytes, bool]:
-        """Returns the part of the frame that starts at `offset`, and whether the frame ends with it.
+        """Returns the part of the frame that starts at `offset`, and whether the frame ends with this part.
 
-        The part is a copy. A view would keep the entire frame in memory after the log drops it.
+        The part is a copy, because a view would keep the entire frame in memory after the log drops the frame.
         """
         frame = self._index.update_log.frame(position)
         parts: Sequence[bytes | memoryview]

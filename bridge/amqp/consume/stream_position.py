@@ -53,7 +53,8 @@ class StreamPosition:
         self._rereads_last = False
         """True until the session has read the message `last` again."""
         self._after_possible_gap: int | None = None
-        """The offset of a POSSIBLE_GAP. If this offset directly follows `last` once more, no message was dropped."""
+        """The offset of a POSSIBLE_GAP. If this offset directly follows `last` in the next session too, no message was
+        dropped."""
         self._from_start = False
 
     @property

@@ -1,8 +1,8 @@
 """Reads events from the queue of rejected events, and removes events.
 
-An event that was read stays in the queue until it is removed: at the end of the connection, the broker puts it back in
-its old place. `basic.get` is slow, because it fetches one message at a time. This module uses `basic.get` because it
-reports an empty queue; a consumer gets no such report.
+An event that was read stays in the queue until it is removed. At the end of the connection, the broker puts each
+remaining event back in its old place. `basic.get` is slow, because it fetches one message at a time. This module uses
+`basic.get`, because unlike a consumer, `basic.get` reports an empty queue.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ from bridge.amqp.wire.compat import install_lenient_decoders
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 RPC_TIMEOUT_S = 30.0
-"""The timeout of each request. A broker that is short of memory or disk accepts no message, and sends no error."""
+"""The timeout of each request to the broker. A broker that is short of memory or disk accepts no message, and sends no
+error."""
 
 CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
 """The exceptions that aiormq raises if a connection or a channel is lost."""
@@ -34,11 +35,11 @@ Answer = TypeVar("Answer")
 
 
 class BrokerLost(BridgeError):
-    """The connection was lost during a command. Events that were not removed by then are still in the queue."""
+    """The connection was lost during a command. Events that were not removed before the loss are still in the queue."""
 
 
 def broker_lost(error: BaseException, cancellation: CancellationGuard) -> BrokerLost:
-    """Returns the BrokerLost for one of CONNECTION_ERRORS. Raises a requested cancellation (Ctrl-C) again."""
+    """Returns a BrokerLost for one of CONNECTION_ERRORS. Raises a requested cancellation (Ctrl-C) again."""
     if isinstance(error, asyncio.CancelledError):
         if cancellation.requested:
             raise error
@@ -48,24 +49,24 @@ def broker_lost(error: BaseException, cancellation: CancellationGuard) -> Broker
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One rejected event."""
+    """An event in the queue of rejected events."""
 
     number: int
-    """The position in the queue, from 1, the oldest first."""
+    """The position of the event in the queue; the oldest event has the position 1."""
     body: bytes
     properties: commands.Basic.Properties
     routing_key: str
     tag: int
-    """The delivery tag, valid on its connection."""
+    """The delivery tag, which is valid only on the connection that read the event."""
 
     @property
     def headers(self) -> Mapping[str, object]:
-        """All headers: those of the event and those that the bridge added."""
+        """All headers, which are the event's own headers and the headers that the bridge added."""
         return self.properties.headers or {}
 
     @property
     def id(self) -> str:
-        """The message id. The bridge generates an id for an event without one."""
+        """The message id. If an event has no id, the bridge generates an id for it."""
         return self.properties.message_id or ""
 
     @property
@@ -74,12 +75,12 @@ class Reject:
         return self.properties.message_type or ""
 
     def header(self, name: str) -> str:
-        """Returns a header that the bridge added: `reason`, `pointer`, `detail`, `time` or `exchange`."""
+        """Returns a header that the bridge added. `name` is `reason`, `pointer`, `detail`, `time` or `exchange`."""
         return str(self.headers.get(HEADER_PREFIX + name, ""))
 
 
 class RejectQueue:
-    """The queue of rejected events, on its own connection. `open_reject_queue` creates it."""
+    """The queue of rejected events, on its own connection. `open_reject_queue` creates the object."""
 
     def __init__(self, amqp: Connection, channel: Channel, name: str, count: int) -> None:
         install_lenient_decoders()
@@ -87,18 +88,18 @@ class RejectQueue:
         self.amqp = amqp
         """The connection, on which more channels can be opened."""
         self.count = count
-        """The number of events when the queue was opened, without those that other consumers have read."""
+        """The number of events when the queue was opened, without events that other consumers have read."""
         self.delivery_count = 0
-        """The highest number of earlier deliveries of an event, if the queue counts them. A quorum queue counts them,
-        and drops an event beyond its limit."""
+        """The highest number of earlier deliveries of an event, if the queue counts deliveries. A quorum queue counts
+        deliveries, and drops an event beyond its delivery limit."""
         self._channel = channel
 
     async def read(self) -> AsyncIterator[Reject]:
-        """Yields the first `count` events, the oldest first. Each stays in the queue until it is removed."""
+        """Yields the first `count` events, the oldest first. Each event stays in the queue until it is removed."""
         for number in range(1, self.count + 1):
             message = await self._request(self._channel.basic_get(self.name))
             if message.delivery_tag is None:
-                # Another consumer has taken the remaining events meanwhile.
+                # In the meantime, another consumer has taken the remaining events.
                 return
             reject = Reject(
                 number, message.body, message.header.properties, message.routing_key or "", message.delivery_tag
@@ -108,11 +109,11 @@ class RejectQueue:
             yield reject
 
     async def remove(self, reject: Reject) -> None:
-        """Removes an event permanently. The broker may apply the removal later: see `flush`."""
+        """Removes an event permanently. The broker may apply the removal only later (see `flush`)."""
         await self._request(self._channel.basic_ack(reject.tag))
 
     async def flush(self) -> None:
-        """Returns when the broker has applied each removal."""
+        """Waits until the broker has applied all removals of events."""
         await self._request(self._channel.queue_declare(self.name, passive=True))
 
     async def _request(self, request: Awaitable[Answer]) -> Answer:
@@ -133,9 +134,10 @@ class RejectQueue:
 
 @asynccontextmanager
 async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectQueue]:
-    """Opens the queue of that name. At the end, events that were read and not removed are in the queue again.
+    """Opens the queue `name`. At the end of the context, the broker puts back events that were read and not removed.
 
-    Raises ConfigurationError if there is no such queue, BrokerRefusal, and ConnectionError if no node can be reached.
+    Raises ConfigurationError if the queue does not exist, BrokerRefusal if the broker refuses, and ConnectionError if
+    no node can be reached.
     """
     async with open_connection(nodes, "edk-bridge rejects command") as amqp:
         channel = await amqp.channel(publisher_confirms=False)

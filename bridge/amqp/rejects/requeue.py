@@ -24,11 +24,12 @@ MAX_IN_FLIGHT = 50
 """The maximum number of published events that are not confirmed yet."""
 
 _EXPIRATION = re.compile("[0-9]{1,10}")
-"""The format of an expiration, a number of milliseconds. RabbitMQ accepts no expiration above fifty days."""
+"""The format of a message's expiration, which is a number of milliseconds. RabbitMQ accepts no expiration above fifty
+days."""
 
 
 class NotRequeued(Exception):
-    """An event stays in the queue of rejected events. The error's text gives the reason, and what to do."""
+    """An event can't be published again, and stays in its queue. The error's text gives reason and remedy."""
 
 
 class Requeuer:
@@ -37,21 +38,22 @@ class Requeuer:
     def __init__(self, amqp: Connection, user: str) -> None:
         self._amqp = amqp
         self._user = user
-        # One channel for each exchange: an error closes a channel with all messages that are unconfirmed on it.
+        # Each exchange has its own channel, because an error closes a channel, with all unconfirmed messages on this
+        # channel.
         self._channels: dict[str, Channel | NotRequeued] = {}
         self._exchange_locks: dict[str, asyncio.Lock] = {}
         self._usable: set[str] = set()
-        """The exchanges to which an event was published without an error that closed the channel."""
+        """The exchanges to which the first event was published without an error that closed the channel."""
         self._message_ids = MessageIdLocks()
 
     async def publish(self, reject: Reject) -> None:
-        """Returns when the broker has confirmed the event and a queue has it. Raises NotRequeued and BrokerLost."""
+        """Waits until the broker has confirmed that a queue has the event. Raises NotRequeued and BrokerLost."""
         if HEADER_PREFIX + "exchange" not in reject.headers:
             raise NotRequeued("they have no x-reject-exchange header, so no bridge has published them")
         exchange = reject.header("exchange")
         _check_expiration(reject)
         # The first event of an exchange is published alone. If the broker closes the channel, for example because of a
-        # missing permission, then messages that aiormq still sends on it would close the whole connection.
+        # missing permission, other messages on the closed channel would close the whole connection.
         async with self._exchange_locks.setdefault(exchange, asyncio.Lock()):
             channel = await self._channel(exchange)
             if exchange not in self._usable:
@@ -87,7 +89,7 @@ class Requeuer:
                 refusal = _channel_refusal(exchange, channel)
                 if refusal is None:
                     raise lost from error
-                # The next events of this exchange must not use the closed channel.
+                # Later events of the same exchange must not use the closed channel.
                 self._channels[exchange] = refusal
                 raise refusal from error
             except Exception as error:  # pamqp may raise any error for a value that it can't encode
@@ -102,7 +104,7 @@ class Requeuer:
         return channel
 
     async def _open_channel(self, exchange: str) -> Channel | NotRequeued:
-        """Returns a channel with confirms for an exchange, or why the exchange can't be used."""
+        """Returns a channel with confirms for an exchange, or the reason why the exchange can't be used."""
         channel = None
         cancellation = CancellationGuard()
         try:
@@ -115,7 +117,8 @@ class Requeuer:
             if channel is not None:
                 # The number of exchanges is unbounded, but a connection has no more than 2047 channels.
                 await channel.close()
-            # aiormq refuses the name. A bridge never writes such a name, but other programs may publish to the queue.
+            # aiormq refuses the exchange name. A bridge never writes a name that aiormq refuses, but other programs may
+            # publish to the queue.
             return NotRequeued(f"{printable(exchange, 127)!r} is not an exchange name, so no bridge has published them")
         except aiormq.exceptions.ChannelAccessRefused as error:
             return _forbidden(exchange, error)
@@ -127,9 +130,9 @@ class Requeuer:
 def _check_expiration(reject: Reject) -> None:
     """Raises NotRequeued for an expiration that makes the broker close the channel.
 
-    Messages that are still sent on the closed channel would close the connection, so that one event would prevent the
-    requeue of all later ones. The header of the original expiration can contain any value. The broker has accepted the
-    other properties before.
+    Messages that are still sent on a closed channel would close the connection. One event with a wrong expiration would
+    then prevent the requeue of all later events. The header with the original expiration can contain any value, but the
+    broker has accepted all other properties before.
     """
     expiration = reject.headers.get(HEADER_PREFIX + "expiration")
     if expiration is not None and not (isinstance(expiration, str) and _EXPIRATION.fullmatch(expiration)):

@@ -1,7 +1,7 @@
-"""Decides when failed attempts are repeated: one at a time while all fail, and all of them soon after a success.
+"""Decides when failed attempts are repeated: one at a time while all attempts fail, and all soon after a success.
 
-With thousands of waiting attempts, the bridge notices the end of an outage as soon as with one attempt, without more
-load on the broker. This module does not make the attempts.
+The bridge notices the end of an outage equally soon with one waiting attempt and with thousands, without more load on
+the broker. This module does not publish.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ MAX_PAUSE_S = 1.0
 """The longest pause between two attempts while no attempt succeeds."""
 
 MAX_OWN_PAUSE_S = 0.6
-"""The longest pause before a failed attempt joins the queue. Without this pause, an attempt that fails although others
-succeed would be repeated with each success."""
+"""The longest pause before a failed attempt joins the queue. Without the pause, an attempt that keeps failing while
+other attempts succeed would be repeated after each success."""
 
 
 class RetryQueue:
-    """A queue of failed attempts. Requires a running event loop."""
+    """A queue of failed attempts to publish. Requires a running event loop."""
 
     def __init__(self) -> None:
         self._pauses = Backoff(longest_s=MAX_PAUSE_S)
@@ -26,13 +26,13 @@ class RetryQueue:
         """The lock that the first attempt in the queue holds."""
         self._waiting = 0
         self._tokens = 0
-        """The number of attempts that may be made at once."""
+        """The number of waiting attempts that may be repeated without a pause."""
         self._has_tokens = asyncio.Event()
 
     async def wait(self, own: Backoff) -> None:
-        """Returns when a failed attempt may be repeated.
+        """Waits until a failed attempt may be repeated.
 
-        `own` is the attempt's own backoff, of MAX_OWN_PAUSE_S at most.
+        `own` is the attempt's own backoff, with pauses of at most MAX_OWN_PAUSE_S.
         """
         await asyncio.sleep(own.pause_s())
         self._waiting += 1
@@ -48,11 +48,11 @@ class RetryQueue:
             self._waiting -= 1
 
     def confirmed(self) -> None:
-        """Records a success: two other attempts follow at once, and each success among them allows two more."""
+        """Records a success. Two other attempts follow at once, and each further success allows two more attempts."""
         self._pauses.reset()
         self._tokens = min(self._tokens + 2, self._waiting)
         self._has_tokens.set()
 
     def failed(self) -> None:
-        """Records a failure: the next attempts follow one by one."""
+        """Records a failure, after which the next attempts follow one by one."""
         self._tokens = 0

@@ -1,8 +1,8 @@
-"""Works around faults and gaps of pamqp, aiormq and aio-pika.
+"""Works around faults and missing features of pamqp, aiormq and aio-pika.
 
-Nothing else in `bridge.amqp` touches the internals of these libraries. A comment at each workaround gives its reason
-and the versions that need it. `test_compat.py` has a test for each workaround, which fails as soon as the library no
-longer needs it.
+Only this module of `bridge.amqp` touches the internals of pamqp, aiormq and aio-pika. A comment at each workaround
+gives its reason and the library versions that need it. `test_compat.py` has a test for each workaround, which fails as
+soon as the library no longer needs it.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from bridge.amqp.wire.properties import short_string
 
 # Decoding of properties (pamqp 4.0)
 #
-# pamqp raises for a value that it can't represent: a timestamp after the year 9999, text that is not UTF-8, a table
-# that is nested too deeply. aiormq then closes the connection, and the broker delivers the message again. One publisher
-# with timestamps in microseconds would keep the bridge from consuming forever. The bridge needs none of these
-# properties.
+# pamqp raises an error for a value that it can't represent, such as a timestamp after the year 9999, text that is not
+# UTF-8, or a table that is nested too deeply. aiormq then closes the connection, and the broker delivers the message
+# again. A single publisher that sends timestamps in microseconds would stop the bridge from consuming for good. The
+# bridge does not need the values that pamqp can't represent.
 
 Decoder = Callable[[bytes], tuple[int, object]]
 
 
 def install_lenient_decoders() -> None:
-    """Replaces decoders of pamqp, for the whole process. Further calls do nothing.
+    """Replaces decoders of pamqp, for the whole process. Any further call has no effect.
 
     An unreadable timestamp or table becomes None. In text, each byte that is not UTF-8 becomes a question mark.
     """
@@ -45,12 +45,12 @@ def install_lenient_decoders() -> None:
 
 
 def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
-    """Returns a decoder that returns None for a value that `strict` can't read. `size` returns the bytes to skip."""
+    """Returns a decoder with the result None for a value that `strict` can't read, and skips `size(value)` bytes."""
 
     def decoder(value: bytes) -> tuple[int, object]:
         try:
             return strict(value)
-        # UnicodeDecodeError is a ValueError. Nested tables may exceed the recursion limit.
+        # ValueError includes UnicodeDecodeError. Nested tables may exceed the recursion limit.
         except (ValueError, OverflowError, OSError, RecursionError):
             return size(value), None
 
@@ -59,8 +59,9 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 
 # The transport of a connection (aio-pika 10.2)
 #
-# aiormq accepts a transport factory. aio-pika passes on only its declared parameters, and the factory is not one of
-# them. Without its own factory, the bridge can't read deliveries before aiormq does, or abort a connection.
+# aiormq accepts a transport factory. aio-pika passes only its declared parameters to aiormq, and the transport factory
+# is not declared. Without its own transport factory, the bridge can't read deliveries before aiormq reads them, and
+# can't abort a connection.
 
 
 class Connection(PikaConnection):
@@ -75,15 +76,15 @@ class Connection(PikaConnection):
 # Heartbeats (aiormq 7.2)
 #
 # aiormq closes a connection if the broker sends no frame for three heartbeats. A paused machine freezes the bridge and
-# its broker together, and the broker then sends nothing. When both run again, aiormq would close the connection at
-# once. The broker would then delete an exclusive queue with its events.
+# its broker together, and the broker then sends nothing. When the bridge and the broker run again, aiormq would close
+# the connection at once. The broker would then delete the connection's exclusive queue with all its events.
 
 LATE_INTERVALS = 2
-"""A check that is more than this number of intervals late closes no connection."""
+"""The number of intervals by which a heartbeat check may be late; a later check closes no connection."""
 
 
 class _FreezeTolerantConnection(aiormq.connection.Connection):
-    """A connection that restarts its heartbeat timeout after a late check."""
+    """A connection that restarts its heartbeat timeout if a heartbeat check comes too late."""
 
     checked_at_s: float
     running_since_s: float
@@ -112,16 +113,17 @@ def tolerate_freezes(connection: aiormq.abc.AbstractConnection) -> None:
 
 # Blocked connections (aiormq 7.2)
 #
-# A broker that is short of memory or disk blocks connections that publish, maybe for hours. aiormq then waits, and only
-# logs the block: it has no callback for `connection.blocked` and `connection.unblocked`.
+# A broker that is short of memory or disk blocks connections that publish, maybe for hours. aiormq waits during a block
+# and only logs it, because aiormq has no callback for `connection.blocked` and `connection.unblocked`.
 
 _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for event in ("blocked", "unblocked"))
 
 
 def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callable[[str | None], None]) -> None:
-    """Calls `observer` with the broker's reason when it blocks the connection, and with None when it unblocks it.
+    """Calls `observer` with the broker's reason when the connection is blocked, and with None when the block ends.
 
-    With a version of aiormq that has other names, `observer` is never called. A missing confirm is still noticed.
+    If a version of aiormq names its handlers otherwise, `observer` is never called. A block is then noticed by its
+    missing confirms.
     """
     handle_blocked = getattr(connection, _ON_BLOCKED, None)
     handle_unblocked = getattr(connection, _ON_UNBLOCKED, None)
@@ -142,8 +144,9 @@ def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callabl
 
 # Refused connections (aiormq 7.2)
 #
-# If the broker closes a connection instead of opening the virtual host, aiormq raises an error with the representation
-# of the frame object. The broker's text is missing. The frame itself is a local variable in a frame of the traceback.
+# If the broker closes a connection instead of opening the virtual host, the text of aiormq's error is the
+# representation of the close frame. The broker's error text is missing in aiormq's error. The AMQP close frame itself
+# is a local variable in the error's traceback.
 
 
 def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
@@ -160,12 +163,12 @@ def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
 # Large messages (aiormq 7.2)
 #
 # aiormq copies a body three times before it sends the first byte: it splits the body, encodes all frames, and joins
-# them. Here, a large body is published in pieces, with the same state of the channel as in aiormq's `basic_publish`.
-# Between two pieces, aiormq may send frames of other channels, but no others of the same channel (AMQP 0-9-1, section
-# 4.2.6).
+# them. `publish_in_pieces` publishes a large body in pieces, and changes the channel's state like aiormq's
+# `basic_publish`. Between two pieces, aiormq may send frames of other channels, but no other frame of the same channel
+# (AMQP 0-9-1, section 4.2.6).
 
 LARGE = 1024 * 1024
-"""Bodies of at least this size are published in pieces of about this size (bytes)."""
+"""The size in bytes from which a body is published in pieces, and the approximate size of each piece."""
 
 
 async def publish_in_pieces(
@@ -175,10 +178,10 @@ async def publish_in_pieces(
     routing_key: str,
     properties: commands.Basic.Properties,
 ) -> None:
-    """Publishes with the flag `mandatory`, and waits for the confirm. Raises the errors of `basic_publish`.
+    """Publishes a message with the flag `mandatory`, and waits for the confirm. Raises the errors of `basic_publish`.
 
-    A message is always sent to its end, even if the caller is cancelled: the broker closes a connection with half a
-    message.
+    A message is always sent to its end, even if the caller is cancelled, because the broker closes a connection on
+    which a message is incomplete.
     """
     assert isinstance(channel, aiormq.Channel)
     lock = AsyncExitStack()
@@ -189,8 +192,8 @@ async def publish_in_pieces(
     try:
         await asyncio.shield(publishing)
     finally:
-        # The traceback of an error refers to this frame, and the task refers to the error. This cycle would keep the
-        # body in memory.
+        # The traceback of an error refers to this stack frame, and the task refers to the error. A reference to the
+        # task would complete a reference cycle that keeps the body in memory.
         del publishing
 
 
@@ -220,14 +223,14 @@ async def _publish(
     finally:
         if channel.message_id_delivery_tag.get(message_id) == tag:
             del channel.message_id_delivery_tag[message_id]
-        del confirmation  # breaks the same cycle as in publish_in_pieces
+        del confirmation  # breaks a reference cycle, as in publish_in_pieces
 
 
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
-    # A broker without a frame limit announces 0, from which aiormq subtracts the size of an empty frame.
+    # A broker without a frame limit announces the limit 0, from which aiormq subtracts the size of an empty frame.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
-    # The function that awaits the confirm must not send the pieces: the traceback of a failure would keep the last
-    # piece in memory.
+    # The pieces are not sent in the function that awaits the confirm, because the traceback of a failure would then
+    # keep the last piece in memory.
     for piece in _pieces(channel.number, body, content_size):
         await _send(channel, piece)
 
@@ -239,7 +242,7 @@ async def _send(channel: aiormq.Channel, frames: bytes) -> None:
 
 
 def _pieces(number: int, body: bytes, content_size: int) -> Iterator[bytes]:
-    """Yields the body's frames, in pieces of about LARGE bytes."""
+    """Yields the frames of a body, joined into pieces of about LARGE bytes."""
     view, end = memoryview(body), bytes([FRAME_END])
     piece_size = max(1, LARGE // (content_size + OVERHEAD)) * content_size
     for first in range(0, len(body), piece_size):
@@ -251,6 +254,6 @@ def _pieces(number: int, body: bytes, content_size: int) -> Iterator[bytes]:
 
 
 def _retrieve_exception(publishing: asyncio.Task[None]) -> None:
-    """Marks the exception as retrieved: otherwise asyncio logs it if the caller was cancelled."""
+    """Marks the exception as retrieved, because asyncio otherwise logs the exception if the caller was cancelled."""
     if not publishing.cancelled():
         publishing.exception()

@@ -1,8 +1,8 @@
-"""Reads the properties of a delivery: type, encoding and offset at once, all others on demand.
+"""Reads the properties of a delivery: type, encoding and offset at once, all other properties on demand.
 
-In a stream, no two messages have the same properties, because each has its own offset among its headers. The offset is
-found without decoding the other headers, which would take longer than everything else for a delivery. This module
-neither reads frames nor interprets properties.
+In a stream, no two messages have the same properties, because each message has its own offset in a header. The offset
+is found without decoding the other headers. Decoding all headers would take longer than all other work for a delivery.
+This module neither reads frames nor interprets properties.
 """
 
 import struct
@@ -12,7 +12,7 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 FLAGS_AT = 12
-"""Where the properties begin: after class, weight and body size."""
+"""The position in a content header at which the property flags begin, after class, weight and body size."""
 OFFSET_NAME = b"x-stream-offset"
 OFFSET = struct.Struct(">q")
 OFFSET_KEY = bytes([len(OFFSET_NAME)]) + OFFSET_NAME + b"l"
@@ -25,14 +25,14 @@ WIDTHS = {
     for kinds, width in (("V", 0), ("tbB", 1), ("su", 2), ("Iif", 4), ("D", 5), ("lLdT", 8))
     for kind in kinds
 }
-"""The size of a header's value in bytes, by its type letter in RabbitMQ. Values of other types begin with their
-length."""
+"""The size in bytes of a header's value, by the type letter in RabbitMQ. Values of all types that are not in this table
+begin with their length."""
 
 TypeAndEncoding = tuple[str | None, str | None]
 
 
 class MessageProperties:
-    """The properties of a message."""
+    """The properties of an AMQP message."""
 
     __slots__ = ("_header", "encoding", "offset", "type")
 
@@ -43,18 +43,18 @@ class MessageProperties:
         """The message's offset in its stream. Only `StreamPropertiesReader` sets this offset."""
         try:
             self.type, self.encoding = _type_and_encoding(header) if type_and_encoding is None else type_and_encoding
-        except IndexError:  # cut short, which no broker sends: the exchange's default type applies
+        except IndexError:  # no broker sends incomplete properties; the exchange's default type applies
             self.type = self.encoding = None
 
     def decode(self) -> commands.Basic.Properties:
         """Returns all properties, decoded leniently (see `compat`).
 
-        If decoding fails, returns only type and encoding.
+        If decoding fails, returns properties with only the type and the encoding.
         """
         header = ContentHeader()
         try:
             header.unmarshal(self._header)
-        except Exception:  # the library may raise any error, and the error must not cost the event
+        except Exception:  # pamqp may raise any error, and the event must not be lost
             return commands.Basic.Properties(message_type=self.type, content_encoding=self.encoding)
         return header.properties
 
@@ -66,16 +66,17 @@ class StreamPropertiesReader:
 
     def __init__(self) -> None:
         self._last_around: tuple[bytes, bytes] | None = None
-        """The bytes before and after the last offset. If the next message has the same bytes, it has the same type and
-        encoding."""
+        """The bytes before and after the offset of the last message. If these bytes are the same in the next message,
+        so are its type and encoding."""
         self._last_type_and_encoding: TypeAndEncoding = (None, None)
 
     def read(self, header: bytes) -> MessageProperties:
-        """Returns the properties, with the offset if the broker sent one."""
-        # The comparison begins at the flags, because the body's size before the flags differs each time.
+        """Returns the properties of a message, with the offset if the broker sent an offset."""
+        # The comparison with the last message begins at the flags, because the body size before the flags differs
+        # between messages.
         before, key, after = header[FLAGS_AT:].partition(OFFSET_KEY)
-        # A publisher may put the bytes of this name anywhere. The broker adds the name itself, so a single occurrence
-        # is the broker's.
+        # A publisher may put the bytes of the offset header's name anywhere. The broker adds the name too, so a name
+        # that occurs only once comes from the broker.
         if not key or OFFSET_NAME in before or OFFSET_NAME in after or len(after) < OFFSET.size:
             properties = MessageProperties(header)
             with suppress(IndexError, struct.error):
@@ -89,17 +90,17 @@ class StreamPropertiesReader:
 
 
 def stream_offset(properties: commands.Basic.Properties) -> int:
-    """Returns the offset in decoded properties of a stream's message."""
+    """Returns the offset from the decoded properties of a stream's message."""
     offset = (properties.headers or {}).get(OFFSET_NAME.decode())
     assert isinstance(offset, int)
     return offset
 
 
 def _offset(header: bytes) -> int | None:
-    """Finds the offset by going from header to header.
+    """Finds the offset of a message by going from header to header.
 
-    Raises IndexError or struct.error if the headers are cut short. The library reads all headers or none: one
-    unreadable header would hide the offset.
+    Raises IndexError or struct.error if the headers are incomplete. pamqp is not used here, because a single unreadable
+    header would hide the offset.
     """
     flags = header[12] << 8 | header[13]
     at = 14
@@ -121,9 +122,9 @@ def _offset(header: bytes) -> int | None:
 
 
 def _type_and_encoding(header: bytes) -> TypeAndEncoding:
-    """Reads `type` and `content_encoding`. Raises IndexError if the properties are cut short.
+    """Reads `type` and `content_encoding`. Raises IndexError if the properties are incomplete.
 
-    On the wire, properties have no names and follow each other in a fixed order.
+    In a frame, properties have no names and follow each other in a fixed order.
     """
     encoding = kind = None
     flags = header[12] << 8 | header[13]
@@ -150,9 +151,10 @@ def _type_and_encoding(header: bytes) -> TypeAndEncoding:
 
 
 def short_string(data: bytes) -> tuple[int, str]:
-    """Returns the size of a short string, with its length octet, and its text.
+    """Returns the size of a short string, including its length octet, and the string's text.
 
-    Each byte that is not UTF-8 becomes one question mark: a text that grew could not be published again.
+    Each byte that is not UTF-8 becomes one question mark, because a text that becomes longer could not be published
+    again.
     """
     end = 1 + data[0]
     try:
@@ -162,7 +164,7 @@ def short_string(data: bytes) -> tuple[int, str]:
 
 
 def string(data: bytes) -> tuple[int, str]:
-    """Like `short_string`, but raises IndexError if the string is cut short."""
+    """Like `short_string`, but raises IndexError if the string is incomplete."""
     size, text = short_string(data)
     if size > len(data):
         raise IndexError(f"a string of {size - 1} bytes in {len(data) - 1}")

@@ -1,7 +1,7 @@
-"""Decides which delivery tags can be acknowledged: in runs, and no tag before its delivery is settled.
+"""Decides which delivery tags can be acknowledged, many tags at once, but never before a delivery is settled.
 
-This module only computes with the tags of one channel, which the broker numbers from 1. All containers are bounded by
-the prefetch of the channel.
+This module only computes with the delivery tags of one channel, which the broker numbers from 1. No list of tags is
+longer than the prefetch of the channel.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,11 @@ class Acknowledgement(NamedTuple):
 
     tag: int
     multiple: bool
-    """True to acknowledge this tag and all earlier ones."""
+    """True to acknowledge the tag and all earlier tags."""
 
 
 class Settlement:
-    """The deliveries of one channel, which are settled in any order and acknowledged in runs."""
+    """The deliveries of one channel. Deliveries are settled in any order, and acknowledged many at once."""
 
     __slots__ = ("_open", "_prefetch", "_settled")
 
@@ -34,16 +34,16 @@ class Settlement:
         return len(self._open)
 
     def deliver(self, tag: int) -> None:
-        """Records a delivery. Tags must be in order."""
+        """Records a delivery. Must be called in the order of the tags."""
         self._open[tag] = None
 
     def settle(self, tag: int) -> None:
-        """Records that a delivery is settled. Must be called once for each delivery."""
+        """Records that a delivery is settled. Must be called exactly once for each delivery."""
         del self._open[tag]
         self._settled.append(tag)
 
     def take(self) -> list[Acknowledgement]:
-        """Returns all acknowledgements that can be sent now. The returned tags then count as acknowledged."""
+        """Returns all acknowledgements that can be sent now. From then on, the returned tags count as acknowledged."""
         if not self._settled:
             return []
         first_open = next(iter(self._open), None)
@@ -52,10 +52,11 @@ class Settlement:
         else:
             run = [tag for tag in self._settled if tag < first_open]
             ahead = [tag for tag in self._settled if tag > first_open]
-        # The broker closes the channel for a tag that is acknowledged already, so a run ends with a tag that is not.
+        # The broker closes the channel if a tag is acknowledged twice, so a run of tags ends with a tag that was not
+        # acknowledged yet.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
-        # A rejected event that can't be published stays unsettled. Later tags are then acknowledged one by one, before
-        # they use up the prefetch and the broker stops delivering.
+        # A rejected event that can't be published stays unsettled. Later tags are acknowledged one by one, before they
+        # use up the prefetch and the broker stops delivering.
         if len(ahead) > self._prefetch // 2 or len(self._open) + len(ahead) >= self._prefetch:
             acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
             ahead = []

@@ -20,22 +20,22 @@ _standard_log = logging.getLogger(LOGGER)
 
 
 def connection_opened(connection: str, node: str) -> None:
-    """Logs the name of a connection, and its node without the password."""
+    """Logs the name of an opened connection, and the node's address without the password."""
     _standard_log.debug("connection opened", extra={"connection": connection, "node": node})
 
 
 def connection_closed(connection: str, node: str) -> None:
-    """Logs the end of a connection."""
+    """Logs that a connection is closed."""
     _standard_log.debug("connection closed", extra={"connection": connection, "node": node})
 
 
 def channel_opened(connection: str, channel: int) -> None:
-    """Logs that a channel is ready to consume or to publish. `channel` is its number."""
+    """Logs that a channel is ready to consume or to publish. `channel` is the number of the channel."""
     _standard_log.debug("channel opened", extra={"connection": connection, "channel": channel})
 
 
 def channel_closed(connection: str, channel: int, reason: str) -> None:
-    """Logs the end of a channel."""
+    """Logs that a channel is closed, and the reason."""
     _standard_log.debug("channel closed", extra={"connection": connection, "channel": channel, "reason": reason})
 
 
@@ -45,7 +45,7 @@ def channel_closed(connection: str, channel: int, reason: str) -> None:
 def delivery_received(
     tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
 ) -> None:
-    """Logs a delivery: where it comes from, and the size of its body."""
+    """Logs a delivery, with its exchange, its routing key and the size of its body."""
     offset = {} if properties.offset is None else {"offset": properties.offset}
     _log.debug(
         "delivery",
@@ -60,17 +60,17 @@ def delivery_received(
 
 
 class DeliveryChannel(Protocol):
-    """The part of a fast channel that a session uses."""
+    """The methods of a fast channel that a session uses."""
 
     def consume(self, number: int, receiver: Receiver, read_properties: PropertiesReader) -> None:
-        """Reads deliveries on the channel with this number."""
+        """Takes the deliveries of the channel `number`."""
 
     def acknowledge(self, acknowledgements: list[Acknowledgement]) -> None:
         """Sends acknowledgements."""
 
 
 def traced(channel: DeliveryChannel) -> DeliveryChannel:
-    """Returns the channel, wrapped if the level is debug now. At other levels, tracing costs nothing."""
+    """Returns the channel, with a tracing wrapper if the log level is debug. At other levels, tracing takes no time."""
     return _TracedChannel(channel) if logs.traces(LOGGER) else channel
 
 
