@@ -1,4 +1,4 @@
-"""The index of the log, which maps positions to ids, own messages, and the matches of filters.
+"""The index of the log, which maps positions to ids, to the bridge's own messages, and to the matches of filters.
 
 The positions are divided into segments, which have some hundreds of positions each. A segment is dropped when the log
 has dropped all positions of the segment. Each segment caches the matches of a filter, so that the filter is applied
@@ -100,7 +100,7 @@ class BoundedCache(Generic[V]):
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._size_bytes = 0
-        # An OrderedDict, because each removal of the first key of a dict makes the next removal slower.
+        # The values are in an OrderedDict, because each removal of a dict's first key makes the next removal slower.
         self._values: OrderedDict[int, tuple[V, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class BoundedCache(Generic[V]):
 
 
 class ReplayIndex:
-    """The log with its ids, its own messages, and the matches of filters."""
+    """The log with the ids of updates, the bridge's own messages, and the matches of filters."""
 
     def __init__(self, log: UpdateLog, tag: int | None = None) -> None:
         """With a `tag`, the index counts the ids itself, from 1.
@@ -135,7 +135,7 @@ class ReplayIndex:
         """The position at which the next segment begins, unless the frames use up `_room_bytes` earlier."""
         self._room_bytes = SEGMENT_BYTES
         self._second_start = 0
-        """The start of the second segment."""
+        """The first position of the second segment."""
         self._newest = UpdateId(0, 0)
         """The last id that a caller passed with an entry."""
         self._last_non_update = -1
@@ -152,15 +152,16 @@ class ReplayIndex:
         filter_input: FilterInput | None = None,
         extra_bytes: int = 0,
     ) -> None:
-        """Adds the frame of an update; an empty frame is no update.
+        """Adds the frame of an update. If the frame is empty, the position holds no update.
 
-        `update_id` is the update's id, unless the index counts the ids itself. `filter_input` is the update's type and
-        data, if a filter may need them. `extra_bytes` is as in `UpdateLog.append`.
+        `update_id` is the update's id, unless the index counts the ids itself. `filter_input` is the type and the data
+        of the update, if a filter may need both. `extra_bytes` has the same meaning as in `UpdateLog.append`.
         """
         log = self.update_log
         if filter_input is not None:
             self._filter_inputs.put(log.head, filter_input, len(frame))
-        # Within a segment, sequences never decrease. An own message has the id of the entry before it.
+        # Within a segment, the sequence numbers of the ids never decrease. One of the bridge's own messages has the id
+        # of the entry before this message.
         restarts = update_id is not None and update_id.sequence <= self._newest.sequence and update_id != self._newest
         if log.head >= self._full_at or self._room_bytes <= 0 or restarts:
             self._begin(log.head)
@@ -200,7 +201,8 @@ class ReplayIndex:
         self._second_start = self._segments[1].start
 
     def _drop(self) -> None:
-        # The id of the position before the tail is kept, because a client that has that update misses nothing.
+        # The id of the position before the tail is kept, because a client that has the update at this position misses
+        # nothing.
         while len(self._segments) > 1 and self._segments[1].start < self.update_log.tail:
             del self._segments[0]
         self._second_start = self._segments[1].start if len(self._segments) > 1 else self._full_at
@@ -221,8 +223,8 @@ class ReplayIndex:
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
-            # Of several equal ids, `at` is the first. The own messages after an update have the update's id too, and
-            # may be in a later segment.
+            # Of several equal ids, `at` is the first. The bridge's own messages after an update have the update's id
+            # too, and may be in a later segment.
             at = bisect_left(segment.sequences, sought.sequence)
             known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
             if known and segment.start + at not in segment.own_messages:
@@ -231,7 +233,7 @@ class ReplayIndex:
 
     @property
     def newest_sequence(self) -> int:
-        """The sequence of the last id that a caller passed with an entry."""
+        """The sequence number of the last id that a caller passed with an entry."""
         return self._newest.sequence
 
     @property
@@ -261,7 +263,7 @@ class ReplayIndex:
         return UpdateId(segment.sequences[position - segment.start], segment.tags[position - segment.start])
 
     def own_message_at(self, position: int) -> bytes:
-        """Returns the frame of the own message at a position, or empty bytes if there is none."""
+        """Returns the frame of the bridge's own message at a position, or empty bytes if there is no such message."""
         return self._segment(position).own_messages.get(position, b"")
 
     def filter_input(self, position: int) -> FilterInput:
@@ -283,7 +285,7 @@ class ReplayIndex:
         return [position for position in range(start, end) if position not in non_updates]
 
     def has_own_message(self, start: int, end: int) -> bool:
-        """Whether a position from `start` to before `end` holds an own message."""
+        """Whether a position from `start` to before `end` holds one of the bridge's own messages."""
         if start > self._last_non_update:
             return False
         segments = self._segments[self._index(start) :]
@@ -294,8 +296,8 @@ class ReplayIndex:
     ) -> tuple[Sequence[int], int]:
         """Returns the positions from `start` on whose frames a client gets, and the position where the search ended.
 
-        `start` must be below `end`. The search may end before `end`: only one segment is searched, so that a slow
-        filter does not delay other connections.
+        `start` must be below `end`. The search may end before `end`, because only one segment is searched. A slow
+        filter must not delay other connections.
         """
         segment, end = self._segment(start), self._end(start, end)
         found: Sequence[int] = range(start, end)

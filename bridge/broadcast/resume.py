@@ -35,7 +35,7 @@ class _Count:
     """The position up to which updates are counted."""
     updates: int = 0
     overtaken: bool = False
-    """Whether the log has dropped the first update to replay before `resume` was sent."""
+    """Whether the log dropped the first update to replay before the `resume` message was sent."""
 
 
 class Resume:
@@ -178,17 +178,17 @@ class _Wait:
 class PendingResumes:
     """The connections in the state PENDING. They wait for updates that another instance has already sent.
 
-    No connection waits forever. If the awaited update does not arrive while the source is live, its id counts as
-    unknown.
+    No connection waits forever. If the awaited update does not arrive while the source is live, the id of this update
+    counts as unknown.
     """
 
     def __init__(self, index: ReplayIndex, replaying: bool) -> None:
         """With `replaying`, all connections must wait until `end_replay`."""
         self._index = index
         self.replaying = replaying
-        """Whether the bridge still replays the stream. Other classes must not change this attribute."""
+        """Whether the bridge still replays the stream. Other classes must not change `replaying`."""
         self.waits: dict[Subscriber, _Wait] = {}
-        """The reason why each pending connection waits. Other classes must not change this dict."""
+        """The reason why each pending connection waits. Other classes must not change `waits`."""
         self._next_sequence = 0
         """A lower bound of the sequence numbers of the awaited updates. The connections are searched only when the log
         reaches this number."""
@@ -219,7 +219,7 @@ class PendingResumes:
         self.waits.pop(connection, None)
 
     def ready(self) -> list[tuple[Subscriber, After]]:
-        """Removes and returns some connections that need not wait any more, each with the position it asked for."""
+        """Removes and returns some connections that need not wait any more, each with the start it asked for."""
         if not self.waits or self.replaying or self._index.newest_sequence < self._next_sequence:
             return []
         ready: list[tuple[Subscriber, After]] = []

@@ -146,7 +146,7 @@ class IoSubmitWriter:
         self._descriptors[:count] = memoryview(batch)
         done = max(0, self._call(self._submit, self._context, ctypes.c_long(count), self._iocbs))
         if done < count:
-            # The kernel stopped before the first socket that it does not accept.
+            # The kernel stopped before the first socket to which it can't write.
             short += try_write_all(batch[done:], frames)
         submitted, known = batch[:done], len(short)
         while done:

@@ -3,7 +3,7 @@
 Connections with the same filter and the same choice of ids share a subscription. Subscriptions that send the same bytes
 share one write. Each filter is applied to an update only once, even if many clients use it.
 
-This module has no sockets.
+This module does not use sockets.
 """
 
 from bisect import bisect_right
@@ -149,7 +149,8 @@ class Subscriptions:
             return ((Batch(self._only_unfiltered, frames, positions, len(positions)),) if frames else ()), ()
         if frames:
             return self._grouped(frames, positions)
-        # An own message is flushed alone (see `Hub.send_own_message`), and all subscriptions with ids get it.
+        # One of the bridge's own messages is flushed alone (see `Hub.send_own_message`), and all subscriptions with ids
+        # get this message.
         message = self._index.own_message_at(start)
         with_ids = [subscription for subscription in self._others.values() if subscription.ids]
         return ((Batch(with_ids, message, (start,), 0),) if message and with_ids else ()), ()

@@ -1,8 +1,8 @@
 """The log that all connections share: the most recent updates as frames, up to a maximum size in bytes.
 
 Each connection reads the log from its own position. The module is pure: it has no connections and no clock. Positions
-count up from 0 and are never used twice. A frame is empty if its position holds an own message, or an id without an
-update (see `replay`).
+count up from 0 and are never used twice. A frame is empty if its position holds one of the bridge's own messages, or an
+id without an update (see `replay`).
 """
 
 ENTRY_BYTES = 174
@@ -24,7 +24,7 @@ class UpdateLog:
         self.head = 0
         self.tail = 0
         self.flushed = 0
-        """The position up to which the live connections have received everything."""
+        """The position up to which the live connections have received all frames."""
         self.flush_start = 0
         """The position at which the last call of `flush` began."""
         self.size_bytes = 0
@@ -33,9 +33,10 @@ class UpdateLog:
         return self.head - self.tail
 
     def append(self, frame: bytes, extra_bytes: int = 0) -> None:
-        """Adds the newest frame, and drops the oldest frames that no longer fit. The newest frame always stays.
+        """Adds the newest frame, and drops the oldest frames if they no longer fit into the log.
 
-        `extra_bytes` is the memory that the caller keeps elsewhere for as long as the log holds the frame.
+        The newest frame always stays. `extra_bytes` is the memory that the caller keeps elsewhere for as long as the
+        log holds the frame.
         """
         if extra_bytes:
             self._extra_bytes[self.head] = extra_bytes
@@ -73,7 +74,7 @@ class UpdateLog:
         return b"".join(run), position
 
     def flush(self, max_bytes: int) -> bytes:
-        """Returns the next frames for the live connections, and counts them as flushed.
+        """Returns the next frames for the live connections, and counts these frames as flushed.
 
         At least one frame must not be flushed yet. The piece ends as described at `read`.
         """

@@ -56,6 +56,6 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command and exits."""
+    """Runs the command that the arguments name, and exits."""
     exit_on_interrupt()
     cli.main(prog_name="edk-bridge")

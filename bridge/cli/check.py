@@ -40,7 +40,7 @@ def check(files: tuple[str, ...], update_type: str | None, in_json: bool, **flag
     """Validates events as a bridge does, without a broker. Prints a line for each violation: file, line, JSON Pointer,
     problem and reason. The number of events, and warnings about schema files, go to standard error.
 
-    FILE has one event a line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
+    FILE contains one event on each line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """
     events = invalid = 0
 

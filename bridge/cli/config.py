@@ -47,8 +47,8 @@ def config(changed: bool, in_json: bool, **flags: str | None) -> None:
     """Prints the settings with which `serve` would run, and the source of each setting. Passwords are masked.
 
     Each line shows a setting's variable, source and value. A * marks a setting whose value is not the default. The
-    source is a flag, the environment, .env, a file that a variable with _FILE names, or the default. The command then
-    checks the files that the settings name.
+    source of a setting is a flag, the environment, .env, a file that a variable with _FILE names, or the default. The
+    command then checks the files that the settings name.
 
     The command has the same flags as `serve`. In this help, brackets show the variable and the default of each flag.
     """

@@ -43,11 +43,11 @@ def demo(
     """Runs the bridge with invented killmails until Ctrl-C.
 
     If BRIDGE_AMQP_URL is set, the demo uses this broker, and publishes to the exchange bridge.demo, which no other
-    program uses. Otherwise, it starts a container with RabbitMQ. The container needs an engine such as Docker, and the
-    package's extra `demo`.
+    program uses. If BRIDGE_AMQP_URL is not set, the demo starts a container with RabbitMQ. The container needs an
+    engine such as Docker, and the package's extra `demo`.
 
-    With --without-broker, you can write and test a client without any other program. The bridge also sends gaps and
-    rejects invalid events, and clients can resume.
+    With --without-broker, you can write and test a client without any other program. Without a broker too, the bridge
+    sends gaps and rejects invalid events, and clients can resume.
     """
     settings = Demo(rate, {**flags, "port": str(port)})
     other = "--publish-only" if publish_only else "--amqp-url" if flags["amqp_url"] is not None else None

@@ -70,7 +70,7 @@ def publish(files: tuple[str, ...], update_type: str | None, exchange: str | Non
     """Publishes events to RabbitMQ in order. The command validates each event first, and waits for the broker's
     confirms. It prints the violations of an invalid event, and continues with the next event.
 
-    FILE has one event a line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
+    FILE contains one event on each line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """
     with exit_on_error(), broker_setting_named():
         settings = effective_settings(flags)

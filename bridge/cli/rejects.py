@@ -218,7 +218,7 @@ def _requeued(outcome: "Outcome") -> str:
 @broker_options
 def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool, **flags: str | None) -> None:
     """Removes rejected events permanently: the events with these ids, the events with a reason, or all events. The
-    command asks first. It never removes events that were rejected after this question.
+    command asks for confirmation first. The command never removes events that were rejected after it asked.
     """
     outcome = Outcome()
     selection = Selection(reason, frozenset(ids) or None)
@@ -315,13 +315,13 @@ def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str
         if _NUMBER.fullmatch(each):
             say(f"{each} is not an id: see the last field of each event in `edk-bridge rejects list`")
         else:
-            # Some publishers use ids with an @, such as those of e-mails, so only a URL is redacted.
+            # Some publishers use ids with an @, such as the ids of e-mails, so only a URL is redacted.
             shown = shown_argument(each) if "://" in each else printable(each, 255)
             say(f"not in the queue: {shown}")
     return bool(missing)
 
 
-# Passes over the queue
+# Reading the queue
 
 MAX_REASONS = 20
 """The maximum number of reasons for kept events that are counted separately."""
@@ -343,7 +343,7 @@ class Selection:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of one pass over the queue."""
+    """The result of one command that reads the queue."""
 
     begun: bool = False
     """Whether the queue was opened."""
@@ -384,7 +384,7 @@ def _rejected_at(reject: Reject) -> datetime | None:
         at = datetime.fromisoformat(reject.header("time"))
     except ValueError:
         return None
-    # A time without an offset can't be compared.
+    # A time without a UTC offset can't be compared with other times.
     return None if at.tzinfo is None else at
 
 

@@ -113,8 +113,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
 """The pauses before the client connects again, as the contract requires of every client."""
 
 STABLE_S = 10.0
-"""A connection that ends within this time counts as failed. Otherwise, a full bridge would get a request each
-second."""
+"""A connection that ends within this time counts as failed. If such connections did not count as failed, a full bridge
+would get a request each second."""
 
 HANDSHAKE_TIMEOUT_S, PING_S, CLOSE_TIMEOUT_S = 10.0, 20.0, 1.0
 """PING_S is the interval between pings, and also the time in which each ping must be answered."""

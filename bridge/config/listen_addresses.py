@@ -1,4 +1,4 @@
-"""The addresses that the bridge listens on: their canonical form, and the hosts by which clients reach them.
+"""The canonical form of addresses that the bridge listens on, and the hosts by which clients reach the bridge.
 
 The module is pure: no function resolves a name or opens a socket. `client_host` takes an argument that does so.
 """

@@ -116,7 +116,7 @@ _TIMES = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
 
 
 def _in_units(number: float, units: Mapping[str, float]) -> str:
-    """A number in the largest unit that is not larger than the number: `512 MiB`."""
+    """A number with its unit: the largest unit that is not larger than the number, as in `512 MiB`."""
     unit, size = next(((unit, size) for unit, size in units.items() if number >= size))
     return f"{number / size:g} {unit}"
 
@@ -182,7 +182,7 @@ def queue_name(text: str) -> str:
 
 
 def unless_off(parse: Callable[[str], str]) -> Callable[[str], str | None]:
-    """A name, or None for `off`."""
+    """A name, or None if the text is `off`."""
 
     def parse_name(text: str) -> str | None:
         if text.lower() == "off":
@@ -269,14 +269,15 @@ def file(text: str) -> Path:
 
 
 def _each(text: str, parse: Callable[[str], _Value], expected: str) -> Iterable[_Value]:
-    """The values of all items in their order, without repetitions."""
+    """The values of all items in a list, in the same order, without repetitions."""
     found: dict[_Value, None] = {}
     for item in _split(text):
         try:
             found[parse(item)] = None
         except ValueError as error:
             if "@" in text or may_be_key(text):
-                # The error may contain an item. The item may be a part of a password with a comma, or of a private key.
+                # The error may contain an item, which may be a part of a password with a comma, or a part of a private
+                # key.
                 raise ValueError(f"{expected}, without @ and line breaks") from None
             shown, reason = printable(item, SHOWN_CHARACTERS), printable(str(error), 2 * SHOWN_CHARACTERS)
             raise ValueError(f"{expected} ({shown}: {reason})") from error

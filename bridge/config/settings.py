@@ -44,7 +44,7 @@ _Value = TypeVar("_Value")
 
 
 class HistoryMode(StrEnum):
-    """Where the history of updates is kept: the values of `BRIDGE_HISTORY`."""
+    """The values of `BRIDGE_HISTORY`, which say where the history of updates is kept."""
 
     MEMORY = "memory"
     STREAM = "stream"
@@ -124,8 +124,8 @@ _DECLARATION = "setting"
 class Settings:
     """The values of all settings.
 
-    The field `x` has the value of the variable `BRIDGE_X`. A duration's field has the suffix `_s`, which its variable
-    does not have.
+    The field `x` has the value of the variable `BRIDGE_X`. The field of a duration has the suffix `_s`, which the name
+    of its variable does not have.
     """
 
     # Broker

@@ -1,4 +1,4 @@
-"""The sources of settings: flags, the environment, a `.env` file, and files that these name.
+"""The sources of settings: flags, the environment, a `.env` file, and files that a variable with `_FILE` names.
 
 This module knows only the names of the settings, and which settings are secret.
 """
@@ -20,7 +20,7 @@ from bridge.errors import shown_argument, shown_value
 PREFIX = "BRIDGE_"
 
 _NAME = re.compile(rf"{PREFIX}[A-Za-z0-9_]{{1,64}}")
-"""Matches names that errors may show. A name with other characters may contain a password."""
+"""Matches names that errors may show. A name with other characters might contain a password."""
 
 
 class Layer(IntEnum):
@@ -93,7 +93,7 @@ def _variables(
             try:
                 found[name] = Found(content(Path(text)), f"{variable} in {place}", layer, Path(text))
             except (OSError, NotPlainTextError) as error:
-                # The variable may contain the secret itself instead of the name of its file.
+                # By mistake, a variable with `_FILE` may contain the secret itself instead of the name of a file.
                 shown = "the file that it names" if known[name] else shown_value(text)
                 reason = error.strerror if isinstance(error, OSError) else error
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")

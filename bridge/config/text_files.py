@@ -20,7 +20,7 @@ def read_plain(file: Path) -> str:
 
 
 def read_marked(file: Path) -> str:
-    """The text of a file in UTF-8, without its byte order mark if it has one. Raises OSError and NotPlainTextError."""
+    """The text of a file in UTF-8. A byte order mark is removed. Raises OSError and NotPlainTextError."""
     content = file.read_bytes()
     if content.startswith(_UTF_16):
         raise NotPlainTextError("it is in UTF-16; save it as UTF-8")

@@ -146,8 +146,8 @@ class Catalog:
 def load(folders: Sequence[Path]) -> Catalog:
     """Reads every `*.json` of the folders (later folders add to earlier ones) and compiles the update types.
 
-    Raises SchemaError for the first file that can't be read, is not a valid schema of draft 2020-12, or has a reserved
-    or duplicate name.
+    Raises SchemaError for the first file that can't be read, that is not a valid schema of draft 2020-12, or that has a
+    reserved or duplicate name.
     """
     documents: dict[str, bytes] = {}
     schemas: dict[str, dict[str, Any]] = {}
@@ -285,8 +285,8 @@ def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -
 def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str | None:
     """Returns the only schema that the library can't use, or None if there are several.
 
-    The library's error does not name it. If an absent `$id` is the problem, the result is a schema that refers to this
-    `$id`. Otherwise, the result is the schema without which all other schemas are usable.
+    The library's error does not name this schema. If an absent `$id` is the problem, the result is a schema that refers
+    to this `$id`. Otherwise, the result is the schema without which all other schemas are usable.
     """
     for name, schema in schemas.items():
         references = (each.partition("#")[0] for each in _strings(schema, *REFERENCES))

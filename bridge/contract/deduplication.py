@@ -8,7 +8,7 @@ from bridge.contract.catalog import Identity
 class DuplicateWindow:
     """Remembers the identities of the newest updates, so that each update is sent only once.
 
-    Several fetchers may publish the same kill, and a broker redelivers events after a lost connection.
+    Several fetchers may publish the same killmail, and a broker delivers events again after a lost connection.
     """
 
     def __init__(self, size: int) -> None:
@@ -37,6 +37,6 @@ class DuplicateWindow:
         return True
 
     def remove_newest(self) -> None:
-        """Undoes the last successful `add`, because its update was not broadcast."""
+        """Undoes the last successful `add`, because the update with this identity was not broadcast."""
         if self._order:
             self._known.remove(self._order.pop())

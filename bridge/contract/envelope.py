@@ -1,4 +1,4 @@
-"""The envelope of updates and own messages: `{type, data, timestamp}`, and `id` for clients that asked for ids."""
+"""The envelope of all messages to clients: `{type, data, timestamp}`, and `id` for clients that asked for ids."""
 
 from datetime import UTC, datetime
 

@@ -1,9 +1,9 @@
 """Detects the source format of a killmail, and converts the killmail to an update's data.
 
 ESI provides raw killmails. zKillboard's RedisQ and R2Z2 provide documents that contain a raw killmail. A document is a
-placeholder only if it has no killmail at all, whatever other members it has. Otherwise, killmails could be lost,
-because people usually ignore rejected placeholders. Each source format has a schema file, and a document is validated
-before it is converted.
+placeholder only if it has no killmail at all, whatever other members it has. A killmail must not be rejected as a
+placeholder, because people usually ignore rejected placeholders. Each source format has a schema file, and a document
+is validated before it is converted.
 """
 
 from collections.abc import Mapping
@@ -150,7 +150,7 @@ def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocume
 
 
 def _package(package: object) -> SourceDocument | Placeholder:
-    """Returns the content of `package`: a document of RedisQ, or another document that a fetcher put there."""
+    """Returns the content of `package`: a document of RedisQ, or another document that a fetcher put into `package`."""
     if _is_empty(package):
         return Placeholder(SourceFormat.REDISQ, "/package", "an empty RedisQ package: there was no new killmail")
     if not isinstance(package, dict):

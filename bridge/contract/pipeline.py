@@ -1,6 +1,7 @@
-"""Turns an event into an update: from a message's body and properties, it makes an Accepted or a Rejected.
+"""Turns an event into an update. The result is an Accepted, or a Rejected with the reason.
 
-The module is pure: it knows neither deliveries nor clients, and reads no clock. No event raises an exception.
+The module is pure: it knows neither deliveries nor clients, and reads no clock. The pipeline raises no exception,
+whatever an event contains.
 """
 
 from dataclasses import dataclass

@@ -145,7 +145,7 @@ class _Partial:
         return self._take()
 
     def add_line(self, line: bytes, number: int) -> Iterator[Document]:
-        """Yields the documents that end on the line. The rest of the line begins the next document."""
+        """Yields the documents that end on this line. The rest of the line begins the next document."""
         begin = 0
         for end in self._ends_on(line):
             self._add(line[begin:end], number)
@@ -170,8 +170,8 @@ class _Partial:
             at = token.end()
             if self._last in _OPENING:
                 self._open.append(self._last)
-            # A closing bracket that does not match the open bracket is ignored. Otherwise, parts of an invalid document
-            # would become events.
+            # A closing bracket that does not match the open bracket is ignored. If such a bracket closed the open
+            # bracket, parts of an invalid document would become events.
             elif self._open and self._open[-1] == _OPENED_BY.get(self._last):
                 self._open.pop()
                 if not self._open:

@@ -45,7 +45,7 @@ _BROKER_URL = re.compile("amqps?://")
 def format_error(error: click.ClickException) -> str:
     """Returns the error as one sentence, with a hint about what the user can do."""
     text = error.message if _concerns_a_file(error) else error.format_message()
-    # A misplaced argument may be a URL, and its password may have any character.
+    # A misplaced argument may be a URL with a password, which can contain any character.
     text, count = _REPEATED.subn(r"\1***@", text, count=1)
     if not count:
         text = redact(text)
@@ -68,13 +68,13 @@ def _concerns_a_file(error: click.ClickException) -> bool:
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Prints a BridgeError and exits with its code. Exits with 130 after Ctrl-C."""
+    """Prints a BridgeError and exits with its code. After Ctrl-C, the exit code is 130."""
     try:
         yield
     except BridgeError as error:
         fail(error)
     except KeyboardInterrupt:
-        # click would exit with 1, which `check` uses for an invalid event.
+        # click would exit with 1, but this is the exit code of `check` for an invalid event.
         sys.exit(INTERRUPTED)
 
 

@@ -144,7 +144,7 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
         click.option(
             f"--{flag}",
             is_flag=False,
-            # A switch without a value, as in --wait, is true.
+            # The flag of a switch without a value, such as --wait, means true.
             flag_value="true",
             metavar=setting.metavar,
             help=setting.meaning,
@@ -206,7 +206,7 @@ def complete_type(context: click.Context, option: click.Parameter, begun: str) -
     try:
         types = sorted(catalog.load(folders).types)
     except (catalog.SchemaError, OSError):
-        # A completion can't print an error. The command itself prints the error when it runs.
+        # The completion of a word in a shell can't print an error. The command itself prints the error when it runs.
         return []
     return [CompletionItem(name) for name in types if name.startswith(begun)]
 

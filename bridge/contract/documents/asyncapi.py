@@ -39,7 +39,7 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
 
     `documents` maps the name of each schema file to the file's content. `filterable` maps each member that clients can
     filter by to the member's types. The document never contains the broker's address, because publishers know this
-    address, and others do not need it.
+    address, and other readers do not need it.
     """
     files = messages.read(documents)
     envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}

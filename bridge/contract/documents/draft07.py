@@ -2,7 +2,7 @@
 
 In draft 2020-12, a reference names the `$id` and the anchor of the target. In the AsyncAPI document, a reference names
 the place of the target in the document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept, because a
-keyword without a meaning in draft 2020-12 may have one in draft 7.
+keyword without a meaning in draft 2020-12 may have a meaning in draft 7.
 """
 
 from collections.abc import Iterator, Mapping
