@@ -1,4 +1,4 @@
-"""Sets the Hypothesis profile of all unit tests: some examples, and no deadline, which busy machines would exceed."""
+"""Sets the Hypothesis profile of all unit tests, without a deadline, which busy machines would exceed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of settings, of the order in which a bridge starts and stops, and of signals, without a broker or a port."""
+"""Tests, without a broker or a port, of settings, of signals, and of the order in which a bridge starts and stops."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def configured(folder: Path, **flags: object) -> Settings:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Bridge]:
-    """Builds a bridge from settings by name, and does not start it."""
+    """Builds a bridge from settings by name, without starting the bridge."""
     return lambda **flags: Bridge(configured(tmp_path, **flags))
 
 
@@ -92,7 +92,7 @@ async def test_packaged_schema_files_cause_no_warning(build: Callable[..., Bridg
 
 
 async def hold(bridge: Bridge, count: int) -> list[FakeDelivery]:
-    """Adds `count` rejected events that can't be published, and ends the session."""
+    """Adds `count` rejected events that can't be published, and whose session has ended."""
     deliveries = [FakeDelivery(b"[]") for _ in range(count)]
     for delivery in deliveries:
         bridge._rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
@@ -105,7 +105,7 @@ async def hold(bridge: Bridge, count: int) -> list[FakeDelivery]:
 async def test_rejects_that_are_not_redelivered_are_held_up_to_the_prefetch_and_losses_are_counted(
     build: Callable[..., Bridge], history: str
 ) -> None:
-    """Neither an exclusive queue nor a stream redelivers an event: an event that is dropped here is lost."""
+    """An exclusive queue or a stream does not redeliver events, so an event that the bridge drops is lost."""
     bridge = build(prefetch=3, history=history)
     await hold(bridge, 3)
     consumer_of(bridge)._handler.on_session_end()
@@ -235,7 +235,7 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
 async def test_hub_and_relay_replay_a_stream_first(
     build: Callable[..., Bridge], history: str, *, replaying: bool
 ) -> None:
-    """No replayed event is rejected: the bridge that consumed it when it was new has rejected it."""
+    """No replayed event is rejected, because a bridge has already rejected it when the event was new."""
     bridge = build(history=history)
     assert bridge._hub._resume.pending.replaying is replaying
     delivery = FakeDelivery(b"no JSON")
@@ -361,7 +361,7 @@ async def test_update_log_counts_updates_and_not_its_other_entries(build: Callab
     assert value(bridge.metrics, "bridge_update_log_bytes") == bridge._hub._update_log.size_bytes > len(b"update")
 
 
-# Settings that are in other files
+# Settings whose values other files define
 
 
 async def test_exchange_of_a_type_without_a_schema_is_a_configuration_error(build: Callable[..., Bridge]) -> None:
@@ -389,15 +389,15 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class Lifecycle:
-    """A bridge with parts that only record the order of their calls."""
+    """A bridge whose parts are replaced by fakes that record the order of their calls."""
 
     def __init__(self, bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bridge = bridge
         self.steps: list[str] = []
         self.drained_s = -1.0
-        """The seconds that were left to close the clients."""
+        """The number of seconds that were left for closing the clients."""
         self.may_end: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
-        """The events that end the tasks: each task ends when its event is set."""
+        """For each task, the asyncio event that ends the task when it is set."""
         self.failures: dict[str, BaseException] = {}
         self.ignores_cancellation = False
         """True if the tasks ignore their cancellation."""
@@ -699,11 +699,11 @@ async def test_reload_reads_the_certificate_or_keeps_the_old_one(build: Callable
 
 
 class Exited(BaseException):
-    """Raised in place of the end of the process."""
+    """Raised by a fake, where the real process would end."""
 
 
 class Served:
-    """`serve`, with a bridge, a service manager and a process that only record their calls."""
+    """The command `serve`, with fakes of the bridge, the service manager and the process that record their calls."""
 
     log: list[str]
     handlers: dict[int, tuple[Callable[..., object], tuple[object, ...]]]

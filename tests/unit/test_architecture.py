@@ -1,4 +1,7 @@
-"""Tests which folder may import which. There are no cycles, and each module has a docstring."""
+"""Tests from which other folders each folder is allowed to import.
+
+Also tests that imports have no cycles, and that each module has a docstring.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(source: str, package: str) -> list[Import]:
-    """Returns all imports in the source of a module in `package`, including those inside functions."""
+    """Returns all imports in the source of a module in `package`, including imports inside functions."""
     tree = ast.parse(source)
     later = {
         inner
@@ -54,7 +57,7 @@ def imports_of(source: str, package: str) -> list[Import]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            # A name that is imported from a package may be a module.
+            # A name that is imported from a package is possibly a module.
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -69,7 +72,10 @@ def imports(path: Path) -> list[Import]:
 
 
 def under(*packages: str) -> list[Path]:
-    """Returns the modules of some packages. Fails if there are none, because a rule for no module always holds."""
+    """Returns the modules of some packages.
+
+    Fails if the packages have no modules, because a rule for no module always holds.
+    """
     found = [path for path in MODULES if any(name_of(path) == p or name_of(path).startswith(p + ".") for p in packages)]
     assert len(found) > 1
     return found
@@ -85,7 +91,10 @@ def breaches(paths: list[Path], *forbidden: str, but: tuple[str, ...] = ()) -> l
 
 
 def clocks_of(source: str) -> list[str]:
-    """Returns the names in a source that read the clock. `datetime` itself may be imported, for formatting."""
+    """Returns the names in a source that read the clock.
+
+    The class `datetime` itself is allowed, because it also formats times.
+    """
     names = [
         node.attr if isinstance(node, ast.Attribute) else node.id
         for node in ast.walk(ast.parse(source))
@@ -137,7 +146,7 @@ def test_clocks_are_found_anywhere_in_a_module(source: str, clocks: list[str]) -
 
 
 ANY = ("authority", "errors", "metrics", "logs", "backoff", "timing")
-"""The modules that every folder except `contract` may import."""
+"""The modules that every folder except `contract` is allowed to import."""
 
 ALLOWED = {
     "contract": (),
@@ -172,11 +181,12 @@ ALLOWED = {
     "amqp.publish": ("amqp", "amqp.wire", "config", "contract"),
     "amqp.rejects": ("amqp", "amqp.consume", "amqp.publish", "amqp.wire", "config", "contract"),
 }
-"""The folders that the modules of each folder may import. `cli` may import all, and `demo` all except `cli`."""
+"""For each folder, the folders from which its modules are allowed to import. `cli` is allowed to import from all
+folders, and `demo` from all folders except `cli`."""
 
 
 def folder_of(name: str) -> str:
-    """Returns the folder of a module, without `bridge`: `amqp.wire` for `bridge.amqp.wire.settlement`."""
+    """Returns the folder of a module without `bridge`, such as `amqp.wire` for `bridge.amqp.wire.settlement`."""
     return name.removeprefix("bridge").removeprefix(".").rpartition(".")[0]
 
 
@@ -216,7 +226,7 @@ def test_rules_name_every_folder_of_serving() -> None:
 
 
 def cycle_of(edges: Mapping[str, AbstractSet[str]]) -> list[str]:
-    """Returns a cycle in a graph, from a node back to itself, or an empty list if there is none."""
+    """Returns a cycle in a graph, from a node back to itself, or an empty list if the graph has no cycle."""
     try:
         list(TopologicalSorter(edges).static_order())
     except CycleError as error:
@@ -232,8 +242,8 @@ def test_modules_have_no_cycle() -> None:
 def test_folders_have_no_cycle() -> None:
     edges: dict[str, set[str]] = {}
     for path in MODULES:
-        # Each module outside the folders (`app`, `errors` ...) is its own node, because some are above all folders, and
-        # some below.
+        # Each module outside the folders (`app`, `errors` ...) is its own node, because some modules are above all
+        # folders, and others below.
         node = folder_of(name_of(path)) or name_of(path)
         edges.setdefault(node, set()).update(folder_of(name) or name for name in modules_imported(path))
         edges[node].discard(node)
@@ -281,7 +291,7 @@ def loaded_with(name: str) -> set[str]:
 
 
 def test_command_is_loaded_only_when_it_is_run() -> None:
-    """`serve` uses no memory for modules that only another command needs."""
+    """The command `serve` must use no memory for modules that only another command needs."""
     assert breaches(MODULES, *COMMANDS) == []
     loaded = loaded_with("bridge.cli.serve")
     assert {"bridge.app", "bridge.amqp.consume.consumer", "websockets.frames"} & loaded

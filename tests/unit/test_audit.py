@@ -33,7 +33,7 @@ def test_all_packages_looked_up_without_a_vulnerability_are_clean() -> None:
     ids=["skipped", "missing", "another version"],
 )
 def test_package_that_was_not_looked_up_is_not_clean(entries: tuple[dict[str, object], ...]) -> None:
-    """pip-audit exits with 0 for a skipped package."""
+    """pip-audit exits with 0 even if it has skipped a package."""
     assert code(*entries) == NOT_AUDITED
 
 

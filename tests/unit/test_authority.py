@@ -1,4 +1,4 @@
-"""Tests how hosts and origins are parsed, and in which canonical form a setting and a header are compared."""
+"""Tests how hosts and origins are parsed, and in which form settings and headers are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pauses between attempts grow up to a limit, and differ between bridges."""
+"""Tests that pauses between attempts grow up to a limit, and differ between bridges."""
 
 from hypothesis import given
 from hypothesis import strategies as st

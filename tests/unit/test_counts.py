@@ -1,4 +1,4 @@
-"""Numbers with their nouns."""
+"""Tests of numbers with a noun in the singular or plural."""
 
 import pytest
 

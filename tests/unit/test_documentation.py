@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
 )
 
 SHOWN = {"text", "mermaid", "json"}
-"""The languages of blocks that are not run: output, a diagram, or a message."""
+"""The languages of code blocks that tests do not run, for output, a diagram or a message."""
 
 NOT_RUN: dict[tuple[str, str, int], str] = {
     ("docker/README.md", "systemd", 0): "downloads from the package index; the build of the image runs the same steps",
@@ -29,7 +29,7 @@ NOT_RUN: dict[tuple[str, str, int], str] = {
     ("README.md", "Tests", 0): "runs all tests, and so this one",
     ("tests/bench/README.md", "How it was measured", 0): "takes an hour; test_bench.py runs a short benchmark",
 }
-"""The examples that no test can run, each with the reason."""
+"""The examples that no test can run, with the reason for each example."""
 
 
 @cache
@@ -85,7 +85,7 @@ def test_each_link_leads_somewhere(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_each_path_that_is_named_exists(document: str) -> None:
-    """A path begins at the top of the project."""
+    """The paths in documents begin at the top of the project."""
     named = re.compile(r"`((?:\.github|bridge|docker|schemas|tests)/[a-z0-9_./-]+)`")
     found = [(line, path) for line, text in prose(document) for path in named.findall(text)]
     assert not [f"{document}:{line}: {path}" for line, path in found if not (ROOT / path).exists()]
@@ -111,7 +111,7 @@ def test_each_message_that_is_shown_is_json(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_code_is_fenced_and_has_a_language(document: str) -> None:
-    """Only fenced blocks are found by the tests that run examples."""
+    """The tests that run examples find only fenced code blocks."""
     indented = [f"{document}:{number}" for number, line in prose(document) if line.startswith("    ")]
     assert not indented, "an indented code block is not run by any test"
     assert not [f"{document}:{block.line}" for block in blocks(document) if not block.language]

@@ -1,4 +1,4 @@
-"""The table of faults in the documentation has the faults and the words of the tests."""
+"""Tests that the documentation's table of faults has the faults and the words of the fault tests."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from tests.support.documentation import ROOT
 from tests.support.figures import HEADS
 
 SHORTEST = 12
-"""The number of characters of the shortest text."""
+"""Texts of up to this number of characters are not compared with the table of faults."""
 
 
 def rows() -> list[tuple[str, str]]:
@@ -22,13 +22,16 @@ def rows() -> list[tuple[str, str]]:
 
 @cache
 def texts() -> list[re.Pattern[str]]:
-    """Returns a pattern for each text in the fault tests. A placeholder of an f-string matches any text."""
+    """Returns a pattern for each text in the fault tests.
+
+    In a pattern, a placeholder of an f-string matches any text.
+    """
     patterns = []
     for file in (ROOT / "tests/faults").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             fixed = [each.value for each in parts if isinstance(each, ast.Constant) and isinstance(each.value, str)]
-            # A pattern with few fixed characters would match any row.
+            # A pattern with few fixed characters would match any row of the table.
             if len("".join(fixed)) > SHORTEST:
                 words = [re.escape(str(each.value)) if isinstance(each, ast.Constant) else ".+" for each in parts]
                 patterns.append(re.compile("".join(words)))

@@ -23,7 +23,7 @@ TYPOS = Path(sys.executable).with_name("typos")
 MAKEFILE = (ROOT / "Makefile").read_text()
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 MISSPELLED = "rec" + "ieve"
-"""A misspelled word, in two parts, because `make lint` checks this file."""
+"""A misspelled word, written in two parts, because `make lint` also checks the spelling of this file."""
 
 
 def yaml(path: Path) -> Any:
@@ -54,7 +54,7 @@ def test_hooks_of_pre_commit_are_the_commands_of_make_lint() -> None:
     [local] = yaml(ROOT / ".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
     assert [hook["entry"].split() for hook in local["hooks"]] == lint_commands()
-    # pre-commit would append the names of the changed files, and a command would check these alone.
+    # Otherwise pre-commit would append the names of the changed files, and a command would check only these files.
     assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in local["hooks"])
 
 
@@ -88,7 +88,7 @@ def test_hint_for_a_misspelled_name_is_accepted(tmp_path: Path) -> None:
 
 
 def test_pyproject_is_spelled_correctly(tmp_path: Path) -> None:
-    """The check skips the file itself, because it can hold the configuration of the check."""
+    """The spelling check skips pyproject.toml itself, because this file can contain the check's configuration."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path / "project.toml")
     assert misspelled(tmp_path) == set()
 

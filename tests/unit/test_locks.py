@@ -1,4 +1,4 @@
-"""The lock files: each package has a pinned version and hashes, and each package of the bridge has a reason."""
+"""Tests that each package in a lock file has a pinned version and hashes, and each package of the bridge a reason."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ SHIPPED = {
     "websockets": "WebSocket: the handshake, and unmasking",
     "yarl": "the broker's URL, as aio-pika takes it",
 }
-"""All packages that are installed with the bridge, each with its purpose. A new package must be a deliberate
+"""All packages that are installed with the bridge, each with its purpose. The list makes each new package a deliberate
 decision."""
 
 DEMO = {"testcontainers", "docker"}
-"""The packages that only the demo imports, with their dependencies. An extra installs these packages."""
+"""The packages that only the demo imports, with their dependencies. The extra `demo` installs these packages."""
 
 
 def entries(lock: Path) -> str:
@@ -63,7 +63,7 @@ def declared() -> set[str]:
 def test_each_package_is_pinned_with_hashes_and_names_no_location(lock: Path) -> None:
     text = entries(lock)
     found = PINNED.findall(text)
-    # The file contains nothing else: no option of pip, no URL and no path.
+    # Apart from its entries, the lock file contains no option of pip, no URL and no path.
     assert "".join(found) == text
     assert len(found) == len(pins(lock))
 
@@ -76,7 +76,7 @@ def test_each_package_is_pinned_with_hashes_and_names_no_location(lock: Path) ->
     ],
 )
 def test_line_that_names_a_location_is_found(line: str) -> None:
-    """pip accepts both lines. pip refuses only a line without a version or without a hash."""
+    """pip accepts a line that names a location, and refuses only a line without a version or a hash."""
     assert not PINNED.fullmatch(line)
 
 
@@ -93,8 +93,8 @@ def test_no_package_is_locked_in_two_versions(lock: Path) -> None:
 
 def test_packages_of_the_audit_are_not_installed_with_the_bridge() -> None:
     assert "pip-audit" in pins(AUDIT)
-    # structlog loads `rich` if it is installed. The 5 MB of memory of rich would count as the bridge's memory in the
-    # benchmark.
+    # structlog loads `rich` if it is installed. The 5 MB of memory that `rich` needs would count as the bridge's memory
+    # in the benchmark.
     assert "rich" not in pins(DEV)
 
 

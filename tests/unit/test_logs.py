@@ -42,7 +42,7 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 class Output:
-    """Returns the text on standard error."""
+    """Returns the text that the bridge has written to standard error."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -117,7 +117,7 @@ def test_traceback_keeps_its_line_breaks_and_escapes_the_rest(output: Output, st
 
 
 def test_traceback_shows_no_local_variable() -> None:
-    """This holds even if the package rich is installed. By default, structlog then uses its tracebacks."""
+    """Even if the package rich is installed, tracebacks show no local variable, unlike with structlog's default."""
     logs.configure(LogLevel.INFO, LogFormat.TEXT)
     formatter = logging.getLogger().handlers[0].formatter
     assert isinstance(formatter, structlog.stdlib.ProcessorFormatter)
@@ -280,7 +280,7 @@ def test_configuring_twice_writes_once(output: Output) -> None:
     assert len(output.lines()) == 1
 
 
-# Without a reader
+# Logging to a pipe without a reader
 
 
 def test_log_without_a_standard_error_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ MEANINGS = {
         "Time from the receipt of a delivery until its update was written to all live connections."
     ),
 }
-"""The help texts of the metrics that are plain numbers."""
+"""The help texts of the metrics whose values are plain numbers."""
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -97,7 +97,7 @@ def test_each_label_value_begins_at_zero() -> None:
     metrics.updates["killmail"] = 2
     metrics.init_labels(["killmail", "event"], ["not-json"], ["too-slow"], ["origin"])
     shown = samples(metrics)
-    # Earlier counts stay.
+    # Counts from before the call are unchanged.
     assert shown["bridge_updates_total", (("type", "killmail"),)] == 2
     assert shown["bridge_updates_total", (("type", "event"),)] == 0
     assert shown["bridge_duplicates_total", (("type", "event"),)] == 0
@@ -225,7 +225,7 @@ def test_registry_has_the_same_values_as_the_exposition() -> None:
 
 
 class Alone(Collector):
-    """A collector with only these durations."""
+    """A metrics collector with only the given durations."""
 
     def __init__(self, durations: Durations) -> None:
         self._durations = durations

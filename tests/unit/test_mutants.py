@@ -1,4 +1,4 @@
-"""Tests of our parts of `make mutants`: the choice of modules and tests, and the summary of mutmut's results."""
+"""Tests of this project's code for `make mutants`, which chooses modules and tests, and summarizes mutmut's results."""
 
 from __future__ import annotations
 

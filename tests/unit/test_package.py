@@ -1,4 +1,4 @@
-"""Tests of the packages: their files, and README.md as the package index shows it."""
+"""Tests of the files in the built packages, and of README.md as the package index shows it."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ CASES = {
     "![x](https://example.org/a.png)": "![x](https://example.org/a.png)",
     "[x](mailto:a@example.org)": "[x](mailto:a@example.org)",
 }
-"""The texts that README.md can contain, and what the package has instead. Braces stand for the repository."""
+"""Texts that README.md can contain, with the texts that replace them in the package. Braces stand for the URL of the
+repository."""
 
 
 def metadata(folder: Path) -> dict[str, Any]:
-    """Returns what hatchling writes into a package of the project in the folder."""
+    """Returns the metadata that hatchling writes into a package of the project in the folder."""
     command = [sys.executable, "-m", "hatchling", "metadata"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,7 +46,7 @@ def metadata(folder: Path) -> dict[str, Any]:
 
 
 def targets(text: str) -> list[str]:
-    """Returns the targets of links and pictures, also those of reference links and of HTML."""
+    """Returns the targets of links and pictures, including reference links and HTML."""
     found = re.findall(r'\]\(([^)]+)\)|^\[[^]]+\]: *(\S+)|\b(?:href|src|srcset)="([^"]+)"', text, re.MULTILINE)
     return ["".join(each) for each in found]
 
@@ -59,7 +60,7 @@ def test_readme_of_the_package_has_no_relative_link(package: dict[str, Any]) -> 
     text = package["readme"]["text"]
     assert package["readme"]["content-type"] == "text/markdown"
     assert [each for each in targets(text) if not re.match("(https?|mailto|wss?):", each)] == []
-    # The number of links shows that no link was cut out.
+    # The equal number of links shows that no link was removed.
     assert len(targets(text)) == len(targets((ROOT / "README.md").read_text()))
 
 
@@ -81,7 +82,7 @@ def test_code_blocks_of_the_readme_are_not_changed(package: dict[str, Any]) -> N
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """For each text of CASES, what the package has instead."""
+    """For each text of CASES, the text that replaces it in the package."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)

@@ -1,4 +1,4 @@
-"""Tests of output through a thread: written lines and their order, and lines that are dropped and counted."""
+"""Tests of output through a thread, which writes lines in order, and drops and counts lines that do not fit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pipe:
         self.outputs[0].write(b"%d dropped\n" % lines)
 
     def fill(self) -> None:
-        """Fills the pipe, so that a write blocks."""
+        """Fills the pipe, so that the next write to it blocks."""
         os.write(self.writer, b"x" * CAPACITY)
 
     def read(self) -> bytes:
@@ -54,7 +54,7 @@ class Pipe:
         return os.read(self.reader, 2**16)
 
     def close(self) -> None:
-        """Ends the thread, even if it is blocked."""
+        """Ends the output thread, even if it is blocked in a write."""
         if self.reader >= 0:
             os.close(self.reader)
         for output in self.outputs:
@@ -72,7 +72,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 async def is_blocked(output: QueuedOutput) -> None:
-    """Returns after the thread has taken a line that it can't write."""
+    """Waits until the output thread has taken a line that it can't write."""
     await eventually("the thread writes", lambda: output._writing and not output._queue)
 
 
@@ -98,7 +98,7 @@ async def test_lines_beyond_the_limit_are_dropped_counted_and_reported_where_the
     pipe.fill()
     output.write(b"first\n")
     await is_blocked(output)
-    # A queue of exactly the limit is accepted.
+    # The queue can grow to exactly its limit.
     for line in (b"12\n", b"123456\n", b"a\nb\n", b"c\n"):
         output.write(line)
     assert (output.lines_dropped, pipe.reported) == (3, [])
@@ -136,7 +136,7 @@ WRITE = os.write
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, descriptor: int, write: Callable[[int, bytes], int] = WRITE) -> list[int]:
-    """Replaces `os.write` by `write` for a descriptor. Returns a list that gets the size of each write."""
+    """Replaces `os.write` by `write` for a descriptor. Returns a list to which the size of each write is added."""
     sizes: list[int] = []
 
     def record(number: int, data: bytes) -> int:
@@ -173,7 +173,7 @@ def test_line_that_can_not_be_written_is_counted_and_reported_after_the_next_tha
     assert output.drain(LIMIT_S)
     output.write(b"fourth\n")
     assert output.drain(LIMIT_S)
-    # The torn part of the line becomes a line of its own.
+    # The part of the torn line that was written becomes a line of its own.
     assert pipe.read() == b"firs\nthird\n2 dropped\nfourth\n"
     assert (output.lines_dropped, pipe.reported) == (2, [2])
 
@@ -314,7 +314,7 @@ def test_terminal_stays_one_after_it_is_gone() -> None:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, stream: TextIO | None) -> Iterator[TextIO]:
-    """Replaces standard error, which was `stream`, and yields the replacement."""
+    """Makes `stream` the standard error, replaces it by a queued stream, and yields the queued stream."""
     monkeypatch.setattr(sys, "stderr", stream)
     install("stderr", lambda _: None)
     assert sys.stderr is not None
@@ -368,7 +368,7 @@ def test_stream_that_is_closed_becomes_the_null_device(monkeypatch: pytest.Monke
         stream.flush()
         assert queue_of(stream) is None
         assert not stream.isatty()
-        # A descriptor that is in use stays as it is.
+        # A descriptor that was in use is unchanged.
         readable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         assert readable == (which == "open")
     if stream.fileno() != descriptor:

@@ -1,4 +1,4 @@
-"""Tests when /readyz reports rejected events: not if the whole broker is unavailable."""
+"""Tests that `/readyz` reports problems with rejected events, unless the whole broker is unavailable."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_metrics_follow_the_naming_rules_of_prometheus_and_have_a_meaning() -> N
 
 
 def rows(heading: str, column: str) -> list[list[str]]:
-    """Returns the rows of the table in the monitoring README that has this first column, below this heading."""
+    """Returns the rows of the monitoring README's table below the heading whose first column is `column`."""
     section = MONITORING_README.read_text().partition(f"# {heading}\n")[2]
     head, _, table = section.partition(f"\n| {column} |")
     assert "\n## " not in head, "the table is in this section"
@@ -87,7 +87,7 @@ def test_each_reason_of_an_eviction_is_listed_with_its_close_code() -> None:
 
 
 def texts_of_the_bridge() -> str:
-    """Returns all text constants of the code. `*` stands for a value that the code inserts."""
+    """Returns all text constants of the code. In these texts, `*` stands for a value that the code inserts."""
     found = []
     for path in sorted((ROOT / "bridge").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -109,7 +109,7 @@ def test_each_phrase_that_an_operator_looks_for_is_in_the_code(heading: str, col
     phrases = [phrase for cells in rows(heading, column) for phrase in quoted(cells[0])]
     assert len(phrases) > 5
     for phrase in phrases:
-        # `...` stands for a value, or for the rest of a phrase.
+        # In a table, `...` stands for a value, or for the rest of a phrase.
         pattern = ".*".join(re.escape(part) for part in phrase.split("..."))
         assert re.search(f"^{pattern}$", code, re.MULTILINE), phrase
 

@@ -1,4 +1,4 @@
-"""Tests of the path of a delivery through the relay: when and where it is settled."""
+"""Tests when and where the relay settles a delivery."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RelayScene(Scene):
         self.client = self.join()
         self.deliveries: list[FakeDelivery] = []
         self.settled_before_flushes: list[list[int]] = []
-        """For each flush, how often each delivery had been settled before the flush."""
+        """For each flush, the number of times that each delivery had been settled before the flush."""
         flush = self.hub.flush
 
         def recorded_flush() -> None:
@@ -59,7 +59,7 @@ class RelayScene(Scene):
         self.hub.flush = recorded_flush  # type: ignore[method-assign]  # the test records earlier settlements
 
     def deliver(self, body: object, **options: Any) -> FakeDelivery:
-        """Delivers one event in its own read."""
+        """Delivers one event alone in a read."""
         [delivery] = self.deliver_read(body, **options)
         return delivery
 
@@ -82,7 +82,7 @@ class RelayScene(Scene):
 
 
 def messages(frames: bytes) -> list[dict[str, Any]]:
-    """Returns the payloads of frames with less than 65536 bytes each."""
+    """Returns the payloads of the frames, which must be smaller than 65536 bytes each."""
     found = []
     while frames:
         start, length = (4, int.from_bytes(frames[2:4], "big")) if frames[1] == 126 else (2, frames[1])
@@ -186,7 +186,7 @@ def test_identity_that_has_left_the_window_is_sent_again(scene: RelayScene) -> N
 
 
 def test_duplicate_does_not_keep_its_identity_in_the_window_for_longer(scene: RelayScene) -> None:
-    # The window holds ten identities. The eleventh identity, 10, evicts the oldest, which is 0, although 0 was
+    # The window holds ten identities. The eleventh identity, 10, evicts the oldest identity, which is 0, although 0 was
     # published again.
     scene.deliver_read(*map(killmail, [*range(10), 0, 10, 0]))
     assert [update["data"]["killmailId"] for update in scene.sent] == [*range(11), 0]

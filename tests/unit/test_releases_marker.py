@@ -1,4 +1,4 @@
-"""Tests of the marker for tests that fail on a release: the tests that are expected to fail, and the release."""
+"""Tests of the marker `fails_on`, which makes tests expected failures on some releases of RabbitMQ."""
 
 from __future__ import annotations
 

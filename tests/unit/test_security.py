@@ -1,4 +1,7 @@
-"""Tests that each setting and test that SECURITY.md names exists. Otherwise a claim would have no proof."""
+"""Tests that each setting and test that SECURITY.md names exists.
+
+A missing test would leave a claim of SECURITY.md without proof.
+"""
 
 from __future__ import annotations
 

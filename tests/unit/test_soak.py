@@ -1,4 +1,4 @@
-"""Tests of the soak's verdict: each fault is reported, and a run without enough evidence is no success."""
+"""Tests of the soak test's verdict, which reports each fault, and fails a run without enough evidence."""
 
 from __future__ import annotations
 
@@ -91,18 +91,18 @@ def test_cut_does_not_follow_a_half_open_connection_at_once() -> None:
         assert Fault.CUT not in faults[at + 1 : at + 2]
 
 
-# Whether the updates of a client are a stretch of the updates of a healthy client
+# A client's updates must be a stretch of the updates of a healthy client
 
 
 class Reference:
-    """The part of a healthy client that `Stretches` uses."""
+    """A stub of a healthy client, with only what `Stretches` uses."""
 
     def __init__(self, *numbers: int) -> None:
         self.client = SimpleNamespace(numbers=array.array("I", numbers))
         self.stretches = Stretches(cast("Healthy", self.client))
 
     def judge(self, *numbers: int) -> list[str]:
-        """Returns the errors of a client that received these updates."""
+        """Returns the errors of a client that received the given updates."""
         self.stretches.add("a client", array.array("I", numbers))
         self.stretches.judge_all()
         return self.stretches.wrong

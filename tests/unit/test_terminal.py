@@ -1,4 +1,4 @@
-"""Tests when color and cursor movements are written: the same rule for the log, `tail` and every line of progress."""
+"""Tests that one rule decides whether the log, `tail` and progress lines write color and cursor movements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Makefile runs the unit tests in two parts: some folders, and everything except these folders."""
+"""Tests that the two parts of the unit tests in the Makefile are complementary."""
 
 from __future__ import annotations
 

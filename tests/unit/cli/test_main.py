@@ -870,7 +870,7 @@ def test_package_exports_the_names_for_publishers() -> None:
     [("bridge", ["bridge"]), ("bridge.__main__", ["bridge", "bridge.__main__", "bridge.interrupts"])],
 )
 def test_package_and_handler_of_ctrl_c_load_no_other_module(module: str, loaded: list[str]) -> None:
-    """Each other module, such as `typing`, would delay the handler. Before it, Ctrl-C prints a traceback."""
+    """Other modules, such as `typing`, would delay the handler, before which Ctrl-C prints a traceback."""
     script = (
         f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); before = {{*sys.modules}}; import {module}; "
         "print(sorted({*sys.modules} - before))"

@@ -1,4 +1,7 @@
-"""Tests of the debug lines of handshakes and connections. `test_server.py` tests the other lines, and the metrics."""
+"""Tests of the debug lines of handshakes and connections.
+
+`test_server.py` tests the other log lines, and the metrics.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def make_log() -> ClientLog:
 
 
 class StubConnection:
-    """The part of a connection that the log reads."""
+    """A stub with the attributes of a connection that the log reads."""
 
     peer = "10.0.0.7 port 54321"
     opened_at = 990.0

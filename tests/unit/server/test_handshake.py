@@ -1,4 +1,4 @@
-"""Tests of one handshake over a fake transport and a manual clock: each answer, and when the client is aborted."""
+"""Tests of each answer to a handshake, and of the times when a client is aborted, with a fake transport and clock."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class RecordingServer:
-    """Stands in for the server and its log, and records the calls of a handshake."""
+    """A fake of the server and its log, which records the calls that a handshake makes."""
 
     def __init__(self) -> None:
         self.access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
@@ -54,14 +54,14 @@ class RecordingServer:
         self.tracing = False
         self.upgrades: list[tuple[Handshake, asyncio.Transport, SubscribeRequest, bytes]] = []
         self.requests: list[Request] = []
-        """The requests of the upgrades."""
+        """The requests that led to an upgrade."""
         self.refusals: list[tuple[str, str, str]] = []
         """The rule, address and detail of each refusal."""
         self.left: list[str] = []
-        """The address of each client that ended its connection before its request was complete."""
+        """The address of each client that ended the connection before its request was complete."""
         self.ended: list[Handshake] = []
         self.traced: list[tuple[str, Request | None, Answer | Rule, float]] = []
-        """The decision of each handshake, while `tracing`."""
+        """The decision about each handshake, recorded while `tracing` is True."""
 
     def context(self) -> HandshakeContext:
         router = Router(self.access, QUERIES, PAGES, "/updates")
@@ -91,7 +91,7 @@ class RecordingServer:
 
 
 class PeerSocket(socket.socket):
-    """A socket that has only the name of its peer."""
+    """An unconnected socket that only pretends to have a peer."""
 
     def getpeername(self) -> tuple[str, int]:
         return "127.0.0.1", 54321
@@ -164,7 +164,7 @@ async def harness(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Harness]:
 
 
 def get(target: str = "/updates", *lines: str) -> bytes:
-    """A GET that asks for no upgrade, with a Host header."""
+    """Returns a GET request with a Host header and without an upgrade."""
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost:3000", *lines, "", ""]).encode()
 
 
@@ -359,7 +359,7 @@ async def test_probe_in_http_1_0_needs_no_host(harness: Harness, path: str, meth
 
 
 async def test_options_of_a_probe_have_the_status_of_a_get(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HAProxy's check sends OPTIONS by default."""
+    """By default, HAProxy sends OPTIONS requests to check the bridge."""
     monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.SERVICE_UNAVAILABLE, "no"))
     client = await harness.ask(b"OPTIONS /readyz HTTP/1.0\r\n\r\n")
     assert (client.status, client.text) == (503, "")
@@ -386,7 +386,7 @@ async def test_request_with_a_host_is_answered_in_http_1_0(harness: Harness) -> 
     assert client.status == 200
 
 
-# Pages of other origins
+# Requests from pages of other origins
 
 EVIL = "Origin: https://evil.example"
 OTHER = "Origin: http://localhost:8080"
@@ -397,7 +397,7 @@ OTHER = "Origin: http://localhost:8080"
 async def test_page_is_served_to_any_origin_and_readable_for_an_allowed_one(
     harness: Harness, target: str, header: str
 ) -> None:
-    """Behind a proxy that rewrites Host, the browser requests the live page's own scripts with an Origin."""
+    """Behind a proxy that rewrites Host, the Origin in requests for the live page's own scripts differs from Host."""
     client = await harness.ask(get(target, header))
     assert client.status == (404 if target == "/nothing" else 200)
     assert "Access-Control-Allow-Origin" not in client.headers
@@ -550,7 +550,7 @@ async def test_refusal_of_what_other_pages_may_read_is_readable_too(
     request_ = get(target, f"Origin: {origin}", *headers).replace(b"localhost:3000", b"bridge:3000", 1)
     client = await harness.ask(request_)
     assert client.status == status
-    # The page's own origin is allowed only after Host has passed its rule.
+    # The page's own origin is allowed only after the Host header has passed its rule.
     assert client.headers.get("Access-Control-Allow-Origin") == (origin if echoed else None)
     assert "Origin" in client.headers["Vary"]
 
@@ -600,7 +600,7 @@ async def test_client_that_does_not_end_the_connection_after_its_answer_is_abort
 
 
 class Reader:
-    """The bytes that a client's kernel has acknowledged, as the bridge's kernel reports them."""
+    """The number of bytes that a client has acknowledged, as the kernel reports it to the bridge."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.acknowledged: int | None = 0
@@ -609,7 +609,7 @@ class Reader:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes each page so large that a kernel does not take it at once."""
+    """Makes each page so large that a kernel does not take the whole page at once."""
     monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
 
 
@@ -640,7 +640,7 @@ async def test_client_that_reads_its_answer_slowly_gets_all_of_it(
     for _ in range(5):
         await read(LEAST)
         assert client.transport.ended == ["eof"]
-    # The rest of the response may be smaller than the minimum.
+    # The last part of the response may be smaller than the minimum.
     await read(len(client.answer) - 5 * LEAST)
     assert client.transport.ended == ["eof"]
     await read(0)
@@ -673,14 +673,14 @@ async def test_aborted_handshake_is_not_answered_at_its_timeout(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await harness.connect()
-    monkeypatch.setattr(client.transport, "abort", lambda: None)  # the transport is not closed yet
+    monkeypatch.setattr(client.transport, "abort", lambda: None)  # as if the transport took time to close
     client.handshake.abort()
     await harness.clock.advance(2 * TIMEOUT_S)
     assert (client.answer, harness.server.refusals) == (b"", [])
 
 
 async def test_client_is_not_refused_before_the_bridge_has_read_what_it_sent(harness: Harness) -> None:
-    """Each turn of the loop takes as long as the timeout."""
+    """In this test, each turn of the event loop takes as long as the timeout."""
     client = await harness.connect()
     for _ in range(PERIODS - 1):
         await harness.clock.stall(TIMEOUT_S)
@@ -767,7 +767,7 @@ async def test_client_that_leaves_before_it_has_a_transport_is_reported_as_such(
 
 async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
     protocol: asyncio.BufferedProtocol = (await harness.connect()).handshake
-    # The result None makes a transport close itself.
+    # If the method returns None, the transport closes itself.
     assert protocol.eof_received() is None
 
 
@@ -816,7 +816,10 @@ async def test_abort_ends_a_connection_whose_socket_is_gone(
 
 
 async def connect_over_tls(harness: Harness, tmp_path: Path) -> tuple[Handshake, socket.socket, socket.socket]:
-    """Connects a client to a bridge with a certificate. Returns the handshake, the bridge's socket and the client's."""
+    """Connects a client to a bridge with a certificate.
+
+    Returns the handshake, the bridge's socket and the client's socket.
+    """
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     near, far = socket.socketpair()
     far.setblocking(False)
@@ -880,7 +883,7 @@ async def test_client_that_leaves_during_its_tls_handshake_is_not_refused(
 
 async def test_client_of_tls_that_is_gone_already_is_not_refused(harness: Harness, tmp_path: Path) -> None:
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
-    near = socket.socket()  # this socket is not connected, as if it was reset
+    near = socket.socket()  # a socket that is not connected, as after a reset
     handshake = Handshake(harness.server.context(), near, ADDRESS)
     assert harness.server.ended == [], "the server does not know the handshake yet"
     await harness.clock.settle()
@@ -901,7 +904,7 @@ async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_noth
     assert harness.server.refusals == []
 
 
-# Accepted sockets without a transport yet
+# Accepted sockets that have no transport yet
 
 
 async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(harness: Harness) -> None:
@@ -942,7 +945,7 @@ async def test_transport_made_after_the_abort_is_aborted(harness: Harness) -> No
     client.handshake.connection_made(late)
     await harness.clock.settle()
     assert late.ended == ["abort"]
-    # A server removes a handshake once, even if `on_closed` is called more often.
+    # A server removes a handshake only once, so that repeated calls of `on_closed` do no harm.
     assert set(harness.server.ended) == {client.handshake}
     assert harness.server.refusals == []
 
@@ -1038,7 +1041,7 @@ async def test_handshake_that_is_over_leaves_nothing_to_the_garbage_collector(
             transport.set_protocol(asyncio.Protocol())
         transport.abort()
         await harness.clock.settle()
-        # Only the transport of this test still refers to it.
+        # Only the transport of this test still refers to the socket.
         transport.get_extra_info("socket").close()
         harness.connector.transports.clear()
         harness.server.upgrades.clear()

@@ -27,15 +27,17 @@ PAGES = Pages(lambda: (True, {}), Metrics(), CATALOG.documents, "/updates")
 ROUTER = Router(Access(DEFAULT_NETWORKS, frozenset(), frozenset()), QueryParser(CATALOG), PAGES, "/updates")
 
 LIMIT_S = 0.001
-"""The limit of processor time. Each of these requests took between 0.04 and 0.5 ms when this test was written."""
+"""The maximum processor time for a request. When this test was written, each of the largest requests took between 0.04
+and 0.5 ms."""
 
 ATTEMPTS = 50
-"""A test takes the best of this many runs, so that other load on the machine does not count."""
+"""The number of runs of each test, of which only the fastest counts, so that other load on the machine has no
+effect."""
 
 
 @pytest.fixture(autouse=True)
 def without_coverage() -> Iterator[None]:
-    """Stops the measurement of coverage, which takes longer than these requests."""
+    """Stops the measurement of coverage, which takes longer than the measured requests."""
     tracing = sys.gettrace()
     sys.settrace(None)
     yield

@@ -1,4 +1,4 @@
-"""Tests of the memory that this process may use: that of the machine, or the limit of its control group."""
+"""Tests that the memory limit is the machine's memory, or the limit of the process's control group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine(root: Path, groups: str, **limits: str) -> Path:
-    """Makes a folder with the control groups of a process, and the files of limits, by path."""
+    """Makes a machine's root folder, with the file of a process's control groups, and files of limits by path."""
     for path, text in {"proc/self/cgroup": groups, **limits}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)

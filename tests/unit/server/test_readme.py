@@ -15,7 +15,7 @@ README = (SERVER / "README.md").read_text()
 
 
 def first_cells(heading: str) -> list[str]:
-    """Returns the first cell of each table row below a heading, up to the next heading of its level."""
+    """Returns the first cell of each table row below a heading, up to the next heading of the same level."""
     _, section = README.split(f"\n## {heading}\n")
     section = section.split("\n## ")[0]
     return re.findall(r"^\| (.+?) \|", section, re.MULTILINE)

@@ -1,4 +1,7 @@
-"""Tests of the answer to a request: an upgrade, a page or a refusal. `test_handshake.py` tests what a client gets."""
+"""Tests whether a request is answered with an upgrade, a page or a refusal.
+
+`test_handshake.py` tests what a client gets.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the server over fake transports and a manual clock: admission, limits, eviction, ticks, and the end."""
+"""Tests of the server's admission, limits, evictions, ticks and end, with fake transports and a manual clock."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Client:
 
     @property
     def dropped(self) -> bool:
-        """Whether the client's socket was closed before it had a transport."""
+        """True if the client's socket was closed before it had a transport."""
         return self.socket.fileno() == -1
 
     @property
@@ -90,7 +90,7 @@ class Client:
 
     @property
     def close_code(self) -> int | None:
-        """The code with which the bridge closes the connection, if it does."""
+        """The code with which the bridge closes the connection, or None if the bridge does not close it."""
         codes = [close_code(payload) for opcode, payload in self.frames if opcode == CLOSE]
         assert len(codes) <= 1
         return codes[0] if codes else None
@@ -121,7 +121,7 @@ class Harness:
         self.metrics.init_labels([], [], [reason.slug for reason in CloseReason], Rule)
         loop = asyncio.get_running_loop()
         self.errors: list[dict[str, Any]] = []
-        """The exceptions of the loop's callbacks."""
+        """The exceptions that callbacks of the event loop raised."""
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
         log = UpdateLog(LOG_BYTES)
         index = ReplayIndex(log, None)
@@ -147,7 +147,7 @@ class Harness:
         return Client(self, self.sockets[-1])
 
     async def upgrade(self, address: str = A, query: str = "", *, rest: bytes = b"") -> Client:
-        """Connects a WebSocket client. `rest` follows its request in the same read."""
+        """Connects a WebSocket client. `rest` follows the client's request in the same read."""
         client = await self.connect(address)
         client.send(request(3000, "/updates" + query) + rest)
         assert client.status == 101
@@ -200,7 +200,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., 
 
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list with an entry for each release of memory."""
+    """A list with the time of each call that returns free memory to the system."""
     times: list[float] = []
     monkeypatch.setattr(memory, "malloc_trim", lambda: times.append(asyncio.get_running_loop().time()))
     return times
@@ -302,7 +302,7 @@ async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(
 
 
 async def connected_with(harness: Harness, *headers: str, target: str = "/updates") -> None:
-    """Connects a client with these headers in its handshake."""
+    """Connects a client with the given headers in its handshake."""
     client = await harness.connect()
     client.send(request(3000, target, headers=headers))
     assert client.status == 101
@@ -364,7 +364,7 @@ async def test_client_that_leaves_without_a_request_does_not_count_any_more(serv
     assert harness.gauges() == (0, 0)
     assert len(harness.server._address_limit) == 0
     assert harness.metric("bridge_handshakes_abandoned_total") == 1
-    # Health checks end connections like this, so the line is only at debug.
+    # The line is written only at debug, because health checks end connections in the same way.
     assert [line["log_level"] for line in logged] == ["debug"]
 
 
@@ -449,7 +449,7 @@ async def test_clients_beyond_the_overflow_are_dropped_and_logged_once(
     assert len(harness.connector.transports) == 3
     assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
-    # Dropped clients do not count, so nothing is released for them.
+    # Dropped clients do not count towards the limit, so their end frees no place.
     assert len(harness.server._address_limit) == 1
 
 
@@ -468,7 +468,7 @@ async def test_capacity_is_logged_with_the_number_of_dropped_clients_when_a_clie
         await clients[2].leave()
         await harness.upgrade()
         assert events(logged, "accepting new connections again") == [{"log_level": "info", "dropped": 2}]
-        # The next shortage is counted separately.
+        # The next time the bridge is full, dropped clients are counted from 0 again.
         await harness.upgrade()
         await harness.connect()
     assert [line["log_level"] for line in logged if "max_connections" not in line] == ["info", "warning"]
@@ -520,7 +520,7 @@ async def test_oldest_handshake_is_evicted_for_a_client_beyond_the_limit_of_hand
     assert not newest.ended
     assert harness.gauges() == (0, 2)
     assert [(line["rule"], line["peer"]) for line in events(logged, "client refused")] == [("pending", A)]
-    # A client that has become a connection is not a handshake.
+    # A client whose handshake has become a connection does not count as a handshake.
     newer.send(request(3000))
     await harness.connect(B)
     assert not newest.ended
@@ -533,7 +533,7 @@ async def test_evicted_handshake_is_released_once(
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
     harness = serve(max_per_address=1)
     await harness.connect()
-    # The first connection is lost only now. The second connection has already replaced it.
+    # The first connection is lost only after the second connection has replaced it.
     second = await harness.connect()
     assert len(harness.server._address_limit) == 1
     second.send(request(3000))
@@ -560,7 +560,7 @@ async def test_clients_accepted_in_one_turn_of_the_loop_each_evict_another_hands
 
 @pytest.fixture
 def reserve_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One client of an address beyond its limit gets a close code."""
+    """Of the clients beyond the limit of an address, only one gets a close code."""
     monkeypatch.setattr("bridge.server.access.address_limit.MAX_ADDRESS_OVERFLOW", 1)
 
 
@@ -586,7 +586,7 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
     ]
     assert harness.metric("bridge_evictions_total", reason="address-limit") == 1
     assert harness.metric("bridge_clients_refused_total", rule="address-limit") == 1
-    # Another address has its own limit, and a connection that ends frees its slot.
+    # Each address has its own limit, and a connection that ends frees a slot.
     assert (await harness.upgrade(B)).close_code is None
     for each in (served, refused):
         await each.leave()
@@ -640,7 +640,8 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
 async def test_line_contains_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
     harness = serve()
     await harness.upgrade()
-    # There was no tick since then. A client that connects much later still has its own time.
+    # There was no tick since the first client connected. The time of a client that connects much later is still
+    # correct.
     await harness.clock.advance(100 + CLOCK_RESOLUTION_S)
     await harness.upgrade()
     await harness.clock.advance(CLOCK_RESOLUTION_S)
@@ -650,7 +651,7 @@ async def test_line_contains_how_long_a_client_was_connected(serve: Callable[...
             connection.close(CloseReason.INTERNAL)
     assert [line["connected_s"] for line in logged] == [102, 1, 1]
     opened_at = [connection.opened_at for connection in harness.server._connections]
-    # Clients that connect within CLOCK_RESOLUTION_S share one number as their time.
+    # Clients that connect within CLOCK_RESOLUTION_S share one float object for their time.
     assert opened_at[1] is opened_at[2]
 
 
@@ -664,7 +665,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
     assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
     with capture_logs() as logged:
         for _ in range(MAX_LINES):
-            # The client pays its debt in less time.
+            # The client has paid its debt before these periods end.
             for _ in range(4):
                 await harness.clock.advance(PERIOD_S)
             flood(client)
@@ -673,7 +674,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
 
 
 def flood(client: Client) -> None:
-    """Sends one read of tiny frames, for which the client is throttled for some periods."""
+    """Sends so many tiny frames in one read that the client is throttled for some periods."""
     frame = Frame(Opcode.PONG, b"").serialize(mask=True)
     client.send(frame * (MAX_READ_BYTES // len(frame)))
 
@@ -749,11 +750,11 @@ async def test_clients_stay_when_the_bridge_did_not_run_for_an_hour(serve: Calla
 
 
 async def test_throttled_client_that_is_gone_is_ended_by_the_tick(serve: Callable[..., Harness]) -> None:
-    # Ticks follow faster than the periods for which the client is throttled.
+    # Ticks are more frequent than the periods for which the client is throttled.
     harness = serve(idle_timeout_s=2.0, ping_interval_s=0.4)
     harness.listen()
     throttled, other = await harness.upgrade(), await harness.upgrade()
-    # The kernel reports that the connection is closed.
+    # The kernel reports that the throttled client's connection is closed.
     flood(throttled)
     await harness.tick()
     assert throttled.ended == ["abort"]
@@ -770,7 +771,7 @@ async def test_gauge_counts_lagging_clients(serve: Callable[..., Harness]) -> No
     assert harness.metric("bridge_connections_lagging", transport="websocket") == 1
 
 
-# Listening, and the end
+# The start and the end of listening
 
 
 async def test_client_that_connects_to_the_listener_is_served(serve: Callable[..., Harness]) -> None:
@@ -928,7 +929,7 @@ async def test_drain_closes_each_client_with_1001_and_ends_when_the_last_is_gone
         assert draining.done()
         await draining
     assert logged == []
-    # A client that is closed because the bridge stops is not evicted.
+    # A client that is closed because the bridge stops does not count as evicted.
     assert harness.metric("bridge_evictions_total", reason="stopping") == 0
     keepalive = harness.server._keepalive_task
     assert keepalive is not None
@@ -982,12 +983,12 @@ async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
     assert released == []
     await harness.clock.advance(DEFAULT.trim_delay_s / 2)
     assert released == [harness.clock.now_s]
-    # The remaining clients are few.
+    # The remaining clients are too few for another release of memory.
     for client in clients:
         await client.leave()
     await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert len(released) == 1
-    # The next clients are counted separately.
+    # The clients that connect next are counted separately.
     clients = [await harness.upgrade() for _ in range(4)]
     for client in clients:
         await client.leave()

@@ -23,7 +23,7 @@ pytestmark = needs("openssl")
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a folder with certificates and their keys: a.pem, a.key, b.pem, b.key, and rsa.pem, rsa.key for RSA."""
+    """Makes a folder with certificates and keys, a.pem, a.key, b.pem, b.key, and for RSA rsa.pem and rsa.key."""
     folder = tmp_path_factory.mktemp("certificates")
     elliptic = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     for name, new_key in {"a": elliptic, "b": elliptic, "rsa": ["rsa:2048"]}.items():
@@ -36,7 +36,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Files:
-    """Returns files for a certificate and a key, with contents that change."""
+    """The files of a certificate and its key, whose contents a test changes."""
 
     def __init__(self, folder: Path, certificates: Path) -> None:
         self.certificate, self.key = folder / "tls.pem", folder / "tls.key"
@@ -53,7 +53,7 @@ def files(tmp_path: Path, certificates: Path) -> Files:
 
 
 def shake(context: ssl.SSLContext, line: socket.socket) -> None:
-    """Runs the server's side of a handshake. The handshake may fail: the client's side then fails too."""
+    """Runs the server's side of a handshake. If the handshake fails, the client's side reports the failure."""
     with suppress(OSError):
         context.wrap_socket(line, server_side=True).close()
 
@@ -96,7 +96,7 @@ def test_new_client_gets_the_new_certificate_after_a_reload(files: Files) -> Non
 
 @pytest.mark.parametrize(("old", "new"), [("a", "rsa"), ("rsa", "a")])
 def test_old_certificate_is_not_used_after_a_reload_with_any_key_type(files: Files, old: str, new: str) -> None:
-    """A context holds a certificate for each key type, and sends the one that the client prefers."""
+    """A context holds a certificate for each key type, and sends the certificate that the client prefers."""
     files.hold(old, old)
     tls = Tls(files.certificate, files.key)
     files.hold(new, new)

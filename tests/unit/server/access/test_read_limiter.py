@@ -1,4 +1,4 @@
-"""Tests which clients are throttled: those beyond their own budget, and all while the common budget is used up."""
+"""Tests that clients beyond their own budget are throttled, and all clients while the common budget is used up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PONG_BYTES = 6
 
 
 def ignore(client: Throttleable) -> None:
-    """Stands in for what the server does when a client is throttled."""
+    """Does nothing, instead of the server's reaction to a client that is throttled."""
 
 
 MAX_FREE_READ_BYTES = CLIENT_BUDGET_BYTES - FRAME_COST_BYTES
@@ -100,7 +100,7 @@ def test_large_debt_is_paid_over_several_periods(limiter: ReadLimiter, clock: Ho
     for resumed in (0, 0, 1):
         clock.pass_by(PERIOD_S)
         assert client.resumed == resumed
-    # A debt of one byte is left.
+    # The client still has a debt of one byte.
     assert limiter.consume(client, MAX_FREE_READ_BYTES - 1, 0)
 
 
@@ -109,7 +109,7 @@ def test_client_that_sends_after_the_end_of_a_period_begins_the_next_for_throttl
 ) -> None:
     waiting, other = Client(), Client()
     limiter.consume(waiting, MAX_FREE_READ_BYTES + 1, 0)
-    # The loop was busy: the timer is late.
+    # The timer is late, because the event loop was busy.
     clock.now_s += 2 * PERIOD_S
     assert limiter.consume(other, PONG_BYTES, 1)
     assert waiting.resumed == 1
@@ -152,7 +152,7 @@ def test_client_throttled_longest_is_read_first_within_the_total_limit(limiter: 
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for each in clients:
         assert not limiter.consume(each, THROTTLED_READ_BYTES, 5)
-    # The client that used up the budget pays its debt first.
+    # The client that used up the common budget pays its debt first.
     for resumed in (RESUMED_PER_PERIOD, 2 * RESUMED_PER_PERIOD, len(clients)):
         clock.pass_by(PERIOD_S)
         assert [each.resumed for each in clients] == [1] * resumed + [0] * (len(clients) - resumed)
@@ -207,7 +207,7 @@ def test_client_that_is_throttled_and_read_again_is_throttled_and_read_again_the
         clock.pass_by(PERIOD_S)
         assert client.resumed == resumed
         assert clock.pending == 0
-        # After another period, the client has no debt.
+        # After one more period, the client has no debt.
         clock.pass_by(PERIOD_S)
 
 
@@ -215,7 +215,7 @@ def test_client_that_is_throttled_again_after_another_began_the_period_is_read_a
     clock, client = Hours(), Client()
     limiter = ReadLimiter(clock.time, clock.call_at, ignore)
     assert not limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
-    # The loop was busy, so the timer is late, and data from another client begins the period.
+    # The event loop was busy, so the timer is late, and data from another client begins the next period.
     clock.now_s += 2 * PERIOD_S
     assert limiter.consume(Client(), PONG_BYTES, 1)
     assert client.resumed == 1

@@ -1,4 +1,4 @@
-"""Tests of the head of a request: what is parsed and refused, at any split, and in comparison with another parser."""
+"""Tests which heads of requests are parsed or refused, in pieces of any size, and in comparison with another parser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def get(*lines: bytes, target: bytes = b"/updates", version: bytes = b"1.1", met
 
 
 def feed(*pieces: bytes) -> tuple[Request, bytes] | None:
-    """Returns the result of the last piece, and checks that the pieces before it have no result."""
+    """Returns the result of feeding the last piece, and checks that feeding the pieces before gives no result."""
     reader = RequestReader()
     for piece in pieces[:-1]:
         assert reader.feed(piece) is None
@@ -55,7 +55,7 @@ def test_request_has_its_parts() -> None:
     request = parse(get(*lines, target=b"/p?q=1?2"))
     assert (request.method, request.target, request.version) == ("GET", "/p?q=1?2", "1.1")
     assert (request.path, request.query) == ("/p", "q=1?2")
-    # The headers that the bridge interprets.
+    # Tests of the headers that the bridge interprets.
     assert request.headers == {"host": ["localhost:3000"], "upgrade": ["a,b", "c"], "origin": ["\xe9"]}
 
 
@@ -389,7 +389,7 @@ def test_mutated_request_is_read_as_another_parser_reads_it_or_refused(data: byt
     request, following = found
     other = read_by_h11(data[len(data) - len(data.lstrip(b"\r\n")) :])
     if other is None:
-        # h11 also judges Host, and the encodings of a body.
+        # h11 also refuses requests for their Host header or the encodings of their body.
         hosts = request.headers.get("host", [])
         assert len(hosts) != 1 or request.version == "1.0" or "transfer-encoding" in request.headers
         return

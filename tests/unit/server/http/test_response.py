@@ -1,4 +1,4 @@
-"""Tests of a response as bytes."""
+"""Tests of the bytes of an HTTP response."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Tests of a response to a slow client, with a clock that the test moves.
 
-The bridge itself did not run before a check.
+In a test of a late check, the bridge did not run before the check.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESPONSE = b"x" * (10 * LEAST)
 
 
 class Response:
-    """A response, the bytes that the client's kernel has acknowledged, and how often the client was aborted."""
+    """A response, with counts of the bytes that the client's kernel has acknowledged, and of the aborts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock(monkeypatch)
@@ -39,7 +39,7 @@ async def response(monkeypatch: pytest.MonkeyPatch) -> Response:
 
 
 async def test_late_check_aborts_no_client_and_restarts_the_timeout(response: Response) -> None:
-    # The client read all that the kernel had. This is less than the minimum, and the bridge has added nothing.
+    # The client has read less than the minimum, because the kernel had no more data from the bridge.
     response.acknowledged = LEAST - 1
     await response.clock.stall(3600.0)
     assert response.cut == 0

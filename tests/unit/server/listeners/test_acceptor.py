@@ -1,4 +1,7 @@
-"""Tests when clients are accepted: only while descriptors are available. Each change is logged once."""
+"""Tests that clients are accepted only while file descriptors are available.
+
+Each change between available and exhausted descriptors is logged once.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class RecordingAcceptor(Acceptor):
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
     async def turns(self) -> None:
-        """Waits until the loop has polled all of its sockets more than once."""
+        """Waits until the event loop has polled all its sockets more than once."""
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -69,7 +72,7 @@ async def acceptor() -> AsyncIterator[RecordingAcceptor]:
 
 @contextmanager
 def left(count: int) -> Iterator[None]:
-    """Leaves `count` descriptors to the process, as long as it closes none."""
+    """Leaves the process `count` file descriptors, as long as the process closes no other descriptors."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0) for _ in range(100)]
     limit = taken[-1] + 1
@@ -126,7 +129,7 @@ async def test_listener_that_shares_its_port_gets_only_clients_in_their_tcp_hand
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     acceptor = RecordingAcceptor(reuse_port=True)
-    # With this option, the kernel establishes a connection only when the first data arrives.
+    # With TCP_DEFER_ACCEPT, the kernel establishes a connection only when its first data arrives.
     acceptor.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
     acceptor.open()
     acceptor.connect()
@@ -138,7 +141,7 @@ async def test_listener_that_shares_its_port_gets_only_clients_in_their_tcp_hand
         late.setblocking(False)
         with pytest.raises(BlockingIOError):
             late.connect(acceptor.name)
-        # The kernel has already dropped the request, because no network is in between.
+        # Over loopback, the kernel has already dropped the request to connect.
         with pytest.raises(OSError, match="not connected"):
             late.getpeername()
         acceptor.clients[0].sendall(b"request")
@@ -207,7 +210,7 @@ async def test_exhausted_descriptors_pause_and_available_ones_resume_each_logged
             await eventually("the exhaustion is logged", lambda: logged)
             await acceptor.turns()
             assert acceptor.accepted == []
-        # The clients that connected meanwhile have waited in the queue.
+        # The clients that connected during the exhaustion have waited in the kernel's queue.
         await eventually("all clients are accepted", lambda: len(acceptor.accepted) == 3)
     assert acceptor.exhaustions == 1
     assert [line["log_level"] for line in logged] == ["error", "info"]
@@ -259,7 +262,7 @@ async def test_close_while_descriptors_are_exhausted_leaves_no_timer_and_no_wait
 
 
 class ScriptedListener(socket.socket):
-    """A listening socket with scripted results of `accept`: a client with its name, or an error."""
+    """A listening socket whose `accept` returns a scripted client with its name, or raises a scripted error."""
 
     def __init__(self, *outcomes: tuple[socket.socket, tuple[object, ...]] | OSError) -> None:
         super().__init__()
@@ -275,7 +278,7 @@ class ScriptedListener(socket.socket):
 
 
 class Accepting:
-    """An acceptor with scripted listeners and a manual clock; the test sets which descriptor is the first spare one."""
+    """An acceptor with scripted listeners and a manual clock, for which the test sets the lowest spare descriptor."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener) -> None:
         self.clock = ManualClock(monkeypatch)
@@ -289,8 +292,8 @@ class Accepting:
 
     @property
     def reading(self) -> list[bool]:
-        """Whether the loop reads each listener."""
-        # `remove_reader` returns whether the loop reads, and also stops the reading.
+        """For each listener, True if the event loop waits for its clients."""
+        # `remove_reader` stops the loop's reading from a listener, and returns whether the loop was reading.
         found = [asyncio.get_running_loop().remove_reader(listener) for listener in self.listeners]
         for listener, reads in zip(self.listeners, found, strict=True):
             if reads:
@@ -314,7 +317,7 @@ async def test_client_held_while_descriptors_are_exhausted_is_accepted_with_its_
         accepting.floor = math.inf
         await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert accepting.accepted == [(client, name[0])]
-        # The client is accepted once.
+        # A client is accepted only once.
         accepting.floor = 0
         accepting.listeners[0].outcomes.append(OSError(errno.EMFILE, "too many open files"))
         accepting.acceptor._accept(listener)
@@ -383,7 +386,7 @@ async def test_close_while_descriptors_are_exhausted_closes_the_held_client_and_
         accepting.floor = math.inf
         await accepting.clock.advance(2 * DEFAULT.descriptor_check_s)
         assert accepting.accepted == []
-        # A second close has no effect.
+        # A second call of `close` has no effect.
         accepting.acceptor.close()
 
 
@@ -406,7 +409,7 @@ async def test_descriptors_are_available_when_the_lowest_free_one_is_not_spare(m
         assert not accepting.acceptor._descriptor_available()
         accepting.floor = lowest + 1
         assert accepting.acceptor._descriptor_available()
-        # The check takes no descriptor.
+        # The check for a spare descriptor keeps no descriptor open.
         assert os.dup(listener.fileno()) == lowest
         os.close(lowest)
         accepting.acceptor.close()

@@ -53,7 +53,7 @@ def ports(opened_listeners: Sequence[socket.socket]) -> set[int]:
 
 
 class Machine:
-    """A machine on which sockets of one family, or binding to them, fails with an error."""
+    """A machine on which making or binding sockets of one address family fails with an error."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -101,7 +101,7 @@ def test_single_address_is_one_listener_that_does_not_block() -> None:
 
 @needs_ipv6
 def test_ipv6_listener_takes_no_ipv4_clients() -> None:
-    # A listener on a single address would take no other clients in any case.
+    # The listener is on `::`, because a listener on a single IPv6 address never takes IPv4 clients.
     with opened("::") as [listener, _]:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 

@@ -113,13 +113,13 @@ def test_transport_is_returned_unchanged() -> None:
     assert compat.as_transport(transport) is transport
 
 
-# The second read of TlsTransport
+# The second of two reads by TlsTransport
 
 
 async def reads_of_a_client_that_sends_and_resets() -> list[bytes | type[OSError]]:
     """Returns the results of one-byte reads in 20 turns.
 
-    Each read follows when the loop reports a readable socket.
+    Each read happens when the event loop reports that the socket is readable.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())

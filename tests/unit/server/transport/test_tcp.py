@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Our end of a connection, and the client's end."""
+    """The bridge's end of a connection, and the client's end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
@@ -29,7 +29,7 @@ def test_bytes_count_once_the_client_has_them(pair: tuple[socket.socket, socket.
     before = tcp.acknowledged_bytes(ours)
     assert before is not None
     ours.sendall(b"x" * 1000)
-    # The client has read all bytes, so its kernel has acknowledged them or is about to.
+    # The client has read all bytes, so its kernel has acknowledged the bytes or will do so soon.
     received = client.recv(1000, socket.MSG_WAITALL)
     client.sendall(b"y")
     ours.recv(1)

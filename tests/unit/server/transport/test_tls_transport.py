@@ -1,4 +1,4 @@
-"""Tests of TLS over real sockets, with OpenSSL at both ends: held data, calls of the protocol, and the end."""
+"""Tests of TlsTransport over real sockets, with OpenSSL at both ends."""
 
 from __future__ import annotations
 
@@ -66,7 +66,12 @@ class Recorder(asyncio.BufferedProtocol):
 
 
 class Client:
-    """The client's end. OpenSSL runs over memory, so that a test sees each step. `pump` connects it to a socket."""
+    """The client's end of the TLS connection.
+
+    The client's OpenSSL reads from and writes to memory, so that a test sees each step.
+
+    `pump` moves the bytes between this memory and a socket.
+    """
 
     def __init__(self, far: socket.socket) -> None:
         self.socket = far
@@ -134,7 +139,7 @@ class Pair:
         await eventually("the TLS handshake is complete", self.client.shakes_hands)
         await eventually("the protocol is connected", lambda: self.protocol.calls == ["made"])
         self.protocol.calls.clear()
-        self.client.read()  # the session tickets
+        self.client.read()  # consumes the session tickets
 
     async def lost(self) -> None:
         await eventually("the protocol's connection_lost is called", lambda: "lost" in self.protocol.calls)
@@ -202,7 +207,10 @@ async def test_request_that_arrives_with_the_end_of_the_handshake_is_read(pair: 
 
 
 async def test_all_that_openssl_has_decrypted_is_read(connected: Pair) -> None:
-    """A record is larger than the buffer. The socket is no longer readable, but OpenSSL still has the rest."""
+    """The TLS record is larger than the read buffer.
+
+    After the first read, the socket is no longer readable, but OpenSSL still has the rest of the record.
+    """
     connected.client.send(MUCH[:RECORD_BYTES])
     await eventually("all data is read", lambda: connected.protocol.received == MUCH[:RECORD_BYTES])
     assert connected.protocol.reads >= RECORD_BYTES // 4096
@@ -320,7 +328,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     connected.transport.write(MUCH)
     connected.transport.write_eof()
     with suppress(ssl.SSLError):
-        connected.client.tls.unwrap()  # this sends close_notify; without it, OpenSSL ends both sides
+        connected.client.tls.unwrap()  # sends close_notify, without which OpenSSL would end both sides
     connected.client.pump()
     await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.calls)
     read = bytearray()
@@ -447,7 +455,7 @@ async def test_socket_that_is_not_connected_any_more_is_an_error(context: ssl.SS
 
 
 def libssl() -> str | None:
-    """Returns the shared library of OpenSSL that this process has loaded."""
+    """Returns the path of the OpenSSL library that this process has loaded, or None."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     return next((line.split()[-1] for line in lines if "libssl" in line), None)

@@ -1,4 +1,4 @@
-"""Tests of one connection over a transport that a test fills, drains and ends: its writes in each state."""
+"""Tests what a connection writes in each state, over a transport that the test fills, drains and ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
 
 
 class OneClient(Scene):
-    """A hub with one client: a connection over a transport that the test controls."""
+    """A hub with one client, whose connection uses a transport that the test controls."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ def within_a_frame(ends: tuple[socket.socket, socket.socket]) -> tuple[OneClient
 
 
 def finish(scene: OneClient, far: socket.socket) -> bytes:
-    """Reads all data that the connection sends, as the client, and returns it."""
+    """Reads, as the client, all data that the connection sends, and returns this data."""
     read = bytearray()
     written = 0
     while True:
@@ -398,11 +398,11 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
     assert scene.transport.written == [pong_frame(b"after")]
 
 
-# The charge for pongs
+# Tests of the limiter's charge for pongs
 
 
 def spent(scene: OneClient) -> int:
-    """Returns how much the limiter has charged the client."""
+    """Returns the number of bytes that the limiter has charged to the client."""
     assert scene.read_limiter._total_used_bytes == sum(scene.read_limiter._used_bytes.values())
     return scene.read_limiter._used_bytes.get(scene.connection, 0)
 
@@ -454,7 +454,7 @@ def test_frame_that_is_not_a_pong_is_charged_after_a_ping(scene: OneClient) -> N
     scene.connection.ping()
     scene.says(Opcode.TEXT, b"hello")
     assert spent(scene) == 11 + 2 * FRAME_COST_BYTES
-    # The pong is still outstanding.
+    # The client's pong is still outstanding.
     scene.says(Opcode.PONG)
     assert spent(scene) == 11 + 2 * FRAME_COST_BYTES
 
@@ -469,7 +469,7 @@ def test_all_reads_of_a_pong_but_the_last_are_charged(scene: OneClient) -> None:
 
 
 def test_clients_that_answer_the_pings_of_the_bridge_are_not_throttled(scene: OneClient) -> None:
-    # If pongs were charged, the 1,013th pong would exceed the common limit of a period.
+    # If pongs were charged, the 1,013th pong would exceed the limit that all clients share in a period.
     others = [OneClient() for _ in range(1100)]
     for each in others:
         each.connection._context = replace(each.connection._context, read_limiter=scene.read_limiter)
@@ -478,7 +478,7 @@ def test_clients_that_answer_the_pings_of_the_bridge_are_not_throttled(scene: On
         assert each.transport.reading
     scene.connection.ping()
     scene.read_limiter.consume(others[0].connection, TOTAL_BUDGET_BYTES + 1, 0)
-    # The same holds while other clients flood the bridge.
+    # Even while other clients flood the bridge, a client is not throttled for its pong.
     scene.says(Opcode.PONG)
     assert scene.transport.reading
     assert len(scene.read_limiter) == 1
@@ -526,7 +526,7 @@ def test_throttled_client_that_fills_the_buffer_is_read_again_once_its_debt_is_p
     while not scene.transport.reading:
         scene.hours.pass_by(PERIOD_S)
         passed += 1
-    # The client pays its debt, one period after another.
+    # In each period that passes, the client pays a part of its debt.
     assert passed == (len(READ_BUFFER) * (6 + FRAME_COST_BYTES) // 6 + FRAME_COST_BYTES) // CLIENT_BUDGET_BYTES
 
 

@@ -20,11 +20,11 @@ CLOSE_TIMEOUT_S = DEFAULT.close_timeout_s
 
 
 def ignore(late: bool) -> None:
-    """Stands in for what the server does after each pass."""
+    """Does nothing, instead of the server's work after each pass."""
 
 
 class Client:
-    """A connection with the interface that the keepalive uses."""
+    """A fake connection with the interface that the keepalive uses."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -63,7 +63,7 @@ def keepalive(client: Client, clock: Clock) -> Keepalive:
 
 
 def look(keepalive: Keepalive, now_s: float) -> None:
-    """Makes one pass, and sends all its pings."""
+    """Makes one pass, and sends all pings of this pass."""
     keepalive.tick(now_s)
     keepalive.send_pings()
 
@@ -93,7 +93,7 @@ def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(
 ) -> None:
     tick_until(keepalive, clock, 124)
     assert client.said == [(30, "ping"), (60, "ping"), (90, "ping"), (120, "ping")]
-    # The last data may have arrived up to a tick later than its recorded time.
+    # The client is not idle yet, because its last data can have arrived up to a tick after the recorded time.
     tick_until(keepalive, clock, 125)
     assert client.said[4:] == [(125, "idle")]
     assert client.details == {"silent_s": 125.0}
@@ -156,7 +156,7 @@ def test_tick_is_five_seconds_or_less_if_the_timeouts_are_short(idle_s: float, p
 
 
 def test_closing_client_is_not_aborted_while_it_reads(keepalive: Keepalive, client: Client, clock: Clock) -> None:
-    """The close frame follows all data that was sent before."""
+    """The close frame is sent after all earlier data."""
     client.acknowledged_bytes = 5_000_000
     client.close(CloseReason.TOO_SLOW)
     least = int(MIN_READ_BYTES_PER_S * CLOSE_TIMEOUT_S)
@@ -201,7 +201,7 @@ def test_client_is_never_closed_before_its_time(answered_s: float) -> None:
     now_s = 0.0
     while (now_s, "idle") not in client.said:
         if now_s < answered_s <= now_s + keepalive.tick_s:
-            client.last_received_at = clock.now_s  # a connection records it in the same way
+            client.last_received_at = clock.now_s  # as a connection records the time of received data
         now_s += keepalive.tick_s
         look(keepalive, now_s)
     assert IDLE_S <= now_s - answered_s < IDLE_S + 2 * keepalive.tick_s
@@ -249,7 +249,7 @@ def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monk
         assert [line["log_level"] for line in logged] == ["error"] * MAX_LINES
         tick_until(keepalive, clock, PING_S + MINUTE_S)
     assert len(logged) == 2 * MAX_LINES
-    # The failures of the first pass beyond its lines, and all failures of the next 59 passes.
+    # The suppressed failures are those of the first pass without a line, and all failures of the next 59 passes.
     assert logged[MAX_LINES]["suppressed"] == 3 + 59 * (MAX_LINES + 3)
 
 
@@ -307,11 +307,11 @@ async def test_run_pings_many_clients_in_many_turns_of_the_loop(monkeypatch: pyt
     assert max(Counter(sent_at).values()) <= 2 * len(crowd) * PING_PAUSE_S / 5.0
 
 
-# A bridge that does not run
+# A bridge that does not run for a while
 
 
 FREEZES_S = (15.1, 60.0, 3600.0)
-"""The times since the last pass. A pass is due after 5 s, and is late after two more ticks."""
+"""The lengths of freezes, in seconds since the last pass. A pass is due after 5 s, and is late after two more ticks."""
 
 
 @pytest.mark.parametrize("freeze_s", FREEZES_S)
@@ -352,7 +352,7 @@ def test_pass_that_is_two_ticks_late_evicts(keepalive: Keepalive, client: Client
 
 
 def test_client_is_evicted_only_once_passes_are_no_longer_late() -> None:
-    """Each turn of the loop takes 5 s, with an idle timeout of 4 s."""
+    """In this test, each turn of the event loop takes 5 s, and the idle timeout is 4 s."""
     clock = Clock(0.0)
     client = Client(clock)
     keepalive = Keepalive([client], clock, 4.0, 1.0, ignore)
@@ -375,7 +375,7 @@ def test_client_with_pongs_read_in_the_next_turn_stays_in_turns_of_any_length(
     keepalive = Keepalive([client], clock, idle_s, ping_s, ignore)
     pinged_at = 0.0
     for _ in range(500):
-        # Data that arrived during the slow turn is read first, and recorded with the time of the previous pass.
+        # Before a pass, the bridge reads the data of the slow turn, and records it with the time of the previous pass.
         if client.pinged_at > pinged_at:
             pinged_at = client.pinged_at
             client.last_received_at = clock.now_s
@@ -398,7 +398,7 @@ def test_client_that_is_closing_has_the_whole_close_timeout_after_a_late_pass(
 def test_clock_that_stands_still_with_the_bridge_counts_nothing(
     keepalive: Keepalive, client: Client, clock: Clock
 ) -> None:
-    """On a suspended machine the clock stops too: the next pass is in time, and the timeout continues."""
+    """While a machine is suspended, its clock stops too, so the next pass is in time, and the timeout continues."""
     tick_until(keepalive, clock, 29)
     look(keepalive, 34.0)
     assert client.said == [(34.0, "ping")]

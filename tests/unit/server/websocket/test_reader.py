@@ -1,4 +1,4 @@
-"""Tests of data from a client: pings and closes are returned, violations have the right code, and nothing is kept."""
+"""Tests that the reader returns pings and closes, reports violations with the right code, and keeps no data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 MASK = b"\x37\xfa\x21\x3d"
 
 
-def frame(  # every part of a frame may be wrong
+def frame(  # in this function, every part of a frame can be wrong
     opcode: int,
     payload: bytes = b"",
     *,
@@ -45,7 +45,7 @@ def frame(  # every part of a frame may be wrong
     length_bytes: int | None = None,
     length: int | None = None,
 ) -> bytes:
-    """Returns a client's frame. `length_bytes` (0, 2 or 8) and `length` replace the values that fit the payload."""
+    """Returns a client's frame. `length_bytes` (0, 2 or 8) and `length` replace the correct values for the payload."""
     length = len(payload) if length is None else length
     if length_bytes is None:
         length_bytes = 0 if length < 126 else 2 if length < 65536 else 8
@@ -69,7 +69,7 @@ def fed_in_bytes(data: bytes) -> list[Incoming]:
 
 
 def outcome(events: Iterable[Incoming]) -> list[Incoming | int]:
-    """Returns the results, with only the code of each violation."""
+    """Returns the reader's results, with each violation replaced by its code."""
     return [event.code if isinstance(event, ProtocolViolation) else event for event in events]
 
 
@@ -258,7 +258,7 @@ def test_ping_outlives_the_buffer_that_it_was_read_into() -> None:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
-    # These reads are longer than those from sockets, because tracing makes each read slow.
+    # These reads are longer than reads from a socket, because tracing makes each read slow.
     size, read = 1 << 30, memoryview(bytes(1 << 24))
     connection = FrameReader()
     tracemalloc.start()
@@ -275,7 +275,7 @@ def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
     assert peak - before < 4 * TEXT_PIECE_BYTES
 
 
-# Any bytes, in any split
+# Any bytes, in pieces of any size
 
 # The test has no time limit, so that it does not fail on a busy machine.
 FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
@@ -334,7 +334,7 @@ def test_valid_messages_have_the_same_result_in_every_split(
         assert fed(*split(data + close(ending), cuts)) == [*expected, Close(ending)]
 
 
-# Complete characters, incomplete characters, and bytes that are no character
+# Payloads with complete characters, incomplete characters, and bytes that are no character
 TEXTS = [
     b"a",
     "\u20ac".encode(),
@@ -372,7 +372,7 @@ def frames_of_any_kind(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def texts_of_any_kind(draw: st.DrawFn) -> bytes:
-    """Generates a text message, valid or not, in fragments. The last fragment may be missing."""
+    """Generates a valid or invalid text message in fragments. The last fragment of the message can be missing."""
     payloads = draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
     last = len(payloads) - 1 if draw(st.booleans()) else len(payloads)
     return b"".join(
@@ -388,9 +388,9 @@ PIECES = st.lists(KNOWN | VALID | texts_of_any_kind() | frames_of_any_kind(), ma
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Generates frames with garbage anywhere among them, which may replace some of their bytes.
+    """Generates frames in which garbage is inserted anywhere, or replaces some of the bytes.
 
-    The end may be cut off.
+    The end of the last frame can be missing.
     """
     data = draw(PIECES)
     for _ in range(draw(st.integers(0, 3))):
@@ -399,7 +399,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data
 
 
-# The possible continuations of a payload complete a close code, or a character wherever this is possible.
+# Continuations of a payload that complete a close code, or any character that can still be completed.
 ENDINGS = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xbf", b"\xbf\xbf", b"\xbf\xbf\xbf", b"\x03\xe8"]
 
 
@@ -416,9 +416,10 @@ def is_utf8(text: bytes) -> bool:
 
 
 def oracle(data: bytes) -> list[Incoming | int]:
-    """Returns the result of websockets' own protocol for the whole frames in these bytes.
+    """Returns the result of the websockets library's protocol for the whole frames in the given bytes.
 
-    The library does not check the text of messages. Here, Python's decoder checks all received text of a message.
+    The library websockets does not check the text of messages. Instead of the library, Python's decoder checks all
+    received text of a message.
     """
     protocol = ServerProtocol(state=State.OPEN, max_size=None)
     protocol.receive_data(data)
@@ -452,9 +453,10 @@ def oracle(data: bytes) -> list[Incoming | int]:
 
 
 def completions(data: bytes) -> list[bytes] | None:
-    """Returns bytes that can complete the last frame, or None if the highest bit of its length is set.
+    """Returns bytes that can complete the last frame, or None if the highest bit of this frame's length is set.
 
-    All frames before it must be valid. A length that is too long for a test becomes a shorter one of the same form.
+    All frames before the last frame must be valid. A length that is too long for a test is replaced by a shorter length
+    of the same form.
     """
     at = 0
     while at < len(data):
@@ -462,7 +464,7 @@ def completions(data: bytes) -> list[bytes] | None:
         extended = {126: 2, 127: 8}.get(second & 127, 0)
         size = 2 + extended + 4
         head = data[at : at + size]
-        # The missing bytes are a mask, and a length of zero.
+        # The missing bytes of the head are filled with zeros, as a mask and a length of zero.
         head = head[:1] + bytes([second]) + head[2:].ljust(size - 2, b"\0")
         length = int.from_bytes(head[2 : 2 + extended], "big") if extended else second & 127
         payload = data[at + size : at + size + length]
@@ -483,12 +485,13 @@ def completions(data: bytes) -> list[bytes] | None:
 
 
 def check(data: bytes, cuts: list[int]) -> None:
-    """Checks that these bytes have the library's result in any split, and that almost none of them are kept."""
+    """Checks that the reader agrees with the library for bytes in any pieces, and keeps almost none of the bytes."""
     events = fed(data)
     ours, theirs = outcome(events), oracle(data)
     assert not any(isinstance(event, Close | ProtocolViolation) for event in events[:-1])
     if ours != theirs:
-        # The library checks whole frames, except their first two bytes. An earlier result must hold for any rest.
+        # The library checks a frame only when it is complete, except for the frame's first two bytes. If the reader
+        # reports a violation earlier, the library must report it for any rest of the frame.
         assert isinstance(events[-1], ProtocolViolation)
         assert ours[:-1] == theirs
         ends = completions(data)
@@ -501,7 +504,7 @@ def check(data: bytes, cuts: list[int]) -> None:
     at = 0
     for read in split(data, cuts):
         new = connection.feed(read)
-        # The results are at most an earlier frame, the frames of six bytes, and a violation.
+        # A read gives at most one result for an earlier frame, one for each frame of six bytes, and one violation.
         assert len(new) <= 1 + len(read) // 6 + 1
         so_far += new
         at += len(read)
@@ -532,7 +535,7 @@ def test_any_bytes_have_the_result_of_the_library(data: bytes, cuts: list[int]) 
     check(data, cuts)
 
 
-# The library waits for the 2^63 bytes of a length with its highest bit.
+# If the highest bit of a length is set, the library waits for 2^63 bytes.
 BROKEN_THERE = [pytest.param(data, id=name) for name, data, _ in BROKEN if "length" not in name]
 
 
@@ -541,7 +544,7 @@ def test_violation_is_one_for_the_library_too(data: bytes) -> None:
     assert outcome(fed(data)) == oracle(data)
 
 
-# Frames with a lower charge
+# Frames for which the client is charged less
 
 
 def test_pongs_that_end_with_the_last_bytes_are_counted_with_their_size() -> None:

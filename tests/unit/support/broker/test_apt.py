@@ -1,4 +1,4 @@
-"""Packages are installed only if no password is necessary, and without starting their services."""
+"""Packages are installed only if no password is necessary, and the services in the packages are not started."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.support.broker import apt
 
 
 class _Root:
-    """A machine on which the test is root, with an apt-get that only records its arguments."""
+    """A machine on which the test seems to be root, with a fake apt-get that only records its arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._folder = folder

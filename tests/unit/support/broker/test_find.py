@@ -1,4 +1,4 @@
-"""The choice of a broker if there are several, and the error if there is none."""
+"""Tests of the choice of a broker if there are several, and of the error if there is no broker."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ _SERVER = Path("/somewhere/rabbitmq-server")
 
 
 class _Machine:
-    """A machine in which the test sets all sources of a broker."""
+    """A machine on which the test sets all places where a broker can be found."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []

@@ -1,4 +1,4 @@
-"""Free ports: each is returned once."""
+"""Tests that each free port is returned only once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from tests.support.broker.ports import free_port
 
 
 def test_port_is_returned_once_by_a_process() -> None:
-    # Of 300 random ports out of 12,000, two would be equal in 49 of 50 runs.
+    # If ports were random, two of 300 ports out of 12,000 would be equal in 49 of 50 runs.
     ports = [free_port() for _ in range(300)]
     assert len({*ports}) == len(ports)
