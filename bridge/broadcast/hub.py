@@ -1,9 +1,9 @@
-"""The hub decides which connection gets which update, and when, with one log and many cursors.
+"""The hub decides which connection gets which update, and when, with one log and a cursor for each connection.
 
-The hub has few verbs: join, leave, publish, drain. An update goes to the live connections with the next flush. All
-other connections read the update from the log, each from its own cursor. `subscriber` has the states of a connection,
-and the table of its transitions. `Hub._dispatch` changes the states. `_reset_illegal` handles an event that has no row
-in the table.
+The main methods of the hub are join, leave, publish and drain. With the next flush, an update goes to all live
+connections. All other connections read the update from the log, each from its own cursor. The module `subscriber`
+defines the states of a connection and the table of transitions between the states. `Hub._dispatch` changes the states.
+`_reset_illegal` handles an event that has no row in the table of transitions.
 
 This module neither interprets updates nor writes to sockets.
 """
@@ -33,18 +33,19 @@ from bridge.metrics import Metrics
 _log = structlog.get_logger(LOGGER)
 
 FLUSH_BYTES = 65536
-"""The most bytes in one write to a connection. Larger writes gain nothing, because the kernel needs more time for each
-frame than for the call."""
+"""The maximum size of one write to a connection, in bytes. Larger writes gain nothing, because the kernel needs more
+time for the frames than for the system call."""
 
 ENCRYPT_BYTES = 2**20
-"""The most bytes of a larger flush that are encrypted, for all clients together, in one turn of the loop: 4 ms."""
+"""The maximum number of bytes that are encrypted, for all clients together, in one turn of the loop, if a flush has
+more than CATCH_UP_BYTES. Encrypting this number takes 4 ms."""
 
 
 class FlushListener(Protocol):
     """An object that is called after each flush."""
 
     def on_flush(self) -> None:
-        """Called when all updates published so far are written or left to the cursors."""
+        """Called when each published update is written to live connections and left to the cursors of the others."""
 
 
 class Source(Protocol):
@@ -52,26 +53,27 @@ class Source(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """Whether new updates arrive as they are published."""
+        """Whether new updates arrive as soon as they are published."""
 
 
 _Call = Callable[[Subscriber], None]
 
 _Calls = tuple[_Call | None, State, tuple[_Call, ...]]
-"""A compiled row of the table: a call in the old state, the next state, and the calls in that state."""
+"""A compiled row of the table of transitions: the call that leaves the old state, the next state, and the calls that
+follow."""
 
 # In Python 3.11, access to an enum member runs a property in Python, which takes longer than the transition itself.
 _CONGESTED, _DRAINED, _PARTIAL_WRITE = ConnectionEvent.CONGESTED, ConnectionEvent.DRAINED, ConnectionEvent.PARTIAL_WRITE
 
 
 class Trace(Protocol):
-    """Observes a hub."""
+    """Observes the transitions and flushes of a hub."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
         """Called after a change of a connection's state. `before` is the previous state."""
 
     def on_flush(self, flushed: int, live: int) -> None:
-        """Called after each flush: all positions below `flushed` are flushed, and `live` connections are live now."""
+        """Called after each flush, with the flushed position and the number of connections that are live now."""
 
 
 class Hub:
@@ -89,16 +91,16 @@ class Hub:
         replaying: bool = False,
         trace: Trace | None = None,
     ) -> None:
-        """`schedule` is the event loop's `call_soon`; `now_ms` is the clock (Unix milliseconds).
+        """`schedule` is the event loop's `call_soon`. `now_ms` returns the time in Unix milliseconds.
 
-        With `replaying`, all updates until `end_replay` are older than the bridge's start. These updates fill the log,
-        and only clients that resume get them.
+        With `replaying`, all updates before the call of `end_replay` are older than the bridge's start. These replayed
+        updates fill the log, and only clients that resume get them.
         """
         self._index = index
         self._update_log = log = index.update_log
         self._metrics = metrics
         self.schedule = schedule
-        """Calls a function in the next turn of the loop. Connections use this attribute too, so that they need no
+        """Calls a function in the next turn of the loop. Connections also call `schedule`, so that they need no
         reference to the loop."""
         self._after_flush = flush_listener.on_flush
         if trace is not None:
@@ -125,7 +127,7 @@ class Hub:
             State.LAGGING: catch_up.discard_lagging,
             State.CLOSING: catch_up.discard_closing,
         }
-        """For each state, the call that removes a connection from the collection of that state."""
+        """For each state, the method that removes a connection from the collection of connections in this state."""
         self._table = self._compile(trace)
         assert log.head == 0
 
@@ -136,7 +138,7 @@ class Hub:
 
     @property
     def lagging(self) -> int:
-        """The number of connections that have not received all updates: RESUMING, CATCHING_UP and LAGGING ones."""
+        """The number of connections in the states RESUMING, CATCHING_UP and LAGGING, which lack some updates."""
         return len(self._resume) + len(self._catch_up.catching_up) + len(self._catch_up.lagging)
 
     @property
@@ -146,12 +148,12 @@ class Hub:
 
     @property
     def subscriptions(self) -> int:
-        """The number of subscriptions in use, apart from the default one."""
+        """The number of subscriptions in use, apart from the default subscription."""
         return len(self._subscriptions)
 
     @property
     def sent_bytes(self) -> int:
-        """The number of bytes of updates and own messages written to sockets, or handed to transports."""
+        """The number of bytes of updates and own messages that were written to sockets or handed to transports."""
         return self._sent_bytes + self._catch_up.sent_bytes
 
     @property
@@ -161,7 +163,7 @@ class Hub:
 
     @property
     def logged_updates(self) -> int:
-        """The number of updates in the log, without its other entries: own messages and ids without an update."""
+        """The number of updates in the log, without the bridge's own messages and without ids that have no update."""
         return self._index.count(None, self._update_log.tail, self._update_log.head)[0]
 
     # Connections
@@ -169,7 +171,7 @@ class Hub:
     def join(
         self, connection: Subscriber, update_filter: UpdateFilter | None = None, after: After | None = None
     ) -> None:
-        """Adds a connection. If `after` is None, the connection receives updates without ids, from now on."""
+        """Adds a connection. If `after` is None, the connection gets all updates from now on, without ids."""
         if connection.state is State.NEW:
             connection.subscription = self._subscriptions.join(update_filter, ids=after is not None)
             if after is not None:
@@ -183,20 +185,21 @@ class Hub:
     def closing(self, connection: Subscriber) -> None:
         """Stops the updates of a connection, because its closing handshake begins.
 
-        The connection still gets the rest of a frame that is sent in part, and then a call of `frame_ended`. If the log
-        has dropped this frame, no close frame can follow, and the connection is reset.
+        If a frame was sent only in part, the connection still gets the rest, and then a call of `frame_ended`. If the
+        log has dropped the frame that was sent in part, no close frame can follow, and the connection is reset.
         """
         self._dispatch(connection, ConnectionEvent.CLOSE)
 
     def leave(self, connection: Subscriber) -> None:
         """Forgets a connection.
 
-        Call this method before the descriptor is closed, because the next socket may get the same descriptor.
+        Must be called before the connection's descriptor is closed, because the next socket may get the same
+        descriptor.
         """
         self._dispatch(connection, ConnectionEvent.LEAVE)
 
     def congested(self, connection: Subscriber) -> None:
-        """Reports that a connection's transport holds bytes: nothing may be written past the transport."""
+        """Reports that a connection's transport holds bytes, so that nothing may be written past the transport."""
         self._dispatch(connection, _CONGESTED)
 
     def drained(self, connection: Subscriber) -> None:
@@ -204,7 +207,7 @@ class Hub:
         self._dispatch(connection, _DRAINED)
 
     def drain(self) -> None:
-        """Closes each connection that has received everything now, and each other connection when it has caught up."""
+        """Closes each connection, either now, if the connection has all updates, or when it has caught up."""
         self.flush()
         self._stopping = True
         for connection in tuple(self._connections()):
@@ -220,10 +223,10 @@ class Hub:
     def publish(
         self, payload: bytes, filter_input: FilterInput | None = None, update_id: UpdateId | None = None
     ) -> None:
-        """Adds an update (UTF-8 JSON) to the log. The next `flush` sends it.
+        """Adds an update (UTF-8 JSON) to the log. The next `flush` sends the update.
 
-        `filter_input` is the update's type and data, if the caller has them. `update_id` is the update's id, if the
-        source assigns the ids.
+        `filter_input` contains the update's type and data, if the caller has them. `update_id` is the update's id, if
+        the source of the updates assigns ids.
         """
         frame = text_frame(payload)
         self._make_room(len(frame))
@@ -231,21 +234,21 @@ class Hub:
         self._unflushed_bytes += len(frame)
 
     def record_id(self, update_id: UpdateId) -> None:
-        """Records an id without an update.
+        """Records in the log an id that belongs to no update.
 
-        Clients that got this id from another instance can then resume after it.
+        Clients that got the id from another instance of the bridge can then resume after it.
         """
         self._make_room(0)
         self._index.record_id(update_id)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Flushes if the log could otherwise drop a frame that is not flushed."""
+        """Flushes the log if it could otherwise drop a frame that is not flushed."""
         unflushed = self._update_log.head - self._update_log.flushed
         if self._unflushed_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
 
     def send_own_message(self, payload: bytes) -> None:
-        """Sends an own message to the connections with ids, in order with the updates."""
+        """Sends one of the bridge's own messages to the connections with ids, in order with the updates."""
         self.flush()
         self._index.append_own_message(payload)
         self.flush()
@@ -253,19 +256,19 @@ class Hub:
     def end_replay(self) -> None:
         """Ends the replay of updates that are older than the bridge's start.
 
-        All connections get the updates after the replay.
+        All connections get the updates that arrive after the replay.
         """
         self.flush()
         self._resume.end_replay()
 
     def tick(self) -> None:
-        """Ends the wait for updates that have not arrived between two ticks. Call this method every few seconds."""
+        """Ends each wait for an update that has lasted from one tick to the next. Call `tick` every few seconds."""
         self._resume.tick(self._source.is_live)
 
     # The flush
 
     def flush(self) -> None:
-        """Sends all live connections the updates published since the last flush."""
+        """Sends all live connections the updates that were published since the last flush."""
         self._unflushed_bytes = 0
         log = self._update_log
         if self._resume.pending.replaying:
@@ -296,7 +299,7 @@ class Hub:
         metrics = self._metrics
         for subscription in subscriptions:
             live = subscription.live
-            # The connections with a descriptor that are still live took all frames.
+            # The sockets of all connections that are still live took all frames.
             self._sent_bytes += len(frames) * len(live.connections)
             if live.via_transport:
                 self._encrypt(subscription, frames)
@@ -315,8 +318,8 @@ class Hub:
         room_bytes = ENCRYPT_BYTES
         for connection in tuple(live.via_transport):
             self._dispatch(connection, ConnectionEvent.POSTPONED)
-            # The other connections get the frames in later turns, because encryption for hundreds of clients takes
-            # long.
+            # The connections beyond ENCRYPT_BYTES get the frames in later turns, because encryption for hundreds of
+            # clients takes long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
                 catch_up.send_next(connection)
@@ -331,7 +334,7 @@ class Hub:
     # Transitions
 
     def _compile(self, trace: Trace | None) -> Mapping[State, Mapping[ConnectionEvent, _Calls]]:
-        """Returns the table with the methods of this hub. Without `trace`, tracing costs nothing."""
+        """Returns the table of transitions with the methods of this hub. Without `trace`, tracing takes no time."""
         catch_up = self._catch_up
         enter: Mapping[State, _Call] = {
             State.CATCHING_UP: catch_up.add_catching_up,
@@ -378,7 +381,7 @@ class Hub:
             call(connection)
 
     def _reset_illegal(self, connection: Subscriber, event: ConnectionEvent) -> None:
-        """Resets a connection after a fault of the bridge. Other connections are not affected."""
+        """Resets a single connection after a fault of the bridge, so that other connections are not affected."""
         state = connection.state
         _log.error(
             "connection reset after an event that is illegal in its state",
@@ -407,7 +410,7 @@ class Hub:
         connection.close(CloseReason.TOO_SLOW, updates_behind=self._update_log.flushed - connection.cursor)
 
     def _count_dropped(self, connection: Subscriber) -> None:
-        # With a filter, the bridge does not know which updates the connection would have received.
+        # If the connection has a filter, the bridge does not know which updates the connection would have received.
         if connection.subscription.filter is None:
             self._metrics.dropped += self._index.count(None, connection.cursor, self._update_log.flushed)[0]
 

@@ -1,4 +1,4 @@
-"""The debug lines of the hub: one line for each change of a connection's state, and one line for each flush."""
+"""The debug lines of the hub: a line for each change of a connection's state, and a line for each flush."""
 
 import structlog
 
@@ -13,18 +13,18 @@ _WITH_CURSOR = frozenset({State.PENDING, State.RESUMING, State.CATCHING_UP, Stat
 
 
 class HubLog:
-    """The `Trace` for the level debug. Logs each change of a state and each flush."""
+    """The `Trace` for the log level debug. Logs each change of a connection's state and each flush."""
 
     def __init__(self) -> None:
         self._flushed = 0
-        """The position up to which flushes are logged."""
+        """The position in the log up to which flushes have been logged."""
         self._short_writes = 0
-        """The number of sockets that took only a part of the frames, since the last flush."""
+        """The number of sockets that have taken only a part of their frames since the last flush."""
         self._postponed = 0
-        """The number of connections that get the frames in later turns of the loop, since the last flush."""
+        """The number of connections, since the last flush, that get their frames in later turns of the loop."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
-        """Logs a change of a connection's state, with the cursor if the connection uses it."""
+        """Logs a change of a connection's state, with the cursor if the connection reads from its cursor."""
         if event is ConnectionEvent.PARTIAL_WRITE:
             self._short_writes += 1
         elif event is ConnectionEvent.POSTPONED:
@@ -40,7 +40,7 @@ class HubLog:
         )
 
     def on_flush(self, flushed: int, live: int) -> None:
-        """Logs a flush, unless it had nothing to send."""
+        """Logs a flush, unless the flush had nothing to send."""
         positions, self._flushed = flushed - self._flushed, flushed
         if positions:
             _log.debug(

@@ -1,4 +1,4 @@
-"""The metrics of the hub and its update log: values that are read at each scrape."""
+"""The metrics of the hub and its update log, whose values are read at each scrape."""
 
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.update_log import UpdateLog
@@ -6,7 +6,7 @@ from bridge.metrics import Metrics, Transport
 
 
 def register_hub_metrics(metrics: Metrics, hub: Hub, update_log: UpdateLog) -> None:
-    """Adds the gauges and counters of a hub and its log."""
+    """Registers the gauges and counters of a hub and its update log."""
     transport = Transport.WEBSOCKET
     metrics.gauge("bridge_connections", "Open connections of clients.", lambda: len(hub), transport=transport)
     metrics.gauge(

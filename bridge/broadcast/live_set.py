@@ -1,14 +1,14 @@
 """The live connections of a subscription, as an array of the descriptors of their sockets.
 
-A flush reads this array and nothing else of a connection. With 1000 clients, the transport and the protocol of the next
-client are not in the processor's caches, so reading them takes longer than the system call. In the paced benchmark
-(`make bench`), a flush takes 1.4 times as long as a bare loop in C if it reads them, and 1.1 to 1.2 times if it does
-not.
+A flush reads only the array of descriptors, not the connections. With 1000 clients, the transport and the protocol of
+each next client are not in the processor's caches, so reading them takes longer than the system call. In the paced
+benchmark (`make bench`), a flush that reads transports and protocols takes 1.4 times as long as a bare loop in C. A
+flush that reads only the array takes 1.1 to 1.2 times as long as the loop.
 
-A flush writes past the transport. This is correct only while the transport holds no bytes and owns the descriptor. A
-congested or closing connection must therefore not be in the set. For a connection with TLS, the set holds the method of
-the transport that encrypts and sends. It does not hold the descriptor of such a connection, because a write to the
-descriptor would not be encrypted.
+A flush writes to the sockets past the transports. Writing past a transport is correct only while the transport holds no
+bytes and owns the descriptor. A congested or closing connection must therefore not be in a live set. For a connection
+with TLS, the live set holds the transport's method that encrypts and sends. The set does not hold the descriptor of a
+connection with TLS, because a write to the descriptor would not be encrypted.
 """
 
 from array import array
@@ -22,22 +22,23 @@ from bridge.broadcast.socket_writes import IoSubmitWriter, try_write_all
 _log = structlog.get_logger("bridge.broadcast")
 
 MIN_BATCHED_SOCKETS = 64
-"""From this number of sockets on, one system call for many writes is faster than one call for each socket."""
+"""The number of sockets from which one system call for all writes is faster than one call for each socket."""
 
 
 class Slot(Protocol):
-    """A connection in a live set: its socket, and its place in the set."""
+    """A connection in a live set, with its socket and its place in the set."""
 
     @property
     def descriptor(self) -> int | None:
-        """The descriptor of the socket, or None with TLS."""
+        """The descriptor of the connection's socket, or None if the connection uses TLS."""
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """With TLS, encrypts and sends frames. The transport holds the bytes that the socket does not take."""
+        """With TLS, encrypts and sends frames. The transport holds all bytes that the socket does not take."""
 
     slot: int
-    """The index of the connection in its live set, or -1 if it is in no set. Only `LiveSet` changes this attribute."""
+    """The index of the connection in its live set, or -1 if it is in no live set. Only `LiveSet` changes the attribute
+    `slot`."""
 
 
 P = TypeVar("P", bound=Slot)
@@ -50,9 +51,10 @@ class LiveSet(Generic[P]):
 
     def __init__(self) -> None:
         self.connections: list[P] = []
-        """The connections with a descriptor. Other classes must not change any attribute of the set."""
-        # An array, because a list would refer to an object for each number, and each object would be a cache miss (2 %
-        # of the paced fan-out).
+        """The connections without TLS, which have a descriptor. Other classes must not change any attribute of the
+        set."""
+        # The descriptors are in an array, because a list would refer to an object for each number. Each object would be
+        # a cache miss (2 % of the paced fan-out).
         self.descriptors = array("i")
         self.via_transport: list[P] = []
         """The connections with TLS."""
@@ -66,7 +68,7 @@ class LiveSet(Generic[P]):
         return connection.slot >= 0
 
     def __iter__(self) -> Iterator[P]:
-        """Iterates over a copy: the caller may discard connections."""
+        """Iterates over a copy, so that the caller can discard connections during the iteration."""
         return iter((*self.connections, *self.via_transport))
 
     def add(self, connection: P) -> None:
@@ -83,12 +85,12 @@ class LiveSet(Generic[P]):
             self.descriptors.append(descriptor)
 
     def discard(self, connection: P) -> None:
-        """Removes a connection, if it is in the set."""
+        """Removes a connection if the connection is in the set."""
         slot = connection.slot
         if slot < 0:
             return
         connection.slot = -1
-        # The last connection moves to the free slot, and no other connection moves.
+        # The last connection moves to the slot that is now free, and no other connection moves.
         if slot < len(self.connections) and self.connections[slot] is connection:
             last, descriptor = self.connections.pop(), self.descriptors.pop()
             if last is not connection:
@@ -101,15 +103,15 @@ class LiveSet(Generic[P]):
             last.slot = slot
 
     def encrypt(self, frames: bytes) -> list[tuple[P, Exception]]:
-        """Sends frames to the connections with TLS. Returns the connections on which this raised, with their errors.
+        """Sends frames to all connections with TLS. Returns the connections that raised an error, with the errors.
 
-        If a transport can't send all frames at once, its connection leaves the set during this call.
+        If a transport can't send all frames at once, its connection leaves the set during the call of `encrypt`.
         """
         failed: list[tuple[P, Exception]] = []
         for connection, write in zip(tuple(self.via_transport), tuple(self.writes), strict=True):
             try:
                 write(frames)
-            except Exception as error:  # an error of one connection must not affect the others
+            except Exception as error:  # an error of one connection must not affect other connections
                 failed.append((connection, error))
         return failed
 
@@ -121,9 +123,9 @@ class BroadcastWriter:
         self._write_batched: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
 
     def write(self, lives: Sequence[LiveSet[P]], frames: bytes) -> list[tuple[P, int]]:
-        """Writes to every socket.
+        """Writes the frames to every socket of the live sets.
 
-        Returns each connection whose socket took only a part, and the size of this part.
+        Returns each connection whose socket took only a part of the frames, and the size of this part in bytes.
         """
         descriptors = lives[0].descriptors if len(lives) == 1 else array("i")
         if len(lives) > 1:
@@ -137,8 +139,8 @@ class BroadcastWriter:
             short = self._write_batched(descriptors, frames)
         if not short:
             return []
-        # Connections are looked up only here. A lookup during the writes would take time for each connection and
-        # update.
+        # Connections are looked up only for partial writes. A lookup during the writes would take time for each
+        # connection and update.
         connections = [connection for live in lives for connection in live.connections]
         slots = {descriptor: slot for slot, descriptor in enumerate(descriptors)}
         return [(connections[slots[descriptor]], taken) for descriptor, taken in short]
