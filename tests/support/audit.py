@@ -1,8 +1,7 @@
 """`python -m tests.support.audit`: looks up known vulnerabilities of all packages in the lock files.
 
 pip-audit asks a service about each package. pip-audit calls a package clean even if it skipped the package, or if the
-service does not know the package. This module requires that each package was looked up. Flags are passed on to
-pip-audit.
+service does not know the package. This module fails if a package was not looked up. Flags are passed on to pip-audit.
 """
 
 import json

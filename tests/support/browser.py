@@ -13,9 +13,9 @@ from tests.support.broker.session import unavailable
 from tests.support.prepare import CHROMIUM, WHOLE_CHROMIUM
 
 FOREIGN_SUFFIX = ".example"
-"""The ending of names that the browser resolves to this machine, without knowing that they are local."""
+"""The ending of names that the browser resolves to this machine, but does not take for local names."""
 
-# The browser applies these rules to literal addresses too.
+# The browser applies its host rules to literal addresses too.
 _RULES = [
     f"MAP *{FOREIGN_SUFFIX} 127.0.0.1",
     "MAP * ~NOTFOUND",
@@ -52,7 +52,7 @@ async def chromium(*flags: str) -> AsyncIterator[Browser]:
 
 
 REDIRECT = "/redirect?"
-"""A path of a foreign site that redirects to the URL that follows."""
+"""A path of a foreign site that redirects to the URL after the `?`."""
 
 
 class File(NamedTuple):
@@ -65,7 +65,7 @@ class File(NamedTuple):
 class ForeignSite:
     """A web site that is not the bridge's.
 
-    The site answers each request with a file and ends the connection. The browser therefore keeps no connection when a
+    The site answers each request with a file and ends the connection, so that the browser keeps no connection when a
     name moves to another server.
     """
 

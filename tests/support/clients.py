@@ -95,9 +95,9 @@ class RawClient:
         headers: Sequence[str] = (),
         receive_bytes: int | None = None,
     ) -> "RawClient":
-        """Connects and upgrades.
+        """Connects, and upgrades the connection to WebSocket.
 
-        `receive_bytes` bounds the kernel's receive buffer, so that the client is soon full.
+        `receive_bytes` limits the kernel's receive buffer, so that few bytes fill it.
         """
         client_socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         client_socket.setblocking(False)
@@ -147,7 +147,7 @@ class RawClient:
                 return close_code(payload)
 
     async def read_available(self) -> bytes:
-        """Returns the bytes that have arrived, at least one."""
+        """Returns the bytes that have arrived, at least one byte."""
         async with asyncio.timeout(READ_LIMIT_S):
             data = await self._reader.read(2**18)
         assert data, "the server has ended the connection"
@@ -177,7 +177,7 @@ class RawClient:
 
 
 class Collector(asyncio.Protocol):
-    """A client that stores all bytes after the handshake. A test can have a thousand of them."""
+    """A client that stores all bytes after the handshake. A test can have a thousand such clients."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -211,7 +211,7 @@ class Collector(asyncio.Protocol):
 
 
 class ClosingCollector(Collector):
-    """A collector that answers the server's close frame, so that the server does not wait for its end."""
+    """A collector that answers the server's close frame, so that the server does not wait in vain."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)

@@ -35,7 +35,7 @@ MEASURED = (
 )
 """Variables with which a Python process measures coverage. `make test-all` measures the unit tests and the commands.
 
-With coverage everywhere, `make test-all` would take two minutes longer."""
+If all programs measured coverage, `make test-all` would take two minutes longer."""
 
 
 def plain_environment(**variables: str) -> dict[str, str]:
@@ -157,7 +157,7 @@ class Tailing:
             self.errors.append(line.decode().removesuffix("\n"))
 
     async def reports(self, words: str, times: int = 1) -> None:
-        """Waits until `times` lines on standard error begin with these words."""
+        """Waits until `times` lines on standard error begin with the text `words`."""
         await eventually(
             f"the command reports {words!r}", lambda: sum(line.startswith(words) for line in self.errors) >= times
         )
@@ -188,7 +188,10 @@ async def tailing(
     stdout: int = asyncio.subprocess.PIPE,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[Tailing]:
-    """Runs `edk-bridge tail`. Kills the command at the end if it runs. With another `stderr`, `errors` stays empty."""
+    """Runs `edk-bridge tail`.
+
+    Kills the command at the end if it runs. With another `stderr` than a pipe, `errors` stays empty.
+    """
     process = await asyncio.create_subprocess_exec(
         # SIGINT has its default effect, as on a terminal. A program in the background ignores Ctrl-C, and so do the
         # programs that it starts.

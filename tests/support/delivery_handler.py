@@ -46,7 +46,7 @@ class Recorder:
         self.holds = False
         """If true, no delivery is settled."""
         self.settleable_at_session_end: list[list[bool]] = []
-        """For each end of a session, `current` of each delivery so far."""
+        """For each end of a session, the value of `current` of each delivery so far."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -92,7 +92,7 @@ class Recorder:
 async def reading(
     url: str, exchange: str, stream: StreamConfig, recorder: Recorder, prefetch: int = 20, timing: Timing = DEFAULT
 ) -> AsyncIterator[Consumer]:
-    """Runs a consumer of a stream. Raises the error that ended it."""
+    """Runs a consumer of a stream, and raises the error that ended the consumer."""
     config = ConsumerConfig((Node(url),), (exchange,), None, "reader", stream)
     consumer = Consumer(config, recorder, FlowControl(prefetch), Metrics(), wait=False, timing=timing)
     running = asyncio.create_task(consumer.run())

@@ -1,7 +1,7 @@
 """The code blocks of the documentation, so that tests run them unchanged.
 
 A test names a block by its document, its heading and its number: `code_block("README.md", "Publish")`. The three
-arguments are literals, which `tests/unit/test_documentation.py` reads to find blocks that no test runs.
+arguments of `code_block` are literals, which `tests/unit/test_documentation.py` reads to find blocks that no test runs.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class Block(NamedTuple):
     heading: str
     """The nearest heading above the block."""
     number: int
-    """The position of the block among those below this heading, from 0."""
+    """The position of the block among the blocks below its heading, from 0."""
     language: str
     """The word after the fence, which may be empty."""
     text: str
@@ -66,7 +66,7 @@ def code_block(document: str, heading: str, number: int = 0) -> str:
 
 
 def adapted(text: str, *changes: tuple[str, str]) -> str:
-    """Replaces texts that differ in a test, such as an address. Raises LookupError for a text that is not there."""
+    """Replaces texts that differ in a test, such as an address. Raises LookupError if a text is missing."""
     for old, new in changes:
         if old not in text:
             raise LookupError(f"the example does not contain {old!r}:\n{text}")
@@ -75,7 +75,7 @@ def adapted(text: str, *changes: tuple[str, str]) -> str:
 
 
 async def shell(command: str, folder: Path, limit_s: float = LIMIT_S, /, **variables: str) -> bytes:
-    """Runs a shell command with `edk-bridge` in the PATH. Returns its output, including errors.
+    """Runs a shell command with `edk-bridge` in the PATH. Returns the command's output, including errors.
 
     The command inherits no settings of the bridge. Raises AssertionError with the output if the exit code is not 0.
     """

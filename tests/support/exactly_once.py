@@ -1,8 +1,8 @@
-"""A fetcher and clients that lose nothing after any fault between them. Each event must arrive exactly once.
+"""A fetcher and clients that lose no event, whatever fault occurs between them. Each event must arrive exactly once.
 
-The fetcher publishes an event again, on any node that answers, until the broker has confirmed it. A stream may then
-contain the event twice, and the bridge detects the duplicate by the killmail's identity. The clients reconnect at once,
-and ask for everything after their last id.
+The fetcher publishes an event again, on any node that answers, until the broker has confirmed it. A stream may contain
+an event that was published twice, and the bridge detects the duplicate by the killmail's identity. The clients
+reconnect at once, and ask for everything after their last id.
 """
 
 import asyncio
@@ -29,28 +29,28 @@ from tests.support.publishing import connect
 from tests.support.waiting import LIMIT_S, eventually
 
 PUBLISH_PAUSE_S = 0.02
-"""The pause between two events: fifty a second."""
+"""The pause between two events, for fifty events a second."""
 
 MAX_UNCONFIRMED = 50
-"""The number of events that may be unconfirmed."""
+"""The maximum number of unconfirmed events."""
 
 CONFIRM_LIMIT_S = 5.0
-"""The limit for a confirm. A node that waits for the leader of a stream sends neither a confirm nor an error."""
+"""The maximum time for a confirm. A node that waits for the leader of a stream sends neither a confirm nor an error."""
 
 CONNECT_LIMIT_S = 2.0
 
 FURTHER_LIMIT_S = 60.0
-"""The limit for further confirms. Meanwhile nodes may be away, one after the other."""
+"""The maximum time for further confirms. While the fetcher waits, nodes may be away, one after the other."""
 
 SYSTEMS = (30000142, 30002187)
-"""Killmails alternate between these two systems."""
+"""The two solar systems between which the killmails alternate."""
 
 LOST = (aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
 """The exceptions of a publish on a lost connection. aiormq may cancel a task that the test has not cancelled."""
 
 
 class ConfirmingFetcher:
-    """Publishes killmails, counted up from 1, to an exchange that exists. `url` may name several nodes, with commas."""
+    """Publishes killmails, numbered from 1, to an exchange that exists. `url` can name several nodes, with commas."""
 
     def __init__(self, url: str, exchange: str) -> None:
         self.confirmed: set[int] = set()
@@ -136,7 +136,7 @@ class ConfirmingFetcher:
             self.confirmed.add(number)
 
     async def _next(self) -> int | None:
-        """Returns the number of the next event to publish, or None if there is none."""
+        """Returns the number of the next event to publish, or None if there is no such event."""
         async with self._pace:
             await asyncio.sleep(PUBLISH_PAUSE_S)
         if self._unconfirmed:
@@ -164,7 +164,7 @@ RECONNECT_PAUSE_S = 0.2
 """The longest pause between two attempts to connect. Each pause is random."""
 
 ANSWER_LIMIT_S = 10.0
-"""The limit for the first message. A load balancer keeps a connection open while it looks for a server."""
+"""The maximum time until the first message. A load balancer keeps a connection open while it looks for a server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Update:
 
 
 class ResumingClient:
-    """A client that reconnects at once. `query` has the filter for its handshake.
+    """A client that reconnects at once. `query` is the filter in the client's handshake.
 
     The client records each update with its id, each `resume` message, and each gap.
     """

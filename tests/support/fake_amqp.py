@@ -59,7 +59,7 @@ def with_payload(whole: bytes, payload: bytes) -> bytes:
 
 
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """Returns the complete frames at the start of some bytes, and the rest."""
+    """Returns the complete frames at the start of some bytes, and the remaining bytes."""
     frames = []
     while len(data) >= OVERHEAD:
         size = OVERHEAD + FRAME.unpack_from(data)[2]
@@ -96,7 +96,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.paused: list[bool] = []
-        """For each call, whether it paused reading."""
+        """For each call that pauses or resumes reading, True if the call paused reading."""
         self.closing = False
 
     def is_closing(self) -> bool:
@@ -113,7 +113,10 @@ class FakeTransport:
 
 
 class FakeChannel:
-    """One channel. A scripted ChannelClosed closes it, as a broker does. After that, all requests fail."""
+    """One channel.
+
+    A scripted ChannelClosed closes the channel, as a broker does. After a scripted ChannelClosed, all requests fail.
+    """
 
     def __init__(self, broker: FakeAmqp, number: int) -> None:
         self.number = number
@@ -212,15 +215,15 @@ class FakeChannel:
 class FakeAmqp:
     """One connection. `script` maps the text of a request to its answers. The last answer is used repeatedly.
 
-    An exception is raised, a function is called and returns the answer, and HANGS never returns. Any other answer is
-    returned. A request without a script succeeds.
+    An answer that is an exception is raised, a function is called to get the answer, and HANGS never returns. Any other
+    answer is returned. A request without a script succeeds.
     """
 
     def __init__(self, **script: Sequence[object]) -> None:
         self.requests: list[str] = []
         """The text of each request, in order."""
         self.channels: list[FakeChannel] = []
-        """The channels in the order in which they were opened. The first one has the number OWN."""
+        """The channels in the order in which they were opened. The first channel has the number OWN."""
         self.closing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.connection_tune = commands.Connection.Tune(frame_max=131_072)
         self.script: dict[str, deque[object]] = {name: deque(answers) for name, answers in script.items()}
@@ -269,7 +272,7 @@ class FakeAmqp:
         """Returns this fake with the type that the bridge expects."""
         return cast("aiormq.abc.AbstractConnection", self)
 
-    # aiormq's handlers of `connection.blocked` and `connection.unblocked`. `watch_blocked` replaces them.
+    # aiormq's handlers of `connection.blocked` and `connection.unblocked`, which `watch_blocked` replaces.
 
     async def _Connection__handle_connection_blocked(self, frame: object) -> None:  # noqa: N802 - aiormq's own name
         pass
@@ -278,7 +281,7 @@ class FakeAmqp:
         pass
 
     async def block(self, reason: str) -> None:
-        """Blocks the connection, as a broker does that accepts no more messages."""
+        """Blocks the connection, as a broker that accepts no more messages does."""
         await self._Connection__handle_connection_blocked(commands.Connection.Blocked(reason))
 
     async def unblock(self) -> None:

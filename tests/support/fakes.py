@@ -48,7 +48,7 @@ class Turns:
         self.scheduled.append((callback, arguments))
 
     def turn(self) -> int:
-        """Runs the calls that are scheduled now, but not those that they schedule. Returns their number."""
+        """Runs the calls that are scheduled now, but not the calls that they schedule. Returns the number of calls."""
         due = len(self.scheduled)
         for _ in range(due):
             callback, arguments = self.scheduled.popleft()
@@ -56,7 +56,7 @@ class Turns:
         return due
 
     def settle(self) -> None:
-        """Turns until no call is scheduled."""
+        """Turns the loop until no call is scheduled."""
         for _ in range(10_000):
             if not self.turn():
                 return
@@ -183,13 +183,16 @@ class FakeSubscriber:
 
 
 class SocketSubscriber(FakeSubscriber):
-    """A connection with a descriptor: a real socket with little room, and a transport.
+    """A connection with a descriptor: a real socket with a small buffer, and a transport.
 
-    If a test writes past the transport while it holds bytes, the client reads the bytes in the wrong order.
+    If a test writes past the transport while the transport holds bytes, the client reads the bytes in the wrong order.
     """
 
     def __init__(self, hub: Hub, call_soon: Callable[..., object], room_bytes: int | None = None) -> None:
-        """`room_bytes` is the requested buffer size of the socket, which the kernel changes. None keeps the default."""
+        """`room_bytes` is the requested buffer size of the socket, which the kernel changes.
+
+        If `room_bytes` is None, the socket keeps the default buffer.
+        """
         super().__init__(hub)
         self._call_soon = call_soon
         self._near, self._far = socket.socketpair()
@@ -281,10 +284,10 @@ class SocketSubscriber(FakeSubscriber):
 
 
 class FakeTransport(asyncio.Transport):
-    """Records writes. With `full`, it reports a full buffer after a write.
+    """Records writes. With `full`, the fake reports a full buffer after a write.
 
-    The fake schedules its end with `call_soon`, as a real transport does. By default, its socket is closed and takes
-    nothing, so that all bytes go through the transport.
+    The fake schedules its end with `call_soon`, as a real transport does. By default, the fake's socket is closed and
+    takes nothing, so that all bytes go through the transport.
     """
 
     def __init__(
@@ -311,7 +314,7 @@ class FakeTransport(asyncio.Transport):
         self.waiting_bytes = 0
         """The bytes that the kernel has not taken yet."""
         self.takes_nothing = False
-        """True if writes wait."""
+        """True if the socket takes no bytes, so that all writes wait."""
 
     def get_write_buffer_size(self) -> int:
         return self.waiting_bytes
@@ -393,7 +396,7 @@ class FakeDelivery(Delivery):
         self.received_s = time.monotonic()
         self.settled = 0
         self.lost = False
-        """True after the test has ended its channel."""
+        """True after the test has ended the delivery's channel."""
 
     @property
     def current(self) -> bool:
@@ -434,7 +437,7 @@ class ManualClock:
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
 
     async def settle(self) -> None:
-        """Runs all calls of the loop that are due, and those that they schedule. The clock does not move."""
+        """Runs all calls of the loop that are due, and the calls that they schedule. The clock does not move."""
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -548,9 +551,9 @@ class Scene:
         self._sockets: list[SocketSubscriber] = []
 
     def publish(self, *updates: bytes | str, size: int = 0) -> bytes:
-        """Publishes and flushes. Returns the frames. Bytes are published as the payload.
+        """Publishes and flushes. Returns the frames. Bytes are published as the payload of an update.
 
-        A str is a type: the next numbered update of this type is published, with padding of `size` bytes.
+        For a str, the next numbered update of that type is published, with padding of `size` bytes.
         """
         payloads = []
         for each in updates:
@@ -571,7 +574,7 @@ class Scene:
         self.hub.flush()
 
     def join(self, after: str | None = None, wanted: Any = None, *, full: bool = False) -> FakeSubscriber:
-        """Adds a client without a descriptor. With `full`, it takes the next write only in part."""
+        """Adds a client without a descriptor. With `full`, the client takes the next write only in part."""
         subscriber = FakeSubscriber(self.hub)
         subscriber.full = full
         self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
@@ -580,7 +583,7 @@ class Scene:
     def join_with_socket(
         self, room_bytes: int | None = None, *, after: str | None = None, wanted: Any = None
     ) -> SocketSubscriber:
-        """Adds a client with a descriptor. `room_bytes` is the room of its socket."""
+        """Adds a client with a descriptor. `room_bytes` is the requested buffer size of the client's socket."""
         subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
         self._sockets.append(subscriber)
         self.hub.join(subscriber, wanted, None if after is None else After.parse(after))

@@ -17,8 +17,9 @@ from tests.support.waiting import eventually
 
 STOP_LIMIT_S = 5.0
 
-# One check decides, whether it fails or succeeds, because tests wait for both. Without `on-marked-down`, a client would
-# stay with a bridge that hangs. With `redispatch`, a refused client gets another bridge, even before a check fails.
+# A single check decides whether a bridge is up or down, because tests wait for both changes. Without `on-marked-down`,
+# a client would stay with a bridge that hangs. With `redispatch`, a refused client gets another bridge, even before a
+# check fails.
 _CONFIGURATION = """
 global
   nbthread 1
@@ -52,8 +53,8 @@ class Haproxy:
     """HAProxy as an operator runs it in front of several bridges: one port for the clients of all ready bridges.
 
     HAProxy forwards bytes (`mode tcp`), requests `/readyz` of each bridge several times a second, and tries another
-    bridge if one refuses a connection. HAProxy listens only on loopback. The peer of the bridges is HAProxy, not the
-    clients.
+    bridge if a bridge refuses a connection. HAProxy listens only on loopback. The peer of the bridges is HAProxy, not
+    the clients.
     """
 
     def __init__(self, port: int, control: Path) -> None:
@@ -70,7 +71,7 @@ class Haproxy:
         lines = [line.split() for line in answer.decode().splitlines()]
         names = next(line[1:] for line in lines if line[:1] == ["#"])
         rows = [dict(zip(names, line, strict=False)) for line in lines if len(line) == len(names)]
-        # State 2 is "running".
+        # HAProxy's state 2 is "running".
         return {int(row["srv_port"]) for row in rows if row["srv_op_state"] == "2"}
 
     async def sees(self, *ports: int) -> None:
@@ -95,7 +96,7 @@ async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
         output = directory / "output.log"
         with output.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                # -db: always in the foreground.
+                # With -db, HAProxy always stays in the foreground.
                 *die_with_parent(command, "-db", "-f", str(configuration)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
@@ -125,7 +126,7 @@ async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
 SIZE = 3
 
 READY_LIMIT_S = 60.0
-"""The limit is long because the broker may have to elect another leader of the stream."""
+"""The time limit is long because the broker may have to elect another leader of the stream."""
 
 
 class Fleet:
@@ -135,7 +136,7 @@ class Fleet:
         self.ports = ports
         self.balancer = balancer
         self.processes: list[BridgeProcess] = []
-        """All processes so far, also those that have ended."""
+        """All processes of bridges so far, also those that have ended."""
         self._amqp_url = amqp_url
         self._settings = settings
         self._running: dict[int, tuple[BridgeProcess, AsyncExitStack]] = {}
@@ -158,7 +159,7 @@ class Fleet:
         await self.balanced()
 
     async def end(self, *places: int, by: signal.Signals = signal.SIGKILL) -> None:
-        """Ends these bridges at once, and waits for their end. HAProxy may detect it later."""
+        """Ends these bridges at once, and waits for their end. HAProxy may detect the end later."""
         ending = [self._running.pop(place) for place in places]
         self._hanging.difference_update(places)
         for process, _ in ending:
@@ -200,7 +201,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(amqp_url: str, **settings: str) -> AsyncIterator[Fleet]:
-    """Runs SIZE ready bridges behind HAProxy. `settings` are the variables that all of them share."""
+    """Runs SIZE ready bridges behind HAProxy. `settings` are the variables that all bridges share."""
     ports = [free_port() for _ in range(SIZE)]
     async with haproxy(ports) as balancer:
         bridges = Fleet(amqp_url, settings, ports, balancer)

@@ -35,7 +35,7 @@ from tests.support.waiting import LIMIT_S
 CLIENTS = PACKAGED / "clients"
 
 PAUSES_S = {"FIRST_PAUSE": 0.02, "LONGEST_PAUSE": 0.1, "LASTING": 0.0}
-"""The pauses of a copy, unless a test passes others."""
+"""The pauses of a copy, unless a test passes other pauses."""
 
 _PAGE = """<!doctype html><link rel="icon" href="data:,"><script>
 const reports = [];
@@ -72,7 +72,7 @@ async def updates_of(follower: Follower) -> list[Any]:
 
 
 class InBrowser:
-    """An open page."""
+    """An open page of a browser that follows a bridge."""
 
     def __init__(self, page: Any) -> None:
         self._page = page
@@ -331,7 +331,7 @@ class ScriptedBridge:
         """The connections that are open, or that ended without a close frame."""
         self.ready = asyncio.Event()
         self.ready.set()
-        """While it is not set, new clients receive nothing."""
+        """While the event `ready` is not set, new clients receive nothing."""
         self.refusal: tuple[HTTPStatus, str] | None = None
         """The status and the sentence that refuse a handshake."""
         self.location = ""
@@ -386,7 +386,7 @@ class ScriptedBridge:
         await self._server.wait_closed()
 
     def emit(self, data: object, update_type: str = "killmail") -> bytes:
-        """Sends an update to all clients that are not muted. Returns its text."""
+        """Sends an update to all clients that are not muted, and returns the text of the update."""
         self._number += 1
         text = _message(update_type, data, id=self.last_id)
         self._log.append(text)

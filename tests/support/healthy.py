@@ -14,7 +14,7 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 COUNT = 3
-"""The number of healthy clients. Three make a lucky result less likely than one."""
+"""The number of healthy clients. With three clients, a result by luck is less likely than with one client."""
 
 PAUSE_S = 0.01
 """The pause between two updates."""

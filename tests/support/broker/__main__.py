@@ -1,7 +1,7 @@
 """`python -m tests.support.broker [--hosts=N] COMMAND ...` runs a command with one broker for all its workers.
 
 The broker has a virtual host for each of N workers. If TEST_AMQP_URL is set, or an outer call of this command has
-started a broker, this call starts none.
+started a broker, this call starts no broker.
 """
 
 import json
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str], **variables: str) -> int:
-    """Runs a command, and returns its exit status. The command ends before this process."""
+    """Runs a command, and returns its exit status. This process waits until the command ends."""
     with subprocess.Popen(arguments, env={**os.environ, **variables}) as command:
         # Ctrl-C reaches both processes. This process must outlive the command, to stop the broker.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

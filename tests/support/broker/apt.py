@@ -1,7 +1,7 @@
 """Installs Debian packages for a demo or a test, if this user may install packages.
 
-`python3 -P tests/support/broker/apt.py PACKAGE ...` runs before the project is installed. Therefore, this module
-imports only the standard library.
+`python3 -P tests/support/broker/apt.py PACKAGE ...` runs before the project is installed, so it imports only the
+standard library.
 """
 
 import os
@@ -39,7 +39,10 @@ def by_hand(packages: Sequence[str]) -> str:
 
 
 def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
-    """Installs the packages and starts none of their services. Raises RuntimeError with the last lines of apt-get."""
+    """Installs the packages and starts none of their services.
+
+    Raises RuntimeError with the last lines of apt-get's output.
+    """
     root = _as_root()
     if root is None:
         raise RuntimeError(f"no permission to install packages; run: {by_hand(packages)}")
@@ -67,7 +70,7 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 def _as_root() -> list[str] | None:
-    """Returns the words before a command that runs as root, or None if this user may not run one."""
+    """Returns the words that make a command run as root, or None if this user has no permission to run one."""
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")
@@ -78,7 +81,7 @@ def _as_root() -> list[str] | None:
 
 
 def main(packages: Sequence[str]) -> int:
-    """Installs the packages, or prints the command with which a person can. Returns the exit code."""
+    """Installs the packages, or prints the command with which a person can install them. Returns the exit code."""
 
     def say(line: str) -> None:
         sys.stderr.write(f"{line}\n")

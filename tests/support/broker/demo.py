@@ -1,7 +1,7 @@
-"""`python -m tests.support.broker.demo [FLAGS]`: `edk-bridge demo`, also on a machine without a container engine.
+"""`python -m tests.support.broker.demo [FLAGS]` runs `edk-bridge demo`, also on a machine without a container engine.
 
-If BRIDGE_AMQP_URL is not set and no engine answers, it starts a private node. The program installs rabbitmq-server with
-apt if that needs no password.
+If BRIDGE_AMQP_URL is not set and no engine answers, this program starts a private node. The program installs
+rabbitmq-server with apt if apt needs no password.
 """
 
 import sys

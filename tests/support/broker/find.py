@@ -1,7 +1,7 @@
 """Finds or starts a RabbitMQ for a test or for `make demo`.
 
 The sources, in this order: a URL, a container, a private node of an installed rabbitmq-server, and a private node after
-installing the package. A broker with a URL is only used, and never stopped.
+installing the package. A broker that is given by its URL is used, but never stopped.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _PACKAGE = "rabbitmq-server"
 
 
 class NoBroker(BridgeError):
-    """No source has a broker. The error's text gives the reason and a hint."""
+    """The error that no source has a broker. The error's text gives the reason and a hint."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -32,7 +32,7 @@ class Broker(Protocol):
 
     url: str
     origin: str
-    """A description for the user: `private node of rabbitmq-server 3.10.8`."""
+    """A description for the user, such as `private node of rabbitmq-server 3.10.8`."""
 
     @property
     def runs(self) -> bool:
@@ -52,7 +52,7 @@ class NamedBroker:
     """A broker that another program has started. A test can't kill, start or stop this broker."""
 
     def __init__(self, url: str) -> None:
-        """`url` may be several URLs, separated by commas.
+        """`url` can be several URLs, separated by commas.
 
         Raises ValueError for a text that is not the URL of a broker.
         """

@@ -25,12 +25,12 @@ _PACKAGED_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_LIMIT_S = 60.0
 
 BUSY_WAIT = "short"
-"""With the packaged value `none`, the schedulers sleep between the thousand modules that a start loads: 6 s instead of
-3 s on two virtual cores. An idle broker uses no more processor time with `short`."""
+"""With the packaged value `none`, the schedulers sleep between the thousand modules that a start loads, which then
+takes 6 s instead of 3 s. With `short`, an idle broker uses no more processor time than with `none`."""
 
 WRITE_AT_ONCE = "-mnesia dump_log_write_threshold 1"
 """Before version 4, RabbitMQ keeps new queues and exchanges, even durable ones, in a buffer for up to 2 s. A broker
-that is killed within that time starts again without these queues and exchanges."""
+that is killed within 2 s after a declaration loses the declared queue or exchange."""
 
 COMMAND_LIMIT_S = 60
 
@@ -39,7 +39,8 @@ PASSWORD = secrets.token_hex(8)
 
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
-# This epmd ends with the node. Without this command, Erlang would start epmd as a daemon that runs forever.
+# The epmd that this command starts ends with the node. Without a command for epmd, Erlang would start epmd as a
+# daemon that runs forever.
 _NODE = 'epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 & "$0" -noinput; kill -9 $!'
 
 
@@ -69,9 +70,9 @@ class PrivateNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the node, after `kill` with the same port and data, and waits until it answers AMQP.
+        """Starts the node (after `kill` with the same port and data), and waits until it answers AMQP.
 
-        Raises RuntimeError with the last lines of the node's log if it does not start.
+        Raises RuntimeError with the last lines of the node's log if the node does not start.
         """
         try:
             with (self.directory / "start.log").open("wb") as log:
@@ -122,7 +123,10 @@ class PrivateNode:
         self._signal(signal.SIGCONT)
 
     async def ctl(self, *arguments: str) -> str:
-        """Returns the output of `rabbitmqctl`, after 1 to 2 s. Raises RuntimeError with its error output."""
+        """Returns the output of `rabbitmqctl`, which takes 1 to 2 s.
+
+        Raises RuntimeError with the error output of a command that fails.
+        """
         return await asyncio.to_thread(self.command, *arguments)
 
     def command(self, *arguments: str) -> str:
@@ -132,14 +136,17 @@ class PrivateNode:
     async def define(self, definitions: Mapping[str, object]) -> None:
         """Makes users, virtual hosts, permissions and policies, in the format of `rabbitmqctl import_definitions`.
 
-        One command makes all of them, because each run of rabbitmqctl takes 1 s of processor time.
+        One command makes all definitions, because each run of rabbitmqctl takes 1 s of processor time.
         """
         file = self.directory / f"{secrets.token_hex(4)}.json"
         file.write_text(json.dumps(definitions))
         await self.ctl("import_definitions", str(file))
 
     async def user(self, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
-        """Creates a user with these permissions, until the node stops. Returns the node's URL for this user."""
+        """Creates a user with these permissions, which exists until the node stops.
+
+        Returns the node's URL for this user.
+        """
         name = f"user-{secrets.token_hex(4)}"
         rights = {"configure": configure, "write": write, "read": read}
         await self.define(
@@ -174,7 +181,7 @@ class PrivateNode:
         signal_group(self._process.pid, number)
 
     def _configure(self, conf: Mapping[str, str]) -> dict[str, str]:
-        """Writes the node's configuration. Returns the environment that makes the node use nothing else."""
+        """Writes the node's configuration. Returns the environment that separates the node from all other nodes."""
         at = self.directory
         lines = {"listeners.tcp.1": f"{LOOPBACK}:{self.port}", "log.file.level": "warning", **conf}
         (at / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in lines.items()))
@@ -184,7 +191,7 @@ class PrivateNode:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_", "NOTIFY_"))}
         return {
             **kept,
-            "HOME": str(at),  # Erlang keeps the cookie there
+            "HOME": str(at),  # Erlang keeps its cookie in HOME
             "ERL_CRASH_DUMP_SECONDS": "0",
             "ERL_EPMD_PORT": str(free_port()),
             "RABBITMQ_NODENAME": f"edk-bridge-{secrets.token_hex(4)}@localhost",
@@ -200,8 +207,8 @@ class PrivateNode:
             "RABBITMQ_MNESIA_BASE": str(at / "mnesia"),
             "RABBITMQ_LOG_BASE": str(at / "log"),
             "RABBITMQ_PID_FILE": str(at / "pid"),
-            # Without this variable, the start script stays as a shell between this process and the node, and stops the
-            # node slowly.
+            # Without RABBITMQ_ALLOW_INPUT, the start script stays as a shell between this process and the node, and
+            # stops the node slowly.
             "RABBITMQ_ALLOW_INPUT": "1",
         }
 

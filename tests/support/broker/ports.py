@@ -7,12 +7,12 @@ from bridge.demo.amqp_probe import LOOPBACK
 
 __all__ = ["LOOPBACK", "free_port", "why_not_free"]
 
-# These ports are below those that Linux assigns to outgoing connections (32768 and up). While a broker on an assigned
-# port is down, a client that reconnects repeatedly may get this port as its own, and connect to itself.
+# Tests use ports below those that Linux assigns to outgoing connections (32768 and up). While a broker on an assigned
+# port is down, a client that reconnects repeatedly can get the same port as its own, and connect to itself.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
 _returned: set[int] = set()
-"""The ports that this process has returned. A node listens on its port later, or has stopped and starts again."""
+"""The ports that this process has returned, because a node may listen on its port only later, or start again."""
 
 
 def free_port() -> int:

@@ -32,7 +32,7 @@ origins: list[str] = []
 
 
 def shared(worker: str) -> Iterator[Broker]:
-    """Yields the run's broker in the worker's virtual host, or a broker for this process if the run has none."""
+    """Yields the run's broker in the worker's virtual host, or a broker for this process if the run has no broker."""
     if URL or SHARED not in os.environ:
         yield from running(URL)
         return
@@ -44,7 +44,7 @@ def shared(worker: str) -> Iterator[Broker]:
 
 
 def running(url: str | None = None) -> Iterator[Broker]:
-    """Yields the broker at the URL, or a new one that a test may kill. Stops it at the end."""
+    """Yields the broker at the URL, or a new one that a test may kill. Stops a new broker at the end."""
     try:
         broker = find_for_tests(url)
     except NoBroker as error:
@@ -66,7 +66,7 @@ def find_for_tests(url: str | None) -> Broker:
 
 
 def started_node() -> PrivateNode:
-    """Yields a private node. Raises NoBroker if no server is installed, and RuntimeError if it does not start."""
+    """Yields a private node. Raises NoBroker if no server is installed, and RuntimeError if the node does not start."""
     node = PrivateNode(find_server(say, may_install=False))
     say(f"starting RabbitMQ: {node.origin}")
     node.start()
@@ -80,7 +80,7 @@ def _note(broker: Broker) -> None:
 
 
 def broker_or_reason() -> Broker | None:
-    """Yields a broker, or None after printing the reason. For programs that are not tests."""
+    """Returns a broker for a program that is not a test, or prints the reason and returns None."""
     try:
         return find_broker(URL, IMAGE, say)
     except NoBroker as error:
@@ -91,14 +91,17 @@ def broker_or_reason() -> Broker | None:
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skips the test on a person's machine. Fails it in CI, where a broker is required."""
+    """Skips the test on a person's machine, and fails the test in CI, where a broker is required."""
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def needs(command: str) -> pytest.MarkDecorator:
-    """Returns a mark that skips a test on a person's machine without the command. In CI, the test runs and fails."""
+    """Returns a mark that skips a test if a person's machine does not have the command.
+
+    In CI, the test runs, and fails without the command.
+    """
     missing = shutil.which(command) is None and not os.environ.get("CI")
     return pytest.mark.skipif(missing, reason=f"{command} is not installed")
 
