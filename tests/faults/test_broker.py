@@ -46,7 +46,7 @@ async def silent_server() -> AsyncIterator[int]:
 IMPATIENT = Timing(connect_timeout_s=1.0)
 
 GIVEN_UP_LIMIT_S = 15.0
-"""The limit for giving up a silent node on a busy machine. aio-pika alone waits for 30 s."""
+"""The maximum time until the bridge gives up a silent node, on a busy machine. Alone, aio-pika would wait for 30 s."""
 """A node has one second to answer, instead of five."""
 
 
@@ -100,7 +100,7 @@ async def test_broker_that_is_killed_and_started_again_is_consumed_from_again(mo
 async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after_a_reconnect(
     mortal_broker: Broker,
 ) -> None:
-    """The bridge acknowledges and counts an event that is delivered twice. No client gets it twice."""
+    """The bridge acknowledges and counts an event that is delivered twice. No client gets such an event twice."""
     exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
     async with observer(mortal_broker.url) as amqp:
         channel = await amqp.channel()
@@ -129,7 +129,7 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
 
 
 async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_broker: Broker) -> None:
-    """A bridge that starts before its broker reports this and accepts clients.
+    """If a bridge starts before its broker, it reports the missing broker and accepts clients.
 
     The bridge connects by itself when the broker is up.
     """
@@ -161,7 +161,10 @@ async def test_node_that_is_down_is_skipped(broker: Broker, amqp: AbstractConnec
 
 
 async def test_node_that_sends_nothing_is_skipped(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
-    """A node that accepts connections and sends nothing costs a few seconds. The bridge then uses another node."""
+    """A node that accepts connections and sends nothing delays the bridge by only a few seconds.
+
+    The bridge then uses another node.
+    """
     async with silent_server() as silent:
         urls = f"amqp://guest:guest@127.0.0.1:{silent}/,{broker.url}"
         async with running(urls, IMPATIENT, exchanges=f"{exchange}=killmail") as bridge:
@@ -183,7 +186,10 @@ async def test_node_that_sends_nothing_is_skipped(broker: Broker, amqp: Abstract
 async def test_node_that_answers_with_something_else_is_skipped_and_closed(
     answer: bytes, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """The bytes of one node do not disturb the connection to the next one. The first connection is closed."""
+    """The bytes of one node do not disturb the connection to the next node.
+
+    The connection to the first node is closed.
+    """
     left = asyncio.Event()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -215,7 +221,7 @@ async def test_broker_that_sends_nothing_is_named_in_readyz() -> None:
 
 
 async def test_broker_that_sends_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
-    """Promise: the bridge closes a connection to a silent broker without an answer to its TLS shutdown."""
+    """Promise: the bridge closes a connection to a silent broker, even if its TLS shutdown is not answered."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     chain, key = certificate(tmp_path, "broker")
     context.load_cert_chain(chain, key)
@@ -254,7 +260,7 @@ KINDS = ["password", "virtual host", "kind of exchange"]
 async def test_refusal_at_the_start_ends_the_bridge_with_3(
     kind: str, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A fault that only the operator can fix ends the start at once, with one line that has no password."""
+    """If only the operator can fix a fault, the bridge ends at once, with one line that has no password."""
     url, words = await refused(kind, broker, amqp, exchange)
     async with bridge_process(url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         assert await process.ended() == 3

@@ -22,10 +22,10 @@ from tests.support.running import consumer_of, port_of, running, sample
 from tests.support.waiting import eventually
 
 TURN_S = 0.05
-"""The duration of each turn of the loop, as with thousands of clients on a part of a core."""
+"""The duration of each turn of the event loop, as with thousands of clients on a part of a core."""
 
 LIMIT_S = 0.5
-"""The limit for the broker's answers. Each answer takes longer, as the bridge sees it."""
+"""The limit for the broker's answers. From the view of the bridge, each answer takes longer than this limit."""
 
 TIMING = Timing(connect_timeout_s=LIMIT_S, setup_timeout_s=LIMIT_S, check_timeout_s=LIMIT_S, check_interval_s=0.1)
 

@@ -29,7 +29,7 @@ DRIP_S = 0.02
 """The pause between two bytes of a request of about 170 bytes, which would take three times the handshake timeout."""
 
 RATE, STORM_S = 1000, 8
-"""Connects and disconnects per second, and the duration."""
+"""The number of connects and disconnects per second, and their duration in seconds."""
 
 
 async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_the_log(
@@ -37,7 +37,7 @@ async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_
 ) -> None:
     """Clients that read nothing are evicted with 4008.
 
-    Such clients take no more memory than the log; readers lose nothing.
+    Clients that read nothing take no more memory than the log, and other clients lose nothing.
     """
     variables = {"BRIDGE_LOG_BYTES": str(LOG_BYTES), "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
@@ -58,10 +58,11 @@ async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_
             evicted = [line for line in process.lines if line["event"] == "client evicted"]
             assert {(line["reason"], line["code"]) for line in evicted} == {("too-slow", 4008)}
             assert all(int(str(line["updates_behind"])) > 0 for line in evicted)
-            # Only the first evictions of a minute are logged. The first line of the next minute counts the others.
+            # Only the first evictions of a minute are logged. The first log line of the next minute counts the other
+            # evictions.
             assert sum("suppressed" not in line for line in evicted) <= 2 * MAX_LINES
             assert await metric(port, 'bridge_connections{transport="websocket"}') == COUNT
-            # Every evicted client finds the reason when it reads again.
+            # Every evicted client gets the close code when it reads again.
             for client in stalled:
                 client.resume()
             assert set(await asyncio.gather(*(client.closed() for client in stalled))) == {4008}
@@ -93,7 +94,7 @@ async def test_slow_requests_are_refused_in_time_and_take_no_capacity(
             lines = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(DRIPPING)))
             answers = [asyncio.create_task(reader.readuntil(b"\r\n")) for reader, _ in lines]
             drops = iter(request(port, headers=["X-Long: " + "x" * 1000]))
-            # The clients continue after the answer, and never close the connection themselves.
+            # The clients continue to send after the answer, and never close the connection themselves.
             while sockets(pid) > before or not all(answer.done() for answer in answers):
                 drop = bytes([next(drops)])
                 for _, writer in lines:
@@ -119,8 +120,8 @@ def come_and_go(port: int, count: int) -> float:
         if ahead_s > 0:
             time.sleep(ahead_s)
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-            # The clients alternate between no request, an end before the answer, an end after it, and a closing
-            # handshake.
+            # The clients alternate between no request, a disconnect before the answer, a disconnect after the answer,
+            # and a closing handshake.
             if number % 4:
                 client.sendall(hello)
             if number % 4 > 1:
@@ -133,7 +134,7 @@ def come_and_go(port: int, count: int) -> float:
     return count / (time.monotonic() - began_s)
 
 
-@pytest.mark.alone  # this rate takes the entire machine
+@pytest.mark.alone  # the clients need the entire machine
 async def test_a_thousand_clients_a_second_connect_and_disconnect_without_leaks(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:

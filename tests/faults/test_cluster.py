@@ -38,9 +38,11 @@ pytestmark = pytest.mark.slow
 SIZE = 3
 
 REPLICATED_LIMIT_S = 120.0
-"""The limit until a restarted node has a whole stream. The cluster retries the replication every few seconds."""
+"""The maximum time until a restarted node has the whole stream. The cluster retries the replication every few
+seconds."""
 
-# The node itself waits for up to 20 s, because each run of rabbitmqctl takes more than 1 s of processor time.
+# This Erlang code waits in the node for up to 20 s, because each run of rabbitmqctl takes more than 1 s of processor
+# time.
 WHEN_REPLICATED = """
 Whole = fun() ->
     {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{stream}">>)),
@@ -61,7 +63,7 @@ class Member(PrivateNode):
         cookie_file = self.directory / ".erlang.cookie"
         cookie_file.write_text(cookie)
         cookie_file.chmod(0o400)
-        # The nodes replicate a stream by the host's name, whatever their own names are.
+        # To replicate a stream, the nodes connect to the host's name, whatever their own names are.
         names = self.directory / "inetrc"
         names.write_text(
             f'{{host, {{127,0,0,1}}, ["localhost", "{socket.gethostname()}"]}}.\n{{lookup, [file, native]}}.\n'
@@ -75,12 +77,14 @@ class Member(PrivateNode):
 
     @property
     def alive(self) -> bool:
-        """Whether the node was started and was not killed since."""
+        """Whether the node was started and has not been killed since then."""
         return self._process is not None
 
 
 class Cluster:
-    """Three private nodes on loopback. Any two nodes are enough. Each can be killed and started again.
+    """Three private nodes on loopback.
+
+    Any two of the three nodes are enough for a majority. Each node can be killed and started again.
 
     The nodes share only a cookie and an epmd. Each node has its own data, logs and ports.
     """
@@ -92,7 +96,8 @@ class Cluster:
         names = [f"edk-bridge-{cluster}-{number}@localhost" for number in range(1, SIZE + 1)]
         joining = {"cluster_formation.peer_discovery_backend": "classic_config"}
         joining |= {f"cluster_formation.classic_config.nodes.{number}": name for number, name in enumerate(names, 1)}
-        # The first node has no peers to find: it would look for peers ten times before it starts alone.
+        # The first node is not configured to find peers, because it would look for them ten times before it starts
+        # alone.
         confs = [{}, *(joining for _ in names[1:])]
         self.members = [
             Member(server, name, conf, cookie, self._epmd_port) for name, conf in zip(names, confs, strict=True)
@@ -184,7 +189,10 @@ async def names(cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
 
 
 async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: ConfirmingFetcher) -> set[str]:
-    """Kills the stream's leader under load and restarts it, once for each node. Returns the names of the leaders."""
+    """Kills the stream's leader under load and restarts it, as often as the cluster has nodes.
+
+    Returns the names of the leaders.
+    """
     killed = set()
     for _ in range(SIZE):
         await cluster.replicated(stream)
@@ -200,7 +208,7 @@ async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: Confirm
 
 
 async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
-    """Returns the numbers of all killmails in a stream, until it has found all `wanted` ones."""
+    """Reads a stream until all `wanted` killmails are found. Returns the numbers of all killmails that were read."""
     found: list[int] = []
     missing = set(wanted)
     async with observer(amqp_url) as amqp:
@@ -222,13 +230,13 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
                     if not missing:
                         break
         except TimeoutError:
-            # The test reports what is missing.
+            # The test reports which killmails are missing.
             return found
     return found
 
 
 async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed(cluster: Cluster) -> None:
-    """Three bridges consume from a cluster of three nodes, and the leader of the stream is killed each time.
+    """Three bridges consume from a cluster of three nodes, and the leader of the stream is killed several times.
 
     The stream contains every confirmed event. Each client gets every update exactly once, in order and without a gap.
     """
@@ -260,7 +268,7 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
 
 
 AGAIN_LIMIT_S = 45.0
-"""The limit from the return of the stream's majority until the bridge has read the whole stream."""
+"""The maximum time from the return of the stream's majority until the bridge has read the whole stream."""
 
 WITHOUT_AN_ANSWER = Timing(check_interval_s=0.3, check_timeout_s=3.0)
 
@@ -323,7 +331,7 @@ async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the
                 "the broker answers other requests, but not" in str(each)
                 for each in exclusive.warnings + named.warnings
             )
-        # The pause is twice the limit for a broker that answers nothing.
+        # The wait is twice the timeout after which the bridge closes a connection to a broker that answers nothing.
         requested_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
         for each in (exclusive, named):
             status = consumer_of(each.bridge).status
@@ -339,7 +347,7 @@ async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the
 
 
 async def test_stream_is_read_again_when_its_majority_is_back(cluster: Cluster) -> None:
-    """Two of three nodes are killed, and one comes back."""
+    """Two of three nodes are killed, and one of them is started again."""
     first, second, third = cluster.members
     async with names(cluster) as (exchange, stream):
         flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": stream}

@@ -27,7 +27,7 @@ IN_FLIGHT = 20
 
 @asynccontextmanager
 async def publishing(url: str, exchange: str) -> AsyncIterator[Counter[str]]:
-    """Runs a fetcher that publishes continuously. Yields the number of its confirms of each kind."""
+    """Runs a fetcher that publishes continuously. Yields a counter of the fetcher's confirms, by kind."""
     outcomes = Counter[str]()
     async with observer(url) as amqp:
         channel = await amqp.channel(publisher_confirms=True)

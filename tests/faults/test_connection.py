@@ -32,7 +32,7 @@ async def stage(broker: Broker, tunnels: tuple[Proxy, Proxy]) -> AsyncIterator[S
 
 
 async def test_connection_that_is_cut_is_opened_again(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
-    """Promise: a lost connection costs a tenth of a second. A named queue loses nothing."""
+    """Promise: a lost connection interrupts the updates for a tenth of a second. A named queue loses nothing."""
     fault = await stage.fault()
     tunnels[0].cut()
     await stage.verify(fault, "the connection is cut", "reconnects at once")
@@ -50,7 +50,10 @@ async def test_slow_connection_is_kept(stage: Scene, tunnels: tuple[Proxy, Proxy
 
 
 async def test_node_that_dies_is_replaced_by_the_next_one(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
-    """Promise: one running node of several is enough. The bridge prefers the first one again when it must reconnect."""
+    """Promise: one running node of several is enough.
+
+    The bridge prefers the first node again when it must reconnect.
+    """
     first, second = tunnels
     assert second.accepted == 0
     fault = await stage.fault()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Damager:
-    """Damages one frame of a delivery when the test arms it. All other bytes pass unchanged."""
+    """Damages one frame of a delivery when the test sets `armed`. All other bytes pass unchanged."""
 
     def __init__(self, kind: int, damage: Callable[[bytes], bytes]) -> None:
         self._kind = kind
@@ -35,7 +35,7 @@ class Damager:
         self.done = False
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Returns a function for one connection, from the bytes that the broker sends to those that arrive."""
+        """Returns a function for one connection, which turns the bytes from the broker into the bytes that arrive."""
         held = b""
         delivering = False
 
@@ -63,12 +63,12 @@ def unknown_type(frame: bytes) -> bytes:
 
 
 def cut_to(size: int) -> Callable[[bytes], bytes]:
-    """Cuts the payload, in a frame that is complete."""
+    """Returns a function that shortens the payload of a frame, and leaves the frame itself complete."""
     return lambda frame: with_payload(frame, payload_of(frame)[:size])
 
 
 def without_its_end(frame: bytes) -> bytes:
-    """Makes the length of the last string one byte too large."""
+    """Returns the frame with a length of its last string that is one byte too large."""
     payload = payload_of(frame)
     assert payload.endswith(b"\x00"), "the routing key is empty"
     return with_payload(frame, payload[:-1] + b"\x01")

@@ -32,23 +32,26 @@ WAITING = 50
 """The number of clients that connect while no descriptor is free."""
 
 CPU_SHARE = 0.5
-"""The bridge may use this share of a core while no descriptor is free. A busy loop uses all of it."""
+"""The maximum share of a core that the bridge uses while no descriptor is free. A busy loop uses a whole core."""
 
 SHORT = "file descriptors exhausted; accepting paused"
 AGAIN = "file descriptors available; accepting resumed"
 
 
 def count(process: BridgeProcess, event: str) -> int:
-    """Returns how often the log has this phrase."""
+    """Returns the number of log lines with this event."""
     return sum(1 for line in process.lines if line["event"] == event)
 
 
 async def fate(port: int) -> tuple[str, asyncio.StreamWriter | None]:
-    """Connects a client, and returns whether it is served, gets a code or is dropped. The connection stays open."""
+    """Connects a client, and returns whether it is served, gets a close code or is dropped.
+
+    The connection stays open.
+    """
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:
-        return "dropped", None  # the end came before this program noticed the connection
+        return "dropped", None  # the connection ended before this program noticed it
     try:
         writer.write(request(port))
         await reader.readuntil(b"\r\n\r\n")
@@ -82,7 +85,7 @@ async def test_descriptors_that_run_out_and_become_free_cost_no_update(
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            # With this limit, even the spare descriptor is missing that libuv needs to refuse clients.
+            # With this limit, libuv even lacks the spare descriptor that it needs to refuse clients.
             async with without_descriptors(process, 5):
                 early = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)))
                 await eventually("the shortage is logged", lambda: count(process, SHORT))
@@ -110,7 +113,7 @@ async def test_descriptors_that_run_out_and_become_free_cost_no_update(
 async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_again(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """If the broker is lost while no descriptor is free, the bridge reconnects when one becomes free."""
+    """If the broker is lost while no descriptor is free, the bridge reconnects when a descriptor becomes free."""
     async with (
         proxy(broker.url) as tunnel,
         bridge_process(tunnel.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process,

@@ -1,4 +1,4 @@
-"""The bridge uses exchanges of every type as they are, and declares a missing one as its owner did."""
+"""The bridge uses exchanges of every type as they are, and declares a missing exchange as its owner did."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 
 
 async def checked(bridge: Bridge) -> None:
-    """Waits for the next check."""
+    """Waits for the next topology check."""
     status = consumer_of(bridge).status
     before_s = status.last_answered_s
     await eventually("the topology is checked", lambda: status.last_answered_s != before_s)
@@ -32,7 +32,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broker, amqp: AbstractConnection) -> None:
-    """Promise: the checks neither change an exchange nor cause an outage."""
+    """Promise: the topology checks neither change an exchange nor cause an outage."""
     exchanges = {unique("exchange"): kind for kind in KINDS}
     channel = await amqp.channel()
     for name, kind in exchanges.items():

@@ -37,10 +37,10 @@ INVALID_EVENTS: dict[str, Callable[[int], bytes]] = {
 """Invalid events by the reason of their rejection, each with a number in it."""
 
 LINES_EACH = 14
-"""The number of log lines for a reason: one for each power of two up to COUNT."""
+"""The maximum number of log lines for each reason of rejection: one for each power of two up to COUNT."""
 
 LINES = 20
-"""The number of log lines for everything else."""
+"""The maximum number of log lines that are not about rejected events."""
 
 
 def invalid_events(count: int) -> dict[bytes, str]:
@@ -144,7 +144,8 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
         await process.consuming()
 
         async def amid() -> bool:
-            # The bridge declares the queue of rejected events on another connection, perhaps after it consumes.
+            # The bridge declares the queue of rejected events on another connection, perhaps after it has begun to
+            # consume.
             with suppress(ChannelNotFoundEntity):
                 return await depth(amqp, rejects) > COUNT // 10
             return False
@@ -173,7 +174,7 @@ async def no_consumer(amqp: AbstractConnection, queue: str) -> None:
 
 
 CONFIRM = b"\x00\x3c\x00\x50"
-"""Class and method id of `basic.ack`. A broker sends it only to confirm a message."""
+"""The class and method ids of `basic.ack`, which a broker sends only to confirm a message."""
 
 
 class Confirms:
@@ -202,7 +203,7 @@ class Confirms:
 async def test_invalid_event_is_not_acknowledged_before_its_reject_is_confirmed(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """After the bridge ends, its queue contains the rejected events without a confirm, and no others."""
+    """After the bridge ends, its queue contains the rejected events without a confirm, and no other events."""
     events = [b"invalid %d" % number for number in range(100)]
     confirms = Confirms()
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": rejects}

@@ -1,4 +1,4 @@
-"""Clients that flood the bridge: it reads them no faster than the limits allow, and other clients hardly notice.
+"""The bridge reads clients that flood it no faster than the limits allow, and other clients hardly notice the flood.
 
 The flood is bounded at its source: the client's writes block, and the kernel buffers little.
 """
@@ -48,7 +48,7 @@ FLOOD_S = 3.0
 """The time for which a client sends as fast as it can, in seconds."""
 
 SEND_BUFFER_BYTES = 65536
-"""The requested size of the client's send buffer. The kernel takes twice as much."""
+"""The requested size of the client's send buffer. The kernel doubles the requested size."""
 
 ENCRYPTED = 20
 """The number of clients that flood through TLS."""
@@ -64,34 +64,39 @@ MEMORY_BYTES = 12 * MB
 """The memory by which the bridge may grow in any flood: its update log, 1 MiB here, and rounding by the allocator."""
 
 DELAY_S = 0.05
-"""The delay within which 90% of the updates reach a healthy client during a flood. The delay is 0.1 to 0.4 s if the
-bridge reads a client as long as it sends."""
+"""The delay within which 90% of the updates reach a healthy client during a flood. If the bridge read a client for as
+long as the client sends, the delay would be 0.1 to 0.4 s."""
 
 TOGETHER_DELAY_S = 0.25
-"""The same limit while hundreds of clients flood. Without a common read limit, not one update arrives in 20 s."""
+"""The delay within which 90% of the updates reach a healthy client while hundreds of clients flood. Without a common
+read limit, not one update arrives in 20 s."""
 
 CPU_SHARE = 0.6
-"""The largest share of a core for a flood by hundreds of clients, with their handshakes and the updates to them."""
+"""The maximum share of a core that the bridge uses during a flood by hundreds of clients, including handshakes and
+updates."""
 
 VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
 
 
 def head(opcode: int, length: int, *, fin: bool = True) -> bytes:
-    """Returns the header of a frame of that length. The mask is zero, so that the payload is sent unchanged."""
+    """Returns the header of a frame with a payload of `length` bytes.
+
+    The mask is zero, so that the payload is sent unchanged.
+    """
     return struct.pack("!BBQ", opcode | (0x80 if fin else 0), 0x80 | 127, length) + b"\x00" * 4
 
 
 def may_be_read(frame_bytes: int, seconds: float) -> int:
-    """Returns the most bytes that the bridge reads from one client in this time, in frames of that size.
+    """Returns the most bytes that the bridge reads from one client in `seconds`, in frames of `frame_bytes`.
 
-    The time includes parts of two more periods, and the last read is processed as a whole.
+    The result includes parts of two more periods, and one more read, which is processed as a whole.
     """
     of_a_frame = frame_bytes / (frame_bytes + FRAME_COST_BYTES)
     return int((seconds / PERIOD_S + 2) * CLIENT_BUDGET_BYTES * of_a_frame) + MAX_READ_BYTES
 
 
 class Flooder:
-    """A client with a blocking socket, for a thread: it takes hardly any processor time from the measurement."""
+    """A client with a blocking socket, which runs in a thread and hardly disturbs the measurement."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.socket()
@@ -120,7 +125,7 @@ class Flooder:
                 rest = rest[sent:] or memoryview(piece)
 
     def read_for(self, seconds: float) -> int:
-        """Reads everything for this time; returns the number of pongs."""
+        """Reads everything for `seconds`, and returns the number of pongs."""
         until_s = time.monotonic() + seconds
         pongs, received = 0, b""
         while (left_s := until_s - time.monotonic()) > 0:
@@ -147,7 +152,7 @@ async def bridge_with_healthy_clients(
 
 
 async def verify(stream: Stream, memory: Memory) -> None:
-    """Checks that the healthy clients got everything, and that the bridge has grown no more than it may."""
+    """Checks that the healthy clients got all updates, and that the bridge has grown by no more than MEMORY_BYTES."""
     await stream.verify()
     assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
 
@@ -213,7 +218,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
 async def test_flood_through_tls_is_not_buffered(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    """TLS buffers bytes that the bridge has not read. For each client, it buffers no more than a socket without TLS."""
+    """TLS buffers bytes that the bridge has not read, but no more for each client than a socket without TLS."""
     chain, key = certificate(tmp_path, "floods")
     secure = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", **VARIABLES, **secure}
@@ -271,7 +276,7 @@ async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
             )
             assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
             # The flooding clients end with a reset. The bridge notices the reset, although it reads nothing from most
-            # of them.
+            # of the flooding clients.
             await eventually("the connections are closed", lambda: connections(port, COUNT))
             # The bridge has read the healthy clients all the time. A bridge that did not read the healthy clients would
             # have evicted them.
@@ -314,8 +319,11 @@ def flood_together(port: int, count: int, seconds: float) -> int:
 async def test_half_a_frame_and_silence_is_idle_and_an_endless_frame_is_not_buffered(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A client that stops within a frame is evicted as idle. A client with an endless frame stays, at no cost."""
-    # The healthy clients can answer within this timeout, even while other tests run.
+    """A client that stops within a frame is evicted as idle.
+
+    A client with an endless frame stays connected, at no cost.
+    """
+    # The healthy clients can answer within the idle timeout, even while other tests run.
     idle = {"BRIDGE_IDLE_TIMEOUT": "4s", "BRIDGE_PING_INTERVAL": "1s"}
     async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
         before = sockets(process.process.pid)

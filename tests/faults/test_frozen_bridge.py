@@ -12,15 +12,15 @@ from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
-"""A broker that can't be reached. Clients may connect while the bridge waits for it."""
+"""A broker that can't be reached. Clients can connect while the bridge waits for a broker."""
 
 IDLE_TIMEOUT_S, PING_INTERVAL_S = 1.2, 0.4
 
 FREEZE_S = 1.8
-"""The duration of a freeze, longer than the idle timeout and its tolerance of a tick."""
+"""The duration of a freeze, which is longer than the idle timeout and its tolerance of one tick."""
 
 CROWD = 1200
-"""With this number of clients, their pongs would exceed the common limit of a quarter of a second if they counted."""
+"""The number of clients whose pongs would exceed the common limit of a quarter of a second if pongs counted."""
 
 
 class Answering(Collector):
@@ -98,7 +98,7 @@ async def test_clients_stay_when_the_bridge_is_frozen_again_and_again() -> None:
 
 
 async def test_clients_that_answer_the_pings_of_a_resumed_bridge_are_not_throttled() -> None:
-    """All clients are silent while the bridge is frozen, and one pass pings all of them."""
+    """All clients are silent while the bridge is frozen, and one keepalive pass then pings all clients."""
     variables = {"BRIDGE_IDLE_TIMEOUT": "60s", "BRIDGE_PING_INTERVAL": "1200ms"}
     async with bridge_process(NO_BROKER, BRIDGE_WAIT="true", **variables) as process:
         port = await process.port()

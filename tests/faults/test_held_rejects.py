@@ -1,4 +1,4 @@
-"""Rejected events that can't be published: the bridge holds them, reports it, and publishes them after the fault."""
+"""Rejected events that can't be published: the bridge holds and reports them, and publishes them after the fault."""
 
 import asyncio
 import time
@@ -23,17 +23,17 @@ PREFETCH, BEHIND = 50, 5
 """The number of held events, and of events that wait behind them."""
 
 LEAVE_LIMIT_S = 15.0
-"""The limit from the end of the fault until no event is held any more, on a busy machine."""
+"""The maximum time from the end of the fault until no event is held any more, on a busy machine."""
 
 LASTING_S = 3.0
 """After this time, the pauses between attempts have their maximum length."""
 
 ATTEMPTS = 20
-"""The maximum number of attempts in LASTING_S and until the fault is noticed, however many events are held. Each event
-causes one more attempt before that."""
+"""The maximum number of attempts in LASTING_S and until the fault is noticed, however many events are held. Each held
+event causes one attempt before these attempts."""
 
 KEY = "somewhere"
-"""The events' routing key. A fanout exchange ignores it."""
+"""The events' routing key. A fanout exchange ignores the routing key."""
 
 HELD = "rejected events can't be published, and are held"
 
@@ -147,7 +147,7 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
 ) -> None:
     """A rejected event that can't be published stays unacknowledged. `/readyz` has status 503 and the reason.
 
-    The bridge retries rarely. After the cause ends, it publishes the event within 2 s.
+    The bridge retries rarely. After the cause ends, the bridge publishes the event within 2 s.
     """
     attempts = 0
     publish_once = ConfirmChannel.publish
@@ -170,7 +170,7 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
         assert words in body["rejects"]["last_error"]
         assert body["rejects"]["waiting"] == PREFETCH
         assert sample(bridge, "bridge_rejects_waiting") == PREFETCH
-        # For each acknowledged event, the broker would send another one.
+        # For each acknowledged event, the broker would send another event.
         assert await depth(amqp, queue) == BEHIND
         assert words in capsys.readouterr().out
         assert PREFETCH < attempts <= PREFETCH + ATTEMPTS
@@ -208,11 +208,12 @@ async def test_deleted_parts_are_declared_again_and_no_rejected_event_is_lost(
         since_s = time.monotonic()
 
         async def held() -> tuple[dict[str, Any], float]:
-            # The test reads the report of `/readyz` directly, because the state is shorter than a request.
+            # The test reads the report of `/readyz` directly, because the state lasts for less time than a request
+            # takes.
             await eventually("the held event is reported", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
             return bridge.readiness.report()[1], sample(bridge, "bridge_rejects_waiting")
 
-        # On a busy machine, the state ends before all events are published.
+        # On a busy machine, the bridge holds no event any more before all events are published.
         noticing = asyncio.create_task(held())
         await publish_all(amqp, exchange, events)
         body, waiting = await noticing

@@ -40,7 +40,7 @@ class Stream:
         self._stopping = False
         self.confirmed: list[int] = []
         self.refused: set[int] = set()
-        """The events that the broker answered with a nack. Such events may still be in some queues."""
+        """The events that the broker answered with a nack. The refused events may still be in some queues."""
         self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
     async def _run(self) -> None:
@@ -101,7 +101,7 @@ class Client:
         return [orjson.loads(payload)["data"]["killmailId"] for opcode, payload in self.frames if opcode == TEXT]
 
     def has(self, number: int) -> bool:
-        """Whether this killmail has arrived."""
+        """Whether the killmail with this number has arrived."""
         return b'"killmailId":%d,' % number in self._collector.received
 
     async def ended(self) -> None:
@@ -116,7 +116,7 @@ class Client:
 async def successor(broker: Broker, **variables: str) -> AsyncIterator[tuple[Proxy, Client]]:
     """Starts a bridge with a client. The bridge reaches its broker only when the proxy is opened.
 
-    A bridge sends the events of its queue as soon as it consumes, so a client must be connected before.
+    A bridge sends the events of its queue as soon as it consumes, so its client must connect first.
     """
     async with proxy(broker.url) as tunnel, bridge_process(tunnel.url, BRIDGE_WAIT="true", **variables) as process:
         client = await Client.of(process)
@@ -153,7 +153,7 @@ async def delivered(amqp: AbstractConnection, queue: str, stream: Stream, client
 async def handed_over(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, end: signal.Signals
 ) -> tuple[list[int], Client, Client, int]:
-    """Ends a bridge under load, while another one takes its queue. Waits until everything is acknowledged.
+    """Ends a bridge under load, while another bridge takes over its queue. Waits until all events are acknowledged.
 
     Returns the confirmed events, the client of each bridge, and the exit code.
     """
@@ -190,8 +190,8 @@ async def test_next_bridge_gets_all_events_that_a_killed_bridge_had_not_acknowle
 ) -> None:
     """With BRIDGE_QUEUE, a bridge is killed under load, and another bridge takes over.
 
-    Every confirmed event reaches a client of one of the bridges. Only events in flight come twice. Each client gets its
-    updates once and in order.
+    Every confirmed event reaches a client of one of the bridges. Only events in flight are delivered twice. Each client
+    gets its updates once and in order.
     """
     confirmed, a, b, _ = await handed_over(broker, amqp, exchange, queue, signal.SIGKILL)
     assert_all_arrived(confirmed, a, b)
@@ -211,7 +211,7 @@ async def test_killed_bridge_with_acknowledgements_in_flight_repeats_at_most_the
 ) -> None:
     """The clients of the next bridge also get the events that the killed bridge had sent and not acknowledged.
 
-    There are at most as many as the prefetch, and no confirmed event is missing.
+    At most as many events as the prefetch arrive twice, and no confirmed event is missing.
     """
     variables = named(exchange, queue)
     async with AsyncExitStack() as stack:
@@ -268,7 +268,7 @@ async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_ru
 ) -> None:
     """Each bridge with its own queue delivers all events that are published while it consumes.
 
-    This holds while the other bridge is killed and started again.
+    One bridge delivers all events even while the other bridge is killed and started again.
 
     RabbitMQ 4.3 refuses some events while it deletes the exclusive queue of the killed bridge.
     """

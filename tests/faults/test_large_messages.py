@@ -19,10 +19,10 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 LOG_MB, IN_HAND_MB = 16, 64
-"""The memory in addition to one message that the bridge may take: `BRIDGE_LOG_BYTES`, and messages in progress."""
+"""The memory that the bridge may take in addition to one message: `BRIDGE_LOG_BYTES`, and messages in progress."""
 
 BASE_MB = 50
-"""The memory of a bridge without clients: the measurement begins with the process."""
+"""The memory of a bridge without clients, because the measurement begins with the process."""
 
 LIMIT_S = 120.0
 
@@ -104,13 +104,14 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
             limit_s=LIMIT_S,
         )
         await eventually("the bridge consumes again", lambda: process.logged("broker recovered"), limit_s=LIMIT_S)
-        # The exchange always has a queue, because the broker would return whole messages without one.
+        # The exchange always has a queue, because without a queue the broker would return whole messages.
         kept = await channel.declare_queue(f"{rejects}.kept", durable=True)
         await kept.bind(rejects, "#")
         await channel.queue_delete(rejects)
         await eventually("all rejects are in the queue", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
         sampling.cancel()
-        # A message that is being sent when a session ends is sent to its end, in addition to those of the next session.
+        # A message in transit is sent to its end even if its session ends, in addition to the messages of the next
+        # session.
         assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + MAX_HELD_BYTES + size
         assert await metric(port, "bridge_rejects_lost_total") == 0
     assert len(await take(amqp, kept.name, count)) == count

@@ -61,7 +61,7 @@ def silent_client(port: int, context: ssl.SSLContext | None) -> Iterator[socket.
 
 
 async def growth(memory: Memory, port: int, lagging: int, context: ssl.SSLContext | None) -> int:
-    """Waits until `lagging` clients lag, and returns how many bytes the bridge has grown."""
+    """Waits until `lagging` clients lag, and returns by how many bytes the bridge has grown."""
 
     async def are_behind() -> bool:
         memory.look()

@@ -15,14 +15,14 @@ from tests.support.waiting import eventually
 TIMING = Timing(check_interval_s=0.3, check_timeout_s=6.0, setup_timeout_s=6.0, answer_valid_s=2.0)
 
 FORGETFUL = Timing(heartbeat_s=2)
-"""The broker detects a dead connection after two or three heartbeats."""
+"""Time constants with a short heartbeat: the broker detects a dead connection after two or three heartbeats."""
 
 UNPROVEN = "the broker has not answered for 2 s"
 
 NOTICED = "does not answer within 6 s"
 
 DOES = "is not ready after 10 s, closes the connection after 21 s, retries"
-"""The reaction of the bridge, with the times of the product's own constants."""
+"""What the bridge does, with the times of its default time constants."""
 
 LATE_LIMIT_S = 3.0
 
@@ -31,7 +31,10 @@ ALONE = "no other consumer shares this bridge's queue any more"
 
 
 async def noticed(stage: Scene) -> None:
-    """Waits until both bridges close the connection. Before that, `/readyz` must report the missing answers."""
+    """Waits until both bridges close the connection.
+
+    Before the connection is closed, `/readyz` must report the missing answers.
+    """
 
     async def doubted(bridge: Watched) -> bool:
         _, body = await bridge.state()
@@ -46,7 +49,7 @@ async def noticed(stage: Scene) -> None:
 
 @pytest.mark.slow
 async def test_suspended_broker_is_noticed_before_its_heartbeats_are_missed(node_broker: PrivateNode) -> None:
-    """Promise: if a broker hung, the bridge consumes as soon as the broker continues."""
+    """Promise: if a broker hangs, the bridge consumes as soon as the broker continues."""
     async with scene(node_broker.url, None, TIMING) as stage:
         fault = await stage.fault()
         node_broker.pause()

@@ -117,9 +117,9 @@ async def ack_timeout(node: PrivateNode, timeout_ms: int, check_ms: int) -> Asyn
 async def test_channel_that_the_broker_closes_with_406_is_opened_again(
     node_broker: PrivateNode,
 ) -> None:
-    """Promise: a rejected event that is held beyond the broker's timeout costs a reconnect, and is not lost."""
+    """Promise: a rejected event that is held beyond the broker's timeout causes a reconnect, and is not lost."""
     if release_of(version_of(node_broker.url)) == "4.3":
-        # No installation can change this: both queues of the scene are classic.
+        # This skip does not depend on the installation, because both queues of the scene are classic.
         pytest.skip("RabbitMQ 4.3 waits without a limit for the acknowledgements of a classic queue")
     async with (
         ack_timeout(node_broker, 1000, 500),
@@ -182,14 +182,17 @@ async def memory_alarm(node: PrivateNode) -> AsyncIterator[None]:
 async def test_broker_that_is_short_of_memory_is_consumed_from_and_rejected_events_are_held(
     node_broker: PrivateNode,
 ) -> None:
-    """Promise: an alarm stops no update. A rejected event is held, and `/readyz` has the broker's reason."""
+    """Promise: a memory alarm of the broker stops no update.
+
+    A rejected event is held, and `/readyz` has the broker's reason.
+    """
     exchange, rejects = unique("exchange"), unique("rejects")
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects}
     async with bridge_process(node_broker.url, **variables) as process, observer(node_broker.url) as amqp:
         await process.consuming()
         port = await process.port()
         client = await RawClient.open(port)
-        # Both connections are open: the alarm must block an open connection for rejected events.
+        # Both connections are already open, because the alarm must block an open connection for rejected events.
         await readyz(port, 200)
         process.process.send_signal(signal.SIGSTOP)
         await publish(amqp, exchange, b"invalid", killmail(1))

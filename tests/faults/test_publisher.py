@@ -1,4 +1,4 @@
-"""A publisher loses its broker: all confirmed updates are in the queue, and the others follow without help."""
+"""A publisher loses its broker: all confirmed updates are in the queue, and the other updates follow without help."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ MAX_UNCONFIRMED = 20
 
 
 class Stream:
-    """Broadcasts numbered killmails concurrently until `stop`. Records the outcome of each."""
+    """Broadcasts numbered killmails concurrently until `stop`. Records the outcome of each broadcast."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -147,7 +147,7 @@ async def _at_least(amqp: AbstractConnection, queue: str, count: int) -> bool:
 async def test_close_does_not_wait_for_a_broker_that_reads_nothing(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """A broker that is short of memory does not read from the socket, and aiormq would wait until it does."""
+    """A broker that is short of memory stops reading, and aiormq would wait until the broker reads again."""
     await bind(amqp, exchange, queue)
     async with proxy(broker.url) as tunnel:
         await tunnel.open()
@@ -186,7 +186,7 @@ async def test_exchange_that_is_deleted_is_declared_again(
 async def test_update_that_is_cancelled_does_not_affect_the_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The cancelled update may wait for a connection, for its turn or for its confirm."""
+    """An update may be cancelled while it waits for a connection, for its turn or for its confirm."""
     await bind(amqp, exchange, queue)
     async with proxy(broker.url) as tunnel, Publisher(tunnel.url, exchange) as publisher:
         early = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100)]
@@ -198,7 +198,7 @@ async def test_update_that_is_cancelled_does_not_affect_the_others(
         late = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100, 400)]
         # The broker now has some of the updates, but not all.
         await late[150]
-        # No confirm arrives meanwhile, because a single confirm could confirm all updates.
+        # The proxy now holds back all confirms, because a single confirm could confirm all updates.
         tunnel.hold(Direction.DOWN)
         more = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(400, 430)]
         late += more

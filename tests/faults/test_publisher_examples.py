@@ -16,7 +16,8 @@ from tests.support.waiting import LIMIT_S, eventually
 
 MISSING = "missing.exchange"
 EXCHANGE = "amq.fanout"
-"""An exchange that each broker has. It stands for the exchange of the events and for that of the rejects."""
+"""An exchange that each broker has. The tests use `amq.fanout` as the exchange of events and as the exchange of
+rejects."""
 
 LOST = AMQPError, ChannelInvalidStateError
 
@@ -48,7 +49,7 @@ async def tunnel(node_broker: PrivateNode) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def in_node(folder: Path, *arguments: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Runs the program, which must end by itself. Yields its output."""
+    """Runs the program, which must end by itself. Yields the output of the program."""
     await asyncio.to_thread(node_program, folder, PROGRAM)
     process = await asyncio.create_subprocess_exec(
         "node", "main.mjs", *arguments, cwd=folder, stdout=asyncio.subprocess.PIPE
@@ -112,7 +113,7 @@ async def test_publish_of_the_example_in_python_raises_an_error_if_the_connectio
     async with asyncio.timeout(LIMIT_S):
         with pytest.raises(LOST) as raised:
             await lose()
-    # The end of the block fails too. The error of `publish` is its context.
+    # The end of the `async with` block also fails, with the error of `publish` as its context.
     assert isinstance(raised.value.__context__, LOST)
 
 

@@ -1,4 +1,4 @@
-"""Queues of other types: the bridge declares classic queues whatever the default is, and warns of delivery limits."""
+"""Queue types: the bridge declares classic queues whatever the default type is, and warns of delivery limits."""
 
 import json
 from collections.abc import AsyncIterator
@@ -23,7 +23,10 @@ from tests.support.waiting import eventually
 
 @asynccontextmanager
 async def virtual_host(node: PrivateNode, default_queue_type: str) -> AsyncIterator[str]:
-    """Yields the node's URL for a virtual host with this default. RabbitMQ 3.10 ignores the default."""
+    """Yields the node's URL for a virtual host with this default queue type.
+
+    RabbitMQ 3.10 ignores the default queue type.
+    """
     name = unique("host")
     metadata = {"description": "", "tags": [], "default_queue_type": default_queue_type}
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
@@ -59,7 +62,7 @@ OF_ONE: FieldTable = {"x-max-length": 1, "x-overflow": "reject-publish"}
 async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A held event returns to its queue with each lost connection, and the queue counts this."""
+    """A held event returns to its queue with each lost connection, and the queue counts these returns."""
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=QUORUM)
     # The queue is full until it is purged. If the queue were deleted, the broker would confirm an event in flight to
@@ -82,7 +85,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
                 accepted = tunnel.accepted
                 tunnel.cut()
                 await eventually("the bridge is connected again", lambda: tunnel.accepted > accepted + 1)  # noqa: B023 - over before the next turn
-                # Connections that end before any answer have another warning.
+                # A connection that ends before any answer causes another warning.
                 await eventually(
                     "the broker answers", lambda: (check := consumer_of(bridge)._topology_check) and check.answered
                 )
@@ -98,7 +101,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
 
 async def test_policy_in_the_documentation_removes_the_delivery_limit(node_broker: PrivateNode) -> None:
     if (await node_broker.ctl("version")).startswith("3."):
-        # No installation can change this: these releases have no limit by default, and refuse -1.
+        # This skip does not depend on the installation: these releases have no limit by default, and refuse -1.
         pytest.skip("quorum queues have a default delivery limit from RabbitMQ 4.0 on")
     async with observer(node_broker.url) as amqp:
         channel = await amqp.channel()

@@ -53,7 +53,7 @@ async def test_queue_that_may_not_be_read_is_named(
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: permitted events are requeued.
+    """Promise: the events for which the user has the permission are requeued.
 
     The other events stay in their order, and their exchange is named once.
     """
@@ -85,7 +85,7 @@ async def test_queue_that_the_bridge_declares_drops_no_event_that_is_listed(node
     url = urlsplit(node_broker.url)._replace(path=f"/{host}").geturl()
     try:
         async with running(url, exchanges="kills=killmail", reject_exchange="rejects"), observer(url) as amqp:
-            # Without this default, the test would prove nothing.
+            # Without this default queue type, the test would prove nothing.
             await (await amqp.channel()).declare_queue("other", durable=True)
             queues = await node_broker.ctl("list_queues", "-p", host, "name", "type")
     finally:
@@ -97,7 +97,7 @@ async def test_queue_that_the_bridge_declares_drops_no_event_that_is_listed(node
 async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: an error names a broker that does not answer within a few seconds, without its password."""
+    """Promise: if the broker does not answer within a few seconds, an error names the broker, without its password."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
     node_broker.pause()
     try:

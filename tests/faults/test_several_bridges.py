@@ -26,10 +26,10 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 CLIENTS = 20
-"""The number of clients that get every update. Half as many more ask for one solar system only."""
+"""The number of clients that get every update. Half as many additional clients ask for one solar system only."""
 
 BETWEEN = 50
-"""The number of updates between two steps of a test, which take about one second."""
+"""The number of updates between two steps of a test, which are published in about one second."""
 
 
 def on_stream(exchange: str, stream: str) -> dict[str, str]:
@@ -50,7 +50,7 @@ async def healthy(port: int, count: int) -> list[Healthy]:
 async def settled(fetcher: ConfirmingFetcher, everyone: list[ResumingClient], some: list[ResumingClient]) -> None:
     """Ends the fetcher.
 
-    Checks that each client has all confirmed updates of its filter, and that no message was wrong.
+    Checks that each client has all confirmed updates that match its filter, and that no message was wrong.
     """
     await fetcher.stop()
     ours = {number for number in fetcher.confirmed if SYSTEMS[number % 2] == SYSTEMS[0]}
@@ -61,7 +61,7 @@ async def settled(fetcher: ConfirmingFetcher, everyone: list[ResumingClient], so
 
 
 async def ended_in_turn(bridges: Fleet, fetcher: ConfirmingFetcher, by: signal.Signals) -> None:
-    """Ends each bridge, one after the other, and starts it again before the next one."""
+    """Ends and restarts each bridge, one after the other."""
     for place in range(SIZE):
         await fetcher.further(BETWEEN)
         await bridges.end(place, by=by)
@@ -102,7 +102,7 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
 
 
 async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broker: Broker, exchange: str) -> None:
-    """A suspended bridge keeps its connections and sends nothing. The load balancer's checks end them."""
+    """A suspended bridge keeps its connections and sends nothing. The load balancer's checks end these connections."""
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
     async with fleet(broker.url, **settings) as bridges:
         clients = await healthy(bridges.port, 2 * SIZE)
@@ -146,7 +146,10 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
 
 
 async def test_clients_that_resume_miss_nothing_while_a_bridge_hangs(broker: Broker, exchange: str, queue: str) -> None:
-    """The load balancer's checks disconnect its clients. Another bridge sends the updates that they miss."""
+    """The load balancer's checks disconnect the clients of a suspended bridge.
+
+    Another bridge sends the updates that these clients miss.
+    """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
         resuming_clients(bridges.port, CLIENTS) as everyone,

@@ -49,7 +49,7 @@ async def test_two_bridges_on_one_named_queue_report_it_until_one_is_gone(
                 [line] = logged(process, SHARED)
                 assert (line["level"], line["queue"], line["others"]) == ("error", queue, 1)
                 status, body = await readyz(process)
-                # An orchestrator that starts the new bridge before it stops the old one waits for status 200.
+                # An orchestrator that stops the old bridge only when the new bridge has started waits for status 200.
                 assert status == 200
                 [warning] = body["warnings"]
                 assert warning.startswith(f"other consumers of the queue {queue!r}: 1;")

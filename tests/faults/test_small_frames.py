@@ -34,7 +34,10 @@ def small_frames_node() -> Iterator[PrivateNode]:
 async def test_rejected_event_with_headers_that_just_fit_is_published_without_the_largest(
     small_frames_node: PrivateNode,
 ) -> None:
-    """With the reasons, not all headers fit. The broker closes the connection if a frame is too large."""
+    """If the reasons of the rejection are added, not all headers fit into a frame.
+
+    The broker closes the connection if a frame is too large.
+    """
     exchange, rejects = unique("exchange"), unique("rejects")
     url = small_frames_node.url
     async with (

@@ -42,7 +42,7 @@ main()
 """`edk-bridge serve` with a bug, which ends with a traceback."""
 
 ANSWER_LIMIT_S = 5.0
-"""The limit for an answer. A blocked bridge never answers."""
+"""The maximum time for an answer of the bridge, in seconds. A blocked bridge never answers."""
 
 HELD = "another-program-has-written-this"
 
@@ -55,7 +55,7 @@ class Running:
         self.port = port
 
     async def get(self, path: str, host: str = "localhost") -> tuple[int, bytes]:
-        """Returns status and body. Raises TimeoutError if the bridge is blocked."""
+        """Returns the status and the body of the answer. Raises TimeoutError if the bridge is blocked."""
         async with asyncio.timeout(ANSWER_LIMIT_S):
             return await get(self.port, path, host=host)
 
@@ -83,7 +83,7 @@ class Running:
         await eventually("the bridge stops listening", is_refused)
 
     async def lines_dropped(self) -> int:
-        """Returns the value of the metric."""
+        """Returns the number of dropped log lines, from the metrics."""
         _, body = await self.get("/metrics")
         [line] = [each for each in body.decode().splitlines() if each.startswith("bridge_log_lines_dropped_total ")]
         return int(float(line.partition(" ")[2]))
@@ -124,11 +124,11 @@ class FullPipe:
         size = fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 4096)
         os.write(self.writer, HELD.encode().ljust(size - 1) + b"\n")
         self.text = b""
-        """The bytes that were read."""
+        """The bytes that were read from the pipe."""
         self._reading: asyncio.Task[None] | None = None
 
     def read(self) -> None:
-        """Begins to read. From then on, only the bridge may have the other end open."""
+        """Begins to read the pipe. From then on, the other end of the pipe must be open only in the bridge."""
         os.close(self.writer)
         self.writer = -1
         self._reading = asyncio.create_task(asyncio.to_thread(self._read))
@@ -146,7 +146,7 @@ class FullPipe:
         return others
 
     def close(self) -> None:
-        """Closes all open ends."""
+        """Closes both ends of the pipe if they are open."""
         for descriptor in (self.reader, self.writer):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -219,7 +219,7 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
     reports = [orjson.loads(line) for line, event in zip(lines, found, strict=True) if event == "log lines dropped"]
     assert {(report["level"], report["logger"]) for report in reports} == {("warning", "bridge")}
     assert sum(report["lines"] for report in reports) >= dropped
-    # The report follows the lines that were queued before it.
+    # The report of dropped lines follows the lines that were queued before the report.
     assert set(found[1:at]) == {
         "broker not available; trying again",
         "no certificate to reload (BRIDGE_TLS_CERTIFICATE is not set)",
@@ -279,7 +279,7 @@ async def test_bridge_continues_after_its_log_lost_its_reader(pipe: FullPipe) ->
 
 @contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """Yields the two descriptors of a pseudo-terminal: that of the emulator, and that of the program."""
+    """Yields the two descriptors of a pseudo-terminal: first the emulator's, and then the program's."""
     ours, its = pty.openpty()
     descriptors = [ours, its]
     try:

@@ -1,4 +1,4 @@
-"""A stop under load: what clients that read still get, and what clients that don't read may cost."""
+"""A stop under load: what reading clients still get, and how much the clients that don't read cost."""
 
 import asyncio
 import resource
@@ -36,7 +36,7 @@ READERS, STALLED = 990, 10
 SHUTDOWN_TIMEOUT_S, GRACE_S = 4, 1
 
 PAUSE_S = 0.02
-"""The pause between two events, a sufficient load for a thousand clients in this one process."""
+"""The pause between two events, which is a sufficient load if a thousand clients run in this one process."""
 
 FILES = 4096
 """The number of open files: a thousand clients need as many sockets in this process and in the bridge."""
@@ -61,18 +61,18 @@ async def metric(port: int, name: str) -> float:
 
 
 @pytest.mark.usefixtures("many_files")
-@pytest.mark.alone  # the stop is timed to a second
+@pytest.mark.alone  # the test measures the duration of the stop
 async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """SIGTERM ends the bridge with 0 within its timeout, however few clients read.
 
-    Each reader gets all updates, and then 1001.
+    Each reader gets all updates, and then the close code 1001.
     """
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_SHUTDOWN_TIMEOUT": f"{SHUTDOWN_TIMEOUT_S}s",
-        # The log is so large that no client falls off it: the clients that don't read stay, and lag.
+        # The log is so large that it keeps every update: the clients that don't read stay, and lag.
         "BRIDGE_LOG_BYTES": "64 MiB",
     }
     async with bridge_process(broker.url, **variables) as process:
@@ -159,7 +159,10 @@ class Newcomers:
 
 
 async def test_no_client_is_reset_when_one_of_two_bridges_on_a_port_stops() -> None:
-    """The stopping bridge answers the clients that the kernel has assigned to it. The other bridge answers the rest."""
+    """The stopping bridge answers the clients that the kernel has assigned to it.
+
+    The other bridge answers all other clients.
+    """
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         place.bind(("127.0.0.1", 0))
@@ -168,7 +171,7 @@ async def test_no_client_is_reset_when_one_of_two_bridges_on_a_port_stops() -> N
             "BRIDGE_PORT": str(port),
             "BRIDGE_REUSE_PORT": "true",
             "BRIDGE_EXCHANGES": "killmails=killmail",
-            # The broker can't be reached: a bridge serves clients without one.
+            # The broker can't be reached, but a bridge serves clients without a broker.
             "BRIDGE_WAIT": "true",
         }
         nowhere = "amqp://guest:guest@127.0.0.1:1/"

@@ -19,7 +19,8 @@ from tests.support.running import consumer_of, port_of, running, sample, started
 from tests.support.waiting import eventually
 
 SETTLED_S = 6.0
-"""A node of RabbitMQ 3.10 that is killed a second after it declared its first stream never finds this stream again."""
+"""The age at which a stream survives: RabbitMQ 3.10 never finds its first stream again if it is killed a second after
+declaring it."""
 
 
 @pytest.fixture
@@ -35,7 +36,10 @@ def flags(exchange: str, stream: str) -> dict[str, str]:
 
 
 async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[int]]:
-    """Resumes a client. Returns the data of its `resume`, and the killmails that it gets again."""
+    """Resumes a client.
+
+    Returns the data of the client's `resume`, and the numbers of the killmails that the client gets again.
+    """
     client = await RawClient.open(port_of(bridge), path=f"/updates?after={after}")
     resumed = orjson.loads(await client.text())["data"]
     again: list[int] = []
@@ -48,7 +52,7 @@ async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[in
 
 
 async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker: Broker) -> None:
-    """RabbitMQ confirms and drops events before its stream is up again. Only these events are within the gap."""
+    """RabbitMQ confirms and drops events before its stream is up again. Only the dropped events are within the gap."""
     exchange, stream = unique("exchange"), unique("stream")
     async with (
         _removed(mortal_broker, exchange, stream),
@@ -122,7 +126,7 @@ async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
         old = client.updates[4].id
         await channel.queue_delete(stream)
         await eventually("the stream is declared again", lambda: sample(bridge, "bridge_gaps_total") == 1)
-        # The new stream is longer than the old one: another update has the sequence of the old id.
+        # The new stream is longer than the old one: another update has the sequence number of the old id.
         await publish(amqp, exchange, *map(killmail, range(100, 150)))
         await have_all([client], {*range(10), *range(100, 150)})
         [gap] = client.gaps

@@ -1,4 +1,4 @@
-"""Possible losses of a stream: the bridge that detects one reports it to all readers. No loss is silent."""
+"""Possible losses of a stream: the bridge that detects a loss reports it to all readers. No loss is silent."""
 
 import asyncio
 import signal
@@ -40,10 +40,11 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""After this time, a new stream survives the end of its broker."""
+"""The age at which a new stream survives the end of its broker."""
 
 SIZE, TOGETHER = 4000, 20
-"""The size of a batch that fills the stream. The broker keeps and drops a batch as a whole."""
+"""The bytes of an event, and the number of events in a batch that fills the stream. The broker keeps or drops each
+batch as a whole."""
 
 
 def stream_of(name: str) -> StreamConfig:
@@ -89,7 +90,7 @@ async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
 
 
 class Withheld:
-    """Withholds the deliveries on the first channel of one connection, when the test arms it."""
+    """Withholds the deliveries on the first channel of one connection while the test sets `now`."""
 
     def __init__(self) -> None:
         self.now = False
@@ -97,9 +98,9 @@ class Withheld:
         self._rest = b""
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Returns the function for a connection.
+        """Returns the function that changes the bytes of a connection.
 
-        The function affects only the first connection: the next one belongs to the next session.
+        The function affects only the first connection, because the next connection belongs to the next session.
         """
         return self._pass if self._channel is None and not self.now else bytes
 
@@ -111,7 +112,7 @@ class Withheld:
         kind, channel, _ = FRAME.unpack_from(each)
         if channel and self._channel is None:
             self._channel = channel
-        # An answer of the broker is also a method, but a delivery has a header and a body.
+        # An answer of the broker consists only of a method, but a delivery also has a header and a body.
         delivers = kind != METHOD or each[FRAME.size : FRAME.size + len(DELIVER)] == DELIVER
         return self.now and channel == self._channel and delivers
 
@@ -240,7 +241,7 @@ async def test_declared_exchange_is_reported_although_the_connection_failed(
 async def test_events_that_the_broker_loses_on_its_return_are_a_gap_for_all_readers_then_or_later(
     mortal_broker: Broker,
 ) -> None:
-    """The readers: a bridge from before, one that waited for the broker, and one that starts long after."""
+    """The readers: an older bridge, a bridge that waited for the broker, and a bridge that starts much later."""
     exchange, stream = unique("exchange"), stream_of(unique("stream"))
     older, waiting, later = Recorder(), Recorder(), Recorder()
     async with reading(mortal_broker.url, exchange, stream, older) as first:
@@ -282,7 +283,7 @@ async def test_marker_that_is_not_read_back_is_published_again(
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=stream_of(queue).arguments)
     nowhere = unique("nowhere")
-    if mandatory == "dropped":  # the marker is confirmed, but in another queue
+    if mandatory == "dropped":  # the broker confirms the marker, but puts it into another queue
         await channel.declare_queue(nowhere, exclusive=True)
     asked: list[float] = []
     async with open_connection((Node(broker.url),), "stream end probe") as connection:
@@ -305,7 +306,7 @@ async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
     channel = await amqp.channel()
     await channel.declare_queue(rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
-    flags["shutdown_timeout"] = "10s"  # these events arrive in less time
+    flags["shutdown_timeout"] = "10s"  # the events of this test arrive in less time
     with capture_logs() as logged:
         async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
             await publish(amqp, exchange, *(b"invalid" for _ in range(5)))
