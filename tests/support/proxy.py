@@ -40,8 +40,8 @@ class Proxy:
         self._half_open: set[asyncio.StreamWriter] = set()
         self.release()
         self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
-        """A function that is called for each connection. Its result is another function, which changes the bytes from
-        the broker to the client."""
+        """A function that is called for each connection. The function returns another function, which changes the bytes
+        from the broker to the client."""
         self.accepted = 0
         """The number of connections that the proxy has accepted so far."""
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()

@@ -113,7 +113,7 @@ async def take(
 async def bind(connection: AbstractConnection, exchange: str, queue: str, **arguments: Any) -> None:
     """Declares a durable queue, and binds it to a durable fanout exchange.
 
-    From this queue, a test can read the published events.
+    A test can read the published events from the queue.
     """
     channel = await connection.channel()
     target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)

@@ -85,8 +85,8 @@ TOO_LONG = (
 """The test that `--part` leaves out, because this test takes as long as all other tests together."""
 
 IN_THIS_ORDER = "--no-loadscope-reorder"
-"""The flag with which pytest-xdist keeps the order of the test files. Without this flag, pytest-xdist begins with the
-files that have the most tests."""
+"""The flag with which pytest-xdist keeps the order of the test files. Without `--no-loadscope-reorder`, pytest-xdist
+begins with the files that have the most tests."""
 
 MAKE_LIMIT_S = 900
 """The time limit for each command that prepares a release. The slowest command builds the root file system of a Debian
@@ -239,7 +239,7 @@ def place_of(name: str) -> Place:
 def newest_python() -> Place:
     """Returns the newest Python on this machine, in a separate environment with the locked packages.
 
-    The exceptions are Unavailable and NotInstallable.
+    Raises Unavailable or NotInstallable.
     """
     own = os.environ.get("PYTHON_NEWEST") or newer_on_path(os.environ.get("PATH", ""), sys.version_info.minor)
     into = () if own else (str(PYTHON_RELEASE), "sid", "--")

@@ -254,7 +254,7 @@ class Scene:
     async def fault(self) -> Fault:
         """Records the state before a fault.
 
-        After this call, the test causes the fault, and `verify` checks the outcome.
+        After the call of `fault`, the test causes the fault, and `verify` checks the outcome.
         """
         # If an earlier test failed, the fetcher may still be paused, and `falsely_ready_s` may still be set.
         self.fetcher.resume()

@@ -8,7 +8,8 @@ from typing import ParamSpec
 Parameters = ParamSpec("Parameters")
 
 LIMIT_S = 20.0
-"""The default time limit of `eventually`. It is long, because only a failing test waits until the limit."""
+"""The default time limit of `eventually`. The default limit is long, because only a failing test waits until the
+limit."""
 
 
 async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:

@@ -158,7 +158,7 @@ def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """gVisor refuses each write with ESPIPE.
 
-    In this test, an offset causes the same error, because a socket has no offset.
+    An offset causes ESPIPE here too, because a socket has no offset.
     """
     layout = socket_writes.IOCB
 

@@ -258,7 +258,7 @@ def test_ping_outlives_the_buffer_that_it_was_read_into() -> None:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
-    # These reads are longer than reads from a socket, because tracing makes each read slow.
+    # The test's reads are longer than reads from a socket, because tracing makes each read slow.
     size, read = 1 << 30, memoryview(bytes(1 << 24))
     connection = FrameReader()
     tracemalloc.start()
