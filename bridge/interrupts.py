@@ -1,4 +1,4 @@
-"""Handles Ctrl-C while a command starts: the process ends at once, with exit code 130, and prints nothing.
+"""If Ctrl-C is pressed while a command starts, ends the process at once, with exit code 130 and no output.
 
 Without this handler, Python would raise KeyboardInterrupt at any point, even inside an import, and print a traceback.
 The entry point installs this handler before any other import. This module and `bridge` itself therefore import only

@@ -1,12 +1,12 @@
-"""Configures the log: fixed phrases with fields on standard error, as JSON lines or as text.
+"""Configures the log, which has fixed phrases with fields on standard error, as JSON lines or as text.
 
-The level `debug` applies to the bridge's own loggers, and shows the path of each delivery and of each handshake. The
-debug lines of libraries are never written, because they contain whole message bodies.
+At the level `debug`, the bridge's own loggers show the path of each delivery and of each handshake. The debug lines of
+libraries are never written, because they contain whole message bodies.
 
-The loggers of the AMQP libraries are silent at all other levels. The bridge itself logs each lost connection to the
-broker, once and with a hint.
+The loggers of the AMQP libraries are silent at all levels except `debug`. The bridge itself logs each lost connection
+to the broker, once and with a hint.
 
-Every character that is not printable is escaped, in all fields of all loggers. Otherwise, a value could contain
+Every character that is not printable is escaped, in all fields of all loggers. Without escapes, a value could contain
 terminal commands, or look like another log line.
 """
 
@@ -37,14 +37,14 @@ class LogFormat(StrEnum):
     """The values of `BRIDGE_LOG_FORMAT`."""
 
     AUTO = "auto"
-    """The format is text on a terminal, and JSON otherwise."""
+    """The log format is text on a terminal, and JSON otherwise."""
     TEXT = "text"
     JSON = "json"
 
 
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})
 _OWN_LOGGER = "bridge"
-"""The parent of the bridge's own loggers."""
+"""The name of the logger that is the parent of the bridge's own loggers."""
 
 _DEBUG_LOGGERS = ("aio_pika", "aiormq")
 """Loggers of libraries. The bridge's level debug shows the lines of these loggers from level info up, and other levels
@@ -120,7 +120,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
 def traces(logger: str) -> bool:
     """Whether a logger writes debug lines.
 
-    Call this function only at construction, so that a disabled trace takes no time.
+    Call `traces` only when an object is constructed, so that a disabled trace takes no time later.
     """
     return logging.getLogger(logger).isEnabledFor(logging.DEBUG)
 
@@ -128,14 +128,14 @@ def traces(logger: str) -> bool:
 def never_block() -> None:
     """Makes writes to standard error non-blocking, because a blocked write would stop the process's event loop.
 
-    Call this function before `configure`. If the reader of standard error stops and the queue is full, later lines are
-    dropped.
+    Call `never_block` before `configure`. If the reader of standard error stops reading, lines are dropped as soon as
+    the queue is full.
     """
     queued_output.install("stderr", _report_dropped)
 
 
 async def written(timeout_s: float) -> None:
-    """Waits until all lines are written, for at most `timeout_s`."""
+    """Waits up to `timeout_s` until all log lines are written."""
     output = queued_output.queue_of(sys.stderr)
     if output is not None:
         await asyncio.to_thread(output.drain, timeout_s)

@@ -1,7 +1,7 @@
-"""Defines all metrics: the names, labels and help texts that Prometheus reads at `/metrics`.
+"""Defines the names, labels and help texts of all metrics that Prometheus reads at `/metrics`.
 
-Names and labels do not change after 0.1.0, because dashboards and alerts depend on them. Each bridge has its own
-`Metrics` object and registry, so that two bridges in one process (in a test) have separate metrics.
+The metrics' names and labels do not change after version 0.1.0, because dashboards and alerts depend on them. Each
+bridge has its own `Metrics` object and registry, so that two bridges in one process (in a test) have separate metrics.
 
 The values that each update changes are plain numbers, which become metrics at a scrape. The library's own counters took
 8 of an update's 30 microseconds (`make bench`, saturated with one client).
@@ -67,7 +67,7 @@ class Durations:
 
 
 class ByType(Collector):
-    """A counter with a label for the update type. An operator may have thousands of types.
+    """A counter with a label for the update type. An operator may have thousands of update types.
 
     A scrape takes 0.3 microseconds for each type. With the library's counter, a scrape would take 10 microseconds for
     each type, and block the event loop.
@@ -78,7 +78,7 @@ class ByType(Collector):
         self._text = text
         self.counts: collections.Counter[str] = collections.Counter()
         self._shown: dict[str, int] = {}
-        """The counts at the last scrape."""
+        """The count for each update type at the last scrape."""
         self._lines: dict[str, str] = {}
         """The line of text for each update type at the last scrape."""
 

@@ -5,8 +5,8 @@ A thread writes to standard error or output, so the event loop never waits for a
 A direct write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. The flag O_NONBLOCK is not an
 alternative, because this flag would affect each program that shares the pipe or the terminal.
 
-`install` replaces the entire stream, not only the handler of the log. Warnings, tracebacks and errors of commands
-therefore stay in order with the lines of the log.
+`install` replaces the entire stream, not only the handler of the log. Warnings, tracebacks and errors of commands stay
+in order with the log's lines, because all use the same queue.
 """
 
 import atexit
@@ -29,8 +29,8 @@ LIMIT_BYTES = 2**20
 """The maximum size of the queue, which holds about 5,000 log lines. Lines that don't fit into the queue are dropped."""
 
 LAST_S = 1.0
-"""How long the process waits at its end for the last lines. The last lines may contain the error that ended the
-process."""
+"""How long the process waits at its end until the last lines are written. The last lines may contain the error that
+ended the process."""
 
 IN_ORDER_S = 0.1
 """The value of `patience_s` for a command that writes to both streams."""
@@ -46,8 +46,8 @@ class QueuedOutput(io.RawIOBase):
     ) -> None:
         """As soon as lines can be written again, the thread calls `report` with the number of dropped lines.
 
-        `flush` waits up to `patience_s` for the thread, so that the lines of two streams stay in order. After a wait
-        that timed out, `flush` does not wait again until the thread has written something.
+        `flush` waits up to `patience_s` for the thread, so that the lines of two streams stay in order. If `flush` has
+        timed out, it does not wait again until the thread has written something.
         """
         super().__init__()
         self.lines_dropped = 0
@@ -56,7 +56,7 @@ class QueuedOutput(io.RawIOBase):
         self._report = report
         self._limit_bytes = limit_bytes
         self._patience_s = patience_s
-        # `isatty` returns False for a closed terminal, so the answer is stored.
+        # `isatty` returns False for a closed terminal, so its answer is stored while the terminal is open.
         self._is_terminal = os.isatty(descriptor)
         # The lock is reentrant, because garbage collection may run at any point in this class's code, and write a
         # warning.
@@ -95,7 +95,7 @@ class QueuedOutput(io.RawIOBase):
     def write(self, data: "ReadableBuffer", /) -> int:
         """Queues whole lines. Never blocks, and never fails."""
         chunk = bytes(data)
-        # The thread may hold the lock when the interpreter ends, and would then never release it.
+        # After `end`, no lock is taken, because the thread may have stopped while it held the lock.
         if self._ended or not chunk:
             return len(chunk)
         with self._changed:
@@ -153,7 +153,10 @@ class QueuedOutput(io.RawIOBase):
                 self._report(dropped)
 
     def _next(self) -> bytes:
-        """Waits for lines. Returns as many lines as a pipe takes in one atomic write, and at least one line."""
+        """Waits until lines are queued.
+
+        Returns as many lines as a pipe takes in one atomic write, and at least one line.
+        """
         with self._changed:
             self._writing = False
             self._changed.notify_all()

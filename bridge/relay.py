@@ -42,7 +42,7 @@ class UnflushedDeliveries:
         self._deliveries: list[Delivery] = []
 
     def add(self, delivery: Delivery) -> None:
-        """Adds a delivery. Call this method after the delivery's update is published, because publishing may flush."""
+        """Adds a delivery. Call `add` after the delivery's update is published, because publishing may flush."""
         self._deliveries.append(delivery)
 
     def on_flush(self) -> None:
@@ -72,7 +72,7 @@ class Relay:
     ) -> None:
         """`exchanges` maps an exchange to the update type that it carries by default.
 
-        `unflushed` must be the object that the hub calls at each flush. With `replaying`, all deliveries until
+        `unflushed` must be the object that the hub calls at each flush. If `replaying` is True, all deliveries until
         `on_caught_up` were published before the bridge's start.
         """
         self._exchanges = exchanges
@@ -97,9 +97,9 @@ class Relay:
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
-        If the bridge fails on an event, the event is rejected. If the rejection fails too, the delivery stays
-        unsettled, so that a queue delivers it again. All other deliveries are relayed even if the relay fails on one
-        delivery.
+        If the bridge fails on an event, the event is rejected. If rejecting the event fails too, its delivery stays
+        unsettled, so that a queue delivers the event again. All other deliveries are relayed even if the relay fails on
+        one delivery.
         """
         relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
@@ -153,8 +153,8 @@ class Relay:
         if isinstance(outcome, Rejected):
             self._record_id(delivery)
             if self._replaying:
-                # Another bridge rejected the event when it was new. Logging the rejection again at each start would
-                # fill the log.
+                # When the event was new, another bridge rejected it. Logging the rejection of a replayed event again at
+                # each start would fill the log.
                 self._invalid_before += 1
                 delivery.settle()
             else:
@@ -209,7 +209,7 @@ class Relay:
         self._rejects.on_session_end()
 
     def _log_rejected(self, delivery: Delivery, rejected: Rejected) -> None:
-        """Logs the first, second, fourth, eighth ... event of each reason, so that a flood does not fill the log."""
+        """Logs rejected event number 1, 2, 4, 8 and so on of each reason, so that a flood does not fill the log."""
         self._rejected[rejected.reason] += 1
         count = self._rejected[rejected.reason]
         if count & (count - 1) == 0:

@@ -69,7 +69,7 @@ def absent_id(message: str) -> str | None:
 
 
 def _which_id(absent: str, ids: Mapping[str, str]) -> str:
-    """Returns a hint about a `$ref`. Authors sometimes write the name of the file instead of its `$id`."""
+    """Returns a hint about a `$ref`. In a `$ref`, authors sometimes write a file's name instead of its `$id`."""
     by_name = {f"{name}.json": schema_id for name, schema_id in ids.items()} | dict(ids)
     by_name |= {schema_id: schema_id for schema_id in ids.values()}
     close = similar(absent, by_name) or similar(absent.rpartition("/")[2], by_name)

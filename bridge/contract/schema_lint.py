@@ -39,7 +39,7 @@ _REPLACED = {
     "nullable": '"null" in a list of types, as in "type": ["string", "null"]',
     "optional": "required, a list of names",
 }
-"""Keywords of older drafts and of OpenAPI, each with its replacement in draft 2020-12."""
+"""Keywords of OpenAPI and of older drafts of JSON Schema, each with its replacement in draft 2020-12."""
 
 _LIKE_A_SCHEMA = re.compile(r"\.(?:json[5c]?|jsonschema|schema|ya?ml|jsn|josn|jso|jason|json\.txt)\s*\Z", re.IGNORECASE)
 _COPY = re.compile(r"(?: \(\d+\)| - Copy| copy(?: \d+)?)$|^Copy of ", re.IGNORECASE)
@@ -56,14 +56,14 @@ class SchemaWarning:
     pointer: str
     """JSON Pointer into the file, in printable characters, or "" if the warning is about the file itself."""
     detail: str
-    """The warning in one sentence, which is printable and bounded."""
+    """The warning as one sentence, which is printable and has a bounded length."""
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.pointer, self.detail) if part)
 
 
 def not_read(name: str, *, alone: bool = False) -> str | None:
-    """Returns why a file with a name similar to that of a schema file is not read, or None for other names.
+    """Returns why a file is not read although its name resembles that of a schema file, or None for other names.
 
     `alone` is True if the folder has no schema file. In a folder without a schema file, a backup (`event.json.bak`) may
     be the intended file.
@@ -89,7 +89,7 @@ def not_read(name: str, *, alone: bool = False) -> str | None:
 
 
 def unusual_name(stem: str) -> str | None:
-    """Returns why the name of an update type is probably a mistake, or None for other names."""
+    """Returns why the name of an update type is probably a mistake, or None if it is not."""
     bare = re.sub(r"\.(?:schema|json|jsonschema)$", "", stem.strip(), flags=re.IGNORECASE)
     bare = (_COPY.sub("", bare) or bare).strip()
     if bare == stem:
@@ -113,7 +113,7 @@ def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | No
 def _found(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> Iterator[tuple[str, str]]:
     if schema.get(IDENTITY) is not None and (detail := _identity(schema, declared)) is not None:
         yield json_pointer([IDENTITY]), detail
-    # This loop replaces recursion, because the nesting of a schema may exceed Python's recursion limit.
+    # A loop is used instead of recursion, because the nesting of a schema may exceed Python's recursion limit.
     rest: list[tuple[Steps, Any]] = [((), schema)]
     while rest:
         steps, part = rest.pop()
@@ -142,7 +142,7 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
 
 
 def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """Yields required names that are not declared, if a declared name that is not required is similar."""
+    """Yields each required name that is not declared, but is similar to a declared name that is not required."""
     required = schema.get("required", [])
     declared = [name for name in schema.get("properties", {}) if name not in required]
     for at, name in enumerate(required):

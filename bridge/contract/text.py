@@ -1,14 +1,14 @@
-"""Makes untrusted text safe for a header, a log line or an error: the result is printable, bounded, and on one line."""
+"""Makes untrusted text printable, bounded and free of line breaks, for a header, a log line or an error."""
 
 LIMIT = 400
-"""The default limit of a text, in characters. This limit is enough for a sentence and a value, but not for a killmail
-with thousands of attackers."""
+"""The default limit of a text, in characters. The default limit is enough for a sentence and a value, but not for a
+killmail with thousands of attackers."""
 
 
 def printable(text: str, limit: int = LIMIT) -> str:
     """Escapes characters that are not printable, and removes the middle of a text of more than `limit` characters.
 
-    The start of a text names the problem, and its end often has the hint.
+    The middle is removed because a text's start names the problem, and its end often has the hint.
     """
     text = _cut(text, limit)
     return text if text.isprintable() else _cut(escaped(text), limit)
@@ -23,7 +23,7 @@ def from_system(text: str) -> str:
     r"""Returns an argument, an environment variable or a file's name as text that UTF-8 can encode.
 
     Python decodes text from the system by the locale, and represents undecodable bytes as surrogates. This function
-    decodes these bytes as UTF-8. Bytes that are not UTF-8 are escaped, such as `\xff`.
+    decodes these bytes as UTF-8. Bytes that are not valid UTF-8 become escapes such as `\xff`.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 

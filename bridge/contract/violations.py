@@ -1,7 +1,7 @@
 """Describes a violation of a schema in one sentence with the expected and the actual value, and shortens long values.
 
-The messages of the library jsonschema_rs begin with the complete value, which may be long. This module must not know
-what a schema describes.
+The messages of the library jsonschema_rs begin with the complete value, which may be long. This module knows nothing of
+what the schemas describe.
 """
 
 import json
@@ -79,7 +79,7 @@ def _spelling(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Returns a short text for a value: a scalar as shortened JSON, an array or object by its kind."""
+    """Returns a scalar as shortened JSON, or the kind of an array or object, such as `an empty array`."""
     match value:
         case dict():
             return "an object" if value else "an empty object"
@@ -95,7 +95,7 @@ def _counted(items: int) -> str:
 
 
 def listed(names: Iterable[str], count: int) -> str:
-    """Returns printable names as `'a', 'b' and 'c'`.
+    """Returns names as a printable list such as `'a', 'b' and 'c'`.
 
     If there are many names, returns the first names and the number of the other names.
     """

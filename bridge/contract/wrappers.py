@@ -1,7 +1,7 @@
 """Finds events that are wrapped in something other than the bridge's envelope, and names the wrapper.
 
 The bridge calls this module only for events that no schema accepts. The caller decides whether a part of a document is
-an event. This module must not know the update types.
+an event. This module knows nothing of the update types.
 """
 
 from collections import deque
@@ -91,8 +91,8 @@ def wrapped(
     """Returns the wrapper around the event in a document, or None if the document has no known wrapper.
 
     The document is not an event itself, and `pointer` is its place. `declared` are the members that the document's
-    schema names. A declared member is never a part of a wrapper. `members` are the members of an event in other
-    formats.
+    schema names. A declared member is never a part of a wrapper. `members` are further names of members that an event
+    may have.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)
@@ -103,7 +103,7 @@ def wrapped(
         return None
     if is_node_bytes(document):
         return Wrapped(pointer, BYTES)
-    # An envelope may have one of the declared members by chance.
+    # By chance, an envelope of other software may have a member with the name of a declared member.
     is_foreign = sum(name in document for name in declared - ENVELOPE_MEMBERS) <= 1
     known = _known(document, declared) if is_foreign else None
     if known is None and is_foreign and not declared >= {"type", "data"}:

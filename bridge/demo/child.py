@@ -61,7 +61,7 @@ class Child:
     """`python -m bridge serve` as a child process that ends with this process."""
 
     def __init__(self, flags: Sequence[str], environment: Mapping[str, str], show: Callable[[str], None]) -> None:
-        """`show` is called with each line that the bridge logs after it has become ready."""
+        """`show` is called with each line that the bridge logs after the bridge has become ready."""
         self._command = die_with_parent(sys.executable, "-m", "bridge", "serve", *flags)
         self._environment = environment
         self._show = show

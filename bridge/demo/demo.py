@@ -35,7 +35,7 @@ from bridge.server.listeners.sockets import address_unavailable, open_listeners,
 
 StartBroker = Callable[[str, Callable[[str], None]], Broker]
 """A function that starts a broker from an image. The function calls its second argument with each line to print, and
-raises BridgeError."""
+raises BridgeError if it can't start the broker."""
 
 READY_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 10.0
@@ -51,7 +51,7 @@ SEPARATE_EXCHANGE = "bridge.demo"
 killmails."""
 
 SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
-"""With these settings, the demo's bridge declares nothing that outlasts it."""
+"""The settings with which the demo's bridge declares nothing that outlasts the demo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Demo:
     None if its flag is not given."""
 
     def settings(self, **decided: str) -> Settings:
-        """Returns the effective settings, including those that the demo decides. Raises ConfigurationError."""
+        """Returns the effective settings, including the settings that the demo decides. Raises ConfigurationError."""
         given = {name: text for name, text in self.flags.items() if name in SETTINGS and text is not None}
         must_exist = self.flags.get("env_file") is not None
         return load({**given, **decided}, os.environ, self._dotenv, must_exist=must_exist)
@@ -90,7 +90,10 @@ class _Stopped(BaseException):
 
 
 class Signals:
-    """The first SIGINT, SIGTERM or SIGHUP ends the demo. Later signals are ignored, so that the demo can clean up."""
+    """The first SIGINT, SIGTERM or SIGHUP ends the demo.
+
+    Signals after the first signal are ignored, so that the demo can clean up.
+    """
 
     def __init__(self) -> None:
         self._received = False
@@ -99,7 +102,7 @@ class Signals:
             signal.signal(number, self._handle)
 
     def ignore(self) -> None:
-        """Ignores all later signals."""
+        """Ignores all signals from now on."""
         self._received = True
 
     async def interrupt(self, work: Coroutine[object, object, int]) -> int:
@@ -116,12 +119,12 @@ class Signals:
         self._received = True
         if self._task is None:
             raise _Stopped
-        with suppress(RuntimeError):  # the loop has just been closed
+        with suppress(RuntimeError):  # the event loop has just been closed
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
 def run(demo: Demo, start_broker: StartBroker) -> int:
-    """Runs the demo until a signal, with the configured broker or a broker from `start_broker`.
+    """Runs the demo with the configured broker, or a broker from `start_broker`, until a signal arrives.
 
     Returns the exit code.
     """
@@ -153,7 +156,7 @@ def _own_broker(demo: Demo, start_broker: StartBroker, signals: Signals) -> Iter
 
 
 def run_without_broker(demo: Demo) -> int:
-    """Runs the bridge in this process with a feed of killmails, until a signal. Returns the exit code."""
+    """Runs the bridge in this process with a feed of killmails until a signal arrives. Returns the exit code."""
     never_block()
     try:
         settings = demo.settings(**SEPARATE)
@@ -169,7 +172,7 @@ def run_without_broker(demo: Demo) -> int:
 
 
 def publish_only(demo: Demo) -> int:
-    """Publishes to the configured broker's exchange for killmails until a signal. Returns the exit code."""
+    """Publishes to the configured broker's exchange for killmails until a signal arrives. Returns the exit code."""
     signals = Signals()
     never_block()
     try:
@@ -297,7 +300,7 @@ async def _declare(publisher: DemoPublisher) -> None:
 
 
 async def _first_end(*works: Coroutine[object, object, None]) -> None:
-    """Runs all coroutines until the first one ends. Raises the error of that coroutine."""
+    """Runs all coroutines until one coroutine ends. Raises the error of the coroutine that ended."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

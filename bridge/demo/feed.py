@@ -42,7 +42,8 @@ PROPERTIES = MessageProperties(b"", ("killmail", None))
 class Feed:
     """Delivers invented killmails to the bridge, with some invalid events and gaps.
 
-    The feed is also the session of its deliveries. The feed never redelivers, so `settle` does nothing.
+    For its deliveries, the feed also takes the role of the session with a broker. The feed never redelivers, so
+    `settle` does nothing.
     """
 
     def __init__(

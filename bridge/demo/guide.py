@@ -1,4 +1,4 @@
-"""The text that the demo prints when the bridge is ready: addresses, and commands to copy."""
+"""The text with addresses and commands to copy, which the demo prints when the bridge is ready."""
 
 import shlex
 import sys

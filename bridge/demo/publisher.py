@@ -29,7 +29,7 @@ class DemoPublisher:
     """Declares an exchange and publishes invented killmails to it with confirms. Reconnects after a lost connection."""
 
     def __init__(self, nodes: Sequence[Node], exchange: str, durable: bool, say: Callable[[str], None]) -> None:
-        """`durable` is True if the exchange outlasts the demo, like that of a fetcher. `say` prints a line."""
+        """`durable` is True if the exchange outlasts the demo, as a fetcher's exchange does. `say` prints a line."""
         self.published = 0
         self._nodes = nodes
         self._exchange = exchange
@@ -70,7 +70,10 @@ class DemoPublisher:
         await supervise(live, self._status, self._lost, asyncio.Event(), wait=False)
 
     async def remove(self) -> None:
-        """Deletes the exchange, unless it is durable or another program uses it. Ignores errors of the broker."""
+        """Deletes the exchange, unless the exchange is durable or another program uses it.
+
+        Ignores errors of the broker.
+        """
         if self._durable:
             return
         with suppress(aiormq.exceptions.AMQPError, OSError, RuntimeError):

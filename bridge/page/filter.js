@@ -1,4 +1,4 @@
-// The filter is a form and the query of the page's own address, so that a filtered page can be bookmarked and shared.
+// The form's filter is also the query of the page's own address, so that a filtered page can be bookmarked and shared.
 //
 // The bridge decides whether a filter is valid. The form suggests the types and members from the bridge's AsyncAPI
 // document, and reports mistakes before it sends the filter.
@@ -136,7 +136,7 @@ export function filterOf(page, onChange) {
         }),
       );
     } catch {
-      // The form also works without suggestions.
+      // If the bridge's document can't be read, the form works without suggestions.
     }
     show();
   }

@@ -156,8 +156,8 @@ function duration(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-// Parses the part of the Prometheus text format that this page needs: metrics with one label or none. Returns a map
-// from each name to a map from label values to numbers.
+// Parses the metrics with one label or none from the Prometheus text format. This page needs no other metrics. Returns
+// a map from each name to a map from label values to numbers.
 function read(text) {
   const found = new Map();
   for (const line of text.split("\n")) {

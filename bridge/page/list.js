@@ -91,7 +91,7 @@ export function listOf(page) {
 
   more.addEventListener("click", () => {
     draw();
-    // Scrolls to the new rows if they are out of sight.
+    // Scrolls to the new rows if these rows are out of sight.
     if (table.getBoundingClientRect().top < bar.getBoundingClientRect().bottom - 1) bar.parentElement.scrollIntoView();
     refresh();
   });

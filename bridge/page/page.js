@@ -1,5 +1,5 @@
-// The live page shows the updates of the bridge that serves it, and the state of this bridge. This file connects the
-// parts of the live page.
+// The live page shows the updates and the state of the bridge that serves the page. This file connects the parts of the
+// live page.
 //
 // The page writes all content of an update as text and never as markup, because publishers control this content.
 import { filterOf } from "./filter.js";
@@ -48,8 +48,8 @@ function open() {
   filter.refuse("");
   say("connecting", "Connecting");
   const query = filter.query();
-  // The endpoint is in the folder of the page, which a proxy may have moved. The URL is concatenated instead of
-  // resolved, because a path that begins with // would name another host.
+  // The endpoint is in the same folder as the page, whose path a proxy may have changed. The endpoint's URL is
+  // concatenated instead of resolved, because a path that begins with // would name another host.
   const folder = location.pathname.slice(0, location.pathname.lastIndexOf("/"));
   const place = `${location.host}${folder}${document.body.dataset.updatesPath}${query && `?${query}`}`;
   const opened = connect(`${location.protocol === "https:" ? "wss:" : "ws:"}//${place}`, {
@@ -108,7 +108,7 @@ function say(name, text) {
   show();
 }
 
-// The connection may be open while the bridge has no broker.
+// Shows the connection's state, or the bridge's problem if the connection is open but the bridge is not ready.
 function show() {
   const [name, text] = connectionState;
   const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;

@@ -72,7 +72,7 @@ function moment(text) {
 
 function link(kind, id) {
   const text = `${kind} ${id}`;
-  // 0 is not an id, and a value that is not a number must not become a part of a URL.
+  // An id is never 0, and a value that is not a number must not become a part of a URL.
   if (!Number.isSafeInteger(id) || id <= 0) return element("span", text);
   const made = element("a", text);
   made.href = `${ZKILLBOARD}/${kind}/${id}/`;

@@ -1,7 +1,7 @@
-"""Counts and logs what happens to clients: refusals, evictions, throttling, and mistakes in their handshakes.
+"""Counts and logs refusals, evictions and throttling of clients, and mistakes in their handshakes.
 
 Clients can cause these log lines, so `LogLimiter` limits the number of lines. At the level `debug`, the bridge also
-logs the decision on each handshake, and each connection that opens or closes.
+logs the decision on each handshake, and the opening and the end of each connection.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class ClientLog:
             _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
 
     def dropped(self, clients: int) -> None:
-        """Counts a client dropped without an answer, because `clients` use the whole capacity.
+        """Counts a client that is dropped without an answer because no capacity is left.
 
         Logs only the first dropped client.
         """
@@ -73,7 +73,7 @@ class ClientLog:
             self._dropped = 0
 
     def abandoned(self, peer: str) -> None:
-        """Counts and logs, at level debug, a client that ended its connection before its request was complete."""
+        """Counts a client that ended its connection before its request was complete, and logs it at level debug."""
         self._metrics.abandoned.inc()
         # An abandoned handshake is logged only at level debug, because port scanners and TCP health checks abandon
         # handshakes all the time.
@@ -101,7 +101,7 @@ class ClientLog:
         _log.debug("handshake", peer=peer, duration_ms=round(duration_s * 1000), **fields)
 
     def advise(self, request: Request, subscribe: SubscribeRequest, peer: str) -> None:
-        """Logs mistakes in a handshake that the bridge accepts, each with a hint."""
+        """Logs each mistake in an accepted handshake, with a hint."""
         if not self._warned_of_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
             self._warned_of_subprotocol = True
             _log.warning(

@@ -105,7 +105,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._periods = PERIODS
         self._begin_period()
         self._tls_transport: TlsTransport | None = None
-        """The transport during its TLS handshake."""
+        """The transport, if its TLS handshake is not complete."""
         self._connecting: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = None
         """The task that creates the transport, if there is no TLS."""
         if context.tls is None:
@@ -253,7 +253,7 @@ class Handshake(asyncio.BufferedProtocol):
         """Returns None, so that the transport closes itself."""
 
     def abort(self) -> None:
-        """Ends the handshake at once with a reset. Later data from the client is ignored."""
+        """Ends the handshake at once with a reset. Data that arrives from the client after `abort` is ignored."""
         self._answered = True
         self._stop_timers()
         if self._transport is not None:

@@ -79,7 +79,7 @@ def _group_limits(root: Path) -> Iterator[int]:
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return  # this system has no /proc
+        return  # this system has no folder /proc
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":

@@ -36,8 +36,8 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.server")
 
 MAX_HANDSHAKES = BACKLOG
-"""The maximum number of clients without a complete request. This number equals the length of the kernel's queue of
-clients.
+"""The maximum number of clients without a complete request. The maximum equals the length of the kernel's queue of new
+connections.
 
 At this maximum, a new client replaces the oldest client without a complete request. A normal client sends its request
 within milliseconds, so slow or silent clients can't block normal clients."""
@@ -146,7 +146,7 @@ class Server:
             self._handshakes[Handshake(self._handshake_context, client, shared_address)] = None
 
     def _refuse(self, client: socket.socket, address: str, refusal: Refusal) -> None:
-        """Refuses an external client at once.
+        """Refuses a client with an external address at once.
 
         The bridge reads nothing from a refused external client, and no limit counts this client.
         """
@@ -162,7 +162,10 @@ class Server:
             self._client_log.handshake(tcp.socket_peer_name(client) or address, None, decision, 0.0)
 
     def _admit(self) -> bool:
-        """Whether another client may connect. Evicts the oldest handshake if the new client needs its place."""
+        """Returns whether the server has capacity for another client.
+
+        Evicts the oldest handshake if the new client needs its place.
+        """
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.overflow:
             self._client_log.dropped(clients)
@@ -227,8 +230,8 @@ class Server:
     # Upgraded clients, until their connection is lost
 
     def _on_tick(self, late: bool) -> None:
-        # While the bridge did not run, it received no updates. After a late pass, the update that a pending client
-        # waits for may still arrive.
+        # While the bridge was paused, it received no updates. After a late pass, the update that a pending client waits
+        # for may still arrive.
         if not late:
             self._hub.tick()
         # A throttled connection is not notified of EOF, so its socket is polled.
@@ -280,7 +283,7 @@ class Server:
             if clients:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
             self._abort(clients)
-            # An abort takes one turn of the loop, and nothing can delay an abort.
+            # An abort takes one turn of the event loop, and nothing can delay an abort.
             await self._no_clients.wait()
         if self._keepalive_task is not None:
             self._keepalive_task.cancel()

@@ -28,8 +28,8 @@ class Tls:
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     require_tls_1_2(context)
-    # OpenSSL 3 disables renegotiation by default, but builds and configurations may differ. If renegotiation were
-    # enabled, each small record of a client could start another expensive handshake.
+    # OpenSSL 3 disables renegotiation by default, but some builds and configurations may enable it. If renegotiation
+    # were enabled, each small record of a client could start another expensive handshake.
     context.options |= ssl.OP_NO_RENEGOTIATION
     load_certificate(context, certificate, key)
     return context

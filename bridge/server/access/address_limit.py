@@ -47,5 +47,5 @@ class AddressLimit:
 
 
 def _is_loopback(address: str) -> bool:
-    # The kernel writes each address in one form only, so no parser is necessary.
+    # The kernel formats an address always in the same way, so no parser is necessary.
     return address.startswith("127.") or address == "::1"

@@ -1,4 +1,4 @@
-"""Limits the log lines that clients can cause to a few lines a minute of each kind.
+"""Limits the log lines that clients cause: each kind of line is written only a few times a minute.
 
 Lines beyond the limit are only counted.
 """
@@ -26,7 +26,7 @@ class LogLimiter:
         """Returns fields to add to the line, or None if the line must not be written.
 
         The field `suppressed` is the number of lines of this kind that were suppressed after the last written line.
-        `kind` must be one of a few constants, because no kind is ever forgotten.
+        `kind` must be one of a few constants, because the limiter keeps a count for each kind forever.
         """
         now_s = self._time()
         count = self._counts.get(kind, 0) + 1

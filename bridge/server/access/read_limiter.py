@@ -1,9 +1,9 @@
-"""Limits how much the bridge reads from clients, so that no client uses the processor at the cost of others.
+"""Limits how much the bridge reads from clients, so that no client uses the processor at the cost of other clients.
 
 A well-behaved client sends only answers to pings, which are a few bytes a minute. The bridge ignores all other frames,
-but must read and check each of these frames, which takes 3 microseconds. Without a limit, one client with tiny frames
-uses half of a processor, and a thousand such clients use all of it. The bridge therefore stops reading for a while from
-a client that sends too much. While the bridge does not read, TCP flow control stops the client's writes.
+but must read and check each of these frames, which takes 3 microseconds. Without a limit, one client that sends tiny
+frames uses half of a processor, and a thousand clients use a whole processor. The bridge therefore stops reading for a
+while from a client that sends too much. While the bridge does not read, TCP flow control stops the client's writes.
 
 The limiter divides time into periods. In each period, each client has a budget, and all clients together have a common
 budget. A read is always handled as a whole, so it may exceed a client's budget. The excess over the budget is the
@@ -80,7 +80,7 @@ class ReadLimiter:
         self._on_throttle = on_throttle
         self._period_ends_at = 0.0
         self._used_bytes: dict[Throttleable, int] = {}
-        """How much of its budget each client has used in this period, including its debt."""
+        """How much of its budget each client has used in the current period, including its debt."""
         self._total_used_bytes = 0
         self._throttled: dict[Throttleable, None] = {}
         """The throttled clients, in the order in which they were throttled."""

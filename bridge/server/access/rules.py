@@ -79,7 +79,7 @@ _NODE_PORT = r"(?::(?:[0-9]{1,5}|_[\w.-]+))?"
 _NODE = re.compile(
     rf"\[(?P<boxed>{IPV6})\]{_NODE_PORT}|(?P<v4>[0-9.]+){_NODE_PORT}|(?P<v6>{IPV6})", re.ASCII | re.IGNORECASE
 )
-# The syntax of RFC 7239 section 4, but without escapes in quoted strings.
+# The syntax of a pair in RFC 7239, section 4, but without escapes in quoted strings.
 _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s]+)""", re.ASCII)
 
 
@@ -126,7 +126,7 @@ class Refusal:
 
     status: HTTPStatus
     text: str
-    """The reason for the client, in one sentence."""
+    """The reason of the refusal in one sentence, which is sent to the client."""
     rule: Rule
     detail: str
     """The invalid value in printable ASCII, shortened to DETAIL_CHARACTERS, or a copy of `text`."""
@@ -155,7 +155,7 @@ class Access:
     def check_request(self, headers: Headers, target: str, *, requires_host: bool = True) -> Refusal | None:
         """Returns why a request's forwarding headers, `Host` or target are refused, or None for an allowed request.
 
-        `requires_host` is False if a request may have no `Host`.
+        `requires_host` is False if the request is valid without the header `Host`.
         """
         if (refusal := self._check_forwarded(headers)) is not None:
             return refusal
@@ -173,7 +173,7 @@ class Access:
     def check_origin(self, headers: Headers) -> Refusal | None:
         """Returns why a page of this origin is refused, or None if the page is allowed to connect.
 
-        Call `check_request` first.
+        Call `check_request` before `check_origin`.
         """
         origins = headers.get("origin", ())
         if len(origins) > 1:
@@ -288,8 +288,8 @@ def _check_target(target: str, host: Authority) -> Refusal | None:
 def _forwarded_nodes(element: str) -> list[str]:
     """Returns the values of `for=` in an element of `Forwarded`, or `[""]` if it has no `for=` or can't be parsed.
 
-    The header is divided at every comma and semicolon, even within quotes. Otherwise, an unclosed quote from the client
-    could hide the element that a proxy appends. No address contains a comma or a semicolon.
+    The header is divided at every comma and semicolon, even within quotes. If quotes were respected, an unclosed quote
+    from the client could hide the element that a proxy appends. No address contains a comma or a semicolon.
     """
     nodes: list[str] = []
     for pair in element.split(";"):

@@ -2,7 +2,8 @@
 
 The parser llhttp reads the headers in its strictest mode, through httptools. In its strictest mode, llhttp refuses
 folded lines, a space before a colon, control characters, and Content-Length with Transfer-Encoding. This module parses
-the request line, because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
+the request line itself, because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9,
+RTSP).
 
 The module is pure. `access` and `router` decide which requests are allowed.
 """
@@ -66,7 +67,7 @@ _OTHER_PROTOCOLS = (
 
 
 class BadRequest(Exception):
-    """A request that can't be parsed, or is too large."""
+    """The request can't be parsed, or is too large."""
 
     def __init__(self, refusal: Refusal, request: "Request | None" = None) -> None:
         super().__init__(refusal.text)
@@ -165,8 +166,8 @@ class RequestReader:
 
         Returns the request and the bytes after its head, or None for an incomplete head.
 
-        Raises BadRequest for an invalid request, even before the head is complete. Don't call `feed` again after this
-        error.
+        Raises BadRequest for an invalid request, even before the head is complete. Don't call `feed` again after
+        BadRequest.
         """
         received = self._received
         scanned = max(0, len(received) - 2)
@@ -207,7 +208,7 @@ def parse(head: bytes) -> Request:
         # headers.
         httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
     except httptools.HttpParserUpgrade:
-        pass  # httptools raises this error at the end of the headers if the client asks for an upgrade
+        pass  # httptools raises HttpParserUpgrade at the end of the headers if the client asks for an upgrade
     except httptools.HttpParserError as error:
         # The text of httptools' error is one of the parser's constants, and quotes nothing from the client.
         raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
@@ -226,7 +227,7 @@ def parse(head: bytes) -> Request:
 
 def _is_target(method: str, target: str) -> bool:
     if method == "CONNECT":
-        return True  # the target is a host and a port; the response is 405
+        return True  # the target of CONNECT is a host and a port, and the response is 405
     # According to RFC 9112, section 3.2, a target has no fragment.
     is_path = target.startswith("/") or _ABSOLUTE.match(target) is not None or (method, target) == ("OPTIONS", "*")
     return is_path and "#" not in target

@@ -1,6 +1,6 @@
 """HTTP responses, and their serialization.
 
-Every response ends its connection. The router and the pages choose the response to a request.
+After each response, the bridge ends the connection. The router and the pages choose the response to a request.
 """
 
 import functools

@@ -15,12 +15,12 @@ the bridge did not run."""
 
 
 class ResponseWriter:
-    """Writes one response, and checks that the client reads it fast enough."""
+    """Writes one response, and checks that the client reads the response fast enough."""
 
     __slots__ = ("_abort", "_all_acknowledged_at", "_check", "_check_at", "_timeout_s", "_transport", "_unread_bytes")
 
     def __init__(self, transport: asyncio.Transport, data: bytes, timeout_s: float, abort: Callable[[], None]) -> None:
-        """Writes `data`, and ends this side of the connection.
+        """Writes `data`, and ends the bridge's side of the connection.
 
         `abort` is called after a period of `timeout_s` in which the client has read too little. `abort` is also called
         if the client has read the whole response, but does not end its side within `timeout_s`.
@@ -52,7 +52,7 @@ class ResponseWriter:
         before, self._unread_bytes = self._unread_bytes, self._unread()
         has_all = self._unread_bytes <= 0 < before
         read_enough = has_all or before - self._unread_bytes >= MIN_READ_BYTES_PER_S * self._timeout_s
-        # While the bridge did not run, it gave the kernel no further data that the client could read.
+        # A late check aborts no client, because the bridge gave the kernel no data for the client while it did not run.
         late = asyncio.get_running_loop().time() - self._check_at > LATE * self._timeout_s
         if read_enough or late:
             self._begin_period()

@@ -80,7 +80,7 @@ class Acceptor:
             self.close()
 
     def close(self) -> None:
-        """Like `stop`, but without a delay.
+        """Stops accepting clients, like `stop`, but without a delay.
 
         If descriptors are exhausted, the connections of the clients in the queue are reset.
         """
@@ -123,7 +123,7 @@ class Acceptor:
                 return
             self._on_accept(client, name[0])
 
-    # While descriptors are exhausted
+    # While no descriptor is available for clients
 
     def _on_descriptors_exhausted(self) -> None:
         self._pause()

@@ -125,7 +125,7 @@ def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[s
                 listener = _bind(target, port, reuse_port)
             except OSError as error:
                 if target.optional and error.errno in NO_SUCH_ADDRESS:
-                    continue  # this machine has no IPv6, or no IPv4
+                    continue  # this machine does not support IPv6, or does not support IPv4
                 raise
             listeners.append(listener)
             port = listener.getsockname()[1]
@@ -230,5 +230,5 @@ def drop_connection_requests(listener: socket.socket) -> bool:
     try:
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYN), address))
     except OSError:
-        return False  # a sandbox that emulates the kernel may lack this option
+        return False  # a sandbox that emulates the kernel may lack the option SO_ATTACH_FILTER
     return True

@@ -118,7 +118,7 @@ class TlsTransport(asyncio.Transport):
         self._state = _State.HANDSHAKE
         self._peername = client.getpeername()
         client.setblocking(False)
-        with suppress(OSError):  # the socket is not a TCP socket
+        with suppress(OSError):  # the client's socket is not a TCP socket
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = client
         self._tls = context.wrap_bio(_INCOMING, _OUTGOING, server_side=True)
@@ -133,7 +133,7 @@ class TlsTransport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Returns the value for the name `socket`, `peername` or `sslcontext`, as asyncio does.
 
-        Use the socket only for its options.
+        Callers must use the returned socket only for its options.
         """
         match name:
             case "socket":
@@ -274,7 +274,7 @@ class TlsTransport(asyncio.Transport):
         assert self._protocol is not None
         self._protocol.eof_received()
         if self._unsent and self._ends:
-            # The client has ended its side, but still reads the response.
+            # The client has ended its side of the connection, but still reads the response.
             self._closing = True
             self.pause_reading()
         else:

@@ -20,7 +20,7 @@ from bridge.server.transport import tcp
 from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolViolation
 
 CLOSING_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
-"""The size of the kernel's send buffer for a closing client that does not read. This buffer has room for the rest of an
+"""The size of the kernel's send buffer for a closing client that does not read. The buffer has room for the rest of an
 update of up to 80 KB, and for the close frame. If the update is larger than 80 KB, the client may not get the close
 frame."""
 
@@ -282,7 +282,8 @@ class Connection(asyncio.BufferedProtocol):
         frames = reader.frames
         if answers := min(reader.pongs, self._pongs_due):
             self._pongs_due -= answers
-            # If a pong arrives in several reads, the limiter has already charged all reads except the last.
+            # If a pong arrives in several reads, the limiter has already charged the client for all reads except the
+            # last.
             frames = max(0, frames - answers)
             read_bytes = max(0, read_bytes - reader.pong_bytes * answers // reader.pongs)
             if not (frames or read_bytes):

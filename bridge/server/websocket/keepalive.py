@@ -4,8 +4,8 @@ Each tick makes one pass over all connections, so no connection has its own time
 about two milliseconds. A ping takes as long as checking fifty connections. The pings of a pass are therefore spread
 over the time until the next pass.
 
-While the bridge does not run (SIGSTOP, a paused container or virtual machine, a blocked event loop), it reads no pongs.
-The next pass after such a pause is late, and a late pass closes no client. If the clock stops too, as on a suspended
+While the bridge does not run, for example in a paused container or with a blocked event loop, it reads no pongs. The
+next pass after such a pause is late, and a late pass closes no client. If the clock stops too, as on a suspended
 machine, the pause does not count toward any timeout.
 """
 
@@ -56,7 +56,7 @@ class Pingable(Protocol):
         """Closes the connection with a close frame."""
 
     def abort(self) -> None:
-        """Closes the connection at once."""
+        """Ends the connection at once, without a close frame."""
 
 
 class Keepalive:
@@ -146,7 +146,7 @@ class Keepalive:
     def send_pings(self, left_s: float = 0.0) -> None:
         """Pings a group of silent connections.
 
-        The group's size spreads all pings evenly over the next `left_s` seconds.
+        The size of the group is such that all pings are spread evenly over the next `left_s` seconds.
         """
         share = 1.0 if left_s <= PING_PAUSE_S else PING_PAUSE_S / left_s
         for _ in range(ceil(len(self._pings_due) * share)):
@@ -166,7 +166,7 @@ class Keepalive:
             self._pings_due.append(connection)
 
     def _await_close(self, connection: Pingable, now_s: float, since_s: float, had_bytes: int | None) -> None:
-        """Aborts a closing connection after the close timeout, unless its client still reads earlier data."""
+        """Aborts a closing connection after the close timeout, unless its client still reads data sent before."""
         since_s = max(since_s, self._awake_since_s)
         if now_s - since_s >= self._close_timeout_s:
             read_bytes = connection.acknowledged_bytes
@@ -178,7 +178,7 @@ class Keepalive:
         self._closing[connection] = since_s, had_bytes
 
     def _abort(self, connection: Pingable) -> None:
-        """Logs the exception that is being handled, and aborts the connection."""
+        """Logs the current exception, and aborts the connection."""
         if (suppressed := self._log_limiter.allow("failed")) is not None:
             _log.exception("ping or close of a connection failed", **suppressed)
         connection.abort()

@@ -2,7 +2,7 @@
 
 The bridge reads a client's messages only to check that the client follows the protocol. Between two reads, a reader
 holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and never a message.
-Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is idle.
+Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as the reader is idle.
 
 The module is pure: it has no sockets and no timers. The class `Connection` answers the client.
 """
@@ -38,7 +38,7 @@ _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A ping. The bridge answers with a pong that has the same payload."""
+    """A ping. The bridge answers a ping with a pong that has the same payload."""
 
     payload: bytes
 
