@@ -29,7 +29,7 @@ SHUTDOWN_TIMEOUT_S = 8
 """The default of BRIDGE_SHUTDOWN_TIMEOUT. By default, an engine waits 10 s for the end of a container."""
 
 HEALTH_LIMIT_S = 60.0
-"""The limit for a health check, which starts a process in the container and so takes long on a busy machine."""
+"""The time limit for a health check, which is slow on a busy machine because it starts a process in the container."""
 
 NO_BATCHED_WRITES = "io_submit is not available"
 READ_ONLY = "30"  # EROFS
@@ -66,7 +66,7 @@ async def test_commands_of_the_readme_build_and_start_a_bridge(place: Site, tmp_
     name = f"edk-bridge-test-{secrets.token_hex(4)}"
     port = free_port()
     base = f"--build-arg PYTHON_IMAGE={BASE}" if BASE else ""
-    # Without translated addresses, a build reaches the package index only through the host's network.
+    # Without network address translation, a build reaches the package index only through the host's network.
     build = adapted(
         code_block("docker/README.md", "Container", 0),
         ("docker build", f"docker build --network=host {base}"),

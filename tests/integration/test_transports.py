@@ -149,7 +149,10 @@ async def test_client_that_leaves_after_its_tls_handshake_is_counted_as_abandone
 
 
 async def leave(bridge: Bridge, sent: bytes, *, reset: bool) -> None:
-    """Connects a client that sends `sent` and leaves. Checks the metric, and that the log has only debug lines."""
+    """Connects a client that sends `sent` and disconnects.
+
+    Checks that the bridge counts an abandoned handshake and logs only debug lines.
+    """
     with capture_logs() as logged:
         client = socket.create_connection(("127.0.0.1", port_of(bridge)))
         await eventually("the client is counted", lambda: pending(bridge) == 1)

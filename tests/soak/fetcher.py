@@ -63,7 +63,7 @@ class Fetcher:
         self.bursts = 0
 
     async def prime(self) -> None:
-        """Publishes the plan's number of events, in bursts, and waits until all are confirmed."""
+        """Publishes the planned number of events in bursts, and waits until all events are confirmed."""
         for _ in range(0, self._plan.prime, self._plan.burst):
             self._want(self._plan.burst)
             await self._quiet()

@@ -30,7 +30,7 @@ connection. The cut therefore comes two faults after the half-open connection, w
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The numbers of a run."""
+    """The numbers that define the plan of a run."""
 
     seconds: float
     fault_every_s: float

@@ -317,8 +317,8 @@ class ScriptedBridge:
     """A bridge on 127.0.0.1 that a test controls, for faults that a real bridge has only by chance.
 
     The scripted bridge implements the parts of `?after=` that a client sees: `resume`, updates with ids, gaps, close
-    codes, refusals. The scripted bridge validates no update, and has no broker. A test changes its attributes, which
-    apply to later clients.
+    codes, refusals. The scripted bridge validates no update, and has no broker. A test changes the bridge's attributes,
+    which apply to later clients.
     """
 
     def __init__(self, ping_interval_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str], **variables: str) -> int:
     """Runs a command, and returns its exit status. This process waits until the command ends."""
     with subprocess.Popen(arguments, env={**os.environ, **variables}) as command:
-        # Ctrl-C reaches both processes. This process must outlive the command, to stop the broker.
+        # Ctrl-C reaches both the command and this process. This process must outlive the command, to stop the broker.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: command.terminate())
         return command.wait()
