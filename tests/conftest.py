@@ -61,7 +61,8 @@ NODE_SCOPE, BROWSER_SCOPE, IMAGE_SCOPE = SHARING = ("private node", "browser", "
 def scope_of(file: str) -> str:
     """Returns the scope of a file: all tests of a scope run in one worker.
 
-    Tests that share a private node, the browser or the image form one scope each. Every other file is its own scope.
+    Tests that share a private node, the browser or the image form one scope each. Every other test file is a scope of
+    its own.
     """
     if file.startswith("tests/browser/"):
         return BROWSER_SCOPE

@@ -1,6 +1,6 @@
 // Generated from the schema files by `make contract`. Change the schema files instead.
 
-/** The update types, each with its data. An interface, so that you can declare your own types in it. */
+/** The update types, each with its data. UpdateData is an interface: you can declare your own types in it. */
 export interface UpdateData {
   "entity-activity": EntityActivity;
   event: KillboardEvent;
@@ -11,7 +11,7 @@ export interface UpdateData {
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update. A switch on its type narrows its data. Updates of other types may arrive: ignore them. */
+/** Any update. A switch on the type narrows the data. Updates of other types may arrive: ignore them. */
 export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
 
 /** Any update for clients that asked for ids. */
@@ -25,7 +25,7 @@ export interface MessageData {
 
 export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof MessageData];
 
-/** Any message to clients that asked for ids. A switch on its type narrows its data. */
+/** Any message to clients that asked for ids. A switch on the type narrows the data. */
 export type Received = UpdateWithId | Message;
 
 /**
@@ -437,7 +437,7 @@ export interface RedisqPackage {
  */
 export interface Resume {
   /**
-   * Whether all updates after the client's id follow. False if the client's id is unknown, or older than the update log. The update log then follows, except a margin of the oldest updates. The client misses the earlier updates.
+   * Whether all updates after the client's id follow. False if the client's id is unknown, or older than the update log. If the id is unknown or too old, the update log follows, except a margin of the oldest updates. The client misses the earlier updates.
    */
   complete: boolean;
   /**

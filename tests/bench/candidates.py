@@ -68,7 +68,7 @@ class Place:
             "BRIDGE_EXCHANGES": f"{self.exchange}=killmail",
             "BRIDGE_HOST": LOOPBACK,
             "BRIDGE_PORT": str(port),
-            # With a reject exchange, the bridge would leave an exchange and a queue in a broker that may be the
+            # With a reject exchange, the bridge would leave an exchange and a queue in the broker, which may be the
             # operator's.
             "BRIDGE_REJECT_EXCHANGE": "off",
         }

@@ -81,7 +81,7 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(figure: Figure, name: str, rows: Mapping[str, Sequence[Row]]) -> str:
     values = [row.get(figure.key) for row in rows.get(name, ())]
     if figure.against is not None:
-        # The other candidate may lack a round in which it could not be measured.
+        # The candidate in the denominator may lack a round in which it could not be measured.
         others = [row.get(figure.key) for row in rows.get(figure.against, ())]
         pairs = zip(values, others, strict=False)
         values = [None if not other or value is None else value / other for value, other in pairs]

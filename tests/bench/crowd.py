@@ -51,7 +51,7 @@ class Seen:
     cut: int
     pings: int
     span_s: float
-    """The time from the first update to the last one."""
+    """The time from the first update to the last update."""
     cpu_us: float
     p50_us: float
     p90_us: float

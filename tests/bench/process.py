@@ -111,6 +111,6 @@ def _tree(pid: int) -> list[int]:
 
 def _texts(pid: int, pattern: str) -> Iterator[str]:
     for path in Path(f"/proc/{pid}").glob(pattern):
-        # A thread may end between the listing and the read.
+        # A thread may end after it is listed and before its file is read.
         with contextlib.suppress(OSError):
             yield path.read_text()

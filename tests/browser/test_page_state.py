@@ -1,6 +1,6 @@
 """Tests what the live page shows about its connection and the bridge.
 
-The page misses nothing while the connection or the bridge is away.
+The page misses no update while it has no connection or the bridge does not run.
 """
 
 import re

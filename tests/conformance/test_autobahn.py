@@ -82,12 +82,12 @@ def closed(code: int | None, *payloads: str) -> Outcome:
 
 
 def ignored(*payloads: str) -> Outcome:
-    """Returns the outcome if the bridge ignores the client's message, and answers the ping after it."""
+    """Returns the outcome if the bridge ignores the client's message, and answers the ping after the message."""
     return closed(1000, *payloads, STILL_THERE)
 
 
 def failed(reason: CloseReason, *pauses: str) -> Outcome:
-    """Returns the outcome if the bridge fails the connection before it reads more."""
+    """Returns the outcome if the bridge fails the connection before it reads more frames."""
     return outcome(tuple(("timeout", pause) for pause in pauses), reason.code, reason.phrase, closes_first="bridge")
 
 
@@ -158,7 +158,7 @@ EXPECTED = [
     # A message in 51 fragments
     ("10.1.1", ignored()),
 ]
-"""The expected outcome of each case. `1.2.3-5` means three cases."""
+"""The expected outcome of each case. In this table, `1.2.3-5` means three cases."""
 
 
 def cases(ranges: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The bridge answers each handshake of real libraries with 101, at any split of the request.
+"""The bridge answers each handshake of real libraries with 101, however the request is split.
 
 The requests in `handshakes.json` were recorded from runs of the libraries. `integration/test_libraries.py` runs the
 libraries that can be installed.

@@ -1,4 +1,4 @@
-"""The validator examples of `schemas/README.md` run as they stand, and agree with every vector."""
+"""The validator examples of `schemas/README.md` run without changes, and agree with every vector."""
 
 import subprocess
 import sys

@@ -13,7 +13,7 @@ from bridge.contract.pipeline import Event, Reason
 
 FOLDER = PACKAGED / "vectors"
 EVENTS = "events"
-"""The file of complete events. Each other file has the name of its schema."""
+"""The file of complete events. Each other file of vectors has the name of its schema."""
 
 DEFAULT_TYPE = "killmail"
 """The default type of the exchange, if the vector of a complete event does not name a type."""

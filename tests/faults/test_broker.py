@@ -47,7 +47,7 @@ IMPATIENT = Timing(connect_timeout_s=1.0)
 
 GIVEN_UP_LIMIT_S = 15.0
 """The maximum time until the bridge gives up a silent node, on a busy machine. Alone, aio-pika would wait for 30 s."""
-"""A node has one second to answer, instead of five."""
+"""In these tests, a node has one second to answer, instead of five."""
 
 
 async def state(port: int) -> tuple[int, dict[str, Any]]:
@@ -68,7 +68,7 @@ async def not_ready(bridge: Bridge) -> dict[str, Any]:
 
 
 async def ready_again(bridge: Bridge, since_s: float) -> None:
-    """Waits until the bridge is ready, and checks that this is soon after the broker was ready."""
+    """Waits until the bridge is ready, and checks that it is ready soon after the broker."""
     await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
     took_s = time.monotonic() - since_s
     assert took_s <= RECOVERY_LIMIT_S, f"{took_s:.1f} s"
@@ -212,7 +212,7 @@ async def test_node_that_answers_with_something_else_is_skipped_and_closed(
 
 
 async def test_broker_that_sends_nothing_is_named_in_readyz() -> None:
-    """A broker that accepts connections and sends nothing does not block the bridge, and /readyz names it."""
+    """A broker that accepts connections and sends nothing does not block the bridge, and /readyz names the broker."""
     async with silent_server() as silent:
         url = f"amqp://guest:{WRONG_PASSWORD}@127.0.0.1:{silent}/"
         async with started(url, IMPATIENT) as bridge:

@@ -22,7 +22,7 @@ STALLED = 500
 LOG_BYTES = 2 * MB
 
 MEMORY_BYTES = 12 * MB
-"""The memory by which the bridge may grow in addition to its log: connections, and rounding by the allocator."""
+"""The memory by which the bridge may grow in addition to its log, for connections and for rounding by the allocator."""
 
 DRIPPING = 300
 DRIP_S = 0.02
@@ -35,7 +35,7 @@ RATE, STORM_S = 1000, 8
 async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_the_log(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Clients that read nothing are evicted with 4008.
+    """Clients that read nothing are evicted with the close code 4008.
 
     Clients that read nothing take no more memory than the log, and other clients lose nothing.
     """

@@ -248,7 +248,7 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
         confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)
-        # One bridge ends too. The clients of this bridge resume on bridges that ran during all kills.
+        # One of the bridges also ends. The clients of this bridge resume on bridges that ran during all kills.
         await bridges.end(0)
         await fetcher.further(BETWEEN)
         await bridges.start(0)

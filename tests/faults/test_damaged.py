@@ -1,4 +1,4 @@
-"""The connection to the broker damages a frame: the bridge reports it and reconnects, and no event is lost."""
+"""The connection to the broker damages a frame: the bridge reports the damage and reconnects, and no event is lost."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_damaged_delivery_costs_the_connection_and_no_event(
     exchange: str,
     queue: str,
 ) -> None:
-    """The event is delivered again, and so are the events after it, in order."""
+    """The event with the damaged frame is delivered again, and so are the events after it, in order."""
     damager = Damager(kind, damage)
     async with proxy(broker.url) as tunnel, AsyncExitStack() as stack:
         tunnel.alteration = damager.of_a_connection

@@ -69,7 +69,7 @@ async def waiting(process: BridgeProcess) -> float:
 
 
 async def all_of(amqp: AbstractConnection, queue: str) -> Counter[bytes]:
-    """Takes all messages from a queue, and returns how often each body was there."""
+    """Takes all messages from a queue, and returns how often the queue had each body."""
     count = await depth(amqp, queue)
     return Counter(message.body for message in (await take(amqp, queue, count) if count else []))
 
@@ -77,7 +77,7 @@ async def all_of(amqp: AbstractConnection, queue: str) -> Counter[bytes]:
 async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """As many invalid events as valid ones arrive at full speed.
+    """Equal numbers of valid and invalid events arrive at full speed.
 
     Each invalid event is in the queue of rejected events once, with its reason. Every update arrives in order. The
     log stays short, and the metrics count all events.
@@ -185,7 +185,7 @@ class Confirms:
         self.lost = 0
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Returns a function for one connection, from the bytes that the broker sends to those that arrive."""
+        """Returns a function for one connection, which turns the bytes from the broker into the bytes that arrive."""
         rest = b""
 
         def alter(data: bytes) -> bytes:

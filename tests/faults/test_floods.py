@@ -160,7 +160,7 @@ async def verify(stream: Stream, memory: Memory) -> None:
 async def delay_during(stream: Stream, memory: Memory, flooding: Awaitable[object], limit_s: float = DELAY_S) -> float:
     """Measures the growth of the bridge during a flood, and the delay of the updates to healthy clients.
 
-    Returns the delay of 90% of the updates in seconds, which must be below the limit.
+    Returns the delay in seconds within which 90% of the updates arrive, which must be below the limit.
     """
     first = stream.published
     flood = asyncio.ensure_future(flooding)

@@ -213,7 +213,7 @@ async def test_deleted_parts_are_declared_again_and_no_rejected_event_is_lost(
             await eventually("the held event is reported", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
             return bridge.readiness.report()[1], sample(bridge, "bridge_rejects_waiting")
 
-        # On a busy machine, the bridge holds no event any more before all events are published.
+        # On a busy machine, the bridge repairs the fault before the test has published all events.
         noticing = asyncio.create_task(held())
         await publish_all(amqp, exchange, events)
         body, waiting = await noticing

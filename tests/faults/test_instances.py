@@ -1,4 +1,4 @@
-"""Bridges that are killed, stopped and replaced under load: what the clients of all of them get."""
+"""Bridges that are killed, stopped and replaced under load: what the clients of all bridges get."""
 
 import asyncio
 import signal
@@ -188,7 +188,7 @@ def assert_all_arrived(confirmed: list[int], *clients: Client) -> None:
 async def test_next_bridge_gets_all_events_that_a_killed_bridge_had_not_acknowledged(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """With BRIDGE_QUEUE, a bridge is killed under load, and another bridge takes over.
+    """With BRIDGE_QUEUE, a bridge is killed under load, and another bridge takes over its queue.
 
     Every confirmed event reaches a client of one of the bridges. Only events in flight are delivered twice. Each client
     gets its updates once and in order.
@@ -245,7 +245,7 @@ async def test_killed_bridge_with_acknowledgements_in_flight_repeats_at_most_the
 async def test_next_bridge_gets_exactly_the_events_that_a_stopped_bridge_did_not_send(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """With BRIDGE_QUEUE, a bridge gets SIGTERM under load, and another bridge takes over.
+    """With BRIDGE_QUEUE, a bridge gets SIGTERM under load, and another bridge takes over its queue.
 
     Every confirmed event reaches a client of exactly one of the bridges. The clients of the first bridge are closed
     with 1001.

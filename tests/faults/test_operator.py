@@ -34,7 +34,7 @@ async def close_connections(node: PrivateNode, user: str, reason: str) -> None:
 
 
 async def test_connections_that_are_closed_by_force_are_opened_again(node_broker: PrivateNode) -> None:
-    """Promise: the log has the broker's reason, and the outage lasts a second. A named queue loses nothing."""
+    """Promise: the log has the broker's reason, and the outage lasts a second. A named queue loses no event."""
     url = await node_broker.user()
     user = user_of(url)
     async with scene(node_broker.url, url) as stage:
@@ -156,7 +156,7 @@ async def test_missing_permission_to_read_the_queue_ends_the_start(node_broker: 
 
 
 async def readyz(port: int, status: int, *missing: str) -> dict[str, Any]:
-    """Waits until `/readyz` has this status and exactly these missing parts, and returns its body."""
+    """Waits until `/readyz` has the status `status` and exactly the missing parts `missing`, and returns its body."""
     body = b""
 
     async def has() -> bool:

@@ -1,4 +1,4 @@
-"""The example in this folder's README runs as it stands."""
+"""The example in this folder's README runs without changes."""
 
 from tests.support.broker.find import Broker
 from tests.support.documentation import code_block

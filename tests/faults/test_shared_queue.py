@@ -1,4 +1,4 @@
-"""Two bridges on one named queue: the broker distributes its events, and neither bridge gets all."""
+"""Two bridges on one named queue: the broker distributes the events, and neither bridge gets all events."""
 
 from functools import partial
 from typing import Any

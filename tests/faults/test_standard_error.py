@@ -70,7 +70,7 @@ class Running:
         await eventually("the bridge listens", self.is_alive)
 
     async def no_longer_listens(self) -> None:
-        """Waits until the first signal is handled."""
+        """Waits until the bridge has handled the first signal."""
 
         async def is_refused() -> bool:
             try:

@@ -65,7 +65,7 @@ async def metric(port: int, name: str) -> float:
 async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """SIGTERM ends the bridge with 0 within its timeout, however few clients read.
+    """SIGTERM ends the bridge with the exit code 0 within its timeout, however few clients read.
 
     Each reader gets all updates, and then the close code 1001.
     """

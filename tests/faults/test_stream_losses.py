@@ -324,7 +324,7 @@ async def test_gap_of_a_bridge_that_was_frozen_contains_all_lost_events(
 ) -> None:
     """The bridge reads buffered events late.
 
-    The buffered events prove nothing about events that were published meanwhile.
+    The buffered events prove nothing about events that were published after them.
     """
     names = {"EXCHANGES": f"{exchange}=killmail", "HISTORY": "stream", "HISTORY_STREAM": queue}
     names |= {"HISTORY_MAX_BYTES": str(BYTES), "REJECT_EXCHANGE": "off"}

@@ -11,14 +11,14 @@ import { format } from "prettier";
 const HEADER = `// Generated from the schema files by \`make contract\`. Change the schema files instead.
 `;
 
-const UPDATES = `/** The update types, each with its data. An interface, so that you can declare your own types in it. */
+const UPDATES = `/** The update types, each with its data. UpdateData is an interface: you can declare your own types in it. */
 export interface UpdateData {
   TYPES
 }
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update. A switch on its type narrows its data. Updates of other types may arrive: ignore them. */
+/** Any update. A switch on the type narrows the data. Updates of other types may arrive: ignore them. */
 export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
 
 /** Any update for clients that asked for ids. */
@@ -31,7 +31,7 @@ export interface MessageData {
 
 export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof MessageData];
 
-/** Any message to clients that asked for ids. A switch on its type narrows its data. */
+/** Any message to clients that asked for ids. A switch on the type narrows the data. */
 export type Received = UpdateWithId | Message;
 `;
 

@@ -86,7 +86,8 @@ def _measure(place: Place, candidate: Candidate, *, clients: int, updates: int) 
 def _broadcast(place: Place, candidate: Candidate, kind: Kind, clients: int, updates: int) -> Row:
     """Measures one kind of clients."""
     if kind.systems > 1:
-        # Each system has the same number of clients. There are more updates, because each update reaches few clients.
+        # Each solar system has the same number of clients. More updates are published, because each update reaches few
+        # clients.
         updates, rate = 5 * updates // kind.systems * kind.systems, 5 * RATE
     else:
         rate = RATE
