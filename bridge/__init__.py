@@ -27,8 +27,8 @@ _FOR_PUBLISHERS = {
 if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        # Names are imported on first use, because every module of the bridge imports this package first, and most need
-        # no broker. The faster this import is, the sooner Ctrl-C ends the command quietly.
+        # Names are imported on first use, because every module of the bridge imports this package first, and most
+        # modules need no broker. The faster this import is, the sooner Ctrl-C ends the command quietly.
         if name == "__version__":
             from importlib.metadata import version  # noqa: PLC0415 - it takes 20 ms
 

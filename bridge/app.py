@@ -55,8 +55,8 @@ class Bridge:
     """The whole bridge in one process. The constructor needs a running event loop.
 
     A delivery goes source -> relay -> hub -> update log -> sockets, or source -> relay -> rejects if it can't become an
-    update. A handshake goes listener -> server -> router -> hub. The constructor builds each of these paths backwards
-    from the path's end.
+    update. A handshake goes listener -> server -> router -> hub. The constructor builds the path of a delivery and the
+    path of a handshake backwards, from the end.
     """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:

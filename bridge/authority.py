@@ -1,7 +1,7 @@
 """Converts hosts and origins to a canonical form, in which settings are compared with headers.
 
-Settings and headers are both converted. A setting therefore matches a header in any spelling, for example with upper
-case letters, a default port, a name that is not ASCII, or a slash at the end.
+Settings and headers are both converted. A setting therefore matches a header in any spelling, such as with upper case
+letters, a default port, a non-ASCII name, or a slash at the end.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def parse_address(text: str) -> Address | None:
 def parse_authority(text: str) -> Authority | None:
     """Parses `host[:port]` without user, escapes or empty label, and with at most one trailing dot.
 
-    Returns None for any other text.
+    Returns None if the text is malformed.
     """
     if len(text) > MAX_HOST_CHARACTERS + len(".:65535"):
         return None

@@ -1,6 +1,6 @@
 """Finds why a connection, a channel or a consumer was closed, and why a connection is blocked.
 
-This module does not decide what follows from the cause.
+This module does not decide how the bridge reacts to the cause.
 """
 
 import asyncio
@@ -95,5 +95,5 @@ def _cause(closing: asyncio.Future[object]) -> CloseCause:
 
 
 def watch_blocked(amqp: Connection, observer: Callable[[str | None], None]) -> None:
-    """Calls `observer` with the broker's reason when the broker blocks the connection, and with None at the unblock."""
+    """Calls `observer` with the broker's reason when the connection is blocked, and with None when the block ends."""
     observe_blocked(amqp, lambda reason: observer(None if reason is None else printable(reason)))

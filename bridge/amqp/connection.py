@@ -1,8 +1,8 @@
-"""Opens connections to RabbitMQ, to the first node that accepts one, and closes them within a bounded time.
+"""Connects to the first RabbitMQ node that accepts a connection, and closes each connection within a bounded time.
 
-The connections are plain ones, not the robust connections of aio-pika. A robust connection declares the same exclusive
-queue again while the broker still keeps the old connection open. A robust connection also reconnects after the task
-that uses it is cancelled. The owner of a lost connection opens a new connection.
+The bridge uses plain connections, not the robust connections of aio-pika. A robust connection declares the same
+exclusive queue again while the broker still keeps the old connection open. A robust connection also reconnects after
+the task that uses it is cancelled. The owner of a lost connection opens a new connection.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ for _library in ("aio_pika", "aiormq"):
 async def open_connection(
     nodes: Sequence[Node], name: str, fast_channel: FastChannel | None = None, timing: Timing = DEFAULT
 ) -> AsyncIterator[Connection]:
-    """Connects to the first node that accepts a connection. Closes it within `amqp_close_timeout_s` at the end.
+    """Connects to the first node that accepts a connection, and closes the connection at the end of the context.
 
-    RabbitMQ's management page shows `name` as the name of the connection. `fast_channel` gets the deliveries. Raises
-    BrokerRefusal if a node refuses the connection, and ConnectionError if no node can be reached. If several nodes
-    fail, the error of the last node is raised.
+    Closing takes at most `amqp_close_timeout_s`. RabbitMQ's management page shows `name` as the name of the connection.
+    `fast_channel` gets the deliveries. Raises BrokerRefusal if a node refuses the connection, and ConnectionError if no
+    node can be reached. If several nodes fail, the error of the last node is raised.
     """
     connection, factory, node = await _connect_to_any(nodes, name, fast_channel, timing)
     transport = connection.transport

@@ -113,7 +113,8 @@ CERTIFICATE_REQUIRED_REASONS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it requires",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refuses the TLS handshake; it may require",
 }
-"""OpenSSL's reasons if the broker requires a client certificate. TLS 1.2 has no special alert for this."""
+"""OpenSSL's error reasons if the broker requires a client certificate. TLS 1.2 has no special alert for a missing
+client certificate."""
 
 CERTIFICATE_REFUSED_REASONS = frozenset(
     {
@@ -174,7 +175,7 @@ _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 
 
 class Container(StrEnum):
-    """The kind of container that this process runs in, as a hint words it."""
+    """The kind of container that this process runs in, with the phrase for hints."""
 
     CONTAINER = "this container"
     POD = "this pod"

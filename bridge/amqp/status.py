@@ -56,7 +56,7 @@ class Status:
     attempts: int = 0
     """The number of attempts to connect since the last time that the connection worked."""
     failed_connects: int = 0
-    """The number of attempts, among those in `attempts`, in which no node has accepted the connection. A pending
+    """The number of attempts, since the connection last worked, in which no node has accepted the connection. A pending
     attempt counts too."""
     broker_may_have_restarted: bool = False
     """True if the broker may have been restarted since the last time that the connection worked."""

@@ -29,11 +29,11 @@ RESERVED_PREFIX = "amq."
 """The prefix of the names of reserved exchanges, which no user can declare (AMQP 0-9-1, `exchange.declare`)."""
 
 _MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([\w-]+)'")
-"""The pattern of the broker's error text if an exchange differs from its declaration."""
+"""The pattern of the broker's error text for an exchange that differs from its declaration."""
 
 _ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
-"""The pattern of the broker's error text if a queue or an exchange does not exist. A queue that exists but is not up
-yet causes another text. Just after a start of RabbitMQ 3.10.8, the text says that the queue's home node "is down or
+"""The pattern of the broker's error text for a queue or an exchange that does not exist. A queue that exists but is not
+up yet causes another text. Just after a start of RabbitMQ 3.10.8, the text says that the queue's home node "is down or
 inaccessible", and a declaration 50 ms later succeeds."""
 
 
@@ -46,7 +46,8 @@ class Presence(Enum):
     EXISTS = auto()
     ABSENT = auto()
     INACCESSIBLE = auto()
-    """From RabbitMQ 4.3 on, the broker refuses to tell a user without a permission on the name whether it exists."""
+    """Since RabbitMQ 4.3, the broker refuses to tell whether an exchange or a queue exists if the user has no
+    permission on its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,9 @@ async def set_up(
     """Finds or declares the exchanges and the queue, and binds the queue to the exchanges.
 
     `known` has the exchanges as the last session found them. `prepare` finds or declares the queue. If an exchange or
-    the queue was missing, `on_created` is called, even if a later step fails. In this case, no queue of the bridge has
-    the earlier events. Raises BrokerRefusal if a permission is missing or an exchange would never deliver. Raises
-    ConnectionError if only its owner can declare a missing exchange.
+    the queue was missing, `on_created` is called, even if a later step fails. If an exchange or the queue was missing,
+    no queue of the bridge has the earlier events. Raises BrokerRefusal if a permission is missing or an exchange would
+    never deliver. Raises ConnectionError if an exchange is missing that only its owner can declare.
     """
     inaccessible = []
     try:

@@ -29,14 +29,14 @@ URGENT, RETURNING, FILTERING = range(3)
 connections resume, and FILTERING connections resume with a filter, which needs a longer search."""
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
-"""The maximum work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`). This work takes 5 ms for
-connections that were live, and 1 ms for each other rank. A single large update may exceed the maximum."""
+"""The maximum work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`). The maximum work takes 5 ms
+for connections that were live, and 1 ms for each other rank. A single large update may exceed the maximum."""
 
 MIN_COST_BYTES = 2048
 """The minimum amount of work that is counted for a piece."""
 
 MAX_EVICTIONS_PER_TURN = 64
-"""The maximum number of connections that are closed as too slow in one turn of the loop. Closing this number takes 3
+"""The maximum number of connections that are closed as too slow in one turn of the loop. Closing 64 connections takes 3
 ms."""
 
 
@@ -46,13 +46,13 @@ _RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP,
 _CAUGHT_UP = ConnectionEvent.CAUGHT_UP
 
 _READING = frozenset({State.LAGGING, State.CATCHING_UP})
-"""The states in which a connection reads the log. Any write to a connection may end its reading state."""
+"""The states in which a connection reads the log. Any write to a connection can move it to another state."""
 
 
 class CatchUp:
-    """The connections that read the log from their cursors, and a scheduler for their turns.
+    """The connections that read the log from their cursors, with the schedule of their pieces.
 
-    These connections are in the state RESUMING, CATCHING_UP, LAGGING or CLOSING.
+    Connections that read from their cursors are in the state RESUMING, CATCHING_UP, LAGGING or CLOSING.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class CatchUp:
         self._schedule = schedule
         self._dispatch = dispatch
         self.catching_up: set[Subscriber] = set()
-        """The connections in the state CATCHING_UP. Other classes must not change this set."""
+        """The connections in the state CATCHING_UP. Only `CatchUp` changes the set `catching_up`."""
         self.lagging: set[Subscriber] = set()
-        """The connections in the state LAGGING. Other classes must not change this set."""
+        """The connections in the state LAGGING. Only `CatchUp` changes the set `lagging`."""
         self.closing: set[Subscriber] = set()
-        """The connections in the state CLOSING that still get the rest of a frame. Other classes must not change this
-        set."""
+        """The connections in the state CLOSING that still get the rest of a frame. Only `CatchUp` changes the set
+        `closing`."""
         self._urgent: OrderedDict[Subscriber, None] = OrderedDict()
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (self._urgent, OrderedDict(), OrderedDict())
         """The connections that wait for their next piece, by rank."""
@@ -87,7 +87,7 @@ class CatchUp:
         self.sent_bytes = 0
         """The number of bytes written to sockets and handed to transports."""
 
-    # States: the hub calls these methods when connections enter and leave states
+    # Methods that the hub calls when connections enter and leave states
 
     def add_catching_up(self, connection: Subscriber) -> None:
         """Adds a connection that is CATCHING_UP now, at its cursor."""

@@ -38,14 +38,14 @@ time for the frames than for the system call."""
 
 ENCRYPT_BYTES = 2**20
 """The maximum number of bytes that are encrypted, for all clients together, in one turn of the loop, if a flush has
-more than CATCH_UP_BYTES. Encrypting this number takes 4 ms."""
+more than CATCH_UP_BYTES. Encrypting 1 MiB takes 4 ms."""
 
 
 class FlushListener(Protocol):
     """An object that is called after each flush."""
 
     def on_flush(self) -> None:
-        """Called when each published update is written to live connections and left to the cursors of the others."""
+        """Called when all published updates are written or left to connections that read from their cursors."""
 
 
 class Source(Protocol):
@@ -207,7 +207,7 @@ class Hub:
         self._dispatch(connection, _DRAINED)
 
     def drain(self) -> None:
-        """Closes each connection, either now, if the connection has all updates, or when it has caught up."""
+        """Closes each connection that has all updates now, and each other connection when it has caught up."""
         self.flush()
         self._stopping = True
         for connection in tuple(self._connections()):

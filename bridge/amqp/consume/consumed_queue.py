@@ -22,9 +22,8 @@ NAMED_QUEUE_ARGUMENTS: FieldTable = {
     "x-max-length-bytes": 256 * 1024 * 1024,
 }
 """The arguments of a named queue that the bridge declares. The queue expires after a week without a consumer. The queue
-keeps only the killmails of a few days, because otherwise the queue of a removed bridge would fill the broker's disk.
-The queue is classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20
-returns.
+keeps only the killmails of a few days, so that the queue of a removed bridge does not fill the broker's disk. The queue
+is classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20 returns.
 """
 
 
@@ -65,7 +64,7 @@ class ExclusiveQueue:
         return Queue(self._name, created=True)
 
     def arguments(self) -> FieldTable | None:
-        """Returns None."""
+        """Returns None, because an exclusive queue needs no arguments."""
         return None
 
     async def leave(self, amqp: Connection) -> None:

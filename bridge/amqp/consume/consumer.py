@@ -97,7 +97,10 @@ class Consumer:
         properties."""
 
     async def run(self) -> None:
-        """Consumes until `stop`. Raises BrokerRefusal if the broker refuses from the start, unless `wait` is set."""
+        """Consumes until `stop` is called.
+
+        Raises BrokerRefusal if the broker refuses before any session has worked, unless `wait` is set.
+        """
         stable_s = self._timing.stable_s
         await supervise(self._consume, self.status, self._on_lost, self._stopping, wait=self._wait, stable_s=stable_s)
 
@@ -107,7 +110,7 @@ class Consumer:
 
     @property
     def is_live(self) -> bool:
-        """True while the bridge consumes and has read all messages from before this session."""
+        """True while the bridge consumes and has read all messages that were in the stream before this session."""
         reader = self.stream_reader
         return self.status.state is State.WORKING and (reader is None or reader.position.at_end)
 
@@ -209,7 +212,7 @@ class Consumer:
     ) -> CloseCause:
         """Waits until the session ends or the bridge stops.
 
-        While it waits, it checks the topology, and the stream if the bridge reads a stream.
+        During the wait, checks the topology, and the stream if the bridge reads a stream.
         """
         self._topology_check = check = TopologyCheck(
             amqp,
@@ -251,7 +254,7 @@ class Consumer:
         return CloseCause(STOPPED) if self._stopping.is_set() else task_close_cause(ended[0])
 
     def _may_deliver(self, session: ConsumerSession) -> bool:
-        """False at the prefetch limit, where it is no sign of a stall that the broker sends nothing."""
+        """False at the prefetch limit, where the broker sends nothing even without a stall."""
         return session.outstanding < self._flow_control.prefetch and not self._flow_control.paused
 
     async def _restore_prefetch(self, session: ConsumerSession, found: Topology) -> None:

@@ -1,4 +1,4 @@
-"""Logs, counts and passes to the handler each gap (a time in which events may have been missed).
+"""Logs and counts each gap (a time in which events may have been missed), and passes the gap to the handler.
 
 This module does not decide whether there was a gap.
 """

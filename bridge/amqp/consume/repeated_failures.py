@@ -13,7 +13,8 @@ CLOSED_EARLY = (
     "the broker closes the connection each time it delivers; it may be unable to deliver a message in the queue: see "
     "the broker's log"
 )
-"""RabbitMQ 3.10 closes the connection when it delivers a message that AMQP 1.0 sent without a routing key."""
+"""RabbitMQ 3.10 closes the connection when it delivers a message that was published with AMQP 1.0 and without a routing
+key."""
 
 LOST_EARLY = "the connection is lost each time the bridge begins to consume: see the broker's log"
 
@@ -67,7 +68,7 @@ class EarlyLosses(RepeatedFailures):
         super().__init__(LONGEST_DELAY_S)
 
     def note_close(self, cause: CloseCause | None) -> None:
-        """Records why a session was closed early, or with None that the session was not closed early."""
+        """Records why a session was closed early. `cause` is None if the session was not closed early."""
         if cause is None:
             self.reset()
             return

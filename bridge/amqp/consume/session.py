@@ -44,7 +44,7 @@ class DeliverySession(Protocol):
 
 
 class Delivery:
-    """An event as received from RabbitMQ. Each delivery must be settled once."""
+    """An event as received from RabbitMQ. Each delivery must be settled exactly once."""
 
     __slots__ = ("_session", "body", "exchange", "id", "properties", "received_s", "redelivered", "routing_key", "tag")
 
@@ -88,7 +88,7 @@ class DeliveryHandler(Protocol):
     """Handles the deliveries of all sessions of a consumer, in order."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
-        """Takes all deliveries of one read from the connection, in order. This method must not raise."""
+        """Takes all deliveries of one read from the connection, in order. `deliver` must not raise an error."""
 
     def record_id(self, update_id: UpdateId) -> None:
         """Called with the id of a message in the stream that is not an event."""
@@ -132,7 +132,8 @@ class ConsumerSession:
         self._on_open = on_open
         self._opened = False
         self._delivering = False
-        """True from the call of `open` to that of `end`. `on_delivery` checks only this flag for a normal delivery."""
+        """True from the call of `open` to the call of `end`. For a normal delivery, `on_delivery` checks only the flag
+        `_delivering`."""
         self._delivery_counts = delivery_counts or DeliveryCounts()
         self._read_properties = read_properties
         self._settlement = Settlement(prefetch)
@@ -247,8 +248,8 @@ class ConsumerSession:
         """Passes the deliveries to the handler and acknowledges them, in the turn of the loop that received them.
 
         A single update is sent at once. Under load, each read has several deliveries, and their updates are sent in
-        fewer writes. An additional turn of the loop for the acknowledgement would take 40 µs for each update, 0.5 % of
-        the time with 1000 clients (`make bench`, paced).
+        fewer writes. A separate turn of the loop for the acknowledgement would take 40 µs for each update (0.5 % of the
+        time with 1000 clients in `make bench`, paced).
         """
         self._forward_deliveries()
         self.acknowledge()

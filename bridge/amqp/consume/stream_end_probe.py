@@ -55,7 +55,7 @@ class StreamEndProbe:
         try:
             await channel.basic_consume(stream, probe._on_message, arguments={"x-stream-offset": "next"})
         except aiormq.exceptions.ChannelPreconditionFailed as error:
-            # Only a stream accepts this argument.
+            # Only a stream accepts the argument `x-stream-offset`.
             if "x-stream-offset" in error_text(error):
                 raise not_a_stream_error(stream) from error
             raise

@@ -1,9 +1,9 @@
 """Stream markers: small messages that bridges publish to the stream that they read, in addition to its events.
 
-A marker shows where the stream ended when it was published. A marker may also report a gap, which is a time in which
-the broker may have lost events on their way into the stream. All readers of the stream get the gap from the marker,
-even much later. Other programs can publish to the stream too. Decoding a marker therefore checks the values, limits
-their sizes, and makes texts printable.
+A marker shows where the stream ended when the marker was published. A marker may also report a gap, which is a time in
+which the broker may have lost events on their way into the stream. All readers of the stream get the gap from the
+marker, even much later. Other programs can publish to the stream too. Decoding a marker therefore checks the values,
+limits their sizes, and makes texts printable.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,12 @@
 """Keeps the position of a reader in a stream, and judges each delivery by this position.
 
 The broker numbers the entries of a stream. Some offsets have no message, because the broker also writes entries of its
-own. Each message also has a tag that depends on its body. The tag distinguishes messages of two streams that have the
-same offset.
+own. Each message also has a tag that depends on its body. The tag distinguishes messages that have the same offset in
+two different streams.
 
-Each session reads the last message of the session before once more. If the stream still has this last message, the
-stream is the same, and no later message was dropped. This module uses no connections and no clocks, only offsets and
-tags.
+Each session begins with the last message that the previous session read. If the stream still has the last message that
+was read, the stream is the same, and no later message was dropped. This module uses no connections and no clocks, only
+offsets and tags.
 """
 
 from enum import Enum, auto
@@ -16,8 +16,8 @@ from bridge.contract.update_id import UpdateId
 MAX_STEP = 2
 """The largest difference between the offsets of two successive messages, with an entry of the broker in between.
 
-RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. With a segment, its
-entry and at least one message are dropped."""
+RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. A dropped segment
+contains its entry and at least one message."""
 
 RECREATED = "the stream was deleted and declared again"
 TRUNCATED = "the stream reached its limit of age or size, and dropped events before the bridge read them"

@@ -1,8 +1,8 @@
 """Declares the stream in which RabbitMQ keeps the history, chooses where a session starts to read, and reports gaps.
 
 Any number of bridges can read the same stream, and no bridge changes the stream. A reader can't see events that the
-broker lost on their way into the stream. A bridge that suspects such lost events publishes a marker with the gap, for
-all present and future readers of the stream.
+broker lost on their way into the stream. A bridge that suspects lost events publishes a marker with the gap, for all
+present and future readers of the stream.
 """
 
 import math
@@ -35,7 +35,7 @@ AWAY = "the broker was or may have been away; on its return, it may have confirm
 the stream has no leader, so messages for the stream are confirmed and dropped."""
 
 TOKENS = 64
-"""The number of marker tokens to remember; it exceeds the number of bridges that may reconnect at the same time."""
+"""The number of marker tokens to remember, which exceeds the number of bridges that may reconnect at the same time."""
 
 SEGMENTS = 64
 """The number of segment files of a full stream. The broker drops only whole segments, never the newest. With only a few
@@ -77,7 +77,7 @@ class StreamReader:
         self.start_offset = 0
         """The offset from which this session reads."""
         self.expected_end: float = math.inf
-        """The offset of an end of the stream at a known time, or infinity if none is expected (see `expect_end`)."""
+        """The offset of an end of the stream at a known time, or infinity if no end is expected (see `expect_end`)."""
         self._expected_end_s = 0.0
         self.gap_possible = False
         """True if events may have been missed before this session. The session will report these events as a gap."""
@@ -143,7 +143,7 @@ class StreamReader:
         self.start_offset = self.position.offset + 1
 
     def _gap_reason(self, created: bool) -> str | None:
-        """Returns why events may have been lost before the stream had them, since the broker's last answer."""
+        """Returns why, since the broker's last answer, events may have been lost on their way into the stream."""
         status = self._status
         if created and status.ever_connected:
             return status.error or "an exchange, a queue or a stream was missing"

@@ -3,9 +3,10 @@
 If an exchange is deleted and declared again, its bindings are gone, and no events arrive, without an error from the
 broker. An exchange that is declared again as a direct exchange accepts the bridge's binding, but delivers nothing.
 
-Each check has its own channel, because the broker closes the channel of a refused request. A node of a cluster without
-its majority (seen with RabbitMQ 4.3) leaves some requests without an answer and answers the others. If a session may
-still deliver, a missing answer to a check does not end it. The bridge warns until the broker answers again.
+Each check has its own channel, because the broker closes the channel of a refused request. A cluster node that is cut
+off from the majority answers some requests and leaves other requests without an answer (seen with RabbitMQ 4.3). If a
+session may still deliver, a missing answer to a check does not end the session. The bridge warns until the broker
+answers again.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ class Check:
     """A request to the broker that is repeated at intervals, with its last result."""
 
     purpose: str
-    """The purpose of the request, as it follows "to" in a warning."""
+    """The purpose of the request, in the words that follow "to" in a warning."""
     request: Request
     """The function that sends the request. Returns the number of events in a queue, or None for an exchange or a
     binding. Raises the broker's error if the request fails."""
@@ -114,8 +115,8 @@ class TopologyCheck:
                 task.result()
         finally:
             watching.cancel()
-            # aiormq closes the channel of a cancelled request. If the broker refuses the request and closes the channel
-            # at the same time, the broker then closes the whole connection.
+            # aiormq closes the channel of a cancelled request. If the broker also closes the channel at this moment,
+            # because it refuses the request, the broker closes the whole connection.
             pending = [task for task, check in repeating.items() if check.pending and not task.done()]
             for task in repeating.keys() - pending:
                 task.cancel()
@@ -245,7 +246,7 @@ class TopologyCheck:
 
 def _exchange_request(exchange: Exchange) -> Request:
     async def request(channel: aiormq.abc.AbstractChannel) -> None:
-        # The passive declaration comes first, because the other declaration would create a missing exchange.
+        # The passive declaration comes first, because the active declaration would create a missing exchange.
         await channel.exchange_declare(exchange.name, passive=True)
         if exchange.kind is not None:
             await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)

@@ -24,7 +24,8 @@ from bridge.amqp.wire import compat, trace
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024
-"""RabbitMQ's default for the maximum size of a frame, in bytes. A broker may have a lower limit or no limit."""
+"""RabbitMQ's default for the maximum size of a frame, in bytes. A broker may have a lower frame limit or no frame
+limit."""
 
 _LOST = "the connection was lost"
 

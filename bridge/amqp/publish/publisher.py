@@ -72,9 +72,9 @@ class NotConfirmed(ConnectionError):
 class Publisher:
     """Publishes updates to an exchange, on a connection that is opened again whenever it is lost.
 
-    A publisher is an asynchronous context manager. The publisher connects when its context is entered, or otherwise
-    when the first update is published. Any number of updates can wait for their confirms at the same time. On one
-    connection, updates are published in the order of the calls.
+    A publisher is an asynchronous context manager. The publisher connects when its context is entered. A publisher
+    without a context connects for the first update. Any number of updates can wait for their confirms at the same time.
+    On one connection, updates are published in the order of the calls.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Publisher:
         timeout_s: float = 30.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        """`amqp_url` may contain several URLs, separated by commas.
+        """`amqp_url` can contain several URLs, separated by commas.
 
         If `declare` is true, the publisher declares a missing exchange as a durable fanout. If `declare` is false, the
         exchange must exist when the publisher connects. A bridge declares its exchanges when it starts.
@@ -137,12 +137,12 @@ class Publisher:
         """Publishes an update and waits for the broker's confirm. Returns True if at least one queue has the update.
 
         Returns False if the update was dropped because no queue is bound to the exchange, so that no bridge consumes.
-        For the type `killmail`, `data` may also have one of the source formats. A datetime in `data` is written in the
+        For the type `killmail`, `data` can also be in one of the source formats. A datetime in `data` is written in the
         format of RFC 3339.
 
         Raises InvalidUpdate or ExchangeNotFound (the update was not sent), NotConfirmed, and BrokerRefusal (for a
-        password, virtual host or permission). After the first successful connection, a missing exchange or a refusal
-        raises NotConfirmed instead.
+        password, virtual host or permission). After the first successful connection, a missing exchange or a refusal by
+        the broker raises NotConfirmed instead of its own error.
         """
         # If `update_type` were not checked, data of the form `{"type": ..., "data": ...}` could be valid as another
         # type.

@@ -23,7 +23,8 @@ HEADER_PREFIX = "x-reject-"
 """The prefix of the names of all headers that the bridge adds."""
 
 DELIVERY_HEADERS = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
-"""Headers that a quorum queue or a stream adds to a delivery. The publisher did not send these headers."""
+"""Headers that a quorum queue or a stream adds to a delivery. The publisher of an event did not send its delivery
+headers."""
 
 FRAME_OVERHEAD = 8
 """The number of bytes of a frame in addition to its payload."""
@@ -108,7 +109,7 @@ def original_properties(properties: commands.Basic.Properties, user: str) -> com
 def _with_fitting_headers(
     values: Mapping[str, Any], own: Mapping[str, Any], reasons: Mapping[str, Any], limit: int
 ) -> commands.Basic.Properties:
-    """Returns properties with all reasons and those of the event's own headers that fit, preferring small headers.
+    """Returns properties with all reasons and the smallest of the event's own headers, as many as fit.
 
     Raises ValueError if even the reasons don't fit. For a value that can't be encoded, pamqp may raise any exception.
     """
@@ -120,7 +121,7 @@ def _with_fitting_headers(
     fixed = {**reasons, OMITTED_HEADER: _OMITTED + "x" * _MAX_NAMES_BYTES + _MORE}
     room = limit - _size(commands.Basic.Properties(**{**values, "headers": fixed}))
     if room < 0:
-        raise ValueError("there is no room even without them")
+        raise ValueError("there is no room even for the reasons")
     sizes = {name: size for name, value in own.items() if (size := _header_size(name, value)) is not None}
     kept = set()
     for name in sorted(sizes, key=sizes.__getitem__):

@@ -2,8 +2,8 @@
 
 A rejected event that can't be published is held, unsettled, until it can be published. The prefetch of the consumer
 limits the number of held events. When the consumer's connection is lost, a named queue delivers its events again, so
-the held events are dropped. With an exclusive queue, the held events exist only in the bridge after such a loss, so
-they stay held.
+the held events are dropped. If the queue is exclusive, the held events exist only in the bridge after a lost
+connection, so they stay held.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class RejectPublisher:
         """Without an `exchange`, rejected events are only counted. `instance` is the value of a header.
 
         `wait` has the same meaning as in `supervise`. `max_kept` is the maximum number of held events whose session is
-        over. With None, no such events are held, because the broker delivers them again.
+        over. If `max_kept` is None, the events of ended sessions are dropped, because the broker delivers them again.
         """
         self.status = Status(timing.answer_valid_s)
         self._stopping = asyncio.Event()
@@ -247,7 +247,10 @@ class RejectPublisher:
             ) from error
 
     def on_open(self) -> None:
-        """Sets the status `working` if no event is held. Otherwise, the first confirm sets the status `working`."""
+        """Sets the status `working` if no event is held.
+
+        If events are held, the first confirm sets the status `working`.
+        """
         self.status.ever_connected = True
         if not self._unconfirmed:
             self._recover("rejected events can be published again")

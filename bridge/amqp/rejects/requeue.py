@@ -29,7 +29,7 @@ days."""
 
 
 class NotRequeued(Exception):
-    """An event can't be published again, and stays in its queue. The error's text gives reason and remedy."""
+    """An event can't be requeued, and stays where it is. The error's text gives reason and remedy."""
 
 
 class Requeuer:

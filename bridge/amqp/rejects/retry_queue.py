@@ -1,7 +1,7 @@
 """Decides when failed attempts are repeated: one at a time while all attempts fail, and all soon after a success.
 
 The bridge notices the end of an outage equally soon with one waiting attempt and with thousands, without more load on
-the broker. This module does not publish.
+the broker. This module itself publishes nothing.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Works around faults and missing features of pamqp, aiormq and aio-pika.
 
 Only this module of `bridge.amqp` touches the internals of pamqp, aiormq and aio-pika. A comment at each workaround
-gives its reason and the library versions that need it. `test_compat.py` has a test for each workaround, which fails as
-soon as the library no longer needs it.
+gives the reason and the library versions that need the workaround. `test_compat.py` has a test for each workaround. The
+test fails as soon as the library no longer needs the workaround.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from bridge.amqp.wire.properties import short_string
 
 # Decoding of properties (pamqp 4.0)
 #
-# pamqp raises an error for a value that it can't represent, such as a timestamp after the year 9999, text that is not
-# UTF-8, or a table that is nested too deeply. aiormq then closes the connection, and the broker delivers the message
-# again. A single publisher that sends timestamps in microseconds would stop the bridge from consuming for good. The
-# bridge does not need the values that pamqp can't represent.
+# pamqp raises an error for a value that it can't represent: a timestamp after the year 9999, text that is not UTF-8, or
+# a deeply nested table. aiormq then closes the connection, and the broker delivers the message again. A single
+# publisher that sends timestamps in microseconds would stop the bridge from consuming for good. The bridge does not
+# need the values that pamqp can't represent.
 
 Decoder = Callable[[bytes], tuple[int, object]]
 
@@ -45,7 +45,7 @@ def install_lenient_decoders() -> None:
 
 
 def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
-    """Returns a decoder with the result None for a value that `strict` can't read, and skips `size(value)` bytes."""
+    """Returns a decoder that skips a value that `strict` can't read (`size(value)` bytes) and returns None for it."""
 
     def decoder(value: bytes) -> tuple[int, object]:
         try:
@@ -122,8 +122,8 @@ _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for even
 def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callable[[str | None], None]) -> None:
     """Calls `observer` with the broker's reason when the connection is blocked, and with None when the block ends.
 
-    If a version of aiormq names its handlers otherwise, `observer` is never called. A block is then noticed by its
-    missing confirms.
+    If a version of aiormq has other names for its handlers, `observer` is never called. The bridge then notices a block
+    only by missing confirms.
     """
     handle_blocked = getattr(connection, _ON_BLOCKED, None)
     handle_unblocked = getattr(connection, _ON_UNBLOCKED, None)
@@ -229,8 +229,8 @@ async def _publish(
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
     # A broker without a frame limit announces the limit 0, from which aiormq subtracts the size of an empty frame.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
-    # The pieces are not sent in the function that awaits the confirm, because the traceback of a failure would then
-    # keep the last piece in memory.
+    # The pieces are sent in a function of its own, because the traceback of a missing confirm would otherwise keep the
+    # last piece in memory.
     for piece in _pieces(channel.number, body, content_size):
         await _send(channel, piece)
 
