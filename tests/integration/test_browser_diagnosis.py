@@ -286,6 +286,17 @@ async def proxy(port: int, host: str, *, passes_upgrades: bool, begins: bool = F
     """
     passes = passes_upgrades
     files = page_files({})
+    tasks = set[asyncio.Task[None]]()
+
+    async def forward(head: bytes, writer: asyncio.StreamWriter) -> None:
+        bridge_reader, bridge_writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            bridge_writer.write(head)
+            # Forwards only the bytes to the client, which sends nothing after its handshake.
+            while data := await bridge_reader.read(2**16):
+                writer.write(data)
+        finally:
+            bridge_writer.close()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal passes
@@ -300,21 +311,25 @@ async def proxy(port: int, host: str, *, passes_upgrades: bool, begins: bool = F
                     passes |= begins
                 elif not passes:
                     head = re.sub("(?mi)^(upgrade|connection): .*\n", "", head)
-                bridge_reader, bridge_writer = await asyncio.open_connection("127.0.0.1", port)
-                bridge_writer.write(head.encode())
-                # Forwards only the bytes to the client, which sends nothing after its handshake.
-                while data := await bridge_reader.read(2**16):
-                    writer.write(data)
-                bridge_writer.close()
+                await forward(head.encode(), writer)
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # A browser also opens connections that it does not use.
         finally:
             writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(answer(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+    # The forwarded WebSocket connections are still open.
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_origin_that_is_refused_behind_a_proxy_is_reported_with_the_sentence_of_the_bridge(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -37,7 +37,8 @@ async def started(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the program has ended with the bridge
+            os.killpg(process.pid, signal.SIGKILL)
         await process.communicate()
 
 

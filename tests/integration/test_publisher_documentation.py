@@ -41,6 +41,12 @@ def one_node(broker: Broker) -> str:
     return broker.url.split(",", maxsplit=1)[0].removesuffix("/")
 
 
+def kombu_url(broker: Broker) -> str:
+    """Returns the URL of the broker's first node. Without a virtual host, the URL ends with a slash."""
+    url = one_node(broker)
+    return url if urlsplit(url).path else f"{url}/"
+
+
 @pytest.fixture
 async def bridge(broker: Broker, exchange: str, rejects: str) -> AsyncIterator[Bridge]:
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects) as running_bridge:
@@ -233,7 +239,7 @@ async def test_amqp_publish_publishes_a_wrapped_event(
 async def test_kombu_publishes_an_event(broker: Broker, bridge: Bridge, exchange: str, tmp_path: Path) -> None:
     await asyncio.to_thread(require, DEBIAN_PYTHON, "-c", "import kombu", package="python3-kombu")
     example = code_block("schemas/publishers/README.md", "kombu and Celery", 0)
-    (tmp_path / "example.py").write_text(adapted(example, (URL, one_node(broker) + "/"), ("killmails", exchange)))
+    (tmp_path / "example.py").write_text(adapted(example, (URL, kombu_url(broker)), ("killmails", exchange)))
     async with client_of(bridge) as client:
         await shell(f"{DEBIAN_PYTHON} example.py", tmp_path)
         assert await killmail_id(client) == 3
@@ -260,7 +266,7 @@ async def test_celery_publishes_an_event_with_its_producer_but_not_with_a_task(
     broker: Broker, amqp: AbstractConnection, bridge: Bridge, exchange: str, rejects: str, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(require, DEBIAN_PYTHON, "-c", "import celery", package="python3-celery")
-    task = TASK.format(data=killmail(4), url=one_node(broker) + "/", exchange=exchange)
+    task = TASK.format(data=killmail(4), url=kombu_url(broker), exchange=exchange)
     example = adapted(code_block("schemas/publishers/README.md", "kombu and Celery", 1), ("killmails", exchange))
     (tmp_path / "example.py").write_text(task + example)
     async with client_of(bridge) as client:
