@@ -355,7 +355,7 @@ async def test_load_balancer_of_the_readme_selects_the_bridges_that_are_ready(
         async with program_running([program("haproxy"), "-db", "-f", "haproxy.cfg"], tmp_path, port):
             # A connection that checks HAProxy's port can count as a bridge's connection, so the first two clients can
             # get the same bridge.
-            clients = []
+            clients = list[RawClient]()
             while any(sample(bridge, "bridge_connections", transport="websocket") == 0 for bridge in (first, second)):
                 assert len(clients) < 10
                 clients.append(await RawClient.open(port))
