@@ -157,7 +157,7 @@ def test_help_breaks_no_word_and_fits(path: list[str], columns: int) -> None:
         (["publish"], ["--amqp-url URL", "--exchange NAME", "--schemas FOLDER", "[FILE|-]..."]),
         (["check"], ["--max-message-bytes BYTES"]),
         (["serve"], ["--port PORT", "--idle-timeout DURATION", "--history [memory|stream]"]),
-        (["tail"], ["[URL]", "[auto|line|json]", "ws://localhost:3000/updates if it is not given"]),
+        (["tail"], ["[URL]", "[auto|line|json]", "Without URL, the command uses ws://localhost:3000/updates."]),
         (["rejects", "purge"], ["[ID]..."]),
         (["demo"], ["--schemas FOLDER"]),
     ],
