@@ -14,7 +14,7 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 COUNT = 3
-"""The number of healthy clients. With three clients, a result by luck is less likely than with one client."""
+"""The number of healthy clients. Three clients make it less likely than one client that a test passes by luck."""
 
 PAUSE_S = 0.01
 """The pause between two updates."""
@@ -49,7 +49,7 @@ class Healthy(Collector):
 
 
 class Stream:
-    """Publishes killmails with numbers from 0 on, while the test does something else."""
+    """Publishes numbered killmails, starting at 0, while the test does something else."""
 
     def __init__(self, clients: list[Healthy], channel: AbstractChannel, exchange: str, padding: str) -> None:
         self.clients = clients
@@ -66,9 +66,9 @@ class Stream:
         return len(self._sent_s)
 
     def delays_s(self, first: int = 0) -> list[float]:
-        """Returns the delays from the publication to each healthy client, the shortest first.
+        """Returns how long each update took to reach each healthy client, the shortest delay first.
 
-        Only updates from number `first` on count.
+        Updates with a number below `first` are ignored.
         """
         return sorted(
             at_s - self._sent_s[number]
@@ -120,7 +120,7 @@ class Stream:
 async def healthy_clients(
     amqp: AbstractConnection, exchange: str, port: int, padding: str = ""
 ) -> AsyncIterator[Stream]:
-    """Runs a stream of updates, and clients that read it. At its end, the test must call `verify` of the stream."""
+    """Runs a stream of updates, and clients that read it. The test must call the stream's `verify` at the end."""
     clients = await collectors(port, COUNT, Healthy)
     healthy = [client for client in clients if isinstance(client, Healthy)]
     channel = await amqp.channel(publisher_confirms=True)

@@ -40,7 +40,7 @@ HARDENED: dict[str, Any] = {
 def no_engine(reason: str) -> NoReturn:
     """Skips the test.
 
-    In CI, fails the test instead if a variable promises a container engine, because not every CI has one.
+    If an environment variable says that CI has a container engine, the test fails instead of being skipped.
     """
     if {"DOCKER_HOST", "TEST_RABBITMQ_IMAGE"} & os.environ.keys():
         unavailable(reason)
@@ -57,8 +57,8 @@ def built() -> Iterator[str]:
     name = f"edk-bridge-test-{secrets.token_hex(4)}"
     stage = f"{name}-build"
     try:
-        # The first stage gets a name, because the classic builder keeps this stage, and without a name nobody would
-        # remove it.
+        # The classic builder keeps the image of the first stage. The first stage gets a name here, so that the test can
+        # remove its image.
         _build(stage, "--target", "build")
         _build(name)
         yield name
@@ -147,7 +147,7 @@ class Site:
             ports={f"{PORT}/tcp": (LOOPBACK, published)},
             environment={"BRIDGE_AMQP_URL": f"amqp://guest:guest@{BROKER}:5672/", **variables},
             volumes={str(file): {"bind": to, "mode": "ro"} for file, to in (files or {}).items()},
-            # The image's health check runs more often here, and without retries, so that a test need not wait.
+            # The health check runs more often than in production, and without retries, so that a test need not wait.
             healthcheck={"interval": 10**9, "retries": 1},
             **HARDENED,
         )
@@ -173,8 +173,8 @@ def site(image: str) -> Iterator[Site]:
         network = docker.networks.create(f"edk-bridge-test-{secrets.token_hex(4)}", driver="bridge")
         stack.callback(network.remove)
         broker = Container(IMAGE)
-        # The removal of the container is registered before its start, because a container that failed to start would
-        # prevent the removal of the network.
+        # The removal of the container is registered before its start, because a container that fails to start would
+        # otherwise stay and keep the network from being removed.
         stack.callback(broker.stop)
         broker.start()
         network.connect(broker.name, aliases=[BROKER])

@@ -60,7 +60,7 @@ def packaged(package: object) -> dict[str, Any]:
 
 
 def wrapped(data: object) -> dict[str, Any]:
-    """Returns the data of a killmail, in any format, as a fetcher wraps it."""
+    """Returns the event in which a fetcher publishes a killmail of any format."""
     return {"type": "killmail", "data": data}
 
 
@@ -78,5 +78,7 @@ INDEXED = {
     "shipTypeId": "ship_type_id",
     "attackerCount": "attacker_count",
 }
-"""Members of an update's data, and the names of these members in the index of the killmail corpus. For a missing
-member, the index has null."""
+"""Members of an update's data, and the names of these members in the index of the killmail corpus.
+
+The index has null for a member that a killmail lacks.
+"""

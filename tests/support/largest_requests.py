@@ -30,7 +30,7 @@ def _header(name: str, member: str, limit: int = MAX_HEADER_BYTES) -> str:
 
 
 def _query(*fields: str) -> str:
-    """Returns a request target with as many of the query fields as fit."""
+    """Returns a request target that contains as many of the given query fields as fit."""
     target = "/updates?"
     for field in fields:
         if len(target) + len(field) + 1 > _TARGET:

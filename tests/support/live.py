@@ -17,7 +17,8 @@ CONNECTED = "Connected"
 NOT_REACHED = r"net::ERR_CONNECTION_|the server responded with a status of (503|426)"
 """Chromium's own console messages while the bridge is away or not ready. A page can't suppress these messages.
 
-The status is 426 if the bridge has started again just before the client asks over HTTP why its connections fail."""
+The page asks over HTTP why its WebSocket connection failed. The status of the answer is 426 if the bridge has restarted
+before the page asks."""
 
 REFUSED = r"(Unexpected response code:|responded with a status of) 400"
 """Chromium's own console messages about a filter that the bridge refuses."""
@@ -29,8 +30,8 @@ class Live:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.messages: list[str] = []
-        """The lines in the browser's console (including policy violations), the errors of the page's script, and the
-        failed requests."""
+        """The lines in the browser's console (including policy violations), the page's script errors, and the failed
+        requests."""
         self.requested_hosts: set[str] = set()
         """The host and the port of each request and WebSocket connection."""
         page.on("console", lambda message: self.messages.append(message.text))

@@ -26,7 +26,7 @@ MARK = pytest.mark.asyncio(loop_scope="module")
 
 @asynccontextmanager
 async def own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
-    """Yields a name for an exchange, a queue or both, and deletes what has this name at the end."""
+    """Yields a name for an exchange, a queue or both. At the end, deletes the exchange and the queue of this name."""
     name = unique(kind)
     yield name
     channel = await amqp.channel()
@@ -37,7 +37,7 @@ async def own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
-    """A connection to the broker for all tests of the module, which the bridge does not use."""
+    """A connection to the broker that all tests of the module share, and that the bridge does not use."""
     async with observer(broker.url) as connection:
         yield connection
 

@@ -29,7 +29,7 @@ ADDRESS_SPACE_BYTES = 4 << 30
 """The memory limit of each process, because some mutants append to a list in an endless loop until mutmut stops
 them."""
 LEFT_OUT = {"test_architecture.py", "test_readme.py", "test_locks.py", "test_bench.py", "test_soak.py"}
-"""Unit tests that read source files, and so fail for each file with mutants, and unit tests of other programs."""
+"""Unit tests that fail for any mutated file because they read source files, and unit tests of other programs."""
 CONFIGURATION = "[mutmut]\nsource_paths = bridge\nuse_git_change_detection = false\n"
 
 
@@ -86,7 +86,7 @@ def unit_tests_of(modules: Iterable[str], root: Path) -> list[str]:
 
 
 def functions(text: str) -> dict[str, tuple[int, list[str]]]:
-    """Returns each function's first line number and lines, by its own name and by mutmut's name for the function."""
+    """Returns the first line number and the lines of each function, by its own name and by its name in mutmut."""
     body = ast.parse(text).body
     scopes = [("x_", body), *((f"xǁ{node.name}ǁ", node.body) for node in body if isinstance(node, ast.ClassDef))]
     return {
@@ -110,9 +110,10 @@ def change(original: str, mutated: str, name: str) -> tuple[int, list[str], list
 
 
 def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Returns lines about each surviving mutant, each function that no unit test calls, and the number of mutants.
+    """Returns lines about the surviving mutants, the functions that no unit test calls, and the number of mutants.
 
-    `results` is mutmut's list of all mutants. `texts` has the text of each module without and with the mutants.
+    `results` is mutmut's list of all mutants. For each module, `texts` has the original source and the source with the
+    mutants.
     """
     told: list[str] = []
     counts = Counter({"killed": 0, "survived": 0, "timeout": 0})

@@ -1,4 +1,4 @@
-"""Simulates two machines: a network for this thread, and a second network behind a cable that can be cut.
+"""Simulates two machines: this thread in one network, and a second network at the end of a cable that a test can cut.
 
 A network namespace exists as long as it has a thread or a process. The simulated networks are namespaces without names,
 which belong to threads of this process. Even if the test process is killed, no namespace, interface or address remains.
@@ -38,7 +38,7 @@ class Island:
 
     def __init__(self, broker_url: str, far: ThreadPoolExecutor) -> None:
         self.broker_url = broker_url
-        """The URL at which this network reaches the broker, which is outside."""
+        """The URL at which the simulated network reaches the broker, which runs outside of this network."""
         self._far = far
 
     async def connect_from_outside(self, port: int, source: str = FAR) -> socket.socket:
@@ -59,7 +59,7 @@ class Island:
 
         Returns the address for `connect_from_outside`.
 
-        For `fe80::`, returns the link-local address that the other machine already has.
+        If `source` is `fe80::`, adds no address and returns the link-local address that the other machine already has.
         """
         loop = asyncio.get_running_loop()
         if source == "fe80::":
@@ -79,7 +79,7 @@ class Island:
 async def island(broker_url: str) -> AsyncIterator[Island]:
     """Moves this thread to a separate network, and back at the end.
 
-    Skips the test if the system does not allow another network.
+    Skips the test if the system does not allow a process to make a network namespace.
     """
     if sys.platform != "linux" or shutil.which("ip") is None:
         unavailable("network namespaces need Linux and the ip command")

@@ -1,7 +1,7 @@
 """`python -m tests.support.picture`: takes the pictures of the live page that README.md shows.
 
-The updates in the pictures come from the demo, which needs no broker. There are two pictures, a light one and a dark
-one, of 1280 x 640 pixels each.
+The updates in the pictures come from the demo, which needs no broker. One picture is light, the other is dark, and each
+has 1280 x 640 pixels.
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 
 The programs are a broker, the openssl command, the programs that run next to the bridge (HAProxy, nginx and others), a
 browser, WebSocket libraries of several languages, pip-audit, the C programs of the benchmark, and Node packages. For
-each program that can't be installed, one line is printed. A missing program is no error here, but the tests that need
-the program skip on a person's machine and fail in CI.
+each program that can't be installed, one line is printed. A program that can't be installed is no error here. Tests
+that need a missing program are skipped on a person's machine, and fail in CI.
 """
 
 import shutil
@@ -92,7 +92,7 @@ def found(command: str) -> str | None:
 def program(command: str) -> str:
     """Returns the path of one of PROGRAMS.
 
-    If the program is missing, the test skips on a person's machine and fails in CI.
+    If the program is missing, the test is skipped on a person's machine, and fails in CI.
     """
     path = found(command)
     if path is None:

@@ -24,7 +24,7 @@ def descriptors(pid: int) -> int:
 def sockets(pid: int) -> int:
     """Returns the number of open sockets of a process.
 
-    Descriptors of other kinds can appear later, such as for a file of libffi.
+    Only sockets are counted, because the process may open other descriptors later, such as a file of libffi.
     """
     count = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():

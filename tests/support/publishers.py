@@ -26,7 +26,7 @@ def python_publisher() -> ModuleType:
 def node_program(folder: Path, text: str) -> None:
     """Writes `main.mjs` with a text, next to the example in Node and the benchmark's packages, which include amqplib.
 
-    Without Node, the test skips on a person's machine and fails in CI.
+    Without Node, the test is skipped on a person's machine, and fails in CI.
     """
     if shutil.which("node") is None:
         unavailable("node is not installed; `make prepare` installs it")

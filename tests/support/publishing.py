@@ -58,7 +58,7 @@ async def publish(connection: AbstractConnection, exchange: str, *events: object
 
 
 async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.ExchangeType) -> None:
-    """Deletes an exchange, and declares one with the same name."""
+    """Deletes an exchange, and declares a new exchange with the same name."""
     while True:
         channel = await connection.channel()
         await channel.exchange_delete(exchange)
@@ -72,8 +72,8 @@ async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.E
 async def delete_until_missed(connection: AbstractConnection, exchange: str, is_missed: Callable[[], bool]) -> None:
     """Deletes an exchange, and waits until the bridge has noticed the deletion.
 
-    A bridge that is about to declare the exchange creates it again without noticing the deletion. If the bridge creates
-    the exchange again, the exchange is deleted again.
+    If a bridge is just about to declare the exchange, the bridge creates it again without noticing the deletion. If the
+    bridge has created the exchange again, this function deletes the exchange once more.
     """
 
     async def missed() -> bool:

@@ -42,8 +42,8 @@ OWN, UNIT, UNIT_NEWEST, NEWEST = "own", "unit", "unit-newest", "newest"
 NAMES = (OWN, *DEBIAN, UNIT, UNIT_NEWEST, NEWEST)
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent"}
-"""With this value of DOCKER_HOST, the tests use a RabbitMQ release's private node even if a container engine is
-running."""
+"""With this value of DOCKER_HOST, the tests find no container engine, and use the private node of the RabbitMQ
+release."""
 
 BROKER_VARIABLES = ("TEST_AMQP_URL", "TEST_RABBITMQ_IMAGE")
 
@@ -76,8 +76,10 @@ PART = (
     "tests/faults/test_confirms.py",
     "tests/faults/test_queue_types.py",
 )
-"""The tests with a broker that `--part` runs, which are the tests in which releases of RabbitMQ differ most. The
-slowest test file comes first, because the run takes longer if a worker begins this file last."""
+"""The tests with a broker that `--part` runs, which are the tests in which releases of RabbitMQ differ most.
+
+The slowest test file comes first, because the run would take longer if a worker began this file last.
+"""
 
 TOO_LONG = (
     "tests/faults/test_cluster.py::test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed",
@@ -98,12 +100,15 @@ class Unavailable(Exception):
 
 
 class NotInstallable(Exception):
-    """The lock file or the project can't be installed on a Python. A NotInstallable error makes the run fail."""
+    """The packages of the lock file, or the project itself, can't be installed on a version of Python.
+
+    A NotInstallable error makes the run fail.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The command and the environment of a run's pytest."""
+    """The command and the environment in which a run starts pytest."""
 
     python: str
     """The version of the Python that runs pytest."""
@@ -155,7 +160,7 @@ class Row:
 
     @property
     def is_bad(self) -> bool:
-        """True if a test or pytest itself failed."""
+        """True if a test failed or pytest ended with an error."""
         return self.counts is not None and (self.counts.failed > 0 or bool(self.reason))
 
 
@@ -202,8 +207,8 @@ def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
 def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]:
     """Returns the arguments of each pytest process of a run.
 
-    Tests marked `alone` are in a second process without workers. `part` leaves out the tests marked `alone`. Paths in
-    `rest` replace the folders, and all tests are in one process.
+    A second process, without workers, runs the tests marked `alone`. `part` leaves out the tests marked `alone`. If
+    `rest` contains paths, they replace the folders, and one process runs all tests.
     """
     paths = any((ROOT / argument.partition("::")[0]).exists() for argument in rest if not argument.startswith("-"))
     if name in {UNIT, UNIT_NEWEST}:
@@ -219,7 +224,7 @@ def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]
 
 
 def place_of(name: str) -> Place:
-    """Returns the place of a run, which is made if it does not exist. Raises Unavailable."""
+    """Returns the place in which a run executes, and makes the place if it does not exist. Raises Unavailable."""
     if name in {OWN, UNIT}:
         return Place(version_of_python(), (sys.executable,))
     if name in {UNIT_NEWEST, NEWEST}:
@@ -330,7 +335,7 @@ def outcome_of(case: ET.Element) -> str:
 def table(rows: Iterable[Row]) -> str:
     """Returns the table with aligned columns.
 
-    In a row with a reason, the reason replaces the counts or follows the counts.
+    If a row has a reason, the reason follows the counts, or replaces them if there are none.
     """
     head = ("run", "RabbitMQ", "Python", "passed", "failed", "expected failures", "skipped", "seconds")
     lines: list[tuple[str, ...]] = [head]

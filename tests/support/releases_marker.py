@@ -1,7 +1,8 @@
 """A pytest plugin that selects the tests with a broker, and marks tests that fail on a release because of a bridge bug.
 
 `--uses-broker` leaves out all other tests. `@pytest.mark.fails_on("4.3", reason="...")` makes a test a strict expected
-failure if the broker in use has one of the releases. In the junit XML file, each broker version in use is a property.
+failure if the broker in use has one of the releases. The junit XML file gets a property for each broker version that
+the tests use.
 """
 
 import socket
@@ -23,8 +24,10 @@ BROKERS = (
     "mortal_broker",
     "broker",
 )
-"""The fixtures that are brokers. If a test uses several of these fixtures, the test's marker applies to the first of
-them."""
+"""The fixtures that are brokers.
+
+If a test uses several broker fixtures, its marker `fails_on` applies to the first of them.
+"""
 
 ANSWER_LIMIT_S = 10.0
 

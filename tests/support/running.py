@@ -20,8 +20,10 @@ from tests.support.metrics import series, value
 from tests.support.waiting import LIMIT_S, eventually
 
 UNPINGED = {"BRIDGE_IDLE_TIMEOUT": "1h", "BRIDGE_PING_INTERVAL": "30m"}
-"""Settings for `bridge_process` in a test that must get no pings. On a busy machine, a test can take longer than the
-default ping interval of 30 s."""
+"""Settings for `bridge_process` in a test whose clients must get no pings.
+
+On a busy machine, a test can take longer than the default ping interval of 30 s.
+"""
 
 NOWHERE = Path("/nonexistent/.env")
 
@@ -68,8 +70,7 @@ async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
     """Like `running`, but does not wait until the bridge is ready.
 
-    Checks at the end that no metric series was added, because Prometheus sees no increase in a counter that appears as
-    1.
+    At the end, checks that no metric series was added. If a counter first appears as 1, Prometheus sees no increase.
     """
     texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
     texts |= {name: str(value) for name, value in flags.items()}

@@ -32,11 +32,16 @@ NAMED, EXCLUSIVE = "named queue", "exclusive queue"
 ATTEMPTS = "bridge_broker_connection_attempts_total"
 
 PAUSE_S = 0.01
-"""The pause between two events. At a hundred events a second, the rate is a hundred times that of all of EVE Online."""
+"""The pause between two events.
+
+The fetcher publishes a hundred events a second, which is a hundred times the rate of all of EVE Online.
+"""
 
 RECOVERY_LIMIT_S = 10.0
-"""The longest recovery on a busy machine, from the end of the cause until the bridge consumes again. On an idle
-machine, the recovery takes a tenth of this time."""
+"""The longest recovery on a busy machine, from the end of the fault's cause until the bridge consumes again.
+
+On an idle machine, a recovery takes a tenth of this time.
+"""
 
 LEFTOVERS_LIMIT_S = 45.0
 """The time until the broker detects a half-open connection, and delivers the connection's unsettled events again."""
@@ -100,7 +105,7 @@ class SceneFetcher:
             closing.cancel()
 
     async def pause(self) -> None:
-        """Stops publishing. Returns when no event is being published any more."""
+        """Pauses the fetcher, and returns as soon as no event is being published."""
         self._flowing.clear()
         await eventually("the last publish has ended", lambda: not self._is_publishing)
 
@@ -171,7 +176,7 @@ class Watched:
     async def not_ready(self, *words: str) -> dict[str, Any]:
         """Waits until `/readyz` returns 503 with a last broker error that contains all the given words.
 
-        Returns the body of the answer.
+        Returns the body of the response from `/readyz`.
         """
         body: dict[str, Any] = {}
 
@@ -218,7 +223,7 @@ class Fault:
     def lines(self, bridge: Watched, *events: str) -> list[dict[str, object]]:
         """Returns the bridge's log lines since the fault began.
 
-        If `events` are given, returns only the lines with one of these phrases.
+        If `events` are given, returns only the lines whose event is one of them.
         """
         lines = bridge.process.lines[self.lines_before[bridge.name] :]
         return [line for line in lines if not events or line["event"] in events]
@@ -280,10 +285,10 @@ class Scene:
     ) -> None:
         """Checks the guarantees of both bridges after a fault, and adds a row to the table.
 
-        `what` names the fault, and `does` names the reaction of the bridge. `limit_s` is the longest allowed time of
-        the recovery. `kept` is False if not even a named queue can keep all events. `noticed` names the bridges that
-        lose their connection. `noticed` is None if it depends on the time of the bridges' checks whether they lose
-        their connection.
+        `what` names the fault, and `does` names the reaction of the bridge. `limit_s` is the longest time that the
+        recovery may take. `kept` is False if even a named queue may lose events in this fault. `noticed` names the
+        bridges that lose their connection. `noticed` is None if a bridge may or may not lose its connection, depending
+        on when it last checked it.
         """
         if not fault.is_over:
             fault.over()
@@ -308,7 +313,8 @@ class Scene:
         for name, bridge in self.bridges.items():
             self._check_reports(bridge, fault, None if noticed is None else name in noticed)
             tried = await bridge.metric(ATTEMPTS) - fault.attempts_before[name]
-            # The bridge makes a few attempts to connect while its pauses grow, and then one attempt for each pause.
+            # At first, the bridge makes a few quick attempts to connect. Once its pauses no longer grow, it makes one
+            # attempt after each pause.
             assert tried <= 6 + outage_s / 0.75, f"{tried:.0f} attempts in {outage_s:.0f} s"
         if noticed:
             await self._check_gap(fault, lost[EXCLUSIVE])
@@ -370,8 +376,8 @@ class Scene:
         recovered = [line for line in new if line["event"] == "broker recovered"]
         assert len(lost) == len(recovered), new
         assert noticed is None or bool(lost) == noticed, new
-        # Even if many attempts to connect fail, a connection writes one log line for each change of its state. Rejected
-        # events have their own log lines.
+        # A connection logs each change of its state once, no matter how many attempts to connect fail. Rejected events
+        # have their own log lines.
         changes = [line for line in new if line["event"] != "event rejected"]
         assert len(changes) <= 8 * max(1, len(lost)), new
         assert [line for line in new if "exception" in line] == []
@@ -389,7 +395,7 @@ class Scene:
             since_s, until_s = (datetime.fromisoformat(body["last_gap"][end]).timestamp() for end in ("since", "until"))
             ahead_s = time.time() - time.monotonic()
             began, confirmed = self.fetcher.began, self.fetcher.confirmed
-            # The broker dropped the event between the start of the publish and its confirm, at an unknown time.
+            # The broker dropped the event at an unknown time, between the start of its publication and its confirm.
             outside = [
                 n
                 for n in lost

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 
 LONGEST_S = 3600.0
-"""The maximum virtual time that a test may take. Code that retries forever reaches this limit within a second of real
-time."""
+"""The maximum virtual time that a test may take.
+
+A test whose code retries forever reaches this limit within a second of real time.
+"""
 
 
 class VirtualTime:

@@ -8,14 +8,14 @@ from typing import ParamSpec
 Parameters = ParamSpec("Parameters")
 
 LIMIT_S = 20.0
-"""The default time limit of `eventually`. The default limit is long, because only a failing test waits until the
-limit."""
+"""The default time limit of `eventually`. A long limit costs
+nothing, because only a failing test waits until the limit."""
 
 
 async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:
     """Waits until `holds` returns a true value, and returns that value.
 
-    After the time limit, raises AssertionError with `what`.
+    If the time limit passes first, raises AssertionError with the text `what`.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_s

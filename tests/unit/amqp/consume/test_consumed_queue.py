@@ -1,4 +1,4 @@
-"""The kinds of queues: the arguments of their declaration and consumer, and the steps at the end of a session."""
+"""Tests of each kind of queue: how it is declared and consumed, and the steps at the end of a session."""
 
 from __future__ import annotations
 

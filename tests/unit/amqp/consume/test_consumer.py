@@ -62,7 +62,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class RunningConsumer:
-    """A consumer, and the broker for the consumer's sessions."""
+    """A consumer, with a fake broker for its sessions."""
 
     def __init__(
         self, broker: FakeBroker, queue: str | None = "kept", *, wait: bool = False, nodes: tuple[str, ...] = ()
@@ -200,7 +200,7 @@ async def test_deliveries_may_arrive_before_consume_ok(
 async def test_newest_connection_has_the_highest_priority_whatever_the_clock_shows(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
-    """If the broker has not noticed the end of the old connection, this connection must not get half of the events."""
+    """A broker that has not noticed the end of an old connection must not send half of the events to it."""
     connections = [FakeAmqp() for _ in range(3)]
     running.broker.connections += connections
     running.begin()
@@ -309,7 +309,7 @@ async def test_attempt_with_a_connection_does_not_count_as_failed_connect(
 
 
 async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
-    """A named queue that still exists has kept all events."""
+    """A named queue that still exists after the outage has kept all events."""
     first = FakeAmqp()
     running.broker.connections += [first, ConnectionError("refused"), FakeAmqp()]
     running.begin()
@@ -352,7 +352,7 @@ async def test_queue_that_was_declared_again_is_a_gap_since_the_last_answer(
 
 
 async def test_gap_begins_when_the_queue_was_last_empty(exclusive: RunningConsumer, clock: VirtualTime) -> None:
-    """The events in an exclusive queue are lost with the queue, however recent the broker's last answer is."""
+    """When an exclusive queue is lost, so are the events in it, no matter how recently the broker answered."""
     first = FakeAmqp()
     look = "queue amq.gen-1 passive"
     first.on(look, None, commands.Queue.DeclareOk("amq.gen-1", 3, 1))
@@ -408,7 +408,10 @@ INTERNAL_ERROR = aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR")
 
 
 async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -> list[float]:
-    """Breaks `times` connections, each as soon as it consumes. Returns the pauses (s) between the connections."""
+    """Breaks `times` connections one after another, each as soon as it consumes.
+
+    Returns the pauses (s) between the connections.
+    """
     connections = [FakeAmqp() for _ in range(times)]
     for amqp in connections:
         amqp.on("consume kept", lambda amqp=amqp: asyncio.get_running_loop().call_soon(amqp.lose, error) and None)
@@ -511,7 +514,7 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(exclusive: Run
 async def test_exchange_that_a_failed_attempt_declared_is_a_gap_of_the_next_session(
     running: RunningConsumer,
 ) -> None:
-    """Whichever attempt has declared the exchange, earlier events are in no queue of the bridge."""
+    """Events published before the exchange was declared never reached a queue, no matter which attempt declared it."""
     first = FakeAmqp()
     failing = FakeAmqp().on(LOOK, ConnectionError("gone again"))
     failing.on("exchange killmails passive", NO_EXCHANGE)
@@ -746,7 +749,7 @@ async def test_stop_cancels_the_consumer_waits_for_settlement_and_closes(running
 
 
 async def test_delivery_that_is_settled_at_the_last_moment_is_acknowledged(running: RunningConsumer) -> None:
-    """If the event were not acknowledged, the next bridge would get it again."""
+    """If the bridge stopped without acknowledging the event, the next bridge would get the event again."""
 
     def settle() -> None:
         running.recorder.deliveries[0].settle()
@@ -891,7 +894,7 @@ async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
 
 
 async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsumer) -> None:
-    """If a stall ended the session here, the rejected events that can't be published would be lost."""
+    """If the session ended at the prefetch limit, rejected events that can't be published would be lost."""
     reading.broker.connections.append(FakeAmqp())
     reading.recorder.holds = True
     reading.begin()
@@ -900,7 +903,7 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     assert fast_channel is not None
     may_deliver = [detector.may_deliver()]
     for tag in (1, 2):
-        # The offset is encoded in 64 bits, like a broker's offsets.
+        # The offset is so large that it is encoded in 64 bits, like the offsets that a broker sends.
         properties = commands.Basic.Properties(headers={"x-stream-offset": 2**40 + tag})
         assert fast_channel.feed(method(tag) + header(5, properties) + part(b"event")) == b""
         may_deliver.append(detector.may_deliver())
@@ -925,7 +928,7 @@ async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> No
 async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
     reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    """Without pauses, each session that stalls would soon be followed by another, and each would leave a marker."""
+    """Without pauses, sessions that stall would follow each other quickly, and each would publish a marker."""
     reader = reading.consumer.stream_reader
     assert reader is not None
     began_s: list[float] = []

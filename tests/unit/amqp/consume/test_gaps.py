@@ -1,4 +1,4 @@
-"""Tests which gaps are counted and kept, and of the times of these gaps."""
+"""Tests which gaps are counted and kept, and which times these gaps have."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_loss_is_reported_since_the_last_complete_moment(
     gaps.report_loss("early")
     complete_s, complete_unix_s = clock.monotonic(), clock.time()
     gaps.confirm_complete(complete_s)
-    gaps.confirm_complete(complete_s - 5)  # a proof for an earlier time changes nothing
+    gaps.confirm_complete(complete_s - 5)  # a proof for an earlier time has no effect
     await asyncio.sleep(20)
     gaps.report_loss("away")
     assert [(gap.since_s, gap.until_s) for gap in recorder.gaps] == [

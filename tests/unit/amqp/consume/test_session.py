@@ -23,7 +23,7 @@ HALF = PREFETCH // 2
 FLUSH = "flush"
 
 Sent = tuple[int, bool]
-"""An acknowledged tag, and True if the acknowledgement covers all tags before it too."""
+"""An acknowledged tag, and True if the acknowledgement also covers all earlier tags."""
 
 
 class Handler:
@@ -31,11 +31,11 @@ class Handler:
 
     def __init__(self) -> None:
         self.log: list[int | str | list[Sent]] = []
-        """In order, the delivered tags, FLUSH for each flush, and the acknowledgements of each write to the
-        transport."""
+        """What happened, in order: the tag of each delivery, FLUSH for each flush, and the acknowledgements of each
+        write to the transport."""
         self.deliveries: list[Delivery] = []
         self.held: set[int] = set()
-        """The tags of the deliveries that a flush does not settle."""
+        """The tags of the deliveries that stay unsettled after a flush."""
         self._settled: set[int] = set()
         self.settles_at_once = False
         """If True, each delivery is settled as soon as it arrives, like the delivery of a duplicate."""
@@ -112,7 +112,7 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-# Deliveries of one read
+# Deliveries that arrive in the same read
 
 
 async def test_deliveries_of_one_read_are_flushed_once_and_acknowledged_in_one_write(handler: Handler) -> None:
@@ -213,7 +213,7 @@ async def test_unsettled_delivery_holds_back_the_acknowledgements_of_later_ones(
 
 
 async def test_deliveries_after_an_unsettled_one_are_acknowledged_at_half_of_the_prefetch(handler: Handler) -> None:
-    """A delivery that can't be settled must not use up the prefetch, or the broker would send nothing more."""
+    """If deliveries that can't be settled used up the prefetch, the broker would send no more events."""
     handler.held = {1}
     alone = range(2, 2 + HALF)
     handler.feed(1, *alone)

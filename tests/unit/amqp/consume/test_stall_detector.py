@@ -50,14 +50,14 @@ class Stream:
         self.position = self.reader.position
         self.position.begin_session(0)
         self.probes_s: list[float] = []
-        """The times of the probes that look for a message after the last delivery."""
+        """The times of the probes that check if the stream has a message after the last delivery."""
         self.ends_s: list[float] = []
         """The times of the probes that wait for the next published message."""
         self.proofs_s: list[float] = []
         self.may_deliver = True
         self.amqp = FakeAmqp().on(CONSUME, self.deliver)
         self.waiting: Callable[[Any], Any] | None = None
-        """A probe that waits for the next published message."""
+        """The consumer of a probe that waits for the next published message, if there is such a probe."""
         self._taking: list[asyncio.Task[None]] = []
 
     def read(self, number: int) -> None:
@@ -76,7 +76,7 @@ class Stream:
         await asyncio.gather(*self._taking)
 
     def deliver(self) -> None:
-        """Delivers all messages from the requested offset on to a new consumer."""
+        """Delivers to a new consumer all messages from the offset that the consumer requested."""
         channel = self.amqp.channels[-1]
         arguments: Any = channel.arguments[-1]
         assert channel.consumer is not None
@@ -91,7 +91,7 @@ class Stream:
             self._give(channel.consumer, range(first, self.newest + 1))
 
     def publish(self) -> None:
-        """Publishes a message, which the consumer and a probe that waits for the next message receive."""
+        """Publishes a message, and delivers it to the consumer and to a probe that waits for the next message."""
         self.newest += 1
         self.read(self.newest)
         if self.waiting is not None:
@@ -105,7 +105,7 @@ class Stream:
 
     @property
     def complete_s(self) -> float:
-        """The last moment until which the events are known to be complete."""
+        """The latest moment up to which the events are known to be complete."""
         return self.gaps._complete_until_s
 
     async def probed(self, times: int) -> None:
