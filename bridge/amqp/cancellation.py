@@ -10,9 +10,9 @@ import asyncio
 class CancellationGuard:
     """A task creates this guard before it waits for the broker. `requested` is True if the task is cancelled later.
 
-    Earlier requests to cancel the task don't count. `Task.cancelling` still counts a request if the task continued
-    after the cancellation. The guard keeps no reference to the task, because with a reference, an error of the task
-    would keep its own traceback in memory.
+    Requests to cancel the task before the guard was created don't count. `Task.cancelling` counts these earlier
+    requests too, if the task has continued after them. The guard keeps no reference to the task. With such a reference,
+    an error that the task raises would keep its own traceback in memory.
     """
 
     __slots__ = ("_earlier",)
@@ -22,7 +22,7 @@ class CancellationGuard:
 
     @property
     def requested(self) -> bool:
-        """Whether a cancellation of the running task was requested since the task created this guard."""
+        """True if somebody has requested a cancellation of the running task since the task created this guard."""
         return _requests() > self._earlier
 
 

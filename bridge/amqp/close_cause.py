@@ -24,7 +24,7 @@ _SHUTDOWN = re.compile("'shutdown'|is down")
 
 
 class SessionEndedError(ConnectionError):
-    """Raised to end a session from the bridge's side, although the broker answers."""
+    """Raised when the bridge itself ends a session. The broker still answers."""
 
 
 _BROKER_IS_UP = (
@@ -60,7 +60,7 @@ def task_close_cause(task: asyncio.Task[object]) -> CloseCause:
 async def connection_close_cause(amqp: Connection, limit_s: float) -> CloseCause | None:
     """Returns why a connection was closed, or None if it is still open after `limit_s`.
 
-    When a connection is lost, pending requests fail a moment before the cause of the loss is known.
+    When a connection is lost, pending requests fail first, and the cause of the loss is known a moment later.
     """
     await asyncio.wait([amqp.closing], timeout=limit_s)
     return _cause(amqp.closing) if amqp.closing.done() else None

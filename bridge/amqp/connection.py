@@ -2,7 +2,7 @@
 
 The bridge uses plain connections, not the robust connections of aio-pika. A robust connection declares the same
 exclusive queue again while the broker still keeps the old connection open. A robust connection also reconnects after
-the task that uses it is cancelled. The owner of a lost connection opens a new connection.
+the task that uses it is cancelled. When a connection is lost, the code that opened it opens a new connection.
 """
 
 import asyncio
@@ -42,8 +42,8 @@ async def open_connection(
     """Connects to the first node that accepts a connection, and closes the connection at the end of the context.
 
     Closing takes at most `amqp_close_timeout_s`. RabbitMQ's management page shows `name` as the name of the connection.
-    `fast_channel` gets the deliveries. Raises BrokerRefusal if a node refuses the connection, and ConnectionError if no
-    node can be reached. If several nodes fail, the error of the last node is raised.
+    The connection passes all deliveries to `fast_channel`. Raises BrokerRefusal if a node refuses the connection, and
+    ConnectionError if no node can be reached. If several nodes fail, the error of the last node is raised.
     """
     connection, factory, node = await _connect_to_any(nodes, name, fast_channel, timing)
     transport = connection.transport
@@ -110,11 +110,11 @@ async def _close(connection: aio_pika.abc.AbstractConnection, factory: "_Transpo
             async with lag_tolerant_timeout(timing.amqp_close_timeout_s):
                 await asyncio.wait([closing])
     finally:
-        # The connection is aborted even if this task is cancelled. If a broker that is short of memory stops reading,
-        # aiormq waits for the broker to read everything, even if `closing` is cancelled.
+        # The connection is aborted even if this task is cancelled. A broker that is short of memory stops reading.
+        # aiormq then waits until the broker has read everything, even if `closing` is cancelled.
         factory.abort()
-        # aiormq's own task must record first that the connection is closed. If aiormq's task and `closing` are
-        # cancelled together, as at the end of a program, `closing` and the program never end.
+        # Before `closing` is cancelled, aiormq's own task must record that the connection is closed. If both tasks are
+        # cancelled at the same time (for example when a program ends), `closing` and the program never end.
         await asyncio.wait([closing], timeout=timing.give_up_s)
         closing.cancel()
         await asyncio.wait([closing], timeout=timing.give_up_s)
@@ -182,7 +182,7 @@ class _Reader(asyncio.StreamReaderProtocol):
         if others:
             super().data_received(others)
         if self._fast_channel.error and self._fast_channel.number:
-            # aiormq then gives up the connection, and drops the received bytes that aiormq has not read yet.
+            # This exception makes aiormq give up the connection and drop any received bytes that it has not read yet.
             self._reader.set_exception(
                 aiormq.exceptions.InvalidFrameError(f"the broker sent {self._fast_channel.error}")
             )

@@ -1,6 +1,6 @@
-"""Turns the errors of aiormq, OpenSSL and the operating system into texts that name what to do.
+"""Turns the errors of aiormq, OpenSSL and the operating system into texts that tell the operator what to do.
 
-The texts never contain a password, and no address except that of the node.
+The texts never contain a password. The only address in them is the node's.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ _CONNECT_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed")
 def os_error_text(error: OSError | UnicodeError) -> str:
     """Returns the operating system's text for an error, without addresses.
 
-    The errors of uvloop have the operating system's text. The errors of asyncio have another text, with the address of
-    each attempt.
+    The errors of uvloop have the operating system's text. The errors of asyncio have a text of asyncio's own, with the
+    address of each attempt.
     """
     codes = dict.fromkeys(_CONNECT_FAILED.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or error_text(error)
@@ -48,8 +48,10 @@ def os_error_text(error: OSError | UnicodeError) -> str:
 # Failed attempts to connect
 
 NOT_ALLOWED = 530
-"""The reply code if the virtual host does not exist, forbids the user, or has reached its connection limit. Of these
-three causes, only a reached connection limit can pass without a change by the operator."""
+"""The reply code if the virtual host does not exist, forbids the user, or has reached its connection limit.
+
+Only the third cause, the connection limit, can go away without a change by the operator.
+"""
 
 
 def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
@@ -113,8 +115,10 @@ CERTIFICATE_REQUIRED_REASONS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it requires",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refuses the TLS handshake; it may require",
 }
-"""OpenSSL's error reasons if the broker requires a client certificate. TLS 1.2 has no special alert for a missing
-client certificate."""
+"""The error reasons that OpenSSL gives if the broker requires a client certificate.
+
+TLS 1.2 has no special alert for a missing client certificate.
+"""
 
 CERTIFICATE_REFUSED_REASONS = frozenset(
     {
@@ -126,7 +130,7 @@ CERTIFICATE_REFUSED_REASONS = frozenset(
         "TLSV1_ALERT_UNKNOWN_CA",
     }
 )
-"""OpenSSL's error reasons if the broker does not accept the client certificate."""
+"""The error reasons that OpenSSL gives if the broker does not accept the client certificate."""
 
 PLAIN_EOF_TEXT = (
     "it closed the connection before it sent anything in AMQP; if it uses TLS on this port, use amqps:// in the URL, "
@@ -160,7 +164,7 @@ def tls_error_text(error: ssl.SSLError) -> str:
 
 
 def early_eof_text(scheme: str, *, has_certificate: bool) -> str:
-    """Returns a text on what may be wrong if the broker closes the connection before it sends anything."""
+    """Returns a text that suggests why the broker closed the connection before it sent anything."""
     if scheme == "amqp":
         return PLAIN_EOF_TEXT
     if has_certificate:
@@ -168,14 +172,14 @@ def early_eof_text(scheme: str, *, has_certificate: bool) -> str:
     return f"it closed the connection at once; it may require {CERTIFICATE}"
 
 
-# Containers (in a container, `localhost` is the container and not the machine)
+# Containers (in a container, `localhost` means the container, not the machine that runs it)
 
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 """Files that Docker and Podman create in each container."""
 
 
 class Container(StrEnum):
-    """The kind of container that this process runs in, with the phrase for hints."""
+    """The kind of container that this process runs in. Each value is the phrase that names the container in a hint."""
 
     CONTAINER = "this container"
     POD = "this pod"
@@ -184,7 +188,7 @@ class Container(StrEnum):
 def detect_container(
     environment: Mapping[str, str] = os.environ, exists: Callable[[str], bool] = os.path.exists
 ) -> Container | None:
-    """Returns the kind of container that this process runs in, or None without a sign of a container."""
+    """Returns the kind of container that this process runs in, or None if nothing shows that it runs in one."""
     if environment.get("KUBERNETES_SERVICE_HOST"):
         return Container.POD
     # systemd-nspawn, LXC and Podman set the environment variable `container` (systemd, "Container Interface").
@@ -194,7 +198,7 @@ def detect_container(
 
 
 def localhost_hint(host: str, container: Container | None) -> str | None:
-    """Returns advice if nothing listens at the broker's host, or None if the host is not this container."""
+    """Returns advice if `host` is the container that this process runs in, otherwise None."""
     if container is None or not _is_loopback(host):
         return None
     machine = ", or host.docker.internal for the machine that Docker runs on"

@@ -21,30 +21,35 @@ NAMED_QUEUE_ARGUMENTS: FieldTable = {
     "x-expires": 7 * 24 * 3600 * 1000,
     "x-max-length-bytes": 256 * 1024 * 1024,
 }
-"""The arguments of a named queue that the bridge declares. The queue expires after a week without a consumer. The queue
-keeps only the killmails of a few days, so that the queue of a removed bridge does not fill the broker's disk. The queue
-is classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20 returns.
+"""The arguments of a named queue that the bridge declares.
+
+The queue expires after a week without a consumer. The size limit is enough for the killmails of a few days, so that a
+queue that no bridge uses any more does not fill the broker's disk. The queue is classic even if the virtual host's
+default is another type, because on RabbitMQ 4, a quorum queue drops an event that was returned 20 times.
 """
 
 
 class ConsumedQueue(Protocol):
-    """A queue or a stream that a bridge consumes in all its sessions."""
+    """The queue or the stream that a bridge consumes. It is the same in all sessions of the bridge."""
 
     redelivers: bool
-    """True if unsettled deliveries are delivered again in the next session."""
+    """True if the broker repeats unsettled deliveries in the next session."""
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Declares the queue if it does not exist. `channel` will consume the queue. Raises BrokerRefusal."""
+        """Declares the queue if it does not exist.
+
+        The session will consume the queue on `channel`. Raises BrokerRefusal.
+        """
 
     def arguments(self) -> FieldTable | None:
-        """Returns the arguments of `basic.consume`."""
+        """Returns the arguments to send with `basic.consume`."""
 
     async def leave(self, amqp: Connection) -> None:
         """Must be called at the end of each session, before the connection is closed."""
 
 
 class ExclusiveQueue:
-    """A queue that the broker names, and deletes when the connection ends."""
+    """A queue whose name the broker chooses. The broker deletes the queue when the connection ends."""
 
     redelivers = False
 
@@ -101,8 +106,8 @@ class NamedQueue:
     def arguments(self) -> FieldTable | None:
         """Returns a consumer priority that is higher than the priority of any earlier connection.
 
-        It is possible that the broker has not noticed the end of the old connection. With equal priorities, half of the
-        events would go to the old connection, and wait there until three heartbeats are missed.
+        The broker may not have noticed yet that the old connection has ended. With equal priorities, it would send half
+        of the events to the old connection, where they would wait until three heartbeats are missed.
         """
         self._last_priority = max(self._last_priority + 1, time.time_ns() // 1_000_000)
         return {"x-priority": self._last_priority}

@@ -69,7 +69,7 @@ class Consumer:
         wait: bool,
         timing: Timing = DEFAULT,
     ) -> None:
-        """If `wait` is False, a refusal by the broker before the first session ends `run`."""
+        """If `wait` is False and the broker refuses the bridge before the first session, `run` ends."""
         install_lenient_decoders()
         self.status = Status(timing.answer_valid_s)
         self.gaps = GapReporter(handler, metrics)
@@ -91,15 +91,17 @@ class Consumer:
         self._stalls = RepeatedFailures(LONGEST_PAUSE_S)
         self._early_losses = EarlyLosses()
         self._created = False
-        """True if an exchange or a queue had to be declared, and no session has reported the declaration yet."""
+        """True if the bridge had to declare an exchange or a queue, and no session has reported this yet."""
         self._known_exchanges: dict[str, Exchange] = {}
-        """The exchanges of the last session. If an exchange disappears, the bridge declares it only with its old
-        properties."""
+        """The exchanges that the last session found.
+
+        If one of them disappears, the bridge declares it again with exactly the properties that it had.
+        """
 
     async def run(self) -> None:
         """Consumes until `stop` is called.
 
-        Raises BrokerRefusal if the broker refuses before any session has worked, unless `wait` is set.
+        Raises BrokerRefusal if `wait` is False and the broker refuses the bridge before any session has worked.
         """
         stable_s = self._timing.stable_s
         await supervise(self._consume, self.status, self._on_lost, self._stopping, wait=self._wait, stable_s=stable_s)
@@ -121,18 +123,18 @@ class Consumer:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for `/readyz`, on conditions that may prevent deliveries and on conditions that can't be checked."""
+        """Warnings for `/readyz`: what may prevent deliveries, and what the bridge can't check."""
         check = self._topology_check
         return self._early_losses.warnings + self._delivery_counts.warnings + ([] if check is None else check.warnings)
 
     # Sessions
 
     async def _consume(self) -> str:
-        """Runs sessions until one ends other than by a possible gap or a new stall, and returns the end reason.
+        """Runs sessions until one ends for a reason other than a possible gap or a new stall; returns the reason.
 
         After a possible gap or a new stall, the next session follows at once, because the connection was not lost.
         """
-        # The broker may be restarted unnoticed while there is no connection.
+        # While there is no connection, the broker may restart without the bridge noticing.
         waited = await self._stalls.wait(self._stopping) | await self._early_losses.wait(self._stopping)
         self.status.broker_may_have_restarted |= waited
         if self._stopping.is_set():
@@ -190,7 +192,7 @@ class Consumer:
         await channel.basic_qos(prefetch_count=self._flow_control.prefetch)
         if self.stream_reader is not None:
             await self.stream_reader.begin_session(self._created)
-            self._created = False  # from now on, the stream reader reports the declaration
+            self._created = False  # the stream reader has taken over the report of the declaration
         closed = closed_future(amqp, channel)
         on_open = functools.partial(self._on_open, found, time.monotonic())
         self._session = session = self._new_session(channel, fast_channel, on_open)
@@ -212,7 +214,8 @@ class Consumer:
     ) -> CloseCause:
         """Waits until the session ends or the bridge stops.
 
-        During the wait, checks the topology, and the stream if the bridge reads a stream.
+        While it waits, it keeps checking the topology. If the bridge reads a stream, it also keeps checking the stream
+        for stalls.
         """
         self._topology_check = check = TopologyCheck(
             amqp,
@@ -237,7 +240,8 @@ class Consumer:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             ended = [task for task in tasks if task.done()]
             if ended and not self._stopping.is_set():
-                # When a connection is lost, pending requests fail a moment before the cause of the loss is known.
+                # When a connection is lost, pending requests fail first, and the cause of the loss is known a moment
+                # later.
                 await asyncio.wait([closed], timeout=self._timing.give_up_s)
         finally:
             for task in (*tasks, restoring):
@@ -287,14 +291,14 @@ class Consumer:
         self._created = True
 
     def _on_open(self, found: Topology, requested_s: float) -> None:
-        """Reports a gap if there was one, and logs that the bridge consumes. Called before the first delivery."""
+        """Called before the first delivery. Reports a gap if there was one, and logs that the bridge consumes."""
         status, reader = self.status, self.stream_reader
         fields = {"queue": found.queue, "exchanges": self._config.exchanges, "attempts": status.attempts}
         if status.ever_connected:
             after_s = round(time.monotonic() - status.since_s, 1)
             gap = self._created if reader is None else reader.gap_possible
             if self._created:
-                # No queue of the bridge has the events from before the declaration of the queue or the exchange.
+                # Events published before the queue or the exchange was declared never reached any queue of the bridge.
                 self.gaps.report_loss(status.error or "")
             if status.state is not State.WORKING:
                 _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)

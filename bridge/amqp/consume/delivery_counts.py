@@ -1,8 +1,8 @@
 """Warns of unsettled events that a quorum queue has delivered several times.
 
-If a rejected event can't be published, the bridge holds it, and each lost connection returns it to its queue. A quorum
-queue silently drops an event that reaches the delivery limit. The bridge declares no quorum queue, but can consume an
-existing quorum queue.
+If the bridge can't publish a rejected event, it holds the event unsettled. Each time the connection is then lost, the
+event returns to its queue. A quorum queue silently drops an event that reaches the delivery limit. The bridge never
+declares a quorum queue, but it can consume one that exists.
 """
 
 import structlog
@@ -10,7 +10,7 @@ import structlog
 from bridge.amqp.wire.properties import MessageProperties
 
 DELIVERY_COUNT = "x-delivery-count"
-"""The header in which a quorum queue puts the number of earlier deliveries of a message."""
+"""The header that says how often a quorum queue has delivered a message before."""
 
 WARNED = 5
 """The lowest delivery count that causes a warning. Since RabbitMQ 4.0, the default delivery limit is 20."""
@@ -19,13 +19,13 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class DeliveryCounts:
-    """The unsettled deliveries that a queue has delivered several times, over all sessions."""
+    """Counts how often a queue has delivered each unsettled event, in this session and in earlier ones."""
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
         """The delivery counts of unsettled deliveries, by delivery tag."""
         self._logged = 0
-        """The delivery count that the last logged warning named."""
+        """The delivery count in the warning that was logged last."""
 
     def begin_session(self) -> None:
         """Forgets the deliveries of the last session, because the broker delivers them again."""

@@ -9,7 +9,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class PausableChannel(Protocol):
-    """A channel of a connection that can pause reading."""
+    """A channel that can pause the reading from its connection."""
 
     def pause_reading(self) -> None:
         """Stops reading deliveries."""
@@ -19,11 +19,14 @@ class PausableChannel(Protocol):
 
 
 class FlowControl:
-    """The limits for unsettled deliveries and held events of a consumer, over all sessions.
+    """Limits the unsettled deliveries and the held events of one consumer.
+
+    One FlowControl serves all sessions of the consumer.
 
     Usually, only the prefetch limits the unsettled deliveries. If rejected events fill the memory reserved for them,
-    the bridge stops reading from the broker. After about 15 s without reading, the broker closes the connection. The
-    next session has a reduced prefetch until memory is free again, so that the bridge can read all deliveries.
+    the bridge stops reading from the broker. After about 15 s without reading, the broker closes the connection. In the
+    next session, the prefetch is reduced until memory is free again, so that the broker sends no more deliveries than
+    the bridge can read.
     """
 
     def __init__(self, max_prefetch: int) -> None:
@@ -34,7 +37,7 @@ class FlowControl:
         self.paused = False
         """True while the bridge reads nothing from the broker."""
         self.prefetch_restorable = asyncio.Event()
-        """An asyncio event that is set when a reduced prefetch can be raised to the maximum."""
+        """An asyncio event. It is set when there is memory to raise a reduced prefetch to the maximum again."""
         self._full = False
         self._channel: PausableChannel | None = None
 
@@ -73,6 +76,6 @@ class FlowControl:
         self.prefetch_restorable.clear()
         if self.paused and self._channel is not None:
             _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
-            self._channel.resume_reading()  # to read the broker's reason for closing
+            self._channel.resume_reading()  # lets aiormq read why the broker closes the connection
         self.paused = self._full = False
         self._channel = None

@@ -19,7 +19,7 @@ class GapReporter:
 
     def __init__(self, handler: DeliveryHandler, metrics: Metrics) -> None:
         self.last: Gap | None = None
-        """The last gap that this bridge itself has found."""
+        """The newest gap that this bridge has found by itself (not from another bridge's marker)."""
         self._complete_until_s = time.monotonic()
         self._handler = handler
         self._metrics = metrics
@@ -29,7 +29,7 @@ class GapReporter:
         self._complete_until_s = max(self._complete_until_s, until_s)
 
     def report_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
-        """Reports a gap that ends now, and began when all events were last known to be delivered."""
+        """Reports a gap that ends now. It began at the last time at which all events were known to be delivered."""
         self.report(gap_until_now(self._complete_until_s, reason, slug))
 
     def report(self, gap: Gap) -> None:
@@ -40,7 +40,7 @@ class GapReporter:
         self._handler.on_gap(gap)
 
     def forward(self, gap: Gap) -> None:
-        """Reports a gap that another bridge found, or this bridge before its restart, without counting the gap."""
+        """Reports, but does not count, a gap that was found by another bridge or by this bridge before its restart."""
         _log.warning("events may have been missed, according to the stream", **gap.report())
         self._handler.on_gap(gap)
 

@@ -1,4 +1,4 @@
-"""Delays sessions after repeated failures: the delay grows with each repetition of the same failure."""
+"""Delays the next session if the same failure happens repeatedly. The delay grows with each repetition."""
 
 import asyncio
 from collections.abc import Hashable
@@ -19,16 +19,16 @@ key."""
 LOST_EARLY = "the connection is lost each time the bridge begins to consume: see the broker's log"
 
 LONGEST_DELAY_S = 30.0
-"""The longest delay of a session if the sessions before it were closed early."""
+"""The longest delay before a session that follows sessions which were closed early."""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 class RepeatedFailures:
-    """The consecutive failures of one kind, over all sessions."""
+    """Counts consecutive failures of one kind. The count continues from session to session."""
 
     def __init__(self, longest_s: float) -> None:
-        """`longest_s` is the longest delay of a session."""
+        """`longest_s` is the longest delay before a session."""
         self.count = 0
         """The number of consecutive failures at the same place."""
         self.place: Hashable = None
@@ -51,7 +51,7 @@ class RepeatedFailures:
         self._delays.reset()
 
     async def wait(self, stopping: asyncio.Event) -> bool:
-        """Waits before the session after a repeated failure; returns whether it waited. `stopping` ends the wait."""
+        """After a repeated failure, delays the next session; returns whether it waited. `stopping` ends the wait."""
         if not self._delay_due:
             return False
         self._delay_due = False

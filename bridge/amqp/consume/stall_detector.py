@@ -1,7 +1,7 @@
-"""Compares the position of a stream's consumer with the end of the stream throughout a session.
+"""Compares, throughout a session, the position of a stream's consumer with the end of the stream.
 
-A consumer that has reached the end has missed no events. A later gap therefore begins at the last time at which the
-consumer was at the end.
+A consumer that has reached the end has missed no events until then. If there is a gap later, it therefore begins at the
+last time at which the consumer was at the end.
 
 RabbitMQ can stop delivering without an error, although the stream has newer messages. Deliveries stop after retention
 drops the segment that a slow consumer is about to read. Such a stall happened in one of six runs of a test with
@@ -30,7 +30,7 @@ from bridge.timing import DEFAULT, Timing
 STALLED = "the broker stopped delivering, but the stream has newer messages"
 
 LONGEST_PAUSE_S = 60.0
-"""The longest pause between two probes, and between two sessions that both stall at the same event."""
+"""The longest pause between two probes, and the longest between two sessions that stall at the same event."""
 
 _log = structlog.get_logger("bridge.amqp")
 
@@ -41,10 +41,10 @@ class StallDetector:
     def __init__(
         self, amqp: Connection, reader: StreamReader, on_answer: Callable[[float], None], timing: Timing = DEFAULT
     ) -> None:
-        """`reader` belongs to the consumer, and receives the ends that the probes find.
+        """`reader` is the consumer's stream reader. The detector tells it each end of the stream that a probe finds.
 
-        When a stall is confirmed, `on_answer` is called with the time of the probe's request (monotonic seconds),
-        because the broker has answered the probe.
+        The detector calls `on_answer` when a stall is confirmed, because a stalled broker still answers probes. The
+        argument is the time of the probe's request (monotonic seconds).
         """
         self._amqp = amqp
         self._reader = reader
@@ -54,13 +54,13 @@ class StallDetector:
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._failure_logged = False
         self._next_end_s = time.monotonic() + timing.stall_check_s
-        """The time of the next probe while there are deliveries."""
+        """The time of the next probe for the end of the stream if deliveries continue."""
         self._begin_silence()
 
     async def run(self, may_deliver: Callable[[], bool]) -> None:
         """Runs until cancelled. Raises SessionEndedError(STALLED) when the stream stalls.
 
-        The first probe for a stall follows `stall_check_s` after the last delivery. The wait for a delivery counts only
+        The first probe for a stall follows `stall_check_s` after the last delivery. Time without a delivery counts only
         while `may_deliver()` is true. The pause before the next probe doubles after each probe that finds no newer
         message, up to LONGEST_PAUSE_S.
         """
@@ -82,7 +82,8 @@ class StallDetector:
         """True if the last probe found a newer message."""
 
     async def _probe_end(self) -> None:
-        # A consumer that has read the first message which the probe gets has read all messages from before the probe.
+        # The probe gets the first message that is published after its start. When the consumer has read this message,
+        # it has read all messages from before the probe.
         requested_s = time.monotonic()
         self._next_end_s = requested_s + self._timing.stall_check_s
         with suppress(_NoAnswerError):
@@ -116,15 +117,15 @@ class StallDetector:
     async def _probe(self, offset: "int | Literal['next']") -> int | None:
         """Returns the offset of the first message from `offset` on, or None if there is no such message.
 
-        Raises _NoAnswerError if the probe fails. The consumer continues, because it detects the loss of its stream or
-        its connection by itself.
+        Raises _NoAnswerError if the probe fails. A failed probe does not end the session: if the stream or the
+        connection is lost, the consumer detects this by itself.
         """
         limit_s = self._timing.stall_check_s
         try:
             async with lag_tolerant_timeout(limit_s + self._timing.check_timeout_s):
                 if self._channel is None or self._channel.is_closed:
-                    # A buffer size of 0 means unbounded. A full frame buffer would block aiormq's reader, and so all
-                    # channels of the connection. RabbitMQ 3.10 may send a whole chunk despite the prefetch of 1.
+                    # A buffer size of 0 means unbounded. A full frame buffer would block aiormq's reader, and with it
+                    # all channels of the connection. RabbitMQ 3.10 may send a whole chunk despite the prefetch of 1.
                     self._channel = await self._amqp.channel(publisher_confirms=False, frame_buffer_size=0)
                 return await first_offset(self._channel, self._reader.stream.name, offset, limit_s)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
@@ -144,10 +145,11 @@ class _NoAnswerError(Exception):
 async def first_offset(
     channel: aiormq.abc.AbstractChannel, stream: str, offset: "int | Literal['next']", limit_s: float
 ) -> int | None:
-    """Returns the offset of the first message that another consumer gets within `limit_s` after basic.consume-ok.
+    """Starts a second consumer at `offset`; returns the offset of the first message that it gets within `limit_s`.
 
-    Returns None if `offset` is beyond the end of the stream, because the broker then delivers nothing. If the message
-    at `offset` was dropped, the broker starts with the next message. Raises the error that closes the channel.
+    If `offset` is beyond the end of the stream, the broker delivers nothing, and the function returns None. If the
+    message at `offset` was dropped, the broker starts with the next message. If an error closes the channel, the
+    function raises this error.
     """
     found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 

@@ -1,7 +1,6 @@
 """Finds the end of a stream: publishes a marker to the stream and reads the marker back.
 
-Reading alone does not find the end, because to a consumer at or beyond the end of a stream, the broker delivers
-nothing.
+Without a marker, a consumer can't know that it is at the end: at the end of a stream, the broker just delivers nothing.
 """
 
 import asyncio
@@ -23,7 +22,10 @@ from bridge.amqp.wire.properties import stream_offset
 from bridge.errors import BrokerRefusal
 
 PREFETCH = 64
-"""The prefetch of the probe. Other messages may be published between the start of the probe and its marker."""
+"""The prefetch of the probe.
+
+It is more than 1, because other messages may be published between the start of the probe and its marker.
+"""
 
 
 class StreamEndProbe:
@@ -47,8 +49,9 @@ class StreamEndProbe:
 
         Raises BrokerRefusal if the queue is not a stream or the user has no permission to read it.
         """
-        # One channel consumes and publishes, because the broker handles its requests in order. With two channels, the
-        # broker may answer basic.consume, take the marker, and look for the end of the stream only after the marker.
+        # The probe consumes and publishes on the same channel, because the broker handles the requests of one channel
+        # in order. With two channels, the broker may answer basic.consume, then store the marker, and only then look
+        # for the end of the stream: the consumer would start after the marker.
         channel = await amqp.channel(publisher_confirms=True)
         probe = cls(amqp, channel, stream, retry_s)
         await channel.basic_qos(prefetch_count=PREFETCH)
@@ -64,10 +67,10 @@ class StreamEndProbe:
         return probe
 
     async def end(self, token: str, gap: Callable[[], Gap | None]) -> int:
-        """Publishes a marker and returns its offset, which exceeds the offsets of all messages from before the call.
+        """Publishes a marker and returns its offset. All messages from before the call have lower offsets.
 
-        `gap` is called for each attempt to publish, and returns the gap that the marker reports. Raises BrokerRefusal
-        if the permission to publish is missing, and ConnectionError if the broker accepts no messages.
+        Each attempt to publish the marker calls `gap`. The marker reports the gap that this call returns. Raises
+        BrokerRefusal if the permission to publish is missing, and ConnectionError if the broker accepts no messages.
         """
         self._token = token.encode()
         publishing = asyncio.create_task(self._publish(token, gap), name="mark the stream's end")
@@ -85,7 +88,7 @@ class StreamEndProbe:
             # raises the refusal.
             await asyncio.wait([publishing], timeout=self._retry_s)
             if publishing.done() and _is_lost(publishing):
-                # The reason why the channel was closed may be known a moment later.
+                # The probe may learn only a moment later why the channel was closed.
                 await asyncio.wait([self._closed], timeout=self._retry_s)
             if publishing.done() and not (self._closed.done() and _is_lost(publishing)):
                 publishing.result()
@@ -109,7 +112,7 @@ class StreamEndProbe:
             except aiormq.exceptions.ChannelAccessRefused as error:
                 raise stream_permission_error("write on amq.default, to find the stream's end", error) from error
             except aiormq.exceptions.DeliveryError:
-                pass  # the broker returns the marker as unroutable, or nacks it
+                pass  # the broker has returned the marker as unroutable, or has sent a nack for it
             except TimeoutError:
                 continue
             await asyncio.sleep(self._retry_s)
@@ -126,17 +129,17 @@ class StreamEndProbe:
 
 
 def _is_lost(publishing: asyncio.Task[None]) -> bool:
-    """True if publishing failed because the channel was closed, with an aiormq error that lacks the cause."""
+    """True if publishing failed because the channel was closed. aiormq's error does not say why it was closed."""
     return publishing.cancelled() or not isinstance(publishing.exception(), BrokerRefusal)
 
 
 def stream_permission_error(permission: str, error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
-    """Returns the refusal for a missing permission on a stream."""
+    """Returns the BrokerRefusal to raise if a permission on a stream is missing."""
     return topology.permission_error(error, f"it needs {permission} (or set BRIDGE_HISTORY=memory)")
 
 
 def not_a_stream_error(name: str) -> BrokerRefusal:
-    """Returns the refusal for a queue that is not a stream."""
+    """Returns the BrokerRefusal to raise if a queue is not a stream."""
     return BrokerRefusal(
         f"the queue {name!r} is not a stream, and the bridge leaves it as it is; "
         "name another one in BRIDGE_HISTORY_STREAM, or delete this queue"

@@ -1,9 +1,9 @@
 """Stream markers: small messages that bridges publish to the stream that they read, in addition to its events.
 
-A marker shows where the stream ended when the marker was published. A marker may also report a gap, which is a time in
-which the broker may have lost events on their way into the stream. All readers of the stream get the gap from the
-marker, even much later. Other programs can publish to the stream too. Decoding a marker therefore checks the values,
-limits their sizes, and makes texts printable.
+A marker shows where the stream ended when the marker was published. A marker may also report a gap: a time in which the
+broker may have lost events on their way into the stream. All readers of the stream learn of the gap from the marker,
+even if they read it much later. Other programs can publish to the stream too. Decoding a marker therefore checks the
+values, limits their sizes, and makes texts printable.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from bridge.amqp.status import Gap, GapSlug
 from bridge.contract.text import printable
 
 MARKER_TYPE = "bridge.mark"
-"""The AMQP `type` of a marker. A marker is published to the default exchange, an event to another exchange."""
+"""The AMQP `type` of a marker. Markers go to the default exchange, and events go to other exchanges."""
 
 MAX_BYTES = 4096
 """The maximum size of a marker in bytes; markers usually have a few hundred bytes."""
@@ -28,7 +28,7 @@ class StreamMarker:
     """A decoded marker."""
 
     token: str
-    """A value that is unique to the marker, although the same marker may be published twice."""
+    """A value that identifies the marker. If the same marker is published twice, both copies have the same token."""
     gap: Gap | None
 
 
@@ -42,7 +42,7 @@ def encode(marker: StreamMarker) -> bytes:
 
 
 def decode(body: bytes) -> StreamMarker | None:
-    """Returns the marker in a body, or None if the body is not a marker of a bridge. An invalid gap is omitted."""
+    """Returns the marker in `body`, or None if `body` is not a bridge's marker. Leaves out an invalid gap."""
     if len(body) > MAX_BYTES:
         return None
     try:
@@ -60,7 +60,7 @@ def _gap(members: object) -> Gap | None:
     if since_s is None or until_s is None or since_s > until_s or not isinstance(reason, str):
         return None
     slug = members.get("slug")
-    # An older bridge writes no gap slug. A newer bridge may write a gap slug that this version does not have.
+    # An older bridge writes no gap slug. A newer bridge may write a gap slug that this version does not know.
     known = GapSlug(slug) if slug in list(GapSlug) else GapSlug.BROKER_AWAY
     return Gap(since_s, until_s, printable(reason), known)
 

@@ -1,12 +1,14 @@
-"""Keeps the position of a reader in a stream, and judges each delivery by this position.
+"""Keeps the position of a reader in a stream.
 
-The broker numbers the entries of a stream. Some offsets have no message, because the broker also writes entries of its
+The position shows whether a delivery is new, already read, or after a gap.
+
+The broker numbers the entries of a stream. Not every entry is a message, because the broker also writes entries of its
 own. Each message also has a tag that depends on its body. The tag distinguishes messages that have the same offset in
 two different streams.
 
-Each session begins with the last message that the previous session read. If the stream still has the last message that
-was read, the stream is the same, and no later message was dropped. This module uses no connections and no clocks, only
-offsets and tags.
+Each session begins with the last message that the previous session read. If this message is still in the stream, the
+stream is the same as before, and no later message was dropped. This module works only with offsets and tags; it uses no
+connection and no clock.
 """
 
 from enum import Enum, auto
@@ -14,17 +16,19 @@ from enum import Enum, auto
 from bridge.contract.update_id import UpdateId
 
 MAX_STEP = 2
-"""The largest difference between the offsets of two successive messages, with an entry of the broker in between.
+"""The largest difference between the offsets of two successive messages.
 
-RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. A dropped segment
-contains its entry and at least one message."""
+It occurs if the broker wrote an entry in between.
+
+RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. A segment that was
+dropped therefore leaves a larger difference: it contained the broker's entry and at least one message."""
 
 RECREATED = "the stream was deleted and declared again"
 TRUNCATED = "the stream reached its limit of age or size, and dropped events before the bridge read them"
 
 
 class Verdict(Enum):
-    """The kinds of deliveries of a stream."""
+    """What the position in the stream says about a delivery."""
 
     NEW = auto()
     ALREADY_READ = auto()
@@ -32,15 +36,18 @@ class Verdict(Enum):
     """The delivery comes from another stream than before. The session must end; the next session reads the new stream
     from its start."""
     POSSIBLE_GAP = auto()
-    """More offsets are missing before the delivery than the broker's entries explain. The session must end. The next
-    session starts with the last message that was read, which proves whether a message was dropped."""
+    """More offsets are missing before this delivery than the broker's own entries can explain.
+
+    The session must end. The next session starts with the last message that was read, and so finds out whether a
+    message was dropped.
+    """
 
 
 class StreamPosition:
     """The position of a reader in a stream, over all sessions of the reader."""
 
     def __init__(self, window: int) -> None:
-        """`window` is the number of offsets between the start of the first session and the end of the stream."""
+        """The first session starts to read at `window` offsets before the end of the stream."""
         self.last: UpdateId | None = None
         """The id of the message that was read last."""
         self.caught_up = False
@@ -53,8 +60,10 @@ class StreamPosition:
         self._rereads_last = False
         """True until the session has read the message `last` again."""
         self._after_possible_gap: int | None = None
-        """The offset of a POSSIBLE_GAP. If this offset directly follows `last` in the next session too, no message was
-        dropped."""
+        """The offset of the delivery that was judged as POSSIBLE_GAP.
+
+        If the next session also gets this offset directly after `last`, no message was dropped.
+        """
         self._from_start = False
 
     @property
@@ -78,7 +87,7 @@ class StreamPosition:
         return 0 if self._from_start else max(0, end - self._window)
 
     def observe(self, offset: int, tag: int) -> Verdict:
-        """Judges the next delivery. If the delivery is NEW, its id becomes `last`."""
+        """Returns what the position says about the next delivery. If the delivery is NEW, its id becomes `last`."""
         if self._rereads_last:
             assert self.last is not None
             if offset < self.offset:
@@ -92,15 +101,15 @@ class StreamPosition:
                 return Verdict.OTHER_STREAM
         if offset <= self.offset:
             return Verdict.ALREADY_READ
-        # Retention drops the oldest messages. The broker does not report the drop to a slow consumer. The consumer's
-        # next delivery is the oldest message that is left.
+        # Retention drops the oldest messages. The broker does not report the drop to a slow consumer. The consumer then
+        # simply gets the oldest message that is left as its next delivery.
         if self.last is not None and offset > self.offset + MAX_STEP and offset != self._after_possible_gap:
             self._after_possible_gap = offset
             return Verdict.POSSIBLE_GAP
         return self._advance(offset, tag)
 
     def catches_up(self, offset: int) -> bool:
-        """Returns True once, at the first offset after which no message from before the reader's start follows."""
+        """Returns True once: when `offset` has reached the end that the stream had at the session's start."""
         if self.caught_up or offset < self.end:
             return False
         self.caught_up = True

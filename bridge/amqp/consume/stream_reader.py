@@ -1,8 +1,8 @@
 """Declares the stream in which RabbitMQ keeps the history, chooses where a session starts to read, and reports gaps.
 
-Any number of bridges can read the same stream, and no bridge changes the stream. A reader can't see events that the
-broker lost on their way into the stream. A bridge that suspects lost events publishes a marker with the gap, for all
-present and future readers of the stream.
+Any number of bridges can read the same stream, because reading does not change the stream. A reader can't see events
+that the broker lost on their way into the stream. A bridge that suspects a loss of events therefore publishes a marker
+that reports the gap to all present and future readers of the stream.
 """
 
 import math
@@ -31,28 +31,34 @@ from bridge.timing import DEFAULT, Timing
 SLUGS = {TRUNCATED: GapSlug.STREAM_TRUNCATED, RECREATED: GapSlug.STREAM_RECREATED}
 
 AWAY = "the broker was or may have been away; on its return, it may have confirmed events that the stream did not get"
-"""After a kill and a restart, RabbitMQ 3.10.8 drops events for 0.3 s. In this time, the broker accepts connections, but
-the stream has no leader, so messages for the stream are confirmed and dropped."""
+"""After a kill and a restart, RabbitMQ 3.10.8 drops events for 0.3 s.
+
+During these 0.3 s, the broker accepts connections, but the stream has no leader. The broker confirms messages for the
+stream and drops them.
+"""
 
 TOKENS = 64
-"""The number of marker tokens to remember, which exceeds the number of bridges that may reconnect at the same time."""
+"""The number of marker tokens to remember: more than the number of bridges that may reconnect at the same time."""
 
 SEGMENTS = 64
-"""The number of segment files of a full stream. The broker drops only whole segments, never the newest. With only a few
-large segments, the broker would keep far more than the limits allow."""
+"""The number of segment files of a full stream.
+
+The broker drops only whole segments, and never drops the newest segment. With only a few large segments, the broker
+would keep far more than the limits allow.
+"""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 @dataclass(frozen=True, slots=True)
 class StreamConfig:
-    """The name and the limits of a stream, and the number of offsets that are read."""
+    """The name and the limits of a stream, and how far before its end the bridge starts to read."""
 
     name: str
     max_age_s: float
     max_bytes: int
     window: int
-    """The number of offsets between the bridge's start of reading and the end of the stream."""
+    """A bridge that starts begins to read at this number of offsets before the end of the stream."""
 
     @property
     def arguments(self) -> FieldTable:
@@ -71,16 +77,16 @@ class StreamReader:
     def __init__(
         self, stream: StreamConfig, gaps: GapReporter, status: Status, nodes: Sized, timing: Timing = DEFAULT
     ) -> None:
-        """`status` is the status of the connection that reads the stream. The number of `nodes` can change."""
+        """`status` is the status of the connection that reads the stream. The length of `nodes` can change."""
         self.stream = stream
         self.position = StreamPosition(stream.window)
         self.start_offset = 0
         """The offset from which this session reads."""
         self.expected_end: float = math.inf
-        """The offset of an end of the stream at a known time, or infinity if no end is expected (see `expect_end`)."""
+        """The offset at which the stream ended at a known time, or infinity if no end is known (see `expect_end`)."""
         self._expected_end_s = 0.0
         self.gap_possible = False
-        """True if events may have been missed before this session. The session will report these events as a gap."""
+        """True if events may have been missed before this session. During the session, they are reported as a gap."""
         self._gaps = gaps
         self._status = status
         self._nodes = nodes
@@ -89,14 +95,17 @@ class StreamReader:
         self._instance = secrets.token_hex(8)
         """The first half of the tokens of this bridge's own markers."""
         self._reported_tokens: deque[str] = deque(maxlen=TOKENS)
-        """The tokens of the last markers with a gap, because the same marker may have been published twice."""
+        """The tokens of the last markers that reported a gap.
+
+        A marker that was published twice is recognized by its token.
+        """
         self._end_probe: StreamEndProbe | None = None
         self._declared_now = False
-        """True if this session had to declare the stream, which then lacks all earlier events."""
+        """True if this session had to declare the stream. The stream then lacks all earlier events."""
         self._logged_difference: str | None = None
 
     def report(self) -> dict[str, object]:
-        """Returns the part of `/readyz` for the stream."""
+        """Returns the part of the `/readyz` answer that describes the stream."""
         last = self.position.last
         return {
             "stream": self.stream.name,
@@ -111,16 +120,16 @@ class StreamReader:
         """Declares the stream if it does not exist. Raises BrokerRefusal if the stream can't be used."""
         self._declared_now = declared = await self._ensure(amqp)
         self._end_probe = await StreamEndProbe.listen(amqp, self.stream.name, self._timing.marker_retry_s)
-        # If the bridge has read an earlier stream of this name, `self.position` reports the loss of the earlier
-        # stream's events.
+        # If the bridge has already read another stream of this name, `self.position` reports that the events of that
+        # stream are lost.
         return Queue(self.stream.name, declared and self.position.last is None)
 
     async def begin_session(self, created: bool) -> None:
         """Finds the end of the stream and the offset to start from.
 
         `created` is True if an exchange, a queue or a stream had to be declared since the last session. Must be called
-        after every request that the broker can refuse. Each call publishes a marker, and repeated refusals after the
-        call would fill the stream with markers.
+        after all requests that the broker can refuse. Each call publishes a marker: if the broker refused a later
+        request in every session, the stream would fill with markers.
         """
         assert self._end_probe is not None
         requested_s = time.monotonic()
@@ -129,7 +138,7 @@ class StreamReader:
         since_s = self._created_s if since_s is None else since_s
         gap = (lambda: None) if reason is None else (lambda: gap_until_now(since_s, reason, slug))
         end = await self._end_probe.end(f"{self._instance}{secrets.token_hex(8)}", gap)
-        # The gap is now in the stream, so this bridge reads the gap like all other readers.
+        # The marker with the gap is now in the stream, so this bridge reads it like all other readers.
         self._status.touch(requested_s)
         self._status.failed_connects = 0
         self._status.broker_may_have_restarted = False
@@ -139,7 +148,7 @@ class StreamReader:
         self.gap_possible = reason is not None or self.position.loss is not None
 
     def continue_session(self) -> None:
-        """Sets the start offset for another consumer in the same session to follow the last message that was read."""
+        """Called before the session starts another consumer. It will start after the last message that was read."""
         self.start_offset = self.position.offset + 1
 
     def _gap_reason(self, created: bool) -> str | None:
@@ -149,15 +158,15 @@ class StreamReader:
             return status.error or "an exchange, a queue or a stream was missing"
         if self._declared_now:
             return None
-        # In a cluster, another node answers instead of a restarted node, and the stream soon has another leader. A
-        # single node that did not answer the first attempt may have been restarted.
+        # If a cluster node restarts, another node answers, and the stream soon has another leader. If a broker with a
+        # single node did not answer the first attempt, it may have been restarted.
         restarted = status.ever_connected and (status.broker_may_have_restarted or status.attempts > 1)
         return AWAY if status.failed_connects or (restarted and len(self._nodes) <= 1) else None
 
     # Messages of the stream
 
     def on_marker(self, body: bytes) -> None:
-        """Reports the gap of a marker, if the marker has a gap."""
+        """If a marker reports a gap, reports this gap to the handler."""
         marker = stream_markers.decode(body)
         if marker is None or marker.gap is None or marker.token in self._reported_tokens:
             return
@@ -168,12 +177,12 @@ class StreamReader:
             self._gaps.forward(marker.gap)
 
     def report_loss(self) -> None:
-        """Reports the loss that `self.position` has found. Called before the first delivery after the loss."""
+        """Called before the first delivery after a loss that `self.position` has found. Reports this loss."""
         reason = self.position.take_loss()
         self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 
     def expect_end(self, offset: int, at_s: float) -> None:
-        """Records that a reader that has read `offset` has read all messages from before `at_s` (monotonic seconds)."""
+        """Records that all messages from before `at_s` (monotonic seconds) have offsets up to `offset`."""
         if self.position.offset >= offset:
             self._gaps.confirm_complete(at_s)
         elif self.expected_end == math.inf:
@@ -222,7 +231,7 @@ class StreamReader:
         try:
             await channel.queue_declare(self.stream.name, durable=True, arguments=self.stream.arguments)
         except aiormq.exceptions.ChannelAccessRefused:
-            return  # for an existing stream, the permission to declare it is not needed
+            return  # the stream exists, so the bridge does not need the permission to declare it
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             text = error_text(error)
             if "'x-queue-type'" in text:

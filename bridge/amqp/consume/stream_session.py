@@ -1,4 +1,4 @@
-"""Receives the deliveries of a consumer of a stream, settles messages that were read before, gives ids to new messages.
+"""Receives the deliveries of a consumer of a stream, settles those that were already read, and gives ids to new ones.
 
 This module neither processes deliveries nor declares the stream.
 """
@@ -54,7 +54,7 @@ class StreamSession(ConsumerSession):
             self._fail(RECREATED if verdict is Verdict.OTHER_STREAM else POSSIBLE_GAP)
             return
         if position.loss is not None:
-            self._forward_deliveries()  # the queued deliveries come before the gap
+            self._forward_deliveries()  # the queued deliveries are older than the gap
             self._reader.report_loss()
         if offset >= self._reader.expected_end:
             self._forward_deliveries()
@@ -64,8 +64,8 @@ class StreamSession(ConsumerSession):
         assert update_id is not None
         if properties.type == MARKER_TYPE and not exchange:
             self._forward_deliveries()
-            # The gap is reported before the marker's id is recorded, because a client that resumes after this id must
-            # not get the gap again.
+            # The gap is reported before the marker's id is recorded, because a client that has got this id and resumes
+            # after it must not get the gap again.
             self._reader.on_marker(body)
             self._handler.record_id(update_id)
             self.settle(tag)

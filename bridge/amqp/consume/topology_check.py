@@ -1,12 +1,13 @@
 """While the bridge consumes, checks at intervals that the exchanges, the queue and the bindings still exist.
 
-If an exchange is deleted and declared again, its bindings are gone, and no events arrive, without an error from the
-broker. An exchange that is declared again as a direct exchange accepts the bridge's binding, but delivers nothing.
+If an exchange is deleted and declared again, its bindings are gone. Events then no longer arrive, and the broker
+reports no error. An exchange that is declared again as a direct exchange accepts the bridge's binding, but delivers
+nothing.
 
-Each check has its own channel, because the broker closes the channel of a refused request. A cluster node that is cut
-off from the majority answers some requests and leaves other requests without an answer (seen with RabbitMQ 4.3). If a
-session may still deliver, a missing answer to a check does not end the session. The bridge warns until the broker
-answers again.
+Each check has its own channel, because the broker closes a channel when it refuses a request on it. A cluster node that
+is cut off from the majority answers some requests and leaves other requests without an answer (seen with RabbitMQ 4.3).
+Such a session may still deliver, so one missing answer does not end it. The bridge only warns, until the broker answers
+this request again.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ class Check:
     """A request to the broker that is repeated at intervals, with its last result."""
 
     purpose: str
-    """The purpose of the request, in the words that follow "to" in a warning."""
+    """The purpose of the request. A warning puts it after the word "to" or "may no longer"."""
     request: Request
     """The function that sends the request. Returns the number of events in a queue, or None for an exchange or a
     binding. Raises the broker's error if the request fails."""
