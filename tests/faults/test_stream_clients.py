@@ -19,8 +19,10 @@ from tests.support.running import consumer_of, port_of, running, sample, started
 from tests.support.waiting import eventually
 
 SETTLED_S = 6.0
-"""The age at which a stream survives: RabbitMQ 3.10 never finds its first stream again if it is killed a second after
-declaring it."""
+"""The minimum age at which a stream survives a kill of its broker.
+
+RabbitMQ 3.10 never finds its first stream again if it is killed a second after the declaration.
+"""
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[in
 
 
 async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker: Broker) -> None:
-    """RabbitMQ confirms and drops events before its stream is up again. Only the dropped events are within the gap."""
+    """After a kill, RabbitMQ confirms some events that it then drops. No event outside the reported gap is lost."""
     exchange, stream = unique("exchange"), unique("stream")
     async with (
         _removed(mortal_broker, exchange, stream),
@@ -79,7 +81,7 @@ async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker
             assert all(answer["complete"] for answer in client.resumes)
             assert not lost or client.gaps
         if lost:
-            # A starting broker may close a connection once more, after the first gap was reported.
+            # While a broker starts, it may close a second connection after the first gap was reported.
             for gap in clients[-1].gaps:
                 assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
 
@@ -115,7 +117,7 @@ async def test_client_that_resumes_before_the_broker_is_up_waits_for_the_answer(
 async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
     broker: Broker, amqp: AbstractConnection, exchange: str, stream: str
 ) -> None:
-    """Connected clients get a gap. On a bridge that never read the old stream, an old id is unknown."""
+    """Connected clients get a gap. A bridge that has never read the old stream does not know its ids."""
     channel = await amqp.channel()
     async with (
         running(broker.url, **flags(exchange, stream)) as bridge,
@@ -126,7 +128,8 @@ async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
         old = client.updates[4].id
         await channel.queue_delete(stream)
         await eventually("the stream is declared again", lambda: sample(bridge, "bridge_gaps_total") == 1)
-        # The new stream is longer than the old one: another update has the sequence number of the old id.
+        # The new stream is longer than the old stream, so the sequence number of the old id belongs to another update
+        # in it.
         await publish(amqp, exchange, *map(killmail, range(100, 150)))
         await have_all([client], {*range(10), *range(100, 150)})
         [gap] = client.gaps
@@ -146,7 +149,7 @@ async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
 async def test_restarted_bridge_sends_new_updates_and_keeps_old_ones(
     broker: Broker, amqp: AbstractConnection, exchange: str, stream: str, rejects: str
 ) -> None:
-    """An invalid event from before the restart is only counted: the earlier bridge has rejected it."""
+    """After a restart, a bridge only counts an old invalid event, because the earlier bridge has rejected it."""
     settings = {**flags(exchange, stream), "reject_exchange": rejects}
     async with running(broker.url, **settings) as bridge:
         await publish(amqp, exchange, killmail(1), b"invalid", killmail(2), killmail(1))

@@ -40,11 +40,11 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""The age at which a new stream survives the end of its broker."""
+"""The minimum age at which a new stream survives a kill of its broker."""
 
 SIZE, TOGETHER = 4000, 20
-"""The bytes of an event, and the number of events in a batch that fills the stream. The broker keeps or drops each
-batch as a whole."""
+"""The size of an event in bytes, and the number of events in a batch. The broker keeps or drops each batch as a
+whole."""
 
 
 def stream_of(name: str) -> StreamConfig:
@@ -63,7 +63,7 @@ async def caught_up(recorder: Recorder) -> None:
 async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The reader reads again by itself. The connection stays open, unless the broker fails."""
+    """The reader starts reading again by itself. Its connection stays open, unless the broker fails."""
     recorder = Recorder()
     with capture_logs() as logged:
         timing = Timing(stall_check_s=1.0)
@@ -78,7 +78,8 @@ async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
             await eventually("the newest is read", lambda: int(recorder.bodies[-1]) == 1499)
             losses = consumer._metrics.registry.get_sample_value("bridge_broker_losses_total")
     lost = [line for line in logged if line["event"] == "broker lost"]
-    # RabbitMQ 4.3.6 sometimes closes the connection with 541 when it deletes the segment that it is reading.
+    # RabbitMQ 4.3.6 sometimes closes the connection with 541 when it deletes a segment of the stream while it still
+    # reads the segment.
     assert all("INTERNAL_ERROR" in line["error"] for line in lost)
     assert losses == len(lost)
     numbers = [int(body) for body in recorder.bodies]
@@ -90,7 +91,7 @@ async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
 
 
 class Withheld:
-    """Withholds the deliveries on the first channel of one connection while the test sets `now`."""
+    """While `now` is true, withholds the deliveries on the first channel of one connection."""
 
     def __init__(self) -> None:
         self.now = False
@@ -98,9 +99,9 @@ class Withheld:
         self._rest = b""
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Returns the function that changes the bytes of a connection.
+        """Returns the function that changes the broker's bytes on a new connection.
 
-        The function affects only the first connection, because the next connection belongs to the next session.
+        Only the bytes of the first connection change, because later connections belong to later sessions.
         """
         return self._pass if self._channel is None and not self.now else bytes
 
@@ -112,7 +113,7 @@ class Withheld:
         kind, channel, _ = FRAME.unpack_from(each)
         if channel and self._channel is None:
             self._channel = channel
-        # An answer of the broker consists only of a method, but a delivery also has a header and a body.
+        # The broker's answer to a request has only a method frame, but a delivery also has header and body frames.
         delivers = kind != METHOD or each[FRAME.size : FRAME.size + len(DELIVER)] == DELIVER
         return self.now and channel == self._channel and delivers
 
@@ -120,7 +121,7 @@ class Withheld:
 async def test_stalled_stream_is_reread_from_the_last_event(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The proxy withholds deliveries, as RabbitMQ 3.10.8 and 4.0.5 sometimes do after retention."""
+    """The proxy withholds deliveries, as RabbitMQ 3.10.8 and 4.0.5 sometimes do after dropping segments."""
     recorder, withheld = Recorder(), Withheld()
     timing = Timing(stall_check_s=1.5, check_interval_s=0.5)
     with capture_logs() as logged:
@@ -143,7 +144,7 @@ async def test_stalled_stream_is_reread_from_the_last_event(
 async def test_stream_without_new_messages_is_probed_and_not_reread(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker does not answer a probe after the last event."""
+    """A probe that asks for messages after the last event gets no answer."""
     recorder, answers = Recorder(), list[int | None]()
 
     async def noted(*arguments: Any) -> int | None:
@@ -241,7 +242,7 @@ async def test_declared_exchange_is_reported_although_the_connection_failed(
 async def test_events_that_the_broker_loses_on_its_return_are_a_gap_for_all_readers_then_or_later(
     mortal_broker: Broker,
 ) -> None:
-    """The readers: an older bridge, a bridge that waited for the broker, and a bridge that starts much later."""
+    """The readers start before the kill, while the broker is down, and much later."""
     exchange, stream = unique("exchange"), stream_of(unique("stream"))
     older, waiting, later = Recorder(), Recorder(), Recorder()
     async with reading(mortal_broker.url, exchange, stream, older) as first:
@@ -272,7 +273,7 @@ async def test_events_that_the_broker_loses_on_its_return_are_a_gap_for_all_read
     assert len(own) == 2
     assert {gap.reason for gap in own if gap} == {AWAY}
     assert later.bodies[: len(older.bodies)] == older.bodies
-    # The gap is reported before its marker, and after the events that were read before the broker ended.
+    # The later reader gets the gap only after the ten events from before the broker was killed.
     assert later.log.index(later.gaps[0]) > len(older.bodies[:10])
 
 
@@ -302,11 +303,11 @@ async def test_marker_that_is_not_read_back_is_published_again(
 async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A bridge that has read a part of a stream does not get this part again."""
+    """After a restart, the bridge would not read these events again, so the held rejects are lost."""
     channel = await amqp.channel()
     await channel.declare_queue(rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
-    flags["shutdown_timeout"] = "10s"  # the events of this test arrive in less time
+    flags["shutdown_timeout"] = "10s"  # long enough for all events of this test to arrive
     with capture_logs() as logged:
         async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
             await publish(amqp, exchange, *(b"invalid" for _ in range(5)))
@@ -322,9 +323,9 @@ async def test_rejected_events_that_are_held_at_the_stop_are_logged_as_lost(
 async def test_gap_of_a_bridge_that_was_frozen_contains_all_lost_events(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The bridge reads buffered events late.
+    """After the freeze, the bridge first reads events that were buffered before the freeze.
 
-    The buffered events prove nothing about events that were published after them.
+    The buffered events don't prove that later events are still in the stream.
     """
     names = {"EXCHANGES": f"{exchange}=killmail", "HISTORY": "stream", "HISTORY_STREAM": queue}
     names |= {"HISTORY_MAX_BYTES": str(BYTES), "REJECT_EXCHANGE": "off"}

@@ -25,7 +25,7 @@ KEPT: FieldTable = {"x-queue-type": "stream"}
 
 @asynccontextmanager
 async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, StreamConfig]]:
-    """Declares an exchange, and also a queue unless `kind` is None. Deletes exchange and queue after the test."""
+    """Declares an exchange, and also a queue unless `kind` is None. Deletes both after the test."""
     exchange, stream = unique("exchange"), StreamConfig(unique("stream"), 3600.0, 2**20, 100)
     async with observer(node.url) as amqp:
         channel = await amqp.channel()
@@ -64,7 +64,7 @@ async def test_permission_that_is_missing_is_named(
 
 
 async def test_bridge_that_may_not_bind_publishes_no_markers(node_broker: PrivateNode) -> None:
-    """A bridge that published a marker in each failed attempt to bind would fill its stream with markers."""
+    """If each failed attempt to bind published a marker, the stream would fill up with markers."""
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -142,7 +142,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
 
 
 async def test_stream_that_is_named_as_a_queue_is_refused(broker: Broker, amqp: AbstractConnection) -> None:
-    """A bridge that read a stream as a queue would start at its end, and lose all events from an outage."""
+    """A bridge that read a stream as a queue would start at the stream's end, and miss the events of an outage."""
     exchange, queue = unique("exchange"), unique("stream")
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=KEPT)
@@ -196,7 +196,7 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
 
 
 async def test_blocked_broker_is_waited_for_and_named(node_broker: PrivateNode) -> None:
-    """The broker blocks the marker that finds the end of the stream, like any published message."""
+    """The broker is low on memory, so it blocks every published message, including the bridge's marker."""
     recorder = Recorder()
     async with place(node_broker, kind=KEPT) as (exchange, stream):
         await node_broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")

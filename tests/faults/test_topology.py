@@ -14,7 +14,7 @@ from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import observer, remade
 from tests.support.scene import NAMED, Fault, Scene, scene
 
-# All tests in this module share one event loop, because the bridges would stand still while another loop runs.
+# All tests in this module share one event loop, because the bridges run only while their event loop runs.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -37,7 +37,7 @@ class Canceller:
         return self._cancellations[-1]
 
     def cancel_all(self) -> None:
-        """Cancels each present consumer once."""
+        """Cancels each current consumer once."""
         for each in self._cancellations:
             each.is_due = each.has_consumer
 
@@ -84,14 +84,14 @@ async def tunnel(broker: Broker) -> AsyncIterator[Proxy]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(broker: Broker, tunnel: Proxy) -> AsyncIterator[Scene]:
-    """Bridges for all tests of this module, because no fault here ends a bridge."""
+    """Starts bridges that all tests of this module share, because no fault in this module ends a bridge."""
     async with scene(broker.url, tunnel.url) as stage:
         yield stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def observing(broker: Broker) -> AsyncIterator[AbstractConnection]:
-    """Yields an observer's connection, in the loop of the stage."""
+    """Yields an observer's connection that belongs to the event loop of the stage."""
     async with observer(broker.url) as connection:
         yield connection
 
@@ -113,7 +113,7 @@ async def test_queue_that_is_deleted_is_declared_again(stage: Scene, observing: 
 
 
 async def test_consumer_that_the_broker_cancels_consumes_again(stage: Scene) -> None:
-    """Promise: a cancelled consumer does not end the updates, although the connection stays open."""
+    """Promise: updates continue after the broker has cancelled the consumer without closing the connection."""
     fault = await stage.fault()
     CANCELLER.cancel_all()
     await stage.noticed(fault)
@@ -126,10 +126,10 @@ async def test_consumer_that_the_broker_cancels_consumes_again(stage: Scene) -> 
 async def test_exchange_that_is_deleted_and_declared_again_is_bound_again(
     stage: Scene, observing: AbstractConnection
 ) -> None:
-    """Promise: the bridge finds the missing binding within 1.5 s, although the broker sends nothing.
+    """Promise: the bridge notices the missing binding within 1.5 s, although the broker does not report it.
 
-    Events that were published before the new binding are in no queue. No program can detect this loss, because the
-    broker does not list bindings.
+    Events that were published before the new binding are lost. No program can detect this loss, because the broker does
+    not list bindings.
     """
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.FANOUT)
@@ -139,7 +139,7 @@ async def test_exchange_that_is_deleted_and_declared_again_is_bound_again(
 
 
 async def test_exchange_that_is_deleted_is_declared_again(stage: Scene, observing: AbstractConnection) -> None:
-    """Promise: the bridge notices a deleted exchange within 1.5 s, and declares it as at the start."""
+    """Promise: the bridge notices a deleted exchange within 1.5 s, and declares it again."""
     fault = await stage.fault()
     channel = await observing.channel()
     await channel.exchange_delete(stage.exchange)
@@ -166,7 +166,7 @@ async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_an
 async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
     stage: Scene, observing: AbstractConnection
 ) -> None:
-    """Promise: the bridge uses a new exchange of another type that delivers all events, and binds its queue to it."""
+    """Promise: the bridge binds its queue to a new exchange of another type if this type delivers all events."""
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.TOPIC)
     what, does = "the exchange is declared again as a topic exchange", "binds its queue to it"

@@ -23,7 +23,7 @@ TIMESTAMP, MESSAGE_ID, HEADERS, CLUSTER_ID, TYPE = 1 << 6, 1 << 7, 1 << 13, 1 <<
 def publish_raw(
     url: str, exchange_name: str, body: bytes, flags: int, properties: bytes, routing_key: bytes = b""
 ) -> None:
-    """Publishes a message with properties and a routing key that no library writes."""
+    """Publishes a message with properties and a routing key that no AMQP library would write."""
     address = URL(url)
     with socket.create_connection((address.host or "", address.port or 5672), timeout=10) as connection:
         received = b""
@@ -105,7 +105,7 @@ async def test_rejected_event_with_a_property_that_can_not_be_published_is_publi
 async def test_rejected_event_with_names_that_are_not_utf8_does_not_block_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Promise: a name that the broker could deliver is not too long to be published, however the name was decoded."""
+    """Promise: a name that the broker could deliver is short enough to be published after it was decoded."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects, prefetch=1):
         publish_raw(broker.url, exchange, b"invalid", TYPE, b"\xfa" + b"\xff" * 250, routing_key=b"\xff" * 250)
         [message] = await take(amqp, rejects, 1)
@@ -136,7 +136,7 @@ async def test_rejected_events_that_are_held_do_not_delay_the_updates_behind_the
 ) -> None:
     """Events that can't be rejected yet stay with the broker.
 
-    As long as the held events are fewer than the prefetch, all other events are delivered and acknowledged.
+    As long as the number of held events is below the prefetch, all other events are delivered and acknowledged.
     """
     channel = await amqp.channel()
     await channel.declare_exchange(rejects, "fanout", durable=True)

@@ -25,7 +25,7 @@ GONE_LIMIT_S = 15.0
 reserve."""
 
 
-@pytest.mark.alone  # the test times the eviction to half a second
+@pytest.mark.alone  # the test measures the time of the eviction to half a second
 async def test_client_on_a_vanished_machine_is_evicted_as_idle_and_takes_no_more_resources(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:

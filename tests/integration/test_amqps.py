@@ -1,4 +1,4 @@
-"""TLS to the broker: the bridge sends nothing, no password either, to a broker whose certificate it does not trust."""
+"""TLS to the broker: the bridge sends nothing, not even a password, to a broker whose certificate it does not trust."""
 
 import asyncio
 import ssl
@@ -81,7 +81,7 @@ NOT_TRUSTED = "its certificate is not trusted, so nothing is sent to it: self-si
 
 
 async def error(bridge: Bridge) -> str:
-    """Waits until `/readyz` has an error of the broker, and returns the error."""
+    """Waits until `/readyz` reports an error of the broker, and returns the error."""
 
     def last_error() -> object:
         body = bridge.readiness.report()[1]["broker"]

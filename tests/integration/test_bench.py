@@ -38,7 +38,7 @@ PATHS = ["/updates?after=1-00000001", "/updates?after=2-00000002&systemId=1", "/
 
 
 async def replay(client: ServerConnection) -> None:
-    """Answers a resume as the bridge does. The resume of the second path in PATHS is not complete."""
+    """Plays a bridge that answers a client. For the second path in PATHS, the `resume` message is not complete."""
     assert client.request is not None
     if "after" in client.request.path:
         resume = {"complete": "systemId" not in client.request.path, "replayed": KEPT, "id": "1-00000001"}
@@ -59,7 +59,7 @@ async def test_load_generator_uses_the_paths_in_turn_and_counts_resumes_separate
                 return clients.seen()
 
         seen = await asyncio.to_thread(until, *PATHS, frames=KEPT)
-        # Without `frames`, each client stops when it has as many updates as its resume announced.
+        # Without `frames`, each client stops when it has as many updates as its `resume` message announced.
         caught_up = await asyncio.to_thread(until, *PATHS[:2], caught_up=True)
     assert (seen.resumes, seen.incomplete) == (4, 2)
     assert (caught_up.resumes, caught_up.incomplete) == (6, 3)

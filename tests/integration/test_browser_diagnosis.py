@@ -27,8 +27,10 @@ from tests.support.waiting import LIMIT_S, eventually
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NO_BROKER = "amqp://127.0.0.1:1/"
-"""A broker's URL on whose port nothing listens. While the bridge waits for a broker, it accepts or refuses handshakes
-as usual."""
+"""A broker URL with a port on which nothing listens.
+
+While the bridge waits for a broker, it accepts or refuses handshakes as usual.
+"""
 
 FAILURES_BEFORE_REASON = 2
 PAUSES_S = {"FIRST_PAUSE": 0.5, "LONGEST_PAUSE": 1.0}
@@ -78,7 +80,7 @@ async def is_connected(follower: Follower) -> bool:
 
 
 async def diagnosis(follower: Follower, code: int = 1006) -> str:
-    """Returns the first reason that the client reports, with the close code of the lost connection."""
+    """Returns the first reason that the client reports for a lost connection with this close code."""
 
     async def reasons() -> list[str]:
         return [words[2] for words in await follower.reports() if words[:2] == ["disconnected", code] and words[2]]
@@ -134,7 +136,7 @@ async def test_wrong_path_is_reported_as_a_possible_cause(
 
 
 async def test_cookies_that_are_too_large_are_reported_as_a_possible_cause(browser: Browser, bridge: Bridge) -> None:
-    """The handshake has the cookies of all applications on localhost. The request of the diagnosis has no cookies."""
+    """The browser sends the cookies of all applications on localhost with the handshake, but not with the diagnosis."""
     cookies = [f"Set-Cookie: application{number}={'x' * 3000}" for number in range(6)]
     async with (
         answering(RESET, *cookies) as page,
@@ -156,20 +158,20 @@ async def test_origin_that_is_not_allowed_is_reported_as_a_possible_cause(
 # What the diagnosis sends
 
 RESET = b""
-"""No response: the connection is closed."""
+"""The server closes the connection without a response."""
 
 EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Server:
-    """A server that is not a bridge. The server serves the example, and answers all other requests alike."""
+    """A server that is not a bridge. The server serves the example, and gives the same answer to all other requests."""
 
     def __init__(self) -> None:
         self.port = 0
         self.handshakes: list[str] = []
         """The head of each WebSocket handshake."""
         self.requests: list[str] = []
-        """The head of each request that is neither a handshake nor for the example."""
+        """The head of each request that is neither a handshake nor a request for the example's files."""
         self.gone = asyncio.Event()
         """Set when a client has closed the connection of a request in `requests`."""
 
@@ -266,7 +268,7 @@ async def test_diagnosis_that_fails_is_no_error_of_the_page(browser: Browser) ->
 
 
 async def test_diagnoses_become_rare(browser: Browser, site: ForeignSite) -> None:
-    """The diagnoses come after 2, 4 and 8 failures. Chromium itself delays the handshakes after 16 failures."""
+    """The client makes a diagnosis after 2, 4 and 8 failures. After 16 failures, Chromium itself delays handshakes."""
     async with answering(EMPTY) as server:
         page = f"http://localhost:{site.port}/"
         async with in_page(browser, page, f"ws://localhost:{server.port}/updates", LONG_S):
@@ -292,7 +294,7 @@ async def proxy(port: int, host: str, *, passes_upgrades: bool, begins: bool = F
         bridge_reader, bridge_writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             bridge_writer.write(head)
-            # Forwards only the bytes to the client, which sends nothing after its handshake.
+            # Forwards bytes only from the bridge to the client, because the client sends nothing after its handshake.
             while data := await bridge_reader.read(2**16):
                 writer.write(data)
         finally:

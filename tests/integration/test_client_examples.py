@@ -1,6 +1,6 @@
 """The examples in `schemas/clients` deliver each update exactly once, however a connection ends.
 
-All three examples follow a scripted bridge, which has each fault when the test needs it.
+All three examples follow a scripted bridge, which fails in the way and at the time that the test chooses.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ SHORT_S = 0.7
 socket."""
 
 ENOUGH_S = 3.0
-"""A silence limit that gives a test the time to act before the client does."""
+"""A silence limit that leaves a test time to act before the client reconnects."""
 
 Following = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -87,7 +87,7 @@ async def reported(follower: Follower, *words: Any) -> None:
 
 
 async def has(follower: Follower, *texts: bytes) -> None:
-    """Waits for as many updates as `texts`, and checks that the updates are equal to `texts`, in order."""
+    """Waits until the follower has `len(texts)` updates, and checks that the updates are `texts`, in order."""
 
     async def is_had() -> bool:
         return len(await updates_of(follower)) >= len(texts)
@@ -201,7 +201,7 @@ async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge,
     began_at = asyncio.get_running_loop().time()
     async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=LONG_S):
         await eventually("the client has tried often", lambda: len(bridge.asked) > 8)
-        # The minimum of the eight pauses together is half of 10 ms, 20 ms, 40 ms and so on.
+        # The eight pauses together take at least half of 10 ms + 20 ms + 40 ms + ... + 1280 ms.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
 
 
@@ -234,7 +234,7 @@ async def test_client_waits_longer_after_a_bridge_was_full(bridge: ScriptedBridg
         await reported(follower, "disconnected", 1013)
         bridge.closing = None
         await reported(follower, "connected")
-        # The pause is at least half of eight times FIRST_PAUSE.
+        # The pause for a full bridge is at least four times FIRST_PAUSE.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
 

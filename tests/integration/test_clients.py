@@ -73,7 +73,7 @@ async def test_client_that_sends_messages_and_a_ping_gets_a_pong_and_the_next_up
 async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection(
     shared: Bridge, data: bytes, code: int, evictions: int
 ) -> None:
-    """Autobahn can't test who ends the TCP connection, because its own client does so after the close frame."""
+    """Autobahn can't test that the bridge ends the TCP connection, because Autobahn's client ends it first."""
 
     def evicted() -> float:
         return sample(shared, "bridge_evictions_total", reason="protocol-error")
@@ -161,7 +161,8 @@ async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose
         stalled = await RawClient.open(port_of(bridge), receive_bytes=4096)
         stalled.pause()
         reader = await RawClient.open(port_of(bridge))
-        # Each batch is smaller than the log, because the bridge and the reader take turns in one event loop.
+        # A batch larger than the log would evict the reader, because the bridge and the reader take turns in one event
+        # loop.
         for first in range(0, count, 10):
             numbers = range(first, first + 10)
             await publish(amqp, exchange, *(killmail(number, padding=padding) for number in numbers))

@@ -1,4 +1,4 @@
-"""The examples of the README of the command line, at a real broker."""
+"""The examples in the README of the command line, run with a real broker."""
 
 import asyncio
 from pathlib import Path

@@ -46,8 +46,8 @@ def compose(file: str, *arguments: str, **variables: str) -> subprocess.Complete
 
 def read(file: str, **variables: str) -> dict[str, Any]:
     """Returns the file with all references resolved. Fails if docker-compose does not accept the file."""
-    # Version 1 of docker-compose writes YAML only. Version 1 of docker-compose is written in Python, so Debian's Python
-    # has a YAML parser.
+    # Version 1 of docker-compose writes YAML only. This version needs a YAML parser in Debian's Python, and the test
+    # uses the same parser.
     first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
     done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
     assert done.returncode == 0, done.stderr
@@ -123,7 +123,7 @@ def test_each_service_has_log_limits_an_image_and_its_dependencies(services: dic
 
 
 def test_each_file_has_its_own_project_name() -> None:
-    """Without its own name, the project would share the name of every other project in a folder called docker."""
+    """Without `-p`, the project would be called docker, like every other project in a folder called docker."""
     names = [re.findall(rf"docker compose -p (\S+) -f docker/{file} up", (FOLDER / file).read_text()) for file in FILES]
     assert names == [["edk-bridge"], ["edk-bridge-cluster"]]
 

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 def marked(mark: str) -> list[int]:
-    """Returns the processes with this text in their environment, which children inherit in any session."""
+    """Returns the processes that have this text in their environment: children inherit it, even in another session."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -84,7 +84,7 @@ async def demo(
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", *start, "--port", str(port), "--rate", "20", *arguments),
             env=environment(PYTHONUNBUFFERED="1", TEST_DEMO=name, **variables),
-            # This folder has no .env of the developer.
+            # The developer's .env is not in this folder.
             cwd=output.parent,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
@@ -146,7 +146,7 @@ async def test_make_demo_starts_a_node_prints_its_url_and_ends_if_the_node_ends(
         unavailable("rabbitmq-server is not installed")
     port, output = free_port(), tmp_path / "output"
     variables = {"DOCKER_HOST": f"unix://{tmp_path}/none", "PYTHONPATH": str(ROOT)}
-    # If no engine answers, the demo starts a node.
+    # If no container engine answers, the demo starts a private RabbitMQ node.
     async with demo(None, port, output, start=MAKE_DEMO, **variables) as (process, mark):
         await guided(process, output)
         [url] = re.findall(r"^  export BRIDGE_AMQP_URL=(amqp://\S+)$", output.read_text(), re.MULTILINE)
@@ -193,7 +193,7 @@ async def test_demo_that_finds_no_broker_names_three_solutions(arguments: list[s
 
 @asynccontextmanager
 async def without_broker(port: int, output: Path, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs a demo without a broker.
+    """Runs a demo for which no broker is available.
 
     Stops the demo with Ctrl-C at the end, and checks that none of its processes remains.
     """

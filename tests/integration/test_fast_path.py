@@ -1,7 +1,7 @@
 """Writes that bypass the transports: the test compares the bytes that the clients receive.
 
-The bridge runs as a process, with the same event loop as an operator's bridge. Each client must receive a part of the
-bytes of a client that was connected from the start, beginning with a whole frame.
+The bridge runs as a process, with the same event loop as an operator's bridge. The bytes that a client receives must
+begin with a whole frame. They must also be a contiguous part of the bytes that the first client receives.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def new_socket(receive_bytes: int | None) -> socket.socket:
 
 
 def event(number: int) -> dict[str, object]:
-    """Returns a killmail with its own padding: of eight killmails, one is large, one is medium, six are small."""
+    """Returns a killmail with its own padding: of every eight killmails, one is large and one is medium."""
     size = LARGE if number % 8 == 3 else 30_000 if number % 8 == 6 else number % 300
     return killmail(number, padding=f"{number:06d}" * (size // 6))
 
@@ -190,7 +190,7 @@ async def metric(port: int, name: str) -> float:
 async def test_clients_that_read_in_small_pieces_get_the_same_bytes_as_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each socket accepts a different part of a large update, after which the next write must continue."""
+    """Each socket accepts a different part of a large update. The next write must continue where this part ends."""
     events = [event(number) for number in range(160)]
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()
@@ -223,7 +223,10 @@ async def test_clients_that_connect_and_disconnect_during_a_flood_get_only_their
             await witness.upgraded()
 
             async def connect_repeatedly() -> None:
-                """Connects one client after the other, each of which reads at random speed for a random time."""
+                """Connects clients one after another.
+
+                Each client reads a random number of bytes at a random speed, and then leaves.
+                """
                 while True:
                     client = await crowd.join(chance.choice([TINY, 8192, 65536]))
                     quota, piece = chance.choice([0, 500, 20_000, 400_000]), chance.choice([500, 4000, 2**18])
@@ -250,7 +253,7 @@ async def test_clients_that_connect_and_disconnect_during_a_flood_get_only_their
 def test_encrypted_and_plain_clients_of_one_hub_get_the_same_bytes(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """Writes to TLS clients use the transports, writes to other clients bypass them."""
+    """Writes to TLS clients go through the transports. Writes to other clients bypass the transports."""
     uvloop.run(_encrypted_and_plain(broker, exchange, tmp_path))
 
 

@@ -37,13 +37,13 @@ async def started(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):  # the program has ended with the bridge
+        with suppress(ProcessLookupError):  # the program may have ended when the bridge stopped
             os.killpg(process.pid, signal.SIGKILL)
         await process.communicate()
 
 
 def websocket_flags(node: str) -> list[str]:
-    """Returns the flags that make Node 20 behave as Node 22, which the example needs."""
+    """Returns the flags with which Node 20 has the built-in WebSocket of Node 22, which the example needs."""
     version = subprocess.run([node, "--version"], stdout=subprocess.PIPE, check=True, text=True).stdout
     return ["--experimental-websocket"] if version.startswith("v20.") else []
 
@@ -149,7 +149,7 @@ async def test_container_sends_updates(image: str) -> None:
     base = f"--build-arg PYTHON_IMAGE={BASE} " if BASE else ""
     name, port = unique("image"), free_port()
     try:
-        # The build reuses the layers of the fixture `image`.
+        # The build reuses the layers of the image that the fixture `image` has built.
         await shell(
             adapted(build, ("docker build", f"docker build --network=host {base}"), ("-t edk-bridge", f"-t {name}")),
             ROOT,

@@ -147,7 +147,7 @@ async def test_bridge_is_the_only_process_and_has_no_root_and_no_capability(brid
         top = bridge.container.top(ps_args="-o pid,args")["Processes"]
         return [command for _, command in top] == ["/opt/edk-bridge/bin/python3 /opt/edk-bridge/bin/edk-bridge serve"]
 
-    # For a moment, the process of a health check can also run.
+    # The process of a health check may also run for a moment.
     await eventually("the bridge is the only process", alone)
     _, text = bridge.python("print(open('/proc/1/status').read())")
     status = dict(re.findall(r"(\w+):\t(.*)", text))
@@ -213,7 +213,7 @@ async def test_health_check_uses_tls_if_the_bridge_does(place: Site, tmp_path: P
 async def test_stopped_process_is_unhealthy_until_it_continues(place: Site) -> None:
     with place.bridge() as frozen:
         await _wait_for_health(frozen, "healthy")
-        # The engine sends the signal: a process in the container can't stop the first process.
+        # The engine sends the signal, because a process in the container can't stop the container's first process.
         frozen.container.kill(signal="STOP")
         await _wait_for_health(frozen, "unhealthy")
         frozen.container.kill(signal="CONT")

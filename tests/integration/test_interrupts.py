@@ -25,10 +25,9 @@ sys.meta_path.insert(0, Reporter)
 from bridge.__main__ import main
 main()
 """
-"""A program that reports its first import of a module that the handler does not need.
+"""A program that prints a line when it first imports a module that the handler of Ctrl-C does not need.
 
-From the reported import on, the handler must exist. An earlier interrupt may arrive before any code of the bridge
-runs."""
+When the line is printed, the handler must exist. Earlier interrupts may arrive before any code of the bridge runs."""
 
 DELAYS_MS = (0, 1, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 700)
 
@@ -64,10 +63,10 @@ async def interrupted(delay_ms: int | None, *arguments: str) -> tuple[int | None
         async with asyncio.timeout(LIMIT_S):
             assert await process.stdout.readline() == b"started\n"
             if delay_ms is not None:
-                # This sleep does not wait for a condition: each delay is another moment of the start.
+                # This sleep does not wait for a condition: each delay interrupts the start at another moment.
                 await asyncio.sleep(delay_ms / 1000)
-                with suppress(ProcessLookupError):  # a command that only prints has ended
-                    # send_signal would take the exit code of a process that has ended away from asyncio.
+                with suppress(ProcessLookupError):  # a command that only prints may have ended
+                    # If the process has ended, send_signal would fetch the exit code, and asyncio would miss it.
                     os.kill(process.pid, signal.SIGINT)
             output = await process.stdout.read()
             await process.wait()
@@ -107,7 +106,8 @@ async def test_interrupted_command_that_only_prints_ends_quietly_or_has_ended(ar
     _, complete = await interrupted(None, *arguments)
     for delay_ms in DELAYS_MS:
         code, output = await interrupted(delay_ms, *arguments)
-        # While Python ends, it no longer has a signal handler. A shell also reports 130 if SIGINT kills the process.
+        # While Python shuts down, it has already removed its signal handler. A shell also reports 130 if SIGINT kills
+        # the process.
         assert code in (0, 130, -signal.SIGINT), output
         assert complete.startswith(output), delay_ms
 

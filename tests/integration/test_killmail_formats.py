@@ -12,7 +12,7 @@ from tests.support.publishing import depth, publish
 from tests.support.running import port_of, running, sample
 
 MANY = 4_000
-"""The number of attackers of a killmail with a body of several AMQP frames."""
+"""The number of attackers in a killmail whose body needs several AMQP frames."""
 
 
 def esi(killmail_id: int, attackers: int = 2) -> dict[str, Any]:
