@@ -25,15 +25,15 @@ class EventSource(Protocol):
 
     @property
     def gaps(self) -> GapReporter:
-        """The reporter of gaps, which keeps the last gap."""
+        """The object that reports gaps and remembers the last one."""
 
     @property
     def stream_reader(self) -> StreamReader | None:
-        """The reader of the stream, or None without a stream."""
+        """The reader of the stream, or None if the bridge reads no stream."""
 
     @property
     def other_consumers(self) -> int:
-        """The number of other consumers of the named queue."""
+        """The number of other consumers of the bridge's named queue."""
 
     @property
     def warnings(self) -> list[str]:
@@ -44,7 +44,7 @@ class EventSource(Protocol):
         """Whether new events are delivered as they are published."""
 
     async def run(self) -> None:
-        """Delivers events until `stop`."""
+        """Delivers events until `stop` is called."""
 
     def stop(self) -> None:
         """Ends `run` when all deliveries are settled."""

@@ -22,11 +22,13 @@ class SdNotifier:
         """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from the environment."""
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(environment) if self._address else None
-        """The service manager kills the bridge if it sends no notification for `watchdog_s` seconds. `watchdog_s` is
-        None without a watchdog."""
+        """If the bridge sends no notification for `watchdog_s` seconds, the service manager kills the bridge.
+
+        `watchdog_s` is None without a watchdog.
+        """
 
     def ready(self) -> None:
-        """Notifies the service manager that the bridge listens.
+        """Notifies the service manager that the bridge accepts clients.
 
         The bridge may not have a connection to a broker yet.
         """
@@ -45,7 +47,7 @@ class SdNotifier:
         self._send("STOPPING=1")
 
     async def watch(self) -> None:
-        """Notifies the watchdog twice in `watchdog_s`, until cancelled. Returns at once without a watchdog."""
+        """Notifies the watchdog twice in `watchdog_s`, until cancelled. Without a watchdog, returns at once."""
         while self.watchdog_s:
             self._send("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_s / 2)
@@ -64,9 +66,9 @@ class SdNotifier:
 
 
 def _address(text: str) -> str | None:
-    """Returns the address of a Unix socket, which is a path, or an abstract name after @.
+    """Returns the address of a Unix socket. `text` is a path, or @ and an abstract name.
 
-    Returns None if the address is not that of a Unix socket.
+    Returns None if `text` is not the address of a Unix socket.
     """
     if text.startswith("@"):
         return f"\0{text[1:]}"
@@ -74,7 +76,7 @@ def _address(text: str) -> str | None:
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float | None:
-    """Returns None if the watchdog is off, or if it watches another process."""
+    """Returns the watchdog's timeout, or None if the watchdog is off or watches another process."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     try:

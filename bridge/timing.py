@@ -14,15 +14,18 @@ class Timing:
     """Intervals and timeouts, in seconds."""
 
     heartbeat_s: int = 10
-    """The AMQP heartbeat if the URL sets none. With this heartbeat, a dead connection is detected after 33 s. With
-    aio-pika's default heartbeat of 60 s, a dead connection is detected after 183 s."""
+    """The AMQP heartbeat if the URL sets none.
+
+    With this heartbeat, a dead connection is detected after 33 s. aio-pika's default heartbeat of 60 s would detect a
+    dead connection only after 183 s.
+    """
 
     connect_timeout_s: float = 5.0
     """Time from the TCP connect to one node until its virtual host is open. A broker may accept the connection and send
     nothing."""
 
     give_up_s: float = 0.2
-    """Time for aio-pika to release a connection that was not established or closed in time."""
+    """Time for aio-pika to release a connection when opening or closing it has timed out."""
 
     setup_timeout_s: float = 20.0
     """Time for all requests between the open connection and the first delivery."""
@@ -31,20 +34,25 @@ class Timing:
     """Time to close an AMQP connection. A suspended broker never answers, and aio-pika waits for its answer."""
 
     check_interval_s: float = 1.5
-    """Interval between the answer to a request of the topology check and the next request. The requests of the topology
-    check are few and small, and detect an exchange that was deleted and declared again. The broker's answers also show
-    aio-pika that the connection is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
+    """Interval between the answer to a request of the topology check and the next request.
+
+    The requests of the topology check are few and small, and detect an exchange that was deleted and declared again.
+    The broker's answers also show aio-pika that the connection is alive. Without them, aio-pika could miss this under
+    load: the broker then sends no heartbeats, and aio-pika does not see the deliveries.
+    """
 
     check_timeout_s: float = 20.0
-    """The bridge closes a connection on which no request of the topology check is answered for this long. If only one
-    request is not answered, the bridge logs a warning. The timeout is long because a busy broker may be slow, and
-    because closing the connection loses the events of an exclusive queue."""
+    """If the broker answers no request of the topology check for this long, the bridge closes the connection.
+
+    If only one request is not answered, the bridge logs a warning. The timeout is long because a busy broker may be
+    slow, and because closing the connection loses the events of an exclusive queue.
+    """
 
     refused_interval_s: float = 60.0
     """Interval between a refused request of the topology check and the next attempt. The broker logs each refusal.
 
-    The topology check also replaces a channel that has been open this long, because the broker caches the user's
-    permissions on an open channel."""
+    The topology check also replaces its channel after this time, because the broker caches the user's permissions on an
+    open channel."""
 
     unbind_timeout_s: float = 1.0
     """Time for the broker to unbind an exclusive queue before the connection is closed. A cluster node without a
@@ -54,58 +62,76 @@ class Timing:
     """Time for the broker to confirm `basic.cancel`. A suspended broker never confirms `basic.cancel`."""
 
     settle_timeout_s: float = 3.0
-    """Time to settle the last deliveries when the bridge stops. A named queue keeps the deliveries that stay
-    unsettled."""
+    """Time to settle the last deliveries when the bridge stops.
+
+    Deliveries that are not settled by then return to a named queue.
+    """
 
     end_timeout_s: float = 1.0
     """Time for the consumer task or the rejects task to end after its cancellation. aio-pika may still be closing the
     connection."""
 
     answer_valid_s: float = 10.0
-    """Time for which the bridge stays ready after the broker's last answer. A broker can disappear without closing the
-    connection."""
+    """The bridge counts as ready for this long after the broker's last answer.
+
+    A broker can disappear without closing the connection.
+    """
 
     stable_s: float = 5.0
-    """A connection that lasted this long resets the backoff: the next attempt follows after the shortest pause."""
+    """After a connection that lasted this long, the bridge tries to reconnect after the shortest pause."""
 
     confirm_warning_s: float = 30.0
     """A rejected event that is not confirmed for this long is reported in the log and in `/readyz`."""
 
     marker_retry_s: float = 1.0
-    """After this time, a stream marker that was not read back is published again. A broker that has just started may
-    confirm the marker and drop it, or return it as unroutable."""
+    """If the bridge does not read its stream marker back within this time, it publishes the marker again.
+
+    A broker that has just started may return the marker as unroutable, or even confirm the marker and then drop it.
+    """
 
     stall_check_s: float = 10.0
-    """If a stream delivers nothing for this long, the bridge probes it for newer messages. While a stream delivers, the
-    bridge looks for its end at this interval. A probe also waits this long for the broker's answer."""
+    """If a stream delivers nothing for this long, the bridge probes the stream for newer messages.
+
+    While the stream delivers, the bridge looks for the end of the stream at this interval. A probe also waits this long
+    for the broker's answer.
+    """
 
     close_timeout_s: float = 10.0
-    """Time for a client to read what the bridge has sent, and to answer its close frame."""
+    """Time for a client to read what the bridge has sent, and to answer the bridge's close frame."""
 
     keepalive_tick_s: float = 5.0
     """Longest time between two keepalive passes over all connections. One pass a second costs 1 % of the bridge's
     processor time with 8000 clients (`make bench`, paced)."""
 
     tls_shutdown_s: float = 2.0
-    """Time for the TLS shutdown of a refused client. The bridge reads and discards what the client still sends."""
+    """Time for the TLS shutdown of a refused client.
+
+    During this time, the bridge reads and discards what the client sends.
+    """
 
     last_lines_s: float = 0.2
     """Minimum time to write the last log lines, even if the clients have used the entire shutdown timeout."""
 
     descriptor_check_s: float = 1.0
-    """Interval between two checks whether file descriptors are available again."""
+    """If no file descriptor is free, the bridge checks at this interval whether one has become free."""
 
     accept_grace_s: float = 0.2
-    """Time to complete the TCP handshakes that have begun when a bridge that shares its port stops. A TCP handshake
-    takes one round trip."""
+    """When a bridge that shares its port stops, TCP handshakes that have begun get this time to complete.
+
+    A TCP handshake takes one round trip.
+    """
 
     request_grace_s: float = 1.0
-    """Time for clients to send their request and to read the answer when the bridge stops. Browsers keep connections
-    open on which they never send a request."""
+    """When the bridge stops, connected clients get this time to send a request and to read the answer.
+
+    Browsers also keep connections open on which they never send a request.
+    """
 
     trim_delay_s: float = 1.0
-    """Delay of `malloc_trim` after many connections have closed. Connections usually close in groups, and one trim is
-    enough for a group."""
+    """Time from the end of many connections to the call of `malloc_trim`.
+
+    Connections usually close in groups, and one call is enough for a group.
+    """
 
 
 DEFAULT = Timing()

@@ -5,8 +5,10 @@
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-const LASTING_MS = 10_000; // A shorter connection is a failure, so that a full bridge is not asked every second.
-const NOT_REACHED = 1006; // The browser's code for an end without a close frame, and for a refused handshake.
+// A shorter connection is a failure, so that the client does not retry a full bridge every second.
+const LASTING_MS = 10_000;
+// The browser reports this code after a refused handshake, and after an end without a close frame.
+const NOT_REACHED = 1006;
 const FULL = 1013;
 const LOOPBACK = /^(localhost|.*\.localhost|127\.[\d.]+|\[::1\])$/;
 const MIXED = "a page over https can open ws:// only to localhost: use wss:// (mixed content)";
@@ -26,7 +28,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   let unopened = 0; // The number of connections in a row that never opened.
   let reason = "";
   let diagnosis; // The AbortController of the newest diagnosis.
-  let timer; // Only one timer is needed at a time: for the end of a pause, or of a silence.
+  let timer; // One timer is enough: it ends a pause, or a silence.
 
   function schedule(action, ms) {
     clearTimeout(timer);
@@ -45,8 +47,8 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
       socket = new WebSocket(address);
     } catch (error) {
       if (error.name !== "SecurityError") throw error;
-      // After a SecurityError, no later attempt can succeed. The call is delayed, because the caller does not have the
-      // result of `connect` yet.
+      // After a SecurityError, no later attempt can succeed. `onState` is called later, because the caller does not
+      // have the result of `connect` yet.
       return queueMicrotask(() => onState("disconnected", NOT_REACHED, MIXED));
     }
     socket.onopen = () => (socket.hasOpened = true);
@@ -59,11 +61,11 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   function receive(socket, message) {
     const { type, data, id } = message;
     const isBack = !current;
-    // The socket with the first message stays, because the other socket would only repeat this message.
+    // If two sockets are open, the first one that gets a message stays: the other would only repeat the message.
     discard(socket === next ? current : next);
     [current, next] = [socket, undefined];
-    // A script sees no pings, so a silent connection may be dead. A second connection tests whether the first one is
-    // dead, and no update is lost.
+    // A script sees no pings, so a silent connection may be dead. A second connection finds out whether the first one
+    // is dead. No update is lost meanwhile.
     schedule(open, silenceMs);
     lastId = type === "resume" ? data.id : (id ?? lastId);
     unopened = 0;
@@ -89,7 +91,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     if (!unopened) reason = phrase;
     if (!next) schedule(open, pauseMs);
     if (!current) onState("disconnected", code, reason);
-    // The diagnosis runs only at the 2nd, 4th, 8th ... failure, so that a full bridge gets few requests.
+    // The diagnosis runs only after 2, 4, 8, ... failures in a row, so that a full bridge gets few requests.
     if (unopened > 1 && Number.isInteger(Math.log2(unopened))) diagnose(socket.url);
   }
 
@@ -97,7 +99,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     const request = (diagnosis = new AbortController());
     setTimeout(() => request.abort(), 10_000);
     const cause = await causeOf(address, request.signal).catch(() => reason);
-    // The next failure reports the cause. There is no next failure if the bridge is back meanwhile.
+    // The next failure reports the cause. If the bridge is back by then, the cause is not reported.
     if (unopened && request === diagnosis) reason = cause;
   }
 
@@ -116,16 +118,17 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
 // to the same address.
 async function causeOf(address, signal) {
   const url = new URL(address.replace(/^ws/, "http"));
-  url.username = url.password = ""; // `fetch` accepts neither.
-  // To its own origin, a page sends the header Origin with OPTIONS but not with GET. The bridge may refuse the header
-  // Origin.
+  url.username = url.password = ""; // `fetch` refuses a URL with a user name or a password.
+  // A page sends the header Origin to its own origin only with OPTIONS, not with GET. The bridge may refuse requests
+  // because of this header.
   const methods = url.origin === location.origin ? ["OPTIONS", "GET"] : ["GET"];
   for (const method of methods) {
     const options = { method, cache: "no-store", credentials: "omit", redirect: "manual", signal };
     const [status = 0, text] = await fetch(url, options)
       .then(async (response) => [response.status, response.status >= 400 ? await response.text() : ""])
       .catch(() => []); // Nothing answers, or the browser hides the response from pages of this origin.
-    if (status === 426) return NO_UPGRADE; // Only handshakes have cookies.
+    // Cookies are sent only with handshakes, so they may be why a handshake fails.
+    if (status === 426) return NO_UPGRADE;
     if (status >= 400) return `${status}: ${text.trim().slice(0, 300)}`;
   }
   if (location.protocol === "https:" && url.protocol === "http:" && !LOOPBACK.test(url.hostname)) return MIXED;

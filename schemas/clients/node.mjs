@@ -12,18 +12,19 @@ import { WebSocket } from "ws";
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-const LASTING_MS = 10_000; // A shorter connection is a failure, so that a full bridge is not asked every second.
+// A shorter connection is a failure, so that the client does not retry a full bridge every second.
+const LASTING_MS = 10_000;
 const FULL = 1013;
 const TRY_AGAIN = [408, 429];
 
-// The bridge refused the client: the query is invalid (400), or the access is forbidden (403). The message of the error
-// says why the bridge refused the client.
+// The bridge refused the client: the query is invalid (400), or the access is forbidden (403). The error's message
+// gives the bridge's reason.
 export class Refused extends Error {}
 
 // `onState("connected", id)` means that all updates after this id follow. `onState("disconnected", reason)` has a close
 // code or a text as its reason. `onMissed(data)` means that some updates are lost; `data` is the data of a `gap`, or of
 // a `resume` that is not complete. `after` is the id to resume from: the id of the last update, or of the last
-// "connected". A connection without a ping or a message for `silenceMs` counts as dead: the bridge pings every 30 s. If
+// "connected". A connection on which nothing arrives for `silenceMs` counts as dead, as the bridge pings every 30 s. If
 // `signal`, an AbortSignal, is aborted, the connection is closed and the loop throws an AbortError.
 export async function* updates(url, options = {}) {
   const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
@@ -32,8 +33,8 @@ export async function* updates(url, options = {}) {
     const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
     const socket = new WebSocket(address, { handshakeTimeout: 10_000, perMessageDeflate: false });
     let [connectedMs, reason, broken] = [Infinity];
-    // While the program is slow to take updates, the socket is paused and reads no pings. Such a pause does not count
-    // as silence.
+    // If the program takes updates too slowly, the socket is paused and reads no pings. The time of such a pause does
+    // not count as silence.
     const silence = setTimeout(() => (socket.isPaused ? silence.refresh() : socket.terminate()), silenceMs);
     for (const sign of ["ping", "message"]) socket.on(sign, () => silence.refresh());
     socket.on("close", (code) => (reason = code));

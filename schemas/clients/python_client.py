@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidHandshake, InvalidStatus
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
-LASTING_S = 10.0  # A shorter connection counts as a failure, so that a full bridge is not asked every second.
+LASTING_S = 10.0  # A shorter connection is a failure: the client must not retry a full bridge every second.
 FULL, TRY_AGAIN = 1013, (408, 429)
 
 log = logging.getLogger("updates")
@@ -31,7 +31,7 @@ Callback = Callable[[Any], object]
 
 
 class Refused(Exception):
-    """The bridge refused the client, with the bridge's reason: an invalid query (400), or a forbidden client (403)."""
+    """The bridge refused the client: the query is invalid (400), or the access is forbidden (403)."""
 
 
 async def updates(
@@ -41,15 +41,16 @@ async def updates(
     on_connected: Callback = log_connected,
     ping_s: float = 20.0,
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yields the updates after the id `after`, or only new updates without an id.
+    """Yields the updates after the id `after`. Without an id, yields only new updates.
 
-    The id is the id of an update, or an id that `on_connected` got.
+    `after` is the id of an update, or an id that was passed to `on_connected`.
 
     `on_connected` is called with an id, and all updates after this id follow. `on_missed` is called if some updates are
-    lost, with the data of a `gap` or of a `resume` that is not complete. A connection on which a ping is not answered
-    within `ping_s` is dead.
+    lost, with the data of a `gap` or of a `resume` that is not complete. If the bridge does not answer a ping within
+    `ping_s` seconds, the connection counts as dead.
     """
-    # The size has no limit, because an update above a limit would come again with every connection.
+    # The size of messages has no limit: an update above a limit would end every new connection, because the bridge
+    # would send it again.
     open_connection = partial(connect, max_size=None, proxy=None, ping_interval=ping_s, ping_timeout=ping_s)
     last_id, pause_s, level = after, FIRST_PAUSE_S, logging.WARNING
     while True:

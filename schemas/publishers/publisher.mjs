@@ -1,4 +1,4 @@
-// Publishes events with amqplib, and reports which of them a bridge rejects.
+// Publishes events with amqplib, and reports the events that a bridge rejects.
 // Copy this file, and run `npm install amqplib`.
 //
 //   const publisher = await openPublisher("amqp://guest:guest@localhost:5672/", "killmails", console.log);
@@ -9,8 +9,9 @@ import { randomUUID } from "node:crypto";
 
 import amqp from "amqplib";
 
-const MAX_KNOWN = 10_000; // The number of newest events whose rejects are recognized.
-const MAX_QUEUED = 1_000; // The most rejects that wait for this program. Without a bound, they could fill the broker.
+const MAX_KNOWN = 10_000; // Rejects are recognized only for this many of the newest events.
+// At most this many rejects wait for this program. Without a bound, they could fill the broker.
+const MAX_QUEUED = 1_000;
 
 // `onReject` is called with the message id, the reason (a slug) and a sentence. The exchange for events and the
 // exchange for rejects must exist. If the connection is lost, `onError` is called: open another publisher, and publish
@@ -27,7 +28,7 @@ export async function openPublisher(url, exchange, onReject, options = {}) {
 
 async function publisherOn(connection, exchange, onReject, { rejects = "bridge.rejected", onError = console.error }) {
   const known = new Set();
-  let isOpen = false; // `openPublisher` throws earlier errors.
+  let isOpen = false; // Before the publisher is open, `openPublisher` throws all errors itself.
   let cause;
   const report = (error) => isOpen && error && onError(error);
   // If the broker closes the connection, amqplib emits only `close`. After any other loss of the connection, amqplib
@@ -43,7 +44,7 @@ async function publisherOn(connection, exchange, onReject, { rejects = "bridge.r
   isOpen = true;
 
   function receive(message) {
-    // The rejects of all publishers' events arrive in this function.
+    // This function gets the rejected events of all publishers, not only of this one.
     const { messageId, headers } = message?.properties ?? {};
     if (known.delete(messageId)) onReject(messageId, headers["x-reject-reason"], headers["x-reject-detail"]);
   }
@@ -62,7 +63,8 @@ async function publisherOn(connection, exchange, onReject, { rejects = "bridge.r
   }
 
   async function close() {
-    // On RabbitMQ 4.3, if a bound queue is deleted with its connection, confirms of other publishers fail.
+    // The queue is unbound first: if RabbitMQ 4.3 deletes a bound queue with its connection, confirms of other
+    // publishers fail.
     try {
       await channel.unbindQueue(queue, rejects, "");
     } finally {

@@ -1,4 +1,4 @@
-"""Publishes events with aio-pika, and reports which of them a bridge rejects.
+"""Publishes events with aio-pika, and reports the events that a bridge rejects.
 
 Copy this file, and run `pip install aio-pika`.
 
@@ -15,8 +15,8 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
-MAX_KNOWN = 10_000  # The number of newest events whose rejects are recognized.
-# The maximum number of rejects that wait for this program. Without a bound, waiting rejects could fill the broker.
+MAX_KNOWN = 10_000  # Rejects are recognized only for this many of the newest events.
+# At most this many rejects wait for this program. Without a bound, waiting rejects could fill the broker.
 MAX_QUEUED = 1_000
 
 Publish = Callable[[str, Any], Awaitable[str]]
@@ -29,13 +29,13 @@ async def publisher(
     """Yields a function that publishes an event, waits for the broker's confirm, and returns the event's message id.
 
     `on_reject` is called with the message id, the reason (a slug) and a sentence. The exchange for events and the
-    exchange for rejects must exist. If the connection is lost, publishing and the end of the block raise an error: open
-    another publisher, and publish the unconfirmed events again.
+    exchange for rejects must exist. If the connection is lost, publishing raises an error, and so does the end of the
+    `async with` block: open another publisher, and publish the unconfirmed events again.
     """
     known: dict[str, None] = {}
 
     async def receive(message: AbstractIncomingMessage) -> None:
-        # The rejects of all publishers' events arrive in this function.
+        # This function gets the rejected events of all publishers, not only of this one.
         if message.message_id in known:
             del known[message.message_id]
             on_reject(message.message_id, *(str(message.headers[f"x-reject-{name}"]) for name in ("reason", "detail")))
@@ -64,5 +64,6 @@ async def publisher(
         try:
             yield publish
         finally:
-            # On RabbitMQ 4.3, if a bound queue is deleted with its connection, confirms of other publishers fail.
+            # The queue is unbound first: if RabbitMQ 4.3 deletes a bound queue with its connection, confirms of other
+            # publishers fail.
             await queue.unbind(rejects)

@@ -4,7 +4,7 @@ The library websockets checks the key and the version, and computes the accept v
 headers as leniently as RFC 6455, section 4.2.1, allows: `Upgrade` and `Connection` may be lists. The bridge never
 negotiates an extension or a subprotocol.
 
-The module is pure. `access` decides which clients may connect.
+The module does no input or output. The package `bridge.server.access` decides which clients may connect.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,10 @@ from bridge.server.transport.compat import accept_handshake
 VERSION = "13"
 
 _MAX_CHARACTERS = 64
-"""The maximum number of characters of a header's value that the library gets. A valid key has 24 characters, so a
-longer key is still invalid after it is shortened."""
+"""The bridge passes at most this many characters of a header's value to the library.
+
+A valid key has 24 characters, so a key that is longer than this maximum is invalid before and after the cut.
+"""
 
 
 def is_upgrade(request: Request) -> bool:
@@ -34,7 +36,7 @@ def is_upgrade(request: Request) -> bool:
 
 
 def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ()) -> bytes | Refusal:
-    """Returns the 101 response with additional `headers`, or why the endpoint at `path` refuses the request."""
+    """Returns the 101 response with the additional `headers`, or a `Refusal` that says why the request is refused."""
     if not is_upgrade(request):
         return _upgrade_required(
             f"{path} is a WebSocket endpoint: connect to it with a WebSocket client.{_hint(request)}"
@@ -44,7 +46,7 @@ def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
         for header, value in headers:
             response.headers[header] = value
         return response.serialize()
-    # The error texts of the library websockets quote the client, so the bridge does not use these texts.
+    # The library's error texts quote what the client sent, so the bridge writes its own texts.
     if fault == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
         return _upgrade_required(f"{path} supports only version {VERSION} of WebSocket (RFC 6455).")
     text = (
@@ -70,7 +72,7 @@ def _upgrade_required(text: str) -> Refusal:
 
 
 def _hint(request: Request) -> str:
-    """Returns what to do if the request comes from a WebSocket client, and a proxy has changed the request."""
+    """Returns advice for the operator if the request seems to be a handshake that a proxy has changed."""
     if not ("sec-websocket-key" in request.headers or "websocket" in request.lists("upgrade")):
         return ""
     if request.method != "GET":
