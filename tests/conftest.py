@@ -19,9 +19,9 @@ from aio_pika.abc import AbstractConnection
 from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stubs
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
-# This call comes before the import of the modules in `tests.support`, so that their failing assertions show values.
-# `tests/__init__.py` can't contain the call, because the benchmark imports `tests` with an interpreter that has no
-# pytest.
+# pytest must be told about `tests.support` before its modules are imported, so that failing assertions in them show
+# values. `tests/__init__.py` can't contain this call, because the benchmark imports `tests` with an interpreter that
+# has no pytest.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.broker import ports
@@ -42,19 +42,19 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each worker its own range of ports: the broker of another worker may be about to start on a free port."""
+    """Gives each worker its own range of ports. A port that looks free may soon be used by another worker's broker."""
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
         return
     index, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
     size = (ports._LAST_PORT - ports._FIRST_PORT) // count
-    # A worker that replaces a crashed worker has a number beyond the count.
+    # If a worker crashes, the number of its replacement is beyond `count`.
     ports._FIRST_PORT += index % count * size
     ports._LAST_PORT = ports._FIRST_PORT + size
 
 
 NODE_SCOPE, BROWSER_SCOPE, IMAGE_SCOPE = SHARING = ("private node", "browser", "image")
-"""The test scopes that hold several files, with the slowest scope first."""
+"""The test scopes that consist of several files, with the slowest scope first."""
 
 
 @cache
@@ -69,7 +69,8 @@ def scope_of(file: str) -> str:
     text = Path(file).read_text() if Path(file).is_file() else ""
     if re.search("(node|mortal)_broker", text):
         return NODE_SCOPE
-    # The expression matches the fixture `image` by its annotation. Unit tests use the name `image` for other things.
+    # The expression finds tests that use the fixture `image` by the annotation of this argument. In unit tests, the
+    # name `image` means other things.
     return IMAGE_SCOPE if file.startswith("tests/integration/") and re.search(r"\bimage: str\b", text) else file
 
 
@@ -96,7 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Sends the origins of a worker's brokers to the controller."""
+    """Tells the controller where the brokers of this worker come from."""
     output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["origins"] = origins
@@ -104,20 +105,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Adds the origins that a worker has sent. A worker that crashed has sent no origins."""
+    """Adds what a worker has reported about its brokers. A worker that crashed has reported nothing."""
     found = getattr(node, "workeroutput", {}).get("origins", ())
     origins.extend(origin for origin in found if origin not in origins)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the origins of the brokers that the tests used."""
+    """Prints where the brokers that the tests used come from."""
     for origin in origins:
         terminalreporter.write_line(f"RabbitMQ: {origin}")
 
 
 @pytest.fixture(scope="session")
 def broker(worker_id: str) -> Iterator[Broker]:
-    """A real RabbitMQ, shared by all tests. Leave nothing in this broker, and leave it running."""
+    """A real RabbitMQ, shared by all tests. A test must leave nothing in this broker, and must leave it running."""
     yield from shared(worker_id)
 
 
@@ -125,7 +126,7 @@ def broker(worker_id: str) -> Iterator[Broker]:
 def node_broker() -> Iterator[PrivateNode]:
     """A private node that a test may kill, restart, pause and configure.
 
-    All tests that use this node run in one worker. Leave the node running and unchanged.
+    All tests that use this node run in one worker. A test must leave the node running and unchanged.
     """
     try:
         node = started_node()
@@ -153,7 +154,7 @@ def image() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _node_runs_again(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Starts or resumes the private node, if a test that failed has left it dead or paused."""
+    """After each test, starts or resumes the private node if the test has left it dead or paused."""
     names = {"node_broker", "mortal_broker"}.intersection(request.fixturenames)
     nodes = [request.getfixturevalue(name) for name in names]
     yield

@@ -1,8 +1,8 @@
 """`python -m tests.bench [SCENARIO ...]`: measures what the bridge costs, in comparison with similar programs.
 
-Each round measures all candidates in turn, so that their ratios are right even if the speed of the machine changes
-between rounds. The benchmark asserts nothing about time. The benchmark fails if the bridge loses, duplicates or
-reorders an update, or refuses or evicts a client that reads.
+Each round measures all candidates in turn, so that the ratios between candidates stay right even if the machine becomes
+slower or faster from round to round. The benchmark never fails because something takes too long. The benchmark fails if
+the bridge loses, duplicates or reorders an update, or refuses or evicts a client that reads.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def candidates_of(words: Iterable[str]) -> list[Candidate]:
 
 
 def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) -> tuple[dict[str, list[Row]], bool]:
-    """Returns the rows by candidate, and whether the bridge could be measured in every round."""
+    """Returns the rows of each candidate, and whether the bridge could be measured in every round."""
     taking = [candidate for candidate in candidates if case.takes(candidate)]
     rows: dict[str, list[Row]] = {candidate.name: [] for candidate in taking}
     whole = True
@@ -72,7 +72,7 @@ def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) 
                 rows[candidate.name].append(case.measure(place, candidate))
             except Failed as reason:
                 say(f"{candidate.name} could not be measured: {reason}")
-                # An empty row keeps the rounds aligned: a ratio compares rows of the same round.
+                # Ratios compare rows of the same round, so a failed measurement leaves an empty row in its round.
                 rows[candidate.name].append({})
                 whole = whole and candidate.name != OURS
     return rows, whole
@@ -111,7 +111,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds; default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="fewer clients and updates, for a test of the benchmark")
     asked = parser.parse_intermixed_args(words)
-    # A positional argument with = is a candidate.
+    # A positional argument that contains = declares a candidate.
     asked.also += [word for word in asked.scenarios if "=" in word]
     asked.scenarios = [word for word in asked.scenarios if "=" not in word] or list(SCENARIOS)
     if unknown := [word for word in asked.scenarios if word not in SCENARIOS]:
@@ -129,7 +129,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
-    """Runs the requested scenarios on an exchange of their own, and deletes it at the end."""
+    """Runs the requested scenarios on a separate exchange, and deletes the exchange at the end."""
     build.build()
     place = Place(broker.url, unique("bench"), build.BUILT / "servers.log")
     place.log.write_bytes(b"")

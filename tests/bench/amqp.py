@@ -92,7 +92,10 @@ class Channel:
         return answer
 
     def consume(self, exchange: str) -> Iterator[bytes]:
-        """Yields the body of each event that is published to the exchange from now on. The broker expects no acks."""
+        """Yields the bodies of the events that are published to the exchange after this call.
+
+        The broker expects no acks.
+        """
         self.declare(exchange)
         self._send(commands.Queue.Declare(exclusive=True))
         queue = self._expect(commands.Queue.DeclareOk).queue or ""
@@ -135,7 +138,7 @@ class Publication:
         self._heads: dict[int, bytes] = {}
 
     def of(self, body: bytes) -> bytes:
-        """Returns the frames of the message with this body."""
+        """Returns the frames of a message with this body."""
         head = self._heads.get(len(body))
         if head is None:
             header = frame.marshal(ContentHeader(0, len(body), self._properties), _CHANNEL)

@@ -1,7 +1,7 @@
-"""The measured programs: how each program is started, and how the benchmark detects that a program is ready.
+"""How each measured program is started, and how the benchmark detects that the program is ready.
 
-A candidate gets the broker in the environment variable AMQP, the exchange in EXCHANGE and its port in PORT. The
-bridge's own variables have the same values.
+A candidate gets the broker in the environment variable AMQP, the exchange in EXCHANGE and the port to listen on in
+PORT. The same values are also in the variables that the bridge reads.
 """
 
 import contextlib
@@ -31,11 +31,13 @@ NAMES = {
     "bun-publish": "the same, with Bun's topics instead of a loop",
 }
 SHIPPED = Path(__file__).parents[2] / ".venv/shipped/bin/python"
-"""The interpreter for which `make bench` installs the package alone. The packages of the tests include greenlet and
-rich, which structlog would load, so that each bridge would need 6 MB more."""
+"""The interpreter of an environment in which `make bench` installs only the package.
+
+An environment for tests also has greenlet and rich, which structlog would load: each bridge would need 6 MB more.
+"""
 
 INTERPRETER = "BENCH_PYTHON"
-"""The variable that names another interpreter for the bridge and the peers in Python."""
+"""This environment variable names another interpreter for the bridge and the other Python programs."""
 
 PYTHON = (os.environ.get(INTERPRETER) or str(SHIPPED if SHIPPED.exists() else sys.executable), "-m")
 
@@ -88,7 +90,7 @@ class Server:
     def rss_kb(self, field: str = "VmRSS") -> float:
         """Returns the server's resident memory in kilobytes.
 
-        The field `VmHWM` gives the maximum of the resident memory so far.
+        With the field `VmHWM`, this is the largest resident memory so far.
         """
         return process.rss_kb(self.pid, field)
 
@@ -127,7 +129,7 @@ def serving(candidate: Candidate, place: Place, **settings: str) -> Iterator[Ser
 
 @contextlib.contextmanager
 def launched(candidate: Candidate, place: Place, **settings: str) -> Iterator[Server]:
-    """Starts the candidate, which may not be ready yet."""
+    """Starts the candidate, and does not wait until it is ready."""
     port = free_port()
     variables = {**place.variables(port), **candidate.variables, **settings}
     with contextlib.ExitStack() as stack:
@@ -145,9 +147,9 @@ def launched(candidate: Candidate, place: Place, **settings: str) -> Iterator[Se
 
 
 def _ready(server: Server, place: Place) -> bool:
-    """Whether the server listens, and the exchange routes events to its queue.
+    """Whether the server listens, and the exchange routes events to the server's queue.
 
-    A candidate need not report that it is ready.
+    Candidates do not have to report that they are ready, because the benchmark finds out itself.
     """
     if not os.path.exists(f"/proc/{server.pid}/exe"):  # noqa: PTH110 - the link of a zombie can't be followed
         raise Failed(f"the process ended; {place.log} has its output")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tests.bench.candidates import OURS, Candidate, Place
 
 Row = Mapping[str, float]
-"""The result of one measurement of one candidate, by the keys of the figures."""
+"""The result of one measurement of one candidate: the value for the key of each figure."""
 
 LOST, MISPLACED, CUT, REFUSED = "lost", "misplaced", "cut", "refused"
 FAULTS = {
@@ -21,14 +21,16 @@ FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A row of the table: the median over the rounds, for each candidate."""
+    """A row of the table, with the median of all rounds for each candidate."""
 
     key: str
     name: str
     digits: int = 0
     against: str | None = None
-    """If a candidate is named, the figure is the ratio to that candidate's figure in the same round, so that a slow
-    machine does not matter."""
+    """If this names a candidate, the table shows the ratio to the figure of that candidate in the same round.
+
+    The speed of the machine has little effect on such a ratio.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,11 @@ class Case:
     figures: Sequence[Figure]
     measure: Callable[[Place, Candidate], Row]
     clients: int
-    """The maximum number of clients at a time. Each client takes a file descriptor."""
+    """The maximum number of simultaneous clients. Each client takes a file descriptor."""
     not_for: frozenset[str] = frozenset()
     only_ours: bool = False
     rounds: int | None = None
-    """The number of rounds. If the value is None, the command line gives the number of rounds."""
+    """The number of rounds. None means the number of rounds from the command line."""
 
     def takes(self, candidate: Candidate) -> bool:
         """Whether the case can measure the candidate."""
@@ -51,7 +53,7 @@ class Case:
 
 
 def faults(case: Case, rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Returns a sentence for each of FAULTS that the bridge had."""
+    """Returns a sentence about each of the `FAULTS` that the bridge had."""
     return [
         f"{case.title}, round {number}: {row[key]:.0f} {what}"
         for number, row in enumerate(rows.get(OURS, ()), 1)
@@ -66,7 +68,7 @@ def head(names: Sequence[str]) -> str:
 
 
 def lines(case: Case, names: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> str:
-    """Returns the lines of a case."""
+    """Returns the lines of a case in the table."""
     titles = [case.title, *("" for _ in case.figures)]
     return "\n".join(
         _line([title, figure.name, *(_cell(figure, name, rows) for name in names)])
@@ -81,7 +83,7 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(figure: Figure, name: str, rows: Mapping[str, Sequence[Row]]) -> str:
     values = [row.get(figure.key) for row in rows.get(name, ())]
     if figure.against is not None:
-        # The candidate in the denominator may lack a round in which it could not be measured.
+        # A round has no ratio if the candidate in the denominator could not be measured in this round.
         others = [row.get(figure.key) for row in rows.get(figure.against, ())]
         pairs = zip(values, others, strict=False)
         values = [None if not other or value is None else value / other for value, other in pairs]

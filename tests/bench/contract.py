@@ -1,4 +1,4 @@
-"""`python -m tests.bench.contract`: the cost of one event that is decoded, validated, converted and wrapped.
+"""`python -m tests.bench.contract`: measures what it costs to decode, validate, convert and wrap one event.
 
 The figures are CPU microseconds per event in one process, without a broker and clients: the median and the fastest of
 several rounds.
@@ -16,7 +16,7 @@ from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq
 ROUNDS = 9
 NOW_MS = 1_697_962_000_000
 
-# Twenty attackers are about the median of real killmails.
+# Real killmails have about twenty attackers (the median).
 MEDIAN = {**ESI, "attackers": ESI["attackers"][:1] * 20}
 LARGEST = {**ESI, "attackers": ESI["attackers"][:1] * 3753}
 

@@ -40,7 +40,7 @@ static struct {
   unsigned clients, stalled, inflight, reconnect, hold, caught_up;
   uint64_t frames, quiet_us;
   const char *ready, *paths;
-// The clients wait longer for the first update than the server may take to settle (SETTLE_LIMIT_S in process.py).
+// The default of `quiet_us` is longer than the server may take to settle (SETTLE_LIMIT_S in process.py).
 } ask = {.inflight = 256, .quiet_us = 25000000};
 
 static struct client *all;
@@ -71,8 +71,8 @@ static void enqueue(unsigned index) {
   waiting[(ring_first + ring_count++) % ring] = index;
 }
 
-// Returns the update's number, or 0. Because updates are similar, the function first looks where the previous update
-// had its number.
+// Returns the update's number, or 0. The function first looks at the place where it found the number of the previous
+// update, because updates are similar.
 static uint64_t number_of(const struct frames *frame) {
   static size_t place;
   size_t length = sizeof MARK - 1, within = frame->kept < MARK_WITHIN ? frame->kept : MARK_WITHIN;
@@ -153,7 +153,7 @@ static void watch(struct client *client, int how, uint32_t events) {
     fail("epoll_ctl");
 }
 
-// Ends the connection in any state. With --reconnect, the client is queued to connect again.
+// Ends the connection, whatever its state is. With --reconnect, the client is queued to connect again.
 static void end(struct client *client, int error) {
   unsigned was = client->state;
   close(client->fd);
@@ -178,7 +178,8 @@ static void begin(struct client *client) {
   if (client->fd < 0)
     fail("socket");
   int small = STALLED_BUFFER;
-  // The buffer size is set before connect, because it determines the window that the handshake announces.
+  // The buffer size must be set before the connection is opened, because the TCP handshake announces a window of this
+  // size.
   if (client->stalled && setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small))
     fail("setsockopt");
   client->state = CONNECTING;
@@ -236,7 +237,7 @@ static void on_answer(struct client *client) {
   frames_feed(&client->frames, (uint8_t *)client->answer + size, client->answered - size, on_complete, client);
 }
 
-// Reads only once, because a short read means that the socket is empty, and a second read would double the system
+// Reads only once: if less arrives than was asked for, the socket is empty, and a second read would double the system
 // calls.
 static void on_bytes(struct client *client) {
   ssize_t got = recv(client->fd, buffer, sizeof buffer, 0);

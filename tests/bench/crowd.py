@@ -25,7 +25,7 @@ class Ends:
     reset: int
     eof: int
     codes: dict[str, int]
-    """The number of connections by the code of the server's close frame."""
+    """For each close code, the number of connections that the server closed with this code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Seen:
     incomplete: int
     """The number of `resume` messages that reported missing updates."""
     caught_s: float
-    """The time from the first connection until the last client had all requested updates."""
+    """The time from the first connection until every client had all the updates that it requested."""
     frames: int
     lost: int
     extra: int
@@ -63,7 +63,7 @@ class Seen:
 
     @property
     def misplaced(self) -> int:
-        """The number of updates that a client got twice, or after a later update."""
+        """The number of updates that a client got for a second time, or only after a later update."""
         return self.doubled + self.disorder
 
 
@@ -81,7 +81,7 @@ class Crowd:
             raise Failed("the load generator ended")
 
     def drop(self) -> None:
-        """Drops all connections at once. `ready` then returns when the connections are open again."""
+        """Drops all connections at once. A call of `ready` then waits until the connections are open again."""
         self._flag.unlink()
         self._process.send_signal(signal.SIGUSR1)
 
@@ -109,7 +109,8 @@ def crowd(
 ) -> Iterator[Crowd]:
     """Starts `clients` clients. `options` are options of the load generator, such as `quiet_s=5` and `hold=True`.
 
-    The clients request the `paths` in turn. Without paths, each client requests all updates.
+    The `paths` are distributed in turn: each client requests one of them. Without paths, each client requests all
+    updates.
     """
     words = [f"--{name.replace('_', '-')}" + ("" if text is True else f" {text}") for name, text in options.items()]
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, place.log.open("ab") as log:

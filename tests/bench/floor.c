@@ -1,5 +1,6 @@
-// floor PORT: the least work that a fan-out needs. Each connection to 127.0.0.1:PORT counts as a WebSocket client. The
-// program sends each line of standard input to all clients as one text frame, with one send() per client.
+// `floor PORT`: a server that does only the work that every fan-out needs. Each connection to 127.0.0.1:PORT counts as
+// a WebSocket client. The program sends each line of standard input to all clients as one text frame, with one send()
+// per client.
 //
 // The program checks no handshake: the load generator always sends the sample key of RFC 6455, section 1.3, so the
 // answer is constant.

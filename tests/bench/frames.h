@@ -6,7 +6,7 @@
 
 enum { TEXT = 1, CLOSE = 8, PING = 9 };
 
-// The number of payload bytes that are kept: all of a control frame, and the part of an update with its number.
+// This many bytes of a payload are kept: enough for a whole control frame, and for the number of an update.
 #define KEPT 125
 
 struct frames {

@@ -22,7 +22,7 @@ static void latency_add(struct latency *all, uint64_t value) {
     all->largest = value;
 }
 
-// Returns the quantile, which is the value that a `share` of all values does not exceed.
+// Returns a quantile: the given `share` of all values is not larger than the result.
 static uint64_t latency_quantile(const struct latency *all, double share) {
   uint64_t wanted = (uint64_t)((double)all->count * share), seen = 0;
   for (unsigned bucket = 0; bucket < sizeof all->buckets / sizeof *all->buckets; bucket++) {

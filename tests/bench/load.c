@@ -218,7 +218,7 @@ int main(int count, char **words) {
   print_ends("stalled", ask.clients, ask.stalled);
   printf("}\n");
   fflush(stdout);
-  // The clients stay connected until SIGTERM: the measurement must not include their departure.
+  // The clients stay connected until SIGTERM, so that the measurement ends before they disconnect.
   while (!stopped)
     turn(100);
   return 0;

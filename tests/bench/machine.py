@@ -1,4 +1,4 @@
-"""Describes the machine and the versions in one line. Figures mean little without the machine and the versions."""
+"""Describes the machine and the versions in one line. Without these details, the figures of a benchmark mean little."""
 
 import os
 import platform

@@ -30,7 +30,7 @@ def started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Runs the command, and ends it at the end of the context.
 
-    If this process is killed, the kernel ends the command.
+    If this process is killed, the kernel kills the command too.
     """
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
@@ -38,7 +38,8 @@ def started(
         stdin=stdin,
         stdout=log if stdout is None else stdout,
         stderr=log,
-        # Ctrl-C in a terminal must not reach the child: this process ends its children in the right order.
+        # Ctrl-C in a terminal must not reach the child, because this process ends its children itself, in the right
+        # order.
         process_group=0,
     )
     try:
@@ -48,15 +49,15 @@ def started(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Sends SIGTERM, and then SIGKILL to all processes of the group that are left."""
+    """Sends SIGTERM to the process, and later SIGKILL to all remaining processes of its group."""
     process.terminate()
     try:
         process.wait(STOP_LIMIT_S)
     except subprocess.TimeoutExpired:
         pass
     finally:
-        # The group is killed even after Ctrl-C during the wait. The signal to the group also ends the command's own
-        # child processes.
+        # The group is killed even if Ctrl-C interrupts the wait. Killing the group also ends the child processes of the
+        # command.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -76,7 +77,7 @@ def await_true(what: str, holds: Callable[[], bool], limit_s: float, poll_s: flo
 def cpu_us(pid: int) -> float:
     """Returns the processor time of a process and its children, in microseconds.
 
-    Threads that have ended do not count.
+    The time of threads that have ended is not included.
     """
     return sum(int(text.split()[0]) for one in _tree(pid) for text in _texts(one, "task/*/schedstat")) / 1000
 
@@ -84,7 +85,7 @@ def cpu_us(pid: int) -> float:
 def rss_kb(pid: int, field: str = "VmRSS") -> float:
     """Returns the resident memory of a process and its children, in kilobytes.
 
-    The field `VmHWM` gives the maximum of the resident memory so far.
+    With the field `VmHWM`, this is the largest resident memory so far.
     """
     lines = (line for one in _tree(pid) for text in _texts(one, "status") for line in text.splitlines())
     return sum(float(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
@@ -111,6 +112,6 @@ def _tree(pid: int) -> list[int]:
 
 def _texts(pid: int, pattern: str) -> Iterator[str]:
     for path in Path(f"/proc/{pid}").glob(pattern):
-        # A thread may end after it is listed and before its file is read.
+        # A thread in the list may have ended before its file is read.
         with contextlib.suppress(OSError):
             yield path.read_text()

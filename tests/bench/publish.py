@@ -1,8 +1,8 @@
 """`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: publishes killmails. RATE 0 is full speed.
 
 The environment variable AMQP names the broker, and RATE is the number of events per second. The id of a killmail is the
-time of its publication, in microseconds of CLOCK_MONOTONIC. From this id, a client on the same machine knows the age of
-an update, and detects a wrong order.
+time of its publication, in microseconds of CLOCK_MONOTONIC. This id tells a client on the same machine how old an
+update is, and whether updates arrive in the right order.
 """
 
 import itertools
@@ -19,13 +19,14 @@ BATCH = 100
 """The number of events in one write at full speed."""
 
 SYSTEM = EXAMPLE["systemId"]
-"""The solar system of the killmails, or the first of several systems."""
+"""The id of the solar system of the killmails, or the lowest id if they are in several systems."""
 
 
 class Events:
     """Makes the bodies of events, each with a larger id than the previous one.
 
-    A body is `pad` bytes longer than a usual killmail. The killmails happen in `systems` solar systems, in turn.
+    Each body is `pad` bytes longer than that of a usual killmail. The killmails are in `systems` different solar
+    systems, in turn.
     """
 
     def __init__(self, pad: int = 0, systems: int = 1) -> None:

@@ -1,6 +1,6 @@
-// The attacks by which a page could reach a bridge on the user's machine. Each attack takes a URL of the bridge and
-// resolves to a short result. Each function in `places` runs an attack in the page or in something that the page opens,
-// and resolves to the attack's result.
+// Attacks with which a page could try to reach a bridge on the user's machine. Each attack takes a URL of the bridge
+// and resolves to a short result. Each function in `places` runs an attack in the page, or in a frame or worker that
+// the page opens, and resolves to the attack's result.
 "use strict";
 
 const attacks = {
@@ -56,12 +56,12 @@ const attacks = {
     }
   },
 
-  // Reads the frame from outside, because a page can't see whether a frame loaded.
+  // Tries to read the document in the frame, because a page can't see whether a frame has loaded.
   iframe: (url) => framed("iframe", "src", url),
   object: (url) => framed("object", "data", url),
   embed: (url) => framed("embed", "src", url),
 
-  // The test also tries to read the window from outside.
+  // The test itself also tries to read the opened window.
   popup: async (url) => {
     window.opened = open(url);
     return window.opened === null ? "no window" : "a window";
@@ -103,7 +103,7 @@ function send(url, ...fields) {
   const form = Object.assign(document.createElement("form"), { method: "POST", action: url });
   form.append(...fields);
   document.body.append(form);
-  // The form is sent after this function has returned, because the navigation ends this page.
+  // The form is sent only after this function has returned, because sending the form replaces this page.
   setTimeout(() => form.submit());
   return "sent";
 }

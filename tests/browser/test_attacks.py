@@ -1,9 +1,9 @@
-"""Pages of other sites get nothing from a bridge on the same machine as their browser.
+"""Web pages of other sites get nothing from a bridge that runs on the same machine as the browser.
 
-Each attack is a function in `attacks.js`, which runs in a page like any script. The table below has the result of each
-attack, and the rule by which the bridge refused it. No attack gets a connection. A browser sends some requests without
-their origin, so that no rule refuses these requests. If no rule refuses a request, the headers of its response forbid
-the browser to give the response to the page.
+Each attack is a function in `attacks.js`, which runs in a page like any script. The table `CASES` has the result of
+each attack, and the rule by which the bridge refuses it. No attack gets a connection. Most requests that a browser
+sends without the header Origin are not refused by any rule. The headers of the response then forbid the browser to show
+it to the page.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ SOCKET = "ws://localhost:{port}/updates"
 
 
 class Case(NamedTuple):
-    """An attack, the place that it runs in, its result, and the rule of the bridge that refused it."""
+    """An attack, the place in which it runs, its expected result, and the rule by which the bridge refuses it."""
 
     attack: str
     url: str
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The case's name in the test's id."""
+        """The name of the case, for the id of the test."""
         return f"{self.attack}-{self.url.replace(':{port}', '')}-{self.place}"
 
 
@@ -60,10 +60,10 @@ CASES = [
     # A page opens a WebSocket to each name of this machine.
     *sockets("origin", "localhost", "127.0.0.1", "[::1]", "127.1", "2130706433", "[::ffff:127.0.0.1]"),
     *sockets("origin", "kills.localhost", "LOCALHOST."),
-    # A page opens a WebSocket to a name of the attacker that now resolves to the bridge, and to the unspecified
-    # address.
+    # A page opens a WebSocket to the unspecified address, and to host names of the attacker that now resolve to the
+    # bridge's address.
     *sockets("host", ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}", "0.0.0.0"),
-    # The WebSocket is opened in places whose origin is null, or that of the page that created them.
+    # The WebSocket is opened in a frame or worker whose origin is null, or is the origin of the page that created it.
     *(
         Case(attack, url, saw, rule, place)
         for place in (
@@ -100,7 +100,7 @@ CASES = [
     # The browser sends a preflight request (OPTIONS).
     Case("fetchWithWords", METRICS, "TypeError", None),
     Case("fetchWithWords", "http://localhost:{port}/updates", "TypeError"),
-    # A POST gets 405, from any origin.
+    # The bridge answers every POST with 405, whatever its origin is.
     Case("fetchPost", METRICS, "TypeError", None),
     *(
         Case("fetchOpaque", f"http://localhost:{{port}}{path}", "TypeError", rule)
@@ -125,7 +125,8 @@ CASES = [
     Case("importScripts", "http://localhost:{port}/page.js", "NetworkError", None, "worker"),
     Case("image", "http://localhost:{port}/icon.svg", "error", None),
     Case("style", "http://localhost:{port}/page.css", "error", None),
-    # In a frame, the browser shows an error page. An `object` element contains an empty page instead of an error page.
+    # The browser shows an error page in the frame instead of the bridge's page. In an `object` element, it shows an
+    # empty page.
     *(
         Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", rule)
         for path, rule in (
@@ -193,14 +194,14 @@ async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge,
     if "[::1]" in case.url and "::1" not in dict(attacked.addresses):
         pytest.skip("this machine has no IPv6")
     port = port_of(attacked)
-    # Each place has its own name and therefore its own process, because Chromium delays sockets in a process after a
-    # dozen failures.
+    # For each place, the page has a different host name and so runs in a different process: after a dozen failures,
+    # Chromium delays all sockets of a process.
     await tab.goto(f"http://{case.place}-{ATTACKER}:{site.port}/")
     watch = Watch(attacked)
     saw = await attack(tab, case.attack, case.url.format(port=port), case.place)
     assert (saw, watch.refused) == (case.saw, {case.rule: 1} if case.rule else {})
     assert (watch.opened, sample(attacked, "bridge_connections", transport="websocket")) == (0, 0)
-    # Even in a frame, the browser shows no page of the bridge.
+    # No frame of the tab shows a page of the bridge.
     assert [frame.url for frame in tab.frames if f":{port}" in frame.url and not frame.url.startswith("data:")] == []
 
 
@@ -215,7 +216,7 @@ async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
     async with page.expect_popup() as opening:
         assert await attack(page, "popup", f"http://localhost:{port_of(attacked)}{path}") == "a window"
     popup = await opening.value
-    # The window shows the page to the user, and the live page has its own connection.
+    # The opened window shows a page of the bridge to the user. If it is the live page, it has its own connection.
     await popup.get_by_text(words).first.wait_for(timeout=LIMIT_S * 1000)
     assert await page.evaluate("inside(window.opened)") == "SecurityError"
     assert (watch.opened, watch.refused) == (connections, {})
@@ -258,7 +259,7 @@ async def test_attackers_name_that_resolves_to_the_bridge_shows_a_refusal(
     answer = await page.goto(f"http://{name}:{port_of(attacked)}/")
     assert answer is not None
     assert (answer.status, "BRIDGE_ALLOWED_HOSTS" in await answer.text()) == (403, True)
-    # Some browsers also request an icon.
+    # Some browsers also request an icon, so more than one request may be refused.
     assert set(watch.refused) == {"host"}
     assert watch.opened == 0
 
@@ -270,7 +271,8 @@ HOSTS = "403 The Host header must name localhost"
     ("allowed", "saw"),
     [
         ("", {"socket": "closed 1006", "fetch": f"basic {HOSTS}", "request": HOSTS, "events": "error 2"}),
-        # With an allowed name, the bridge answers the same requests, which proves that the attack reaches the bridge.
+        # If the name is allowed, the bridge answers the same requests. This proves that the refused requests reached
+        # the bridge, too.
         (ATTACKER, {"socket": "open", "fetch": "basic 200 # HELP", "request": "200 # HELP", "events": "error 2"}),
     ],
     ids=["attacker", "allowed"],

@@ -81,7 +81,9 @@ async def test_page_connects_to_an_endpoint_at_any_path(path: str, live: Live, b
 
 @asynccontextmanager
 async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
-    """Forwards requests to `port` of loopback without their prefix, and drops requests without a prefix.
+    """Removes the prefix from each request's path and forwards the request to `port` on loopback.
+
+    Drops requests without the prefix.
 
     Yields the port of the proxy.
     """
@@ -126,7 +128,7 @@ async def tcp_server(
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copies data until the end of the reader, and then closes the writer."""
+    """Copies data from the reader to the writer until the reader ends, and then closes the writer."""
     try:
         while data := await reader.read(2**16):
             writer.write(data)
@@ -177,7 +179,7 @@ async def test_page_behind_a_proxy_that_rewrites_host_loads_and_shows_which_orig
             await live.shows_state(f"This address may not connect. Add {origin} to BRIDGE_ALLOWED_ORIGINS.")
             assert sample(bridge, "bridge_connections_opened_total", transport="websocket") == 0
         async with running(broker.url, **flags, allowed_origins=origin):
-            # The page has tried to connect all the time.
+            # Until now, the page has tried again and again to connect.
             await live.shows_state(CONNECTED)
 
 
@@ -285,7 +287,7 @@ async def test_page_connects_again_when_the_bridge_is_back(
             const keep = () => states.push(state.textContent.trim())
             new MutationObserver(keep).observe(state, { childList: true, characterData: true, subtree: true })
         }""")
-    # The page has tried to reconnect.
+    # The page shows this state only after it has tried to reconnect.
     await live.shows_state("Disconnected: the bridge can't be reached. Retrying")
     assert "Disconnected: the bridge is stopping. Retrying" in await live.page.evaluate("states")
     async with running(broker.url, exchanges=exchanges, port=port_of(bridge)):

@@ -1,4 +1,4 @@
-"""Tests what the live page shows about the bridge itself, also if a proxy withholds some of the bridge's paths."""
+"""Tests what the live page shows about the bridge itself, even if a proxy blocks some of the bridge's paths."""
 
 import re
 
@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 WITHHELD = r"the server responded with a status of 404"
-"""Chromium's console message about a path that a proxy withholds."""
+"""Chromium's console message about a path that a proxy blocks."""
 
 
 async def test_page_shows_the_bridges_figures(
@@ -151,7 +151,7 @@ async def test_page_shows_that_the_figures_are_unavailable(live: Live, watched: 
 async def test_page_requests_less_often_while_the_bridge_does_not_answer(live: Live, watched: Bridge) -> None:
     failed: list[str] = []
     answered: list[str] = []
-    # The page's time advances only in `run_for`.
+    # The page's clock advances only while the test calls `run_for`.
     await live.page.clock.install(time=0)
     await live.page.clock.pause_at(1000)
     await live.page.route("**/metrics", lambda route: route.abort())
@@ -163,7 +163,7 @@ async def test_page_requests_less_often_while_the_bridge_does_not_answer(live: L
             "both requests have ended",
             lambda times=times: len(failed) >= times and answered.count("readyz") >= times,  # type: ignore[misc]  # a lambda's default has no type
         )
-        # The page's script handles all earlier responses before the response to this request.
+        # The page's script handles responses in order, so it has handled all earlier responses when this one arrives.
         await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
         await live.page.clock.run_for(pause_s * 1000 - 500)
         assert len(failed) == times
@@ -179,7 +179,7 @@ async def test_hidden_page_requests_nothing(live: Live, watched: Bridge) -> None
     await live.page.clock.run_for(4_000)
     live.page.on("request", lambda request: requests.append(request.url))
     await live.page.clock.run_for(60_000)
-    # Any other request would have been answered before this request.
+    # If the page had sent any other request, the answer would have come before the answer to this request.
     await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
     assert [url for url in requests if not url.endswith("/healthz") and "/updates" not in url] == []
     await live.page.evaluate("""() => {

@@ -72,7 +72,7 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await live.shows_state(CONNECTED)
     await publish(amqp, exchange, killmail(14))
     await live.shows(14)
-    # Going back twice ends a connection that is not open yet, which the browser logs.
+    # Going back twice ends a connection before it is open. The browser logs this end.
     assert live.messages_except("closed before the connection is established") == []
 
 
@@ -107,7 +107,7 @@ async def test_page_shows_why_a_filter_is_refused_until_it_is_fixed(
     await live.shows_state(CONNECTED)
     await expect(refusal).to_be_empty()
     assert live.messages_except(REFUSED) == []
-    # The page stopped reconnecting when it knew the reason of the refusal.
+    # As soon as the page knew why the filter was refused, it stopped reconnecting.
     assert len([line for line in live.messages if re.search("WebSocket", line)]) == 1
 
 
@@ -133,7 +133,7 @@ async def test_page_shows_that_after_is_not_a_member(live: Live, watched: Bridge
     await live.page.get_by_role("button", name="Add").click()
     await expect(live.page.locator("#refusal")).to_contain_text("after is given more than once", timeout=LIMIT_MS)
     await live.shows_state("Not connected: the filter is refused")
-    # The page marks the refused condition, and not the other condition.
+    # The page marks only the condition that was refused.
     await expect(live.page.locator("#conditions .wrong")).to_have_text("after = Remove this is refused")
     await live.page.get_by_role("button", name="Remove after").click()
     await live.shows_state(CONNECTED)

@@ -28,14 +28,15 @@ async def test_page_shows_the_rate_in_words_and_as_a_chart(
     await eventually("all updates are shown", lambda: _received(live, 50))
     await live.page.clock.run_for(1_000)
     bars = live.page.locator("#rate-bars")
-    # The full height of the chart is 10 or 20 updates a second, because the updates may be in one bar or in two.
+    # The updates may fall into one bar of the chart or into two, so the top of the chart stands for 20 or for 10
+    # updates a second.
     assert re.search("v-[0-9.]+h4v[0-9.]+z", str(await bars.get_attribute("d")))
     await live.page.clock.run_for(60_000)
     await expect(chart).to_have_accessible_name(
         re.compile(rf"Now 0 a second, average 0\.[678][0-9]?, peak [0-9.]+ {re.escape(unknown)}$")
     )
     await live.page.clock.run_for(300_000)
-    # The whole period is known, and has no updates.
+    # The page has now observed the whole period of the chart, and no update arrived in it.
     await expect(chart).to_have_accessible_name("Now 0 a second, average 0, peak 0")
     await expect(live.page.locator("#unseen")).to_be_hidden()
     assert not re.search("v-[1-9]", str(await bars.get_attribute("d")))
@@ -74,7 +75,7 @@ async def test_time_before_the_page_was_opened_is_marked_and_has_no_bars(live: L
 
 
 async def _stopped_clock(live: Live) -> None:
-    """Stops the page's clock, which then advances only in `run_for`."""
+    """Stops the page's clock, which then advances only while the test calls `run_for`."""
     await live.page.clock.install(time="2026-01-02T12:30:09Z")
     await live.page.clock.pause_at("2026-01-02T12:30:10Z")
 

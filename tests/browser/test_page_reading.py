@@ -66,7 +66,7 @@ async def test_paused_page_counts_updates_and_shows_them_on_request(
     assert await live.kills() == [1]
     await live.more.click()
     await live.shows(*range(38, 0, -1))
-    # The page is still paused, and the focus has moved to another button.
+    # The page is still paused, and the keyboard focus has moved to the button "Resume".
     await expect(live.more).to_be_hidden()
     await expect(live.page.get_by_role("button", name="Resume")).to_be_focused()
     await publish(amqp, exchange, killmail(39))
@@ -155,7 +155,10 @@ async def test_page_can_be_used_with_the_keyboard_alone(
 async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """If the page kept 200 such large updates while it is paused or hidden, they would exceed its memory."""
+    """While paused or hidden, the page may hold 200 updates.
+
+    If it kept such large updates whole, they would exceed its memory.
+    """
     await live.open(port_of(watched))
     await live.page.locator("#pause").click()
     large = [{**EVENT, "eventId": f"large{number}", "much": [[]] * 300_000} for number in range(10)]
@@ -191,7 +194,7 @@ async def test_first_updates_are_seen_on_a_phone_without_scrolling(
     await live.page.get_by_text("Rate and bridge").click()
     await expect(chart).to_be_visible()
     await expect(live.page.locator("#connections")).to_be_visible()
-    # The phone is rotated, and then rotated back.
+    # The test rotates the phone, and then rotates it back.
     await live.page.get_by_text("Rate and bridge").click()
     await live.page.set_viewport_size({"width": 800, "height": 360})
     await expect(chart).to_be_visible()
@@ -214,7 +217,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await live.has(2)
     await live.page.keyboard.press("Escape")
     await expect(live.page.locator("#connections")).not_to_have_text("unknown", timeout=LIMIT_MS)
-    # The script shows the elements that appear only if there is a problem.
+    # The test's script makes the elements visible that otherwise appear only if there is a problem.
     await live.page.evaluate("""() => {
         for (const id of ["why", "figures-note", "more"]) document.getElementById(id).hidden = false
         for (const id of ["why", "figures-note", "refusal", "mistake"])
@@ -229,7 +232,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
         await live.page.set_viewport_size({"width": width, "height": 640})
         assert await live.page.evaluate("document.documentElement.scrollWidth") == width
         if width < 576:
-            # The bar's height is constant, because the list is below the bar.
+            # The bar must not change its height, because the list is below the bar and would move.
             assert await live.page.evaluate("document.getElementById('bar').offsetHeight") == 72
     contrasts = await live.page.evaluate(CONTRASTS)
     assert len(contrasts) > 30
@@ -251,12 +254,12 @@ async def test_page_changes_rarely_and_is_rarely_busy_at_a_thousand_updates_a_se
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched))
-    # The first updates take a browser several times as long as later updates.
+    # A browser needs several times as long for the first updates as for later ones.
     await publish(amqp, exchange, *map(killmail, range(5501, 5801)))
     await live.page.locator("tbody tr:first-child a[href$='/kill/5800/']").wait_for(timeout=LIMIT_MS)
     took_s = await _publish_at_rate(live, amqp, exchange, first=6001, a_second=1000, updates=600)
     long_ms = await live.page.evaluate("longMs")
-    # Changing the list takes less than a fifth of the time, even on a slow machine.
+    # Even on a slow machine, the browser spends less than a quarter of the time on changes of the list.
     assert sum(long_ms) / 1000 < took_s / 4, long_ms
 
 
@@ -265,7 +268,8 @@ async def _publish_at_rate(
 ) -> float:
     """Publishes updates at a constant rate.
 
-    Checks how often the list has changed, and returns the seconds until the last update was shown.
+    Checks that the list has not changed too often, and returns how many seconds it took until the last update was
+    shown.
     """
     await live.page.evaluate(OBSERVED)
     loop = asyncio.get_running_loop()
@@ -273,7 +277,7 @@ async def _publish_at_rate(
     piece = max(1, a_second // 4)
     for start in range(first, first + updates, piece):
         await publish(amqp, exchange, *map(killmail, range(start, min(start + piece, first + updates))))
-        # The sleep sets the rate of the updates. The sleep does not wait for a condition.
+        # The sleep only sets the rate at which the updates are published.
         await asyncio.sleep(max(0.0, began + (start + piece - first) / a_second - loop.time()))
     newest = live.page.locator(f"tbody tr:first-child a[href$='/kill/{first + updates - 1}/']")
     await newest.wait_for(timeout=LIMIT_MS)

@@ -20,7 +20,7 @@ from tests.support.running import port_of, running, unique
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# Counts the changes of the page's state that a screen reader reads out, without changes of hidden parts.
+# Counts how often a screen reader would read out a change of the page's state. Changes of hidden parts do not count.
 SPOKEN = """() => {
     window.spoken = 0
     const state = document.getElementById("state")
@@ -81,13 +81,14 @@ async def test_page_shows_that_the_bridge_does_not_consume_and_what_may_be_missi
             await live.open(port_of(bridge))
             await line.close()
             await live.shows_state(re.compile("^Broker lost [0-9]+ s ago; trying again. No updates come.$"))
-            # A screen reader does not read out each change of the duration.
+            # The text changes every second, but a screen reader does not read these changes out.
             spoken = live.page.locator("header").get_by_role("status")
             await expect(spoken).to_match_aria_snapshot("- status: Broker lost; trying again. No updates come.")
             await live.page.evaluate(SPOKEN)
             await live.shows_state(re.compile("^Broker lost ([3-9]|[1-9][0-9]+) s ago;"))
             assert await live.page.evaluate("spoken") == 0
-            # The error text may change at each attempt.
+            # The text of the error may be different after each attempt to reconnect, so the test only checks that there
+            # is a text.
             await expect(live.page.locator("#why")).not_to_be_empty()
             await expect(live.page.locator("#broker")).to_contain_text("lost for", timeout=LIMIT_MS)
             await line.open()

@@ -1,9 +1,10 @@
 """Runs Autobahn's cases against a server that never answers a message.
 
-The program writes the outcomes as JSON to standard output. Run `python -m tests.conformance.autobahn URL` as a separate
-process, because kosoku puts its folders at the front of Python's path and changes `binascii`. The cases are sent
-unchanged. If a case waits for an echo, the program sends a ping after the message, and the case waits for the pong
-instead. The pong shows that the bridge has read everything before the ping, and that the connection still works.
+The program writes the outcomes as JSON to standard output. Run this module only as a separate process (`python -m
+tests.conformance.autobahn URL`), because kosoku changes the module `binascii` and puts its own folders at the front of
+Python's path. The frames of the cases are sent unchanged. If a case waits for an echo, the program sends a ping after
+the message, and the case waits for the pong instead. The pong shows that the bridge has read everything before the
+ping, and that the connection still works.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ STILL_THERE = "still there?"
 PING = 9
 
 CONCURRENCY = 64
-"""The number of cases that run at the same time. The cases that wait for one second take most of the time."""
+"""The number of cases that run at the same time. Most of the time is spent in cases that wait for one second."""
 
 TIMEOUT_S = 10.0
 """The timeout that replaces the cases' own timeouts of 0.5 or 1 s, because the machine may be busy."""
 
 
 class CaseProtocol:
-    """The protocol of a case, which sends a ping after the case's last message."""
+    """A wrapper of a case's protocol that sends a ping after the last message of the case."""
 
     def __init__(self, protocol: Any, case: Any) -> None:
         vars(self).update(_protocol=protocol, _case=case)
@@ -56,7 +57,7 @@ class CaseProtocol:
 
 
 def without_echo(case: type) -> type:
-    """Returns the case with a `CaseProtocol`."""
+    """Returns a case that uses a `CaseProtocol`."""
 
     def __init__(self: Any, protocol: Any) -> None:  # noqa: N807 - a method of the class below
         case.__init__(self, CaseProtocol(protocol, self))  # type: ignore[misc]  # `self` is of the class below
@@ -65,7 +66,7 @@ def without_echo(case: type) -> type:
 
 
 async def outcomes(url: str) -> list[dict[str, Any]]:
-    """Returns kosoku's result of each case."""
+    """Runs all cases with kosoku, and returns the result of each case."""
     import kosoku  # noqa: PLC0415 - it changes sys.path and binascii, so it is imported last
     from kosoku.cases import CASES  # noqa: PLC0415 - importable only after kosoku
 
@@ -93,5 +94,6 @@ async def outcomes(url: str) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     sys.stdout.buffer.write(orjson.dumps(asyncio.run(outcomes(sys.argv[1]))))
     sys.stdout.flush()
-    # `os._exit` skips the interpreter's shutdown, in which a running thread of kosoku could abort the process.
+    # A thread of kosoku may still run, and could abort the process during the interpreter's shutdown, so `os._exit`
+    # skips this shutdown.
     os._exit(0)

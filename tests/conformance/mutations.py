@@ -1,4 +1,4 @@
-"""Makes random mutations of the vectors' values, on which the two validators must agree.
+"""Makes random mutations of the values in the conformance vectors. The two validators must agree about each mutation.
 
 `python -m tests.conformance.mutations --count 200000 --seed 7` validates 200,000 mutations and prints the
 disagreements. Mutations never contain values that only one of the parsers accepts: numbers that overflow, lone
@@ -19,7 +19,7 @@ from tests.conformance.odd import CHARACTERS, DATE_TIME_PARTS, FRACTIONS, NAMES,
 from tests.conformance.validators import Case, Result
 
 CHUNK = 50_000
-"""The number of cases for one process of Node."""
+"""The number of cases that one process of Node validates."""
 
 
 class Number(str):
@@ -30,7 +30,7 @@ class Number(str):
 
 @dataclass(slots=True)
 class Members:
-    """An object, in which a name can occur twice."""
+    """A JSON object, in which a name can occur more than once."""
 
     pairs: list[tuple[str, "Value"]]
 
@@ -64,7 +64,7 @@ class Mutator:
     def cases(self) -> Iterator[Case]:
         """Yields cases without end."""
         validated = [(vector.valid, vector.validated) for vector in vectors.everything() if vector.validated]
-        # Mutations of invalid values find fewer disagreements than mutations of valid values.
+        # Valid values are mutated more often than invalid values, because their mutations find more disagreements.
         weights = [5 if valid else 1 for valid, _ in validated]
         bases = [(schema, parse(text)) for _, (schema, text) in validated]
         while True:
@@ -135,7 +135,7 @@ class Mutator:
         elif what < 0.9:
             items.insert(at, self.anything(items[at]))
         elif write(items[at]).count(",") < 9:
-            # The lengths go up to and beyond the limit of 100 items that some lists have.
+            # Some lists have a limit of 100 items, so mutated lists can have about 100 items, and more.
             items.extend([items[at]] * self.random.choice([1, 2, 98, 99, 100]))
         return items
 
@@ -185,7 +185,7 @@ class Mutator:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A case with different results."""
+    """A case for which the two validators have different results."""
 
     schema: str
     text: str

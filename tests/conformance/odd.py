@@ -1,4 +1,4 @@
-"""Unusual values for mutations. Validators, parsers and programmers treat unusual values differently."""
+"""Unusual values for mutations. Two validators or parsers may treat such a value differently."""
 # ruff: noqa: SIM905 - as list literals, one value on each line, these would be hundreds of lines
 
 NUMBERS = """
@@ -10,7 +10,7 @@ NUMBERS = """
     18446744073709551615 18446744073709551616 -18446744073709551616 10000000000000000000000000000000000000000
     1.7976931348623157e308 0.1 0.30000000000000004 0.99999999999999999 1.0000000000000001 1e-7 1e-20
 """.split()
-"""Numbers as JSON texts, because the notation matters too."""
+"""JSON texts of numbers, because the same number can be written in several ways."""
 
 STRINGS = [
     *"0 1 -1 null true x killmail corporation battle a-b a--b -a http://a https:// https://killboard.example/".split(),
@@ -32,7 +32,7 @@ CHARACTERS: list[str] = [
     "\u017f",
     "\u212a",
 ]
-"""Unusual characters, which include digits, a minus sign and letters that look like ASCII but are not."""
+"""Unusual characters. Some look like ASCII digits, letters or a minus sign, but are not ASCII."""
 
 DATE_TIME_PARTS = [
     (0, 4, "0000 0001 1899 1900 2000 2023 2024 2100 9999".split()),

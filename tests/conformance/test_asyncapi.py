@@ -56,7 +56,7 @@ OWN = {
 
 
 def find(node: str, *documents: bytes) -> list[list[str]]:
-    """Returns the parser's messages about each document, without the message that AsyncAPI has a newer version."""
+    """Returns the parser's messages about each document, but not the advice to use a newer version of AsyncAPI."""
     sources = orjson.dumps([document.decode() for document in documents])
     done = subprocess.run([node, "asyncapi.mjs"], cwd=NODE, input=sources, capture_output=True, timeout=60, check=False)
     assert (done.stderr, done.returncode) == (b"", 0)
@@ -99,7 +99,7 @@ BROKEN = {
     "reference": (b"schemas/killmail", b"schemas/killmall", "killmall"),
     "version": (b'"asyncapi": "3.0.0"', b'"asyncapi": "2.0.0"', "must"),
 }
-"""A text in a valid document, its wrong replacement, and a part of the parser's message."""
+"""For each error: a text in a valid document, its wrong replacement, and a part of the parser's message."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""Autobahn's cases of RFC 6455 against a bridge, which never answers a message, with both event loops.
+"""Runs Autobahn's cases for RFC 6455 against a bridge with each of the two event loops.
+
+The bridge never answers a client's message.
 
 The tests run the 247 cases of all sections except 9, 12 and 13, which measure speed and compression.
 """
@@ -25,21 +27,24 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 CASES_LIMIT_S = 60
-"""The limit for all cases. The cases take 2 s, or a multiple of autobahn.TIMEOUT_S if many cases fail."""
+"""The limit in seconds for all cases together.
+
+They usually take 2 s, or several times `autobahn.TIMEOUT_S` if many cases fail.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Everything that a client receives from the bridge in a case, with the number of octets.
+    """Everything that the client receives from the bridge in a case, and the number of octets.
 
     kosoku reads until the close frame, and then closes the TCP connection. The integration tests check that the bridge
     also closes the connection.
     """
 
     passed: bool
-    """Whether the case itself passed."""
+    """Whether Autobahn itself reports that the case passed."""
     received: tuple[tuple[str, str], ...]
-    """The pongs with their payloads (one character for each byte), and the pauses that a case reported."""
+    """The received pongs with their payloads (one character for each byte), and the pauses that ended."""
     code: int | None
     """The code and the reason of the bridge's close frame."""
     reason: str
@@ -61,7 +66,7 @@ def outcome(
     *,
     closes_first: str = "client",
 ) -> Outcome:
-    """Returns an expected outcome: the received frames and a close frame, unmasked, and nothing else."""
+    """Returns the expected outcome if the client receives only unmasked frames: `received`, and a close frame."""
     payloads = [payload for kind, payload in received if kind == "pong"]
     close_octets = 0 if code is None else 2 + len(reason)
     return Outcome(
@@ -77,7 +82,7 @@ def outcome(
 
 
 def closed(code: int | None, *payloads: str) -> Outcome:
-    """Returns the outcome if the bridge answers the client's pings, and its close frame with the same code."""
+    """Returns the outcome if the bridge answers all pings, and answers the client's close frame with the same code."""
     return outcome(pongs(*payloads), code)
 
 
@@ -87,14 +92,14 @@ def ignored(*payloads: str) -> Outcome:
 
 
 def failed(reason: CloseReason, *pauses: str) -> Outcome:
-    """Returns the outcome if the bridge fails the connection before it reads more frames."""
+    """Returns the outcome if the bridge closes the connection because of a violation, and reads no further frames."""
     return outcome(tuple(("timeout", pause) for pause in pauses), reason.code, reason.phrase, closes_first="bridge")
 
 
 def invalid_close(reason: CloseReason) -> Outcome:
     """Returns the outcome if the client's close frame violates the protocol.
 
-    The bridge's close frame has the reason of the violation.
+    The close frame that the bridge sends names the violation.
     """
     return outcome((), reason.code, reason.phrase)
 
@@ -106,7 +111,7 @@ TEN = [f"payload-{number}" for number in range(10)]
 EXPECTED = [
     # A message of up to 128 KiB in one frame, in reads of any size
     ("1.1.1-8 1.2.1-8", ignored()),
-    # Pings up to the longest, and unsolicited pongs
+    # Pings with payloads up to the maximum length, and unsolicited pongs
     ("2.1", closed(1000, "")),
     ("2.2", closed(1000, "Hello, world!")),
     ("2.3", closed(1000, "\x00\xff\xfe\xfd\xfc\xfb\x00\xff")),
@@ -129,12 +134,14 @@ EXPECTED = [
     # Invalid UTF-8: complete and truncated sequences, beyond Unicode, overlong, surrogates
     ("6.3.1-2 6.6.1 6.6.3-4 6.6.6 6.6.8 6.6.10 6.8.1-2 6.10.1-3 6.11.5 6.12.1-8 6.13.1-5", failed(INVALID)),
     ("6.14.1-10 6.15.1 6.16.1-3 6.17.1-5 6.18.1-5 6.19.1-5 6.20.1-7 6.21.1-8", failed(INVALID)),
-    # Invalid UTF-8 in pieces, with a pause before and after the invalid piece: the bridge fails before the second pause
+    # Invalid UTF-8 in pieces, with a pause before and after the invalid piece: the bridge closes the connection before
+    # the second pause
     ("6.4.1-4", failed(INVALID, "A")),
     # A close frame after a message, before other frames, and between fragments
     ("7.1.1", ignored()),
     ("7.1.2-6", closed(1000)),
-    # A close frame without a code, with one byte of a code, with reasons up to the longest, with a longer reason
+    # Close frames without a code, with only one byte of a code, with reasons up to the maximum length, and with a
+    # longer reason
     ("7.3.1", closed(None)),
     ("7.3.2", invalid_close(VIOLATION)),
     ("7.3.3-5", closed(1000)),
@@ -230,7 +237,7 @@ async def _each_case(broker: Broker, exchange: str) -> None:
             reasons = [outcome.reason for outcome in expected.values()]
             for reason in (VIOLATION, INVALID):
                 assert sample(bridge, "bridge_evictions_total", reason=reason.slug) == reasons.count(reason.phrase)
-            # The listening client received no message from the cases, and receives updates after them.
+            # Another client of the bridge received nothing while the cases ran, and receives updates after them.
             async with await aio_pika.connect(broker.url, timeout=10) as amqp:
                 await publish(amqp, exchange, EXAMPLE)
             assert orjson.loads(await listener.recv())["data"] == EXAMPLE

@@ -1,4 +1,4 @@
-"""The bridge answers each handshake of real libraries with 101, however the request is split.
+"""The bridge answers each handshake of a real library with 101, in whatever pieces the request arrives.
 
 The requests in `handshakes.json` were recorded from runs of the libraries. `integration/test_libraries.py` runs the
 libraries that can be installed.
@@ -58,6 +58,6 @@ def test_handshake_of_a_library_is_the_same_at_any_split(name: str) -> None:
 
 @pytest.mark.parametrize("name", HANDSHAKES)
 def test_handshake_of_a_library_to_another_name_of_the_bridge_is_answered_with_an_upgrade(name: str) -> None:
-    """A library that sends an Origin sends the origin of its URL, except Go's example."""
+    """The libraries that send the header Origin take it from the requested URL, except Go's example."""
     handshake = HANDSHAKES[name].replace(b"127.0.0.1", b"bridge")
     assert_is_upgraded(parse(handshake))

@@ -42,7 +42,7 @@ def test_valid_event_becomes_the_update(vector: Vector) -> None:
 def _kinds(value: Any) -> Any:
     """Returns the types of all values.
 
-    The types distinguish 1 from true, which are equal in Python, but not 1 from 1.0.
+    The types of 1 and true differ, although Python treats 1 and true as equal; the types of 1 and 1.0 do not differ.
     """
     if isinstance(value, dict):
         return {name: _kinds(inner) for name, inner in value.items()}
@@ -174,7 +174,7 @@ def _has_member(value: Any, path: tuple[str, ...]) -> bool:
 
 
 def _has_value(vector: Vector) -> bool:
-    """Whether the vector's pointer leads to a value."""
+    """Whether the value has a part at the vector's pointer."""
     return _resolves(vector.members["value"], str(vector.pointer))
 
 
@@ -186,7 +186,7 @@ def _resolves(value: Any, pointer: str) -> bool:
     return True
 
 
-# The limits in the schemas, of which some are too large for a file of vectors.
+# The limits in the schemas. Some limits are so large that a file of vectors can't test them.
 
 
 def _limits() -> Iterator[tuple[str, tuple[str, ...], str, int]]:

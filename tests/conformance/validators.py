@@ -1,7 +1,7 @@
 """Two validators that must agree: jsonschema-rs, which the bridge uses, and Ajv, which many clients use.
 
 A case is the name of a schema and a JSON text. A result has the JSON Pointers of all violations, and is empty if the
-text is valid. Each validator uses a parser of its language: orjson, and JSON.parse.
+text is valid. Each validator uses a parser of its own language: orjson in Python, and JSON.parse in JavaScript.
 """
 
 import subprocess

@@ -13,15 +13,15 @@ from bridge.contract.pipeline import Event, Reason
 
 FOLDER = PACKAGED / "vectors"
 EVENTS = "events"
-"""The file of complete events. Each other file of vectors has the name of its schema."""
+"""The file of complete events. Every other file of vectors is named after its schema."""
 
 DEFAULT_TYPE = "killmail"
-"""The default type of the exchange, if the vector of a complete event does not name a type."""
+"""The exchange's default type for a complete event whose vector names no default type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A vector, with the common members of its file."""
+    """A vector, with the members that all vectors of its file share."""
 
     file: str
     name: str
@@ -35,7 +35,7 @@ class Vector:
 
     @property
     def pointer(self) -> str | None:
-        """The wrong place in the value, or None if the vector is valid or has several wrong places."""
+        """The JSON Pointer to what is wrong in the value, or None if the vector is valid or several parts are wrong."""
         pointer: str | None = self.members.get("pointer")
         return pointer
 
@@ -83,7 +83,7 @@ class Vector:
         return self.schema, self.event.body
 
     def agrees(self, pointers: Set[str]) -> bool:
-        """Whether a validator finds no violation in a valid vector, and one at the pointer in an invalid vector.
+        """Whether a validator agrees: no violation in a valid vector, or a violation at the pointer of an invalid one.
 
         A placeholder violates the schema at the pointer or below it.
         """

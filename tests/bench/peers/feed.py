@@ -1,7 +1,7 @@
 """Writes each event of the exchange to standard output as an update, one per line.
 
-The program `floor` reads these lines and sends them to its clients. The feed is a separate process, because the program
-`floor` measures the fan-out only, without the cost of consuming.
+The program `floor` reads these lines and sends them to its clients. The feed is a separate process, so that the cost of
+the program `floor` does not include consuming from the broker.
 """
 
 import os
@@ -12,7 +12,7 @@ from tests.bench.amqp import Channel
 
 
 def main() -> None:
-    """Runs the program. If the program is faster than the reader of its output, the pipe blocks the program."""
+    """Runs the program. A reader that is too slow for its output makes the program wait, because the pipe is full."""
     with Channel(os.environ["AMQP"], timeout_s=None) as channel:
         for body in channel.consume(os.environ["EXCHANGE"]):
             update = b'{"type":"killmail","data":%b,"timestamp":%d}\n' % (body, time.time() * 1000)

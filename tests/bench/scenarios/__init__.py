@@ -1,1 +1,1 @@
-"""The scenarios: each module makes the cases of one scenario."""
+"""The scenarios of the benchmark: each module defines the cases of one scenario."""

@@ -14,7 +14,7 @@ BEFORE_S = 2.0
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns the cases of handshakes and of the storm."""
+    """Returns the cases: handshakes, and a storm of reconnects."""
     clients = 500 if quick else 5000
     return [
         Case(
@@ -40,7 +40,7 @@ def cases(quick: bool) -> list[Case]:
             ),
             functools.partial(_storm, clients=clients, updates=120 if quick else 240),
             clients + WATCHERS,
-            # The floor accepts one client after the other, and its broadcast would wait for the slowest client.
+            # The program `floor` accepts clients one after another, and its broadcast waits for the slowest client.
             not_for=frozenset({FLOOR}),
         ),
     ]

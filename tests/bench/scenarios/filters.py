@@ -1,4 +1,7 @@
-"""Measures the cost of filters and ids, and what filters save, compared with clients without filters and ids."""
+"""Measures what filters and ids cost, and what filters save.
+
+The comparison is with clients that have no filter and no ids.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -11,26 +14,28 @@ from tests.bench.publish import SYSTEM
 
 FILTERS = 500
 SYSTEMS = 100
-"""The number of solar systems that the updates have in turn, if each client asks for one system."""
+"""If each client asks for one solar system, the updates are in this many solar systems in turn."""
 
 ELSEWHERE = 40_000_000
-"""The first id of solar systems without updates. With these additional solar systems, filters differ and still match
-the same updates."""
+"""The lowest id of the solar systems that have no updates.
+
+Each filter also names one of these systems, so that all filters differ but match the same updates.
+"""
 
 RATE = 10
 LIMIT = 1.3
-"""The maximum cost with filters that match every update, as a ratio to the cost without filters."""
+"""With filters that match every update, the cost may be at most this many times the cost without filters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of clients."""
+    """A kind of client, with its query parameters."""
 
     key: str
     name: str
     paths: Sequence[str]
     systems: int = 1
-    """The number of solar systems. A client gets the updates of one solar system."""
+    """The number of solar systems with updates. Each client gets the updates of one of them."""
 
 
 PLAIN = Kind("plain", "without a filter", ())
@@ -59,7 +64,7 @@ def _figures(kind: Kind) -> list[Figure]:
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns one case. The case starts a new bridge for each kind of clients."""
+    """Returns one case. The case starts a new bridge for each kind of client."""
     clients, updates = (5000, 40) if quick else (5000, 200)
     figures = [
         *(figure for kind in KINDS for figure in _figures(kind)),
@@ -84,7 +89,7 @@ def _measure(place: Place, candidate: Candidate, *, clients: int, updates: int) 
 
 
 def _broadcast(place: Place, candidate: Candidate, kind: Kind, clients: int, updates: int) -> Row:
-    """Measures one kind of clients."""
+    """Measures one kind of client."""
     if kind.systems > 1:
         # Each solar system has the same number of clients. More updates are published, because each update reaches few
         # clients.

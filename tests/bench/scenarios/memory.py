@@ -1,4 +1,7 @@
-"""Measures the memory of connections, and the memory that remains when they end, several times in one process."""
+"""Measures the memory of connections, and the memory that remains after they end.
+
+The measurement is repeated in one process.
+"""
 
 import functools
 
@@ -10,7 +13,7 @@ ROUNDS = 3
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns one case, which connects the clients several times itself."""
+    """Returns one case, which itself repeats the measurement with new connections."""
     clients = 500 if quick else 5000
     numbers = range(1, ROUNDS + 1)
     figures = [

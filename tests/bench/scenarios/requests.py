@@ -1,4 +1,4 @@
-"""Measures the cost of a request for the event loop: each kind at its largest size, and the metrics of many types."""
+"""Measures how long the largest request of each kind, and the metrics of many types, keep the event loop busy."""
 
 import contextlib
 import functools
@@ -17,13 +17,13 @@ from tests.support.largest_requests import METRICS, REQUESTS
 
 WATCHERS, RATE = 100, 20
 COSTLY = "forwarded: the maximum number of addresses"
-"""The kind of the requests that are sent while the delay of other clients is measured."""
+"""The delay of other clients is measured while requests of this kind are sent."""
 
 _LIMIT_S = 10.0
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns the cases, for the bridge alone: other programs do not interpret requests."""
+    """Returns the cases, which measure only the bridge: the other programs do not interpret requests."""
     count, types, updates = (20, 2000, 60) if quick else (300, 2000, 400)
     return [
         Case(
@@ -91,7 +91,7 @@ def _with_requests(place: Place, candidate: Candidate, *, updates: int) -> Row:
 
 
 def _cost_ms(server: Server, request: bytes, count: int) -> float:
-    """Returns the milliseconds of processor time for one request, with its connection and its response."""
+    """Returns the processor time of one request in milliseconds, including its connection and its response."""
     for _ in range(3):
         _request(server, request)
     server.settle()
@@ -102,7 +102,7 @@ def _cost_ms(server: Server, request: bytes, count: int) -> float:
 
 
 def _request(server: Server, request: bytes) -> None:
-    """Sends a request and reads the response. Does not read the messages after an upgrade."""
+    """Sends a request and reads the response. After an upgrade, the function does not read the WebSocket messages."""
     with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as client:
         client.sendall(request)
         if client.recv(65536).startswith(b"HTTP/1.1 101"):
@@ -113,7 +113,7 @@ def _request(server: Server, request: bytes) -> None:
 
 @contextlib.contextmanager
 def _requesting(server: Server) -> Iterator[None]:
-    """Sends requests, one after the other, until the end of the context."""
+    """Sends one request after another until the end of the context."""
     over = threading.Event()
 
     def ask() -> None:

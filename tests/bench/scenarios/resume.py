@@ -17,8 +17,10 @@ ENOUGH = 60_000
 """The number of updates that fill the log."""
 
 EVERYTHING = "/updates?after=0-00000000"
-"""A request target with an id that is in no update log. The bridge reports missing updates, and sends all updates in
-its log."""
+"""A request target with an id that no update log contains.
+
+The bridge reports missing updates, and sends all updates in its log.
+"""
 
 SIZES = (1, 20, 200)
 LIMIT_MS = 50
@@ -51,7 +53,7 @@ def _figures(size: int) -> list[Figure]:
 
 def _measure(place: Place, candidate: Candidate, *, updates: int) -> Row:
     with serving(candidate, place, BRIDGE_LOG_BYTES=LOG) as server:
-        # When this client has all updates, no update is still on its way.
+        # When this client has all updates, the bridge has sent everything that was published.
         with crowd(place, server, 1, frames=ENOUGH) as witness:
             witness.ready()
             with publishing(place, ENOUGH, 0):

@@ -8,7 +8,7 @@ from tests.bench.crowd import Seen, crowd, publishing
 
 RATE = 100
 PAD = 1800
-"""The number of bytes that are added to a usual killmail, for updates of 2 KB."""
+"""This many bytes are added to a usual killmail, so that an update has 2 KB."""
 # The log is so small that it overwrites the updates that stalled clients need. An update must not be larger than the
 # log.
 SETTINGS = {"BRIDGE_LOG_BYTES": "2MiB", "BRIDGE_MAX_MESSAGE_BYTES": "1MiB"}

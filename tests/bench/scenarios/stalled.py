@@ -1,4 +1,4 @@
-"""Measures the memory for clients that read nothing, by their number, the size of updates and the transport."""
+"""Measures the bridge's memory while clients read nothing: by number of clients, size of updates, and transport."""
 
 import asyncio
 import contextlib
@@ -36,12 +36,18 @@ KERNEL_BYTES = 131_072
 stalls every client."""
 
 STEP_BYTES = 65_536
-"""The bytes of updates that are published at a time until all clients lag. A larger update is published alone."""
+"""Updates are published in steps of about this many bytes until all clients lag.
+
+If one update is larger, it makes up a step.
+"""
 
 SAMPLE_S = 0.005
 LIMIT_S = 120.0
 HANDSHAKES = 8
-"""The number of simultaneous handshakes. During a handshake, OpenSSL releases Python's lock."""
+"""The number of simultaneous handshakes.
+
+Handshakes in several threads run in parallel, because OpenSSL releases Python's lock.
+"""
 
 _UPDATES = 'bridge_updates_total{type="killmail"}'
 _LAGGING = 'bridge_connections_lagging{transport="websocket"}'
@@ -49,7 +55,10 @@ _EVICTED = 'bridge_evictions_total{reason="too-slow"}'
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns the cases. Each case starts a new bridge, because a bridge reuses the memory that it once had."""
+    """Returns the cases.
+
+    Each case starts a new bridge, because a bridge that has run before reuses its memory and grows less.
+    """
     return [
         Case(
             f"stalled: {clients} clients read nothing, {'TLS' if tls else 'plain'}, updates of {name}",
@@ -116,14 +125,17 @@ class _Publisher:
         self._count = self.metric(_UPDATES)
 
     def publish(self, count: int) -> None:
-        """Publishes updates. Returns when the bridge has broadcast all updates so far."""
+        """Publishes updates. Returns when the bridge has broadcast all updates that were published so far."""
         for _ in range(count):
             self._channel.write(self._publication.of(self._events.next()))
         self._count += count
         self.await_metric(_UPDATES, self._count)
 
     def stall(self, clients: int) -> None:
-        """Publishes until each client lags because its socket is full. A client can also lag before its first write."""
+        """Publishes until each client lags because its socket is full.
+
+        A client can also lag for a moment because nothing has been written to it yet.
+        """
         step = max(1, STEP_BYTES // self._size)
         while True:
             self.publish(step)
@@ -161,7 +173,7 @@ def _sampled(memory: Memory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stalled(server: Server, count: int, context: ssl.SSLContext | None) -> Iterator[None]:
-    """Connects clients that read nothing after the response to their handshake."""
+    """Connects clients that read the response to their handshake, and nothing after it."""
     with contextlib.ExitStack() as clients, ThreadPoolExecutor(HANDSHAKES) as pool:
         try:
             for client in pool.map(lambda _: _client(server, context), range(count)):
@@ -174,8 +186,8 @@ def _stalled(server: Server, count: int, context: ssl.SSLContext | None) -> Iter
 def _client(server: Server, context: ssl.SSLContext | None) -> socket.socket:
     client = socket.socket()
     client.settimeout(LIMIT_S)
-    # The buffer size is set before connect, which announces the window. The kernel raises the buffer size to its
-    # minimum.
+    # The buffer size must be set before the connection is opened, because the TCP handshake announces a window of this
+    # size. The kernel raises a size of 1 to the smallest size that it allows.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     client.connect((LOOPBACK, server.port))
     if context is not None:
