@@ -308,7 +308,7 @@ async def test_close_that_a_cancellation_does_not_end_is_abandoned_in_time(clock
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert clock.now_s - before_s <= 2 * DEFAULT.give_up_s + 0.01
-    # The fake connection is ended, so that no task is left behind.
+    # The test ends the fake connection, so that no task keeps running.
     closable._aborted.set()
     await closable.ended.wait()
 
@@ -329,7 +329,7 @@ async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
 ) -> None:
     monkeypatch.setattr(connection_errors, "detect_container", lambda: place)
     with socket.socket() as unused:
-        # The socket is bound and does not listen, so the kernel refuses.
+        # The socket is bound but does not listen, so the kernel refuses connections to its port.
         unused.bind(("127.0.0.1", 0))
         node = Node(f"amqp://{host}:{unused.getsockname()[1]}/")
         with pytest.raises(ConnectionError, match="Connection refused") as raised:

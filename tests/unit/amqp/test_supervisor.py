@@ -1,4 +1,4 @@
-"""Tests of sessions that follow each other, with scripted sessions and without pauses."""
+"""Tests of how one session follows another, with scripted sessions and without pauses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ScriptedSessions:
-    """Sessions that end as the test scripts it. After the last session, a stop is requested."""
+    """Sessions that end in the ways that a test has listed. The last of the scripted sessions requests a stop."""
 
     def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
         self.status = Status()

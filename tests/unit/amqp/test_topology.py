@@ -26,7 +26,7 @@ ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
 class Returning:
     """A broker that has just started, where a passive declaration fails, and an active declaration succeeds.
 
-    RabbitMQ answers in this way for about 50 ms after its start, which is too short for a test.
+    A real RabbitMQ behaves like this only for about 50 ms after it starts, so a test can't rely on it.
     """
 
     def __init__(self, words: str) -> None:
@@ -46,9 +46,9 @@ class Returning:
 
 
 async def test_queue_that_is_not_up_yet_does_not_count_as_declared() -> None:
-    """When a queue comes up late, it can have lost confirmed events.
+    """A queue that comes up late may have lost confirmed events.
 
-    If the bridge declared a new queue, it would not report the loss of the old queue's events.
+    If the bridge replaced a queue that is not up yet, it would not report the loss of this queue's events.
     """
     broker = Returning(NOT_UP)
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity, match="is down or inaccessible"):

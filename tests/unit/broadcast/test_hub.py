@@ -31,18 +31,23 @@ SMALL = b"x" * 58
 
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
-"""A pong that is too large for a socket with little room. The pong is an example of bytes that are not updates."""
+"""A pong that is too large for a socket with little room.
+
+The tests use this pong as an example of bytes that are not updates.
+"""
 
 ONE_PIECE = CATCH_UP_BYTES - 4
 """The size of a payload whose frame fits exactly into one piece."""
 
 LITTLE_ROOM = 1
-"""The requested buffer size of a socket. The kernel uses 4608 bytes instead, and a write needs more room than its
-data."""
+"""The requested buffer size of a socket.
+
+The kernel makes the buffer 4608 bytes large instead, and written data takes more room than its own size.
+"""
 
 
 def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """Splits the bytes that a client has read into text frames, other frames, and a last incomplete frame."""
+    """Splits the bytes that a client has read into its text frames, its other frames, and an incomplete frame."""
     texts, others, at, closed = bytearray(), [], 0, False
     while at + 2 <= len(stream):
         start, length = at + 2, stream[at + 1]
@@ -63,14 +68,14 @@ def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
 
 
 def read_on(scene: Scene, subscriber: SocketSubscriber) -> None:
-    """Reads as the client until no bytes are left."""
+    """Reads the client's end of the connection until no bytes are left."""
     while subscriber.read() or subscriber.held:
         subscriber.drain()
         scene.turns.settle()
 
 
 class RecordingListener:
-    """Records what a client has received at each flush."""
+    """At each flush, records what a client has received so far."""
 
     def __init__(self) -> None:
         self.subscriber: FakeSubscriber | None = None
@@ -83,7 +88,7 @@ class RecordingListener:
 
 @pytest.fixture(params=["each", "many at once"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """A scene for each way of writing to sockets, because all ways must have the same results."""
+    """Runs each test once for each way of writing to sockets, because all ways must have the same results."""
     monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000 if request.param == "each" else 1)
     with closing(Scene()) as scene:
         yield scene
@@ -758,7 +763,7 @@ def test_connection_continues_in_the_next_turn_after_its_transport_took_the_rest
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
-    monkeypatch.setattr(subscriber, "write", lambda data: None)  # like a transport that takes all data at once
+    monkeypatch.setattr(subscriber, "write", lambda data: None)  # like a transport that accepts all data at once
     scene.publish(b"a" * 20_000, b"b")
     assert not subscriber.congested
     assert scene.hub.lagging == 1
@@ -981,7 +986,7 @@ def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene
     congested.drain()
     scene.turns.settle()
     ready.close(CloseReason.IDLE)
-    # The transport of the live connection took the update before it reported its end.
+    # The live connection's transport accepted the update before the transport reported its end.
     assert scene.hub.sent_bytes == 5 * len(frames)
 
 
@@ -993,7 +998,10 @@ LOG_BYTES = 40_000
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Updates, congestion and drains in any order. Each client receives the published updates in order."""
+    """Publishes updates, and congests and drains connections, in any order.
+
+    Each client receives the published updates in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -1004,7 +1012,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Each client, with the number of frames that were flushed before the client joined."""
         self._many = live_set.MIN_BATCHED_SOCKETS
         self.counted = True
-        """False if it is not known any more how many bytes were sent to each client."""
+        """False as soon as the test can't know any more how many bytes were sent to each client."""
 
     @initialize(many=st.sampled_from([1, 3, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
@@ -1053,7 +1061,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5))
     def write_something_else(self, which: int) -> None:
         for subscriber in self.with_sockets[which : which + 1]:
-            # While a frame is sent in parts, control frames wait for its end.
+            # A control frame can't be written in the middle of another frame.
             if subscriber.closed is None and not subscriber.offset:
                 subscriber.write(FILLER)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FRAMES = bytes(range(256)) * 1000
-"""More bytes of frames than a socket with little room takes at once."""
+"""Frames with more bytes in total than a socket with little room takes at once."""
 
 
 class Peer:
@@ -93,7 +93,7 @@ class LiveSockets(LiveSet[Peer]):
 
 @pytest.fixture(params=["each", "many at once", "two at once"])
 def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveSockets]:
-    """A live set for each way of writing to sockets, because all ways must have the same results."""
+    """Runs each test once for each way of writing to sockets, because all ways must have the same results."""
     monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000 if request.param == "each" else 1)
     if request.param == "two at once":
         monkeypatch.setattr(socket_writes, "BATCH_SOCKETS", 2)
@@ -265,7 +265,10 @@ def test_connections_may_be_discarded_during_an_iteration() -> None:
 
 @given(st.lists(st.integers(0, 11), max_size=60))
 def test_live_set_agrees_with_a_set_after_any_adds_and_discards(numbers: list[int]) -> None:
-    """Each number adds a peer, or discards a peer of the set twice, like a connection that is closed and then lost."""
+    """Each number adds a peer.
+
+    If the peer is already in the set, the number discards it twice, as if its connection were closed and then lost.
+    """
     live: LiveSet[Peer] = LiveSet()
     peers = [Peer(None if number % 4 == 3 else 100 + number) for number in range(12)]
     model: set[Peer] = set()

@@ -142,9 +142,9 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
 
 
 def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
-    """A client that received the newest evicted update last misses nothing.
+    """A client whose last update is the newest evicted update has missed nothing.
 
-    A client whose last update is older misses some updates.
+    A client whose last update is older than the newest evicted update has missed some updates.
     """
     kept = 300
     index = shared(holding(kept))

@@ -142,14 +142,14 @@ async def test_pauses_between_probes_grow_while_there_is_nothing_newer(stream: S
     stream.newest = 10
     async with stream.detecting():
         await stream.probed(6)
-        # A probe that finds no message takes FIRST_S.
+        # A probe waits FIRST_S for a message before it ends without one.
         pauses_s = [later - earlier - FIRST_S for earlier, later in pairwise(stream.probes_s)]
         assert pauses_s == pytest.approx([20.0, 40.0, *[LONGEST_PAUSE_S] * 3], abs=2 * CHECK_S)
         stream.newest = 11
         stream.read(11)
         before_s = asyncio.get_running_loop().time()
         await stream.probed(7)
-        # When the message arrives, one more probe may be in progress.
+        # A probe may already be in progress when the message arrives.
         assert stream.probes_s[-1] - before_s <= 2 * FIRST_S + 2 * CHECK_S + 0.001, (
             "the pauses begin again with the shortest one"
         )
@@ -258,7 +258,7 @@ async def test_probe_without_a_delivery_finds_nothing_newer(stream: Stream, cloc
 
 
 async def test_channel_that_is_closed_during_a_probe_raises_the_brokers_error(stream: Stream) -> None:
-    """RabbitMQ confirms the consumer before it reads the stream."""
+    """RabbitMQ confirms a consumer before it tries to read the stream, so an error of the stream comes later."""
 
     def end() -> None:
         stream.amqp.channels[0].closing.set_exception(NOT_RUNNING)
@@ -293,7 +293,7 @@ async def test_probe_that_fails_proves_nothing(stream: Stream, answer: object) -
 
 
 async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: VirtualTime) -> None:
-    """The next message that a probe gets proves that all messages with smaller offsets were published before."""
+    """The next message that a probe gets proves that all smaller offsets were published earlier."""
     stream.read(stream.newest)
     async with stream.detecting() as detecting:
         for _ in range(100):
@@ -306,7 +306,7 @@ async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: Virt
 
 
 async def test_end_is_proven_only_when_it_is_read(stream: Stream, clock: VirtualTime) -> None:
-    """The reader is slower than the publishers, so the message that the probe gets is far ahead of the reader."""
+    """The publishers are faster than the reader, so the probe gets a message far ahead of the reader."""
     stream.newest = 1000
     stream.read(10)
     before_s = stream.complete_s

@@ -23,8 +23,10 @@ from tests.support.fake_amqp import OWN, FakeAmqp, FakeTransport, header, method
 
 STREAM = StreamConfig("history", 3600.0, 2**20, window=100)
 BASE = 2**40
-"""The first offset in these tests, large because the library encodes a small number in fewer bytes than a broker
-does."""
+"""The first offset in these tests.
+
+It is large, because the library encodes a small offset in fewer bytes than a broker does.
+"""
 
 
 def id_of(at: int, body: bytes = b"event") -> UpdateId:
@@ -32,7 +34,7 @@ def id_of(at: int, body: bytes = b"event") -> UpdateId:
 
 
 class FedReader:
-    """A stream reader that a test feeds, through one session after another. Offsets are counted from BASE."""
+    """A stream reader that a test feeds, through one session after another. Offsets are relative to BASE."""
 
     def __init__(self) -> None:
         self.recorder = Recorder()
@@ -145,7 +147,7 @@ async def test_message_that_was_read_before_is_settled_and_not_delivered(reader:
 
 
 async def test_session_without_new_messages_reports_nothing(reader: FedReader) -> None:
-    """The session gets only its own marker and the last message, which it had before."""
+    """The session gets only its own marker and a message that an earlier session has already read."""
     reader.begin(3)
     reader.marker(3)
     log = [*reader.recorder.log]
@@ -170,7 +172,7 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(reader: FedRea
 async def test_gap_of_a_marker_is_reported_once_in_its_place(reader: FedReader) -> None:
     """A gap of another bridge is not counted, and does not become the last gap of this bridge.
 
-    The marker may be published twice.
+    A bridge may publish its marker twice.
     """
     gap = Gap(1.0, 2.0, "away")
     body = stream_markers.encode(StreamMarker("theirs", gap))
@@ -263,9 +265,9 @@ async def test_reader_at_the_end_has_missed_nothing_until_then(reader: FedReader
 
 
 async def test_gap_begins_before_the_end_that_later_events_prove(reader: FedReader) -> None:
-    """The events after the missing events prove that the reader reached the end of the stream.
+    """When events arrive after the missing ones, they prove that the reader has reached the end of the stream.
 
-    The gap begins before the moment of this proof.
+    A gap must begin before the reader is proven to have reached the end of the stream.
     """
     reader.feed(1)
     reader.begin(9)

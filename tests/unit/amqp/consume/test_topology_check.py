@@ -71,7 +71,7 @@ async def test_every_request_is_repeated_and_each_has_its_own_channel() -> None:
 
 
 async def test_exchange_is_declared_passively_first() -> None:
-    """An active declaration would create the exchange again, and the bridge would not notice the exchange's loss."""
+    """An active declaration would create a deleted exchange again, and the bridge would not notice the deletion."""
     async with watched(amqp := FakeAmqp().on(EXCHANGE, NO_EXCHANGE)) as watching:
         with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
             await watching.running
@@ -191,7 +191,7 @@ async def test_stray_cancellation_ends_the_check() -> None:
 
 
 async def test_answer_is_reported_with_the_time_of_its_request(clock: VirtualTime) -> None:
-    """If a bridge was frozen for a while, it reads the broker's answer late."""
+    """A bridge that was frozen for a while reads an old answer of the broker."""
     amqp = FakeAmqp().on(EXCHANGE, HANGS).on(BIND, HANGS)
     began_s = clock.monotonic()
 
@@ -211,7 +211,7 @@ async def test_answer_is_reported_with_the_time_of_its_request(clock: VirtualTim
 
 @pytest.mark.parametrize("late", [EXCHANGE, QUEUE, BIND])
 async def test_everything_existed_at_the_time_of_the_earliest_request(clock: VirtualTime, late: str) -> None:
-    """An unanswered request proves nothing: if the exchange was replaced, its binding is gone."""
+    """All requests must be answered: if an exchange was replaced, it exists, but its binding is gone."""
     amqp = FakeAmqp().on(late, None, HANGS)
     began_s = clock.monotonic()
     async with watched(amqp) as watching:

@@ -44,7 +44,7 @@ class RunningChannel:
         self.channel = ConfirmChannel((), "a bridge", self, Status(), self.stopping)
         self.tasks: list[asyncio.Task[str]] = []
         self.published: list[commands.Basic.Properties] = []
-        """The properties of the messages that were reported as published."""
+        """The properties of the messages that the channel has reported as published."""
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
         assert not self.channel.is_open, "the channel opens after the setup"
@@ -241,7 +241,7 @@ async def test_attempts_wait_for_a_channel_and_keep_their_order(running: Running
 async def test_two_messages_of_the_same_id_are_published_one_by_one(
     running: RunningChannel, ids: tuple[str | None, ...], at_once: int
 ) -> None:
-    """aiormq identifies a returned message only by its id, so another message with this id would count as confirmed."""
+    """aiormq finds a returned message only by its id, so it would confuse two messages with the same id."""
     await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
     attempts = [asyncio.create_task(running.publish(each)) for each in ids]
     await asyncio.sleep(0.1)
@@ -265,7 +265,7 @@ async def test_reset_ends_the_session_with_its_reason(running: RunningChannel) -
 
 
 async def test_channel_that_is_closed_ends_no_other_session(running: RunningChannel) -> None:
-    """If hundreds of messages are returned, each of them requests a reset of the same channel."""
+    """If the broker returns hundreds of messages, each of them requests a reset of the channel, maybe after its end."""
     session = await running.open(first := FakeAmqp())
     first.lose()
     await session

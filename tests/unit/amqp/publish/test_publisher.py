@@ -79,9 +79,9 @@ MADE = "exchange killmails fanout durable"
 
 
 async def test_missing_exchange_raises_an_error_that_names_it_and_is_not_declared(broker: FakeBroker) -> None:
-    """If an exchange is missing, its name is wrong, or the bridge has not started yet.
+    """An exchange is missing if its name is wrong, or if the bridge has not started yet.
 
-    As soon as the exchange exists, the same publisher works.
+    Once the missing exchange exists, the same publisher works.
     """
     broker.connections += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
     async with Publisher() as publisher:
@@ -275,7 +275,7 @@ async def test_lost_connection_and_its_return_are_logged_once(
 
 
 async def test_refusal_after_a_working_connection_is_a_loss_and_is_retried(broker: FakeBroker) -> None:
-    """The publisher's settings worked before, so perhaps an operator is changing the broker."""
+    """The broker accepted this publisher before, so the refusal may only mean that an operator is changing it."""
     first = FakeAmqp()
     broker.connections += [first, BrokerRefusal("password changed"), FakeAmqp()]
     async with Publisher() as publisher:

@@ -99,9 +99,9 @@ def test_many_omitted_headers_are_counted() -> None:
 
 
 def test_tens_of_thousands_of_headers_take_no_time() -> None:
-    """Each attempt to publish builds the headers in one turn of the loop.
+    """Each attempt to publish builds all headers in a single turn of the event loop.
 
-    To compare each of 20,000 headers with all other headers would take minutes.
+    If each of 20,000 headers were compared with all others, this would take minutes.
     """
     headers = {f"{number:05}": None for number in range(17_000)}
     began_s = time.process_time()

@@ -105,7 +105,7 @@ async def test_reject_that_is_given_up_stays_with_the_broker() -> None:
 
 
 async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
-    """Returns rejected events that the broker did not confirm before the connection was lost."""
+    """Returns the deliveries of rejected events that the broker did not confirm before the connection was lost."""
     channel = SilentChannel()
     rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
     deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]
@@ -232,9 +232,9 @@ async def test_missing_permission_for_rejects_is_a_refusal_with_a_hint(
 
 @pytest.mark.parametrize("look", ["exchange bridge.rejected passive", "queue bridge.rejected passive"])
 async def test_inaccessible_exchange_or_queue_counts_as_existing(running: RunningRejects, look: str) -> None:
-    """RabbitMQ 4.3 refuses a passive declaration without a permission.
+    """RabbitMQ 4.3 refuses even a passive declaration if the user lacks a permission.
 
-    The answer to the bridge's next request names the missing permission.
+    The refusal is ignored, because the answer to the bridge's next request names the missing permission.
     """
     running.broker.connections.append(FakeAmqp().on(look, REFUSED))
     await running.works()
@@ -265,7 +265,7 @@ async def test_unconfirmed_reject_is_retried_and_failure_and_success_are_logged(
 
 
 async def test_unroutable_reject_sets_everything_up_again(running: RunningRejects) -> None:
-    """If an operator deletes the queue, the bridge declares it again."""
+    """If an operator deletes the queue of rejected events, the bridge declares this queue again."""
     running.broker.connections += [FakeAmqp().on(PUBLISH, returned()), second := FakeAmqp()]
     await running.works()
     delivery = running.reject()
@@ -400,7 +400,7 @@ def of_size(size: int) -> FakeDelivery:
 
 @pytest.fixture
 async def unconfirmed() -> tuple[RejectPublisher, SilentChannel, list[bool]]:
-    """A RejectPublisher without confirms, its channel, and the calls of the flow control."""
+    """A RejectPublisher that gets no confirms, its channel, and the recorded calls of the flow control."""
     flow_control, channel = FakeFlowControl(), SilentChannel()
     rejects = RejectPublisher((), "bridge.rejected", "here", flow_control, Metrics(), wait=False, max_kept=200)
     rejects._channel = channel  # type: ignore[assignment]  # a fake with the used part
@@ -428,9 +428,9 @@ async def test_held_bytes_are_bounded_and_the_bound_is_reported(
 async def test_end_of_a_session_leaves_room_for_the_next_one(
     unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
-    """The publisher gives up rejected events that the broker will deliver again.
+    """When a session ends, the publisher gives up the rejected events that the broker will deliver again.
 
-    Of all other events, the newest are kept within the bound MAX_HELD_BYTES, but at least one event is kept.
+    Of the other events, it keeps the newest that fit into MAX_HELD_BYTES, but always at least one event.
     """
     rejects, channel, full = unconfirmed
     before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]

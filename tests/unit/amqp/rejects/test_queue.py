@@ -197,7 +197,10 @@ class Held:
 
 
 def message(tag: int | None, returned: object = None) -> object:
-    """Returns the answer of `basic.get`. If there is no delivery tag, the answer says that the queue is empty."""
+    """Returns the answer of the broker to `basic.get`.
+
+    Without a delivery tag, the answer to `basic.get` says that the queue is empty.
+    """
     headers: FieldTable = {**REASONS} if returned is None else {**REASONS, "x-delivery-count": cast("Any", returned)}
     properties = commands.Basic.Properties(headers=headers)
     return SimpleNamespace(

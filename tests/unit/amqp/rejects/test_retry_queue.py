@@ -1,4 +1,4 @@
-"""Failed attempts to publish are repeated one at a time, and soon all together after one attempt is confirmed."""
+"""Failed attempts to publish are repeated one at a time. As soon as one is confirmed, the others follow quickly."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ NO_PAUSE = Backoff(first_s=0, longest_s=0)
 
 
 class Pauses:
-    """Replaces the pauses that all attempts share, and counts them."""
+    """Replaces the pauses that all attempts share, and counts these pauses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -56,7 +56,7 @@ async def test_attempts_are_made_one_by_one_until_one_is_confirmed_and_then_all(
 
     tasks = [asyncio.create_task(try_again()) for _ in range(MANY)]
     await eventually("there are some attempts", lambda: attempts >= 10)
-    # Each attempt to publish followed a pause, and the pause before the next attempt has already begun.
+    # There was a pause before each attempt to publish, and the pause before the next attempt has already begun.
     assert attempts <= pauses.count <= attempts + 2
     trouble, before = False, pauses.count
     await asyncio.gather(*tasks)
@@ -77,7 +77,8 @@ async def test_confirmed_attempt_releases_two_others(monkeypatch: pytest.MonkeyP
     retries.confirmed()
     retries.failed()
     await turns()
-    # The first attempt in the queue had already been released, and no further attempt was released.
+    # The confirmed attempt released the first waiting attempt at once, and the failed attempt kept all others from
+    # being released.
     assert sum(task.done() for task in waiting) == 3
     for task in waiting:
         task.cancel()

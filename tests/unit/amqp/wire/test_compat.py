@@ -1,8 +1,8 @@
-"""Tests how pamqp, aiormq and aio-pika behave without each workaround, and with the workaround.
+"""Tests how pamqp, aiormq and aio-pika behave with and without each workaround.
 
-A test with a name that begins with `test_pamqp_`, `test_aiormq_` or `test_aio_pika_` runs the library alone and asserts
-the fault of the library. If a test of a library's fault fails, the library has been fixed, and the workaround and the
-test can be removed.
+A test with a name that begins with `test_pamqp_`, `test_aiormq_` or `test_aio_pika_` uses the library without the
+workaround, and asserts that the library has the fault. If a test of a library's fault fails, the library has been
+fixed, and the workaround and the test can be removed.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ async def test_url_can_not_name_a_transport_factory() -> None:
 
 HEARTBEAT_S = 10
 INTERVAL_S = HEARTBEAT_S // 2
-"""The time between two checks of the heartbeat by aiormq."""
+"""The time between two checks in which aiormq looks for a missing heartbeat."""
 
 GRACE_S = 33
-"""The time without a frame after which aiormq closes a connection."""
+"""If no frame arrives for this time, aiormq closes the connection."""
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ CHANNEL = 1
 class Peer:
     """The broker at the other end of an aiormq connection.
 
-    The peer answers the handshake, and the requests for which a test adds an answer.
+    The peer answers the handshake, and each request for which a test has added an answer.
     """
 
     def __init__(self, frame_max: int = FRAME_MAX, open_reply: object | None = None) -> None:
@@ -213,7 +213,7 @@ class Peer:
     def close(self) -> None:
         """Ends the connection, if a client is connected.
 
-        Since Python 3.12, closing a server waits for the end of its connections.
+        Since Python 3.12, a server is closed only after its connections have ended.
         """
         if self._writer is not None:
             self._writer.transport.abort()
@@ -323,9 +323,9 @@ PERSISTENT = commands.Basic.Properties(delivery_mode=2)
 
 
 async def peak_of_publishing(*, in_pieces: bool) -> float:
-    """Returns the peak memory of a publisher, as a multiple of the body.
+    """Returns the peak memory of a publisher, divided by the size of the message's body.
 
-    All data that the publisher sends is dropped.
+    The test drops all data that the publisher sends.
     """
     async with connected(Peer()) as connection:
         channel = await connection.channel()
@@ -393,7 +393,7 @@ async def test_unroutable_message_is_returned_to_its_publisher() -> None:
 
 async def test_message_of_a_cancelled_publisher_is_sent_to_its_end() -> None:
     async with connected(peer := Peer()) as connection:
-        peer.confirms = False  # a confirm might end the publisher before it is cancelled
+        peer.confirms = False  # a confirm might end the publishing before the test cancels it
         channel = await connection.channel()
         publishing = asyncio.create_task(compat.publish_in_pieces(channel, BODY, "x", "", PERSISTENT))
         await eventually("the message has begun", lambda: peer.count(commands.Basic.Publish) == 1)

@@ -131,7 +131,8 @@ OTHERS = [
     + frame.marshal(ContentHeader(body_size=1), OWN)
     + frame.marshal(body.ContentBody(b"1"), OWN),
 ]
-"""Frames of other channels, and frames of the consumer's channel that are no delivery, such as a returned message."""
+"""Frames of other channels, and frames of the consumer's channel that do not belong to a delivery, such as a returned
+message."""
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -259,12 +260,12 @@ def test_bytes_that_are_not_amqp_are_returned_before_the_channel_is_known(kind: 
 
 PAYLOAD = payload_of(method(exchange="killmails", routing_key="key"))
 IDENTIFIED = 4
-"""The bytes of a method frame's payload, with its class id and method id."""
+"""The number of bytes that the class id and the method id take at the start of a method frame's payload."""
 AT_EXCHANGE = PAYLOAD.index(b"\x09killmails")
 
 
 def promising(payload: bytes, at: int, length: int) -> bytes:
-    """Returns the payload with another value in a string's length octet."""
+    """Returns the payload with `length` in the length octet of the string at `at`."""
     return payload[:at] + bytes([length]) + payload[at + 1 :]
 
 
@@ -286,13 +287,16 @@ CUT_SHORT = {
         for end in range(EMPTY_HEADER)
     },
 }
-"""Deliveries in complete frames, whose methods, headers or strings are too short."""
+"""Deliveries in which every frame is complete, but a method, a header or a string is too short."""
 
 
 @pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
 @pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
 def test_delivery_that_is_cut_short_ends_the_channel(channel: RecordedChannel, before: bytes, cut_short: bytes) -> None:
-    """The malformed delivery is not reported. For earlier deliveries, `on_read_end` is called."""
+    """The malformed delivery is not reported.
+
+    If complete deliveries came before the malformed one, `on_read_end` is called for them.
+    """
     handed_out = [DELIVERED, READ_END] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
     assert channel.feed(before + cut_short + behind) == (b"" if handed_out else before)

@@ -58,7 +58,7 @@ def test_many_settled_ones_after_an_unsettled_one_are_acknowledged_one_by_one() 
 
 @given(st.integers(2, 40), st.data())
 def test_held_deliveries_never_use_up_the_prefetch_while_others_are_settled(prefetch: int, data: st.DataObject) -> None:
-    """If the number of held deliveries is below the prefetch, the other deliveries never use up the prefetch."""
+    """As long as fewer deliveries are held than the prefetch allows, the other deliveries never use up the prefetch."""
     settlement = Settlement(prefetch)
     held: list[int] = []
     unacknowledged: set[int] = set()
