@@ -39,15 +39,18 @@ class Node:
 
     @property
     def virtual_host(self) -> str:
-        """The virtual host that the path of the URL names, or `/` if the URL has no path."""
+        """The virtual host named in the path of the URL, or `/` if the URL has no path."""
         return virtual_host(self.url)
 
 
 class NodesFile(Sequence[Node]):
-    """The broker nodes in a file. Each iteration reads the file again, so that a secret in the file can be renewed."""
+    """The broker nodes in a file. Each iteration reads the file again, so that a new password takes effect."""
 
     def __init__(self, urls: Sequence[str], read: Callable[[], Sequence[str]]) -> None:
-        """`urls` is the file's first content. If `read` raises OSError or ValueError, the last nodes are kept."""
+        """`urls` is the file's first content.
+
+        If `read` raises OSError or ValueError, the nodes from the last successful read stay in use.
+        """
         self._nodes = tuple(map(Node, urls))
         self._read = read
         self._is_unusable = False
@@ -76,11 +79,11 @@ class NodesFile(Sequence[Node]):
     def __getitem__(self, index: slice) -> Sequence[Node]: ...
 
     def __getitem__(self, index: int | slice) -> Node | Sequence[Node]:
-        """Returns one node or a slice of the nodes, as of the last read of the file."""
+        """Returns one node or a slice of the nodes that the last read of the file found."""
         return self._nodes[index]
 
     def __len__(self) -> int:
-        """Returns the number of nodes, as of the last read of the file."""
+        """Returns the number of nodes that the last read of the file found."""
         return len(self._nodes)
 
 
@@ -92,7 +95,10 @@ def broker_nodes(urls: Sequence[str], file: Path | None) -> Sequence[Node]:
 
 
 class NodeRotation:
-    """The order in which nodes are tried. A node that accepts connections but can't be used moves to the end."""
+    """The order in which the bridge tries the nodes.
+
+    A node that accepts a connection but can't be used moves to the end.
+    """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._nodes = nodes
@@ -106,7 +112,7 @@ class NodeRotation:
 
     @asynccontextmanager
     async def setup(self, limit_s: float) -> AsyncIterator[None]:
-        """Raises ConnectionError if the requests after a connect take longer than `limit_s` together."""
+        """Raises ConnectionError if the setup requests on a new connection together take longer than `limit_s`."""
         try:
             async with rpc_timeout(limit_s):
                 yield

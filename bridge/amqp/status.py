@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 class GapSlug(StrEnum):
-    """The reason of a gap in the form that clients get. A slug names no host, no user and no library."""
+    """The reason for a gap in the form that clients get. It contains no host, no user and no library name."""
 
     BROKER_AWAY = "broker-away"
     STREAM_TRUNCATED = "stream-truncated"
@@ -34,8 +34,10 @@ class Gap:
     since_s: float
     until_s: float
     reason: str
-    """The reason of the gap in the words of the broker or a library. Only the operator gets this text, because it may
-    contain hosts and users."""
+    """The reason for the gap, as worded by the broker or a library.
+
+    Only the operator gets this text, because it may contain hosts and users.
+    """
     slug: GapSlug = GapSlug.BROKER_AWAY
 
     def report(self) -> dict[str, object]:
@@ -48,7 +50,7 @@ class Status:
     """The current state of a connection to the broker. Times are monotonic, in seconds."""
 
     answer_valid_s: float = DEFAULT.answer_valid_s
-    """The number of seconds for which an answer of the broker proves that the connection works."""
+    """The number of seconds after an answer of the broker in which the connection counts as working."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
     ever_connected: bool = False
@@ -56,19 +58,21 @@ class Status:
     attempts: int = 0
     """The number of attempts to connect since the last time that the connection worked."""
     failed_connects: int = 0
-    """The number of attempts, since the connection last worked, in which no node has accepted the connection. A pending
-    attempt counts too."""
+    """The number of attempts since the connection last worked in which no node has accepted a connection.
+
+    An attempt that is still going on counts too.
+    """
     broker_may_have_restarted: bool = False
     """True if the broker may have been restarted since the last time that the connection worked."""
     error: str | None = None
-    """The last error of the connection, in the words of the broker. The error is kept after a recovery."""
+    """The last error of the connection, as worded by the broker. It stays here after a recovery."""
     error_unix_s: float | None = None
     """The time of the last error of the connection, in Unix seconds."""
     last_answered_s: float | None = None
-    """The time when the bridge sent the last request that the broker has answered."""
+    """When the bridge sent the latest of the requests that the broker has answered so far."""
 
     def enter(self, state: State, error: str | None = None, requested_s: float | None = None) -> None:
-        """Changes the state, the last error or both.
+        """Sets the state, and sets the last error if `error` is given.
 
         For the state `working`, `requested_s` is the time when the bridge sent the request that the broker has now
         answered.
@@ -88,13 +92,13 @@ class Status:
     def touch(self, requested_s: float) -> None:
         """Records that the broker has answered a request that was sent at `requested_s`.
 
-        The broker's answer may have been read much later.
+        The bridge may have read the answer much later.
         """
         self.last_answered_s = requested_s if self.last_answered_s is None else max(self.last_answered_s, requested_s)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the broker's last answer is recent enough to prove that the connection works."""
+        """True if the broker's last answer is recent enough for the connection to count as working."""
         age_s = math.inf if self.last_answered_s is None else time.monotonic() - self.last_answered_s
         return age_s <= self.answer_valid_s
 

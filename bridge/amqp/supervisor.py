@@ -1,9 +1,9 @@
 """Runs sessions on connections to the broker, one after another, with pauses between the sessions.
 
 Only this module distinguishes a lost connection, a refusal by the broker and a fault of the bridge. A refusal by the
-broker ends the program if no session ever worked. A fault of the bridge is logged with its stack frames. A lost
-connection, a refusal and a fault are all followed by the same pauses. The bridge thus notices a corrected password as
-quickly as a restarted broker.
+broker ends the program if no session has ever worked and `wait` is False. A fault of the bridge is logged with its
+stack frames. The pauses are the same after a lost connection, a refusal and a fault. The bridge therefore notices a
+corrected password as quickly as the return of a broker.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _log = logging.getLogger("bridge.amqp")
 
 
 class UnexpectedError(Exception):
-    """Replaces an error in the log, with the type and the stack frames of the error, but without its text."""
+    """Logged in place of another error, with that error's type and stack frames, but without its text."""
 
 
 async def supervise(
@@ -40,9 +40,9 @@ async def supervise(
 ) -> None:
     """Calls `run_session` until `stopping` is set. Each call runs one session and returns why the session ended.
 
-    After a session that lasted at least `stable_s`, the next attempt follows after the shortest pause. At the end of
-    each session, `on_lost` gets the new state and the reason, before the status changes. Raises BrokerRefusal if the
-    broker refuses before any session has worked, unless `wait` is set.
+    If a session lasted at least `stable_s`, the pause after it is the shortest one. At the end of each session,
+    `on_lost` is called with the new state and the reason, before the status changes. Raises BrokerRefusal if `wait` is
+    False and the broker refuses before any session has worked.
     """
     cancellation = CancellationGuard()
     pauses = Backoff()

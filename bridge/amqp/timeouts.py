@@ -1,7 +1,7 @@
-"""Timeouts for the broker that count only the time in which the event loop of the bridge runs.
+"""Timeouts for the broker's answers. They hardly count the time in which the bridge's event loop is busy.
 
-With 20,000 clients on a third of a processor core, a turn of the loop takes 1 s. An answer of the broker that arrives
-during a long turn is read late, and a plain timeout would blame the broker for the delay.
+With 20,000 clients on a third of a processor core, a turn of the loop takes 1 s. If the broker's answer arrives during
+such a turn, the bridge reads it late. A plain timeout would blame the broker for this delay.
 """
 
 import asyncio
@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 TICKS = 100
-"""The number of ticks of a timeout. A timeout takes at least one turn of the loop for each tick, so that each turn
-counts for at most a hundredth of the timeout."""
+"""The number of ticks of a timeout.
+
+Each tick takes at least one turn of the loop. Even a very long turn therefore counts for at most a hundredth of the
+timeout.
+"""
 
 
 @asynccontextmanager
@@ -33,7 +36,7 @@ def no_reply_error(limit_s: float) -> ConnectionError:
 
 @asynccontextmanager
 async def lag_tolerant_timeout(limit_s: float, on_expiry: Callable[[], object] | None = None) -> AsyncIterator[None]:
-    """Like `asyncio.timeout`, but each turn of the event loop counts for at most a hundredth of the limit.
+    """Like `asyncio.timeout`, but a long turn of the event loop counts for no more than a hundredth of the limit.
 
     `on_expiry` is called when the limit is reached. Raises TimeoutError.
     """
@@ -46,7 +49,7 @@ async def lag_tolerant_timeout(limit_s: float, on_expiry: Callable[[], object] |
 
 
 async def lag_tolerant_sleep(delay_s: float) -> None:
-    """Like `asyncio.sleep`, but each turn of the event loop counts for at most a third of the delay."""
+    """Like `asyncio.sleep`, but a long turn of the event loop counts for no more than a third of the delay."""
     for _ in range(3):  # three ticks instead of a hundred, because thousands of tasks may sleep at the same time
         await asyncio.sleep(delay_s / 3)
 

@@ -32,16 +32,18 @@ _MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([
 """The pattern of the broker's error text for an exchange that differs from its declaration."""
 
 _ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
-"""The pattern of the broker's error text for a queue or an exchange that does not exist. A queue that exists but is not
-up yet causes another text. Just after a start of RabbitMQ 3.10.8, the text says that the queue's home node "is down or
-inaccessible", and a declaration 50 ms later succeeds."""
+"""The pattern of the broker's error text for a queue or an exchange that does not exist.
+
+If a queue exists but is not up yet, the broker's text is different. Just after RabbitMQ 3.10.8 has started, it says
+that the queue's home node "is down or inaccessible". The same declaration succeeds 50 ms later.
+"""
 
 
 _DECLARED_HINT = "if a fetcher publishes to an exchange with another name, correct BRIDGE_EXCHANGES"
 
 
 class Presence(Enum):
-    """Whether an exchange or a queue exists at the broker, as far as the user has permission to check."""
+    """What the bridge knows about the existence of an exchange or a queue at the broker."""
 
     EXISTS = auto()
     ABSENT = auto()
@@ -62,15 +64,17 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The exchanges and the queue that events flow through."""
+    """The exchanges and the queue through which events reach the bridge."""
 
     exchanges: tuple[Exchange, ...]
     queue: str
     unverified_bindings: tuple[str, ...] = ()
-    """Exchanges that the broker's user has no permission to bind to the queue. The owner of the queue must have bound
-    these exchanges."""
+    """The exchanges that the bridge has no permission to bind to the queue.
+
+    Events arrive only if the queue's owner has bound them.
+    """
     inaccessible: tuple[str, ...] = ()
-    """Exchanges that the broker's user has no permission to check."""
+    """The exchanges whose existence the bridge has no permission to check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +98,18 @@ async def set_up(
 ) -> Topology:
     """Finds or declares the exchanges and the queue, and binds the queue to the exchanges.
 
-    `known` has the exchanges as the last session found them. `prepare` finds or declares the queue. If an exchange or
-    the queue was missing, `on_created` is called, even if a later step fails. If an exchange or the queue was missing,
-    no queue of the bridge has the earlier events. Raises BrokerRefusal if a permission is missing or an exchange would
-    never deliver. Raises ConnectionError if an exchange is missing that only its owner can declare.
+    `known` contains the exchanges as the last session found them. `prepare` finds or declares the queue. `on_created`
+    is called if an exchange or the queue was missing, even if a later step fails. Events published while it was missing
+    never reached the bridge's queue. Raises BrokerRefusal if a permission is missing or an exchange would never deliver
+    to the bridge. Raises ConnectionError if an exchange is missing and only the exchange's owner can declare it.
     """
     inaccessible = []
     try:
         for exchange in exchanges:
             presence = await _redeclare(amqp, known.get(exchange, Exchange(exchange, "fanout")))
             if presence is Presence.ABSENT:
-                # A misspelled name causes no error, because the bridge then declares an exchange to which no fetcher
-                # publishes.
+                # If the name of the exchange is misspelled, there is no error: the bridge declares an exchange to which
+                # no fetcher publishes.
                 _log.warning("exchange declared", exchange=exchange, hint=_DECLARED_HINT)
                 on_created()
             elif presence is Presence.INACCESSIBLE:
@@ -121,11 +125,12 @@ async def set_up(
 
 
 async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
-    """Binds the queue. Returns False if the user has no permission to bind or to configure an existing queue.
+    """Binds the queue. Returns False if the queue existed before and the user may neither bind nor configure it.
 
-    If the user has no permission to configure a queue, the queue's owner creates the binding. The bridge can't check
-    the binding, because the broker gives no list of bindings. A user with the permission to configure the queue counts
-    as its owner. If the owner can't bind the queue, `_bind` raises BrokerRefusal, because no event would ever arrive.
+    In this case, the queue's owner must create the binding. The bridge can't check whether the binding exists, because
+    AMQP has no request for a list of bindings. A user with the permission to configure the queue counts as its owner.
+    If such a user can't bind the queue, `_bind` raises BrokerRefusal, because nobody else would bind it and no event
+    would ever arrive.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -156,8 +161,8 @@ async def _may_configure(amqp: Connection, queue: str) -> bool:
 
 async def _detect(amqp: Connection, exchange: str) -> Exchange:
     # A passive declaration does not return the exchange's type. An active declaration does not change an existing
-    # exchange. If the existing exchange differs from the declaration, the broker refuses the declaration and names the
-    # present value.
+    # exchange. If the exchange differs from the declaration, the broker refuses the declaration, and its error text
+    # names the actual value.
     kind, durable = "fanout", True
     for _ in range(3):
         channel = await amqp.channel(publisher_confirms=False)
@@ -196,7 +201,7 @@ async def exchange_exists(amqp: Connection, exchange: str) -> bool:
     """Whether an exchange of any kind has this name.
 
     The result is also True if the user has no permission to check whether the exchange exists. Raises ConnectionError
-    if the exchange exists and is not up yet.
+    if the exchange exists but is not available yet.
     """
     try:
         presence = await _presence(amqp, lambda channel: channel.exchange_declare(exchange, passive=True))
@@ -213,8 +218,8 @@ async def ensure_exchange(amqp: Connection, exchange: str) -> bool:
 async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> bool:
     """Declares a durable queue if no queue has this name. Returns whether the queue was declared.
 
-    If the user has no permission to check whether the queue exists, the queue counts as existing. The next request on
-    this queue then fails because of the missing permission.
+    If the user has no permission to check whether the queue exists, the function assumes that the queue exists. The
+    next request on this queue then fails because of the missing permission.
     """
     presence = await _ensure(
         amqp,
@@ -225,9 +230,9 @@ async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> b
 
 
 async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
-    """Declares a missing exchange with the properties that the exchange had before.
+    """Declares a missing exchange with the properties that it had before.
 
-    If the properties were different, the exchange's owner could never declare the exchange again.
+    With other properties, the exchange's owner could never declare the exchange again.
     """
 
     async def declare(channel: Channel) -> object:
@@ -246,7 +251,7 @@ async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
 
 
 async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence:
-    """Declares an exchange or a queue if it is absent. Returns the Presence from before the call."""
+    """Declares an exchange or a queue if it is absent. Returns the Presence that it had before the call."""
     presence = await _presence(amqp, look)
     if presence is Presence.ABSENT:
         channel = await amqp.channel(publisher_confirms=False)
@@ -258,8 +263,9 @@ async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence
 async def _presence(amqp: Connection, look: Request) -> Presence:
     """Returns whether an exchange or a queue exists.
 
-    Raises ChannelNotFoundEntity for a queue that is not up yet, because a queue that counts as ABSENT is declared and
-    reported as new. Uses a new channel, because the broker closes the channel if the exchange or queue is missing.
+    Raises ChannelNotFoundEntity for a queue that exists but is not up yet. If such a queue counted as ABSENT, the
+    bridge would declare it and report it as new. Uses a new channel, because the broker closes the channel if the
+    exchange or queue is missing.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -302,7 +308,10 @@ async def cancellation_reason(amqp: Connection, queue: str, limit_s: float) -> s
 
 
 def permission_error(error: aiormq.exceptions.ChannelAccessRefused, hint: str) -> BrokerRefusal:
-    """Returns the refusal for a missing permission. `hint` names the permission, which the broker does not name."""
+    """Returns the BrokerRefusal to raise if a permission is missing.
+
+    `hint` names the missing permission, because the broker's error text does not.
+    """
     return BrokerRefusal(
         f"the user of BRIDGE_AMQP_URL lacks a permission: {error_text(error)}; {hint}; see "
         "docker/rabbitmq/permissions.sh"

@@ -107,7 +107,7 @@ class Consumer:
         await supervise(self._consume, self.status, self._on_lost, self._stopping, wait=self._wait, stable_s=stable_s)
 
     def stop(self) -> None:
-        """Makes `run` cancel the consumer, wait for outstanding deliveries, acknowledge them, and return."""
+        """Makes `run` cancel the consumer, wait until its deliveries are settled, acknowledge them, and return."""
         self._stopping.set()
 
     @property
@@ -258,7 +258,7 @@ class Consumer:
         return CloseCause(STOPPED) if self._stopping.is_set() else task_close_cause(ended[0])
 
     def _may_deliver(self, session: ConsumerSession) -> bool:
-        """False at the prefetch limit, where the broker sends nothing even without a stall."""
+        """False at the prefetch limit and during a pause, when the broker sends nothing even without a stall."""
         return session.outstanding < self._flow_control.prefetch and not self._flow_control.paused
 
     async def _restore_prefetch(self, session: ConsumerSession, found: Topology) -> None:

@@ -152,7 +152,7 @@ class StreamReader:
         self.start_offset = self.position.offset + 1
 
     def _gap_reason(self, created: bool) -> str | None:
-        """Returns why, since the broker's last answer, events may have been lost on their way into the stream."""
+        """Returns why the stream may have lost events since the broker's last answer, or None if it lost none."""
         status = self._status
         if created and status.ever_connected:
             return status.error or "an exchange, a queue or a stream was missing"

@@ -62,7 +62,7 @@ class Check:
 
 
 class TopologyCheck:
-    """Checks a topology until a part is missing. `warnings` names the topology's parts that can't be checked."""
+    """Checks a topology until a part of it is missing. `warnings` names the parts that can't be checked."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class TopologyCheck:
         named: bool,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`on_answer` gets the time of each request that was answered (monotonic seconds).
+        """`on_answer` is called for each answer, with the time of the request (monotonic seconds).
 
-        `on_complete` gets a time at which all parts of the topology existed and no event waited in the queue. The check
-        does not notice a binding that is deleted and created again between two requests. While `reading.paused` is
-        true, a missing answer of the broker is no failure. `named` is True for a named queue, which may have other
-        consumers.
+        `on_complete` is called with a time at which all parts of the topology existed and no event waited in the queue.
+        If a binding is deleted and created again between two requests, the check does not notice it. While
+        `reading.paused` is true, the check does not count a missing answer as a failure. `named` is True for a named
+        queue, which may have other consumers.
         """
         self.answered = False
         """True when the broker has answered a request."""
@@ -116,8 +116,8 @@ class TopologyCheck:
                 task.result()
         finally:
             watching.cancel()
-            # aiormq closes the channel of a cancelled request. If the broker also closes the channel at this moment,
-            # because it refuses the request, the broker closes the whole connection.
+            # If a request is cancelled, aiormq closes its channel. If the broker refuses the request at the same
+            # moment, it closes the channel too, and then closes the whole connection.
             pending = [task for task, check in repeating.items() if check.pending and not task.done()]
             for task in repeating.keys() - pending:
                 task.cancel()
@@ -190,7 +190,7 @@ class TopologyCheck:
             await asyncio.sleep(pause_s)
             check.pending, check.pending_ticks, requested_s = True, 0, time.monotonic()
             if channel is not None and time.monotonic() - opened_s >= self._timing.refused_interval_s:
-                # The broker caches the user's permissions for a channel as long as the channel is open.
+                # The broker caches the user's permissions until the channel is closed.
                 await channel.close()
             if channel is None or channel.is_closed:
                 channel, opened_s = await self._amqp.channel(publisher_confirms=False), time.monotonic()
@@ -247,7 +247,7 @@ class TopologyCheck:
 
 def _exchange_request(exchange: Exchange) -> Request:
     async def request(channel: aiormq.abc.AbstractChannel) -> None:
-        # The passive declaration comes first, because the active declaration would create a missing exchange.
+        # A passive declaration comes first, because an active declaration alone would create a missing exchange.
         await channel.exchange_declare(exchange.name, passive=True)
         if exchange.kind is not None:
             await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)

@@ -1,8 +1,8 @@
 """A channel with publisher confirms, on its own connection. The channel is opened again after each lost connection.
 
-An attempt to publish is confirmed, not confirmed, or cancelled by its caller. The caller decides whether to publish
-again. The channel has its own connection, because a broker that is short of memory or disk blocks all channels of a
-publishing connection.
+An attempt to publish ends with a confirm, with an Unconfirmed error, or with a cancellation. The caller decides whether
+to publish the message again. The channel has its own connection, because a broker that is short of memory or disk
+blocks every connection that publishes, with all its channels.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ _LOST = "the connection was lost"
 
 
 class Unconfirmed(Exception):
-    """The broker did not confirm a message, although it may have the message. The error's text is the reason."""
+    """The broker did not confirm a message, but it may have received it. The error's text is the reason."""
 
     def __init__(self, reason: str, channel: Channel) -> None:
         super().__init__(reason)
         self.channel = channel
-        """The channel of the attempt to publish."""
+        """The channel on which the message was published."""
 
 
 class Unrouted(Unconfirmed):
@@ -47,19 +47,19 @@ class ChannelOwner(Protocol):
     """The object that publishes on a ConfirmChannel."""
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
-        """Declares the exchanges and queues that must exist before a message is published on a new channel."""
+        """Called for each new channel: declares the exchanges and queues that publishing needs."""
 
     def on_open(self) -> None:
-        """Called when messages can be published on a new channel."""
+        """Called when a new channel is ready for messages."""
 
     def on_blocked(self, reason: str | None) -> None:
         """Called with the broker's reason when the broker blocks publishing, and with None when the block ends.
 
-        `on_blocked` is not called when a blocked connection is lost.
+        It is not called if the connection is lost during a block.
         """
 
     def on_lost(self, state: State, reason: str) -> None:
-        """Called when the channel is lost or can't be opened, with the next state of `status`."""
+        """Called when the channel is lost or can't be opened. `state` is the state that `status` will have next."""
 
 
 class ConfirmChannel:
@@ -76,7 +76,7 @@ class ConfirmChannel:
     ) -> None:
         """Requires a running event loop. `name` is the connection's name in RabbitMQ. `stopping` ends `run`."""
         self.blocked: str | None = None
-        """The broker's reason for accepting no messages at the moment, or None."""
+        """Why the broker accepts no messages at the moment, or None if it accepts them."""
         self._nodes = NodeRotation(nodes)
         self._name = name
         self._owner = owner
@@ -140,7 +140,7 @@ class ConfirmChannel:
         """Makes each attempt that waits for a channel, now or later, raise `error`. An open channel stays usable."""
         if not self._channel.done():
             self._channel.set_exception(error)
-            # Marks the exception as retrieved, for the case that no attempt waits for a channel.
+            # This call keeps asyncio from logging the exception if no attempt waits for a channel.
             self._channel.exception()
 
     def _detach(self, channel: Channel) -> bool:
@@ -167,21 +167,22 @@ class ConfirmChannel:
     ) -> None:
         """Makes one attempt to publish: waits for a channel, publishes, and waits for the confirm. Raises Unconfirmed.
 
-        `properties` gets the connection's frame limit in bytes, and returns the message's properties with `message_id`.
-        `on_published` gets these properties when aiormq has taken the message, before the confirm.
+        `properties` is called with the connection's frame limit in bytes, and returns the message's properties,
+        including `message_id`. `on_published` is called with these properties when aiormq has taken the message, before
+        the confirm.
 
         No timeout applies while the connection is open. A broker that is short of memory accepts no message until it
-        has memory again. Then the messages of all waiting attempts are sent.
+        has memory again. All attempts that have waited for this then send their messages.
         """
         async with self._message_ids.lock(message_id):
-            # Without the lock `_order`, an attempt that begins when a channel opens would overtake the waiting
-            # attempts.
+            # Without the lock `_order`, an attempt that begins just when a channel opens would overtake the attempts
+            # that already wait.
             async with self._order:
                 channel = await asyncio.shield(self._channel)
             cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
-            # `on_published` runs in the next turn of the loop, because in the current turn aiormq takes the message or
-            # raises.
+            # In the current turn of the loop, aiormq takes the message or raises an error. `on_published` therefore
+            # runs in the next turn, unless this call is cancelled.
             reporting = on_published and asyncio.get_running_loop().call_soon(on_published, fitting)
             try:
                 if len(body) >= compat.LARGE:
@@ -203,7 +204,7 @@ class ConfirmChannel:
             except aiormq.exceptions.ChannelInvalidStateError as error:
                 raise Unconfirmed(_LOST, channel) from error
             except Exception as error:
-                # If the connection is lost at certain moments, aiormq raises a plain Exception.
+                # At certain moments, aiormq reports a lost connection with a plain Exception.
                 raise Unconfirmed(error_text(error), channel) from error
             finally:
                 if reporting is not None:

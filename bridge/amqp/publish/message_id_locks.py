@@ -8,15 +8,15 @@ from weakref import WeakValueDictionary
 class MessageIdLocks:
     """The locks for the ids of messages that wait for their confirms.
 
-    aiormq finds a returned message among the unconfirmed messages by its id alone. If two unconfirmed messages had the
-    same id, an unroutable message could therefore count as confirmed.
+    If the broker returns a message, aiormq looks for its id among the unconfirmed messages. If two of them had the same
+    id, an unroutable message could therefore count as confirmed.
     """
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def lock(self, message_id: str | None) -> AbstractAsyncContextManager[None]:
-        """Returns the lock for an id. A message without an id needs no lock: aiormq gives each a unique id."""
+        """Returns the lock for an id. A message without an id needs no lock, because aiormq gives it a unique id."""
         return self._locks.setdefault(message_id, asyncio.Lock()) if message_id else nullcontext()
 
     def __len__(self) -> int:

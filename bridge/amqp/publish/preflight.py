@@ -1,6 +1,6 @@
 """Checks the broker before a command begins, so that a wrong setting is reported at once, without retries.
 
-If the connection is lost later, the owner of the connection handles the loss.
+If the connection is lost later, this module does not handle the loss: the code that uses the connection does.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Publishes the updates of fetchers in Python: validates each update, and waits until the broker confirms it.
+"""Publishes updates from fetchers written in Python. Each update is validated, and the broker must confirm it.
 
 Publishing needs only the broker, not the bridge. A fetcher and a bridge share nothing except the exchange.
 """
@@ -34,7 +34,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """The default of the setting BRIDGE_MAX_MESSAGE_BYTES."""
 
 PERSISTENT = 2
-"""The delivery mode of messages that survive a restart of the broker in a durable queue."""
+"""The delivery mode of a message that a durable queue keeps when the broker restarts."""
 
 # This module uses the standard library's logger instead of structlog, because the module also runs in other programs.
 _log = logging.getLogger("bridge.publisher")
@@ -49,7 +49,7 @@ class InvalidUpdate(ValueError):
         self.reason = rejected.reason
         """The reason that a bridge would put into the header `x-reject-reason`."""
         self.pointer = rejected.pointer
-        """A JSON Pointer to the invalid part of the update. The pointer is empty for the whole update."""
+        """A JSON Pointer to the invalid part of the update. An empty pointer means the whole update."""
         self.schema = rejected.schema
         """The `$id` of the violated schema, or an empty string."""
         self.detail = rejected.detail
@@ -62,19 +62,19 @@ class ExchangeNotFound(BrokerRefusal):
 
 
 class NotConfirmed(ConnectionError):
-    """The broker did not confirm the update in time, although the broker may have it.
+    """The broker did not confirm the update in time. It may still have received the update.
 
-    The update can be published again if the schema of its type has an `x-identity`, because the bridge then sends the
-    update only once.
+    If the schema of the update's type has an `x-identity`, the update can be published again: the bridge recognizes a
+    repetition and sends the update to clients only once.
     """
 
 
 class Publisher:
     """Publishes updates to an exchange, on a connection that is opened again whenever it is lost.
 
-    A publisher is an asynchronous context manager. The publisher connects when its context is entered. A publisher
-    without a context connects for the first update. Any number of updates can wait for their confirms at the same time.
-    On one connection, updates are published in the order of the calls.
+    A publisher is an asynchronous context manager. A publisher connects when its context is entered. If it is used
+    without `async with`, it connects for the first update. Any number of updates can wait for their confirms at the
+    same time. While the connection lasts, updates are published in the order of the calls.
     """
 
     def __init__(
@@ -92,9 +92,10 @@ class Publisher:
         If `declare` is true, the publisher declares a missing exchange as a durable fanout. If `declare` is false, the
         exchange must exist when the publisher connects. A bridge declares its exchanges when it starts.
 
-        `schemas` is a folder of schema files in addition to the packaged schemas. `timeout_s` limits the time for each
-        update, including the time to connect. Raises ValueError for an invalid URL or exchange name, a limit of zero or
-        less, `declare` with a reserved exchange (`amq.`), and unusable schema files.
+        `schemas` is a folder of schema files that are used in addition to the packaged schemas. `timeout_s` limits the
+        time for each update, including the time to connect. Raises ValueError if the URL or the exchange name is
+        invalid, a limit is not above zero, the schema files are unusable, or `declare` is true for a reserved exchange
+        (`amq.`).
         """
         try:
             self._nodes: Sequence[Node] = tuple(map(Node, amqp_urls(amqp_url)))
@@ -121,8 +122,10 @@ class Publisher:
         self._stopping = asyncio.Event()
         self._channel: ConfirmChannel | None = None
         self._running: asyncio.Task[None] | None = None
-        """The task that keeps the channel open. A refusal by the broker ends the task, and the next update starts
-        another task."""
+        """The task that keeps the channel open.
+
+        If the broker refuses, this task ends, and the next update starts a new one.
+        """
 
     async def __aenter__(self) -> Self:
         self._open_channel()
@@ -134,15 +137,17 @@ class Publisher:
         await self.close()
 
     async def broadcast(self, update_type: str, data: object) -> bool:
-        """Publishes an update and waits for the broker's confirm. Returns True if at least one queue has the update.
+        """Publishes an update and waits for the broker's confirm.
 
-        Returns False if the update was dropped because no queue is bound to the exchange, so that no bridge consumes.
-        For the type `killmail`, `data` can also be in one of the source formats. A datetime in `data` is written in the
-        format of RFC 3339.
+        Returns True if the update has reached at least one queue.
 
-        Raises InvalidUpdate or ExchangeNotFound (the update was not sent), NotConfirmed, and BrokerRefusal (for a
-        password, virtual host or permission). After the first successful connection, a missing exchange or a refusal by
-        the broker raises NotConfirmed instead of its own error.
+        Returns False if the broker dropped the update because no queue is bound to the exchange, which means that no
+        bridge consumes from it. For the type `killmail`, `data` can also be in one of the source formats. A datetime in
+        `data` is written in the format of RFC 3339.
+
+        Raises InvalidUpdate or ExchangeNotFound if the update was not sent, NotConfirmed if it may have been sent, and
+        BrokerRefusal if the broker refuses the password, the virtual host or a permission. Once a connection has
+        succeeded, it raises NotConfirmed instead of ExchangeNotFound and BrokerRefusal.
         """
         # If `update_type` were not checked, data of the form `{"type": ..., "data": ...}` could be valid as another
         # type.
@@ -160,7 +165,7 @@ class Publisher:
         return await self.publish(body, update_type)
 
     async def publish(self, body: bytes, update_type: str | None = None, default_type: str | None = None) -> bool:
-        """Publishes an event that is already JSON, with the results and errors of `broadcast`.
+        """Publishes an event that is already JSON. The results and the errors are the same as for `broadcast`.
 
         A wrapped event (`{type, data}`) may contain its own type. An event without a type has the type `default_type`.
         """
@@ -170,7 +175,7 @@ class Publisher:
         return await self.publish_valid(body, outcome.type)
 
     async def publish_valid(self, body: bytes, update_type: str) -> bool:
-        """Publishes an event that is known to be valid, like `broadcast`, but never raises InvalidUpdate."""
+        """Like `broadcast`, but for an event that is known to be valid: never raises InvalidUpdate."""
         properties = commands.Basic.Properties(
             content_type="application/json", message_type=update_type, delivery_mode=PERSISTENT
         )
@@ -182,11 +187,14 @@ class Publisher:
             raise NotConfirmed(f"the broker did not confirm within {self._timeout_s:g} s: {reason}") from error
 
     async def close(self) -> None:
-        """Closes the connection. Updates that are not confirmed yet are given up, so await their confirms first."""
+        """Closes the connection.
+
+        Gives up all updates that are not confirmed yet, so wait for their confirms before you call it.
+        """
         self._stopping.set()
         if self._running is not None and self._channel is not None:
             if not self._channel.is_open:
-                # The task is cancelled, because an attempt to connect does not check `_stopping`.
+                # The task is cancelled, because it does not check `_stopping` while it connects.
                 self._running.cancel()
             try:
                 await asyncio.wait([self._running])
@@ -236,7 +244,7 @@ class _Exchange:
         self.name = name
         self.status = Status()
         self.error: str | None = None
-        """The reason why updates are not confirmed at the moment, if the reason is known."""
+        """Why the broker confirms no updates at the moment, or None if the reason is not known."""
         self._declare = declare
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
@@ -261,7 +269,7 @@ class _Exchange:
         self.error = None
 
     def on_blocked(self, reason: str | None) -> None:
-        """Does nothing, because an update that is not confirmed in time raises NotConfirmed anyway."""
+        """Does nothing: during a block, each update waits for its confirm, and raises NotConfirmed at its timeout."""
 
     def on_lost(self, state: State, reason: str) -> None:
         self.error = reason
@@ -270,7 +278,10 @@ class _Exchange:
 
 
 def _plain(value: object) -> object:
-    """Converts a value that only orjson can write. The result serves only to find numbers that JSON can't represent."""
+    """Converts a value that only orjson can write.
+
+    The result is used only to look for numbers that JSON can't represent.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return value.value if isinstance(value, Enum) else str(value)

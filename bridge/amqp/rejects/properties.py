@@ -1,8 +1,8 @@
-"""Converts an event's properties to a rejected event's properties, with the reason in headers, and back.
+"""Converts the properties of an event to those of a rejected event (with the reason in headers), and back.
 
-The properties of a rejected event must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties do not fit,
-the broker closes the connection at each attempt to publish. Headers that don't fit are omitted, and an additional
-header names them. This module does no I/O, except that it reads the clock.
+The properties of a rejected event must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties did not fit,
+the broker would close the connection at each attempt to publish the event. Headers that don't fit are omitted, and an
+additional header names them. This module does no I/O, except that it reads the clock.
 """
 
 import uuid
@@ -23,17 +23,16 @@ HEADER_PREFIX = "x-reject-"
 """The prefix of the names of all headers that the bridge adds."""
 
 DELIVERY_HEADERS = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
-"""Headers that a quorum queue or a stream adds to a delivery. The publisher of an event did not send its delivery
-headers."""
+"""Headers that a quorum queue or a stream adds to a delivery. These headers did not come from the event's publisher."""
 
 FRAME_OVERHEAD = 8
-"""The number of bytes of a frame in addition to its payload."""
+"""The number of bytes that a frame has in addition to its payload."""
 
 OMITTED_HEADER = "x-reject-headers"
 """The name of the header that lists the omitted headers."""
 
 MAX_NAME_BYTES = 128
-"""The size in bytes at which pamqp truncates the name of a header."""
+"""The maximum size of a header's name, in bytes. pamqp truncates longer names."""
 
 _OMITTED = "omitted, because they can't be published again: "
 _MAX_NAMES_BYTES = 400
@@ -41,16 +40,18 @@ _MAX_NAMES_BYTES = 400
 _MORE = " and 12345678 more"
 
 _TABLE_OVERHEAD = 4
-"""The number of bytes of a field table in addition to its headers."""
+"""The number of bytes that a field table has in addition to its headers."""
 
 _MAX_REASON_CHARACTERS = 200
-"""The maximum length of each reason if the frame has no room for longer reasons."""
+"""The length to which each reason is shortened if the frame has no room for the full reasons."""
 
 
 def reject_properties(
     original: commands.Basic.Properties, exchange: str, rejected: Rejected, instance: str, frame_max: int
 ) -> commands.Basic.Properties:
-    """Returns the reject properties for an event that came from `exchange` with the `original` properties.
+    """Returns the properties with which to publish a rejected event.
+
+    It came from `exchange` with the `original` properties.
 
     `frame_max` is the size of the largest frame on the connection, in bytes.
     """
@@ -64,8 +65,8 @@ def reject_properties(
         "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     values = {name: getattr(original, name) for name in commands.Basic.Properties.attributes()}
-    # Three properties become headers. The broker rejects a user_id other than the publishing user's, no library sends a
-    # cluster_id, and a rejected event must not expire.
+    # Three properties are turned into headers: the broker would refuse a foreign user_id, libraries can't send a
+    # cluster_id, and an expiration would remove the rejected event.
     for name in ("user_id", "cluster_id", "expiration"):
         if values[name]:
             reasons[f"{HEADER_PREFIX}{name.replace('_', '-')}"] = values[name]
@@ -89,12 +90,12 @@ def reject_properties(
 
 
 def original_properties(properties: commands.Basic.Properties, user: str) -> commands.Basic.Properties:
-    """Returns the event's properties from before the rejection, as far as `user` is allowed to publish them."""
+    """Returns the properties that the event had before its rejection. Leaves out a user_id other than `user`."""
     values = {name: getattr(properties, name) for name in commands.Basic.Properties.attributes()}
     headers = properties.headers or {}
     values["cluster_id"] = ""
     values["expiration"] = headers.get(HEADER_PREFIX + "expiration")
-    # As user_id, the broker accepts only the name of the publishing user.
+    # The broker accepts a user_id only if it is the name of the user who publishes.
     user_id = headers.get(HEADER_PREFIX + "user-id")
     values["user_id"] = user_id if user_id == user else None
     own = {
@@ -109,15 +110,15 @@ def original_properties(properties: commands.Basic.Properties, user: str) -> com
 def _with_fitting_headers(
     values: Mapping[str, Any], own: Mapping[str, Any], reasons: Mapping[str, Any], limit: int
 ) -> commands.Basic.Properties:
-    """Returns properties with all reasons and the smallest of the event's own headers, as many as fit.
+    """Returns properties with all reasons and as many of the event's own headers as fit, the smallest first.
 
-    Raises ValueError if even the reasons don't fit. For a value that can't be encoded, pamqp may raise any exception.
+    Raises ValueError if even the reasons don't fit. If a value can't be encoded, pamqp may raise any kind of exception.
     """
     with suppress(Exception):
         complete = commands.Basic.Properties(**{**values, "headers": {**own, **reasons}})
         if _size(complete) <= limit and all(len(name.encode()) <= MAX_NAME_BYTES for name in own):
             return complete
-    # Room is reserved for the largest possible header with the names of the omitted headers.
+    # One header will list the omitted headers. Room is reserved for the largest possible list.
     fixed = {**reasons, OMITTED_HEADER: _OMITTED + "x" * _MAX_NAMES_BYTES + _MORE}
     room = limit - _size(commands.Basic.Properties(**{**values, "headers": fixed}))
     if room < 0:
@@ -136,7 +137,7 @@ def _with_fitting_headers(
 
 
 def _listed(names: list[str]) -> str:
-    """Returns a list of the first names, in less than _MAX_NAMES_BYTES, and the number of names left out."""
+    """Returns a text with the first names, of at most _MAX_NAMES_BYTES, and the number of names left out."""
     shown: list[str] = []
     room = _MAX_NAMES_BYTES
     for name in names:

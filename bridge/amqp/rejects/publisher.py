@@ -1,9 +1,9 @@
 """Publishes rejected events to a separate exchange, with the reason in headers, and waits for the confirms.
 
-A rejected event that can't be published is held, unsettled, until it can be published. The prefetch of the consumer
-limits the number of held events. When the consumer's connection is lost, a named queue delivers its events again, so
-the held events are dropped. If the queue is exclusive, the held events exist only in the bridge after a lost
-connection, so they stay held.
+If a rejected event can't be published, the bridge holds it unsettled until it can. The prefetch of the consumer limits
+the number of held events. When the consumer's connection is lost, a named queue delivers its events again, so the held
+events are dropped. The broker deletes an exclusive queue when the connection is lost. Its held events then exist only
+in the bridge, so the bridge keeps them.
 """
 
 import asyncio
@@ -34,14 +34,19 @@ from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
 MAX_HELD_BYTES = 24 * 1024 * 1024
-"""The total size of held events, in bytes, at which the bridge stops reading from the broker. The held events of lost
-sessions may take the same amount of memory in addition. The event that exceeds the limit is still accepted, whatever
-its size."""
+"""The total size of held events, in bytes, at which the bridge stops reading from the broker.
+
+Events that are still held from lost sessions may take the same amount of memory again. The event that makes the total
+exceed the limit is still accepted, whatever its size.
+"""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
-"""The arguments of the queue of rejected events. The oldest events are dropped first, so that rejected events don't
-fill the broker's disk. The queue is classic, whatever the virtual host's default is: from RabbitMQ 4 on, a quorum queue
-drops an event that was read 20 times without an acknowledgement."""
+"""The arguments of the queue of rejected events.
+
+The oldest events are dropped first, so that rejected events don't fill the broker's disk. The queue is classic even if
+the virtual host's default is another type, because since RabbitMQ 4, a quorum queue drops an event that was read 20
+times without an acknowledgement.
+"""
 
 _LOGGER = "bridge.rejects"
 _log = structlog.get_logger(_LOGGER)
@@ -71,10 +76,13 @@ class RejectPublisher:
         max_kept: int | None = None,
         timing: Timing = DEFAULT,
     ) -> None:
-        """Without an `exchange`, rejected events are only counted. `instance` is the value of a header.
+        """Without an `exchange`, rejected events are only counted.
 
-        `wait` has the same meaning as in `supervise`. `max_kept` is the maximum number of held events whose session is
-        over. If `max_kept` is None, the events of ended sessions are dropped, because the broker delivers them again.
+        `instance` is the name of this bridge, for a header of the rejected events.
+
+        `wait` has the same meaning as in `supervise`. `max_kept` is the maximum number of events that stay held after
+        their session has ended. If `max_kept` is None, the events of ended sessions are dropped, because the broker
+        delivers them again.
         """
         self.status = Status(timing.answer_valid_s)
         self._stopping = asyncio.Event()
@@ -93,8 +101,10 @@ class RejectPublisher:
         self._retries = RetryQueue()
         self._max_kept = max_kept
         self._logged: State | None = None
-        """The last state that was logged, or None after a recovery. A recovery is logged only if the preceding failure
-        was logged."""
+        """The state in the last logged failure, or None after a recovery.
+
+        A recovery is logged only if the failure before it was logged.
+        """
         self._traces = logs.traces(_LOGGER)
         metrics.gauge(
             "bridge_rejects_waiting",
@@ -124,7 +134,10 @@ class RejectPublisher:
         self._stopping.set()
 
     async def close(self) -> None:
-        """Drops the rejected events that are not confirmed yet. A named queue still has the dropped events."""
+        """Drops the rejected events that are not confirmed yet.
+
+        If they came from a named queue, the broker still has them there.
+        """
         tasks = tuple(self._unconfirmed)
         if self._max_kept is not None:
             self._count_lost(len(tasks), "stopped with rejected events that could not be published; they are lost")
@@ -187,8 +200,8 @@ class RejectPublisher:
                     trace if self._traces else None,
                 )
             except Unconfirmed as error:
-                # After each failure, another attempt to publish follows. If a channel was closed, `run` knows and
-                # reports the reason.
+                # Each failure is followed by another attempt. If the channel was closed, `run` knows the reason and
+                # reports it.
                 if isinstance(error, Unrouted) or not error.channel.is_closed:
                     self._fail(str(error))
                 if isinstance(error, Unrouted):
@@ -216,7 +229,7 @@ class RejectPublisher:
             delivery.settle()
         can_publish = self._channel.is_open and not self._channel.blocked
         if not self._unconfirmed and can_publish and not self._stopping.is_set():
-            # No event is held any more, because all held events were published or will be delivered again.
+            # No event is held any more: each one was published, was lost, or will be delivered again.
             self._recover("no rejected event is held any more")
 
     def _add_held_bytes(self, added: int) -> None:
@@ -249,7 +262,7 @@ class RejectPublisher:
     def on_open(self) -> None:
         """Sets the status `working` if no event is held.
 
-        If events are held, the first confirm sets the status `working`.
+        If events are held, the status changes to `working` only at the first confirm.
         """
         self.status.ever_connected = True
         if not self._unconfirmed:
@@ -263,7 +276,7 @@ class RejectPublisher:
             self._recover("rejected events can be published again")
 
     def on_lost(self, state: State, reason: str) -> None:
-        """Logs only the first of several failures. A lost connection that delays no event is not logged."""
+        """Logs only the first of several equal failures. Does not log a lost connection that delays no event."""
         if state is self._logged or not (self.waiting or self._is_refused(state)):
             return
         self._logged = state
@@ -275,7 +288,7 @@ class RejectPublisher:
         log(held if self.waiting else none_held, error=reason, waiting=self.waiting)
 
     async def _warn_while_unconfirmed(self) -> None:
-        """Warns repeatedly while a confirm is missing, because meanwhile other events may report a success."""
+        """While a confirm is missing, warns repeatedly, because other events may report a success in between."""
         limit_s = self._timing.confirm_warning_s
         while True:
             await lag_tolerant_sleep(limit_s)

@@ -1,8 +1,8 @@
-"""Reads events from the queue of rejected events, and removes events.
+"""Reads events from the queue of rejected events, and removes them on request.
 
 An event that was read stays in the queue until it is removed. At the end of the connection, the broker puts each
-remaining event back in its old place. `basic.get` is slow, because it fetches one message at a time. This module uses
-`basic.get`, because unlike a consumer, `basic.get` reports an empty queue.
+remaining event back in its old place. `basic.get` is slow, because it fetches one message at a time. This module reads
+with `basic.get` instead of a consumer, because `basic.get` reports when the queue is empty.
 """
 
 import asyncio
@@ -25,8 +25,10 @@ from bridge.amqp.wire.compat import install_lenient_decoders
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 RPC_TIMEOUT_S = 30.0
-"""The timeout of each request to the broker. A broker that is short of memory or disk accepts no message, and sends no
-error."""
+"""The timeout of each request to the broker.
+
+It is needed because a broker that is short of memory or disk accepts no message and sends no error.
+"""
 
 CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
 """The exceptions that aiormq raises if a connection or a channel is lost."""
@@ -35,11 +37,14 @@ Answer = TypeVar("Answer")
 
 
 class BrokerLost(BridgeError):
-    """The connection was lost during a command. Events that were not removed before the loss are still in the queue."""
+    """The connection was lost during a command. All events that were not removed by then are still in the queue."""
 
 
 def broker_lost(error: BaseException, cancellation: CancellationGuard) -> BrokerLost:
-    """Returns a BrokerLost for one of CONNECTION_ERRORS. Raises a requested cancellation (Ctrl-C) again."""
+    """Returns a BrokerLost for one of CONNECTION_ERRORS.
+
+    If a cancellation was requested (Ctrl-C), raises it again instead.
+    """
     if isinstance(error, asyncio.CancelledError):
         if cancellation.requested:
             raise error
@@ -61,7 +66,7 @@ class Reject:
 
     @property
     def headers(self) -> Mapping[str, object]:
-        """All headers, which are the event's own headers and the headers that the bridge added."""
+        """All headers: the event's own headers, and those that the bridge added."""
         return self.properties.headers or {}
 
     @property
@@ -75,7 +80,10 @@ class Reject:
         return self.properties.message_type or ""
 
     def header(self, name: str) -> str:
-        """Returns a header that the bridge added. `name` is `reason`, `pointer`, `detail`, `time` or `exchange`."""
+        """Returns the text of a header that the bridge added.
+
+        `name` is `reason`, `pointer`, `detail`, `time` or `exchange`.
+        """
         return str(self.headers.get(HEADER_PREFIX + name, ""))
 
 
@@ -90,8 +98,10 @@ class RejectQueue:
         self.count = count
         """The number of events when the queue was opened, without events that other consumers have read."""
         self.delivery_count = 0
-        """The highest number of earlier deliveries of an event, if the queue counts deliveries. A quorum queue counts
-        deliveries, and drops an event beyond its delivery limit."""
+        """The highest delivery count of all events that were read, if the queue counts deliveries.
+
+        A quorum queue counts deliveries, and drops an event beyond its delivery limit.
+        """
         self._channel = channel
 
     async def read(self) -> AsyncIterator[Reject]:
@@ -99,7 +109,7 @@ class RejectQueue:
         for number in range(1, self.count + 1):
             message = await self._request(self._channel.basic_get(self.name))
             if message.delivery_tag is None:
-                # In the meantime, another consumer has taken the remaining events.
+                # The queue is empty earlier than expected: another consumer has taken the remaining events.
                 return
             reject = Reject(
                 number, message.body, message.header.properties, message.routing_key or "", message.delivery_tag
@@ -109,11 +119,11 @@ class RejectQueue:
             yield reject
 
     async def remove(self, reject: Reject) -> None:
-        """Removes an event permanently. The broker may apply the removal only later (see `flush`)."""
+        """Removes an event permanently. The broker may carry out the removal a little later (see `flush`)."""
         await self._request(self._channel.basic_ack(reject.tag))
 
     async def flush(self) -> None:
-        """Waits until the broker has applied all removals of events."""
+        """Waits until the broker has carried out all removals."""
         await self._request(self._channel.queue_declare(self.name, passive=True))
 
     async def _request(self, request: Awaitable[Answer]) -> Answer:
@@ -134,7 +144,9 @@ class RejectQueue:
 
 @asynccontextmanager
 async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectQueue]:
-    """Opens the queue `name`. At the end of the context, the broker puts back events that were read and not removed.
+    """Opens the queue `name`.
+
+    At the end of the context, the broker puts all events that were read but not removed back into the queue.
 
     Raises ConfigurationError if the queue does not exist, BrokerRefusal if the broker refuses, and ConnectionError if
     no node can be reached.

@@ -24,12 +24,14 @@ MAX_IN_FLIGHT = 50
 """The maximum number of published events that are not confirmed yet."""
 
 _EXPIRATION = re.compile("[0-9]{1,10}")
-"""The format of a message's expiration, which is a number of milliseconds. RabbitMQ accepts no expiration above fifty
-days."""
+"""The format of a message's expiration: a number of milliseconds. RabbitMQ accepts no expiration above fifty days."""
 
 
 class NotRequeued(Exception):
-    """An event can't be requeued, and stays where it is. The error's text gives reason and remedy."""
+    """An event can't be published again, and stays in the queue of rejected events.
+
+    The error's text says why, and what to do.
+    """
 
 
 class Requeuer:
@@ -38,22 +40,26 @@ class Requeuer:
     def __init__(self, amqp: Connection, user: str) -> None:
         self._amqp = amqp
         self._user = user
-        # Each exchange has its own channel, because an error closes a channel, with all unconfirmed messages on this
-        # channel.
+        # Each exchange has its own channel, because an error closes the channel, and the confirms of all other messages
+        # on this channel are then lost.
         self._channels: dict[str, Channel | NotRequeued] = {}
         self._exchange_locks: dict[str, asyncio.Lock] = {}
         self._usable: set[str] = set()
-        """The exchanges to which the first event was published without an error that closed the channel."""
+        """The exchanges that have accepted their first event, so that the channel of the exchange is still open."""
         self._message_ids = MessageIdLocks()
 
     async def publish(self, reject: Reject) -> None:
-        """Waits until the broker has confirmed that a queue has the event. Raises NotRequeued and BrokerLost."""
+        """Publishes an event, and waits until the broker confirms that a queue has it.
+
+        Raises NotRequeued and BrokerLost.
+        """
         if HEADER_PREFIX + "exchange" not in reject.headers:
             raise NotRequeued("they have no x-reject-exchange header, so no bridge has published them")
         exchange = reject.header("exchange")
         _check_expiration(reject)
-        # The first event of an exchange is published alone. If the broker closes the channel, for example because of a
-        # missing permission, other messages on the closed channel would close the whole connection.
+        # No other event is published to an exchange until its first event is confirmed. If the broker closes the
+        # channel (for example because a permission is missing), any further message on that channel would make the
+        # broker close the whole connection.
         async with self._exchange_locks.setdefault(exchange, asyncio.Lock()):
             channel = await self._channel(exchange)
             if exchange not in self._usable:
@@ -130,9 +136,9 @@ class Requeuer:
 def _check_expiration(reject: Reject) -> None:
     """Raises NotRequeued for an expiration that makes the broker close the channel.
 
-    Messages that are still sent on a closed channel would close the connection. One event with a wrong expiration would
-    then prevent the requeue of all later events. The header with the original expiration can contain any value, but the
-    broker has accepted all other properties before.
+    If further messages are sent on the closed channel, the broker closes the connection. One event with a wrong
+    expiration would then prevent the requeue of all later events. Only the expiration has to be checked: it comes from
+    a header that can contain any value, while the broker has already accepted all other properties once.
     """
     expiration = reject.headers.get(HEADER_PREFIX + "expiration")
     if expiration is not None and not (isinstance(expiration, str) and _EXPIRATION.fullmatch(expiration)):

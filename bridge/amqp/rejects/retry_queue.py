@@ -1,7 +1,9 @@
-"""Decides when failed attempts are repeated: one at a time while all attempts fail, and all soon after a success.
+"""Decides when failed attempts are repeated.
 
-The bridge notices the end of an outage equally soon with one waiting attempt and with thousands, without more load on
-the broker. This module itself publishes nothing.
+While all fail, it repeats one at a time; after a success, all follow soon.
+
+The number of waiting attempts changes neither how soon the bridge notices the end of an outage nor the load on the
+broker during the outage. This module itself publishes nothing.
 """
 
 import asyncio
@@ -13,8 +15,10 @@ MAX_PAUSE_S = 1.0
 """The longest pause between two attempts while no attempt succeeds."""
 
 MAX_OWN_PAUSE_S = 0.6
-"""The longest pause before a failed attempt joins the queue. Without the pause, an attempt that keeps failing while
-other attempts succeed would be repeated after each success."""
+"""The longest pause before a failed attempt joins the queue.
+
+Without this pause, an attempt that keeps failing would be repeated each time another attempt succeeds.
+"""
 
 
 class RetryQueue:
@@ -23,7 +27,7 @@ class RetryQueue:
     def __init__(self) -> None:
         self._pauses = Backoff(longest_s=MAX_PAUSE_S)
         self._first = asyncio.Lock()
-        """The lock that the first attempt in the queue holds."""
+        """The attempt that holds this lock is the first in the queue."""
         self._waiting = 0
         self._tokens = 0
         """The number of waiting attempts that may be repeated without a pause."""
@@ -32,7 +36,7 @@ class RetryQueue:
     async def wait(self, own: Backoff) -> None:
         """Waits until a failed attempt may be repeated.
 
-        `own` is the attempt's own backoff, with pauses of at most MAX_OWN_PAUSE_S.
+        `own` is the backoff of this one attempt, with pauses of at most MAX_OWN_PAUSE_S.
         """
         await asyncio.sleep(own.pause_s())
         self._waiting += 1
@@ -48,11 +52,11 @@ class RetryQueue:
             self._waiting -= 1
 
     def confirmed(self) -> None:
-        """Records a success. Two other attempts follow at once, and each further success allows two more attempts."""
+        """Records a success. Each success allows two waiting attempts to follow at once."""
         self._pauses.reset()
         self._tokens = min(self._tokens + 2, self._waiting)
         self._has_tokens.set()
 
     def failed(self) -> None:
-        """Records a failure, after which the next attempts follow one by one."""
+        """Records a failure. After it, the waiting attempts are repeated one at a time."""
         self._tokens = 0

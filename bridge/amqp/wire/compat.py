@@ -1,8 +1,8 @@
 """Works around faults and missing features of pamqp, aiormq and aio-pika.
 
-Only this module of `bridge.amqp` touches the internals of pamqp, aiormq and aio-pika. A comment at each workaround
-gives the reason and the library versions that need the workaround. `test_compat.py` has a test for each workaround. The
-test fails as soon as the library no longer needs the workaround.
+Only this module of `bridge.amqp` touches the internals of pamqp, aiormq and aio-pika. A comment at each workaround says
+why it is needed, and for which version of the library. `test_compat.py` has a test for each workaround. The test of a
+workaround fails as soon as the library no longer needs it.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from bridge.amqp.wire.properties import short_string
 # Decoding of properties (pamqp 4.0)
 #
 # pamqp raises an error for a value that it can't represent: a timestamp after the year 9999, text that is not UTF-8, or
-# a deeply nested table. aiormq then closes the connection, and the broker delivers the message again. A single
-# publisher that sends timestamps in microseconds would stop the bridge from consuming for good. The bridge does not
-# need the values that pamqp can't represent.
+# a deeply nested table. aiormq then closes the connection, and the broker delivers the message again. If a single
+# publisher sent timestamps in microseconds, the bridge could never consume again. The bridge does not need the values
+# that pamqp can't represent.
 
 Decoder = Callable[[bytes], tuple[int, object]]
 
 
 def install_lenient_decoders() -> None:
-    """Replaces decoders of pamqp, for the whole process. Any further call has no effect.
+    """Replaces decoders of pamqp for the whole process. Only the first call has an effect.
 
     An unreadable timestamp or table becomes None. In text, each byte that is not UTF-8 becomes a question mark.
     """
@@ -40,7 +40,7 @@ def install_lenient_decoders() -> None:
         return
     decoders["shortstr"] = short_string
     decoders["timestamp"] = _lenient(decoders["timestamp"], lambda value: 8)
-    # A table is skipped as a whole, because the end of an unreadable entry is unknown.
+    # A table with an unreadable entry is skipped as a whole, because nothing shows where the entry ends.
     decoders["table"] = _lenient(decoders["table"], lambda value: 4 + int.from_bytes(value[:4], "big"))
 
 
@@ -59,9 +59,9 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 
 # The transport of a connection (aio-pika 10.2)
 #
-# aiormq accepts a transport factory. aio-pika passes only its declared parameters to aiormq, and the transport factory
-# is not declared. Without its own transport factory, the bridge can't read deliveries before aiormq reads them, and
-# can't abort a connection.
+# aiormq accepts the parameter `transport_factory`. aio-pika does not pass this parameter on to aiormq, because it is
+# not among aio-pika's declared parameters. Without its own transport factory, the bridge can't read deliveries before
+# aiormq reads them, and can't abort a connection.
 
 
 class Connection(PikaConnection):
@@ -75,16 +75,17 @@ class Connection(PikaConnection):
 
 # Heartbeats (aiormq 7.2)
 #
-# aiormq closes a connection if the broker sends no frame for three heartbeats. A paused machine freezes the bridge and
-# its broker together, and the broker then sends nothing. When the bridge and the broker run again, aiormq would close
-# the connection at once. The broker would then delete the connection's exclusive queue with all its events.
+# aiormq closes a connection if the broker sends no frame for three heartbeats. If a machine is paused, the bridge and
+# the broker on it freeze together, and the broker sends nothing in this time. When the bridge and the broker run again,
+# aiormq would close the connection at once. When a connection is closed, the broker deletes the connection's exclusive
+# queue with all its events.
 
 LATE_INTERVALS = 2
-"""The number of intervals by which a heartbeat check may be late; a later check closes no connection."""
+"""The number of intervals by which a heartbeat check may be late. A check that is even later closes no connection."""
 
 
 class _FreezeTolerantConnection(aiormq.connection.Connection):
-    """A connection that restarts its heartbeat timeout if a heartbeat check comes too late."""
+    """A connection that starts its heartbeat timeout anew if a heartbeat check comes too late."""
 
     checked_at_s: float
     running_since_s: float
@@ -113,8 +114,8 @@ def tolerate_freezes(connection: aiormq.abc.AbstractConnection) -> None:
 
 # Blocked connections (aiormq 7.2)
 #
-# A broker that is short of memory or disk blocks connections that publish, maybe for hours. aiormq waits during a block
-# and only logs it, because aiormq has no callback for `connection.blocked` and `connection.unblocked`.
+# A broker that is short of memory or disk blocks connections that publish, maybe for hours. aiormq only logs the block
+# and waits for its end. It has no callback for `connection.blocked` and `connection.unblocked`.
 
 _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for event in ("blocked", "unblocked"))
 
@@ -122,8 +123,8 @@ _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for even
 def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callable[[str | None], None]) -> None:
     """Calls `observer` with the broker's reason when the connection is blocked, and with None when the block ends.
 
-    If a version of aiormq has other names for its handlers, `observer` is never called. The bridge then notices a block
-    only by missing confirms.
+    If another version of aiormq uses other names for its handlers, `observer` is never called. In that case, the bridge
+    notices a block only because confirms are missing.
     """
     handle_blocked = getattr(connection, _ON_BLOCKED, None)
     handle_unblocked = getattr(connection, _ON_UNBLOCKED, None)
@@ -144,9 +145,9 @@ def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callabl
 
 # Refused connections (aiormq 7.2)
 #
-# If the broker closes a connection instead of opening the virtual host, the text of aiormq's error is the
-# representation of the close frame. The broker's error text is missing in aiormq's error. The AMQP close frame itself
-# is a local variable in the error's traceback.
+# If the broker closes a connection instead of opening the virtual host, aiormq raises an error without the broker's
+# text: the error contains only the `repr` of the close frame. The close frame itself can be found as a local variable
+# in the error's traceback.
 
 
 def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
@@ -163,12 +164,12 @@ def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
 # Large messages (aiormq 7.2)
 #
 # aiormq copies a body three times before it sends the first byte: it splits the body, encodes all frames, and joins
-# them. `publish_in_pieces` publishes a large body in pieces, and changes the channel's state like aiormq's
+# them. `publish_in_pieces` publishes a large body in pieces. It changes the channel's state in the same way as aiormq's
 # `basic_publish`. Between two pieces, aiormq may send frames of other channels, but no other frame of the same channel
 # (AMQP 0-9-1, section 4.2.6).
 
 LARGE = 1024 * 1024
-"""The size in bytes from which a body is published in pieces, and the approximate size of each piece."""
+"""A body of at least this size, in bytes, is published in pieces. Each piece has about this size too."""
 
 
 async def publish_in_pieces(
@@ -180,8 +181,8 @@ async def publish_in_pieces(
 ) -> None:
     """Publishes a message with the flag `mandatory`, and waits for the confirm. Raises the errors of `basic_publish`.
 
-    A message is always sent to its end, even if the caller is cancelled, because the broker closes a connection on
-    which a message is incomplete.
+    Even if the caller is cancelled, the whole message is sent, because the broker closes a connection on which a
+    message is incomplete.
     """
     assert isinstance(channel, aiormq.Channel)
     lock = AsyncExitStack()
@@ -192,8 +193,8 @@ async def publish_in_pieces(
     try:
         await asyncio.shield(publishing)
     finally:
-        # The traceback of an error refers to this stack frame, and the task refers to the error. A reference to the
-        # task would complete a reference cycle that keeps the body in memory.
+        # If publishing fails, the task refers to the error, and the error's traceback refers to this stack frame. If
+        # the frame also referred to the task, this reference cycle would keep the body in memory.
         del publishing
 
 
@@ -227,9 +228,10 @@ async def _publish(
 
 
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
-    # A broker without a frame limit announces the limit 0, from which aiormq subtracts the size of an empty frame.
+    # A broker without a frame limit announces the limit 0. aiormq subtracts the size of an empty frame from it, so
+    # `max_content_size` is negative.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
-    # The pieces are sent in a function of its own, because the traceback of a missing confirm would otherwise keep the
+    # This function is separate from `_publish`, because otherwise the traceback of a missing confirm would keep the
     # last piece in memory.
     for piece in _pieces(channel.number, body, content_size):
         await _send(channel, piece)
@@ -254,6 +256,6 @@ def _pieces(number: int, body: bytes, content_size: int) -> Iterator[bytes]:
 
 
 def _retrieve_exception(publishing: asyncio.Task[None]) -> None:
-    """Marks the exception as retrieved, because asyncio otherwise logs the exception if the caller was cancelled."""
+    """Retrieves the exception, because asyncio would otherwise log it if the caller was cancelled."""
     if not publishing.cancelled():
         publishing.exception()

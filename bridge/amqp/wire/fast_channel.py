@@ -1,8 +1,8 @@
 """Extracts the deliveries of one channel from a connection's bytes, and writes their acknowledgements.
 
-For each message, aiormq reads three frames through several coroutines, and starts a task. aiormq takes 65 µs for a
-message, and four times as long for a single message with cold processor caches. The fast channel takes 6 µs for a
-message (`make bench`, saturated with one client). All other frames of the connection go to aiormq unchanged.
+For each message, aiormq reads three frames through several coroutines, and starts a task. This takes 65 µs, and four
+times as long for a single message that finds the processor caches cold. The fast channel takes 6 µs for a message
+(`make bench`, saturated with one client). All other frames of the connection go to aiormq unchanged.
 
 This module uses no sockets, and does not interpret messages.
 """
@@ -22,7 +22,7 @@ OVERHEAD = FRAME.size + 1
 METHOD, HEADER, BODY = 1, 2, 3
 TYPES = frozenset({METHOD, HEADER, BODY, 8})
 LARGE = 1024 * 1024
-"""The size in bytes from which a body is assembled in one buffer."""
+"""A body of at least this size, in bytes, is assembled in one buffer."""
 EMPTY_HEADER = 14
 """The size in bytes of a content header without properties (class, weight, body size, flags)."""
 DELIVER = b"\x00\x3c\x00\x3c"
@@ -46,10 +46,10 @@ class Receiver(Protocol):
     def on_delivery(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
-        """Called for each delivery, in the order of the deliveries."""
+        """Called for each delivery, in the order in which the deliveries arrive."""
 
     def on_read_end(self) -> None:
-        """Called after the last delivery of each read from the socket."""
+        """Called after a read from the socket that contained deliveries, when all of them were passed on."""
 
 
 class Transport(Protocol):
@@ -71,16 +71,18 @@ class Transport(Protocol):
 class FastChannel:
     """One channel of a connection, for deliveries and acknowledgements only.
 
-    The owner calls `attach` for each attempt to connect, `feed` with all received bytes, and `consume` once. Before
-    `consume`, `feed` returns all bytes that it gets.
+    The owner calls `attach` for each attempt to connect, `feed` with all received bytes, and `consume` once. Until
+    `consume` is called, `feed` returns all bytes that it gets.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         """The number of the channel, or None before the call of `consume`."""
         self.error: str | None = None
-        """A description of received bytes that were not AMQP, or None. After such bytes, the boundaries of all later
-        frames are unknown."""
+        """A description of the received bytes that are not AMQP, or None if there were none.
+
+        After such bytes, nothing shows where the next frame begins.
+        """
         self._transport: Transport | None = None
         self._on_delivery: Callable[[int, bool, str, str, MessageProperties, bytes], None]
         self._on_read_end: Callable[[], None]
@@ -100,11 +102,11 @@ class FastChannel:
         self._properties: MessageProperties | None = None
         self._body: list[bytes] = []
         self._large: bytearray | None = None
-        """The received part of a large body. Joining a list of parts at the end would take twice the memory."""
+        """The received part of a large body. A list of parts that are joined at the end would take twice the memory."""
         self._missing = 0
         """The number of bytes of the current body that are not received yet."""
         self._delivered = False
-        """True if the current read from the socket had a delivery."""
+        """True if the current read from the socket contained a delivery."""
 
     def attach(self, transport: Transport) -> None:
         """Sets the transport of a new connection, and drops the bytes of an earlier connection."""
@@ -122,9 +124,8 @@ class FastChannel:
     def feed(self, data: bytes) -> bytes:
         """Reports the deliveries in received bytes to the receiver, and returns all other frames.
 
-        Bytes that are not AMQP set `error`. Before `consume`, the wrong bytes and all later bytes are returned, so that
-        aiormq can report the answer of another protocol. After `consume`, the wrong bytes and all later bytes are
-        dropped.
+        Bytes that are not AMQP set `error`. Until `consume` is called, these bytes and all later bytes are returned, so
+        that aiormq can report that the answer belongs to another protocol. After `consume`, they are dropped.
         """
         if self.error:
             return b"" if self.number else data
@@ -178,7 +179,8 @@ class FastChannel:
             ACK.pack(METHOD, self.number, ACK_LENGTH, ACK_METHOD, tag, multiple, FRAME_END)
             for tag, multiple in acknowledgements
         ]
-        # Acknowledgements may be sent between the frames of aiormq, but not after aiormq's last frame.
+        # Acknowledgements may be sent between frames that aiormq sends, but not after the last frame of the connection,
+        # which aiormq sends.
         if frames and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(frames))
 
@@ -195,7 +197,7 @@ class FastChannel:
     def _take_method(self, data: bytes, start: int, end: int) -> bool:
         """Takes a method frame with the payload `data[start:end]`. Returns False if it is not `basic.deliver`.
 
-        Raises IndexError, struct.error or ValueError if a delivery is incomplete or contradicts itself.
+        Raises IndexError, struct.error or ValueError if the frames of a delivery are incomplete or don't fit together.
         """
         if data[start : start + 4] != DELIVER:
             if end - start < len(DELIVER):
@@ -215,7 +217,7 @@ class FastChannel:
     def _take_content(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Takes a header or body frame. Returns False if no delivery is being received.
 
-        Raises ValueError if the delivery contradicts itself.
+        Raises ValueError if the frames of the delivery don't fit together.
         """
         method = self._method
         if method is None:
@@ -246,7 +248,7 @@ class FastChannel:
     def _deliver(self, method: Method, properties: MessageProperties) -> None:
         tag, redelivered, exchange, routing_key = method
         if self._large is not None:
-            body = cast("bytes", self._large)  # readers of the body need only methods that `bytes` has too
+            body = cast("bytes", self._large)  # code that reads the body uses only methods that `bytes` also has
         else:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._method = self._properties = self._large = None

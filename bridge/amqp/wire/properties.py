@@ -12,7 +12,7 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 FLAGS_AT = 12
-"""The position in a content header at which the property flags begin, after class, weight and body size."""
+"""The position of the property flags in a content header. They follow the class, the weight and the body size."""
 OFFSET_NAME = b"x-stream-offset"
 OFFSET = struct.Struct(">q")
 OFFSET_KEY = bytes([len(OFFSET_NAME)]) + OFFSET_NAME + b"l"
@@ -25,8 +25,10 @@ WIDTHS = {
     for kinds, width in (("V", 0), ("tbB", 1), ("su", 2), ("Iif", 4), ("D", 5), ("lLdT", 8))
     for kind in kinds
 }
-"""The size in bytes of a header's value, by the type letter in RabbitMQ. Values of all types that are not in this table
-begin with their length."""
+"""The size of a header's value in bytes, for each type letter that RabbitMQ uses for a value of fixed size.
+
+Values of all other types begin with their length.
+"""
 
 TypeAndEncoding = tuple[str | None, str | None]
 
@@ -43,18 +45,18 @@ class MessageProperties:
         """The message's offset in its stream. Only `StreamPropertiesReader` sets this offset."""
         try:
             self.type, self.encoding = _type_and_encoding(header) if type_and_encoding is None else type_and_encoding
-        except IndexError:  # no broker sends incomplete properties; the exchange's default type applies
+        except IndexError:  # incomplete properties, which no broker sends: the exchange's default type applies
             self.type = self.encoding = None
 
     def decode(self) -> commands.Basic.Properties:
         """Returns all properties, decoded leniently (see `compat`).
 
-        If decoding fails, returns properties with only the type and the encoding.
+        If decoding fails, the returned properties contain only the type and the encoding.
         """
         header = ContentHeader()
         try:
             header.unmarshal(self._header)
-        except Exception:  # pamqp may raise any error, and the event must not be lost
+        except Exception:  # pamqp may raise an error of any type, which must not make the bridge lose the event
             return commands.Basic.Properties(message_type=self.type, content_encoding=self.encoding)
         return header.properties
 
@@ -66,17 +68,19 @@ class StreamPropertiesReader:
 
     def __init__(self) -> None:
         self._last_around: tuple[bytes, bytes] | None = None
-        """The bytes before and after the offset of the last message. If these bytes are the same in the next message,
-        so are its type and encoding."""
+        """The bytes before and after the offset in the last message's properties.
+
+        If the next message has the same bytes there, its type and encoding are the same too.
+        """
         self._last_type_and_encoding: TypeAndEncoding = (None, None)
 
     def read(self, header: bytes) -> MessageProperties:
         """Returns the properties of a message, with the offset if the broker sent an offset."""
-        # The comparison with the last message begins at the flags, because the body size before the flags differs
-        # between messages.
+        # The body size, which stands before the flags, differs between messages. The comparison with the last message
+        # therefore begins at the flags.
         before, key, after = header[FLAGS_AT:].partition(OFFSET_KEY)
-        # A publisher may put the bytes of the offset header's name anywhere. The broker adds the name too, so a name
-        # that occurs only once comes from the broker.
+        # A publisher may put the name of the offset header anywhere in the properties. The broker always adds the name,
+        # so if it occurs only once, it comes from the broker.
         if not key or OFFSET_NAME in before or OFFSET_NAME in after or len(after) < OFFSET.size:
             properties = MessageProperties(header)
             with suppress(IndexError, struct.error):
@@ -153,8 +157,8 @@ def _type_and_encoding(header: bytes) -> TypeAndEncoding:
 def short_string(data: bytes) -> tuple[int, str]:
     """Returns the size of a short string, including its length octet, and the string's text.
 
-    Each byte that is not UTF-8 becomes one question mark, because a text that becomes longer could not be published
-    again.
+    Each byte that is not UTF-8 becomes one question mark. With a longer replacement, the text could become too long to
+    publish again.
     """
     end = 1 + data[0]
     try:

@@ -1,7 +1,9 @@
-"""Decides which delivery tags can be acknowledged, many tags at once, but never before a delivery is settled.
+"""Decides which delivery tags can be acknowledged.
 
-This module only computes with the delivery tags of one channel, which the broker numbers from 1. No list of tags is
-longer than the prefetch of the channel.
+It acknowledges many tags at once, but none before its delivery is settled.
+
+This module does no I/O. It only computes with delivery tags, which the broker numbers from 1 on each channel. No list
+of tags is longer than the prefetch of the channel.
 """
 
 from typing import NamedTuple
@@ -16,12 +18,12 @@ class Acknowledgement(NamedTuple):
 
 
 class Settlement:
-    """The deliveries of one channel. Deliveries are settled in any order, and acknowledged many at once."""
+    """The deliveries of one channel. They are settled in any order. One acknowledgement can cover many of them."""
 
     __slots__ = ("_open", "_prefetch", "_settled")
 
     def __init__(self, prefetch: int) -> None:
-        """`prefetch` is the maximum number of deliveries that the broker sends without an acknowledgement."""
+        """`prefetch` is the maximum number of unacknowledged deliveries that the broker allows at a time."""
         self._open: dict[int, None] = {}
         """The tags of deliveries that are not settled, in order."""
         self._settled: list[int] = []
@@ -52,11 +54,11 @@ class Settlement:
         else:
             run = [tag for tag in self._settled if tag < first_open]
             ahead = [tag for tag in self._settled if tag > first_open]
-        # The broker closes the channel if a tag is acknowledged twice, so a run of tags ends with a tag that was not
-        # acknowledged yet.
+        # The broker closes the channel if a tag is acknowledged twice. The tag to send is therefore the last of the run
+        # that was not acknowledged yet.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
-        # A rejected event that can't be published stays unsettled. Later tags are acknowledged one by one, before they
-        # use up the prefetch and the broker stops delivering.
+        # A rejected event that can't be published stays unsettled. Tags after it are acknowledged one by one, before
+        # they use up the prefetch (the broker would then stop delivering).
         if len(ahead) > self._prefetch // 2 or len(self._open) + len(ahead) >= self._prefetch:
             acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
             ahead = []

@@ -14,7 +14,8 @@ LOGGER = "bridge.amqp"
 
 _log = structlog.get_logger(LOGGER)
 
-# Connections and channels use the standard library's logger, because a Publisher runs this code in other programs.
+# Connections and channels are logged with the standard library's logger, because a Publisher runs this code in other
+# programs.
 
 _standard_log = logging.getLogger(LOGGER)
 
@@ -70,7 +71,10 @@ class DeliveryChannel(Protocol):
 
 
 def traced(channel: DeliveryChannel) -> DeliveryChannel:
-    """Returns the channel, with a tracing wrapper if the log level is debug. At other levels, tracing takes no time."""
+    """Returns the channel, with a tracing wrapper if the log level is debug.
+
+    At all other log levels, tracing takes no time.
+    """
     return _TracedChannel(channel) if logs.traces(LOGGER) else channel
 
 
