@@ -1,4 +1,4 @@
-"""Numbers with their nouns: `1 event`, `1,204 events`."""
+"""Formats a number together with its noun, such as `1 event` and `1,204 events`."""
 
 
 def counted(number: int, noun: str) -> str:

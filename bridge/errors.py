@@ -1,6 +1,7 @@
 """The errors that end the program, each with an exit code, and functions that hide passwords in errors.
 
-Other errors are defined in the packages where they occur, such as refused clients in `server`.
+All other errors are defined in the packages where they occur. For example, `server` defines the errors for refused
+clients.
 """
 
 import re
@@ -29,12 +30,12 @@ class ConfigurationError(BridgeError):
 
 
 def redact(text: str) -> str:
-    """Hides the text before the last @, because this text may be a URL's password, which may contain any character."""
+    """Hides all text before the last @, because it may contain a URL's password, which may itself contain an @."""
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 
 def shown_argument(text: str) -> str:
-    """Makes an argument redacted, printable and short, for an error.
+    """Redacts, escapes and shortens an argument, so that an error can show it.
 
     A misplaced argument may be a URL with a password.
     """
@@ -42,12 +43,12 @@ def shown_argument(text: str) -> str:
 
 
 def may_be_key(text: str) -> bool:
-    """Whether a value may be a private key (PEM), which is the case if the value has a PEM header or a line break."""
+    """Whether a value may be a private key (PEM), because it has a PEM header or a line break."""
     return "-----BEGIN" in text or len(f"{text}.".splitlines()) > 1
 
 
 def shown_value(text: str) -> str:
-    """Makes an invalid value quoted, redacted, printable and short, for an error. Hides a private key."""
+    """Quotes, redacts, escapes and shortens an invalid value, so that an error can show it. Hides a private key."""
     if may_be_key(text):
         return "its value"
     return repr(printable(redact(text), SHOWN_CHARACTERS))
@@ -75,6 +76,6 @@ class AddressUnavailable(BridgeError):
 
 
 class BrokerRefusal(BridgeError):
-    """The broker refuses the password, the virtual host or a permission, or has an exchange of another kind."""
+    """The broker refuses the password, the virtual host or a permission, or an exchange is of the wrong kind."""
 
     exit_code = 3

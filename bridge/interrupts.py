@@ -1,8 +1,8 @@
-"""If Ctrl-C is pressed while a command starts, ends the process at once, with exit code 130 and no output.
+"""Makes Ctrl-C end the process at once while a command starts, with exit code 130 and no output.
 
-Without this handler, Python would raise KeyboardInterrupt at any point, even inside an import, and print a traceback.
-The entry point installs this handler before any other import. This module and `bridge` itself therefore import only
-`signal` and its dependencies.
+Without the handler, Python could raise KeyboardInterrupt anywhere, even inside an import, and print a traceback. The
+entry point installs the handler for Ctrl-C before any other import. This module and `bridge` import only `signal` and
+its dependencies, so that the handler is installed as early as possible.
 """
 
 import os
@@ -10,7 +10,7 @@ import signal
 from types import FrameType
 
 INTERRUPTED = 128 + signal.SIGINT
-"""The exit code after Ctrl-C, which is the same as in shells."""
+"""The exit code after Ctrl-C, as in shells."""
 
 
 def exit_on_interrupt() -> None:

@@ -1,4 +1,4 @@
-"""Configures the log, which has fixed phrases with fields on standard error, as JSON lines or as text.
+"""Configures the log: fixed phrases with fields, written to standard error as JSON lines or as text.
 
 At the level `debug`, the bridge's own loggers show the path of each delivery and of each handshake. The debug lines of
 libraries are never written, because they contain whole message bodies.
@@ -47,12 +47,16 @@ _OWN_LOGGER = "bridge"
 """The name of the logger that is the parent of the bridge's own loggers."""
 
 _DEBUG_LOGGERS = ("aio_pika", "aiormq")
-"""Loggers of libraries. The bridge's level debug shows the lines of these loggers from level info up, and other levels
-show none."""
+"""Loggers of libraries.
+
+In the bridge's log, these loggers appear only at the level `debug`, and only with lines of the level `info` or higher.
+"""
 
 _SILENT_LOGGER = "websockets"
-"""A logger that is always silent, because its lines contain clients' headers, with cookies and up to 8 KiB of any
-text."""
+"""A library's logger that is always silent.
+
+The library's lines contain clients' headers, which may hold cookies and up to 8 KiB of any text.
+"""
 
 
 def configure(level: LogLevel, log_format: LogFormat) -> None:
@@ -120,7 +124,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
 def traces(logger: str) -> bool:
     """Whether a logger writes debug lines.
 
-    Call `traces` only when an object is constructed, so that a disabled trace takes no time later.
+    Call `traces` once, when an object is constructed, so that disabled traces take no time later.
     """
     return logging.getLogger(logger).isEnabledFor(logging.DEBUG)
 

@@ -65,9 +65,9 @@ class QueuedOutput(io.RawIOBase):
         self._size_bytes = 0
         self._writing = False
         self._blocked = False
-        """Whether a wait in `flush` has timed out, and no line was written after the timeout."""
+        """Whether a wait in `flush` has timed out and no line has been written since."""
         self._given_up = False
-        """Whether a wait in `drain` has timed out, and no line was written after the timeout."""
+        """Whether a wait in `drain` has timed out and no line has been written since."""
         self._unreported = 0
         self._torn = False
         """Whether the last write failed in the middle of a line."""
@@ -82,7 +82,7 @@ class QueuedOutput(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """Returns the descriptor, for queries only.
+        """Returns the descriptor, which callers may query but not write to.
 
         Data that is written directly to the descriptor would overtake the queue.
         """
@@ -229,7 +229,7 @@ def install(name: Literal["stdout", "stderr"], report: Callable[[int], object], 
 
 
 def _null(descriptor: int) -> TextIO:
-    """Opens /dev/null as a stream, and also as the descriptor.
+    """Opens /dev/null as a stream, and also under the number `descriptor` if this number is free.
 
     If the descriptor stayed free, the next socket would get it.
     """

@@ -56,8 +56,8 @@ class Readiness:
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:
-            # The bridge is also not ready while it reads the history after a lost connection. Otherwise, a load
-            # balancer would send clients with ids that this bridge has not read yet.
+            # The bridge is also not ready while it reads the history after a lost connection. A bridge that reported
+            # ready too early would get clients with ids that it has not read yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             if self._rejects.waiting:

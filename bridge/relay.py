@@ -34,7 +34,7 @@ _UPDATE = "update"
 class UnflushedDeliveries:
     """Holds deliveries while their updates are in the log but not flushed, and settles the deliveries at the flush.
 
-    The hub also flushes on its own if the log could otherwise drop an update that is not flushed.
+    The hub also flushes when the log would otherwise have to drop an update that is not flushed.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -98,8 +98,8 @@ class Relay:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
         If the bridge fails on an event, the event is rejected. If rejecting the event fails too, its delivery stays
-        unsettled, so that a queue delivers the event again. All other deliveries are relayed even if the relay fails on
-        one delivery.
+        unsettled, so that a queue delivers the event again. If relaying one delivery fails, the other deliveries are
+        still relayed.
         """
         relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
@@ -153,8 +153,8 @@ class Relay:
         if isinstance(outcome, Rejected):
             self._record_id(delivery)
             if self._replaying:
-                # When the event was new, another bridge rejected it. Logging the rejection of a replayed event again at
-                # each start would fill the log.
+                # An earlier consumer rejected this event when it was new. Logging the rejection of a replayed event
+                # again at each start would fill the log.
                 self._invalid_before += 1
                 delivery.settle()
             else:
@@ -175,8 +175,8 @@ class Relay:
         return _UPDATE
 
     def _record_id(self, delivery: Delivery) -> None:
-        # Another bridge, with other schemas or an earlier start, may have broadcast the same event. The other bridge's
-        # clients may resume at this bridge with the event's id.
+        # A bridge with other schemas, or one that started earlier, may have broadcast the same event. Clients of
+        # another bridge may resume at this bridge with the event's id.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
             self._flush_due = True

@@ -24,7 +24,7 @@ MAX_PROBLEMS = 1000
 ENVELOPE_BYTES = 1024
 """The number of bytes by which an update can be larger than its event, because of the members of the envelope."""
 AMQP_1_0 = "amqp-1.0"
-"""The `type` that RabbitMQ sets on a message from AMQP 1.0 if its body is not bytes in a data section."""
+"""The `type` that RabbitMQ gives to a message from AMQP 1.0 whose body is not bytes in a data section."""
 
 PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"})
 """The values of `content_encoding` that leave the bytes unchanged. kombu sets `binary` for every body of bytes."""
@@ -45,7 +45,7 @@ class Reason(StrEnum):
 class Event(NamedTuple):
     """A published event: the body of a message, and the properties that the pipeline reads.
 
-    Event and Accepted are tuples, because creating a frozen dataclass for each event takes three times as long.
+    Event and Accepted are tuples, because creating a frozen dataclass takes three times as long.
     """
 
     body: bytes
@@ -159,7 +159,7 @@ class Pipeline:
         return violations if explained is None else [explained]
 
     def _written(self, reading: _Reading, now_ms: int) -> bytes | Rejected:
-        """Wraps the document in an envelope, which is the update if the event has no source format.
+        """Wraps the document in an envelope. For an event without a source format, this envelope is the update.
 
         This method is called before each validation, because it limits the depth of the documents that reach the
         validator.
@@ -207,8 +207,8 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # The data of some types can look like an envelope, because it has members with the same names. An unknown
-            # "type" is then a part of such data.
+            # The data of some types can look like an envelope, because it has members with the same names. If the data
+            # of the event's type can look like an envelope, an unknown "type" is a part of the data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)
@@ -236,7 +236,7 @@ class Pipeline:
         return _Reading(update_type, update_type, data, pointer, None, document)
 
     def _explained(self, event: Event, reading: _Reading) -> Rejected | None:
-        """Returns a problem of the event as a whole, if this problem explains more than the violation of the schema."""
+        """Explains a schema violation by the event's wrapper or broken envelope, or returns None."""
         document, pointer = reading.event, ""
         if reading.pointer.startswith("/data") and isinstance(document, dict):
             document, pointer = document["data"], "/data"
@@ -244,14 +244,15 @@ class Pipeline:
 
         def is_event(value: object) -> bool:
             inner = self._identified(value, event.type, reading.type.name)
-            # `_written` fails if the value is JSON from a string, and has too many levels.
+            # `_written` fails if the value was parsed from a string and is nested too deeply.
             return isinstance(inner, _Reading) and _is_valid(inner) and isinstance(self._written(inner, 0), bytes)
 
         if reading.source is None:
             members = self._format_members if reading.type.name == killmail_formats.UPDATE_TYPE else frozenset[str]()
             found = wrapped(document, pointer, declared, is_event, members)
         elif isinstance(document, dict) and is_event(document.get("data")):
-            # If `data` is an event, the envelope around it has a member of a source format as an extra member.
+            # If `data` is a valid event, the document is an envelope that has a member of a source format as an extra
+            # member.
             found = broken_envelope(document, pointer)
         else:
             return None
@@ -294,7 +295,10 @@ def _encoding_words(encoding: str, body: bytes) -> str:
 
 _MEDIA_TYPE_HINT = "a media type belongs in content_type"
 _MEDIA_TYPES = ("application/", "text/", "multipart/", "message/", "image/", "audio/", "video/", "model/")
-"""The prefixes of media types. They are needed because an unknown type with a slash is not always a media type."""
+"""The prefixes of media types.
+
+The bridge compares an unknown type with these prefixes, because a type with a slash is not always a media type.
+"""
 
 
 def _is_valid(reading: _Reading) -> bool:

@@ -1,6 +1,6 @@
 """Explains to the author of a schema file why the file can't be used.
 
-The texts of the library jsonschema_rs describe the meta-schema instead of the author's file.
+The messages of the library jsonschema_rs refer to the meta-schema instead of the author's file.
 """
 
 import re

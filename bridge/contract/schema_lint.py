@@ -1,6 +1,6 @@
-"""Finds probable mistakes in a folder of schema files that a validator accepts.
+"""Finds probable mistakes in a folder of schema files, beyond the errors that a validator reports.
 
-The parameters of the functions are names of files, and schemas that compile. The functions read no files.
+The functions take file names, and the content of schemas that compile. The functions read no files.
 """
 
 import re
@@ -49,7 +49,7 @@ _IDENTIFYING = frozenset(("string", "integer", "number"))
 
 @dataclass(frozen=True, slots=True)
 class SchemaWarning:
-    """A warning about a part of a folder of schema files that has no effect, or probably a wrong effect."""
+    """A warning that a file or a part of a schema has no effect, or probably not the intended effect."""
 
     file: str
     """The name of the file or folder, in printable characters."""
@@ -89,7 +89,7 @@ def not_read(name: str, *, alone: bool = False) -> str | None:
 
 
 def unusual_name(stem: str) -> str | None:
-    """Returns why the name of an update type is probably a mistake, or None if it is not."""
+    """Returns why the name of an update type is probably a mistake, or None if the name looks right."""
     bare = re.sub(r"\.(?:schema|json|jsonschema)$", "", stem.strip(), flags=re.IGNORECASE)
     bare = (_COPY.sub("", bare) or bare).strip()
     if bare == stem:
@@ -99,10 +99,10 @@ def unusual_name(stem: str) -> str | None:
 
 
 def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> list[tuple[str, str]]:
-    """Returns up to `MOST_PER_FILE` parts of a schema without effect, each as a JSON Pointer and a sentence.
+    """Returns up to `MOST_PER_FILE` parts of a schema that have no effect, each as a JSON Pointer and a sentence.
 
-    `declared` has the members of an update type's data, each with its JSON types. `declared` is None if the schema is
-    not that of an update type.
+    `declared` maps each member of an update type's data to its JSON types. `declared` is None if the schema is not that
+    of an update type.
     """
     found = list(islice(_found(schema, declared), MOST_PER_FILE + 1))
     if len(found) > MOST_PER_FILE:
@@ -142,7 +142,7 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
 
 
 def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """Yields each required name that is not declared, but is similar to a declared name that is not required."""
+    """Yields each required but undeclared name that is probably a misspelling of a declared optional name."""
     required = schema.get("required", [])
     declared = [name for name in schema.get("properties", {}) if name not in required]
     for at, name in enumerate(required):

@@ -1,4 +1,4 @@
-"""Finds the known name that a misspelled name probably means."""
+"""Finds the known name that a misspelled name was probably meant to be."""
 
 import difflib
 from collections.abc import Collection
@@ -12,7 +12,8 @@ def similar(name: str, names: Collection[str], cutoff: float = 0.75) -> str | No
     """Returns the most similar name, ignoring case, or None if no name is similar or there are too many names.
 
     `cutoff` is difflib's minimum ratio for a similar name. If two letters of a short name are swapped, difflib's ratio
-    is lower than the default `cutoff`. A name with the same letters in another order is therefore always similar.
+    is lower than the default `cutoff`. Names that differ only in the order of their letters count as similar, whatever
+    their ratio.
     """
     if len(names) > COMPARED_NAMES:
         return None

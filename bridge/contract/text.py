@@ -23,7 +23,8 @@ def from_system(text: str) -> str:
     r"""Returns an argument, an environment variable or a file's name as text that UTF-8 can encode.
 
     Python decodes text from the system by the locale, and represents undecodable bytes as surrogates. This function
-    decodes these bytes as UTF-8. Bytes that are not valid UTF-8 become escapes such as `\xff`.
+    turns the surrogates back into bytes, and decodes the bytes as UTF-8. Bytes that are not valid UTF-8 become escapes
+    such as `\xff`.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 

@@ -1,11 +1,11 @@
 """The id of an update, with which a client can ask for everything after that update.
 
-An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag
-distinguishes the updates of two logs. Two updates with the same sequence are the same update only if their tags are
-equal too.
+An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag tells
+apart updates that have the same sequence in different logs. Two updates with the same sequence are the same update only
+if their tags are equal too.
 
 With `BRIDGE_HISTORY=stream`, the sequence is the event's offset in the stream, and the tag is the CRC-32 of the event's
-body. All bridges that read the same stream therefore use the same ids. If a stream is deleted and declared again, its
+body. Bridges that read the same stream give an event the same id. If a stream is deleted and declared again, its
 updates get different ids. Without a stream, the bridge counts its updates, and creates one tag when it starts.
 """
 
@@ -18,7 +18,8 @@ _PATTERN = re.compile(r"(0|[1-9][0-9]{0,18})-([0-9a-f]{8})")
 class UpdateId(NamedTuple):
     """The id of one update. The text of an id has at most 28 characters.
 
-    An id is a tuple because, with a stream, creating a frozen dataclass for each update takes three times as long.
+    An id is a tuple because creating a frozen dataclass takes three times as long, and a stream needs an id for each
+    update.
     """
 
     sequence: int

@@ -23,8 +23,10 @@ NAMES = 8
 """The maximum number of names or options in a sentence."""
 
 PARSED_BYTES = 64 * 1024
-"""The maximum length of a string that is parsed as JSON. Of a longer string, only the start and the end are examined,
-which takes little time."""
+"""The maximum length of a string that is parsed as JSON.
+
+Of a string that is longer than `PARSED_BYTES`, only the start and the end are examined, which takes little time.
+"""
 
 SAMPLED_BYTES = 64
 """The number of an array's items that are examined to decide whether the array contains bytes."""
@@ -37,7 +39,7 @@ COMPARED_MEMBERS = 32
 COMPARED_CHARACTERS = 100
 """The maximum number of members that are compared with a missing member, and the maximum length of their names."""
 CLOSE = 0.75
-"""The minimum ratio of difflib between a name and its misspelling, such as `shipTypeId` and `shipId`."""
+"""The minimum difflib ratio at which a name counts as a misspelling, such as `shipId` for `shipTypeId`."""
 
 _DATE_TIME = "2024-10-22T10:30:00Z"
 _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
@@ -135,7 +137,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
                 return f"the member {listed(names, 1)} is not allowed"
             return f"the members {listed(names, len(names))} are not allowed"
         case Kind.PropertyNames(error):
-            # Only the library's message contains the name of the member.
+            # Only the library's message contains the name of the invalid member.
             return f"a member's name is not allowed: {printable(error.message, 2 * VALUE)}"
         case Kind.Constant(expected):
             return f"expected {_json(expected, 2 * VALUE)}; got {shown(value)}"
@@ -185,7 +187,7 @@ def _predicate(kind: Kind) -> str:
     predicate = _PREDICATES.get(type(kind), f"violates {kind.name!r} in the schema")
     if "{}" not in predicate:
         return predicate
-    # The library's type stubs declare this attribute for each kind of error, but not for their base class `Kind`.
+    # The library's type stubs declare `__match_args__` for each kind of error, but not for the base class `Kind`.
     [name] = getattr(kind, "__match_args__")  # noqa: B009 - the type has no such attribute for mypy
     expected = getattr(kind, name)
     return (predicate.removesuffix("s") if expected == 1 else predicate).format(_json(expected, 3 * VALUE))
@@ -227,9 +229,9 @@ def _json(value: object, limit: int) -> str:
 
 
 def _joined(words: Sequence[str], conjunction: str, total: int) -> str:
-    """Returns the words as a list in a sentence.
+    """Joins words to a list for a sentence, such as `a, b or c`.
 
-    `total` is the number of all words, of which `words` may contain only the first ones.
+    `total` is the number of all words. `words` may contain only the first of them.
     """
     if total > NAMES:
         return f"{', '.join(words[:NAMES])} {conjunction} {total - NAMES} more"

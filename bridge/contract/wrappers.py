@@ -58,7 +58,7 @@ _CONTENTS = (
     *("data", "payload", "body", "message", "Message", "content", "detail", "params", "kwargs", "arguments", "args"),
     *("value", "result", "record", "records", "Records", "item", "items", "msg", "event", "job", "task", "data_base64"),
 )
-"""Common names of the member that holds an envelope's content, ordered from the most likely name."""
+"""Common names of the member that holds an envelope's content, the most likely name first."""
 
 _LABELS = frozenset(
     {
@@ -103,7 +103,7 @@ def wrapped(
         return None
     if is_node_bytes(document):
         return Wrapped(pointer, BYTES)
-    # By chance, an envelope of other software may have a member with the name of a declared member.
+    # An envelope of other software may happen to have a member with the same name as a declared member.
     is_foreign = sum(name in document for name in declared - ENVELOPE_MEMBERS) <= 1
     known = _known(document, declared) if is_foreign else None
     if known is None and is_foreign and not declared >= {"type", "data"}:
@@ -130,7 +130,7 @@ def wrapped(
 def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | None:
     """Returns why an object with `type` and `data` is no envelope.
 
-    Returns None for an envelope, or if either member is missing.
+    Returns None if the object is an envelope, or if `type` or `data` is missing.
     """
     if "type" not in document or "data" not in document:
         return None

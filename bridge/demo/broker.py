@@ -1,4 +1,4 @@
-"""The demo's broker if no broker is configured. It is RabbitMQ in a container that is removed when the demo ends."""
+"""The demo's broker if no broker is configured. RabbitMQ runs in a container that is removed when the demo ends."""
 
 import socket
 from collections.abc import Callable

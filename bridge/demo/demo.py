@@ -44,11 +44,13 @@ CHECK_INTERVAL_S = 1.0
 IMAGE = "rabbitmq:4-management"
 
 OWN_EXCHANGE = "killmails"
-"""The exchange at the demo's own broker, which is the default of BRIDGE_EXCHANGES and of the command `publish`."""
+"""The exchange at the demo's own broker. Its name is the default of BRIDGE_EXCHANGES and of the command `publish`."""
 
 SEPARATE_EXCHANGE = "bridge.demo"
-"""The demo's exchange at a broker that other programs use. Clients of those programs must not receive invented
-killmails."""
+"""The demo's exchange at a broker that other programs use.
+
+The demo has a separate exchange here, so that other programs' clients do not receive invented killmails.
+"""
 
 SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
 """The settings with which the demo's bridge declares nothing that outlasts the demo."""
@@ -65,14 +67,17 @@ class Demo:
     None if its flag is not given."""
 
     def settings(self, **decided: str) -> Settings:
-        """Returns the effective settings, including the settings that the demo decides. Raises ConfigurationError."""
+        """Returns the effective settings, including the settings that the demo itself chooses.
+
+        Raises ConfigurationError.
+        """
         given = {name: text for name, text in self.flags.items() if name in SETTINGS and text is not None}
         must_exist = self.flags.get("env_file") is not None
         return load({**given, **decided}, os.environ, self._dotenv, must_exist=must_exist)
 
     @property
     def has_broker(self) -> bool:
-        """Whether the operator has set a broker with the flag, in the environment, or in the file of settings."""
+        """Whether the operator has configured a broker by the flag, in the environment, or in the file of settings."""
         return self.flags.get("amqp_url") is not None or self.sets("amqp_url")
 
     def sets(self, name: str) -> bool:
@@ -172,7 +177,7 @@ def run_without_broker(demo: Demo) -> int:
 
 
 def publish_only(demo: Demo) -> int:
-    """Publishes to the configured broker's exchange for killmails until a signal arrives. Returns the exit code."""
+    """Publishes killmails to the configured broker's exchange until a signal arrives. Returns the exit code."""
     signals = Signals()
     never_block()
     try:
@@ -269,7 +274,10 @@ def _image() -> str:
 
 
 def _arguments(demo: Demo, settings: Settings, decided: Mapping[str, str]) -> list[str]:
-    """Returns the bridge's flags, without the broker's URL, because other users of the machine can read arguments."""
+    """Returns the bridge's flags.
+
+    The broker's URL is never a flag, because other users can see a process's arguments.
+    """
     given = {name: text for name, text in demo.flags.items() if text is not None and name != "amqp_url"}
     flags = {**given, **decided, "log_format": _log_format(settings)}
     return [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
@@ -281,7 +289,7 @@ def _log_format(settings: Settings) -> logs.LogFormat:
 
 
 def _environment(demo: Demo, broker: Broker | None) -> dict[str, str]:
-    """Returns the environment of the bridge, with the broker's URL if the bridge's settings do not contain this URL."""
+    """Returns the bridge's environment, with the broker's URL unless the bridge's own settings contain this URL."""
     url = demo.flags.get("amqp_url") if broker is None else broker.url
     if url is None:
         return {**os.environ}

@@ -42,8 +42,7 @@ PROPERTIES = MessageProperties(b"", ("killmail", None))
 class Feed:
     """Delivers invented killmails to the bridge, with some invalid events and gaps.
 
-    For its deliveries, the feed also takes the role of the session with a broker. The feed never redelivers, so
-    `settle` does nothing.
+    The feed itself is the session that settles its deliveries. The feed never redelivers, so `settle` does nothing.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Feed:
     ) -> None:
         """`rate` is in killmails a second.
 
-        `on_start` is called before the first killmail. The other parameters are those of a consumer.
+        `on_start` is called before the first killmail. The other parameters are the same as those of a consumer.
         """
         # The feed does not depend on answers of a broker, so the feed's status never becomes stale.
         self.status = Status(answer_valid_s=inf)

@@ -112,7 +112,7 @@ def _system(rng: random.Random) -> int:
 
 
 def _attackers(rng: random.Random) -> int:
-    """Returns a random number of attackers, which is usually up to fifteen, and sometimes the size of a large fleet."""
+    """Returns a random number of attackers: usually up to fifteen, and sometimes as many as in a large fleet."""
     if rng.random() < _BIG_FIGHT_SHARE:
         return min(_MOST_ATTACKERS, int(16 * rng.paretovariate(1.0)))
     return min(15, 1 + int(rng.expovariate(1 / 4)))

@@ -62,7 +62,7 @@ class DemoPublisher:
                     unconfirmed[:] = [body]
                     await self._send(channel, body)
                     unconfirmed.clear()
-                    # The publisher sends delayed killmails later if confirms were slow, but not after an outage.
+                    # After slow confirms, the publisher catches up on delayed killmails, but not after an outage.
                     due_s = max(due_s + next(pauses), time.monotonic() - _LONGEST_LAG_S)
                     await asyncio.sleep(due_s - time.monotonic())
             return "no more killmails"
@@ -85,7 +85,7 @@ class DemoPublisher:
         if self._durable:
             await ensure_exchange(amqp, self._exchange)
             return
-        # After an outage, the bridge may have declared the exchange before this publisher, and as durable.
+        # After an outage, the bridge may have declared the exchange first, as a durable exchange.
         with suppress(aiormq.exceptions.ChannelPreconditionFailed):
             channel = await amqp.channel()
             await channel.exchange_declare(self._exchange, exchange_type="fanout", auto_delete=True)

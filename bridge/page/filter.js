@@ -5,7 +5,7 @@
 
 const DESCRIPTION = "asyncapi.json";
 
-// Checks whether a value in the query is valid, for each JSON type that its member may have.
+// For each JSON type that a member may have: a description, and a check of whether a text in the query is such a value.
 const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$/;
 const KINDS = {
   string: ["a text", () => true],

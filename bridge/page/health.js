@@ -15,7 +15,7 @@ const STATES = {
 
 const number = new Intl.NumberFormat("en");
 
-// A proxy may hide either path from everyone except the operator.
+// A proxy may hide `/readyz` or `/metrics` from everyone except the operator.
 const SOURCES = ["readyz", "metrics"];
 
 // Calls `onHealth` with the body of `/readyz`, or with undefined if `/readyz` is unavailable. Returns a function that
@@ -96,7 +96,7 @@ export function watchHealth(page, onHealth) {
   return askAnew;
 }
 
-// Describes why a bridge is not ready. `words` has the texts before and after `ago`, which is a changing duration.
+// Describes why a bridge is not ready. `words` has two texts, between which the page shows `ago`, a changing duration.
 // `why` has further details of the problem.
 export function troubleOf({ broker, rejects, missing }) {
   // `last_error` remains set after a recovery, so it is used only for a part that does not work.

@@ -73,9 +73,9 @@ function open() {
   });
   connection = opened;
 
-  // Scripts can't read the response to a refused handshake. A plain GET gets the same response as a handshake, but
-  // without the check of Origin. To the page's own host, a browser sends Origin only with methods other than GET and
-  // HEAD.
+  // Scripts can't read the response to a refused handshake. A plain GET gets the same response as a refused handshake,
+  // except that Origin is not checked. In requests to the page's own host, browsers send Origin only with methods other
+  // than GET and HEAD.
   async function askWhy() {
     const url = `${location.protocol}//${place}`;
     const preflight = await fetch(url, { method: "OPTIONS" }).catch(() => undefined);
@@ -114,8 +114,8 @@ function show() {
   const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;
   state.dataset.state = trouble ? "doubtful" : name;
   showState(trouble ? trouble.words : [text, ""], trouble?.ago ?? "");
-  // The broker's error may change at each attempt. It is outside the status element, whose changes a screen reader
-  // reads out.
+  // The broker's error may change at each attempt. The error is outside the status element, because a screen reader
+  // reads out each change of that element.
   write(why, trouble ? trouble.why.filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }

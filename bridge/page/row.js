@@ -1,5 +1,5 @@
-// Shows an update as a row of the table. The content comes from a publisher, so it becomes text, except that ids become
-// links.
+// Shows an update as a row of the table. The content comes from a publisher, so it is shown as plain text, except that
+// ids become links.
 
 // The maximum number of characters in a row, because an update may have megabytes.
 const LONGEST_TEXT = 600;
@@ -7,15 +7,16 @@ const LONGEST_TEXT = 600;
 const ZKILLBOARD = "https://zkillboard.com";
 const VICTIM = { corporation: "victimCorporationId", alliance: "victimAllianceId" };
 
-// The text for each reason of a gap. A reason that this page does not know, from a newer bridge, is shown as its slug.
+// The text for each reason of a gap. If a newer bridge gives a reason that this page does not know, the page shows the
+// reason's slug.
 const GAPS = {
   "broker-away": "the bridge had no broker",
   "stream-truncated": "the stream dropped events before the bridge read them",
   "stream-recreated": "the stream was deleted and declared again",
 };
 
-// Makes the row of an update, or of missing updates. `missed` is the data of the message `gap`, or of an incomplete
-// `resume`.
+// Makes a table row for an update, or for updates that were missed. `missed` is the data of the message `gap`, or of an
+// incomplete `resume`.
 export function row({ type, data, timestamp, missed }) {
   const sent = new Date(timestamp).toISOString();
   const time = element("time", sent.slice(11, 19));

@@ -1,4 +1,4 @@
 """Serves clients with sockets, HTTP and WebSocket.
 
-Of the code that the command `serve` runs, only this package imports the library websockets.
+This is the only package of the command `serve` that imports the library websockets.
 """

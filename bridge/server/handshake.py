@@ -33,9 +33,12 @@ These bytes are read and discarded, because closing a socket with unread bytes c
 response."""
 
 PERIODS = 4
-"""The number of consecutive timers that make up the timeout of a handshake. The event loop reads at least once before
-each timer ends, so slow turns of the loop make the timeout longer. With a single timer, after a turn of 5 s, the bridge
-would refuse every client that connected during this turn before reading its request."""
+"""The number of consecutive timers that make up the timeout of a handshake.
+
+The event loop reads from clients at least once before each timer ends, so slow turns of the loop lengthen the timeout.
+With a single timer, a turn of 5 s would make the bridge refuse all clients that connected during this turn, before it
+has read their requests.
+"""
 
 
 class HandshakeLog(Protocol):

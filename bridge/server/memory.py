@@ -16,9 +16,9 @@ _M_MMAP_THRESHOLD = -3
 def map_large_blocks() -> None:
     """Makes the C library return each large block to the system as soon as it is freed.
 
-    By default, glibc raises the minimum size of a mapped block up to 32 MiB when a larger mapped block is freed. Large
-    updates are then allocated in the heap, and leave holes that no other block fits into. With glibc's default, updates
-    of 3.9 MB and a log of 16 MiB, the process grew by 62 MB instead of 16 MB.
+    By default, glibc raises the minimum size of a mapped block up to 32 MiB when a larger mapped block is freed. With a
+    raised minimum, large updates are allocated in the heap, and leave holes that no other block fits into. With glibc's
+    default, updates of 3.9 MB and a log of 16 MiB, the process grew by 62 MB instead of 16 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -38,12 +38,14 @@ def malloc_trim() -> None:
 
 
 TRIM_MIN_CONNECTIONS = 250
-"""The number of open connections that is enough to trim the heap after half of them have closed. With TLS, the unread
-data of 250 clients takes 8 MB."""
+"""The minimum number of open connections for a trim of the heap, which happens after half of them have closed.
+
+With TLS, the unread data of 250 clients takes 8 MB.
+"""
 
 
 class HeapTrimmer:
-    """Calls `malloc_trim` each time after many connections have opened and half of them have closed."""
+    """Calls `malloc_trim` whenever many connections have opened and half of them have closed again."""
 
     def __init__(self, call_later: Callable[[float, Callable[[], None]], object], delay_s: float) -> None:
         """`call_later` is a method of the event loop.
@@ -53,7 +55,7 @@ class HeapTrimmer:
         self._call_later = call_later
         self._delay_s = delay_s
         self._max_connections = 0
-        """The maximum number of connections since the last call of `malloc_trim`."""
+        """The highest number of connections since the last call of `malloc_trim`."""
 
     def grown_to(self, connections: int) -> None:
         """Must be called with the number of connections after a connection has opened."""

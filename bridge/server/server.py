@@ -1,6 +1,6 @@
 """The server accepts clients, admits or refuses them, and keeps their connections until they close.
 
-A client passes the states accepted, admitted or refused, handshake, upgraded, and closed.
+A client passes through the states accepted, admitted or refused, handshake, upgraded, and closed.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ MAX_HANDSHAKES = BACKLOG
 """The maximum number of clients without a complete request. The maximum equals the length of the kernel's queue of new
 connections.
 
-At this maximum, a new client replaces the oldest client without a complete request. A normal client sends its request
-within milliseconds, so slow or silent clients can't block normal clients."""
+When this maximum is reached, a new client replaces the oldest client without a complete request. A normal client sends
+its request within milliseconds, so slow or silent clients can't block normal clients."""
 
 CLOCK_RESOLUTION_S = 1.0
-"""The period within which opened connections share one float as their opening time, which saves memory."""
+"""Connections that open within this period share one float as their opening time, which saves memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +230,8 @@ class Server:
     # Upgraded clients, until their connection is lost
 
     def _on_tick(self, late: bool) -> None:
-        # While the bridge was paused, it received no updates. After a late pass, the update that a pending client waits
-        # for may still arrive.
+        # While the bridge was paused, it received no updates. The update that a pending client waits for may still
+        # arrive after a late pass.
         if not late:
             self._hub.tick()
         # A throttled connection is not notified of EOF, so its socket is polled.

@@ -20,8 +20,8 @@ class Tls:
 
         If the files are invalid, raises OSError and keeps the old context.
         """
-        # The function makes a new context, because an SSL context holds one certificate for each type of key. If only
-        # the key's type changed, the old certificate would still be used.
+        # The function makes a new context, because an SSL context holds one certificate for each type of key. In the
+        # old context, the old certificate would still be used if the new key is of another type.
         self.context = _context(*self._files)
 
 

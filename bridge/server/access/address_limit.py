@@ -4,8 +4,11 @@ The module is pure. Addresses are strings as the kernel formats them.
 """
 
 MAX_ADDRESS_OVERFLOW = 16
-"""How many connections an address may have beyond its limit. A connection beyond the limit gets a close code. Beyond
-this overflow, the connections of the address are closed without an answer."""
+"""How many connections an address may have beyond its limit.
+
+A connection beyond the limit gets a close code. Once an address has used up its overflow too, its further connections
+are closed without an answer.
+"""
 
 
 class AddressLimit:
@@ -47,5 +50,5 @@ class AddressLimit:
 
 
 def _is_loopback(address: str) -> bool:
-    # The kernel formats an address always in the same way, so no parser is necessary.
+    # The kernel always formats an address in the same way, so no parser is necessary.
     return address.startswith("127.") or address == "::1"

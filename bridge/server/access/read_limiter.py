@@ -1,15 +1,15 @@
 """Limits how much the bridge reads from clients, so that no client uses the processor at the cost of other clients.
 
-A well-behaved client sends only answers to pings, which are a few bytes a minute. The bridge ignores all other frames,
-but must read and check each of these frames, which takes 3 microseconds. Without a limit, one client that sends tiny
-frames uses half of a processor, and a thousand clients use a whole processor. The bridge therefore stops reading for a
-while from a client that sends too much. While the bridge does not read, TCP flow control stops the client's writes.
+A well-behaved client sends only answers to pings, which are a few bytes a minute. Even frames that the bridge ignores
+must be read and checked, which takes 3 microseconds for each frame. Without a limit, one client that sends tiny frames
+uses half of a processor, and a thousand clients use a whole processor. If a client sends too much, the bridge stops
+reading from this client for a while. While the bridge does not read, TCP flow control stops the client's writes.
 
 The limiter divides time into periods. In each period, each client has a budget, and all clients together have a common
-budget. A read is always handled as a whole, so it may exceed a client's budget. The excess over the budget is the
-client's debt. A client with a debt is throttled until most of its debt is paid. While the common budget is used up,
-every client that sends anything is throttled until the next period. The bridge reads from throttled clients in turn. If
-10,000 clients flood the bridge, the bridge reads a client's pong ten seconds late.
+budget. A read is always handled as a whole, so it may exceed a client's budget. What a client sends beyond its budget
+becomes the client's debt. A client with a debt is throttled until most of its debt is paid. While the common budget is
+used up, every client that sends anything is throttled until the next period. The bridge reads from throttled clients in
+turn. If 10,000 clients flood the bridge, the bridge reads a client's pong ten seconds late.
 
 This module has no sockets, and does not interpret the bytes that clients send.
 """
@@ -32,15 +32,20 @@ TOTAL_BUDGET_BYTES = 2**19
 """The budget of all clients in a period, which is enough for 2000 tiny frames that take 8 ms to read."""
 
 RESUMED_PER_PERIOD = 256
-"""The maximum number of throttled clients that are resumed at the start of a period. If each resumed client sends five
-tiny frames, which fill THROTTLED_READ_BYTES, the reads use about the whole common budget."""
+"""The maximum number of throttled clients that are resumed at the start of a period.
+
+Five tiny frames fill THROTTLED_READ_BYTES, and if each resumed client sends five, the reads use about the whole common
+budget.
+"""
 
 MAX_READ_BYTES = 4096
 """The maximum size of a read, which holds 700 tiny frames that block the event loop for 2.5 ms."""
 
 THROTTLED_READ_BYTES = 32
-"""The maximum size of a read while the common budget is used up. It is enough for a pong, a close frame, or five tiny
-frames."""
+"""The maximum size of a read while the common budget is used up.
+
+This size is enough for a pong, a close frame, or five tiny frames.
+"""
 
 READ_BUFFER = memoryview(bytearray(MAX_READ_BYTES))
 """The read buffer that all connections share. The bytes of each read are handled before the next read."""

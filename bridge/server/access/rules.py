@@ -1,9 +1,9 @@
 """The rules by which the bridge refuses clients, and the checks of a request's address and headers.
 
 Three checks exclude external clients. The peer's address and every forwarded address must be internal, so that a proxy
-on the same host admits no external client. The header `Host` must not be a public name, which DNS may have rebound to
-an internal address. The header `Origin` must be allowed, or, if it is missing, `Sec-Fetch-Site` must not be
-`cross-site`. A client that forges a forwarding header can only exclude itself.
+on the same host admits no external client. The header `Host` must not be a public name, because DNS may have rebound
+such a name to an internal address. The header `Origin` must be allowed, or, if it is missing, `Sec-Fetch-Site` must not
+be `cross-site`. A client that forges a forwarding header can only exclude itself.
 
 The module is pure, and knows nothing of sockets, WebSocket and paths.
 """
@@ -110,9 +110,9 @@ class Rule(StrEnum):
     """The number of connections without a complete request is below its limit. At the limit, the oldest connection
     without a complete request is refused."""
     ADDRESS_LIMIT = "address-limit"
-    """The client's address is below its limit of connections."""
+    """The client's address has not reached its limit of connections."""
     FULL = "full"
-    """The bridge is below its limit of connections."""
+    """The bridge has not reached its limit of connections."""
     LOST = "lost"
     """The event loop can use the accepted socket."""
 
@@ -233,7 +233,7 @@ class Access:
         return None
 
     def _external(self, header: str, value: str) -> str | None:
-        """Returns the first element of a forwarding header that can't be parsed, or is not an internal address."""
+        """Returns the first element of a forwarding header from which no internal address can be read, or None."""
         for element in value.split(","):
             nodes = _forwarded_nodes(element) if header == "forwarded" else [element.strip(" \t")]
             for node in nodes:

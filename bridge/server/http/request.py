@@ -24,8 +24,10 @@ MAX_REQUEST_LINE_BYTES = 8190
 """The maximum length of the request line, which has the method, the target and the version."""
 
 MAX_HEAD_BYTES = 2 * MAX_HEADER_BYTES
-"""The maximum size of a head. It is enough for a header and a request line of maximum size, and for 8 KiB of other
-headers."""
+"""The maximum size of a head.
+
+This size is enough for one header and a request line of maximum size, and for 8 KiB of other headers.
+"""
 
 MAX_EMPTY_LINES = 16
 """The maximum number of empty lines before a request. Empty lines before a request are ignored."""

@@ -10,8 +10,10 @@ MIN_READ_BYTES_PER_S = 1024
 the response in memory."""
 
 LATE = 0.25
-"""The maximum delay of a check, as a fraction of the timeout. A check that is delayed longer aborts no client, because
-the bridge did not run."""
+"""The maximum delay of a check, as a fraction of the timeout.
+
+If a check is delayed longer, the bridge itself has not been running, so the check aborts no client.
+"""
 
 
 class ResponseWriter:
@@ -30,8 +32,10 @@ class ResponseWriter:
         self._abort = abort
         acknowledged = self._acknowledged()
         self._all_acknowledged_at = None if acknowledged is None else acknowledged + len(data)
-        """The number of bytes that the client's kernel has acknowledged once it has received the whole response, or
-        None if this number is unknown."""
+        """How many bytes the client's kernel will have acknowledged when it has the whole response.
+
+        The value is None if this number can't be known.
+        """
         transport.write(data)
         self._unread_bytes = self._unread()
         self._begin_period()

@@ -32,8 +32,10 @@ SPARE_DESCRIPTORS = 16
 files."""
 
 ACCEPTS_PER_TURN = 8
-"""The maximum number of clients that the bridge accepts in one turn of the event loop. The handshakes of so many
-clients delay the connected clients by 2 ms."""
+"""The maximum number of clients that the bridge accepts in one turn of the event loop.
+
+The handshakes of eight clients delay the connected clients by 2 ms.
+"""
 
 
 class Acceptor:
@@ -54,10 +56,9 @@ class Acceptor:
         self._grace_s = timing.accept_grace_s
         self._exhausted_since_s: float | None = None
         self._check: asyncio.TimerHandle | None = None
-        """The timer of the next check whether descriptors are available, or None unless descriptors are exhausted."""
+        """The timer of the next check for free descriptors, or None unless descriptors are exhausted."""
         self._held: tuple[socket.socket, str] | None = None
-        """An accepted client whose descriptor is a spare descriptor, which shows that all other descriptors are in
-        use."""
+        """An accepted client with a spare descriptor, which means that all other descriptors are in use."""
 
     def open(self) -> None:
         """Starts to accept clients. Raises OSError."""

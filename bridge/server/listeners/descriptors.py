@@ -36,7 +36,7 @@ def raise_nofile_limit() -> None:
 def connection_capacity(max_connections: int) -> Capacity:
     """Returns the capacity for `max_connections`, or logs a warning and returns a lower capacity.
 
-    With the returned capacity, clients alone can't exhaust the descriptors.
+    With the returned capacity, clients can't use up all descriptors.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or limit >= max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS:

@@ -22,9 +22,10 @@ SEND_BUFFER_BYTES = 65536
 """The size of the kernel's send buffer for each client. Linux doubles this size, for the kernel's own structures.
 
 By default, the kernel holds 2.5 to 4 MB for a client that does not read. The kernel's memory counts toward a
-container's memory limit, but toward no limit of the bridge. With the default size, a client that does not read stays
-live for a thousand updates. The other clients' p99 latency was then 2.8 times as high (`make bench`, slow). A send
-buffer of 64 KiB allows 100 MB a second at a round trip of 1 ms, and 2.5 MB at 50 ms.
+container's memory limit, but toward no limit of the bridge. With the default size, the bridge notices only after a
+thousand updates that a client does not read. With the default size, slow clients made the other clients' p99 latency
+2.8 times as high (`make bench`, slow). With a send buffer of 64 KiB, a client can receive 100 MB a second if the round
+trip takes 1 ms, and 2.5 MB a second if it takes 50 ms.
 """
 
 RECEIVE_BUFFER_BYTES = 16384
@@ -72,7 +73,7 @@ class _Target:
     name: tuple[Any, ...]
     """The argument of `socket.bind`. The port in the argument of `socket.bind` is replaced later."""
     optional: bool
-    """Whether it is no error if the machine lacks this address."""
+    """Whether the machine may lack this address without an error."""
 
     @property
     def is_wildcard(self) -> bool:

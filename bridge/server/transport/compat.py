@@ -25,9 +25,9 @@ __all__ = ["accept_handshake", "apply_mask", "as_transport"]
 def accept_handshake(path: str, headers: Headers) -> tuple[Response, str]:
     """Returns the response of websockets to a handshake, and the name of the header at fault, or an empty string.
 
-    Without the `del` statement, the protocol and the generator of its parser would refer to each other. These
-    references would leave 1.3 KB of each handshake to the garbage collector, which the bridge runs rarely (websockets
-    17.4).
+    Without the `del` statement, the protocol and the generator of its parser would refer to each other. The references
+    between the protocol and its parser would leave 1.3 KB of each handshake to the garbage collector, which the bridge
+    runs rarely (websockets 17.4).
     """
     protocol = ServerProtocol()
     response = protocol.accept(Request(path, headers))

@@ -19,7 +19,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 def has_ended(client: socket.socket) -> bool:
-    """Whether the client has ended its side, or the connection was reset.
+    """Whether the client has ended its side of the connection, or the connection was reset.
 
     Returns False if the kernel does not report the connection's state.
 

@@ -22,8 +22,10 @@ RECORD_BYTES = 16384
 """The largest payload of a TLS record (RFC 8446, section 5.1)."""
 
 RAW_READ_BYTES = 4096
-"""The maximum number of bytes that are read from a socket in a turn of the event loop. They hold 150 key updates, which
-take 4 ms."""
+"""The maximum number of bytes that are read from a socket in a turn of the event loop.
+
+A read of this size holds 150 key updates, which take 4 ms.
+"""
 
 RECORD_OVERHEAD_BYTES = 64
 """The maximum number of bytes that a TLS record has in addition to its data, with common ciphers."""
@@ -36,8 +38,8 @@ MAX_DISCARDED_BYTES = 2**18
 """The maximum number of bytes that are read and discarded after the bridge's side has ended. The connection of a client
 that exceeds this maximum is reset.
 
-The bytes are read because closing a socket with unread bytes resets the connection, and the client might lose data that
-was sent to it."""
+The bytes are read because closing a socket with unread bytes resets the connection, and a reset may destroy data that
+was sent to the client."""
 
 _RAW_BUFFER = memoryview(bytearray(RAW_READ_BYTES))
 """The buffer that all transports share for bytes from a socket."""
@@ -189,8 +191,8 @@ class TlsTransport(asyncio.Transport):
             self._receive()
 
     def _receive_again(self) -> None:
-        # A second read is necessary, because uvloop 0.23 reports data and a reset only once together, and then stops
-        # polling the socket.
+        # uvloop 0.23 reports data and a reset together only once, and then stops polling the socket, so a second read
+        # is needed to notice the reset.
         self._reads_again = False
         if self._reading:
             self._receive()

@@ -60,7 +60,7 @@ class ConnectionContext:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Sends the frames of the hub, answers pings and close frames, and ignores all other frames of the client."""
+    """Sends the hub's frames, answers pings and close frames, and ignores all other frames of the client."""
 
     __slots__ = (
         "_context",
@@ -103,8 +103,10 @@ class Connection(asyncio.BufferedProtocol):
         """The close frame that waits until the current frame is complete, and the function to call after the close
         frame is sent."""
         self._pongs_due = 0
-        """The number of the bridge's pings that the client has not answered. The read limiter does not charge the
-        client for the same number of pongs."""
+        """The number of the bridge's pings that the client has not answered.
+
+        For each unanswered ping, the read limiter lets one pong of the client pass without charge.
+        """
         self.address = address
         self.cursor = 0
         self.offset = 0
@@ -115,10 +117,12 @@ class Connection(asyncio.BufferedProtocol):
         self.closed_at: float | None = None
         """The time when the closing handshake began, in seconds."""
         self.close_code: int | None = None
-        """The close code from the side that began the closing handshake, or None if its close frame has no code."""
+        """The close code of the side that began the closing handshake, or None if that side sent no code."""
         self.descriptor: int | None = None
-        """The socket's descriptor. It is None if data must go through the transport, or after the connection has
-        ended."""
+        """The socket's descriptor.
+
+        The descriptor is None if data must go through the transport, or after the connection has ended.
+        """
         transport.set_protocol(self)
         if transport.get_extra_info("sslcontext") is None:
             self.descriptor = transport.get_extra_info("socket").fileno()
@@ -172,7 +176,7 @@ class Connection(asyncio.BufferedProtocol):
         transport.write(PING)
 
     def frame_ended(self) -> None:
-        """Sends the control frames that have waited for a partly sent frame to be complete."""
+        """Sends the control frames that were held back until a partly sent frame was complete."""
         if self._transport is None:
             return
         if self._pending_close is not None:
@@ -188,7 +192,7 @@ class Connection(asyncio.BufferedProtocol):
         """Starts the closing handshake. `Keepalive` limits how long the client may take to answer the close frame.
 
         If the client has received only a part of a frame, and the update log has dropped this frame, no close frame can
-        follow. In this case, the connection is reset instead of closed.
+        follow. If no close frame can be sent, the connection is reset instead.
         """
         self._close(reason, details, _await_answer)
 
@@ -226,8 +230,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(frame)
         # A TLS connection that has just ended has no socket.
         if self.congested and (stream := self._transport.get_extra_info("socket")) is not None:
-            # The kernel stores the close frame after the data that the client has not read. From the kernel, the client
-            # gets the close frame even if the bridge has already ended.
+            # The kernel stores the close frame after the data that the client has not read. The kernel sends the close
+            # frame to the client even after the bridge has ended.
             with suppress(OSError):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLOSING_BUFFER_BYTES)
         after()

@@ -1,12 +1,12 @@
 """Pings clients that are silent, and closes clients that do not answer.
 
 Each tick makes one pass over all connections, so no connection has its own timer. A pass over 10,000 connections takes
-about two milliseconds. A ping takes as long as checking fifty connections. The pings of a pass are therefore spread
+about two milliseconds. A ping takes as long as checking fifty connections. To keep a pass short, its pings are spread
 over the time until the next pass.
 
 While the bridge does not run, for example in a paused container or with a blocked event loop, it reads no pongs. The
-next pass after such a pause is late, and a late pass closes no client. If the clock stops too, as on a suspended
-machine, the pause does not count toward any timeout.
+first pass after a pause of the bridge is late, and a late pass closes no client. If the clock stops too, as on a
+suspended machine, the pause does not count toward any timeout.
 """
 
 import asyncio
@@ -30,8 +30,10 @@ LATE_TICKS = 2
 """The maximum delay of a normal pass, in ticks. A pass with a longer delay is late, and closes no client."""
 
 MIN_READ_BYTES_PER_S = 1024
-"""The minimum speed at which a client must read the data before its close frame. The bridge aborts the connection of a
-client that reads more slowly."""
+"""The minimum speed at which a client must read the data that was sent before its close frame.
+
+The bridge aborts the connection of a client that reads more slowly.
+"""
 
 PING_PAUSE_S = 0.05
 """The time between two groups of pings. With 20,000 pings in a tick of 5 s, a group has 200 pings and takes 2 ms to
@@ -93,11 +95,17 @@ class Keepalive:
         self._passed_at = clock.now_s
         """The time of the last pass."""
         self._awake_since_s = -inf
-        """The time of the last late pass. All timeouts start again at a late pass, because the bridge did not read
-        before it."""
+        """The time of the last late pass.
+
+        All timeouts start again at a late pass, because the bridge read nothing from clients in the time before this
+        pass.
+        """
         self._closing: dict[Pingable, tuple[float, int | None]] = {}
-        """Closing connections, each with the start of its current close timeout and the number of bytes acknowledged at
-        the start."""
+        """Closing connections.
+
+        Each has the time at which its current close timeout started, and the number of bytes that were acknowledged by
+        then.
+        """
         self._pings_due: deque[Pingable] = deque()
         """Connections that the last pass found silent, and that are not pinged yet."""
 
@@ -123,8 +131,8 @@ class Keepalive:
         self._passed_at = now_s
         if late:
             self._awake_since_s = now_s
-            # A late pass finds the silent connections again. If the bridge pinged all silent connections at once, the
-            # loop would be blocked still longer.
+            # The due pings are dropped, because a late pass finds the silent connections again. Pinging all silent
+            # connections at once would block the loop for even longer.
             self._pings_due.clear()
         else:
             self.send_pings()
@@ -166,7 +174,7 @@ class Keepalive:
             self._pings_due.append(connection)
 
     def _await_close(self, connection: Pingable, now_s: float, since_s: float, had_bytes: int | None) -> None:
-        """Aborts a closing connection after the close timeout, unless its client still reads data sent before."""
+        """Aborts a closing connection after the close timeout, unless its client is still reading earlier data."""
         since_s = max(since_s, self._awake_since_s)
         if now_s - since_s >= self._close_timeout_s:
             read_bytes = connection.acknowledged_bytes

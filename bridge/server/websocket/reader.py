@@ -94,8 +94,10 @@ class FrameReader:
         self._head = b""
         """The bytes of an incomplete header."""
         self._mask = b""
-        """The mask of the current frame, which is empty between frames. In a text message, the mask is rotated, so that
-        it begins with the mask's byte for the next byte of text."""
+        """The mask of the current frame, which is empty between frames.
+
+        In a text message, the mask is rotated so that its first byte belongs to the next byte of text.
+        """
         self._opcode = 0
         self._fin = False
         self._left = 0
@@ -124,7 +126,7 @@ class FrameReader:
         """Returns the pings, the close frames and the protocol violations in `data`.
 
         After a `Close` or `ProtocolViolation`, returns an empty list. After the call, the caller can overwrite `data`.
-        The returned list has at most two items more than the number of six-byte frames that fit into `data`.
+        If n frames of six bytes fit into `data`, the list has at most n + 2 items.
         """
         found: list[Incoming] = []
         self.frames = self.pongs = self.pong_bytes = 0
@@ -165,8 +167,9 @@ class FrameReader:
             return len(head) - held
         self._check_header(head[0], head[1])
         length = head[1] & _LENGTH
-        # A frame's length in more bytes than necessary is accepted. RFC 6455, section 5.2, forbids an unnecessarily
-        # long length, but the parser of websockets accepts it too, and no Autobahn case tests it.
+        # The bridge accepts a length that is encoded in more bytes than necessary. RFC 6455, section 5.2, forbids an
+        # unnecessarily long encoding of the length, but the parser of websockets accepts it too, and no Autobahn case
+        # tests it.
         extended = {126: 2, 127: 8}.get(length, 0)
         size = 2 + extended + 4
         if len(head) < size:
