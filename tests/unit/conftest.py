@@ -1,4 +1,4 @@
-"""Sets the Hypothesis profile of all unit tests, without a deadline, which busy machines would exceed."""
+"""Sets the Hypothesis profile of all unit tests, which has no deadline, because busy machines would exceed it."""
 
 from __future__ import annotations
 

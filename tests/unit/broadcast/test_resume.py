@@ -1,6 +1,6 @@
-"""Tests of where a client that resumes begins, of its `resume` message, and of the updates after this message.
+"""Tests where a client that resumes begins, and which `resume` message and updates it gets.
 
-The last tests use events in any order.
+The last tests of this file generate events in any order.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
 
 
 def with_id(number: int, kind: str = "a", tag: int = TAG, own_messages: int = 0) -> dict[str, Any]:
-    """Returns an update after `own_messages` messages of the bridge itself, which also take positions."""
+    """Returns an update that follows messages of the bridge itself, each of which also takes a position."""
     return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, tag))}
 
 
@@ -158,7 +158,7 @@ def test_client_with_an_evicted_id_gets_an_incomplete_resume_and_a_full_replay()
     client = scene.join("1-0000abcd")
     scene.turns.settle()
     assert messages(client.received) == [resumed(False, len(kept), str(UpdateId(tail, TAG))), *kept]
-    # The client has the newest evicted update, so the client misses nothing.
+    # The client has already received the newest evicted update, so it misses nothing.
     client = scene.join(str(UpdateId(tail, TAG)))
     scene.turns.settle()
     assert messages(client.received) == [resumed(True, len(kept), str(UpdateId(tail, TAG))), *kept]
@@ -186,7 +186,7 @@ def test_updates_dropped_before_the_resume_message_make_it_incomplete() -> None:
 
 
 def test_full_replay_starts_after_a_margin_of_the_oldest_updates() -> None:
-    """If the replay had no margin, the next update would evict the first update of the replay."""
+    """If a full replay began at the oldest update, the next update would evict the first update of the replay."""
     log_bytes = 400_000
     scene = Scene(log_bytes)
     scene.publish(*"a" * 3000, size=50)
@@ -345,7 +345,7 @@ def test_lagging_clients_are_served_before_resuming_ones_and_filters_last(scene:
 
 
 def test_many_filters_are_applied_in_later_turns(scene: Scene) -> None:
-    """After a burst of updates, clients with thousands of filters get their updates, some clients in later turns."""
+    """After a burst of updates, some of the thousands of filters are applied only in later turns."""
     updates = 200
     wanted = [Counting() for _ in range(2 * MAX_MATCHES_PER_FLUSH // updates)]
     clients = [scene.join(None, each) for each in wanted]
@@ -826,7 +826,8 @@ class ResumeScene:
             lambda: NOW_MS,
             self.turns.call_soon,
             lambda client, event: None,
-            # The hub would flush here, but even without a flush no client's cursor may be after the flushed position.
+            # The hub would flush at this point. Even without a flush, no client's cursor may be after the flushed
+            # position.
             lambda: None,
             lambda *resumed: self.resumed.append(resumed),
         )
@@ -846,7 +847,7 @@ class ResumeScene:
         self.hub.flush()
 
     def message(self, client: FakeSubscriber) -> dict[str, object] | None:
-        """Returns the data of a client's `resume`, or None if the count continues in another turn."""
+        """Returns the data of a client's `resume`, or None if counting the updates continues in a later turn."""
         frame = self.resume.next_message(client)
         if frame is None:
             return None
@@ -970,7 +971,7 @@ def test_client_overtaken_before_a_flush_begins_no_later_than_the_unflushed_upda
     client = FakeSubscriber(bridge.hub)
     bridge.begin(client, Everything(), str(UpdateId(1, TAG)))
     bridge.hub.flush()
-    # Each update begins a new segment, because its sequence is lower than the sequence of the update before.
+    # Each update begins a new segment, because its sequence is lower than that of the previous update.
     for number in range(4):
         bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, TAG))
     assert client.cursor < bridge.index.update_log.tail <= bridge.flushed
@@ -1014,7 +1015,7 @@ AHEAD = After.parse("99-00000001")
 
 
 def client() -> Subscriber:
-    """Returns a new object that stands for a client, because these tests use only the client's identity."""
+    """Returns a plain object in place of a client, because these tests use only the identity of a client."""
     return cast("Subscriber", object())
 
 
@@ -1126,7 +1127,7 @@ FILTERS = (None, Only("a"), Only("b"))
 
 
 class ModelClient:
-    """A client that resumes with its last id on any of the bridges."""
+    """A client that can resume on any of the bridges, with the last id that it received."""
 
     def __init__(self, wanted: Only | None) -> None:
         self.wanted = wanted
@@ -1134,17 +1135,22 @@ class ModelClient:
         self.numbers: list[int] = []
         """The updates that the client has received since its last incomplete resume."""
         self.begin: int | None = None
-        """The place in the stream after which the client must receive all updates. The value is None if no id
-        determines this place."""
+        """The place in the stream after which the client must receive all updates.
+
+        `begin` is None if no id determines this place.
+        """
         self.connection: FakeSubscriber | SocketSubscriber | None = None
         self.bridge = 0
         self.seen = 0
         self.place: int | None = None
         """The place in the stream at which the client's current connection began."""
         self.gaps: list[str] = []
-        """The reasons of the gaps that the client has received on its current connection."""
+        """The reasons for the gaps that the client has received since its last update or `resume`."""
         self.before = 0
-        """The number of gaps before the client joined for the first time. The client does not receive these gaps."""
+        """The number of gaps before the client joined for the first time.
+
+        A client does not receive gaps from before it joined.
+        """
 
     def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[UpdateId, str]]) -> None:
         """Reads the messages that the client has received from a bridge."""
@@ -1161,7 +1167,8 @@ class ModelClient:
                 elif asked == "":
                     self.numbers, self.begin = [], self.place
                 else:
-                    # The id in `resume` may be newer than the client's id, if no update between the two ids matches.
+                    # The id in `resume` may be newer than the client's id if no update between the two ids matches the
+                    # client's filter.
                     assert self.place is not None
                     assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
             elif message["type"] == "gap":
@@ -1181,7 +1188,7 @@ class ModelClient:
         return [each for each, kind in part if kind in "ab" and self.wanted in (None, Only(kind))]
 
     def check(self, stream: list[tuple[UpdateId, str]]) -> list[int]:
-        """Checks that the client has received all updates since `begin`, in order.
+        """Checks that the client has received the updates after `begin` in order, and none of them twice.
 
         Returns the updates that the client must still receive.
         """
@@ -1204,12 +1211,12 @@ class Bridge:
     fed: int
     """The place in the stream up to which the bridge has read."""
     gaps: list[tuple[int, str]] = field(default_factory=list)
-    """The place in the stream and the reason of each gap."""
+    """For each gap, its place in the stream and its reason."""
 
 
 @settings(max_examples=examples(100), stateful_step_count=50)
 class AnyOrder(RuleBasedStateMachine):
-    """Two bridges that read one stream and restart now and then, and clients that change between the bridges."""
+    """Two bridges that read the same stream and sometimes restart, and clients that move between the bridges."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1376,8 +1383,9 @@ class Even:
 class AnyTurn(RuleBasedStateMachine):
     """Updates, markers, gaps and clients arrive in any order, with and without flushes in between.
 
-    The data of an update is its position in the log. The time of each `resume` is the position up to which updates were
-    flushed at that moment. Each `resume` counts the updates before its position.
+    The data of an update is its position in the log. The time in a `resume` message is the position up to which updates
+    had been flushed when the message was made. Each `resume` counts the updates whose positions are lower than the time
+    in the message.
     """
 
     @initialize(
@@ -1395,7 +1403,10 @@ class AnyTurn(RuleBasedStateMachine):
         )
         self.turns, self.log, self.hub = self.scene.turns, self.scene.log, self.scene.hub
         self.clients: list[tuple[FakeSubscriber, int]] = []
-        """The clients. With each client, the list has the position after the id that the client sent, or 0."""
+        """The clients.
+
+        Next to each client, the list has the position after the id that the client sent, or 0 if the client sent no id.
+        """
         self._limits = resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
         resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
 
@@ -1431,9 +1442,10 @@ class AnyTurn(RuleBasedStateMachine):
         times=st.integers(1, 3),
     )
     def join(self, back: int | None, wanted: UpdateFilter | None, times: int, *, full: bool) -> None:
-        """`back` is how far the client's id is behind the newest position.
+        """`back` is the distance from the client's id to the newest position.
 
-        If `back` is negative, the client's id is not published yet. `back` is None for a client without an id.
+        If `back` is negative, the client's id belongs to an update that is not published yet. `back` is None for a
+        client without an id.
         """
         position = 0 if back is None else max(0, self.log.head - back)
         for _ in range(times):
@@ -1455,7 +1467,7 @@ class AnyTurn(RuleBasedStateMachine):
                 client.drain()
 
     def counted(self, client: FakeSubscriber, after: int) -> tuple[int, int]:
-        """Returns how many updates the client got of those that `resume` counts, and the count in `resume`."""
+        """Returns how many of the updates that `resume` counts have reached the client, and the count in `resume`."""
         received = messages(client.received)
         if not received:
             return 0, 0

@@ -1,4 +1,7 @@
-"""Tests of writes to many sockets at once. `test_live_set` has the tests for all ways of writing to sockets."""
+"""Tests of writes to many sockets at once.
+
+The tests that apply to every way of writing to sockets are in `test_live_set`.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,7 @@ def test_kernel_without_room_for_the_context_raises_its_error(monkeypatch: pytes
 
 
 class Faulty:
-    """Replaces the writer's calls of the kernel. One of the calls of io_getevents fails."""
+    """Replaces the writer's calls of the kernel, and makes one call of io_getevents fail."""
 
     def __init__(self, some: IoSubmitWriter, at: int, number: int) -> None:
         self._call = some._call
@@ -139,7 +142,8 @@ def test_lost_results_shut_down_their_sockets_and_no_client_misses_bytes(pairs: 
         *((descriptor, 0) for descriptor in aborted),
         (pairs.descriptors[2 * BATCH_SOCKETS], 0),
     ]
-    # After the error, each socket gets its own call, because the context may still return old results.
+    # After the error, the writer makes a separate call for each socket, because the AIO context may still return old
+    # results.
     assert [taken for _, taken in some.write(pairs.descriptors, b"second")] == [0] * (BATCH_SOCKETS + 1)
     for far in (*pairs.far[:BATCH_SOCKETS], *pairs.far[2 * BATCH_SOCKETS + 1 :]):
         assert far.recv(1000) == b"firstsecond"
@@ -156,9 +160,9 @@ def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:
 
 
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gVisor refuses each write with ESPIPE.
+    """The kernel of gVisor refuses each of these writes to a socket with ESPIPE.
 
-    An offset causes ESPIPE here too, because a socket has no offset.
+    This test causes ESPIPE with a write at an offset, because a socket has no offsets.
     """
     layout = socket_writes.IOCB
 

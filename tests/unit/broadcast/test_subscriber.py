@@ -1,4 +1,4 @@
-"""Tests of the states of a connection, with the real trigger of each row of the table, and with events in any order."""
+"""Tests of a connection's states: each transition in TRANSITIONS with its real trigger, and events in any order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def name(value: object) -> str:
 
 
 class RecordingSteps(dict[ConnectionEvent, Any]):
-    """The transitions of one state. Records each event for which a transition is looked up."""
+    """The transitions of one state. This dict records each event that is looked up in it."""
 
     def __init__(
         self, state: State, steps: Mapping[ConnectionEvent, Any], record: list[tuple[State, ConnectionEvent]]
@@ -54,7 +54,7 @@ class RecordingSteps(dict[ConnectionEvent, Any]):
 
 
 def record(scene: Scene) -> list[tuple[State, ConnectionEvent]]:
-    """Returns a list that gets each event of the hub's connections, with the state in which the event occurs."""
+    """Returns a list to which each event of a connection is appended, with the state in which the event occurs."""
     events: list[tuple[State, ConnectionEvent]] = []
     scene.hub._table = {state: RecordingSteps(state, steps, events) for state, steps in scene.hub._table.items()}
     return events
@@ -76,7 +76,7 @@ class Stage(Scene):
         self.hub.flush()
 
     def start(self) -> None:
-        """Publishes some updates, after which a client can resume, and ends the replay."""
+        """Publishes some updates after which clients can resume, and then ends the replay."""
         self.send(2 * SEGMENT_UPDATES)
         self.hub.end_replay()
 
@@ -174,7 +174,7 @@ def test_row_of_the_table_is_triggered(stage: Stage, state: State, event: Connec
 
 
 def spied(row: Any, client: FakeSubscriber, after: list[State]) -> Any:
-    """Returns a row of the table that first appends the client's state to `after`, and then runs the row's actions."""
+    """Returns a transition that first appends the client's new state to `after`, and then runs the actions of `row`."""
     leave, state, calls = row
     return leave, state, (lambda _: after.append(client.state), *calls)
 
@@ -297,7 +297,7 @@ class Client:
         self.state = State.NEW
 
     def expected(self, flushed: int) -> list[int]:
-        """Returns the updates that the client must receive up to a number."""
+        """Returns the numbers of the flushed updates that the client must receive."""
         if self.first is None:
             resumed = [orjson.loads(payload) for _, payload in server_frames(self.connection.received)[:1]]
             if not resumed:
@@ -309,10 +309,9 @@ class Client:
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Clients with and without ids, whose connections get all events.
+    """Clients with and without ids, whose connections go through any events.
 
-    The model follows the table of states, using the events that the hub traces. The update with the number n has the
-    sequence n.
+    The model applies TRANSITIONS to each event that the hub traces. The update with the number n has the sequence n.
     """
 
     def __init__(self) -> None:
@@ -328,9 +327,9 @@ class AnyOrder(RuleBasedStateMachine):
         live_set.MIN_BATCHED_SOCKETS = many
 
     def on_transition(self, connection: Any, *, before: State, event: ConnectionEvent) -> None:
-        """Moves the client to the state that the table has for the event.
+        """Moves the client to the state that TRANSITIONS has for the event.
 
-        A new client is not in the model before it has joined.
+        The first event of a client adds the client to the model.
         """
         client = self.clients.setdefault(connection, Client(connection, None))
         assert client.state is before

@@ -870,12 +870,12 @@ def test_package_exports_the_names_for_publishers() -> None:
     [("bridge", ["bridge"]), ("bridge.__main__", ["bridge", "bridge.__main__", "bridge.interrupts"])],
 )
 def test_package_and_handler_of_ctrl_c_load_no_other_module(module: str, loaded: list[str]) -> None:
-    """Other modules, such as `typing`, would delay the handler, before which Ctrl-C prints a traceback."""
+    """Loading more modules, such as `typing`, would delay the handler. Until it is set, Ctrl-C prints a traceback."""
     script = (
         f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); before = {{*sys.modules}}; import {module}; "
         "print(sorted({*sys.modules} - before))"
     )
-    # The flags -I and -S prevent that the environment or site-packages load a module first.
+    # With the flags -I and -S, neither the environment nor site-packages can load a module first.
     done = subprocess.run([sys.executable, "-ISc", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{loaded}\n"
 

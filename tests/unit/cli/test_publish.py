@@ -1,4 +1,4 @@
-"""Tests of `publish`, from lines of input to the publisher, also if the input or the broker fails."""
+"""Tests of `publish`, from the lines of input to the publisher, including failures of input and broker."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_unconfirmed_events_are_limited(command: Command) -> None:
         tasks.create_task(command.run(lines()))
         await eventually("all is read that may be", lambda: read >= MAX_UNCONFIRMED + READ_AHEAD)
         await eventually("so many are sent", lambda: command.publisher.in_flight >= MAX_UNCONFIRMED)
-        # If further events were sent, this would happen in the next turn of the loop.
+        # If the command sent further events too early, it would do so in the next turn of the loop.
         await asyncio.sleep(0)
         assert command.publisher.most == MAX_UNCONFIRMED
         command.publisher.confirms.set()
@@ -179,7 +179,7 @@ async def test_violations_of_a_large_event_are_found_after_the_confirms_of_the_o
 ) -> None:
     """The search for the violations of a large event can take seconds.
 
-    Meanwhile, the confirms of other events would time out.
+    During this search, the confirms of other events would time out.
     """
     command.publisher.confirms.clear()
     start, end = b'{"n": "', b'"}'

@@ -1,6 +1,6 @@
 """Tests of the settings for the broker's URLs.
 
-If the libraries can't use a URL, or would change it, the bridge reports an error before the first connection.
+If the AMQP libraries can't use a URL, or would change it, the bridge reports an error before it connects.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_error_of_an_unparsable_url_shows_no_part_of_it(address: str) -> None:
     "host",
     [
         *("a" * 64, f"mq.{'a' * 64}.example", "\u00fc" * 60, "xn--zz", "mq.xn--zz.example", ".".join(["a" * 50] * 6)),
-        # The library decodes `xn--fa-hia` to a name with an eszett, which the resolver treats as another name.
+        # yarl decodes `xn--fa-hia` to a name with an eszett, and the resolver treats this as a different name.
         *("xn--fa-hia.example", "[v1.a:b]", "10.0.0.\uff12\uff15\uff16"),
     ],
 )

@@ -268,7 +268,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
 def named(part: object) -> str:
     """Returns the text of a parameter in a test's name.
 
-    The returned text must be equal in every process that collects the tests.
+    The text must be the same in every process that collects the tests.
     """
     if isinstance(part, FunctionType):
         return part.__qualname__.partition(".")[0]

@@ -449,7 +449,7 @@ def test_dotenv_line_without_a_value_is_a_problem(sources: Sources) -> None:
 
 @pytest.fixture
 def foreign_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes an encoding other than UTF-8 the default for files, as in some locales."""
+    """Gives files a default encoding other than UTF-8, as some locales do."""
 
     def text_encoding(encoding: str | None, stacklevel: int = 2) -> str:
         return encoding or "cp1252"

@@ -1,4 +1,4 @@
-"""Tests of the minimum TLS version, also if default contexts have no minimum, as in Debian's Python 3.14."""
+"""Tests of the minimum TLS version, even where Python's default contexts have none, as in Debian's Python 3.14."""
 
 from __future__ import annotations
 

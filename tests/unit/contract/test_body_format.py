@@ -1,6 +1,6 @@
 """Tests that the format of bodies that are not JSON is recognized.
 
-If possible, a library for the format makes the samples of bodies.
+If there is a Python library for a format, this library makes the samples of bodies.
 """
 
 from __future__ import annotations

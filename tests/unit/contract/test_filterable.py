@@ -132,7 +132,7 @@ def test_ids_of_a_killmail_are_integers_and_those_of_the_victim_may_be_null() ->
     assert found["killmailId"] == {"integer"}
     assert found["victimAllianceId"] == {"integer", "null"}
     assert found["iskDestroyed"] == {"number"}
-    # This is a member of an event, not of a source format.
+    # `systemId` is a member of an event, not of a source format.
     assert found["systemId"] == {"integer", "null"}
     assert not {"killmailIds", "topSystems", "killmail_id", "zkb", "complete"} & found.keys()
 

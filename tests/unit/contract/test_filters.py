@@ -1,6 +1,6 @@
 """Tests of queries and filters.
 
-A second definition of filters, which is simple and slow, gives the expected results.
+The expected results come from a second definition of filters, which is simple and slow.
 """
 
 from __future__ import annotations

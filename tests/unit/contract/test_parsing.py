@@ -29,8 +29,11 @@ SCHEMAS = {name.removesuffix(".json"): orjson.loads(content) for name, content i
 STEADY = settings(derandomize=True, database=None, deadline=None)
 """Hypothesis settings with the same examples in each run, so that a failure can be reproduced everywhere."""
 SLOW_S = 5.0
-"""The maximum processor time (s), on which other processes have no effect. Even on the slowest machine, no body may
-block the bridge for longer than SLOW_S. On a normal machine, each of the bodies takes about 0.1 s."""
+"""The maximum processor time (s) for a body, a measure on which other processes have no effect.
+
+Even on the slowest machine, no body may block the bridge for longer than SLOW_S. On a normal machine, each of the
+bodies takes about 0.1 s.
+"""
 
 Path = tuple[str | int, ...]
 

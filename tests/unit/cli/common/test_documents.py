@@ -121,7 +121,7 @@ def test_line_with_text_outside_an_event_is_one_document(line: bytes) -> None:
         (b'config: {\n"a":1\n}{}\n[\n]\n', {1: b'config: {\n"a":1\n}{}', 4: b"[\n]"}),
         (b'nonsense\n[\n{"a":1}\n]\n', {1: b"nonsense", 2: b'[\n{"a":1}\n]'}),
         (b'nonsense\n{\n}{"a":1}\n', {1: b"nonsense", 2: b"{\n}", 3: b'{"a":1}'}),
-        # The end of an event, without the start of the event.
+        # A text that begins in the middle of an event.
         (b'  "b": [\n    {"a":1}\n  ]\n}\n{}\n', {1: b'"b": [\n    {"a":1}\n  ]', 4: b"}", 5: b"{}"}),
     ],
 )
@@ -230,7 +230,7 @@ def test_object_where_a_value_is_allowed_begins_no_document(text: bytes) -> None
 
 @pytest.mark.parametrize("line", [b'{"a":', b"nonsense [", b'nonsense {"a":', b'{"a":1},{"b":', b"\xef\xbb\xbf["])
 def test_line_truncated_where_a_value_is_allowed_includes_the_next_line(line: bytes) -> None:
-    """The truncated line may be inside a document, and the parts of a document are not events."""
+    """The line after a truncated one may belong to the same document, and the parts of a document are not events."""
     assert found(line + b'\n{"a":2}\n{"a":3}\n') == [(1, line + b'\n{"a":2}'), (3, b'{"a":3}')]
 
 
@@ -296,7 +296,7 @@ def test_long_string_needs_the_memory_of_a_few_copies(inside: bytes) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # orjson alone needs 12 times the size to find that the text is not JSON.
+    # Just to find that the text is not JSON, orjson needs 12 times the size of the text.
     assert peak < 20 * len(line)
 
 
@@ -311,7 +311,7 @@ WRITTEN = st.builds(
     st.none() | st.integers(0, 4),
     st.booleans(),
 )
-# Each text begins with "!", because its own first character may be a digit, which would begin a JSON number.
+# Each text begins with "!". Without it, a text might begin with a digit, and be read as a JSON number.
 GARBAGE = st.text(st.characters(exclude_characters='[]{}"\r\n', exclude_categories=["Cs"])).map(
     lambda text: f"!{text.rstrip()}".encode()
 )
@@ -366,7 +366,7 @@ def test_any_input_is_accepted(first: bytes, rest: list[bytes]) -> None:
 
 
 class Pipe:
-    """For each read, returns one of the pieces, whatever size is requested."""
+    """Returns the next piece at each read, no matter what size is requested."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.left = list(pieces)
@@ -414,7 +414,7 @@ def test_nonblocking_pipe_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().read(size)
 
     def wait(*streams: Any) -> Any:
-        """When the reader waits, writes the next piece, or closes the file after the last piece."""
+        """Whenever the reader waits, writes the next piece, and after the last piece closes the file."""
         nonlocal waits
         waits += 1
         if pieces:

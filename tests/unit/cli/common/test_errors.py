@@ -168,7 +168,7 @@ def test_help_has_metavars(path: list[str], shown: list[str]) -> None:
 
 
 def completed(shell_words: str, at: int) -> list[str]:
-    """Returns the words that a real bash offers to complete the word with the given number."""
+    """Returns the completions that a real bash offers for the word at the given index of a command line."""
     script = (
         f'eval "$(edk-bridge completion bash)"; COMP_WORDS=({shell_words}); COMP_CWORD={at}; '
         '_edk_bridge_completion edk-bridge; printf "%s\\n" "${COMPREPLY[@]}"'

@@ -37,7 +37,7 @@ async def test_event_loop_runs_while_a_pipe_is_full(pipe: tuple[int, int]) -> No
     printing = asyncio.create_task(Output(theirs).line(MORE_THAN_A_PIPE_HOLDS))
     taken = b""
     while not printing.done() or select([ours], [], [], 0)[0]:
-        # If the printing blocked the thread of the event loop, this sleep would never return.
+        # If printing blocked the event loop, this sleep would never return.
         await asyncio.sleep(0)
         if select([ours], [], [], 0)[0]:
             taken += os.read(ours, 2**20)
