@@ -1,14 +1,14 @@
-"""The live connections of a subscription, as an array of the descriptors of their sockets.
+"""The live connections of a subscription, stored as an array of their socket descriptors.
 
-A flush reads only the array of descriptors, not the connections. With 1000 clients, the transport and the protocol of
-each next client are not in the processor's caches, so reading them takes longer than the system call. In the paced
-benchmark (`make bench`), a flush that reads transports and protocols takes 1.4 times as long as a bare loop in C. A
-flush that reads only the array takes 1.1 to 1.2 times as long as the loop.
+A flush reads only the array of descriptors, not the connections. With 1000 clients, a client's transport and protocol
+are not in the processor's caches when a flush reaches that client, so reading these objects takes longer than the
+system call. In the paced benchmark (`make bench`), a flush that reads transports and protocols takes 1.4 times as long
+as a bare loop in C. A flush that reads only the array takes 1.1 to 1.2 times as long as this C loop.
 
-A flush writes to the sockets past the transports. Writing past a transport is correct only while the transport holds no
-bytes and owns the descriptor. A congested or closing connection must therefore not be in a live set. For a connection
-with TLS, the live set holds the transport's method that encrypts and sends. The set does not hold the descriptor of a
-connection with TLS, because a write to the descriptor would not be encrypted.
+A flush writes directly to the sockets, without using the transports. Bypassing a transport like this is correct only
+while the transport holds no bytes and owns the descriptor. A congested or closing connection must therefore not be in a
+live set. For a connection with TLS, the live set holds the transport's method that encrypts and sends. The set does not
+hold the descriptor of a connection with TLS, because a write to the descriptor would not be encrypted.
 """
 
 from array import array
@@ -22,7 +22,7 @@ from bridge.broadcast.socket_writes import IoSubmitWriter, try_write_all
 _log = structlog.get_logger("bridge.broadcast")
 
 MIN_BATCHED_SOCKETS = 64
-"""The number of sockets from which one system call for all writes is faster than one call for each socket."""
+"""The minimum number of sockets for which one system call for all writes is faster than one call for each socket."""
 
 
 class Slot(Protocol):
@@ -34,11 +34,16 @@ class Slot(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """With TLS, encrypts and sends frames. The transport holds all bytes that the socket does not take."""
+        """Encrypts and sends frames if the connection uses TLS.
+
+        The transport keeps the bytes that the socket does not take.
+        """
 
     slot: int
-    """The index of the connection in its live set, or -1 if it is in no live set. Only `LiveSet` changes the attribute
-    `slot`."""
+    """The index of the connection in its live set, or -1 if the connection is in no live set.
+
+    Only `LiveSet` changes this attribute.
+    """
 
 
 P = TypeVar("P", bound=Slot)
@@ -51,10 +56,12 @@ class LiveSet(Generic[P]):
 
     def __init__(self) -> None:
         self.connections: list[P] = []
-        """The connections without TLS, which have a descriptor. Other classes must not change any attribute of the
-        set."""
-        # The descriptors are in an array, because a list would refer to an object for each number. Each object would be
-        # a cache miss (2 % of the paced fan-out).
+        """The connections without TLS, each of which has a descriptor.
+
+        Other classes must not change any attribute of the set.
+        """
+        # The descriptors are in an array. A list would refer to a separate object for each number, and reading each
+        # object would be a cache miss (2 % of the time of the paced fan-out).
         self.descriptors = array("i")
         self.via_transport: list[P] = []
         """The connections with TLS."""
@@ -139,8 +146,8 @@ class BroadcastWriter:
             short = self._write_batched(descriptors, frames)
         if not short:
             return []
-        # Connections are looked up only for partial writes. A lookup during the writes would take time for each
-        # connection and update.
+        # Connections are looked up only for partial writes. A lookup during the writes would cost time for each
+        # connection at each update.
         connections = [connection for live in lives for connection in live.connections]
         slots = {descriptor: slot for slot, descriptor in enumerate(descriptors)}
         return [(connections[slots[descriptor]], taken) for descriptor, taken in short]

@@ -1,9 +1,9 @@
 """The index of the log, which maps positions to ids, to the bridge's own messages, and to the matches of filters.
 
-The positions are divided into segments, which have some hundreds of positions each. A segment is dropped when the log
-has dropped all positions of the segment. Each segment caches the matches of a filter, so that the filter is applied
-only once, even if many clients resume with the filter. Some positions hold no update: they hold one of the bridge's own
-messages to clients with ids, or only an id to resume after.
+The positions are divided into segments, which have some hundreds of positions each. The index drops a segment when the
+log has dropped all its positions. Each segment caches the matches of a filter, so that the filter is applied to the
+segment only once, even if many clients resume with this filter. Some positions hold no update: they hold one of the
+bridge's own messages to clients with ids, or only an id after which a client can resume.
 
 The module is pure: it has no connections and no clock.
 """
@@ -25,24 +25,29 @@ SEGMENT_UPDATES = 256
 half a millisecond."""
 
 SEGMENT_BYTES = 65536
-"""The size of the frames at which a segment ends, even if it has fewer than `SEGMENT_UPDATES` positions."""
+"""A segment ends when its frames have this size, even if it has fewer than `SEGMENT_UPDATES` positions."""
 
 REPLAY_MARGIN = 8
-"""A full replay starts after the oldest eighth of the log, which the next updates would evict."""
+"""A full replay skips the oldest eighth of the log, because the next updates would evict this part first."""
 
 MAX_CACHED_FILTERS = 32
-"""The maximum number of filters whose matches a segment caches. With the default log, these matches take 2 MB in all. A
-filter without cached matches is applied again for each client."""
+"""The maximum number of filters whose matches a segment caches.
+
+With the default log, these matches take 2 MB in all. If the matches of a filter are not cached, the filter is applied
+again for each client.
+"""
 
 MATCH_COST_BYTES = 128
-"""The work of one call of a filter, in bytes (see `ReplayIndex.work_bytes`). A call takes 0.4 us, in which 128 bytes of
-JSON could be parsed."""
+"""The work of one filter call, in bytes (see `ReplayIndex.work_bytes`).
+
+A call takes 0.4 us, which is the time to parse 128 bytes of JSON.
+"""
 
 CACHED_COST_BYTES = 1024
 """The work of a lookup in the cached matches of a segment, in bytes (see `ReplayIndex.work_bytes`)."""
 
 CACHE_BYTES = 2**19
-"""The maximum size of the cache for filter inputs, and of the cache for frames with ids."""
+"""The maximum size, in bytes, of the cache for filter inputs, and also of the cache for frames with ids."""
 
 FilterInput = tuple[str, object]
 """The type and the data of an update."""
@@ -51,7 +56,7 @@ V = TypeVar("V")
 
 
 class UpdateFilter(Protocol):
-    """Selects updates. A filter is hashable, and equal to each filter that selects the same updates."""
+    """Selects updates. A filter is hashable. Two filters that select the same updates are equal."""
 
     def matches(self, update_type: str, data: object) -> bool:
         """Whether the filter selects an update."""
@@ -85,14 +90,13 @@ class Segment:
         self.own_messages: dict[int, bytes] = {}
         """The frames of the bridge's own messages, by position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
-        """The results of each filter: 1 for each position whose update matches the filter, and 0 for all other
-        positions."""
+        """The results of each filter: 1 for a position with an update that matches the filter, or else 0."""
 
 
 class BoundedCache(Generic[V]):
     """The newest values by position, up to a maximum size in bytes.
 
-    The newest value always stays, even if it exceeds this size.
+    The newest value is kept even if it is larger than this maximum.
     """
 
     __slots__ = ("_max_bytes", "_size_bytes", "_values")
@@ -100,7 +104,8 @@ class BoundedCache(Generic[V]):
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._size_bytes = 0
-        # The values are in an OrderedDict, because each removal of a dict's first key makes the next removal slower.
+        # The values are in an OrderedDict, because in a plain dict, each removal of the first key makes the next
+        # removal slower.
         self._values: OrderedDict[int, tuple[V, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -132,7 +137,7 @@ class ReplayIndex:
         self._tag = tag
         self._segments = [Segment(0)]
         self._full_at = SEGMENT_UPDATES
-        """The position at which the next segment begins, unless the frames use up `_room_bytes` earlier."""
+        """The position at which the next segment begins, unless frames use up `_room_bytes` before it."""
         self._room_bytes = SEGMENT_BYTES
         self._second_start = 0
         """The first position of the second segment."""
@@ -142,8 +147,10 @@ class ReplayIndex:
         """The last position that holds no update."""
         self._filter_inputs: BoundedCache[FilterInput] = BoundedCache(CACHE_BYTES)
         self.work_bytes = 0
-        """The work for filters, and for connections that are not live: the number of bytes read, searched and written.
-        `work_bytes` only grows."""
+        """The number of bytes that were read, searched and written for filters and connections that are not live.
+
+        This number never decreases.
+        """
 
     def append(
         self,
@@ -160,8 +167,8 @@ class ReplayIndex:
         log = self.update_log
         if filter_input is not None:
             self._filter_inputs.put(log.head, filter_input, len(frame))
-        # Within a segment, the sequence numbers of the ids never decrease. One of the bridge's own messages has the id
-        # of the entry before this message.
+        # Within a segment, the sequence numbers of the ids never decrease. Each of the bridge's own messages has the
+        # same id as the entry before it.
         restarts = update_id is not None and update_id.sequence <= self._newest.sequence and update_id != self._newest
         if log.head >= self._full_at or self._room_bytes <= 0 or restarts:
             self._begin(log.head)
@@ -183,7 +190,7 @@ class ReplayIndex:
     def append_own_message(self, payload: bytes) -> None:
         """Adds one of the bridge's own messages for clients with ids.
 
-        Clients receive no id with an own message. A client that received an own message last gets the same message
+        Clients receive no id with such a message. If it was the last message that a client received, the client gets it
         again after a resume.
         """
         position = self._last_non_update = self.update_log.head
@@ -201,14 +208,14 @@ class ReplayIndex:
         self._second_start = self._segments[1].start
 
     def _drop(self) -> None:
-        # The id of the position before the tail is kept, because a client that has the update at this position misses
-        # nothing.
+        # The id of the position before the tail is kept, because a client that already has the update at this position
+        # has missed nothing.
         while len(self._segments) > 1 and self._segments[1].start < self.update_log.tail:
             del self._segments[0]
         self._second_start = self._segments[1].start if len(self._segments) > 1 else self._full_at
 
     def is_ahead(self, sought: UpdateId) -> bool:
-        """Whether the update with this id may still arrive: another instance may have read more of the same stream."""
+        """Whether the update with this id may still arrive. Another instance may have read more of the same stream."""
         return self._tag is None and sought.sequence > self._newest.sequence and self._find(sought) is None
 
     def after(self, sought: UpdateId) -> int | None:
@@ -223,8 +230,8 @@ class ReplayIndex:
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
-            # Of several equal ids, `at` is the first. The bridge's own messages after an update have the update's id
-            # too, and may be in a later segment.
+            # If several entries have this id, `at` is the first of them. The bridge's own messages that follow an
+            # update have the same id as the update, and may be in a later segment.
             at = bisect_left(segment.sequences, sought.sequence)
             known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
             if known and segment.start + at not in segment.own_messages:
@@ -238,7 +245,10 @@ class ReplayIndex:
 
     @property
     def oldest(self) -> int:
-        """The oldest position that the log will not drop soon. This position is the tail if the log has room left."""
+        """The oldest position that the log will not drop soon.
+
+        This position is the tail as long as the log has enough room.
+        """
         log = self.update_log
         needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)
         position = log.tail
@@ -277,7 +287,7 @@ class ReplayIndex:
         return filter_input
 
     def updates(self, start: int, end: int) -> Sequence[int]:
-        """Returns the positions from `start` to before `end` that hold updates."""
+        """Returns the positions that hold updates, from `start` up to, but not including, `end`."""
         if start > self._last_non_update:
             return range(start, end)
         segments = self._segments[self._index(start) :]
@@ -285,7 +295,7 @@ class ReplayIndex:
         return [position for position in range(start, end) if position not in non_updates]
 
     def has_own_message(self, start: int, end: int) -> bool:
-        """Whether a position from `start` to before `end` holds one of the bridge's own messages."""
+        """Whether any position from `start` up to, but not including, `end` holds one of the bridge's own messages."""
         if start > self._last_non_update:
             return False
         segments = self._segments[self._index(start) :]
@@ -294,10 +304,10 @@ class ReplayIndex:
     def matching(
         self, update_filter: UpdateFilter | None, start: int, end: int, *, own_messages: bool
     ) -> tuple[Sequence[int], int]:
-        """Returns the positions from `start` on whose frames a client gets, and the position where the search ended.
+        """Returns the positions, from `start` on, of the frames for a client, and the position where the search ended.
 
-        `start` must be below `end`. The search may end before `end`, because only one segment is searched. A slow
-        filter must not delay other connections.
+        `start` must be below `end`. The search may end before `end`. A call searches only one segment, so that a slow
+        filter does not delay other connections.
         """
         segment, end = self._segment(start), self._end(start, end)
         found: Sequence[int] = range(start, end)
@@ -351,7 +361,8 @@ class ReplayIndex:
             if len(cache) >= MAX_CACHED_FILTERS:
                 del cache[next(iter(cache))]
             matches = cache[update_filter] = bytearray()
-        # The log may have dropped some positions meanwhile, and their matches are not needed.
+        # The log may have dropped some of the segment's positions meanwhile. The matches of these positions are not
+        # needed.
         dropped = min(self.update_log.tail, end) - (segment.start + len(matches))
         if dropped > 0:
             matches.extend(bytes(dropped))
@@ -364,7 +375,7 @@ class ReplayIndex:
         return self._segments[self._index(position)]
 
     def _end(self, position: int, end: int) -> int:
-        """Returns the end of the segment that contains `position`, but at most `end`."""
+        """Returns the end of the segment that contains `position`, or `end` if the segment ends later."""
         following = self._index(position) + 1
         return min(end, self._segments[following].start) if following < len(self._segments) else end
 

@@ -35,7 +35,7 @@ class _Count:
     """The position up to which updates are counted."""
     updates: int = 0
     overtaken: bool = False
-    """Whether the log dropped the first update to replay before the `resume` message was sent."""
+    """Whether the log dropped the first of the updates to replay before the `resume` message was sent."""
 
 
 class Resume:
@@ -54,8 +54,8 @@ class Resume:
     ) -> None:
         """`schedule` is the event loop's `call_soon`, and `now_ms` is a clock in Unix milliseconds.
 
-        `flush` flushes the hub's log. `on_resumed` is called for each `resume` message. Its arguments are whether the
-        replay is complete, and the number of updates to replay.
+        `flush` flushes the hub's log. `on_resumed` is called for each `resume` message. The arguments of `on_resumed`
+        are whether the replay is complete, and the number of updates to replay.
         """
         self._index = index
         self._update_log = index.update_log
@@ -91,24 +91,24 @@ class Resume:
     # The wait
 
     def end_replay(self) -> None:
-        """Ends the replay by the bridge itself, so that no connection waits for this replay any more."""
+        """Called when the bridge has read back the stream, so that connections no longer wait for this."""
         self.pending.end_replay()
         self.release()
 
     def tick(self, source_is_live: bool) -> None:
-        """Stops waiting for updates that did not arrive between two ticks. Call this method every few seconds."""
+        """Ends the wait for each update that has not arrived between two ticks. Call this method every few seconds."""
         self.pending.tick(source_is_live)
         self.release()
 
     def release(self) -> None:
-        """Begins with the connections that need not wait any more: with some now, and with the rest in later turns."""
+        """Starts some of the connections that no longer need to wait, and schedules the rest for later turns."""
         if self.pending.waits and not self._releasing:
             self._release_some()
 
     def _release_some(self) -> None:
         ready = self.pending.ready()
-        # `_releasing` is set before the calls of `_begin`. They may flush, and a flush must not release further
-        # connections in this turn.
+        # `_releasing` is set before `_begin` is called, because `_begin` may flush, and a flush must not release
+        # further connections in this turn of the event loop.
         self._releasing = bool(ready)
         if ready:
             self._schedule(self._release_some)
@@ -120,14 +120,14 @@ class Resume:
     def _begin(self, connection: Subscriber, after: After) -> None:
         log = self._update_log
         if log.flushed < log.head:
-            # The log is flushed because the cursor may be after the newest update, and counting goes from the cursor to
-            # the flushed position.
+            # The log is flushed, because updates are counted from the cursor to the flushed position, and the cursor
+            # may be the position after the newest update.
             self._flush()
         if after == FROM_NOW_ON:
             position: int | None = log.flushed
         else:
             position = None if after.id is None else self._index.after(after.id)
-        # The position is not after the flushed position, because the client would then miss the next updates.
+        # The cursor must not be after the flushed position, because the client would then miss the next updates.
         connection.cursor = self._oldest() if position is None else min(position, log.flushed)
         connection.offset = 0
         self._resuming[connection] = _Count(position is not None, connection.cursor)
@@ -146,8 +146,8 @@ class Resume:
         """
         count, index, flushed = self._resuming[connection], self._index, self._update_log.flushed
         if connection.cursor < self._update_log.tail:
-            # If the log overtakes the count a second time, the client gets no earlier updates. Otherwise, counting
-            # might never end.
+            # If the log drops uncounted updates a second time, the client gets no earlier updates, because counting
+            # might otherwise never end.
             count.complete, count.updates = False, 0
             connection.cursor = count.counted = flushed if count.overtaken else self._oldest()
             count.overtaken = True
@@ -156,8 +156,8 @@ class Resume:
         if count.counted < flushed:
             return None
         if not count.updates and not index.has_own_message(connection.cursor, flushed):
-            # There is nothing to replay. The client gets a newer id, so that its next resume has fewer updates to
-            # count.
+            # There is nothing to replay. The client gets a newer id, so that fewer updates must be counted at its next
+            # resume.
             connection.cursor = flushed
         self._on_resumed(count.complete, count.updates)
         after = str(index.before(connection.cursor))
@@ -170,7 +170,7 @@ class _Wait:
 
     after: After
     awaited: UpdateId | None
-    """The update for which the connection waits, or None if it waits only for the end of the bridge's own replay."""
+    """The update for which the connection waits, or None if it only waits until the bridge has read back the stream."""
     ticked: bool = False
     """Whether the connection waited at the last tick."""
 
@@ -178,20 +178,22 @@ class _Wait:
 class PendingResumes:
     """The connections in the state PENDING. They wait for updates that another instance has already sent.
 
-    No connection waits forever. If the awaited update does not arrive while the source is live, the id of this update
-    counts as unknown.
+    No connection waits forever. If an awaited update does not arrive while the source is live, its id counts as
+    unknown.
     """
 
     def __init__(self, index: ReplayIndex, replaying: bool) -> None:
         """With `replaying`, all connections must wait until `end_replay`."""
         self._index = index
         self.replaying = replaying
-        """Whether the bridge still replays the stream. Other classes must not change `replaying`."""
+        """Whether the bridge is still reading back the stream. Other classes must not change `replaying`."""
         self.waits: dict[Subscriber, _Wait] = {}
         """The reason why each pending connection waits. Other classes must not change `waits`."""
         self._next_sequence = 0
-        """A lower bound of the sequence numbers of the awaited updates. The connections are searched only when the log
-        reaches this number."""
+        """A lower bound of the awaited updates' sequence numbers.
+
+        The connections are searched only after the log has reached this number.
+        """
 
     def __len__(self) -> int:
         return len(self.waits)
@@ -201,7 +203,7 @@ class PendingResumes:
         return iter(tuple(self.waits))
 
     def end_replay(self) -> None:
-        """Ends the replay by the bridge itself, so that no connection waits for this replay any more."""
+        """Called when the bridge has read back the stream, so that connections no longer wait for this."""
         self.replaying = False
 
     def defer(self, connection: Subscriber, after: After) -> bool:
@@ -219,7 +221,7 @@ class PendingResumes:
         self.waits.pop(connection, None)
 
     def ready(self) -> list[tuple[Subscriber, After]]:
-        """Removes and returns some connections that need not wait any more, each with the start it asked for."""
+        """Removes and returns some of the connections that no longer need to wait, each with its requested start."""
         if not self.waits or self.replaying or self._index.newest_sequence < self._next_sequence:
             return []
         ready: list[tuple[Subscriber, After]] = []
@@ -240,7 +242,7 @@ class PendingResumes:
         return ready
 
     def tick(self, source_is_live: bool) -> None:
-        """Ends the wait of each connection that also waited at the last tick, if the source was live at both ticks."""
+        """Ends the wait of each connection that was waiting at the last tick too, if the source was live both times."""
         counts = source_is_live and not self.replaying
         for wait in self.waits.values():
             if counts and wait.ticked:

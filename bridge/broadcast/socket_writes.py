@@ -1,10 +1,10 @@
 """Writes the same bytes to many sockets directly, without using their asyncio transports.
 
-`IoSubmitWriter` needs two system calls for hundreds of sockets. `io_submit(2)`, which was made for files, takes a list
-of writes in one call. For sockets, `io_submit` writes immediately to one socket after the other, and does not wait if a
-socket is full. A second system call, `io_getevents`, returns the results. A write with `io_submit` takes a seventh less
-time than a write with `os.write`. It also takes less time than a loop in C that calls `send` (`make bench`, paced).
-Unlike io_uring, these system calls are usually allowed in containers.
+`IoSubmitWriter` needs two system calls for hundreds of sockets. The system call `io_submit(2)`, which was made for
+files, takes a list of writes. For sockets, `io_submit` writes immediately to one socket after the other, and does not
+wait if a socket is full. A second system call, `io_getevents`, returns the results. A write with `io_submit` takes a
+seventh less time than a write with `os.write`. Such a write also takes less time than a loop in C that calls `send`
+(`make bench`, paced). Unlike io_uring, these system calls are usually allowed in containers.
 
 The memory layouts and the numbers of the system calls are from the kernel's `fs/aio.c` and
 `include/uapi/linux/aio_abi.h`.
@@ -23,12 +23,16 @@ from contextlib import suppress
 from weakref import finalize
 
 BATCH_SOCKETS = 512
-"""The maximum number of sockets in one pair of system calls. The control blocks of so many sockets still fit into the
-processor's caches."""
+"""The maximum number of sockets in one pair of system calls.
+
+The control blocks for this number of sockets still fit into the processor's caches.
+"""
 
 SYSCALL_NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
-"""The numbers of io_setup, io_destroy, io_getevents and io_submit on each machine. The C library has no functions for
-these system calls."""
+"""The numbers of the system calls io_setup, io_destroy, io_getevents and io_submit on each type of machine.
+
+The C library has no functions for these system calls.
+"""
 
 IOCB = struct.Struct("=QIiHhIQQqQII")
 """The layout of a control block, which describes one write: number, key, flags, operation, priority, descriptor,
@@ -38,8 +42,11 @@ DESCRIPTOR_OFFSET = 20
 """The offset of the descriptor in a control block, in bytes."""
 
 IOCB_CMD_PWRITEV = 8
-"""The operation of each control block. The address in a control block is the address of a vector, which points to the
-bytes to write. All control blocks share one vector, so only this vector changes for each write."""
+"""The operation in each control block.
+
+The control block's address field has the address of a vector, which points to the bytes to write. All control blocks
+share one vector, so new bytes to write change only this vector.
+"""
 
 IO_EVENT = struct.Struct("=QQqq")
 """The layout of the result of one write: number, address, the number of bytes written or the negative error number, and
@@ -51,20 +58,20 @@ def try_write(descriptor: int, frames: bytes) -> int:
     try:
         return os.write(descriptor, frames)
     except OSError:
-        # The socket is full, or its connection is lost. The transport finds out which of the two has happened.
+        # The socket is full, or its connection is lost. The transport will find out which of the two is true.
         return 0
 
 
 def try_write_all(descriptors: Iterable[int], frames: bytes) -> list[tuple[int, int]]:
     """Writes to every socket.
 
-    Returns the sockets that took only some of the bytes, each with the number of bytes it took.
+    Returns the sockets that did not take all bytes, each with the number of bytes that it took.
     """
     short: list[tuple[int, int]] = []
     size, write = len(frames), os.write
     for descriptor in descriptors:
-        # The loop does not call `try_write`: with a thousand sockets, these function calls would take 1 % of the time
-        # of the writes (`make bench`, paced).
+        # The loop does not call `try_write`: with a thousand sockets, the function calls would add 1 % to the time of
+        # the writes (`make bench`, paced).
         try:
             taken = write(descriptor, frames)
         except OSError:
@@ -82,7 +89,7 @@ class IoSubmitWriter:
     """Writes to many sockets at once. The kernel's context for the writes is freed when this object is deleted."""
 
     def __init__(self) -> None:
-        """Raises OSError if the system calls do not exist, are not allowed, or support files only."""
+        """Raises OSError if the system calls do not exist, are not allowed, or support only files."""
         numbers = SYSCALL_NUMBERS.get(platform.machine())
         if sys.platform != "linux" or numbers is None or sys.maxsize < 2**32:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -109,16 +116,18 @@ class IoSubmitWriter:
         words = memoryview(events).cast("q")
         self._numbers, self._results = words[0 :: IO_EVENT.size // 8], words[2 :: IO_EVENT.size // 8]
         self._complete = memoryview(array("q", [0] * BATCH_SOCKETS))
-        """The results that a call returns if every socket takes all bytes."""
+        """The results of a system call after which every socket has taken all bytes."""
         self._broken = False
-        """Whether the results of a system call were lost. Lost results could later be mistaken for the results of other
-        writes."""
+        """Whether the results of a system call were lost.
+
+        If a later call received these results, they could be mistaken for the results of other writes.
+        """
         self._probe()
 
     def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:
         """Writes to every socket.
 
-        Returns the sockets that took only some of the bytes, each with the number of bytes it took.
+        Returns the sockets that did not take all bytes, each with the number of bytes that it took.
         """
         size = len(frames)
         self._vector.base, self._vector.length = frames, size
@@ -146,7 +155,7 @@ class IoSubmitWriter:
         self._descriptors[:count] = memoryview(batch)
         done = max(0, self._call(self._submit, self._context, ctypes.c_long(count), self._iocbs))
         if done < count:
-            # The kernel stopped before the first socket to which it can't write.
+            # The kernel stopped at the first socket to which it could not write.
             short += try_write_all(batch[done:], frames)
         submitted, known = batch[:done], len(short)
         while done:
@@ -163,9 +172,9 @@ class IoSubmitWriter:
             done -= ended
 
     def _abort(self, descriptors: "array[int]") -> list[tuple[int, int]]:
-        """Shuts down the sockets, which took an unknown number of bytes.
+        """Shuts down the sockets, because it is unknown how many bytes each socket took.
 
-        The clients reconnect, so that they miss no bytes.
+        The clients of these sockets then reconnect, and so miss no bytes.
         """
         self._broken = True
         for descriptor in descriptors:

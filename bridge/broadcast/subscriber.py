@@ -102,7 +102,7 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.RESUME_SENT: Transition(State.CATCHING_UP),
         ConnectionEvent.CONGESTED: Transition(State.RESUMING),
         ConnectionEvent.DRAINED: Transition(State.RESUMING, (Action.SCHEDULE,)),
-        # The connection can close at once, because a client that has received no message yet misses no update.
+        # The connection can close at once, because its client has received no message yet, and so misses no update.
         ConnectionEvent.STOP: Transition(State.RESUMING, (Action.CLOSE_STOPPING,)),
         ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
         ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
@@ -165,7 +165,7 @@ class Piece(NamedTuple):
     end: int
     """The position of the frame with which the next piece begins."""
     offset: int
-    """The number of bytes of the frame at `end` that this piece and the earlier pieces contain."""
+    """The number of bytes of the frame at `end` that are already in this piece and earlier pieces."""
 
 
 class Subscription(Protocol):
@@ -195,7 +195,7 @@ class Subscription(Protocol):
         """Returns at most `max_bytes` of frames, from byte `offset` of the frame at `position` on."""
 
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
-        """Returns the position and the offset at which a write of only `taken` bytes stopped."""
+        """Returns the position and the offset at which a write stopped if the socket took only `taken` bytes."""
 
 
 class Subscriber(Slot, Protocol):
@@ -204,7 +204,7 @@ class Subscriber(Slot, Protocol):
     state: State
     """The state of the connection. Only the hub changes the state."""
     cursor: int
-    """The position of the next frame to send. The cursor is not updated while the connection is live."""
+    """The position of the next frame to send. While the connection is live, the cursor is not updated."""
     offset: int
     """The number of bytes of the frame at the cursor that were already sent. The offset is 0 unless the frame is sent
     in parts."""
@@ -220,11 +220,11 @@ class Subscriber(Slot, Protocol):
     def send(self, *frames: bytes | memoryview) -> int:
         """Sends frames through the transport.
 
-        Returns how many bytes were written; -1 if some are queued, 0 if all are dropped.
+        Returns the number of bytes written, -1 if some bytes are queued, or 0 if all bytes are dropped.
         """
 
     def frame_ended(self) -> None:
-        """Called when all parts of a frame are sent, so that control frames can follow."""
+        """Called when all parts of a frame are sent, and control frames can follow."""
 
     def reset(self) -> None:
         """Ends the connection at once, without a close frame."""

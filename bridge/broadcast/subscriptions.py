@@ -16,8 +16,11 @@ from bridge.broadcast.replay import ReplayIndex, UpdateFilter
 from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 
 MAX_MATCHES_PER_FLUSH = 8192
-"""The maximum number of filter calls in a flush, which take 4 ms. Connections with the remaining filters read the
-updates from the log in the next turns of the event loop, like lagging connections."""
+"""The maximum number of filter calls in a flush.
+
+These calls take 4 ms. If filters are left over, their connections read the updates from the log in the next turns of
+the event loop, like lagging connections.
+"""
 
 
 class SharedSubscription:
@@ -28,7 +31,7 @@ class SharedSubscription:
     def __init__(
         self, index: ReplayIndex, encoder: FrameEncoder, update_filter: UpdateFilter | None, ids: bool
     ) -> None:
-        """`encoder` encodes the frames of `index`. If `update_filter` is None, the subscription has all updates."""
+        """`encoder` encodes the frames of `index`. If `update_filter` is None, the subscription sends all updates."""
         self._index = index
         self._encoder = encoder
         self.filter = update_filter
@@ -40,8 +43,8 @@ class SharedSubscription:
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
         """Returns at most `max_bytes` of frames, from byte `offset` of the frame at `position` on.
 
-        A frame larger than `max_bytes` is returned in parts. The piece ends before `end`. Only one segment is searched,
-        so the piece may be empty. `position` must be in the log, and below `end`.
+        A frame larger than `max_bytes` is returned in parts. The piece ends before `end`. Only one segment is searched
+        for matching updates, so the piece may be empty. `position` must be in the log, and below `end`.
         """
         if offset:
             return self._part(position, offset, max_bytes)
@@ -71,8 +74,8 @@ class SharedSubscription:
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
         """Returns where a write stopped if the socket took only `taken` bytes of the frames at `positions`.
 
-        The result is the position of the first incomplete frame, and the number of bytes of this frame that were sent.
-        `taken` must be less than the size of all frames. `offset` bytes of the first frame were sent before this write.
+        Returns the position of the first incomplete frame, and the number of its bytes that were sent. `taken` must be
+        less than the size of all frames. `offset` bytes of the first frame were sent before this write.
         """
         taken += offset
         if len(positions) == 1:
@@ -83,7 +86,7 @@ class SharedSubscription:
 
 
 class Batch(NamedTuple):
-    """Subscriptions whose clients get the same bytes in a flush."""
+    """The subscriptions whose clients all get the same bytes in a flush."""
 
     subscriptions: Sequence[SharedSubscription]
     frames: bytes
@@ -94,7 +97,7 @@ class Batch(NamedTuple):
 
 
 class Subscriptions:
-    """The subscriptions that are in use, and the default subscription, which has all updates without ids."""
+    """The subscriptions that are in use, and the default subscription, which sends all updates without ids."""
 
     def __init__(self, index: ReplayIndex) -> None:
         self._index = index
@@ -104,11 +107,11 @@ class Subscriptions:
         self._others: dict[tuple[UpdateFilter | None, bool], SharedSubscription] = {}
 
     def __len__(self) -> int:
-        """The number of subscriptions, without the default subscription."""
+        """The number of subscriptions, not counting the default subscription."""
         return len(self._others)
 
     def __iter__(self) -> Iterator[SharedSubscription]:
-        """Iterates over a copy, because the caller may remove a subscription with its last connection."""
+        """Iterates over a copy, because a subscription is removed if the caller removes its last connection."""
         return iter((self.unfiltered, *self._others.values()))
 
     def join(self, update_filter: UpdateFilter | None, *, ids: bool) -> SharedSubscription:
@@ -118,7 +121,7 @@ class Subscriptions:
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """Removes a connection from its subscription. A subscription without connections is removed too."""
+        """Removes a connection from its subscription. Then removes the subscription if it is empty."""
         subscription.connections -= 1
         if subscription.connections:
             return
@@ -131,8 +134,8 @@ class Subscriptions:
             return self.unfiltered
         subscription = self._others.get((update_filter, ids))
         if subscription is None:
-            # The subscriptions with and without ids must share one filter object, because `_grouped` applies each
-            # filter object once.
+            # The subscription with ids and the one without ids must share one filter object, because `_grouped` applies
+            # each filter object only once.
             twin = self._others.get((update_filter, not ids))
             shared = twin.filter if twin else update_filter
             subscription = SharedSubscription(self._index, self._encoder, shared, ids)
@@ -149,8 +152,8 @@ class Subscriptions:
             return ((Batch(self._only_unfiltered, frames, positions, len(positions)),) if frames else ()), ()
         if frames:
             return self._grouped(frames, positions)
-        # One of the bridge's own messages is flushed alone (see `Hub.send_own_message`), and all subscriptions with ids
-        # get this message.
+        # If one of the bridge's own messages is flushed, nothing else is flushed with it (see `Hub.send_own_message`).
+        # All subscriptions with ids get this message.
         message = self._index.own_message_at(start)
         with_ids = [subscription for subscription in self._others.values() if subscription.ids]
         return ((Batch(with_ids, message, (start,), 0),) if message and with_ids else ()), ()

@@ -1,4 +1,4 @@
-"""The log that all connections share: the most recent updates as frames, up to a maximum size in bytes.
+"""The log that all connections share. It holds the most recent updates as frames, up to a maximum size in bytes.
 
 Each connection reads the log from its own position. The module is pure: it has no connections and no clock. Positions
 count up from 0 and are never used twice. A frame is empty if its position holds one of the bridge's own messages, or an
@@ -8,7 +8,7 @@ id without an update (see `replay`).
 ENTRY_BYTES = 174
 """The memory of an entry without its frame, in bytes (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the
 position, about 95 for a slot of the dict, and 14 in the `ReplayIndex`. These bytes count towards the maximum size of
-the log, because this size limits memory."""
+the log, because this maximum limits the use of memory."""
 
 
 class UpdateLog:
@@ -17,7 +17,8 @@ class UpdateLog:
     __slots__ = ("_extra_bytes", "_frames", "flush_start", "flushed", "head", "max_bytes", "size_bytes", "tail")
 
     def __init__(self, max_bytes: int) -> None:
-        # The frames are in a dict by position, not in a deque, because a slow connection reads from the middle.
+        # The frames are in a dict by position, not in a deque, because a slow connection reads from the middle of the
+        # log.
         self._frames: dict[int, bytes] = {}
         self._extra_bytes: dict[int, int] = {}
         self.max_bytes = max_bytes
@@ -35,7 +36,7 @@ class UpdateLog:
     def append(self, frame: bytes, extra_bytes: int = 0) -> None:
         """Adds the newest frame, and drops the oldest frames if they no longer fit into the log.
 
-        The newest frame always stays. `extra_bytes` is the memory that the caller keeps elsewhere for as long as the
+        The newest frame always stays. `extra_bytes` is the size of the memory that the caller uses elsewhere while the
         log holds the frame.
         """
         if extra_bytes:
@@ -52,7 +53,7 @@ class UpdateLog:
         return self._frames[position]
 
     def read(self, position: int, end: int, max_bytes: int) -> tuple[bytes, int]:
-        """Returns the frames from `position` on in one piece, and the position after the last of these frames.
+        """Returns one piece with the frames from `position` on, and the position after the last of these frames.
 
         The piece ends before `end`, and before the frame that would make the piece larger than `max_bytes`. The piece
         contains at least one frame. `position` must be in the log, and below `end`.
@@ -76,7 +77,8 @@ class UpdateLog:
     def flush(self, max_bytes: int) -> bytes:
         """Returns the next frames for the live connections, and counts these frames as flushed.
 
-        At least one frame must not be flushed yet. The piece ends as described at `read`.
+        Call this method only if there are frames that are not flushed yet. The method `read` describes where the piece
+        ends.
         """
         self.flush_start = self.flushed
         frames, self.flushed = self.read(self.flushed, self.head, max_bytes)
