@@ -37,8 +37,10 @@ from bridge.counts import counted
 @setting_options("schemas", "max_message_bytes")
 @files_argument
 def check(files: tuple[str, ...], update_type: str | None, in_json: bool, **flags: str | None) -> None:
-    """Validates events as a bridge does, without a broker. Prints a line for each violation: file, line, JSON Pointer,
-    problem and reason. The number of events, and warnings about schema files, go to standard error.
+    """Validates events as a bridge does, without a broker.
+
+    Prints a line for each violation: file, line, JSON Pointer, problem and reason. The command prints the number of
+    events, and warnings about schema files, on standard error.
 
     FILE contains one event on each line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """

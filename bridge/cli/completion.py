@@ -16,7 +16,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, /, shell: str) -> None:
-    """Prints the script with which a shell completes this command. Add a line to the file of your shell:
+    """Prints a script for your shell, which then completes this command. Add a line to the file of your shell:
 
     \b
     eval "$(edk-bridge completion bash)"   # in ~/.bashrc; bash 4.4 or newer

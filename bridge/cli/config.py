@@ -46,9 +46,9 @@ CHANGED = "*"
 def config(changed: bool, in_json: bool, **flags: str | None) -> None:
     """Prints the settings with which `serve` would run, and the source of each setting. Passwords are masked.
 
-    Each line shows a setting's variable, source and value. A * marks a setting whose value is not the default. The
-    source of a setting is a flag, the environment, .env, a file that a variable with _FILE names, or the default. The
-    command then checks the files that the settings name.
+    Each line shows the variable, the source and the value of a setting. A * marks a setting whose value is not the
+    default. The source of a setting is a flag, the environment, .env, a file that a variable with _FILE names, or the
+    default. After that, the command checks the files that the settings name.
 
     The command has the same flags as `serve`. In this help, brackets show the variable and the default of each flag.
     """

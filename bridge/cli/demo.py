@@ -46,7 +46,7 @@ def demo(
     program uses. If BRIDGE_AMQP_URL is not set, the demo starts a container with RabbitMQ. The container needs an
     engine such as Docker, and the package's extra `demo`.
 
-    With --without-broker, you can write and test a client without any other program. Without a broker too, the bridge
+    With --without-broker, you can write and test a client without any other program. Even without a broker, the bridge
     sends gaps and rejects invalid events, and clients can resume.
     """
     settings = Demo(rate, {**flags, "port": str(port)})

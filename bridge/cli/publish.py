@@ -37,11 +37,13 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.interrupts import INTERRUPTED, raise_on_interrupt
 
 MAX_UNCONFIRMED = 500
-"""The maximum number of published events without a confirm. This number is high enough to keep the connection to the
-broker busy."""
+"""The maximum number of published events that are not confirmed yet.
+
+This number is high enough to keep the connection to the broker busy.
+"""
 
 LARGE_BYTES = 16 * 1024
-"""Finding the problems of an event larger than this may take seconds, in which the command reads no confirms."""
+"""If an event is larger than this, finding its problems may take seconds, and the command reads no confirms then."""
 
 READ_AHEAD = 50
 """The number of events that are read in advance."""
@@ -67,21 +69,25 @@ READ_AHEAD = 50
 @setting_options("amqp_url", "schemas", "max_message_bytes")
 @files_argument
 def publish(files: tuple[str, ...], update_type: str | None, exchange: str | None, **flags: str | None) -> None:
-    """Publishes events to RabbitMQ in order. The command validates each event first, and waits for the broker's
-    confirms. It prints the violations of an invalid event, and continues with the next event.
+    """Publishes events to RabbitMQ in order.
+
+    The command validates each event first, and waits for the broker's confirms. If an event is invalid, the command
+    prints its violations, and continues with the next event.
 
     FILE contains one event on each line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """
     with exit_on_error(), broker_setting_named():
         settings = effective_settings(flags)
-        # The log is for a person: it reports a lost connection to the broker, and has no tracebacks of libraries.
+        # A person reads the log, so it reports a lost connection to the broker, but without the tracebacks of
+        # libraries.
         logs.configure(logs.LogLevel.INFO, logs.LogFormat.TEXT)
         pipeline = load_pipeline(settings, update_type)
         usual, default_type = exchange_for(settings, update_type)
         exchange = usual if exchange is None else exchange
         default_type = settings.exchanges.get(exchange, default_type)
-        # A fetcher can start before the bridge, so the command declares a missing exchange of the settings. It declares
-        # no other exchange, because the name could be misspelled, and no bridge would consume from that exchange.
+        # A fetcher may start before the bridge, so the command declares a missing exchange if the settings name it. It
+        # declares no other exchange: the name may be misspelled, and then no bridge would consume from the new
+        # exchange.
         may_declare = exchange in settings.exchanges and not is_reserved_exchange(exchange)
         publisher = _publisher(settings, exchange, declare=may_declare)
         uvloop.run(check_broker(tuple(map(Node, settings.amqp_url)), None if may_declare else exchange))
@@ -135,7 +141,7 @@ def _summary(count: "Count", exchange: str) -> str:
 
 
 class PublishInterrupted(BridgeError):
-    """Publishing ended before the end of the input. The error's text names the line at which it ended."""
+    """Publishing ended before the end of the input. The error's text names the line at which publishing ended."""
 
     def __init__(self, text: str, cause: Exception) -> None:
         super().__init__(text)
@@ -148,7 +154,7 @@ class Count:
     """Counts the published events and the invalid events."""
 
     window: DuplicateWindow
-    """The identities of the updates that a bridge would remember."""
+    """The identities of published updates, as a bridge would remember them."""
     published: int = 0
     """The number of events that the broker has confirmed."""
     unrouted: int = 0
@@ -157,7 +163,7 @@ class Count:
     """The number of published events that have the identity of an earlier event."""
     invalid: int = 0
     line: int = 0
-    """The number of the first line of the newest event that was read."""
+    """The line at which the newest event that was read begins."""
 
     def add_published(self, identity: Identity | None, *, routed: bool) -> None:
         """Counts an event that the broker has confirmed. `routed` is False if the event has reached no queue."""
@@ -176,7 +182,8 @@ async def publish_events(
 ) -> None:
     """Publishes the valid events of a file, and prints the problems of the invalid events with `say`.
 
-    Counts all events, and calls `progress` after each event. Raises PublishInterrupted if the broker stops confirming.
+    Adds each event to `count`, and calls `progress` after each event. Raises PublishInterrupted if the broker stops
+    confirming.
     """
     free = asyncio.Semaphore(MAX_UNCONFIRMED)
     # Maps the number of each unconfirmed event to the event's first line in the file. The oldest event is first.
@@ -216,7 +223,8 @@ async def publish_events(
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
     except* (OSError, BridgeError) as group:
-        # The error is raised below, because early releases of Python 3.11 would raise it in an exception group here.
+        # The error is raised further below, because if it were raised here, early releases of Python 3.11 would wrap it
+        # in an exception group.
         failed = group.exceptions[0]
     if isinstance(failed, ConfigurationError):
         raise failed
@@ -228,7 +236,10 @@ async def publish_events(
 
 
 async def _read(lines: Iterable[bytes]) -> AsyncIterator[Document]:
-    """Yields the events. A daemon thread reads the events, so that Ctrl-C ends the command while a pipe is silent."""
+    """Yields the events.
+
+    A daemon thread reads the events, so that Ctrl-C can end the command while it waits for data from a pipe.
+    """
     loop = asyncio.get_running_loop()
     found: asyncio.Queue[Document | Exception | None] = asyncio.Queue()
     room = threading.Semaphore(READ_AHEAD)

@@ -1,7 +1,8 @@
 """`edk-bridge rejects`: lists rejected events, publishes rejected events again, or removes them.
 
-Each command reads once all events that are in the queue when the command starts. The command holds the events that are
-not selected until it ends. Then these events return to their places, so that the order of the queue stays the same.
+Each command reads all events that are in the queue when the command starts, each event once. Until the command ends, it
+holds the events that are not selected. Then these events return to their places, so the order of the queue stays the
+same.
 """
 
 import asyncio
@@ -111,7 +112,8 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
     async def work(queue: RejectQueue) -> None:
         count = 0
         last_id = ""
-        # A pager reads one page at a time. While it does not read, the connection to the broker needs the event loop.
+        # A pager reads one page at a time. Even while the pager does not read, the event loop must serve the connection
+        # to the broker.
         encoding = json_encoding(sys.stdout) if in_json else sys.stdout.encoding
         output = Output(sys.stdout.fileno(), encoding=encoding)
         try:
@@ -141,7 +143,7 @@ def list_(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
 
 
 def _is_printed_unchanged(text: str) -> bool:
-    """Returns whether standard error shows the text without escapes, so that a user can copy the text."""
+    """Returns whether standard error can show the text without escapes, so that a user can copy the text."""
     encoding = None if sys.stderr is None else sys.stderr.encoding
     try:
         return text.isprintable() and bool(text.encode(encoding or "utf-8"))
@@ -174,8 +176,9 @@ def requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags:
     command removes an event from the rejects when the broker has confirmed the event. An event that reaches no queue
     stays in the rejects.
 
-    Every queue of the exchange gets the event again, including queues of other consumers. A bridge does not send an
-    update again if it remembers the update's identity. The bridge rejects an event again if it is still invalid.
+    Every queue bound to the exchange gets the event again, including the queues of other consumers. A bridge does not
+    send an update again if it remembers the update's identity. The bridge rejects an event again if it is still
+    invalid.
     """
     outcome = Outcome()
     progress = Progress(sys.stderr, lambda: _requeued(outcome))
@@ -217,8 +220,9 @@ def _requeued(outcome: "Outcome") -> str:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @broker_options
 def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool, **flags: str | None) -> None:
-    """Removes rejected events permanently: the events with these ids, the events with a reason, or all events. The
-    command asks for confirmation first. The command never removes events that were rejected after it asked.
+    """Removes rejected events permanently: the events with these ids, the events with a reason, or all events.
+
+    The command asks for confirmation first. Events that are rejected after the command has asked are never removed.
     """
     outcome = Outcome()
     selection = Selection(reason, frozenset(ids) or None)
@@ -230,9 +234,9 @@ def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool,
 
     async def work(queue: RejectQueue) -> None:
         if agreed is not None:
-            # The newest events, beyond the number in the question, are kept. If other events were removed meanwhile, an
-            # event that came after the question may be within that number. The time in the event's header shows that it
-            # came later.
+            # The question named a number of events, and at most this number of events is read, the oldest first. If
+            # other events were removed meanwhile, the events that are read may include events that were rejected after
+            # the question. The time in the header of such an event shows when it was rejected.
             queue.count = min(queue.count, agreed)
         await remove_selected(queue, selection, outcome, asked_at)
 
@@ -309,7 +313,7 @@ _NUMBER = re.compile("[0-9]{1,7}")
 
 
 def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str], None]) -> bool:
-    """Prints the given ids that no event in the queue has. Returns whether there are such ids."""
+    """Prints each given id that no event in the queue has. Returns whether there is such an id."""
     missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
     for each in missing:
         if _NUMBER.fullmatch(each):
@@ -324,7 +328,7 @@ def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str
 # Reading the queue
 
 MAX_REASONS = 20
-"""The maximum number of reasons for kept events that are counted separately."""
+"""The maximum number of separately counted reasons why events are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +350,7 @@ class Outcome:
     """The result of one command that reads the queue."""
 
     begun: bool = False
-    """Whether the queue was opened."""
+    """Whether the command has opened the queue."""
     done: int = 0
     kept: Counter[str] = field(default_factory=Counter)
     """The number of kept events for each reason."""
@@ -393,8 +397,8 @@ async def requeue_selected(
 ) -> None:
     """Publishes each selected event to the exchange that it came from, and removes the event after its confirm.
 
-    Calls `progress` after each event. Raises BrokerLost if the connection to the broker is lost. All other events then
-    stay in the queue.
+    Calls `progress` after each event. Raises BrokerLost if the connection to the broker is lost. The events that are
+    not published and removed yet then stay in the queue.
     """
     outcome.begun = True
     requeuer = Requeuer(queue.amqp, user)
@@ -424,7 +428,8 @@ async def requeue_selected(
                     outcome.seen.add(reject.id)
                 sending.create_task(send(reject))
         except BridgeError as error:
-            # The error is raised after the task group, because the task group would wrap it in an exception group.
+            # The error is raised after the end of the task group, because the task group would wrap it in an exception
+            # group.
             lost.append(error)
     if lost:
         raise lost[0]
@@ -432,12 +437,16 @@ async def requeue_selected(
 
 
 def _count(kept: Counter[str], why: str) -> None:
-    # The number of reasons is limited, because a reason may name an exchange, and there may be any number of exchanges.
+    # The number of reasons is limited, because a reason may contain the name of an exchange, and there may be any
+    # number of exchanges.
     kept[why if why in kept or len(kept) < MAX_REASONS else "for other reasons"] += 1
 
 
 def record(reject: Reject) -> dict[str, object]:
-    """Returns a rejected event as `--json` prints it. If the body is not UTF-8, it is in `body_hex`."""
+    """Returns a rejected event as `--json` prints it.
+
+    If the event's body is not UTF-8, `body_hex` has the body as hexadecimal digits.
+    """
     try:
         body: dict[str, object] = {"body": reject.body.decode()}
     except UnicodeDecodeError:
@@ -478,7 +487,7 @@ def _killmail_id(event: object, depth: int) -> int | None:
     for name in _ID_MEMBERS:
         # In EDK's own format, an id may be a string.
         value = event.get(name)
-        # The type is checked first, because `str` raises RecursionError for a deeply nested value.
+        # The type of the value is checked first, because `str` raises RecursionError for a deeply nested value.
         if isinstance(value, int | str) and re.fullmatch("[0-9]{1,19}", str(value)):
             return int(value)
     inner = (_killmail_id(event.get(name), depth - 1) for name in _WRAPPERS) if depth else ()
@@ -510,9 +519,11 @@ def as_fields(reject: Reject) -> str:
 
 
 def as_entry(reject: Reject, width: int, default_types: Mapping[str, str]) -> str:
-    """Returns a rejected event as four lines of at most `width` columns for a person. Its id is never truncated.
+    """Returns a rejected event as four lines of at most `width` columns for a person.
 
-    For an event without a type, the lines show the type that `default_types` has for the event's exchange.
+    The event's id is never truncated.
+
+    If the event has no type, the lines show the type that `default_types` has for the event's exchange.
     """
     time, reason, detail = (printable(reject.header(name)) for name in ("time", "reason", "detail"))
     pointer = printable(reject.header("pointer"))

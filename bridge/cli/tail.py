@@ -92,8 +92,10 @@ def tail(
     color: str,
     cafile: str | None,
 ) -> None:
-    """Prints updates as they arrive. The command reconnects by itself, and then prints the updates that it has missed.
-    Messages on standard error tell when the connection is lost, and where updates are missing.
+    """Prints updates as they arrive.
+
+    If the connection is lost, the command reconnects, and then prints the updates that it has missed. Messages on
+    standard error say when the connection is lost, and where updates are missing.
 
     On a terminal, a line shows the time (UTC) at which the bridge sent the update, the type of the update, and the most
     important data. For a killmail, the line shows the type of the ship, the system, the number of attackers and the id
@@ -113,22 +115,28 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
 """The pauses before the client connects again, as the contract requires of every client."""
 
 STABLE_S = 10.0
-"""A connection that ends within this time counts as failed. If such connections did not count as failed, a full bridge
-would get a request each second."""
+"""A connection that ends within this time counts as failed.
+
+Otherwise, the client would connect to a full bridge again every second.
+"""
 
 HANDSHAKE_TIMEOUT_S, PING_S, CLOSE_TIMEOUT_S = 10.0, 20.0, 1.0
 """PING_S is the interval between pings, and also the time in which each ping must be answered."""
 
 SILENCE_S = 2.0
-"""The time after which the command reports that the bridge has sent nothing. Such a bridge still reads its history, or
-has no connection to the broker."""
+"""The time after which the command reports that the bridge has sent nothing.
+
+The bridge may still be reading its history, or may have no connection to the broker.
+"""
 
 TRANSIENT = frozenset({408, 429})
 """The HTTP statuses from 400 to 499 after which the same request may succeed later."""
 
 TRANSIENT_LATER = frozenset({401, 403, 404})
-"""The HTTP statuses after which a request may succeed later, if the client was connected before. An operator may be
-changing a proxy or the allowed networks."""
+"""The HTTP statuses after which a request may succeed later, if the client was connected before.
+
+An operator may be just changing a proxy or the allowed networks.
+"""
 
 REASONS = {
     1001: "the bridge is stopping",
@@ -168,12 +176,15 @@ class Tail:
     ) -> None:
         """`url` is a result of `endpoint`.
 
-        `after` is the id to begin after, or an empty text to begin with new updates. `write` is called with each
-        update, as text and parsed, and `say` with each line for the user. `wait` is called with a text that says what
-        the client waits for now, or with an empty text.
+        `after` is the id of the update after which to begin, or an empty text to begin with new updates. `write` is
+        called with each update, as text and parsed, and `say` with each line for the user. `wait` is called with a text
+        that says what the client waits for now, or with an empty text.
         """
         self.last_id = after
-        """The id of the newest update that was written. Before the first update, it is the id to begin after."""
+        """The id of the newest update that was written.
+
+        Before the first update, this is the id that the user has given, or an empty text.
+        """
         self._url = url
         self._shown = shown_url(url)
         self._tls = tls
@@ -204,7 +215,7 @@ class Tail:
                 if now - self._connected_at >= STABLE_S:
                     self._pauses.reset()
             if why != self._why:
-                # The reason is printed once, and not again for each attempt that fails for the same reason.
+                # A reason is printed only once, even if several attempts in a row fail for the same reason.
                 self._why = why
                 what = "can't connect to" if self._connected_at is None else "disconnected from"
                 self._say(f"{what} {self._shown}: {why}; trying again")
@@ -218,11 +229,11 @@ class Tail:
             socket = await connect(
                 f"{self._url}{separator}after={quote(self.last_id, safe='', errors='surrogateescape')}",
                 ssl=self._tls,
-                # Environment variables must not send the request to a proxy: a bridge has an internal address.
+                # The client ignores environment variables that name a proxy, because a bridge has an internal address.
                 proxy=None,
                 compression=None,
-                # The library queues one message at a time, of any size. With a size limit, a large message would end
-                # each new connection again.
+                # The library queues one message at a time, of any size. With a size limit, a message that is too large
+                # would end the connection, and then each new connection too.
                 max_queue=1,
                 max_size=None,
                 open_timeout=HANDSHAKE_TIMEOUT_S,
@@ -248,7 +259,7 @@ class Tail:
             await socket.close()
 
     async def _refuse_wrong_scheme(self, error: Exception) -> None:
-        """Raises Refused if the first request failed because only one of client and bridge uses TLS."""
+        """Raises Refused if the first request failed because only the client or only the bridge uses TLS."""
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
             raise Refused(f"{self._shown}: the bridge does not use TLS: use ws://") from error
         if isinstance(error, InvalidMessage) and self._tls is None and await _speaks_tls(self._url):
@@ -336,7 +347,7 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, *, as_lines: bool, in_
 
     Raises BridgeError, and also SystemExit after SIGINT and SIGTERM.
     """
-    # A program can be started without a standard output.
+    # A program can be started without standard output.
     if sys.stdout is None:
         raise ConfigurationError(["standard output is closed"])
     descriptor = sys.stdout.fileno()
@@ -368,8 +379,8 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, *, as_lines: bool, in_
         try:
             await following
         except asyncio.CancelledError:
-            # The hint is only for a printable id, because an escaped id could not be given to --after. A bridge sends
-            # only printable ids.
+            # The hint is printed only for a printable id, because a user can't pass an escaped id to --after. A bridge
+            # sends only printable ids.
             if tail.last_id and tail.last_id == shown_argument(tail.last_id):
                 spinner.say(f"to continue from here: --after {shlex.quote(tail.last_id)}")
             raise
@@ -404,7 +415,10 @@ async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:
 
 
 async def _speaks_tls(url: str) -> bool:
-    """Returns whether the server of a URL with ws:// answers a TLS handshake. Sends no data except the handshake."""
+    """Returns whether the server answers a TLS handshake, although its URL begins with ws://.
+
+    Sends no data except the handshake.
+    """
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
@@ -420,7 +434,10 @@ async def _speaks_tls(url: str) -> bool:
 
 
 def _error_text(error: Exception) -> str:
-    """Returns the reason why there is no connection. For a name with several addresses, asyncio joins all errors."""
+    """Returns the reason why there is no connection.
+
+    If a host has several addresses, asyncio joins the errors of all attempts.
+    """
     if isinstance(error, TimeoutError):
         return f"no answer within {HANDSHAKE_TIMEOUT_S:g} s"
     if f"[Errno {errno.ECONNREFUSED}]" in str(error):

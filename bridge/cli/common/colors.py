@@ -1,4 +1,4 @@
-"""Prints an update in color: the type, ids and times stand out, and the names of members are dim."""
+"""Prints an update in color: types, ids and times stand out, and the names of members are dim."""
 
 import re
 from collections.abc import Callable

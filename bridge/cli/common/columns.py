@@ -8,7 +8,7 @@ ELLIPSIS = "..."
 def columns(text: str) -> int:
     """Returns the number of columns that a text takes on a terminal.
 
-    The number is too high for text with combining characters.
+    For text with combining characters, the result is too high.
     """
     if text.isascii():
         return len(text)

@@ -18,13 +18,16 @@ import orjson
 from bridge.contract.body_format import is_binary
 
 CHUNK_BYTES = 64 * 1024
-"""The maximum size of one read. A pipe returns fewer bytes, because it does not wait until so many have arrived."""
+"""The maximum number of bytes in one read.
+
+A read from a pipe may return fewer bytes, because it does not wait for more.
+"""
 
 _OPENING = b"[{"
 _OPENED_BY = {ord("]"): ord("["), ord("}"): ord("{")}
-# Matches brackets, and also strings, because a bracket in a string has no meaning. A string ends at the end of its
-# line, because a JSON string contains no line break. The quantifiers are possessive, because with backtracking, the
-# matcher would need many times the memory of the string.
+# Matches brackets, and also whole strings, so that a bracket inside a string is not matched as a bracket. A string ends
+# at the end of its line, because a JSON string contains no line break. The quantifiers are possessive, because
+# backtracking would take many times as much memory as the string.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 _SPACE = frozenset(" \t\r\n")
@@ -74,9 +77,10 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
 def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     """Yields each event as soon as its last line has arrived, so that a pipe can stay open.
 
-    An invalid document ends at the end of its line. A document with an unclosed bracket ends before the next line that
-    begins with an object where JSON allows none. Therefore, such a document hides no later event. Binary data at the
-    start of the input counts as one event, which ends before the next line that is an object or an array.
+    An invalid document ends at the end of its line. If a bracket is never closed, the document ends before the next
+    line that begins with an object at a place where JSON allows no object. Therefore, an unclosed bracket hides no
+    later event. Binary data at the start of the input counts as one event, which ends before the next line that is an
+    object or an array.
     """
     partial = _Partial()
     binary: bytearray | None = None
@@ -117,7 +121,7 @@ def _is_document(line: bytes) -> bool:
 
 
 class _Partial:
-    """The document that is still incomplete. Its truth value is False if there is no such document."""
+    """The document that is still incomplete. The truth value of this object is False if there is no such document."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -125,9 +129,9 @@ class _Partial:
         self._open = bytearray()
         """The brackets that are not closed yet. The innermost bracket is the last one."""
         self._last = 0
-        """The last character that is not whitespace. For a string, it is the opening quote."""
+        """The last character that is not whitespace, or the opening quote if this character ends a string."""
         self._has_other_text = False
-        """Whether the line has text outside all brackets, so that it can't be split at brackets."""
+        """Whether the line has text outside all brackets. Such a line can't be split at brackets."""
 
     def __bool__(self) -> bool:
         return bool(self._open)
@@ -157,8 +161,8 @@ class _Partial:
     def _ends_on(self, line: bytes) -> list[int]:
         """Returns the positions where documents end on the line.
 
-        A document ends with its last bracket. If the line has other text outside the brackets, the entire line is one
-        document, because the meaning of a line such as `{"a":1},{"b":2}` is unclear.
+        A document ends with its last bracket. If the line has any text outside the brackets, the entire line is one
+        document, because it is unclear what a line such as `{"a":1},{"b":2}` means.
         """
         ends = []
         at = 0
@@ -170,7 +174,7 @@ class _Partial:
             at = token.end()
             if self._last in _OPENING:
                 self._open.append(self._last)
-            # A closing bracket that does not match the open bracket is ignored. If such a bracket closed the open
+            # A closing bracket that does not match the innermost open bracket is ignored. If it closed the open
             # bracket, parts of an invalid document would become events.
             elif self._open and self._open[-1] == _OPENED_BY.get(self._last):
                 self._open.pop()
@@ -199,7 +203,7 @@ class _Partial:
 
 
 def json_location(body: bytes, pointer: str) -> int:
-    """Returns the line, counted from 0, of the value at a JSON Pointer, or of the nearest existing value around it."""
+    """Returns the line of the value at a JSON Pointer, or of the nearest existing value around it, counted from 0."""
     try:
         return _locations(body).line_of([step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]])
     except (ValueError, IndexError, RecursionError):
@@ -225,7 +229,10 @@ class _Locations:
         return bisect_left(self._ends, at)
 
     def _members(self, at: int) -> dict[str, int]:
-        """Returns the positions of an array's items, or of an object's members. The last of duplicate names counts."""
+        """Returns the positions of an array's items, or of an object's members.
+
+        If a name occurs twice, the last one counts.
+        """
         # Numbers are not parsed, because int() rejects numbers with more than 4300 digits.
         text, decoder = self._text, json.JSONDecoder(parse_int=str, parse_float=str)
         is_object = text[at] == "{"
@@ -248,7 +255,7 @@ class _Locations:
 
 @lru_cache(maxsize=1)
 def _locations(body: bytes) -> _Locations:
-    # An event may have thousands of violations. With the cache, the event is scanned only once.
+    # An event may have thousands of violations. Because of the cache, the event is scanned only once for all of them.
     return _Locations(body.decode())
 
 

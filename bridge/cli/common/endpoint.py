@@ -1,4 +1,4 @@
-"""Builds the URL of the requested updates and the TLS context for this URL from the options of a command."""
+"""Builds the URL of the requested updates, and the TLS context for this URL, from a command's options."""
 
 import ssl
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from bridge.errors import ConfigurationError, shown_argument
 
 
 def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
-    """Returns the URL for updates of these types, with these values (`systemId=30000142`) in their data.
+    """Returns the URL for updates that have these types, and these values (`systemId=30000142`) in their data.
 
     Raises ConfigurationError with all problems.
     """
@@ -18,8 +18,9 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
         parts = urlsplit(url)
         usable = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and not parts.fragment and parts.port != 0
         lacks_password = parts.username is not None and parts.password is None
-        # The client library would raise an error later for bytes that are not UTF-8, also in escapes of the user and
-        # the password. It would also raise an error for labels of the host that are empty or too long.
+        # The client library would raise an error later for bytes that are not UTF-8, even if these bytes are
+        # percent-encoded in the user name or the password. The library would also raise an error if a label of the host
+        # name is empty or too long.
         url.encode()
         unquote(f"{parts.username}{parts.password}", errors="strict")
         (parts.hostname or "").encode("idna")
@@ -46,7 +47,7 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Returns a URL as messages can show it: printable, without user, password and query."""
+    """Returns the form of a URL that messages can show: printable, and without user, password and query."""
     parts = urlsplit(url)
     # An @ in the path may be a part of the URL's password, if the password contains a slash.
     return f"{parts.scheme}://{shown_argument(parts.netloc.rpartition('@')[2] + parts.path)}"

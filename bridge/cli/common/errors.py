@@ -15,7 +15,10 @@ from bridge.interrupts import INTERRUPTED
 
 
 class OneLineErrors(click.Group):
-    """A group that prints each usage error as one line, like all other errors. click itself would print three lines."""
+    """A group that prints each usage error as one line, like all other errors.
+
+    Without this class, click would print three lines.
+    """
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # click has overloads
         """Runs the command and exits, like the method `main` of click."""
@@ -29,13 +32,13 @@ class OneLineErrors(click.Group):
             echo(f"edk-bridge: {format_error(error)}", err=True)
             code = error.exit_code
         except click.Abort:
-            # The user has pressed Ctrl-C when the command asked a question.
+            # The user has pressed Ctrl-C while the command waited for an answer.
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
 
 
 _REPEATED = re.compile(r"""( ['"(])(?![-\[]).*@""", re.DOTALL)
-"""Matches an argument that click quotes in an error after the name of an option, up to the argument's last @."""
+"""Matches the argument that an error of click quotes after the name of an option, up to the last @ in the argument."""
 
 _DID_YOU_MEAN = re.compile(r"\. \(?Did you mean (?:one of: )?([^?]*)\?\)?")
 
@@ -74,13 +77,13 @@ def exit_on_error() -> Iterator[None]:
     except BridgeError as error:
         fail(error)
     except KeyboardInterrupt:
-        # click would exit with 1, but this is the exit code of `check` for an invalid event.
+        # click would exit with the code 1, but with this code, `check` reports an invalid event.
         sys.exit(INTERRUPTED)
 
 
 @contextmanager
 def broker_setting_named() -> Iterator[None]:
-    """Raises BridgeError instead of a ConnectionError, with the name of the setting that has the broker's address."""
+    """Replaces a ConnectionError by a BridgeError that names the setting with the broker's address."""
     try:
         yield
     except ConnectionError as error:

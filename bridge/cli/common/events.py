@@ -58,10 +58,10 @@ class EventFile:
     update_type: str | None
     """The type of all events in the file, or None if each event can have its own type."""
     default_type: str
-    """The type of an event that names no type: the default type of the event's exchange."""
+    """The type of each event that names no type itself. This is the default type of the event's exchange."""
 
     def event(self, document: Document) -> Event:
-        """Returns the event that a bridge would get for a document of this file."""
+        """Returns the event that a bridge would receive if this document of the file were published."""
         return Event(document.body, self.update_type, self.default_type, None)
 
 
@@ -98,7 +98,7 @@ def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
 
 
 def exchange_for(settings: Settings, update_type: str | None) -> tuple[str, str]:
-    """Returns the exchange for this type, or else the first exchange, and the default type of the returned exchange."""
+    """Returns the exchange for this type, or else the first exchange, together with that exchange's default type."""
     exchanges = list(settings.exchanges.items())
     return next((each for each in exchanges if each[1] == update_type), exchanges[0])
 
@@ -130,7 +130,7 @@ class Problem:
     def as_json(self) -> str:
         """One line with a JSON object.
 
-        It has all members: `column` and `schema` are null if the problem has no such value.
+        It has all members: `column` is null if the problem has no column, and `schema` is null if it has no schema.
         """
         members = {
             "file": from_system(self.file),
@@ -156,7 +156,7 @@ def _problem(name: str, document: Document, rejected: Rejected) -> Problem:
             orjson.loads(document.body)
         except orjson.JSONDecodeError as error:
             found = diagnose(document.body, error)
-            # This line is counted in the whole file, not in the document.
+            # This line number is counted in the whole file, not in the document.
             line = document.line + found.line - 1
             return Problem(name, line, found.column, "", rejected.reason, found.text, "")
     # The detail begins with the pointer if the problem is a violation of a schema. The pointer is removed here.

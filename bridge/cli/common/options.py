@@ -23,7 +23,7 @@ Callback = TypeVar("Callback", bound=Callable[..., object])
 def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
     """Returns the file that the option names.
 
-    Raises an error for two files, because the second file would silently replace the first file.
+    If the option names two files, raises an error, because the second file would silently replace the first file.
     """
     if len(names) > 1:
         raise click.BadParameter("give only one file")
@@ -41,7 +41,7 @@ _env_file = click.option(
 )
 
 _NO = "no_"
-"""The prefix of the parameter of a flag such as --no-wait."""
+"""The prefix of the parameter name for a flag such as --no-wait."""
 
 
 class SettingOption(click.Option):
@@ -58,7 +58,7 @@ class SettingOption(click.Option):
         return self.flag_record(ctx)[0], f"{self.help}  {self._bracket}".strip()
 
     def help_rows(self, ctx: click.Context) -> list[tuple[str, str]]:
-        """Returns two rows: the flag and its help text, and below them the variable's name and the default value."""
+        """Returns two rows: first the flag and its help text, then the variable's name and the default value."""
         return [self.flag_record(ctx), *([("", self._bracket)] if self._bracket else [])]
 
     def flag_record(self, ctx: click.Context) -> tuple[str, str]:
@@ -97,8 +97,10 @@ def exit_codes(**meanings: str) -> str:
 
 
 FLAG_WIDTH = 29
-"""The width of the column for flags in the help of a grouped command. After a longer flag, the help text is on the next
-line."""
+"""The width of the column for flags in the help of a grouped command.
+
+If a flag is longer than this, its help text begins on the next line.
+"""
 
 
 _NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
@@ -144,7 +146,7 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
         click.option(
             f"--{flag}",
             is_flag=False,
-            # The flag of a switch without a value, such as --wait, means true.
+            # A switch's flag without a value, such as --wait, means true.
             flag_value="true",
             metavar=setting.metavar,
             help=setting.meaning,
@@ -171,7 +173,7 @@ def effective_settings(flags: Mapping[str, str | None]) -> Settings:
     """Returns the settings in effect.
 
     `flags` has the values of the flags that `setting_options` adds. Raises ConfigurationError. A command has flags only
-    for the settings that it uses. Files that other settings name are allowed to be missing.
+    for the settings that it uses. Files that only other settings name may be missing.
     """
     return settings_and_sources(flags, flags.keys())[0]
 
@@ -199,14 +201,14 @@ def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Returns the update types that begin with the text in the shell, from the packaged schemas and BRIDGE_SCHEMAS."""
+    """Returns the update types (from the packaged schemas and BRIDGE_SCHEMAS) that begin with the typed text."""
     folders = [catalog.PACKAGED]
     if own := context.params.get("schemas") or os.environ.get("BRIDGE_SCHEMAS"):
         folders.append(Path(own))
     try:
         types = sorted(catalog.load(folders).types)
     except (catalog.SchemaError, OSError):
-        # The completion of a word in a shell can't print an error. The command itself prints the error when it runs.
+        # While a shell completes a word, no error can be printed. The command itself prints the error when it runs.
         return []
     return [CompletionItem(name) for name in types if name.startswith(begun)]
 
@@ -220,8 +222,10 @@ def warn_of_schemas(schemas: catalog.Catalog) -> None:
 KUBERNETES_SKIPPED = "Kubernetes Service variables skipped"
 
 _MAX_NAMES = 8
-"""The maximum number of variable names on the line. A namespace may have many Services, each with seven or more
-variables."""
+"""The maximum number of variable names in the line that `skipped_variables` returns.
+
+A namespace may have many Services, each with seven or more variables.
+"""
 
 
 def skipped_variables() -> str | None:

@@ -1,6 +1,6 @@
 """Standard output and standard error of the commands.
 
-If the encoding of a stream does not have a character, this character is escaped.
+A character is escaped if the encoding of the stream does not have it.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ codecs.register_error(ESCAPE, _escape)
 
 
 def escape_unencodable() -> None:
-    """Makes standard output and error escape characters that their encoding lacks, instead of raising errors."""
+    """Makes standard output and standard error escape all characters that their encodings do not have."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPE)
 
 
 def json_encoding(stream: TextIO) -> str:
-    """Returns the encoding for JSON: UTF-8 if the stream has UTF-8, or else ASCII, which is also valid UTF-8."""
+    """Returns the encoding for JSON: UTF-8 if it is the stream's encoding, or else ASCII, a subset of UTF-8."""
     return "utf-8" if codecs.lookup(stream.encoding).name == "utf-8" else "ascii"
 
 
@@ -75,10 +75,13 @@ class Output:
         self._waits = True
 
     async def line(self, text: str) -> None:
-        """Prints a line with JSON or printable text. Raises BrokenPipeError or another OSError if the reader is gone.
+        """Prints a line with JSON or printable text.
 
-        Control characters are escaped on a terminal, and also in colored output, because a pager passes it on to a
-        terminal. In JSON, control characters are only in strings, so escaping does not change the meaning.
+        Raises BrokenPipeError or another OSError if the reader of the output has ended.
+
+        Control characters are escaped on a terminal. They are also escaped in colored output, because a pager passes
+        this output on to a terminal. In JSON, control characters are only in strings, so escaping does not change the
+        meaning.
         """
         if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
@@ -93,7 +96,7 @@ class Output:
                 # A writable pipe accepts at least PIPE_BUF bytes.
                 rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
             except BlockingIOError:
-                # Another program that writes to the same pipe has set O_NONBLOCK, and has just filled the pipe.
+                # Another program, which writes to the same pipe, has set O_NONBLOCK, and has just filled the pipe.
                 await asyncio.sleep(0)
 
     async def abandoned(self) -> None:

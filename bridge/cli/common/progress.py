@@ -1,7 +1,7 @@
 """A status line on a terminal, which shows the progress of a long command, or what the command waits for.
 
 click has no spinner, and no lines can be printed while its progress bar is shown. Without a terminal, there is no
-status line, because cron would send it by mail.
+status line: cron, for example, would send it by mail.
 """
 
 import asyncio
@@ -24,14 +24,17 @@ STEP_S = 0.15
 WHEEL = "|/-\\"
 
 CLEAR = "\x1b[K"
-"""The control sequence that erases the line from the cursor to the end."""
+"""The control sequence that erases the rest of the line, from the cursor on."""
 
 
 class Progress:
     """Shows the progress of a command, and prints lines that stay on the terminal."""
 
     def __init__(self, stream: TextIO | None, text: Callable[[], str]) -> None:
-        """`text` returns the progress. `stream` is None if the stream is closed, and then nothing is printed."""
+        """`text` is a function that returns a text about the progress.
+
+        If the stream is closed, `stream` is None, and nothing is printed.
+        """
         self._stream = stream
         self._text = text
         self._on_terminal = moves_cursor(stream)
@@ -45,7 +48,8 @@ class Progress:
             return
         self._next_s = now_s + ON_TERMINAL_S
         self._clear()
-        # The cursor returns to the start of the line, so that a line of another program replaces the status line.
+        # The cursor returns to the start of the line, so that if another program prints a line, it overwrites the
+        # status line.
         self._write(self._text() + "\r")
         self._shown = True
 
@@ -80,7 +84,10 @@ class Spinner:
         self._turning: asyncio.TimerHandle | None = None
 
     def wait(self, text: str) -> None:
-        """Shows this text until the next call, also after lines that `say` prints. An empty text shows nothing."""
+        """Shows this text until the next call of `wait`, even if `say` prints lines meanwhile.
+
+        An empty text shows nothing.
+        """
         self._text = text
         self._stop()
         if text and self._moves:
@@ -104,7 +111,7 @@ class Spinner:
         self._turning = asyncio.get_running_loop().call_later(STEP_S, self._turn)
 
     def _is_in_foreground(self) -> bool:
-        """Returns False for a background job of a shell, because its terminal then belongs to another job."""
+        """Returns False in a background job of a shell, because the terminal then belongs to another job."""
         assert self._stream is not None
         try:
             return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()

@@ -22,7 +22,7 @@ def as_line(message: Mapping[str, object], width: int | None, *, in_color: bool,
 
     For a killmail, the line shows the ids of the ship, the system and the killmail, and the number of attackers. For
     any other update, the line shows the data as JSON. The time is the envelope's `timestamp` in UTC. `text` is the
-    update as JSON, which the line shows if the data can't be formatted.
+    update as JSON. The line shows this text if the data can't be formatted.
     """
     kind = str(message.get("type"))
     parts: list[Part] = [(_time(message.get("timestamp")), TIME), (_escaped(kind), TYPE)]
@@ -43,7 +43,7 @@ def _time(timestamp: object) -> str:
 
 
 def _json(data: object) -> str:
-    """Returns the data as JSON, or an empty text if it has more than 254 levels, which orjson can't format."""
+    """Returns the data as JSON, or an empty text if the data has too many levels for orjson (over 254)."""
     try:
         return orjson.dumps(data).decode()
     except orjson.JSONEncodeError:
@@ -69,7 +69,7 @@ def _killmail(data: object) -> list[Part] | None:
 
 
 def _escaped(text: str) -> str:
-    """Escapes characters that are not printable, because a terminal could execute these characters as commands."""
+    """Escapes characters that are not printable, because a terminal could interpret such characters as commands."""
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
