@@ -1,7 +1,7 @@
 """Checks the broker's URLs completely before the first connection.
 
-aio-pika accepts any text as a URL. It ignores invalid query parameters of a URL, or tries forever to connect with such
-parameters.
+aio-pika accepts any text as a URL. If the query parameters of a URL are invalid, aio-pika ignores them, or tries
+forever to connect with them.
 """
 
 import base64
@@ -23,27 +23,31 @@ from bridge.errors import shown_value
 
 TLS_OPTIONS = ("cadata", "cafile", "capath", "certfile", "keyfile")
 KNOWN_OPTIONS = ("auth", "heartbeat", "name", "timeout", *TLS_OPTIONS)
-"""The query parameters of a URL that the library reads (aiormq 7.2), except UNSAFE."""
+"""The query parameters that the library (aiormq 7.2) reads from a URL, except UNSAFE."""
 
 UNSAFE = "no_verify_ssl"
 """The query parameter that would disable TLS verification. The only accepted value is the default, 0."""
 
 VIRTUAL_HOST_BYTES = 255
-"""The maximum length of a virtual host's name (AMQP 0-9-1, short strings)."""
+"""The maximum length, in bytes, of a virtual host's name (a short string of AMQP 0-9-1)."""
 
 HOST_CHARACTERS = 253
-"""The maximum length of a host name. RFC 1035, section 2.3.4, allows 255 bytes, which include the length of each label
-and the root."""
+"""The maximum length of a host name.
+
+RFC 1035, section 2.3.4, allows 255 bytes, but these include a byte for the length of each label and a byte for the
+root.
+"""
 
 MAX_HEARTBEAT_S = 65_534
-"""The longest interval of heartbeats. With a longer interval, the library would send no heartbeats."""
+"""The longest interval between heartbeats. With a longer interval, the library would send no heartbeats."""
 
 
 def amqp_urls(text: str) -> tuple[str, ...]:
     """Parses one or more URLs, separated by commas. Raises ValueError with a description of the expected value."""
     # Only a comma before a scheme is a separator, because a password may contain commas.
     *others, last = (url.strip() for url in re.split(r",\s*(?=amqps?://)", text, flags=re.IGNORECASE))
-    # A comma at the end of a single URL belongs to the URL. After several URLs, a comma at the end is ignored.
+    # If there is only one URL, a comma at its end belongs to the URL. After a list of URLs, a comma at the end is
+    # ignored.
     urls = (*others, last.rstrip(", ") if others else last)
     for url in urls:
         try:
@@ -51,8 +55,8 @@ def amqp_urls(text: str) -> tuple[str, ...]:
             usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
-        # If there is an @ after the parsed host, the password contains / ? or #, and the parsed host is a part of the
-        # password.
+        # If an @ comes after the parsed host, the password contains / ? or #, and the parsed host is really a part of
+        # the password.
         if usable and "," in parts.path:
             raise ValueError("amqp:// or amqps:// before each URL of a list; write a comma in a virtual host as %2C")
         if (
@@ -77,7 +81,7 @@ def virtual_host(url: str) -> str:
 
 
 def _check_parts(url: str, parts: SplitResult) -> None:
-    """Raises ValueError for parts that the libraries change or ignore, or that let them retry forever.
+    """Raises ValueError for parts of a URL that the libraries change or ignore, or with which they would retry forever.
 
     The error's text shows no part of the URL, because the URL may contain a password.
     """
@@ -100,15 +104,15 @@ def _check_parts(url: str, parts: SplitResult) -> None:
 
 
 def _check_as_parsed_by_yarl(url: str, parts: SplitResult) -> None:
-    """Raises ValueError if aiormq would connect to another host, or as another user, than the URL names.
+    """Raises ValueError if aiormq would use a different host or user than the URL names.
 
-    aiormq parses with yarl. The errors of yarl contain the password, so they are replaced by other errors.
+    aiormq parses with yarl. The errors that yarl raises contain the password, so they are replaced by other errors.
     """
     try:
         parsed = URL(url)
         host = "" if parsed.host is None else _resolved(parsed.host)
         login = parsed.user or "", parsed.password or "", parsed.port
-        # The virtual host is decoded as in aiormq's Connection (7.2), which decodes %2F once more.
+        # The virtual host is decoded as in aiormq's Connection (7.2), which decodes %2F a second time.
         name = parsed.path[1:].replace("%2F", "/") or "/"
     except ValueError:
         raise ValueError(
@@ -141,7 +145,7 @@ def _is_host(host: str) -> bool:
 
 
 def _resolved(host: str) -> str:
-    """The name that the resolver looks up. Raises ValueError for a host that the resolver can't look up."""
+    """The name that the resolver looks up for a host. Raises ValueError if the resolver can't look up the host."""
     if ":" in host:
         return str(ipaddress.IPv6Address(unquote(host)))
     name = host.encode("idna").decode()

@@ -12,7 +12,7 @@ _PROTOCOL = "(?:tcp|udp|sctp)"
 
 
 def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[str]:
-    """The sorted names of the injected variables that begin with the prefix."""
+    """The names of the injected variables that begin with the prefix, in sorted order."""
     return sorted(
         name for name, value in environment.items() if name.startswith(prefix) and is_service_variable(name, value)
     )
@@ -22,7 +22,7 @@ def is_service_variable(name: str, value: str) -> bool:
     """Whether the name and the value are those of a variable that Kubernetes injects for a Service.
 
     The value is checked too, because Kubernetes injects `BRIDGE_PORT=tcp://...` for a Service `bridge`, but
-    `BRIDGE_PORT` is also a setting. A misspelled setting must also stay an error.
+    `BRIDGE_PORT` is also a setting. In addition, a misspelled setting must still cause an error.
     """
     return any(form.fullmatch(name) and fits(value) for form, fits in _FORMS)
 

@@ -1,6 +1,7 @@
 """The canonical form of addresses that the bridge listens on, and the hosts by which clients reach the bridge.
 
-The module is pure: no function resolves a name or opens a socket. `client_host` takes an argument that does so.
+The module is pure: no function resolves a name or opens a socket. Only `source_address`, a function that callers pass
+as an argument, opens a socket.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ EVERY_IPV4 = "0.0.0.0"  # noqa: S104 - the name of a setting's value; SECURITY.m
 """All IPv4 addresses of this machine."""
 
 EVERY = "::"
-"""In a setting, `::` means all addresses of this machine. As the address of a listening socket, it means all IPv6
-addresses."""
+"""In a setting, `::` means all addresses of this machine.
+
+As the address of a listening socket, `::` means all IPv6 addresses.
+"""
 
 LOCALHOST = ("127.0.0.1", "::1")
 """The addresses of `localhost`. The bridge listens on both addresses of `localhost`, because many clients try ::1
@@ -51,10 +54,11 @@ def canonical_listener(text: str) -> str:
 
 
 def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
-    """The kind of network that must be allowed so that clients can reach a listener, or None if clients can reach it.
+    """The kind of network that must still be allowed so that clients can reach a listener, or None if they can.
 
-    `listener` is the address of a listening socket. Only clients with loopback addresses reach a loopback address.
-    Clients that connect to any other address have no loopback address, even on this machine.
+    `listener` is the address of a listening socket. Only clients that have a loopback address themselves can reach a
+    loopback address. Clients that connect to any other address do not have a loopback address, even if they run on this
+    machine.
     """
     address = ipaddress.ip_address(listener)
     of_family = [network for network in networks if network.version == address.version]
@@ -78,9 +82,9 @@ def client_host(
 ) -> str | None:
     """The address by which an allowed client reaches a listener.
 
-    For a wildcard address, the result is the loopback address if the networks allow it, or else an allowed address of
-    this machine, or else None. `source_address` returns the address from which this machine sends to a network, or
-    None.
+    If the listener has a wildcard address, the result is the loopback address if it is in the allowed networks, or else
+    an allowed address of this machine, or else None. `source_address` returns the address from which this machine sends
+    to a network, or None.
     """
     address = ipaddress.ip_address(listener)
     if not address.is_unspecified:
@@ -94,9 +98,9 @@ def client_host(
 def announced_host(
     listeners: Sequence[str], networks: Sequence[Network], source_address: Callable[[Network], str | None]
 ) -> str:
-    """The host by which clients reach the bridge: `localhost` if every client on this machine can use it.
+    """The host by which clients reach the bridge. It is `localhost` if every client on this machine can use that.
 
-    The host is also `localhost` if all listeners have wildcard addresses, and this machine has no allowed address.
+    The result is also `localhost` if all listeners have wildcard addresses, and this machine has no allowed address.
     """
 
     def hosts_of(addresses: Sequence[str]) -> list[str]:
@@ -104,7 +108,7 @@ def announced_host(
         return [host for host in found if host is not None]
 
     hosts = hosts_of([each for each in listeners if out_of_reach(each, networks) is None])
-    # `localhost` is only usable if a client that tries ::1 first is not refused there.
+    # `localhost` is usable only if a client that tries ::1 first is not refused at ::1.
     if LOCALHOST[0] in hosts and (LOCALHOST[1] in hosts or not {LOCALHOST[1], EVERY} & {*listeners}):
         return "localhost"
     return (hosts or hosts_of(listeners) or ["localhost"])[0]

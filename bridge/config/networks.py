@@ -23,14 +23,14 @@ _BROADCAST = ipaddress.IPv4Network("255.255.255.255/32")
 _UNSPECIFIED = ipaddress.IPv6Network("::/128")
 
 _WILDCARDS = frozenset({"*", "any", "all"})
-"""The words that mean all networks in other programs."""
+"""The words by which other programs mean all networks."""
 
 
 def parse_network(text: str) -> Network:
     """Parses a network or a single address. Raises ValueError with the reason if the text is not valid.
 
-    If the text is a network with host bits, a wildcard, `localhost` or an IPv4-mapped network, the reason shows the
-    accepted spelling. A network in which no client can have an address is an error.
+    If the text is a network with host bits, a wildcard, `localhost` or an IPv4-mapped network, the error's text shows
+    the accepted spelling. A network in which no client can have an address is an error.
     """
     if "%" in text:
         raise ValueError("a zone has no effect here; remove the % and the text after it")

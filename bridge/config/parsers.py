@@ -1,4 +1,7 @@
-"""The parsers of settings. Each parser converts a text to a value, or raises ValueError with the expected value."""
+"""The parsers of settings.
+
+Each parser converts a text to a value, or raises ValueError with a description of the expected value.
+"""
 
 import os
 import re
@@ -28,7 +31,7 @@ SIZES = {
     },
     **{f"{letter}b": 10 ** (3 * (power + 1)) for power, letter in enumerate("kmgt")},
 }
-"""The number of bytes in each unit of size. MB is a million bytes, and M is the same as MiB."""
+"""The number of bytes in each unit of size. MB means a million bytes, but M means the same as MiB."""
 
 DURATIONS = {
     "ms": 0.001,
@@ -40,13 +43,13 @@ DURATIONS = {
 """The number of seconds in each unit of time."""
 
 PATH_CHARACTERS = 1024
-"""The maximum length of a path. A request line has at most 8190 bytes, and most of these bytes are for the query."""
+"""The maximum length of a path. A request line can have at most 8190 bytes, and the query needs most of them."""
 
 _SWITCH_WORDS = frozenset({"off", "on", "none", "null", "false", "true", "no", "yes"})
-"""The words for the value of a switch. These words are not accepted as names of queues."""
+"""The words that a switch accepts as its value. These words are not accepted as names of queues."""
 
 NAME_BYTES = 255
-"""The maximum length of a name that the broker shows (AMQP 0-9-1, short strings)."""
+"""The maximum length, in bytes, of a name that the broker shows (a short string of AMQP 0-9-1)."""
 
 AMQP_NAME = re.compile(r"[A-Za-z0-9_.:@#,/+ -]{1,127}")
 """Matches the names of exchanges and queues that the library accepts (pamqp 4.0). The broker accepts more names than
@@ -116,7 +119,7 @@ _TIMES = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
 
 
 def _in_units(number: float, units: Mapping[str, float]) -> str:
-    """A number with its unit: the largest unit that is not larger than the number, as in `512 MiB`."""
+    """A number with the largest suitable unit, as in `512 MiB`."""
     unit, size = next(((unit, size) for unit, size in units.items() if number >= size))
     return f"{number / size:g} {unit}"
 
@@ -276,8 +279,8 @@ def _each(text: str, parse: Callable[[str], _Value], expected: str) -> Iterable[
             found[parse(item)] = None
         except ValueError as error:
             if "@" in text or may_be_key(text):
-                # The error may contain an item, which may be a part of a password with a comma, or a part of a private
-                # key.
+                # The error may contain an item of the list. This item may be a part of a password that contains a
+                # comma, or a part of a private key.
                 raise ValueError(f"{expected}, without @ and line breaks") from None
             shown, reason = printable(item, SHOWN_CHARACTERS), printable(str(error), 2 * SHOWN_CHARACTERS)
             raise ValueError(f"{expected} ({shown}: {reason})") from error

@@ -6,13 +6,19 @@ SCHEMAS = "/schemas/"
 ASYNCAPI = "/asyncapi.json"
 
 PROBED = ("/healthz", "/readyz", "/metrics")
-"""The paths for monitoring programs. Some of these programs send HTTP/1.0 without Host (HAProxy's default check)."""
+"""The paths for monitoring programs.
+
+Some of these programs send HTTP/1.0 requests without a Host header, as HAProxy's default check does.
+"""
 
 NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
 """The paths that the bridge lists, besides `/`, in its response to an unknown path."""
 
 FUTURE = ("/openapi.json",)
-"""The paths that later versions may use. They are reserved, so that an endpoint never has to move to another path."""
+"""The paths that later versions may use.
+
+These paths are reserved now, so that no operator has to move an endpoint to another path later.
+"""
 
 PAGE_FILES = ("page.js", "filter.js", "health.js", "list.js", "rate.js", "row.js", "page.css", "icon.svg")
 """The files that the live page at `/` loads, besides the schema files. Each file has the path `/NAME`."""

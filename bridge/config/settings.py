@@ -2,7 +2,7 @@
 
 Flags override the environment, which overrides `.env`, which overrides the defaults. A setting `X` may also come from a
 file that `X_FILE` names, for example a Docker secret. An unknown name that begins with `BRIDGE_` is an error, because
-otherwise a misspelled setting would keep its default silently. All problems of the settings are reported at once.
+otherwise a misspelled setting would keep its default silently. All problems of the settings are reported together.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ _Value = TypeVar("_Value")
 
 
 class HistoryMode(StrEnum):
-    """The values of `BRIDGE_HISTORY`, which say where the history of updates is kept."""
+    """The values of `BRIDGE_HISTORY`. Each value says where the history of updates is kept."""
 
     MEMORY = "memory"
     STREAM = "stream"
@@ -70,7 +70,7 @@ class Setting:
     default: str | None
     """The default as an operator would write it, or None if the setting is not set by default."""
     parse: Callable[[str], object]
-    """Converts the text of the setting to its value. Raises ValueError with the expected value."""
+    """Converts the text of the setting to its value. Raises ValueError with a description of the expected value."""
     meaning: str
     """The description of the setting in the help and the documentation."""
     metavar: str
@@ -86,7 +86,7 @@ class Setting:
 
     @property
     def default_value(self) -> object:
-        """The parsed default, as a field of `Settings` contains it."""
+        """The parsed default, which is the default of the field in `Settings`."""
         return None if self.default is None else self.parse(self.default)
 
 
@@ -124,8 +124,8 @@ _DECLARATION = "setting"
 class Settings:
     """The values of all settings.
 
-    The field `x` has the value of the variable `BRIDGE_X`. The field of a duration has the suffix `_s`, which the name
-    of its variable does not have.
+    The field `x` has the value of the variable `BRIDGE_X`. If the value is a duration, the field's name also has the
+    suffix `_s`, but the variable's name does not.
     """
 
     # Broker
@@ -367,8 +367,8 @@ class Settings:
     def history_window(self) -> int:
         """The number of events that the bridge reads back from a stream when it starts.
 
-        Older events would not fit into the log or the duplicate window. An update takes at least 220 bytes of the log,
-        which include the 60 bytes of an envelope and the log's own data for each frame.
+        Events older than these would not fit into the log or the duplicate window. An update takes at least 220 bytes
+        of the log. These include 60 bytes for the envelope, and the log's own data for each frame.
         """
         return max(self.log_bytes // 220, self.duplicate_window)
 
@@ -378,7 +378,7 @@ SETTINGS: Mapping[str, Setting] = {
     for field in dataclasses.fields(Settings)
     if field.metadata
 }
-"""The declarations of all settings by their names in flags: `idle_timeout` for `BRIDGE_IDLE_TIMEOUT`."""
+"""The declarations of all settings by name. For example, the name of `BRIDGE_IDLE_TIMEOUT` is `idle_timeout`."""
 
 _FIELDS = {field.name.removesuffix("_s"): field.name for field in dataclasses.fields(Settings)}
 
@@ -390,10 +390,10 @@ _SECRETS = {name: setting.secret for name, setting in SETTINGS.items()}
 def load(
     flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path, *, must_exist: bool = False
 ) -> Settings:
-    """The settings in effect. `flags` contains the values of flags by the names in `SETTINGS`.
+    """The settings in effect. `flags` maps names of settings, as in `SETTINGS`, to the values of their flags.
 
-    The file `dotenv` may be missing unless `must_exist` is set. Raises ConfigurationError with all problems. The text
-    of a problem names the setting, its value (unless the value is secret) and the expected value.
+    If the file `dotenv` is missing, this is a problem only with `must_exist`. Raises ConfigurationError with all
+    problems. The text of a problem names the setting, its value (unless the value is secret) and the expected value.
     """
     return load_with_sources(flags, environment, dotenv, must_exist=must_exist)[0]
 
@@ -431,7 +431,7 @@ def load_with_sources(
 
 
 def is_set(name: str, environment: Mapping[str, str], dotenv: Path) -> bool:
-    """Whether the environment or the file `dotenv` sets this setting, to any value."""
+    """Whether this setting has any value in the environment or in the file `dotenv`."""
     return name in find(_SECRETS, {}, environment, dotenv)[0]
 
 
@@ -450,14 +450,14 @@ def _parse(setting: Setting, text: str) -> object:
     if not text and setting.default is None:
         return None
     if _QUOTED.fullmatch(text):
-        # `docker run --env-file` keeps quotes around a value, and an error about a secret value would not show the
-        # quotes.
+        # `docker run --env-file` keeps quotes around a value. The setting's own error would not show the quotes if the
+        # value is secret.
         raise ValueError("a value without quotes around it")
     return setting.parse(text)
 
 
 def _unopened(setting: Setting) -> Setting:
-    """A setting whose file or folder is not opened, for a command that does not use it.
+    """A setting for a command that does not use it: the setting's file or folder is not opened.
 
     The settings of a service may name files that only the service's own user can read.
     """
@@ -466,7 +466,7 @@ def _unopened(setting: Setting) -> Setting:
 
 
 def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]:
-    """The problems of settings that are valid alone, but contradict each other."""
+    """The problems of settings that are valid by themselves, but contradict each other."""
     problems = []
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
@@ -487,8 +487,8 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
         )
     of_stream = ("history_stream", "history_max_age", "history_max_bytes")
     if settings.history is HistoryMode.MEMORY:
-        # A flag may disable the stream of a `.env` file. Then the stream's other settings in the `.env` file are not a
-        # problem.
+        # The `.env` file may enable the stream, and a flag may disable it. In this case, other settings of the stream
+        # in the `.env` file are not a problem.
         above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
             f"{PREFIX}{name.upper()} ({found[name].source}): has an effect only with BRIDGE_HISTORY=stream, and "

@@ -1,6 +1,6 @@
 """The sources of settings: flags, the environment, a `.env` file, and files that a variable with `_FILE` names.
 
-This module knows only the names of the settings, and which settings are secret.
+This module knows only two things about the settings: their names, and which of them are secret.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from bridge.errors import shown_argument, shown_value
 PREFIX = "BRIDGE_"
 
 _NAME = re.compile(rf"{PREFIX}[A-Za-z0-9_]{{1,64}}")
-"""Matches names that errors may show. A name with other characters might contain a password."""
+"""Matches the names that errors may show. A name with any other characters might contain a password."""
 
 
 class Layer(IntEnum):
@@ -37,10 +37,10 @@ class Found:
 
     text: str
     source: str
-    """The name of the source, for the operator."""
+    """The name of the source, as messages to the operator show it."""
     layer: Layer
     file: Path | None = None
-    """The file that contains only the text of this setting, if a variable with `_FILE` names such a file."""
+    """The file that contains the text of this setting and nothing else, if a variable with `_FILE` names one."""
 
 
 def find(
@@ -51,13 +51,15 @@ def find(
     *,
     must_exist: bool = False,
 ) -> tuple[dict[str, Found], list[str]]:
-    """The settings that are set, by name, and all problems that were found with the sources.
+    """The settings that have a value, by name, and all problems that were found in the sources.
 
-    `known` maps the name of each setting to whether the setting is secret. Flags override the environment, which
-    overrides `.env`. The file `dotenv` may be missing, unless `must_exist` is set because the operator named it.
+    `known` maps the name of each setting to True if the setting is secret, and otherwise to False. Flags override the
+    environment, which overrides `.env`. `must_exist` says that the operator has named the file `dotenv`, so that it
+    must not be missing.
     """
     problems: list[str] = []
-    # Kubernetes injects variables only into the environment. A line with such a variable in a file is a mistake.
+    # Kubernetes injects variables only into the environment. If a file has a line with such a variable, this line is a
+    # mistake.
     own = [(name, text) for name, text in environment.items() if not is_service_variable(name, text)]
     found = _variables(known, _lines(known, dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
     found |= _variables(known, own, "environment", Layer.ENVIRONMENT, problems)
@@ -68,7 +70,10 @@ def find(
 def _variables(
     known: Mapping[str, bool], variables: Iterable[tuple[str, str]], source: str, layer: Layer, problems: list[str]
 ) -> dict[str, Found]:
-    """The settings among the variables. Reads the files that variables with `_FILE` name, and adds to `problems`."""
+    """The settings among the variables.
+
+    Reads the files that variables with `_FILE` name, and adds any problems to `problems`.
+    """
     found: dict[str, Found] = {}
     for variable, text in variables:
         if not variable.startswith(PREFIX):
@@ -93,7 +98,7 @@ def _variables(
             try:
                 found[name] = Found(content(Path(text)), f"{variable} in {place}", layer, Path(text))
             except (OSError, NotPlainTextError) as error:
-                # By mistake, a variable with `_FILE` may contain the secret itself instead of the name of a file.
+                # A user may have put the secret itself into the variable with `_FILE`, instead of the name of a file.
                 shown = "the file that it names" if known[name] else shown_value(text)
                 reason = error.strerror if isinstance(error, OSError) else error
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
@@ -109,24 +114,24 @@ def _suggestion(variable: str, known: Iterable[str]) -> str:
     if wrong.startswith("amqp_"):
         return f"; did you mean {PREFIX}AMQP_URL{'_FILE' if wrong.endswith('_file') else ''}?"
     names = list(known)
-    # Names that begin with the given text come first: for a truncated name, difflib may find another short name more
-    # similar.
+    # Names that begin with the given text come first, because if the text is a truncated name, difflib may prefer
+    # another short name.
     close = [name for name in names if wrong and name.startswith(wrong)] or difflib.get_close_matches(wrong, names)
     return f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `edk-bridge serve --help` lists them all"
 
 
 def _canonical(variable: str) -> str:
-    """The correct spelling of the name of a setting's variable: `bridge-port` becomes `BRIDGE_PORT`."""
+    """The correct spelling of a variable's name. For example, `bridge-port` becomes `BRIDGE_PORT`."""
     return re.sub(r"[-.]", "_", variable).upper()
 
 
 def content(file: Path) -> str:
-    """The text of a file that contains the value of only one setting. Raises OSError and NotPlainTextError."""
+    """The text of a file that contains only the value of one setting. Raises OSError and NotPlainTextError."""
     return read_plain(file).rstrip("\r\n")
 
 
 def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: list[str]) -> list[tuple[str, str]]:
-    """The names and values of a `.env` file in their order. A `$` in a value is never replaced."""
+    """The names and values in a `.env` file, in the order of the file. A `$` in a value is never replaced."""
     try:
         text = read_marked(file)
     except (OSError, NotPlainTextError) as error:
@@ -137,7 +142,7 @@ def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: li
     bindings = list(parse_stream(io.StringIO(text, newline="")))
     unclear = [problem for binding in bindings if (problem := _unclear(binding, known)) is not None]
     problems += [f"{file}, {problem}" for problem in unclear]
-    # If an unclear line were only skipped, its setting would keep the default silently.
+    # If only the unclear line were skipped, its setting would silently keep the default.
     return [] if unclear else [(binding.key, binding.value or "") for binding in bindings if binding.key is not None]
 
 
@@ -147,10 +152,10 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
-    """The problem of a line of a `.env` file, or None. The problem does not show the value, which may be a password."""
+    """The problem of a line in a `.env` file, or None. The text never shows the value, which may be a password."""
     whole = binding.original.string
     text = whole.strip()
-    # The text of a binding includes the empty lines before the name.
+    # The original text of a binding also contains the empty lines before its name.
     line = f"line {binding.original.line + len(_NEWLINE.findall(whole[: whole.find(text)]))}"
     key, value = binding.key, binding.value
     if binding.error:
@@ -165,6 +170,6 @@ def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
     if key.startswith(PREFIX) and text.partition("=")[2].startswith("#"):
         return f"{line}: the value begins with #; quote it, or put a space before the comment"
     if _NEWLINE.search(text) and (key.startswith(PREFIX) or PREFIX in value):
-        # A value with an unclosed quote includes the lines of the next settings, up to the first quote in these lines.
+        # If a quote is not closed, the value includes the lines of the following settings, up to the next quote.
         return f"{line}: the value continues in the next line; close its quotes"
     return None

@@ -5,9 +5,9 @@ from pathlib import Path
 
 
 def require_tls_1_2(context: ssl.SSLContext) -> None:
-    """Sets the minimum version to TLS 1.2, unless the system's configuration of OpenSSL requires a newer version.
+    """Sets the minimum version to TLS 1.2, unless OpenSSL's configuration on this system requires a newer version.
 
-    Debian 12 sets TLS 1.2 as the minimum for all programs. But the default context of Debian's Python 3.14 has no
+    Debian 12 sets TLS 1.2 as the minimum for all programs. However, the default context of Debian's Python 3.14 has no
     minimum version.
     """
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
@@ -16,9 +16,9 @@ def require_tls_1_2(context: ssl.SSLContext) -> None:
 def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None = None) -> None:
     """Loads a certificate and its private key. Without `key`, the file `certificate` also contains the key.
 
-    Raises OSError with the name of the file that can't be used, and the reason.
+    If a file can't be used, raises OSError with the file's name and the reason.
     """
-    # OpenSSL's error for a file that is not PEM names neither the file nor the reason.
+    # If a file is not PEM, OpenSSL's error names neither the file nor the reason.
     if b"-----BEGIN CERTIFICATE" not in certificate.read_bytes():
         raise OSError(f"{certificate} has no certificate (PEM)")
     key = key or certificate

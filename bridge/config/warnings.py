@@ -1,4 +1,4 @@
-"""Warnings, logged at the start, about settings that are valid, but have no effect or a risky effect.
+"""Warnings about settings that are valid, but have no effect or are risky. The bridge logs them when it starts.
 
 For invalid settings, `bridge.config.settings` reports errors.
 """
@@ -15,7 +15,7 @@ _RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
 
 @dataclass(frozen=True, slots=True)
 class SettingWarning:
-    """The content of a log line: a phrase with the name of the setting, and fields."""
+    """The content of a log line: a phrase that names the setting, and the fields of the log line."""
 
     phrase: str
     fields: Mapping[str, object]
