@@ -1,7 +1,7 @@
 """Recognizes the format of a body that is not JSON, so that the publisher of this body learns what to change.
 
-The module examines the first bytes of a body, and the place of the JSON parser's error. Only the check for UTF-8 takes
-longer for a longer body. This module must not depend on the definition of an event.
+The module examines the first bytes of a body, and the place where the JSON parser found an error. Only the check for
+UTF-8 takes more time if the body is longer. This module must not depend on the definition of an event.
 """
 
 import binascii
@@ -30,9 +30,9 @@ class NotJson:
     text: str
     """The problem, without the place, in printable characters."""
     lead: str = ""
-    """The words that come between `the body` and `text` in the sentence about the problem."""
+    """The words between `the body` and `text` in a sentence about the problem."""
     place: str = ""
-    """The place of the problem, as it is appended to `text`, or "" if the whole body is the problem."""
+    """The place of the problem, as words that follow `text`, or "" if the whole body is the problem."""
     line: int = 1
     column: int = 1
     """`line` and `column` count from 1. The column is counted in characters."""
@@ -62,7 +62,10 @@ def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether a body is JSON. A body larger than `PARSED_BYTES` is JSON if it begins with an object or an array."""
+    """Whether a body is JSON.
+
+    If a body is larger than `PARSED_BYTES`, only its start is checked: it must be an object or an array.
+    """
     if len(body) > PARSED_BYTES:
         return body[:HEAD_BYTES].lstrip()[:1] in (b"{", b"[")
     try:
@@ -73,7 +76,7 @@ def is_json(body: bytes) -> bool:
 
 
 def is_binary(body: bytes) -> bool:
-    """Whether a body that is not JSON begins like a binary format, in which line ends have no meaning."""
+    """Whether a body that is not JSON begins like a binary format. In binary formats, line ends have no meaning."""
     head = body[:HEAD_BYTES]
     if _of_binary(head) or _BSON.match(head):
         return True
@@ -121,8 +124,11 @@ _MAGIC = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-"""The first bytes of each format. If the bytes of one format are the start of another format's bytes, the longer bytes
-come first."""
+"""The first bytes of each format.
+
+If one format's first bytes begin with the first bytes of another format, the format with the longer bytes comes first
+in this table.
+"""
 
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 
@@ -142,8 +148,8 @@ def _of_binary(body: bytes) -> str:
 
 
 def _is_zlib(body: bytes, head: bytes) -> bool:
-    # RFC 1950, section 2.2, requires that the first two bytes name deflate and a window of up to 32 KiB, and include a
-    # checksum.
+    # RFC 1950, section 2.2, requires that the first two bytes specify the method deflate and a window of up to 32 KiB,
+    # and that they include a checksum.
     if len(body) < 2 or head[0] & 0x8F != 0x08 or int.from_bytes(head[:2]) % 31:
         return False
     return bool(_inflated(head, zlib.MAX_WBITS))
@@ -161,8 +167,8 @@ def _inflated(head: bytes, window: int) -> bytes:
 
 
 def _is_pickle(body: bytes, head: bytes) -> bool:
-    # With pickle protocols 2 to 5, data begins with the opcode PROTO and the protocol's number. Pickle protocols 0 and
-    # 1 have no header. With all pickle protocols, data ends with the opcode STOP.
+    # In pickle protocols 2 to 5, the data begins with the opcode PROTO and the protocol's number. Pickle protocols 0
+    # and 1 have no header. In every pickle protocol, the data ends with the opcode STOP.
     is_binary = len(body) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5
     return body.endswith(b".") and (is_binary or _PICKLE.match(head) is not None)
 
@@ -192,9 +198,12 @@ _FIRST = frozenset('{["-0123456789tfn \t\r\n')
 """The characters with which JSON can begin."""
 
 _SelfDescribed = tuple[range, dict[int, int], range, dict[int, int], range, dict[int, int]]
-"""The first bytes of maps, arrays and strings. Maps, arrays and strings each have two parts. The first part has the
-first bytes of short values, which include the length. The second part has the first bytes of longer values, each with
-the size of the length that follows."""
+"""The first bytes of maps, arrays and strings.
+
+Maps, arrays and strings have two parts each. The first part contains the first bytes that short values can have. Such a
+byte includes the length of the value. The second part contains the first bytes of longer values, and maps each byte to
+the size of the length field that follows it.
+"""
 
 _MSGPACK: _SelfDescribed = (
     range(0x80, 0x90),
@@ -263,8 +272,8 @@ def _undecodable(body: bytes, broken: UnicodeDecodeError) -> NotJson:
 
 def _is_latin_1(body: bytes, at: int) -> bool:
     byte, following = body[at], body[at + 1 : at + 2]
-    # Two bytes like those of a character in UTF-8 are more likely broken UTF-8 than two letters in Latin-1. Latin-1
-    # text hardly ever has 0xFE or 0xFF.
+    # If two bytes look like a character in UTF-8, the text is more likely broken UTF-8 than Latin-1. Latin-1 text
+    # hardly ever has 0xFE or 0xFF.
     if byte >= 0xFE or (byte >= 0xC0 and following and following[0] & 0xC0 == 0x80):
         return False
     if len(body) > PARSED_BYTES:
@@ -345,7 +354,7 @@ _UNQUOTED = re.compile(r"[A-Za-z_$0-9]")
 
 
 def _of_place(text: str, at: int, message: str) -> str:
-    """Returns the likely format of the text, judged by the place of the parser's error, or "" if it is unknown."""
+    """Returns the likely format of the text, judged by where the parser failed, or "" if the format is unknown."""
     rest = text[at : at + HEAD_BYTES].lstrip()
     is_complete = message == "unexpected content after document"
     if is_complete and rest.lstrip(" \r\n,;\x1e")[:1] in _OPENING and text.lstrip()[:1] in _OPENING:

@@ -1,9 +1,10 @@
 """The schema files, which define the update types and the data of each type.
 
 Each update type has one file: for example, `statistics.json` describes the data of updates of the type `statistics`. A
-schema file for another purpose has an `x-role`: a file with the role `form` describes a source format that updates are
-converted from, `envelope` the envelope of updates, `message` one of the bridge's own messages, and `definitions` has
-definitions for other files. The validators are compiled only once, when the catalog is loaded.
+schema file for another purpose has an `x-role`. The role `form` describes a source format that the bridge converts to
+updates, `envelope` describes the envelope of updates, and `message` describes one of the bridge's own messages. A file
+with the role `definitions` contains definitions that other files use. The validators are compiled only once, when the
+catalog is loaded.
 """
 
 import hashlib
@@ -29,14 +30,19 @@ PACKAGED = next(
     for folder in (Path(__file__).parents[1] / "schemas", Path(__file__).parents[2] / "schemas")
     if folder.is_dir()
 )
-"""The folder of the bridge's schema files: it is inside the installed package, or next to the package in a checkout."""
+"""The folder of the bridge's schema files.
+
+The folder is inside the package if the package is installed, or next to the package in a checkout.
+"""
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
 PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
-"""The roles that packaged schema files can have. An operator's file can only have one of ROLES, because the bridge's
-code handles each of the other roles."""
+"""The roles that packaged schema files can have.
+
+An operator's file can have only one of ROLES, because each of the other roles needs code in the bridge.
+"""
 
 LONGEST_IDENTITY = 200
 """The maximum length of an identity in characters. A longer identity is replaced by its digest."""
@@ -64,7 +70,10 @@ class SchemaViolation:
 
 
 NO_TYPES = frozenset({None, "", "binary"})
-"""Values of a message's `type` property that name no type. RabbitMQ 3.10 sets `binary` on bytes sent by AMQP 1.0."""
+"""Values of a message's `type` property that name no type.
+
+RabbitMQ 3.10 sets the type `binary` if a message was sent as bytes by AMQP 1.0.
+"""
 
 _RESERVED = frozenset({"resume", "gap", "heartbeat", "close", "error"})
 
@@ -96,7 +105,8 @@ class Schema:
         if self.validator.is_valid(data):
             return None
         try:
-            # `validate` finds only the first error. `iter_errors` would take 20 s for a body with a million errors.
+            # `validate` finds only the first error. `iter_errors` would take 20 seconds if the body had a million
+            # errors.
             self.validator.validate(data)
         except jsonschema_rs.ValidationError as error:
             return _violation(error, self.names)
@@ -107,7 +117,7 @@ class Schema:
         seen: set[SchemaViolation] = set()
         for error in self.validator.iter_errors(data):
             violation = _violation(error, self.names)
-            # A wrong date-time violates both the format and the pattern of its member, but is reported only once.
+            # An invalid date-time violates both the format and the pattern of its member, but is reported only once.
             if violation not in seen:
                 seen.add(violation)
                 yield violation
@@ -119,7 +129,8 @@ class Schema:
         value = data.get(self.identity)
         if isinstance(value, str):
             return self.name, value if len(value) <= LONGEST_IDENTITY else hashlib.sha256(value.encode()).hexdigest()
-        # In Python, `True` equals 1. A floating point number above EXACT may equal a different published number.
+        # A boolean is not an identity, because in Python, `True` equals 1. Above EXACT, two different published numbers
+        # may become the same floating point number.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         return (self.name, value) if isinstance(value, int) or abs(value) < EXACT else None
@@ -140,11 +151,11 @@ class Catalog:
     declared: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The top-level members that each schema declares, by the schema's `$id`."""
     warnings: tuple[SchemaWarning, ...] = ()
-    """The probable mistakes in the folders. All schema files are usable in spite of these mistakes."""
+    """The probable mistakes in the folders. The schema files are usable in spite of these mistakes."""
 
 
 def load(folders: Sequence[Path]) -> Catalog:
-    """Reads every `*.json` of the folders (later folders add to earlier ones) and compiles the update types.
+    """Reads every `*.json` file of all folders, and compiles the update types.
 
     Raises SchemaError for the first file that can't be read, that is not a valid schema of draft 2020-12, or that has a
     reserved or duplicate name.
@@ -225,7 +236,7 @@ def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
 
 
 def _alone(folder: Path) -> list[SchemaWarning]:
-    """Returns warnings about files that are perhaps meant to be schema files, in a folder without schema files."""
+    """Returns warnings about files, in a folder without schema files, that may be intended as schema files."""
     reasons = {entry: schema_lint.not_read(entry.name, alone=True) for entry in sorted(folder.iterdir())}
     return [SchemaWarning(_shown(entry), "", reason) for entry, reason in reasons.items() if reason is not None]
 
@@ -285,8 +296,9 @@ def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -
 def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str | None:
     """Returns the only schema that the library can't use, or None if there are several.
 
-    The library's error does not name this schema. If an absent `$id` is the problem, the result is a schema that refers
-    to this `$id`. Otherwise, the result is the schema without which all other schemas are usable.
+    This function is needed because the library's error does not name the schema. If the problem is an `$id` that no
+    schema has, the result is a schema that refers to this `$id`. Otherwise, the result is the schema whose removal
+    makes all other schemas usable.
     """
     for name, schema in schemas.items():
         references = (each.partition("#")[0] for each in _strings(schema, *REFERENCES))
@@ -317,7 +329,7 @@ def _objects(value: object) -> Iterator[dict[str, Any]]:
 
 
 def _names(schema: dict[str, Any], schemas: Mapping[str, dict[str, Any]]) -> frozenset[str]:
-    """Returns the names of members in a schema, and in the files that it refers to by their `$id`."""
+    """Returns the names of all members in a schema, and in the files to which the schema refers by their `$id`."""
     files = {other["$id"]: other for other in schemas.values()}
     names: set[str] = set()
     rest = [schema]

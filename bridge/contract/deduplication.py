@@ -8,12 +8,13 @@ from bridge.contract.catalog import Identity
 class DuplicateWindow:
     """Remembers the identities of the newest updates, so that each update is sent only once.
 
-    Several fetchers may publish the same killmail, and a broker delivers events again after a lost connection.
+    Several fetchers may publish the same killmail, and after a lost connection, the broker may deliver an event again.
     """
 
     def __init__(self, size: int) -> None:
         """`size` is the number of identities; with 0, the window remembers nothing."""
-        # The order is in a deque, because each removal of the first key of a dict makes the next removal slower.
+        # A deque holds the order of the identities, because in a dict, each removal of the first key makes the next
+        # removal slower.
         self._order: deque[Identity] = deque()
         self._known: set[Identity] = set()
         self._size = size

@@ -9,7 +9,8 @@ def wrap(update_type: str, data: object, timestamp_ms: int) -> bytes:
     """Returns an envelope as compact UTF-8 JSON.
 
     `timestamp_ms` is the time when the update is sent, in Unix milliseconds. Raises orjson.JSONEncodeError (a
-    TypeError) if the data has more than about 250 levels. orjson reads deeper documents than it can write.
+    TypeError) if the data has more than about 250 levels. orjson can parse documents with more levels than it can
+    write.
     """
     return orjson.dumps({"type": update_type, "data": data, "timestamp": timestamp_ms})
 
@@ -28,8 +29,8 @@ def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
     """Returns the first message to a client that asked for ids.
 
-    The updates after `id` follow this message, and the first `replayed` updates follow immediately. `complete` is False
-    if the id in the client's request is unknown, or older than the oldest update in the log.
+    This message is followed by the updates after `id`. The first `replayed` of these updates follow immediately.
+    `complete` is False if the id in the client's request is unknown, or older than the oldest update in the log.
     """
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 
@@ -43,6 +44,6 @@ def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
 
 
 def date_time(timestamp_ms: int) -> str:
-    """Formats a time in the same way as `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
+    """Formats a time in the same format as `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
     seconds, milliseconds = divmod(timestamp_ms, 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"

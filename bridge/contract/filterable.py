@@ -10,27 +10,32 @@ from typing import Any
 import jsonschema_rs
 
 RESERVED = frozenset({"type", "after"})
-"""The parameters of a query that are not members. Clients can't filter by members with the names of these
-parameters."""
+"""The parameters of a query that do not name members.
+
+If a member has one of these names, clients can't filter by it.
+"""
 
 SCALARS = frozenset({"integer", "number", "string", "boolean", "null"})
 
 _ANY = SCALARS | {"array", "object"}
-"""All JSON types, which a schema without types allows. In this set, `number` stands for a number that is not an
-integer."""
+"""All JSON types.
+
+A schema that names no types allows all of them. Here, `number` means a number that is not an integer.
+"""
 
 _BRANCHES = ("allOf", "anyOf", "oneOf")
 _CONDITIONAL = ("then", "else")
 _REFERENCES = ("$ref", "$dynamicRef")
 
 _ReferencePath = tuple[tuple[str, str], ...]
-"""The references that lead from the schema to the current part, each with its base URI."""
+"""The references that were followed from the schema to the part that is examined now, each with its base URI."""
 
 
 def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> dict[str, frozenset[str]]:
-    """Returns the sorted members that at least one of the schemas (by `$id`) declares, each with its scalar types.
+    """Returns the members that at least one of the schemas (by `$id`) declares, sorted, with their scalar types.
 
-    If the types of a member contain `number`, they do not contain `integer`, because `number` includes integers.
+    If the result has the type `number` for a member, it does not also have `integer`, because `number` includes
+    integers.
     """
     found: dict[str, set[str]] = {}
     for schema_id, schema in schemas.items():
@@ -104,7 +109,7 @@ def _types(schema: object, resolver: jsonschema_rs.Resolver, path: _ReferencePat
 def _targets(
     schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver
 ) -> Iterator[tuple[tuple[str, str], object, jsonschema_rs.Resolver]]:
-    """Yields the target of each reference in the schema, with the step to the target and the target's resolver."""
+    """Yields the target of each reference in the schema, with the followed reference and the target's resolver."""
     for keyword in _REFERENCES:
         if keyword in schema and (found := _looked_up(schema[keyword], resolver)) is not None:
             yield (resolver.base_uri, schema[keyword]), found.contents, found.resolver
@@ -120,7 +125,10 @@ def _within(schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver) -> json
 
 
 def _looked_up(reference: str, resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolved | None:
-    """Returns the target of a reference, or None if the resolver can't find it, as for the `$id` `#`."""
+    """Returns the target of a reference, or None if the resolver can't find it.
+
+    For example, the resolver can't find the `$id` `#`.
+    """
     try:
         return resolver.lookup(reference)
     except jsonschema_rs.ReferencingError:

@@ -5,8 +5,8 @@ the types, and if the update's data has one of the values for every member of th
 of each member. A value in a query is parsed as each type that the member can have: `5` is an integer, and also a string
 if a schema declares the member as a string.
 
-Filters stay in memory while a client uses them. To limit this memory, a query can have at most `MAX_VALUES` values. The
-request line can have at most 8190 bytes.
+Filters stay in memory while a client uses them. To limit the memory for filters, a query can have at most `MAX_VALUES`
+values. The request line can have at most 8190 bytes.
 """
 
 import difflib
@@ -28,9 +28,12 @@ from bridge.contract.update_id import UpdateId
 Scalar = str | int | float | None
 
 MAX_VALUES = 256
-"""The maximum number of update types and values in a query. A filter of one integer takes 0.8 KB of memory, and a
-filter of 256 integers takes 16 KB. The largest filter takes 72 KB, if the longest request line has only strings of one
-four-byte character. Every query is parsed within half a millisecond."""
+"""The maximum number of update types and values in a query.
+
+A filter of one integer takes 0.8 KB of memory, and a filter of 256 integers takes 16 KB. The largest filter takes 72
+KB: it comes from the longest request line if each value is a single four-byte character. Every query is parsed within
+half a millisecond.
+"""
 
 MAX_FIELDS = 2 * MAX_VALUES
 """The maximum number of fields in a query, which are separated by `&`. Empty fields count too."""
@@ -39,8 +42,10 @@ MAX_ESCAPES = 1024
 """The maximum number of percent-encoded bytes in a query. Decoding one such byte takes a third of a microsecond."""
 
 _ABSENT = object()
-"""A value that stands for an absent member. No filter has this value. None can't stand for an absent member, because
-None is the value null, which a filter can have."""
+"""A value that stands for an absent member.
+
+No filter has this value. The value is not None, because None stands for null, and a filter can have the value null.
+"""
 
 _NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 """The pattern of a number in JSON (RFC 8259, section 6)."""
@@ -55,8 +60,10 @@ _AFTER = (
     "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
 )
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
-"""The names that other feeds use for the parameters `type` and `after`, in lower case and with letters and digits
-only."""
+"""The names by which other feeds call the parameters `type` and `after`.
+
+These names are in lower case, with only letters and digits.
+"""
 
 _SOURCES = {
     "solarsystemid": "systemId",
@@ -97,8 +104,10 @@ class UpdateFilter:
     types: frozenset[str] | None
     """The types of the updates, or None for every type."""
     members: tuple[tuple[str, frozenset[Scalar], frozenset[bool]], ...]
-    """The members with their values, sorted by name. The boolean values of a member are separate, because `True == 1`
-    in Python."""
+    """The members with their values, sorted by name.
+
+    The boolean values of a member are in a set of their own, because `True == 1` in Python.
+    """
 
     def matches(self, update_type: str, data: object) -> bool:
         """Whether the filter matches an update. Never raises.
@@ -124,17 +133,17 @@ class UpdateFilter:
 
 
 class After(NamedTuple):
-    """The start of the updates for a client with ids: from now on, or after an update that the client has."""
+    """The point at which a client's updates with ids start: now, or after an update that the client already has."""
 
     text: str
-    """The decoded value of `after` in the query. If this value is empty, the updates start from now on."""
+    """The decoded value of `after` in the query. If this value is empty, the client gets only updates from now on."""
     id: UpdateId | None
     """The id in the text, or None if the text is empty or not an id. A text that is not a valid id counts as an unknown
     id."""
 
     @classmethod
     def parse(cls, text: str) -> "After":
-        """Returns the start that a value of the parameter `after` means. The value can be any text."""
+        """Returns the start that the parameter `after` requests with this value. The value can be any text."""
         return cls(text, UpdateId.parse(text))
 
 
@@ -164,7 +173,7 @@ class QueryParser:
 
     def parse(self, query: str) -> SubscribeRequest:
         """Parses the percent-encoded part of a request target after the `?`. Raises BadQuery."""
-        # The limits are checked first, because most of the time is needed for decoding.
+        # The limits are checked before decoding, because decoding takes most of the time.
         if query.count("&") > MAX_FIELDS:
             raise BadQuery(f"the query has more than {MAX_FIELDS} fields; give at most {MAX_VALUES} values")
         if query.count("%") > MAX_ESCAPES:
@@ -208,8 +217,8 @@ class QueryParser:
         if types is None:
             raise BadQuery(self._unknown(name))
         any_number = "number" in types
-        # Numbers are the most frequent case. Parsing all numbers at once takes a fifth of the time of parsing each
-        # number alone.
+        # Numbers are the most frequent case. Parsing all numbers at once takes a fifth of the time that parsing them
+        # one by one takes.
         found = _numbers(values) if types <= {"integer", "number", "null"} else None
         if found is not None and (any_number or ("integer" in types and all(float(n).is_integer() for n in found))):
             return frozenset(found), frozenset()
@@ -253,22 +262,26 @@ class QueryParser:
 
 
 _TYPED = 80
-"""The maximum number of characters of a name or value that a hint is based on. A text that is much longer than any name
-has no close match, but the start of the text may have a close match."""
+"""The maximum number of characters, at the start of a name or value, on which a hint is based.
+
+A text that is much longer than any name is not similar to any name, but the start of the text may be.
+"""
 
 
 class SimilarNames:
     """Finds the known name that a misspelled name probably means.
 
-    However many names there are, a search takes at most 0.3 ms.
+    A search takes at most 0.3 ms, however many names are known.
     """
 
     _CUTOFF = 0.7
-    """The minimum similarity that difflib must compute for a similar name. With difflib's default of 0.6, `pilot` would
-    be similar to `iskLost`."""
+    """A name counts as similar if difflib computes at least this similarity.
+
+    With difflib's default of 0.6, `pilot` would be similar to `iskLost`.
+    """
 
     _NEIGHBOURS = 128
-    """The maximum number of names before and after the text, in alphabetical order, that a search considers."""
+    """In alphabetical order, a search considers at most this number of names before the text, and as many after it."""
 
     _COMPARED = 8
 
@@ -290,7 +303,10 @@ class SimilarNames:
 
 
 def _parts(value: str) -> list[str]:
-    """Returns the values of a list in a text. The last value may be incomplete, because a long text is cut."""
+    """Returns the values of a list in a text.
+
+    The last value may be incomplete, because only the start of a long text is used.
+    """
     return [part for part in _SEPARATORS.split(value[:_TYPED]) if part]
 
 
@@ -305,7 +321,7 @@ _BETWEEN = b"\xff"
 
 
 def _decoded(texts: Sequence[str]) -> list[str]:
-    """Decodes all texts at once, because decoding each text alone takes three times as long. Raises BadQuery."""
+    """Decodes all texts at once, because decoding them one by one takes three times as long. Raises BadQuery."""
     try:
         joined = _BETWEEN.join(text.encode() for text in texts).replace(b"+", b" ")
         decoded = [part.decode() for part in unquote_to_bytes(joined).split(_BETWEEN)]
@@ -324,7 +340,7 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
     try:
         numbers: list[float] = orjson.loads(f"[{joined}]")
     except orjson.JSONDecodeError:
-        return None  # A number is too large for a floating point number.
+        return None  # One of the numbers is too large for the floating point format.
     return numbers
 
 
@@ -335,5 +351,5 @@ def _number(text: str) -> float | None:
     try:
         number: float = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return None  # The number is too large for a floating point number.
+        return None  # The number is too large for the floating point format.
     return number

@@ -8,8 +8,10 @@ Steps = tuple[str | int, ...]
 REFERENCES = ("$ref", "$dynamicRef")
 ANCHORS = ("$anchor", "$dynamicAnchor")
 BY_NAME = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
-"""The keywords whose value is an object with a subschema for each name. The keyword `dependencies` belongs to older
-drafts, and has no effect."""
+"""The keywords whose value is an object with a subschema for each name.
+
+The keyword `dependencies`, which is from older drafts, has no effect.
+"""
 
 PLAIN = frozenset[str]().union(
     ("$comment", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples"),
@@ -34,7 +36,7 @@ KEYWORDS = (PLAIN | _SINGLE | BY_NAME | _LISTS).union(REFERENCES, ANCHORS, ("$sc
 
 
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, object]]:
-    """Yields the direct subschemas of a schema, each with the steps to the subschema.
+    """Yields each direct subschema of a schema, with the steps that lead to it.
 
     The schema must match the meta-schema.
     """

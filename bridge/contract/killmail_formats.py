@@ -1,9 +1,9 @@
 """Detects the source format of a killmail, and converts the killmail to an update's data.
 
-ESI provides raw killmails. zKillboard's RedisQ and R2Z2 provide documents that contain a raw killmail. A document is a
-placeholder only if it has no killmail at all, whatever other members it has. A killmail must not be rejected as a
-placeholder, because people usually ignore rejected placeholders. Each source format has a schema file, and a document
-is validated before it is converted.
+ESI provides raw killmails. zKillboard's RedisQ and R2Z2 provide documents that contain a raw killmail. A document
+counts as a placeholder only if it has no killmail at all. The document's other members do not matter. A killmail must
+not be rejected as a placeholder, because people usually ignore rejected placeholders. Each source format has a schema
+file, and a document is validated before it is converted.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Any
 from bridge.contract.envelope import date_time
 
 UPDATE_TYPE = "killmail"
-"""The update type that killmails of every source format become."""
+"""The type of the updates to which killmails of every source format are converted."""
 
 
 class SourceFormat(StrEnum):
@@ -29,7 +29,7 @@ class SourceFormat(StrEnum):
 
     @property
     def words(self) -> str:
-        """The name of the format with its article, for a sentence."""
+        """The name of the format, with its article, for use in a sentence."""
         return _TITLES[self]
 
 
@@ -43,7 +43,7 @@ _R2Z2_OR_REDISQ_MEMBERS = frozenset({"esi", "sequence_id", "killID", "killmail"}
 """A document with one of these members is from R2Z2 or RedisQ, even if it has no killmail."""
 
 _REFERENCE_MEMBERS = frozenset({"killmail_hash", "hash", "zkb"})
-"""The members next to `killmail_id` in an entry of those lists of ESI or zKillboard that only refer to killmails."""
+"""The members, besides `killmail_id`, of entries in ESI's and zKillboard's lists of references to killmails."""
 
 _KILLMAIL_MEMBERS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
 """A document with one of these members is a killmail, perhaps an incomplete or misspelled one."""
@@ -83,7 +83,7 @@ class SourceDocument:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """A document that a source sends if it has no killmail.
+    """A document without a killmail, such as a source sends when it has no new killmail.
 
     A placeholder is not an error, but can't become an update.
     """
@@ -95,7 +95,7 @@ class Placeholder:
 
 
 def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
-    """Returns the document in a source format if the event's data is or contains one, or None for an update's data."""
+    """Returns the document in a source format that the event's data is or contains, or None for an update's data."""
     if "killmailId" in data:
         return None
     # The document itself is checked before its member `package`, because the bridge ignores `package` in a document
@@ -114,7 +114,7 @@ def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
                 "",
                 "only a reference to a killmail: fetch the killmail from ESI and publish it",
             )
-        # The killmail may lack members, which the validation by the schema reports.
+        # The killmail may lack some members. The validation by the schema will report the missing members.
         return SourceDocument(SourceFormat.ESI, data, "", None)
     return None
 
@@ -139,7 +139,7 @@ def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
 
 
 def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocument | None:
-    """Returns a document in a source format if it has a value at the place of the killmail, or otherwise None."""
+    """Returns a document in a source format if there is a value at the place of its killmail, or otherwise None."""
     if "victim" in document and "attackers" in document:
         return SourceDocument(SourceFormat.ESI, document, pointer, None)
     if not _is_empty(document.get("killmail")):
@@ -150,7 +150,7 @@ def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocume
 
 
 def _package(package: object) -> SourceDocument | Placeholder:
-    """Returns the content of `package`: a document of RedisQ, or another document that a fetcher put into `package`."""
+    """Returns the content of `package`: a document from RedisQ, or another document if a fetcher put it there."""
     if _is_empty(package):
         return Placeholder(SourceFormat.REDISQ, "/package", "an empty RedisQ package: there was no new killmail")
     if not isinstance(package, dict):

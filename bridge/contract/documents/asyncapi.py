@@ -1,8 +1,8 @@
 """Creates the AsyncAPI document.
 
-From this document, tools learn which messages clients receive, and which messages fetchers can publish. The document
-has the bridge's point of view: the bridge receives events from the broker's exchanges, and sends updates to WebSocket
-clients. Both events and updates are described by the schema files.
+This document tells tools which messages clients receive, and which messages fetchers can publish. The document is
+written from the bridge's point of view: the bridge receives events from the broker's exchanges, and sends updates to
+WebSocket clients. Both events and updates are described by the schema files.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,8 +38,8 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
     """Returns the AsyncAPI 3.0.0 document, indented, with a newline at its end.
 
     `documents` maps the name of each schema file to the file's content. `filterable` maps each member that clients can
-    filter by to the member's types. The document never contains the broker's address, because publishers know this
-    address, and other readers do not need it.
+    filter by to the member's types. The document never contains the broker's address: publishers know this address, and
+    other readers do not need it.
     """
     files = messages.read(documents)
     envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}
@@ -135,7 +135,10 @@ def _updates_channel(path: str, sent: Mapping[str, str], query: Object) -> Objec
 
 
 def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object:
-    """Returns the schema of a request's query. In this schema, an array is a parameter that can occur several times."""
+    """Returns the schema of a request's query.
+
+    In this schema, an array stands for a parameter that can occur several times.
+    """
     return {
         "type": "object",
         "description": "Without a query, a client receives every update as {type, data, timestamp}. If a parameter "
@@ -159,7 +162,8 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
                     "items": {"type": min(kinds) if len(kinds) == 1 else sorted(kinds)},
                 }
                 for name, kinds in filterable.items()
-                # A member with the name `$ref` is omitted, because tools would resolve it as a reference.
+                # A member that has the name `$ref` is omitted, because tools would treat the member as a reference and
+                # resolve it.
                 if name != "$ref"
             },
         },

@@ -1,8 +1,8 @@
 """Converts schemas of draft 2020-12 for the AsyncAPI document, in which schemas use a superset of draft 7.
 
 In draft 2020-12, a reference names the `$id` and the anchor of the target. In the AsyncAPI document, a reference names
-the place of the target in the document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept, because a
-keyword without a meaning in draft 2020-12 may have a meaning in draft 7.
+the place of the target in the document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept. Any other
+keyword has no meaning in draft 2020-12, but may have a meaning in draft 7.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,9 @@ from bridge.contract.keywords import ANCHORS, BY_NAME, PLAIN, REFERENCES, Steps,
 def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, dict[str, object]]:
     """Converts schemas to draft 7.
 
-    Each schema needs an `$id`. `place` is the place of all schemas in the document: `#/components/schemas`. A reference
-    to a schema that is not among `schemas` becomes a schema that accepts everything.
+    Each schema needs an `$id`. `place` is the place in the document that contains all schemas, such as
+    `#/components/schemas`. A reference to a schema that is not among `schemas` becomes a schema that accepts
+    everything.
     """
     places: dict[str, str] = {}
     for name, schema in schemas.items():
@@ -25,7 +26,7 @@ def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, d
 
 
 def _find(schema: object, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
-    """Records the place of each schema within `schema`, for every URI by which a reference may name that schema."""
+    """Records the place of `schema` and of each subschema, by every URI that a reference to it may use."""
     if isinstance(schema, dict):
         if "$id" in schema:
             base = _base(schema, base)
@@ -66,11 +67,11 @@ def _converted_object(schema: Mapping[str, Any], base: str, places: Mapping[str,
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, str, Steps, object]]:
-    """Yields each direct subschema with its steps in draft 2020-12, and its keyword and other steps in draft 7."""
+    """Yields each direct subschema with its path: as steps for draft 2020-12, and as keyword and steps for draft 7."""
     for steps, part in subschemas(schema):
         keyword, *within = steps
         if keyword in BY_NAME and within == ["$ref"]:
-            # A member with the name $ref is not a reference, but tools fail if they find such a member.
+            # A member that has the name $ref is not a reference, but tools would treat it as one and fail.
             continue
         new = str(keyword)
         if keyword == "$defs":

@@ -1,6 +1,6 @@
 """Creates the descriptions of messages in the AsyncAPI document: messages that clients receive or fetchers can publish.
 
-The messages are created from the schema files alone, and this module knows no channels.
+The module creates the messages only from the schema files. It does not know the channels on which messages are sent.
 """
 
 import re
