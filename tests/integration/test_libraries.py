@@ -38,7 +38,7 @@ amqp = module_loop.amqp
 FOLDER = ROOT / "tests/conformance/libraries"
 PYTHON = ROOT / ".venv/libraries/bin/python"
 LIMIT_S = 60.0
-"""The time in which a client starts on a busy machine."""
+"""The time that a client may take to start on a busy machine."""
 
 OF_PYTHON = (
     "aiohttp",
@@ -73,10 +73,10 @@ LOADED: Mapping[str, Sequence[str]] = {
     "faye-websocket on Ruby": ("ruby", "-rfaye/websocket", "-e", ""),
     "tcllib": ("sh", "-c", "echo 'exit [catch {package require websocket}]' | tclsh"),
 }
-"""Commands that succeed only if a library is installed. A language can be installed without the library."""
+"""Commands that succeed only if a library is installed. A language may be installed without its WebSocket library."""
 
 OPTIONAL = frozenset({"java.net.http"})
-"""Clients that are tested only where they are installed, because a Java runtime has 200 MB."""
+"""Clients that are tested only where they are installed, because a Java runtime takes 200 MB."""
 
 MAX_EVENT_BYTES = 4 * 2**20
 """The default of BRIDGE_MAX_MESSAGE_BYTES. The envelope of an update adds less than 100 bytes."""
@@ -113,7 +113,10 @@ async def shared(broker: Broker) -> AsyncIterator[Bridge]:
 
 
 def command(name: str) -> list[str | Path]:
-    """Returns the command of a client. The test skips if the program is missing, or fails if it must not skip."""
+    """Returns the command of a client.
+
+    If the program is missing, the test is skipped, or fails where skipping is not allowed.
+    """
     program, *arguments = COMMANDS[name]
     if program == "bun":
         try:

@@ -24,7 +24,7 @@ from tests.support.running import bridge_process, timed_command
 from tests.support.waiting import LIMIT_S, eventually
 
 UNREACHABLE = "amqp://guest:guest@127.0.0.1:1/"
-"""A broker's URL for tests that end before the broker matters. No program listens on port 1."""
+"""A broker URL for tests that end before they need a broker. No program listens on port 1."""
 
 
 async def test_port_0_is_printed_and_healthz_and_readyz_answer_there(broker: Broker, exchange: str) -> None:
@@ -187,7 +187,7 @@ async def test_two_bridges_share_a_port_with_reuse_port(broker: Broker, exchange
 
 
 async def test_sigterm_while_the_broker_is_silent_ends_with_0() -> None:
-    """The broker accepts connections and sends nothing. The bridge does not wait, because it has no deliveries."""
+    """The broker accepts connections and sends nothing. The bridge stops at once, because it has no deliveries."""
     held: list[asyncio.StreamWriter] = []
 
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -240,7 +240,7 @@ async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exch
 
 
 async def test_sighup_after_the_loss_of_the_terminal_stops_the_bridge_in_order(exchange: str) -> None:
-    """A bridge in a terminal ends when the terminal closes, as after SIGTERM."""
+    """When its terminal closes, a bridge stops in the same way as after SIGTERM."""
     ours, its = pty.openpty()
     port = free_port()
     flags = [
@@ -291,7 +291,7 @@ async def test_client_with_a_tls_handshake_from_before_the_stop_is_answered_and_
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         late = socket.create_connection(("127.0.0.1", port))
         process.process.send_signal(signal.SIGTERM)
-        # The first client keeps the bridge running until the second one has connected.
+        # The first client keeps the bridge running until the second client has connected.
         assert (await reader.readexactly(2))[0] == 0x88
         late_reader, late_writer = await asyncio.open_connection(sock=late, ssl=trust, server_hostname="127.0.0.1")
         late_writer.write(request(port))

@@ -1,4 +1,4 @@
-"""The limits for clients: the number of connections in all and for each address, and of incomplete requests.
+"""The limits for clients: on all connections, on the connections from each address, and on incomplete requests.
 
 Tests that depend on the event loop's transports are in `test_transports.py`.
 """
@@ -48,7 +48,7 @@ def few_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_pending")
 async def test_oldest_client_without_a_request_is_dropped_for_a_new_one(shared: Bridge) -> None:
-    """Clients that send nothing don't use up the limit: the newest client is served."""
+    """Silent clients don't keep others out: the bridge drops the oldest silent client and serves a new client."""
     before = sample(shared, "bridge_clients_refused_total", rule="pending")
     async with silent_clients(port_of(shared), PENDING) as silent:
         await eventually("all requests are pending", lambda: pending(shared) == PENDING)
@@ -205,7 +205,7 @@ async def test_limit_of_each_address_applies_to_other_machines_and_not_to_loopba
         port = await process.port()
 
         async def status() -> tuple[bytes, int]:
-            """Returns the response's status for a client from the other machine, and the close code or 0."""
+            """Connects from the other machine. Returns the status of the response, and the close code or 0."""
             client_socket = await net.connect_from_outside(port)
             client_socket.settimeout(0)
             reader, writer = await asyncio.open_connection(sock=client_socket)

@@ -123,7 +123,7 @@ async def test_commands_of_the_readme_show_the_state_and_the_counters_of_a_bridg
 
 
 async def test_counters_of_alerts_exist_before_the_first_event(broker: Broker, exchange: str) -> None:
-    """Prometheus sees no increase in a counter that appears with its first event."""
+    """If a counter appeared only with its first event, Prometheus would see no increase."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
         _, body = await get(port_of(bridge), "/metrics")
     samples = {sample.name for family in text_string_to_metric_families(body.decode()) for sample in family.samples}
@@ -169,7 +169,7 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
 
 
 def test_each_single_figure_has_its_own_thresholds_and_no_decimals() -> None:
-    """By default, Grafana shows values from 80 on as bad. Prometheus extrapolates, so increases have decimals."""
+    """By default, Grafana shows values from 80 on as bad. Prometheus extrapolates increases, so they have decimals."""
     found = [panel for panel in orjson.loads(DASHBOARD.read_bytes())["panels"] if panel["type"] == "stat"]
     assert found
     for panel in found:

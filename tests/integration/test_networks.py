@@ -1,4 +1,4 @@
-"""Real connections from other addresses than loopback, which a machine at the other end of a cable uses in turn."""
+"""Real connections from many addresses, which a machine at the other end of a cable uses one after another."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ async def reachable_bridge(
 
 
 async def first_line(net: Island, port: int, address: str, *headers: str, host: str | None = None) -> bytes:
-    """Returns the first line of the response to a client with this address, or nothing."""
+    """Returns the first line of the response to a client with this address, or no bytes without a response."""
     host = host or (f"[{NEAR_V6}]" if ":" in address else NEAR)
     client_socket = await net.connect_from_outside(port, address)
     client_socket.settimeout(0)
@@ -106,7 +106,7 @@ async def test_refused_clients_that_stay_connected_do_not_count(broker: Broker, 
         await eventually("the bridge consumes", lambda: process.logged("consuming"))
         external, internal = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
         before = sockets(pid)
-        # The number of refused connections is above the limit for connections and its reserve.
+        # There are more refused connections than the limit for connections and its reserve would allow.
         refused = [await net.connect_from_outside(port, external) for _ in range(400)]
         assert (await first_line(net, port, internal)).startswith(b"HTTP/1.1 101 ")
         await eventually("all refused sockets are closed", lambda: sockets(pid) == before)

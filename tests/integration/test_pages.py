@@ -1,4 +1,4 @@
-"""HTTP of a running bridge: pages, refusals, limits of a handshake."""
+"""The HTTP side of a running bridge: pages, refusals, and limits of a handshake."""
 
 import asyncio
 import socket
@@ -168,10 +168,10 @@ async def test_other_method_with_a_body_gets_405(broker: Broker, exchange: str) 
 
 LARGE_BYTES = 1_000_000
 TIMEOUT_S = 0.5
-"""The handshake timeout, which also limits a response that the client does not read."""
+"""The handshake timeout, which also ends a response that the client does not read."""
 
 PAUSE_S, READ_BYTES = 0.06, 16_384
-"""A client that reads READ_BYTES after each pause of PAUSE_S needs eight times the timeout."""
+"""A client that reads READ_BYTES after each pause of PAUSE_S needs more than seven timeouts for LARGE_BYTES."""
 
 
 @asynccontextmanager

@@ -38,7 +38,7 @@ A_STREAM: FieldTable = {"x-queue-type": "stream"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of permissions: a bridge's settings, and the queue that the operator creates for the bridge."""
+    """A row in the table of permissions: a bridge's settings, and the queue that the operator creates for it."""
 
     flags: dict[str, str]
     existing: tuple[str, FieldTable] | None = None
@@ -56,23 +56,23 @@ ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A user that has all permissions of a row, or lacks one."""
+    """A RabbitMQ user with all the permissions in a row of the table, or all but one."""
 
     row: str
     rejects: bool
     rights: tuple[str, str, str]
     lacks: tuple[str, str] | None = None
-    """The missing permission: its kind, and the regular expression of the name."""
+    """The missing permission: its kind, and the regular expression for the names that it covers."""
 
     @property
     def user(self) -> str:
-        """The name of the user, which contains the missing permission."""
+        """The name of the user, which says what permission is missing."""
         lacks = [self.lacks[0], kind_of(self.lacks[1])] if self.lacks else []
         return "-".join([self.row, *(["rejects"] if self.rejects else []), *(["without", *lacks] if lacks else [])])
 
 
 def kind_of(name: str) -> str:
-    """Returns the kind of name that a regular expression in a permission matches."""
+    """Returns the kind of object that a regular expression in a permission matches, such as an exchange."""
     kinds = {EXCHANGE: "exchange", QUEUE: "queue", STREAM: "stream", REJECTS: "rejects"}
     plain = name.replace("\\", "")
     return kinds.get(plain, plain.removesuffix("-.*"))
@@ -115,7 +115,7 @@ def cases() -> Iterator[Case]:
 CASES = list(cases())
 COMPLETE = [case for case in CASES if case.lacks is None]
 SCRIPTED = "scripted"
-"""A user without permissions at first."""
+"""A user that has no permissions at first."""
 
 [EXCLUSIVE] = [case for case in COMPLETE if case.row == "exclusive"]
 

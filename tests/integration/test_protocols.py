@@ -133,7 +133,10 @@ MQTT_EXCHANGE = "amq.topic"
 async def bridge_of(
     node: PluginsNode, exchange: str, **flags: object
 ) -> AsyncIterator[tuple[Bridge, AbstractConnection, str]]:
-    """Yields a bridge on the node, an operator's connection, and the queue's name. Removes what the bridge declared."""
+    """Yields a bridge on the node, an operator's connection, and the queue's name.
+
+    At the end, removes what the bridge declared.
+    """
     rejects, queue = unique("rejects"), unique("queue")
     async with observer(node.url) as amqp:
         try:
@@ -203,7 +206,7 @@ async def test_value_or_sequence_of_amqp_1_0_is_rejected_with_a_hint(
 async def test_message_that_the_broker_can_not_deliver_is_reported_and_requested_rarely(
     plugins_node: PluginsNode,
 ) -> None:
-    """RabbitMQ 3.10 can't deliver an event that an AMQP 1.0 client sent to an exchange without a routing key."""
+    """RabbitMQ 3.10 can't deliver an event that an AMQP 1.0 client published without a routing key."""
     if release(plugins_node) >= (4,):
         pytest.skip("RabbitMQ 4 delivers it")
     require("rhea")

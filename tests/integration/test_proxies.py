@@ -148,7 +148,7 @@ async def connect(net: Island, address: str) -> tuple[asyncio.StreamReader, asyn
 
 
 def handshake(*headers: str, host: str = NAME) -> bytes:
-    """A handshake without the default port in Host, as browsers send it."""
+    """A handshake whose Host header omits the default port, as in browsers."""
     return request(PORT, host=host, headers=headers).replace(b":443\r\n", b"\r\n", 1)
 
 
@@ -171,7 +171,7 @@ def page(path: str) -> bytes:
 async def test_client_of_an_internal_network_gets_updates_through_a_proxy(
     kind: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """The client's page has the origin of the proxy's host."""
+    """The client is a page whose origin is the proxy's host."""
     async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
         reader, writer = await connect(net, INTERNAL)
         writer.write(handshake(f"Origin: https://{NAME}"))
@@ -190,7 +190,8 @@ async def test_client_of_another_network_is_refused_behind_a_proxy_with_any_head
         for headers in ((), *((header,) for header in FORGED), FORGED):
             assert await status_of(net, EXTERNAL, handshake(*headers)) == 403, headers
         assert await status_of(net, EXTERNAL, page("/")) == 403
-        # A proxy removes the headers that Connection names (RFC 9110, section 7.6.1), but not the header that it adds.
+        # A proxy removes the headers that Connection names (RFC 9110, section 7.6.1), but it must keep the
+        # X-Forwarded-For that it adds.
         hop_by_hop = handshake().replace(b"Connection: Upgrade", b"Connection: Upgrade, X-Forwarded-For")
         assert await status_of(net, EXTERNAL, hop_by_hop) == 403
 
@@ -203,7 +204,8 @@ async def test_page_of_another_origin_or_host_is_refused_behind_a_proxy(
         # Another port of this host is another origin.
         for origin in ("https://evil.example", f"https://{NAME}:8443", "null"):
             assert await status_of(net, INTERNAL, handshake(f"Origin: {origin}")) == 403, origin
-        # DNS rebinding: a foreign name with the address of this host. Caddy answers a foreign name with an empty 200.
+        # DNS rebinding: a foreign name resolves to the address of this host. Caddy answers a foreign name with an empty
+        # 200.
         assert await status_or_zero(net, INTERNAL, handshake(host="evil.example")) != 101
 
 
@@ -259,7 +261,7 @@ CHANGED: Sequence[tuple[str, tuple[str, str], str, bytes, int]] = [
     ("haproxy", ("option forwardfor", "#"), EXTERNAL, handshake(), 101),
     ("haproxy", ("option forwardfor", "option forwardfor if-none"), EXTERNAL, handshake(FORGED[0]), 101),
 ]
-"""The changes that comments in the configurations warn of: a change, a request, and the status of its response."""
+"""The changes that comments in the configurations warn about, each with a request and the status of the response."""
 
 
 @pytest.mark.parametrize(("kind", "change", "address", "request_bytes", "status"), CHANGED)
@@ -275,7 +277,7 @@ async def test_warnings_in_the_configurations_are_true(
 ) -> None:
     changes = [change]
     if change[1] == "mode tcp":
-        # The removed lines of the configuration work only in the mode http.
+        # The two lines that are removed here work only in `mode http`.
         changes.append(("http-request return status 404 if { path /metrics /readyz }", ""))
         changes.append(("option forwardfor", ""))
     async with proxied_bridge(kind, broker, exchange, tmp_path, *changes) as net:
@@ -327,7 +329,7 @@ async def test_load_balancer_of_the_readme_can_check_bridges_with_certificates(
     (tmp_path / "haproxy.cfg").write_text(configuration)
 
     async with program_running([program("haproxy"), "-db", "-f", "haproxy.cfg"], tmp_path, port):
-        # HAProxy assumes that a server is up until its first checks have failed.
+        # HAProxy assumes that a server is up until the first checks of the server have failed.
         await eventually("HAProxy has no bridge", lambda: "bridge-1 is DOWN" in output_of(tmp_path))
         async with running(broker.url, exchanges=f"{exchange}=killmail", **settings):
             await eventually("the check over TLS finds the bridge", lambda: "bridge-1 is UP" in output_of(tmp_path))
@@ -353,8 +355,8 @@ async def test_load_balancer_of_the_readme_selects_the_bridges_that_are_ready(
         )
         (tmp_path / "haproxy.cfg").write_text(configuration)
         async with program_running([program("haproxy"), "-db", "-f", "haproxy.cfg"], tmp_path, port):
-            # A connection that checks HAProxy's port can count as a bridge's connection, so the first two clients can
-            # get the same bridge.
+            # The check that HAProxy listens may count as a bridge's first connection, so the first two clients may get
+            # the same bridge.
             clients = list[RawClient]()
             while any(sample(bridge, "bridge_connections", transport="websocket") == 0 for bridge in (first, second)):
                 assert len(clients) < 10

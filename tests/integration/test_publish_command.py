@@ -31,8 +31,10 @@ from tests.support.waiting import LIMIT_S, eventually
 WRONG_PASSWORD = "correct-horse"  # no message contains this word by chance
 
 PATIENCE_S = 15.0
-"""The maximum time of a command without a broker. The command waits at most 5 s for a broker, and needs longer to start
-on a busy machine."""
+"""The maximum duration of a command that finds no broker.
+
+The command waits at most 5 s for a broker, but it may start slowly on a busy machine.
+"""
 
 IMPATIENT = "import sys; from bridge.cli.common import progress; progress.FIRST_S = progress.ON_TERMINAL_S = 0.0; "
 SOON = (
@@ -52,7 +54,7 @@ class Ended:
 
 
 class Command:
-    """`edk-bridge publish` while it runs."""
+    """A running `edk-bridge publish`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -69,7 +71,7 @@ class Command:
         self.process.stdin.write(data)
 
     async def ended(self) -> Ended:
-        """Waits for the end of the process. Standard output must be empty, standard error without traceback."""
+        """Waits for the end of the process. Standard output must be empty, standard error must have no traceback."""
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading
@@ -250,7 +252,7 @@ async def test_interrupt_while_the_pipe_is_silent_ends_with_130(
         assert contents(await take(amqp, queue, 1)) == [EXAMPLE]
         running.process.send_signal(signal.SIGINT)
         ended = await running.ended()
-    # The event can be in the queue before the command has the confirm.
+    # The event may be in the queue before the command has received the confirm.
     assert ended.code == 130
     assert ended.errors in [[f"interrupted: {count} published, 0 invalid"] for count in ("0 events", "1 event")]
 
@@ -292,7 +294,8 @@ async def test_error_of_a_lost_broker_names_the_first_unconfirmed_event(
             running.write(ndjson(*(killmail(n) for n in range(10, 20))))
             ended = await running.ended()
     assert ended.code == 1
-    # The error names the event after the last confirm. The last confirms may have been lost with the connection.
+    # The error names the first event after the last received confirm. The last confirms may have been lost with the
+    # connection.
     summary, [reason], where = ended.errors[-3], [ended.errors[-2]], ended.errors[-1]
     count = int(summary.split()[0])
     assert summary == f"{count} events published, 0 invalid"
@@ -311,7 +314,7 @@ async def test_missing_broker_ends_with_one_line(tmp_path: Path, arguments: list
     port = free_port()
     began_s = time.monotonic()
     async with command(tmp_path, f"amqp://guest:guest@{host}:{port}/", of=arguments) as running:
-        # The pipe stays open: the command must not wait for its end.
+        # The pipe stays open, so the command must not wait for the end of its input.
         running.write(ndjson(EXAMPLE))
         ended = await running.ended()
     [line] = ended.errors
@@ -319,7 +322,7 @@ async def test_missing_broker_ends_with_one_line(tmp_path: Path, arguments: list
     assert line.startswith(begin)
     assert line.endswith(end)
     assert "Multiple exceptions" not in line
-    # The message has another hint if the tests run in a container.
+    # If the tests run in a container, the message also has a hint.
     hint = localhost_hint(host, detect_container())
     assert not words or line == f"{begin}{words}{'' if hint is None else f'; {hint}'}{end}"
     assert ended.code == 1

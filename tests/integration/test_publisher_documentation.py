@@ -33,7 +33,7 @@ from tests.support.waiting import LIMIT_S, eventually
 URL = "amqp://guest:guest@localhost:5672/"
 REJECTED = b"schema-violation /timestamp: the member 'timestamp' is missing"
 CLOSES, IN_FLIGHT = 10, 20
-"""With 10 closes and 20 events in flight, RabbitMQ 4.3 refuses some events if a queue is not unbound first."""
+"""Enough closes and events in flight for RabbitMQ 4.3 to refuse some events, if a queue is closed while it is bound."""
 
 
 def one_node(broker: Broker) -> str:
@@ -217,7 +217,7 @@ async def test_end_of_a_publisher_does_not_make_confirms_of_others_fail(
 
 
 def require(*command: str, package: str) -> None:
-    """Skips the test if a command fails, because a Debian package is not installed."""
+    """Skips the test if a command fails, which means that a Debian package is not installed."""
     if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True, check=False).returncode:
         unavailable(f"Debian's {package} is not installed; `make prepare` installs it")
 

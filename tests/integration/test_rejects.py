@@ -33,7 +33,10 @@ class Shared:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def shared(amqp: AbstractConnection, shared_by_all: Shared) -> Shared:
-    """The bridge that all tests share. The queue of rejected events is empty, even if an earlier test failed."""
+    """The bridge that all tests share.
+
+    The queue of rejected events is empty at the start of each test, even if an earlier test failed.
+    """
     channel = await amqp.channel()
     await (await channel.get_queue(shared_by_all.rejects, ensure=False)).purge()
     await channel.close()
@@ -121,7 +124,7 @@ async def test_headers_that_are_too_large_to_publish_are_omitted_and_named_in_a_
 async def test_user_id_and_expiration_become_headers_and_forged_reasons_are_replaced(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
-    """If rejects kept their properties, the broker would refuse a foreign user id, and drop an event that expires."""
+    """The broker would refuse a reject that kept a foreign user id, and drop a reject that kept its expiration."""
     forged = {"x-reject-user-id": "root", "x-reject-reason": "placeholder", "x-reject-headers": "?", "source": "f-1"}
     # aio-pika takes seconds and sends milliseconds. 60 s is long enough for the delivery.
     await publish(amqp, shared.exchange, b"[]", headers=forged, user_id="guest", expiration=60)

@@ -262,7 +262,7 @@ async def test_killed_requeue_loses_no_event(
     count = 1000
     await bind(amqp, exchange, queue)
     await rejected(amqp, rejects, exchange, range(count))
-    # The proxy runs in the test's own process, so the command waits if the test is late.
+    # The proxy runs in the test's own process, so the command waits while the test is busy.
     async with proxy(broker.url) as line:
         await line.open()
         process = await asyncio.create_subprocess_exec(
@@ -290,7 +290,7 @@ async def test_killed_requeue_loses_no_event(
     assert {*in_queue} | {*in_rejects} == set(range(count))
     assert in_queue == sorted(in_queue)
     assert in_rejects == sorted(in_rejects)
-    # The number of events that are published but not removed yet is at most the limit for events in flight.
+    # An event that is published but not removed yet is in flight, so there are at most 50 such events.
     assert len({*in_queue} & {*in_rejects}) <= 50
 
 

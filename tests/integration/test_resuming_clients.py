@@ -122,7 +122,7 @@ async def test_no_update_is_missed_while_a_connection_is_dead(
         await publish(amqp, exchange, killmail(2), killmail(3))
         accepted = proxy.accepted
         await eventually("the client has tried again", lambda: proxy.accepted > accepted)
-        # The old connection ends first, so that the held updates do not arrive on it.
+        # The test ends the old connection first, so that the held updates do not arrive on the old connection.
         proxy.cut()
         proxy.release()
         await has(follower, 1, 2, 3)
@@ -208,5 +208,5 @@ async def test_filter_with_an_unknown_member_is_refused(broker: Broker, exchange
         running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
         following(url_of(bridge, "?systemID=1")) as follower,
     ):
-        # A script in a browser sees only a lost connection.
+        # A script in a browser can't see a refusal, only a lost connection.
         await reported(follower, "disconnected" if following is _in_own_browser else "refused")

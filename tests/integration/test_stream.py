@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""The age at which a new stream survives a kill of its broker."""
+"""The minimum age at which a new stream survives a kill of its broker."""
 
 
 def stream_of(name: str, window: int = 1000) -> StreamConfig:
@@ -86,7 +86,7 @@ async def test_events_from_before_the_start_are_read_back_in_order(
             await publish(amqp, exchange, *bodies(50, 60))
             await has(first, bodies(0, 60))
             await has(second, bodies(0, 60))
-    # All readers get the same ids, also for markers. The tag of an event is the checksum of its body.
+    # All readers get the same ids, also for markers. The tag in the id of an event is the checksum of the event's body.
     assert second.ids == first.ids == sorted(first.ids)
     assert all(entry.id and entry.id.tag == crc32(entry.body) for entry in first.log if isinstance(entry, Delivered))
     assert first.gaps == second.gaps == []
@@ -101,7 +101,7 @@ async def test_only_the_window_is_read_back(
     await publish(amqp, exchange, *bodies(0, 50))
     async with reading(broker.url, exchange, stream_of(queue, window=10), second):
         await caught_up(second)
-    # The broker's own entries in the stream also count as part of the window.
+    # The window also counts the broker's own entries in the stream.
     assert 0 < len(second.past) <= 10
     assert second.past == bodies(50 - len(second.past), 50)
 
@@ -109,7 +109,7 @@ async def test_only_the_window_is_read_back(
 async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The connection is lost between deliveries, some of them unsettled.
+    """The connection is lost between deliveries, while some deliveries are unsettled.
 
     The broker may have restarted while the connection was lost.
     """
@@ -122,8 +122,8 @@ async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap
         await caught_up(recorder)
         recorder.holds = True
         for first in range(0, 400, 10):
-            # The events are not published all at once, because RabbitMQ delivers a batch as a whole, above the
-            # prefetch.
+            # The events are not published all at once, because RabbitMQ delivers a batch as a whole, even if the batch
+            # exceeds the prefetch.
             await publish(amqp, exchange, *bodies(first, first + 10))
         wanted = 0
         for _ in range(5):
@@ -141,7 +141,7 @@ async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap
 
 
 async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(node_broker: PrivateNode) -> None:
-    """A reason for the close shows that the broker keeps running."""
+    """A broker that gives a reason when it closes a connection is still running."""
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with (
         observer(node_broker.url) as amqp,
@@ -164,14 +164,18 @@ async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(nod
 
 
 async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_broker: Broker) -> None:
-    """Events confirmed before the kill arrive. Events that are confirmed and lost after the kill are in the gap."""
+    """Events that were confirmed before the kill arrive.
+
+    Later events that the broker confirms and loses are in the gap.
+    """
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with reading(mortal_broker.url, exchange, stream, recorder) as consumer:
         await caught_up(recorder)
         declared_s = time.monotonic()
         fetcher = SceneFetcher(mortal_broker.url, exchange)
         try:
-            # If RabbitMQ 3.10 is killed within 3 s of its first stream, it never finds the leader of that stream again.
+            # If RabbitMQ 3.10 is killed within 3 s after it declared its first stream, it never finds the leader of
+            # that stream again.
             await eventually("the stream survives a kill", lambda: time.monotonic() > declared_s + KEPT_S)
             await fetcher.further(1)
             before = set(fetcher.confirmed)
@@ -188,7 +192,7 @@ async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_brok
     assert received == sorted(set(received))
     assert recorder.ids == sorted(set(recorder.ids))
     assert before <= set(received)
-    # A starting broker may close another connection after the first gap, which causes a second gap.
+    # While a broker starts, it may close another connection after the first gap. This causes a second gap.
     gaps = recorder.gaps
     assert {gap.reason for gap in gaps} == {AWAY}
     assert all(later.since_s <= earlier.until_s for earlier, later in itertools.pairwise(gaps))
@@ -230,7 +234,7 @@ async def test_stream_that_was_replaced_during_an_outage_is_read_from_its_beginn
 ) -> None:
     """The new stream is shorter or longer than the old stream.
 
-    If the new stream is longer, only the tag of an id shows that it is another stream.
+    If the new stream is longer, only the tags in the ids show that the stream is new.
     """
     recorder, stream = Recorder(), stream_of(queue)
     async with proxy(broker.url) as broker_proxy, reading(broker_proxy.url, exchange, stream, recorder):
@@ -355,8 +359,8 @@ async def test_exchange_that_is_declared_again_is_bound_again(
         await has(recorder, bodies(0, 5))
         [gap] = recorder.gaps
         assert "NOT_FOUND" in gap.reason
-        # If another program declares the exchange again at once, the broker sends no error. The bridge's next check
-        # binds the queue again.
+        # If another program deletes the exchange and declares it again at once, the broker sends no error. The bridge's
+        # next check binds the queue again.
         await remade(amqp, exchange, aio_pika.ExchangeType.FANOUT)
         for _ in range(2):
             last_answered_s = consumer.status.last_answered_s

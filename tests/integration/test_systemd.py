@@ -48,7 +48,7 @@ def seconds(name: str) -> int:
 
 
 class Manager:
-    """A socket for notifications, as a service manager has it."""
+    """A socket that receives notifications, like the socket of a service manager."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -86,7 +86,7 @@ def manager(address: Path | str) -> Iterator[Manager]:
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
 async def test_bridge_notifies_the_manager_of_start_reload_and_stop(tmp_path: Path, abstract: bool) -> None:
-    """The bridge is ready when clients can connect, also without its broker."""
+    """The bridge is ready when clients can connect, even without its broker."""
     address = f"@edk-bridge-test-{os.getpid()}" if abstract else tmp_path / "notify"
     chain, key = certificate(tmp_path, "served")
     tls = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}

@@ -154,7 +154,7 @@ async def test_pauses_grow_until_a_connection_is_stable(bridge: ScriptedBridge) 
     began_at = asyncio.get_running_loop().time()
     async with tailing(bridge.url, pauses="0.01, 60.0, 60.0, 60.0") as tail:
         await eventually("the command has made many attempts", lambda: len(bridge.asked) > 8)
-        # The limit is the minimum of the eight pauses together: half of 10 ms, 20 ms, 40 ms and so on.
+        # The eight pauses together take at least half of 10 ms + 20 ms + 40 ms + ... + 1280 ms.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
         assert tail.errors == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
 
@@ -165,7 +165,7 @@ async def test_full_bridge_gets_a_longer_pause(bridge: ScriptedBridge) -> None:
         await tail.reports(f"can't connect to {bridge.url}: the bridge is full; trying again")
         bridge.closing = None
         await tail.reports("connected to")
-        # The pause is at least half of eight times the first pause.
+        # The pause for a full bridge is at least four times the first pause.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
 

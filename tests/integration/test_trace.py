@@ -1,4 +1,4 @@
-"""The log at the level debug: it shows the paths of two events and of two clients, and no body of an event."""
+"""The log at the level debug shows the paths of two events and of two clients, but no body of an event."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRACED = {
 
 
 async def traffic(process: BridgeProcess, amqp: AbstractConnection, exchange: str, rejects: str) -> str:
-    """Connects one client with ids and one refused client, and publishes one valid and one invalid event.
+    """Connects a client that gets ids and a client that is refused. Publishes a valid and an invalid event.
 
     Returns the id of the valid event's update.
     """

@@ -52,7 +52,7 @@ async def test_client_that_keeps_sending_after_its_response_is_dropped(broker: B
 
 
 async def test_kernel_keeps_no_bytes_for_a_client_that_does_not_read_its_page(broker: Broker, exchange: str) -> None:
-    """When the bridge drops the client, the unsent bytes are discarded, so that a later read ends with a reset."""
+    """When the bridge drops the client, the unsent bytes are discarded, so a later read ends with a reset."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", handshake_timeout="200ms") as bridge:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)

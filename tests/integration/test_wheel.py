@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the commands in an environment with the wheel."""
+    """The folder with the commands, in an environment in which the wheel is installed."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     uv = str(BIN / "uv")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)

@@ -14,7 +14,7 @@ ESCAPES = "\x9b2J\u202e"
 """Terminal control characters that the HTTP parser accepts in a header."""
 
 MARK = "planted"
-"""Marks the text of a client."""
+"""A word that marks the text that a client sends."""
 
 HOSTILE = f"{MARK}{ESCAPES}"
 LONG = MARK + "x" * 7000
@@ -74,7 +74,10 @@ async def response(port: int, request: bytes) -> bytes:
 async def test_refusals_are_one_sentence_for_the_client_and_a_reason_in_the_log(
     broker: Broker, exchange: str, style: str
 ) -> None:
-    """A refused client gets one printable sentence, which quotes at most its query. Log lines are printable, too."""
+    """A refused client gets one printable sentence, which quotes at most the client's query.
+
+    Log lines are printable, too.
+    """
     flags = ["--log-level", "debug", "--log-format", style]
     async with bridge_process(broker.url, *flags, BRIDGE_EXCHANGES=f"{exchange}=killmail", BRIDGE_PORT="0") as process:
         if style == "json":
@@ -118,7 +121,7 @@ async def test_protocol_error_does_not_quote_the_client(broker: Broker, exchange
 
 @pytest.mark.parametrize("style", ["json", "text"])
 async def test_no_log_line_has_a_password_at_any_level(broker: Broker, exchange: str, style: str) -> None:
-    """One broker refuses the password, and another broker does not exist. The log has the lines of all libraries."""
+    """One broker refuses the password, and another does not exist. The log also has the lines of all libraries."""
     parts = urlsplit(broker.url)
     wrong = parts._replace(netloc=f"guest:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
     nowhere = f"amqp://guest:{PASSWORD}@127.0.0.1:1/"

@@ -1,4 +1,5 @@
-// Connects to the given URL with Node's ws. Prints a line when it is connected, and a line for each message.
+// Connects to the given URL with the package ws for Node. Prints a line when it is connected, and a line for each
+// message.
 
 import process from "node:process";
 

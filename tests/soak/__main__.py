@@ -79,7 +79,7 @@ async def judged(broker: Broker, seconds: float) -> bool:
 def main() -> int:
     """Runs the program, and returns its exit code."""
     asked = parsed()
-    # The fetcher's library logs each failed connect at length, and the faults cause many failed connects.
+    # The fetcher's library logs each failed attempt to connect at length, and the faults cause many such failures.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

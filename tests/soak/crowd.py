@@ -1,7 +1,7 @@
 """All clients except the healthy ones: they come and go, stall, read slowly, or break the protocol.
 
-The updates of each client are compared with the updates of a healthy client. All clients read from one log, so a
-client's updates must be a stretch, which is a contiguous part of a healthy client's updates.
+The updates of each client are compared with the updates of a healthy client. All clients read from one log, so the
+updates of each client must be a stretch: a contiguous part of a healthy client's updates.
 """
 
 import array
@@ -82,7 +82,7 @@ class Stretches:
             self._waiting.append((client, numbers))
 
     def judge_ready(self) -> None:
-        """Judges each client whose last update the healthy client also has."""
+        """Judges each client whose last update has also reached the healthy client."""
         order = self._reference.numbers
         for at in range(self._read, len(order)):
             self._positions.setdefault(order[at], at)
@@ -95,7 +95,7 @@ class Stretches:
                 self._waiting.append((client, numbers))
 
     def judge_all(self) -> None:
-        """Judges all clients, which must not get further updates."""
+        """Judges all clients. After this call, the clients must not get further updates."""
         self.judge_ready()
         while self._waiting:
             self._judge(*self._waiting.popleft())

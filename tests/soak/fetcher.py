@@ -75,7 +75,7 @@ class Fetcher:
         self._pacing = asyncio.create_task(self._pace())
 
     async def finish(self) -> None:
-        """Adds no new events, and waits until each event is confirmed or unsure."""
+        """Stops adding events, and waits until each event is confirmed or its outcome is unknown."""
         if self._pacing is not None:
             self._pacing.cancel()
             await asyncio.wait([self._pacing])

@@ -1,4 +1,4 @@
-"""The plan of a run: the times of all its parts. The plan follows from the length of the run alone.
+"""The plan of a run: the times of all its parts. The plan depends only on the length of the run.
 
 A short run has everything that a run of ten minutes has, at shorter intervals.
 """
@@ -9,7 +9,9 @@ from enum import Enum
 from itertools import cycle, islice
 
 WARM_UP = 0.1
-"""The share of the run in which memory is not compared, because the first clients load modules and fill caches."""
+"""The share of the run, at its start, in which memory is not compared.
+
+The first clients load modules and fill caches."""
 
 
 class Fault(Enum):
@@ -24,8 +26,11 @@ class Fault(Enum):
 
 
 CONNECTION_FAULTS = tuple(fault for fault in Fault if fault is not Fault.KILLED)
-"""The faults of the connection, in the order of their use. Proxy.cut also ends the broker's side of a half-open
-connection. The cut therefore comes two faults after the half-open connection, when the broker has noticed its end."""
+"""The faults of the connection, in the order of their use.
+
+Proxy.cut also ends the broker's side of a half-open connection. The cut therefore comes two faults after the half-open
+connection, when the broker has noticed that the half-open connection ended.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Plan:
     stalled: int = 20
     slow: int = 5
     rate: int = 50
-    """The steady number of events per second."""
+    """The steady rate, in events per second."""
     burst: int = 2000
     twice_every: int = 100
     """In each group of this many events, one event is published twice, as if by two fetchers."""
@@ -62,22 +67,25 @@ class Plan:
 
     @property
     def faults(self) -> int:
-        """The number of faults, so that the last fault has time to end."""
+        """The number of faults, which leaves the last fault time to end."""
         return int((self.seconds - self.warm_up_s) / self.fault_every_s)
 
 
 DUPLICATE_WINDOW = 8192
-"""The number of identities that the bridge remembers. The window must exceed the events of 30 s, for which the broker
-can miss a half-open connection: 1500 at the steady rate, and two bursts. The window is small, because it must be full
-before memory is compared.
+"""The number of identities that the bridge remembers.
+
+The broker may take 30 s to notice a half-open connection. The window must exceed the number of events in this time:
+1500 at the steady rate, and two bursts. The window is small, because it must be full before memory is compared.
 """
 
 LOG_BYTES = 4 * 2**20
-"""The size of the bridge's log. A burst of 2.4 MB must not evict a healthy client, since one process reads for all
-clients."""
+"""The size of the bridge's log.
+
+A burst of 2.4 MB must not evict a healthy client, although a single process reads for all clients.
+"""
 
 PADDING = "x" * 900
-"""Padding of each event. Without padding, a client that reads nothing would take minutes to fall off the log."""
+"""Padding of each event. Without padding, a client that reads nothing would be evicted only after minutes."""
 
 
 def plan_of(seconds: float) -> Plan:

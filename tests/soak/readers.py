@@ -134,7 +134,7 @@ class Healthy(Reader):
         self.counts = bytearray()
         self.newest = 0
         self.late = 0
-        """The number of updates that arrived after newer updates: repeated deliveries of a lost connection."""
+        """The number of updates that arrived after newer updates, in deliveries that the broker repeated."""
 
     def update(self, number: int) -> None:
         counts = self.counts

@@ -36,11 +36,13 @@ UNLIMITED = (
     "from bridge.server.access import log_limiter; log_limiter.MAX_LINES = 10**9; "
     "import runpy; runpy.run_module('bridge', run_name='__main__')",
 )
-"""The command of a bridge that logs each eviction. The test finds in this log that a client that reads nothing was
-evicted."""
+"""The command of a bridge that logs each eviction.
+
+From this log, the test learns that a client that reads nothing was evicted.
+"""
 
 STILL_S = 1.0
-"""The time after the queue is empty in which a doubled update would arrive."""
+"""After the queue is empty, an update that was sent twice would arrive within this time."""
 
 GOING_AWAY = 1001
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 SHOWN = 5
-"""The maximum number of events that a line of the verdict lists. Further events are only counted."""
+"""The maximum number of events that a line of the verdict lists. Events beyond this number are only counted."""
 
 GROWTH_KB = 3072
 """The largest allowed growth of memory between the second tenth of a run and the last tenth."""
@@ -36,7 +36,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A count while only the healthy clients are connected: before the other clients came, and after they left."""
+    """A number, counted before all clients except the healthy ones came, and again after they left."""
 
     what: str
     before: int

@@ -21,8 +21,10 @@ LOOK_S = 0.1
 LOOKS = 5
 
 BACK_LIMIT_S = 45.0
-"""The maximum time until the tasks and descriptors of the other clients are gone. The bridge waits 10 s for the answer
-to a closing handshake, and 30 s for an answer of a broker's connection."""
+"""The maximum time until the tasks and descriptors of the other clients are gone.
+
+The bridge waits 10 s for the answer to a closing handshake, and 30 s for an answer on a connection to the broker.
+"""
 
 
 def anonymous_kb(pid: int) -> int:
@@ -42,7 +44,7 @@ class Watch:
         self.bridge_cpu, self.own_cpu = 0.0, 0.0
         """The shares of a processor core that the bridge and this program used during `run`."""
         self.late_s = 0.0
-        """The longest delay of this program's own samples."""
+        """The longest delay with which this program took a sample."""
 
     async def run(self, seconds: float) -> None:
         """Takes samples for `seconds` seconds."""
