@@ -1,4 +1,4 @@
-"""Builds all parts of the bridge, starts the parts downstream first, and stops the parts upstream first."""
+"""Builds, starts and stops all parts of the bridge. The WebSocket server starts first, and the consumer stops first."""
 
 import asyncio
 import gc
@@ -54,9 +54,9 @@ _log = structlog.get_logger("bridge")
 class Bridge:
     """The whole bridge in one process. The constructor needs a running event loop.
 
-    A delivery goes source -> relay -> hub -> update log -> sockets, or source -> relay -> rejects if it can't become an
-    update. A handshake goes listener -> server -> router -> hub. The constructor builds the path of a delivery and the
-    path of a handshake backwards, from the end.
+    A delivery goes this way: source -> relay -> hub -> update log -> sockets. If it can't become an update, it goes
+    source -> relay -> rejects. A handshake goes listener -> server -> router -> hub. The constructor builds each path
+    from its end to its start.
     """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
@@ -96,8 +96,8 @@ class Bridge:
             flow_control,
             metrics,
             settings.wait,
-            # Exclusive queues and streams don't redeliver unsettled events, so the bridge keeps the unsettled rejected
-            # events.
+            # Exclusive queues and streams don't redeliver unsettled events, so the bridge itself must keep the rejected
+            # events that are still unsettled.
             max_kept=None if settings.queue else settings.prefetch,
             timing=timing,
         )
@@ -138,7 +138,7 @@ class Bridge:
 
     @property
     def is_live(self) -> bool:
-        """Whether updates arrive as soon as they are published."""
+        """True if updates arrive as soon as they are published."""
         return self._source.is_live
 
     async def start(self) -> None:
@@ -210,14 +210,14 @@ class Bridge:
     async def stop(self) -> None:
         """Stops all parts in order, within the shutdown timeout.
 
-        A client that keeps reading gets every acknowledged update.
+        A client that keeps reading still gets every update that was acknowledged to the broker.
         """
         deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout_s
         self.readiness.stop()
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
         self._source.stop()
-        # The rejects stop after the source, because the last deliveries may have to be rejected.
+        # The publisher of rejected events stops after the source, because the last deliveries may have to be rejected.
         await self._end(self._source_task, self._source.status)
         self._rejects.stop()
         await self._rejects.close()
@@ -228,8 +228,7 @@ class Bridge:
     async def _end(self, task: asyncio.Task[None] | None, status: Status) -> None:
         """Cancels a task that uses a connection to the broker.
 
-        If the task's connection works, first waits for the task's end, for at most BROKER_SHARE of the shutdown
-        timeout.
+        If the task's connection works, first gives the task time to end: at most BROKER_SHARE of the shutdown timeout.
         """
         if task is None:
             return
@@ -255,7 +254,7 @@ class Bridge:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MIN_PER_ADDRESS = 16
-"""The minimum of the default limit of connections from one client address."""
+"""The default limit of connections from one client address is at least this number."""
 
 BROKER_SHARE = 0.5
 """The share of the shutdown timeout that the connections to the broker may take. The rest of the timeout is for the
@@ -263,7 +262,7 @@ clients."""
 
 
 def _init_labels(metrics: Metrics, schemas: catalog.Catalog) -> None:
-    # A client whose connection is closed because the bridge stops does not count as evicted.
+    # If the bridge closes a connection because it stops, the client does not count as evicted.
     evictions = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
     metrics.init_labels(schemas.types, Reason, evictions, Rule)
 
@@ -329,7 +328,7 @@ def load_schemas(settings: Settings) -> catalog.Catalog:
 async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
     """Runs the bridge until it gets SIGTERM or SIGINT. A second signal ends the bridge at once.
 
-    Raises ConfigurationError, AddressUnavailable and BrokerRefusal, as the methods of Bridge do.
+    Raises the errors that the methods of Bridge raise: ConfigurationError, AddressUnavailable and BrokerRefusal.
     """
     loop = asyncio.get_running_loop()
     descriptors.raise_nofile_limit()
@@ -339,8 +338,8 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
 
     def on_signal(number: int) -> None:
         if stopping.is_set():
-            # This handler replaces the default action of the signal, because the kernel skips the default action for
-            # the first process of a container.
+            # The handler ends the process itself. It can't rely on the signal's default action, because the kernel
+            # skips this action for the first process of a container.
             os._exit(128 + number)
         stopping.set()
 
@@ -358,8 +357,8 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
     bridge = Bridge(settings, timing, make_source)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
-    # The objects made during the start live until the program ends. A full garbage collection would visit all objects
-    # from the start, and block the loop for 10 ms. The objects of an update are freed by reference counting. Reference
+    # The objects made during the start live until the program ends. Without `gc.freeze`, a full garbage collection
+    # would visit them all and block the loop for 10 ms. Reference counting frees the objects of an update. Reference
     # cycles are rare, so the garbage collector can run less often.
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
-"""Converts hosts and origins to a canonical form, in which settings are compared with headers.
+"""Converts hosts and origins to a canonical form, so that settings can be compared with headers.
 
-Settings and headers are both converted. A setting therefore matches a header in any spelling, such as with upper case
-letters, a default port, a non-ASCII name, or a slash at the end.
+Settings and headers are both converted. A setting therefore matches a header even if they are spelled differently: with
+upper case letters, a default port, a non-ASCII name, or a slash at the end.
 """
 
 from __future__ import annotations
@@ -19,27 +19,31 @@ MAX_HOST_CHARACTERS = 255
 """The maximum length of a host name, including its dots (RFC 1035, section 2.3.4)."""
 
 MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
-"""The maximum length of an origin, which is a scheme, a host and a port. A longer text is not parsed."""
+"""The maximum length of an origin (a scheme, a host and a port). Longer texts are not parsed."""
 
 IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
-"""A pattern that matches all IPv6 addresses and some other texts. Zones do not match, because a header contains no zone
-(RFC 7239 section 6, RFC 3986 section 3.2.2)."""
+"""A pattern that matches all IPv6 addresses and some other texts.
+
+It does not match an address with a zone, because headers contain no zones (RFC 7239 section 6, RFC 3986 section 3.2.2).
+"""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
-"""Some WebSocket libraries (ws4py) send an origin with the scheme of the WebSocket URL. Browsers never send an origin
-with this scheme."""
+"""Some WebSocket libraries (ws4py) send an origin with the scheme of the WebSocket URL.
+
+Browsers never send an origin with the scheme ws or wss.
+"""
 
 _WITHOUT_ORIGIN = frozenset({"about", "blob", "data", "ftp", "javascript"})
 
-# Each of these regular expressions must match the whole text, and matches only ASCII.
+# The regular expressions below are used with `fullmatch`, and match only ASCII.
 _AUTHORITY = re.compile(
     rf"(?:\[(?P<boxed>{IPV6})\]|(?P<name>[\w-]+(?:\.[\w-]+)*)\.?)(?::(?P<port>[0-9]{{1,5}}))?",
     re.ASCII | re.IGNORECASE,
 )
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[!-~]*)", re.ASCII | re.IGNORECASE)
-# If the scheme of an origin is neither http nor https, the rest is the identifier of a browser extension, a dot, or
+# What can follow `://` in an origin that is neither http nor https: the identifier of a browser extension, a dot, or
 # nothing.
 _OTHER_REST = re.compile(r"[\w.:-]*", re.ASCII)
 # If the last label of a host is a number such as 0x7f000001, inet_aton and browsers parse the host as an IPv4 address
@@ -88,7 +92,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def parse_authority(text: str) -> Authority | None:
-    """Parses `host[:port]` without user, escapes or empty label, and with at most one trailing dot.
+    """Parses `host[:port]`. The text must contain no user, no escapes and no empty label, and at most one trailing dot.
 
     Returns None if the text is malformed.
     """
@@ -99,7 +103,7 @@ def parse_authority(text: str) -> Authority | None:
         return None
     boxed, name, digits = form["boxed"], form["name"], form["port"]
     port = None if digits is None else int(digits)
-    # A host name that does not begin with a digit can't be an IPv4 address.
+    # If a host does not begin with a digit, it can't be an IPv4 address.
     address = parse_address(name if boxed is None else boxed) if boxed is not None or name[0].isdigit() else None
     if (boxed is not None and address is None) or (port is not None and port > 65535):
         return None
@@ -173,13 +177,13 @@ def canonical_origin(text: str) -> str:
 
 
 def _check_name(authority: Authority) -> None:
-    """Raises ValueError for a name that browsers parse as an IPv4 address, and therefore send as an address."""
+    """Raises ValueError for a name that a browser would take for an IPv4 address and send in the form of an address."""
     if authority.address is None and NUMBER.fullmatch(authority.host.rpartition(".")[2]):
         raise ValueError("write an IPv4 address with four decimal numbers")
 
 
 def _ascii(text: str) -> str:
-    """Converts the host name in a host or an origin to ASCII, as browsers do (UTS 46)."""
+    """Converts a host name, alone or in an origin, to ASCII in the same way as browsers (UTS 46)."""
     if text.isascii():
         return text
     scheme, separator, rest = text.rpartition("://")

@@ -4,7 +4,10 @@ import random
 
 
 class Backoff:
-    """Pauses that grow up to a maximum, with jitter. The maximum is short, to notice the end of an outage soon."""
+    """Pauses that grow up to a maximum, with jitter.
+
+    The maximum is short, so that the end of an outage is noticed soon.
+    """
 
     def __init__(self, first_s: float = 0.1, longest_s: float = 1.5) -> None:
         self._first_s = first_s
@@ -16,9 +19,11 @@ class Backoff:
         self._next_s = self._first_s
 
     def pause_s(self, least_s: float = 0.0) -> float:
-        """Returns the next pause, shortened at random by up to half, so that programs don't reconnect all at once.
+        """Returns the next pause.
 
-        Before the jitter shortens it, the pause is at least `least_s`. The following pauses grow from this pause.
+        It is shortened at random by up to half, so that programs don't reconnect all at once.
+
+        Before it is shortened, the pause is at least `least_s`. The pause after it is twice as long, up to the maximum.
         """
         pause_s = max(self._next_s, least_s)
         self._next_s = min(pause_s * 2, self._longest_s)

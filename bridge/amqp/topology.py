@@ -58,7 +58,7 @@ class Exchange:
 
     name: str
     kind: str | None
-    """The type of the exchange, or None if a missing permission or the exchange's arguments hide the type."""
+    """The type of the exchange, or None if the broker does not show it (for lack of a permission, for example)."""
     durable: bool = True
 
 

@@ -1,1 +1,1 @@
-"""Decides which client gets which update, and when, with one log and a cursor for each connection."""
+"""Decides which client gets which update, and when. All clients share one log; each connection has a cursor."""

@@ -1,9 +1,9 @@
-"""Reads the log from a cursor, so that slow clients and resuming clients reach the head of the log.
+"""Sends slow clients and resuming clients the log from their cursors, until they reach its head.
 
-Each connection has a cursor, which is its position in the log, and gets the log from there in pieces. The total size of
+Each connection has a cursor, which is its position in the log. From there, it gets the log in pieces. The total size of
 all pieces in one turn of the loop is limited, so that the live connections are not delayed. A connection is closed when
-its cursor falls off the tail of the log. No other rule for slow clients is needed, and the size of the log limits the
-memory for all clients together.
+its cursor falls off the tail of the log. Slow clients need no other rule, because the size of the log limits the memory
+for all clients together.
 """
 
 from collections import OrderedDict
@@ -21,27 +21,34 @@ CATCH_UP_BYTES = 16384
 """The maximum size of one piece, in bytes."""
 
 MAX_PARTS_PER_TURN = 16
-"""The maximum number of parts of one large frame that a connection gets in a turn. With only one part in each turn,
-even a fast client would fall off the log's tail during a flood of large updates."""
+"""The maximum number of parts of one large frame that a connection gets in one turn of the loop.
+
+If a connection got only one part in each turn, even a fast client would fall off the log's tail during a flood of large
+updates.
+"""
 
 URGENT, RETURNING, FILTERING = range(3)
-"""The ranks of connections, in the order in which a turn serves them. URGENT connections were live, RETURNING
-connections resume, and FILTERING connections resume with a filter, which needs a longer search."""
+"""The ranks of connections, in the order in which a turn serves them.
+
+URGENT connections were live before. RETURNING connections resume without a filter. FILTERING connections resume with a
+filter, so the bridge has to search longer for their updates.
+"""
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
-"""The maximum work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`). The maximum work takes 5 ms
-for connections that were live, and 1 ms for each other rank. A single large update may exceed the maximum."""
+"""The maximum work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`).
+
+This work takes 5 ms for the rank URGENT, and 1 ms for each other rank. A single large update may exceed the maximum.
+"""
 
 MIN_COST_BYTES = 2048
-"""The minimum amount of work that is counted for a piece."""
+"""Each piece counts as at least this amount of work."""
 
 MAX_EVICTIONS_PER_TURN = 64
 """The maximum number of connections that are closed as too slow in one turn of the loop. Closing 64 connections takes 3
 ms."""
 
 
-# In Python 3.11, access to an enum member runs a property in Python, which takes longer than a comparison with the
-# member.
+# In Python 3.11, each access to an enum member runs Python code, which takes longer than a comparison with the member.
 _RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP, State.LAGGING, State.CLOSING
 _CAUGHT_UP = ConnectionEvent.CAUGHT_UP
 
@@ -50,7 +57,7 @@ _READING = frozenset({State.LAGGING, State.CATCHING_UP})
 
 
 class CatchUp:
-    """The connections that read the log from their cursors, with the schedule of their pieces.
+    """Keeps the connections that read the log from their cursors, and decides when each gets its next piece.
 
     Connections that read from their cursors are in the state RESUMING, CATCHING_UP, LAGGING or CLOSING.
     """
@@ -62,7 +69,7 @@ class CatchUp:
         schedule: Callable[..., object],
         dispatch: Dispatch,
     ) -> None:
-        """`schedule` is the `call_soon` of the event loop."""
+        """`schedule` is the method `call_soon` of the event loop."""
         self._index = index
         self._update_log = index.update_log
         self._resume = resume
@@ -80,10 +87,12 @@ class CatchUp:
         """The connections that wait for their next piece, by rank."""
         self._turn_is_scheduled = False
         self._slowest = 0
-        """A lower bound of all cursors. The cursors are compared with the log's tail only when the tail passes this
-        lower bound."""
+        """No cursor is lower than this position.
+
+        The cursors are compared with the log's tail only when the tail passes this position.
+        """
         self._evicting = False
-        """Whether a later turn will evict more connections that are too slow."""
+        """True if more connections are too slow, and a later turn will evict them."""
         self.sent_bytes = 0
         """The number of bytes written to sockets and handed to transports."""
 
@@ -102,8 +111,8 @@ class CatchUp:
     def add_lagging(self, connection: Subscriber) -> None:
         """Adds a connection that is LAGGING now.
 
-        The connection reads from the next flush on, or after a call of `begin_at_flush` from the current flush on. Both
-        positions are at least `_slowest`, because `_slowest` was at most the flushed position when it was set.
+        The connection starts to read at the next flush, or, if `begin_at_flush` is called, at the current flush.
+        `_slowest` stays a lower bound, because it was at most the flushed position when it was set.
         """
         connection.cursor = self._update_log.flushed
         connection.offset = 0
@@ -131,7 +140,7 @@ class CatchUp:
         connection.cursor = self._update_log.flush_start
 
     def finish_frame(self, connection: Subscriber) -> None:
-        """Sends a CLOSING connection the rest of a frame if the connection has received only a part of the frame."""
+        """If a CLOSING connection has received only a part of a frame, sends it the rest."""
         if not connection.offset:
             return
         if connection.cursor < self._update_log.tail:
@@ -142,14 +151,17 @@ class CatchUp:
         self.schedule(connection)
 
     def skip_flushed(self) -> None:
-        """Moves all cursors to the flushed position, past updates that no connection receives."""
+        """Moves all cursors to the flushed position, so that no connection receives the updates before it."""
         for connection in chain(self.catching_up, self.lagging):
             connection.cursor = self._update_log.flushed
 
     # Turns
 
     def schedule(self, connection: Subscriber) -> None:
-        """Sends a connection a piece in a later turn. Pieces without a delay would let a fast client block the loop."""
+        """Sends a connection a piece in a later turn.
+
+        If the pieces had no turns between them, a fast client could block the loop.
+        """
         due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
         due[connection] = None
         if not self._turn_is_scheduled:
@@ -169,7 +181,7 @@ class CatchUp:
     def _consume(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
-        # Each waiting connection gets one piece. Connections that are added during this turn get their piece in the
+        # Each connection that waits now gets one piece. Connections that are added during this turn get theirs in the
         # next turn.
         for _ in range(len(due)):
             if not due or index.work_bytes >= limit_bytes:
@@ -213,8 +225,7 @@ class CatchUp:
         if connection.congested or connection.state not in _READING:
             return
         if connection.cursor < log.flushed:
-            # A connection gets only one piece in each turn, because a connection that lags far must not delay the other
-            # connections.
+            # Each connection gets only one piece in a turn, so that one that lags far behind does not delay the others.
             self.schedule(connection)
         else:
             self._dispatch(connection, _CAUGHT_UP)
@@ -238,7 +249,7 @@ class CatchUp:
         if not frames:
             return
         if descriptor is None:
-            # Encrypting the frames takes as much time as writing them.
+            # The frames are counted twice, because encrypting them takes as much time as writing them.
             self._index.work_bytes += len(frames)
             self.send(connection, frames)
         else:
@@ -252,9 +263,9 @@ class CatchUp:
     def on_partial_write(self, connection: Subscriber, positions: Sequence[int], offset: int, taken: int) -> None:
         """Continues after a socket took only `taken` bytes of the frames at `positions`.
 
-        `offset` is the byte of the first frame at which the write began. The transport sends the next piece of the
-        frame that the socket took in part, and reports when the socket has room again. The rest of the frames stays in
-        the log.
+        `offset` says at which byte of the first frame the write began. If the socket took only a part of a frame, the
+        transport sends the next piece of this frame, and reports when the socket has room again. The frames after that
+        piece are read from the log later.
         """
         subscription = connection.subscription
         position, offset = subscription.split(positions, offset, taken)
@@ -299,7 +310,7 @@ class CatchUp:
     # Evictions
 
     def evict_too_slow(self) -> None:
-        """Evicts the connections whose cursors the tail of the log has passed."""
+        """Evicts each connection whose cursor is now behind the tail of the log."""
         if self._update_log.tail > self._slowest and not self._evicting:
             self._evict_some()
 
@@ -307,8 +318,8 @@ class CatchUp:
         tail = self._update_log.tail
         for connection in [connection for connection in self.closing if connection.cursor < tail]:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
-        # RESUMING connections are not evicted. If the tail of the log passes their cursors, they begin again at a later
-        # position.
+        # RESUMING connections are not evicted. If the tail of the log passes such a connection's cursor, the connection
+        # begins again at a later position.
         reading = (*self.catching_up, *self.lagging)
         overtaken = [connection for connection in reading if connection.cursor < tail]
         for connection in overtaken[:MAX_EVICTIONS_PER_TURN]:

@@ -26,4 +26,4 @@ class CloseReason(Enum):
 
 
 CAPACITY_REASONS = frozenset({CloseReason.FULL, CloseReason.ADDRESS_LIMIT})
-"""The reasons to close a connection that exceeds the capacity of the bridge."""
+"""The reasons to close a connection because there are too many connections."""

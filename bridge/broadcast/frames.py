@@ -1,4 +1,4 @@
-"""Server frames of RFC 6455, section 5, as bytes: unmasked and unfragmented.
+"""Builds WebSocket frames as a server sends them (RFC 6455, section 5): unmasked and unfragmented.
 
 A server frame has no mask, and the bridge negotiates no extension. All clients can therefore get the same byte string.
 """
@@ -9,7 +9,7 @@ _MEDIUM = struct.Struct("!BBH")
 _LONG = struct.Struct("!BBQ")
 
 PING = b"\x89\x00"
-"""A ping frame without a payload, because the bridge need not know which of its pings a pong answers."""
+"""A ping frame. It has no payload, because the bridge need not know which of its pings a pong answers."""
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -23,7 +23,7 @@ def text_header(length: int) -> bytes:
 
 
 def payload_of(frame: bytes) -> memoryview:
-    """Returns the payload of a text frame from the bridge, as a view, because the payload may be large."""
+    """Returns the payload of a text frame that the bridge made, as a view, because a copy may be large."""
     length = frame[1]
     return memoryview(frame)[2 if length < 126 else 4 if length == 126 else 10 :]
 
@@ -34,7 +34,7 @@ def pong_frame(payload: bytes) -> bytes:
 
 
 def close_frame(code: int | None, phrase: str = "") -> bytes:
-    """Returns a close frame with a code and a phrase of at most 123 bytes, or without both if `code` is None."""
+    """Returns a close frame with a code and a phrase of at most 123 bytes. If `code` is None, the frame has neither."""
     payload = b"" if code is None else struct.pack("!H", code) + phrase.encode()[:123].decode(errors="ignore").encode()
     return _header(0x88, len(payload)) + payload
 

@@ -1,7 +1,7 @@
-"""The frames that clients receive for a position of the log, which are the frame in the log with or without an id.
+"""Makes the frames that clients receive for a position of the log: the frame in the log, with or without an id.
 
-A frame with an id is encoded when it is sent, only once for all clients that receive it at about the same time. This
-module does no I/O.
+A frame with an id is encoded when it is sent. All clients that receive it at about the same time share one encoding.
+This module does no I/O.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,9 @@ class FrameEncoder:
         return with_id
 
     def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
-        """Returns the end of the frame of each position, in bytes from the start of all frames joined."""
-        # The last result is kept, because many sockets can become full in the same flush.
+        """If the frames of all positions are joined, returns at which byte each of them ends."""
+        # The last result is kept, because many sockets can become full in the same flush, and each asks for the same
+        # ends.
         if self._last_ends[0] is not positions or self._last_ends[1] is not ids:
             sizes = (len(self.frame(position, ids=ids)) for position in positions)
             self._last_ends = (positions, ids, list(accumulate(sizes)))

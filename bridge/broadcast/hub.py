@@ -1,6 +1,8 @@
-"""The hub decides which connection gets which update, and when, with one log and a cursor for each connection.
+"""The hub decides which connection gets which update, and when.
 
-The main methods of the hub are join, leave, publish and drain. With the next flush, an update goes to all live
+All connections share one log, in which each has a cursor.
+
+The main methods of the hub are join, leave, publish and drain. The next flush after an update sends it to all live
 connections. All other connections read the update from the log, each from its own cursor. The module `subscriber`
 defines the states of a connection and the table of transitions between the states. `Hub._dispatch` changes the states.
 `_reset_illegal` handles an event that has no row in the table of transitions.
@@ -33,12 +35,17 @@ from bridge.metrics import Metrics
 _log = structlog.get_logger(LOGGER)
 
 FLUSH_BYTES = 65536
-"""The maximum size of one write to a connection, in bytes. Larger writes gain nothing, because the kernel needs more
-time for the frames than for the system call."""
+"""The maximum size of one write to a connection, in bytes.
+
+Larger writes would not be faster, because at this size the kernel already spends more time on the frames than on the
+system call.
+"""
 
 ENCRYPT_BYTES = 2**20
-"""The maximum number of bytes that are encrypted, for all clients together, in one turn of the loop, if a flush has
-more than CATCH_UP_BYTES. Encrypting 1 MiB takes 4 ms."""
+"""The maximum number of bytes that a large flush (more than CATCH_UP_BYTES) encrypts at once, for all clients together.
+
+Encrypting 1 MiB takes 4 ms.
+"""
 
 
 class FlushListener(Protocol):
@@ -62,7 +69,7 @@ _Calls = tuple[_Call | None, State, tuple[_Call, ...]]
 """A compiled row of the table of transitions: the call that leaves the old state, the next state, and the calls that
 follow."""
 
-# In Python 3.11, access to an enum member runs a property in Python, which takes longer than the transition itself.
+# In Python 3.11, each access to an enum member runs Python code, which takes longer than the transition itself.
 _CONGESTED, _DRAINED, _PARTIAL_WRITE = ConnectionEvent.CONGESTED, ConnectionEvent.DRAINED, ConnectionEvent.PARTIAL_WRITE
 
 
@@ -93,8 +100,8 @@ class Hub:
     ) -> None:
         """`schedule` is the event loop's `call_soon`. `now_ms` returns the time in Unix milliseconds.
 
-        With `replaying`, all updates before the call of `end_replay` are older than the bridge's start. These replayed
-        updates fill the log, and only clients that resume get them.
+        If `replaying` is True, all updates before the call of `end_replay` are older than the bridge's start. These
+        replayed updates fill the log, and only clients that resume get them.
         """
         self._index = index
         self._update_log = log = index.update_log
@@ -106,7 +113,7 @@ class Hub:
         if trace is not None:
             self._after_flush = partial(self._trace_flush, trace, flush_listener)
         self._source = source
-        # No frame may fall off the tail of the log before it is flushed.
+        # These limits ensure that no frame falls off the tail of the log before it is flushed.
         self._flush_bytes = min(FLUSH_BYTES, log.max_bytes // 4)
         self._flush_updates = log.max_bytes // 2 // ENTRY_BYTES
         self._unflushed_bytes = 0
@@ -138,7 +145,7 @@ class Hub:
 
     @property
     def lagging(self) -> int:
-        """The number of connections in the states RESUMING, CATCHING_UP and LAGGING, which lack some updates."""
+        """The number of connections that still lack some updates (in the states RESUMING, CATCHING_UP and LAGGING)."""
         return len(self._resume) + len(self._catch_up.catching_up) + len(self._catch_up.lagging)
 
     @property
@@ -153,7 +160,7 @@ class Hub:
 
     @property
     def sent_bytes(self) -> int:
-        """The number of bytes of updates and own messages that were written to sockets or handed to transports."""
+        """The number of bytes (updates and own messages) that were written to sockets or handed to transports."""
         return self._sent_bytes + self._catch_up.sent_bytes
 
     @property
@@ -163,7 +170,7 @@ class Hub:
 
     @property
     def logged_updates(self) -> int:
-        """The number of updates in the log, without the bridge's own messages and without ids that have no update."""
+        """The number of updates in the log. The bridge's own messages, and ids that have no update, don't count."""
         return self._index.count(None, self._update_log.tail, self._update_log.head)[0]
 
     # Connections
@@ -177,7 +184,7 @@ class Hub:
             if after is not None:
                 self._resume.start(connection, after)
                 return
-        # A connection that has joined before is reset, because the table has no row for a second join.
+        # If the connection has joined before, this event resets it, because the table has no row for a second join.
         self._dispatch(connection, ConnectionEvent.JOIN)
         if connection.congested:
             self._dispatch(connection, _CONGESTED)
@@ -185,8 +192,8 @@ class Hub:
     def closing(self, connection: Subscriber) -> None:
         """Stops the updates of a connection, because its closing handshake begins.
 
-        If a frame was sent only in part, the connection still gets the rest, and then a call of `frame_ended`. If the
-        log has dropped the frame that was sent in part, no close frame can follow, and the connection is reset.
+        If only a part of a frame was sent, the hub still sends the rest, and then calls `frame_ended`. If the log has
+        already dropped this frame, no close frame can follow, and the hub resets the connection.
         """
         self._dispatch(connection, ConnectionEvent.CLOSE)
 
@@ -199,15 +206,18 @@ class Hub:
         self._dispatch(connection, ConnectionEvent.LEAVE)
 
     def congested(self, connection: Subscriber) -> None:
-        """Reports that a connection's transport holds bytes, so that nothing may be written past the transport."""
+        """Tells the hub that a connection's transport still holds bytes.
+
+        Until it is empty, nothing may be written to the socket directly.
+        """
         self._dispatch(connection, _CONGESTED)
 
     def drained(self, connection: Subscriber) -> None:
-        """Reports that the transport of a congested connection is empty again."""
+        """Tells the hub that the transport of a congested connection is empty again."""
         self._dispatch(connection, _DRAINED)
 
     def drain(self) -> None:
-        """Closes each connection that has all updates now, and each other connection when it has caught up."""
+        """Closes all connections: those that have all updates now, and the others as soon as they have caught up."""
         self.flush()
         self._stopping = True
         for connection in tuple(self._connections()):
@@ -225,8 +235,8 @@ class Hub:
     ) -> None:
         """Adds an update (UTF-8 JSON) to the log. The next `flush` sends the update.
 
-        `filter_input` contains the update's type and data, if the caller has them. `update_id` is the update's id, if
-        the source of the updates assigns ids.
+        `filter_input` contains the update's type and data, if the caller has them. `update_id` is the update's id. It
+        is None if the source of the updates assigns no ids.
         """
         frame = text_frame(payload)
         self._make_room(len(frame))
@@ -236,19 +246,19 @@ class Hub:
     def record_id(self, update_id: UpdateId) -> None:
         """Records in the log an id that belongs to no update.
 
-        Clients that got the id from another instance of the bridge can then resume after it.
+        A client that got this id from another instance of the bridge can then resume after it.
         """
         self._make_room(0)
         self._index.record_id(update_id)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Flushes the log if it could otherwise drop a frame that is not flushed."""
+        """Flushes the log if it might otherwise drop a frame before that frame is flushed."""
         unflushed = self._update_log.head - self._update_log.flushed
         if self._unflushed_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
 
     def send_own_message(self, payload: bytes) -> None:
-        """Sends one of the bridge's own messages to the connections with ids, in order with the updates."""
+        """Sends one of the bridge's own messages, in order with the updates, to the connections that get ids."""
         self.flush()
         self._index.append_own_message(payload)
         self.flush()
@@ -256,13 +266,16 @@ class Hub:
     def end_replay(self) -> None:
         """Ends the replay of updates that are older than the bridge's start.
 
-        All connections get the updates that arrive after the replay.
+        From now on, each new update goes to all connections.
         """
         self.flush()
         self._resume.end_replay()
 
     def tick(self) -> None:
-        """Ends each wait for an update that has lasted from one tick to the next. Call `tick` every few seconds."""
+        """Call `tick` every few seconds.
+
+        It ends the wait of each connection that has waited for an update since the last tick.
+        """
         self._resume.tick(self._source.is_live)
 
     # The flush
@@ -299,7 +312,7 @@ class Hub:
         metrics = self._metrics
         for subscription in subscriptions:
             live = subscription.live
-            # The sockets of all connections that are still live took all frames.
+            # Connections whose sockets did not take all frames are no longer live here.
             self._sent_bytes += len(frames) * len(live.connections)
             if live.via_transport:
                 self._encrypt(subscription, frames)
@@ -318,8 +331,8 @@ class Hub:
         room_bytes = ENCRYPT_BYTES
         for connection in tuple(live.via_transport):
             self._dispatch(connection, ConnectionEvent.POSTPONED)
-            # The connections beyond ENCRYPT_BYTES get the frames in later turns, because encryption for hundreds of
-            # clients takes long.
+            # When ENCRYPT_BYTES are used up, the other connections get the frames in later turns, because encrypting
+            # for hundreds of clients takes long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
                 catch_up.send_next(connection)

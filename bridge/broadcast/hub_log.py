@@ -1,4 +1,4 @@
-"""The debug lines of the hub: a line for each change of a connection's state, and a line for each flush."""
+"""Writes the hub's debug lines to the log: one for each change of a connection's state, and one for each flush."""
 
 import structlog
 
@@ -9,19 +9,19 @@ LOGGER = "bridge.broadcast"
 _log = structlog.get_logger(LOGGER)
 
 _WITH_CURSOR = frozenset({State.PENDING, State.RESUMING, State.CATCHING_UP, State.LAGGING})
-"""The states in which a connection reads the log at its cursor."""
+"""The states in which a connection has a cursor of its own in the update log."""
 
 
 class HubLog:
-    """The `Trace` for the log level debug. Logs each change of a connection's state and each flush."""
+    """Used as the hub's `Trace` at the log level debug. Logs each change of a connection's state and each flush."""
 
     def __init__(self) -> None:
         self._flushed = 0
-        """The position in the log up to which flushes have been logged."""
+        """The flushed position at the time of the last debug line for a flush."""
         self._short_writes = 0
         """The number of sockets that have taken only a part of their frames since the last flush."""
         self._postponed = 0
-        """The number of connections, since the last flush, that get their frames in later turns of the loop."""
+        """The number of connections whose frames were postponed to later turns of the loop since the last flush."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
         """Logs a change of a connection's state, with the cursor if the connection reads from its cursor."""

@@ -96,7 +96,7 @@ class TopologyCheck:
         self._checks = tuple(self._checks_of(topology))
         self._stopping = False
         self._silent_ticks = 0
-        """The time since the last answer while a request is pending, in hundredths of `check_timeout_s`."""
+        """How long the broker has left all requests without an answer, in hundredths of `check_timeout_s`."""
 
     async def run(self) -> None:
         """Runs until cancelled. Raises the broker's error if a part of the topology is missing or has changed.

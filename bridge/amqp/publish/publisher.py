@@ -269,7 +269,7 @@ class _Exchange:
         self.error = None
 
     def on_blocked(self, reason: str | None) -> None:
-        """Does nothing: during a block, each update waits for its confirm, and raises NotConfirmed at its timeout."""
+        """Does nothing: during a block, each update waits for its confirm or raises NotConfirmed at its timeout."""
 
     def on_lost(self, state: State, reason: str) -> None:
         self.error = reason

@@ -96,7 +96,7 @@ class RejectQueue:
         self.amqp = amqp
         """The connection, on which more channels can be opened."""
         self.count = count
-        """The number of events when the queue was opened, without events that other consumers have read."""
+        """The number of events in the queue when it was opened, except those that other consumers had read."""
         self.delivery_count = 0
         """The highest delivery count of all events that were read, if the queue counts deliveries.
 

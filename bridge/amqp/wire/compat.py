@@ -45,7 +45,7 @@ def install_lenient_decoders() -> None:
 
 
 def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
-    """Returns a decoder that skips a value that `strict` can't read (`size(value)` bytes) and returns None for it."""
+    """Returns a decoder like `strict` that skips an unreadable value of `size(value)` bytes and returns None."""
 
     def decoder(value: bytes) -> tuple[int, object]:
         try:
