@@ -103,7 +103,7 @@ TEXTS: st.SearchStrategy[str] = st.recursive(
     ),
     max_leaves=10,
 )
-"""Generates JSON with duplicate members and numbers of any size, and texts that only look like JSON."""
+"""Generates JSON that may have duplicate members or huge numbers, and texts that only look like JSON."""
 BODIES = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=50).map(str.encode),
@@ -370,11 +370,11 @@ def test_id_that_is_not_an_integer_of_53_bits_is_a_violation(value: bytes) -> No
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/killmailId")
 
 
-# Of duplicate members, the last member is validated, identifies the update and is sent
+# If a member occurs twice, the last one is validated, identifies the update, and is sent
 
 
 def duplicated(document: dict[str, Any], first: tuple[str, object], last: tuple[str, object]) -> bytes:
-    """Returns the document with one member before all others, and one member after them."""
+    """Returns the document with the member `first` before all others, and the member `last` after them."""
     members = [first, *document.items(), last]
     return f"{{{','.join(f'{json.dumps(name)}:{json.dumps(value)}' for name, value in members)}}}".encode()
 

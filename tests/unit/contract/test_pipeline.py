@@ -572,7 +572,7 @@ JOB = {
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A pipeline whose type `job` has members with the names of an envelope's members."""
+    """A pipeline with a type `job`, whose members have the same names as the members of an envelope."""
     folder = tmp_path_factory.mktemp("schemas")
     (folder / "job.json").write_bytes(orjson.dumps(JOB))
     (folder / "task.json").write_text('{"allOf": [{"$ref": "urn:edk-bridge:schema:job"}]}')

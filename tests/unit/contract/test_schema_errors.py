@@ -12,7 +12,7 @@ KNOWN = "the types are array, boolean, integer, null, number, object, string"
 
 
 def error_of(schema: dict[str, object]) -> str:
-    """Returns the error for a schema that is compiled like the schema files."""
+    """Compiles a schema as the bridge compiles its schema files, and returns the error."""
     schema = {"$id": "urn:own", **schema}
     with pytest.raises((ValueError, TypeError)) as raised:
         jsonschema_rs.Draft202012Validator(

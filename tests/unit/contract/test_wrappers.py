@@ -304,7 +304,7 @@ def test_search_ends_at_its_bounds() -> None:
 
 def test_search_visits_a_bounded_number_of_values() -> None:
     def values(number: int) -> dict[str, object]:
-        # The event is visited last: after "a" and "z", the 20 arrays, "y", and the 960 items of the arrays.
+        # The search visits the event last, after "a" and "z", the 20 arrays, "y", and the 960 items of the arrays.
         others = dict.fromkeys(map(str, range(number - 984)), 0)
         return {**others, "a": [[0] * 48] * 20, "z": {"y": {"x": EVENT}}}
 

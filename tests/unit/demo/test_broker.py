@@ -1,4 +1,4 @@
-"""Tests of the error of a demo without a broker."""
+"""Tests of the error if the demo finds no broker."""
 
 from __future__ import annotations
 

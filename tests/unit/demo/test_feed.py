@@ -1,4 +1,4 @@
-"""Tests that the demo's feed delivers valid and invalid events and gaps, in the same order as a consumer."""
+"""Tests that the demo's feed delivers valid events, invalid events and gaps in the order in which a consumer would."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopp
     VirtualTime(monkeypatch, feed_module)
     metrics = Metrics()
     handler = Handler(events=2 * GAP_INTERVAL)
-    # With a rate of 0.1, GAP_INTERVAL events take much longer than GAP_INTERVAL_S.
+    # At a rate of 0.1, the feed needs much longer than GAP_INTERVAL_S for GAP_INTERVAL events.
     feed = feed_to(handler, metrics, rate=0.1)
     await feed.run()
     outcomes = [each for each in handler.results if isinstance(each, Accepted | Rejected)]

@@ -101,7 +101,7 @@ class Client:
     """A client's handshake, and the bridge's end of its socket."""
 
     def __init__(self, server: RecordingServer, connector: FakeConnector, number: int = 0) -> None:
-        """`number` is the number of clients before this one."""
+        """`number` is the number of clients that connected earlier."""
         self.server = server
         self._connector = connector
         self._number = number
@@ -609,7 +609,7 @@ class Reader:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes each page so large that a kernel does not take the whole page at once."""
+    """Makes each page so large that the kernel can't take all of it at once."""
     monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
 
 
@@ -673,7 +673,7 @@ async def test_aborted_handshake_is_not_answered_at_its_timeout(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await harness.connect()
-    monkeypatch.setattr(client.transport, "abort", lambda: None)  # as if the transport took time to close
+    monkeypatch.setattr(client.transport, "abort", lambda: None)  # as if the transport needed some time to close
     client.handshake.abort()
     await harness.clock.advance(2 * TIMEOUT_S)
     assert (client.answer, harness.server.refusals) == (b"", [])
@@ -767,7 +767,7 @@ async def test_client_that_leaves_before_it_has_a_transport_is_reported_as_such(
 
 async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
     protocol: asyncio.BufferedProtocol = (await harness.connect()).handshake
-    # If the method returns None, the transport closes itself.
+    # If `eof_received` returns None, the transport closes itself.
     assert protocol.eof_received() is None
 
 
@@ -788,7 +788,7 @@ async def test_abort_ends_the_connection_with_a_reset_and_answers_nothing_any_mo
     client = await harness.ask(UPDATES[:-1])
     client.handshake.abort()
     assert client.transport.ended == ["abort"]
-    # The kernel also drops the data that it holds for the client.
+    # With these options, the kernel sends a reset, and drops the data that it holds for the client.
     lingers = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     assert struct.unpack("ii", lingers) == (1, 0)
     client.send(UPDATES[-1:])
@@ -818,7 +818,7 @@ async def test_abort_ends_a_connection_whose_socket_is_gone(
 async def connect_over_tls(harness: Harness, tmp_path: Path) -> tuple[Handshake, socket.socket, socket.socket]:
     """Connects a client to a bridge with a certificate.
 
-    Returns the handshake, the bridge's socket and the client's socket.
+    Returns the handshake, and the sockets of the bridge and the client.
     """
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     near, far = socket.socketpair()
@@ -945,7 +945,7 @@ async def test_transport_made_after_the_abort_is_aborted(harness: Harness) -> No
     client.handshake.connection_made(late)
     await harness.clock.settle()
     assert late.ended == ["abort"]
-    # A server removes a handshake only once, so that repeated calls of `on_closed` do no harm.
+    # Repeated calls of `on_closed` do no harm, because a server removes a handshake only once.
     assert set(harness.server.ended) == {client.handshake}
     assert harness.server.refusals == []
 

@@ -1,4 +1,4 @@
-"""Tests of the cost of the largest requests of each kind, because all clients share the event loop."""
+"""Tests how much processor time the largest requests of each kind take, because all clients share the event loop."""
 
 from __future__ import annotations
 

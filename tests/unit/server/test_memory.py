@@ -18,7 +18,7 @@ MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine(root: Path, groups: str, **limits: str) -> Path:
-    """Makes a machine's root folder, with the file of a process's control groups, and files of limits by path."""
+    """Makes the root folder of a machine, with the list of a process's control groups, and with files of limits."""
     for path, text in {"proc/self/cgroup": groups, **limits}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)

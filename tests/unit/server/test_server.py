@@ -96,13 +96,13 @@ class Client:
         return codes[0] if codes else None
 
     async def leave(self) -> None:
-        """Ends the connection as the client."""
+        """Ends the connection from the client's side."""
         self.transport.close()
         await self._harness.clock.settle()
 
 
 class Harness:
-    """A server with its own hub, which has the ids of a stream, and its clients."""
+    """A server with clients, and with its own hub, whose updates have the ids of a stream."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., 
 
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list with the time of each call that returns free memory to the system."""
+    """A list to which the time is added whenever the server returns free memory to the system."""
     times: list[float] = []
     monkeypatch.setattr(memory, "malloc_trim", lambda: times.append(asyncio.get_running_loop().time()))
     return times
@@ -364,7 +364,7 @@ async def test_client_that_leaves_without_a_request_does_not_count_any_more(serv
     assert harness.gauges() == (0, 0)
     assert len(harness.server._address_limit) == 0
     assert harness.metric("bridge_handshakes_abandoned_total") == 1
-    # The line is written only at debug, because health checks end connections in the same way.
+    # This log line is written only at level debug, because health checks end connections in the same way.
     assert [line["log_level"] for line in logged] == ["debug"]
 
 
@@ -449,7 +449,7 @@ async def test_clients_beyond_the_overflow_are_dropped_and_logged_once(
     assert len(harness.connector.transports) == 3
     assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
-    # Dropped clients do not count towards the limit, so their end frees no place.
+    # Dropped clients were never counted towards the limit, so they do not free a place when they end.
     assert len(harness.server._address_limit) == 1
 
 
@@ -520,7 +520,7 @@ async def test_oldest_handshake_is_evicted_for_a_client_beyond_the_limit_of_hand
     assert not newest.ended
     assert harness.gauges() == (0, 2)
     assert [(line["rule"], line["peer"]) for line in events(logged, "client refused")] == [("pending", A)]
-    # A client whose handshake has become a connection does not count as a handshake.
+    # A client whose handshake is complete no longer counts towards the limit of handshakes.
     newer.send(request(3000))
     await harness.connect(B)
     assert not newest.ended
@@ -533,7 +533,7 @@ async def test_evicted_handshake_is_released_once(
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
     harness = serve(max_per_address=1)
     await harness.connect()
-    # The first connection is lost only after the second connection has replaced it.
+    # The second client evicts the first one, whose connection is lost only afterwards.
     second = await harness.connect()
     assert len(harness.server._address_limit) == 1
     second.send(request(3000))
@@ -560,7 +560,7 @@ async def test_clients_accepted_in_one_turn_of_the_loop_each_evict_another_hands
 
 @pytest.fixture
 def reserve_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the clients beyond the limit of an address, only one gets a close code."""
+    """If several clients exceed the limit of an address, only one of them gets a close code."""
     monkeypatch.setattr("bridge.server.access.address_limit.MAX_ADDRESS_OVERFLOW", 1)
 
 
@@ -640,7 +640,7 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
 async def test_line_contains_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
     harness = serve()
     await harness.upgrade()
-    # There was no tick since the first client connected. The time of a client that connects much later is still
+    # Although there was no tick since the first client connected, the time of a client that connects much later is
     # correct.
     await harness.clock.advance(100 + CLOCK_RESOLUTION_S)
     await harness.upgrade()
@@ -651,7 +651,7 @@ async def test_line_contains_how_long_a_client_was_connected(serve: Callable[...
             connection.close(CloseReason.INTERNAL)
     assert [line["connected_s"] for line in logged] == [102, 1, 1]
     opened_at = [connection.opened_at for connection in harness.server._connections]
-    # Clients that connect within CLOCK_RESOLUTION_S share one float object for their time.
+    # Clients that connect within CLOCK_RESOLUTION_S of each other share one float object as their time.
     assert opened_at[1] is opened_at[2]
 
 
@@ -665,7 +665,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
     assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
     with capture_logs() as logged:
         for _ in range(MAX_LINES):
-            # The client has paid its debt before these periods end.
+            # After four periods, the client has paid its debt.
             for _ in range(4):
                 await harness.clock.advance(PERIOD_S)
             flood(client)
@@ -722,7 +722,7 @@ async def test_pending_client_waits_on_after_the_bridge_did_not_run(
     await harness.tick(1)
     await harness.clock.stall(3600.0)
     assert harness.metric("bridge_resumes_pending") == 1
-    # The bridge now reads the events that were published in the meantime.
+    # The bridge now reads the events that were published while it was frozen.
     harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), UpdateId(99, 1))
     harness.hub.flush()
     await harness.clock.settle()
@@ -983,12 +983,12 @@ async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
     assert released == []
     await harness.clock.advance(DEFAULT.trim_delay_s / 2)
     assert released == [harness.clock.now_s]
-    # The remaining clients are too few for another release of memory.
+    # So few clients remain that their end does not cause another release of memory.
     for client in clients:
         await client.leave()
     await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert len(released) == 1
-    # The clients that connect next are counted separately.
+    # The count begins again with the clients that connect next.
     clients = [await harness.upgrade() for _ in range(4)]
     for client in clients:
         await client.leave()

@@ -96,7 +96,7 @@ def test_new_client_gets_the_new_certificate_after_a_reload(files: Files) -> Non
 
 @pytest.mark.parametrize(("old", "new"), [("a", "rsa"), ("rsa", "a")])
 def test_old_certificate_is_not_used_after_a_reload_with_any_key_type(files: Files, old: str, new: str) -> None:
-    """A context holds a certificate for each key type, and sends the certificate that the client prefers."""
+    """A context holds a certificate for each key type, and sends one whose type the client prefers."""
     files.hold(old, old)
     tls = Tls(files.certificate, files.key)
     files.hold(new, new)

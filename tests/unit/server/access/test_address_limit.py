@@ -1,4 +1,4 @@
-"""Tests of the limit of connections from one address, of its overflow, and of the exception for loopback."""
+"""Tests of the limit of connections from one address, of clients beyond it, and of the exception for loopback."""
 
 from __future__ import annotations
 

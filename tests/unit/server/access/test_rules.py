@@ -1,4 +1,4 @@
-"""Tests of each rule of access. For any headers, no external client is admitted, and no exception is raised."""
+"""Tests of each rule of access. No headers, however strange, admit an external client or raise an exception."""
 
 from __future__ import annotations
 
@@ -531,12 +531,12 @@ def test_allowed_origin_is_echoed_unchanged(origins: list[str], allowed: str | N
 def test_host_may_be_missing_if_it_is_not_required() -> None:
     assert ACCESS.check_request({}, "/healthz", requires_host=False) is None
     assert rule(ACCESS.check_request({}, "/healthz")) == (400, "host")
-    # A header that is present is checked even if it is optional.
+    # If a request has an optional header, the header is checked.
     assert rule(ACCESS.check_request({"host": ["evil.com"]}, "/healthz", requires_host=False)) == (403, "host")
     assert rule(ACCESS.check_request({}, "http://evil.com/healthz", requires_host=False)) == (400, "host")
     external = {"x-forwarded-for": ["8.8.8.8"]}
     assert rule(ACCESS.check_request(external, "/healthz", requires_host=False)) == (403, "forwarded")
-    # If the Host header has not passed its rule, no origin counts as the page's own origin.
+    # Unless the Host header has passed its rule, no origin counts as the page's own origin.
     own = {"host": ["bridge:3000"], "origin": ["http://bridge:3000"]}
     assert ACCESS.allowed_origin(own) == "http://bridge:3000"
     assert ACCESS.allowed_origin(own, trusts_host=False) is None

@@ -1,4 +1,4 @@
-"""Tests which heads of requests are parsed or refused, in pieces of any size, and in comparison with another parser."""
+"""Tests which request heads are parsed or refused, if they arrive in pieces of any size, and in comparison with h11."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def get(*lines: bytes, target: bytes = b"/updates", version: bytes = b"1.1", met
 
 
 def feed(*pieces: bytes) -> tuple[Request, bytes] | None:
-    """Returns the result of feeding the last piece, and checks that feeding the pieces before gives no result."""
+    """Feeds all pieces, checks that only the last one gives a result, and returns this result."""
     reader = RequestReader()
     for piece in pieces[:-1]:
         assert reader.feed(piece) is None

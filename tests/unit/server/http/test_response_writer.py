@@ -1,6 +1,6 @@
 """Tests of a response to a slow client, with a clock that the test moves.
 
-In a test of a late check, the bridge did not run before the check.
+In the tests of a late check, the bridge has not run for a while before the check.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def response(monkeypatch: pytest.MonkeyPatch) -> Response:
 
 
 async def test_late_check_aborts_no_client_and_restarts_the_timeout(response: Response) -> None:
-    # The client has read less than the minimum, because the kernel had no more data from the bridge.
+    # The client has read less than the minimum, because the stalled bridge gave the kernel no more data.
     response.acknowledged = LEAST - 1
     await response.clock.stall(3600.0)
     assert response.cut == 0

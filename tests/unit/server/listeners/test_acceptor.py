@@ -51,7 +51,7 @@ class RecordingAcceptor(Acceptor):
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
     async def turns(self) -> None:
-        """Waits until the event loop has polled all its sockets more than once."""
+        """Waits for several turns, in each of which the event loop polls all its sockets."""
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -72,7 +72,7 @@ async def acceptor() -> AsyncIterator[RecordingAcceptor]:
 
 @contextmanager
 def left(count: int) -> Iterator[None]:
-    """Leaves the process `count` file descriptors, as long as the process closes no other descriptors."""
+    """Leaves only `count` free file descriptors to the process, as long as the process closes no others."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0) for _ in range(100)]
     limit = taken[-1] + 1
@@ -141,7 +141,7 @@ async def test_listener_that_shares_its_port_gets_only_clients_in_their_tcp_hand
         late.setblocking(False)
         with pytest.raises(BlockingIOError):
             late.connect(acceptor.name)
-        # Over loopback, the kernel has already dropped the request to connect.
+        # Because the connection is over loopback, the kernel has already dropped the request to connect.
         with pytest.raises(OSError, match="not connected"):
             late.getpeername()
         acceptor.clients[0].sendall(b"request")
@@ -235,7 +235,7 @@ async def test_clients_get_no_spare_descriptor(acceptor: RecordingAcceptor) -> N
 
 async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
-    # The client gets a reset, not an orderly end.
+    # With this option, the client's close sends a reset instead of an orderly end.
     acceptor.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     acceptor.clients[0].close()
     acceptor.connect()
@@ -278,7 +278,7 @@ class ScriptedListener(socket.socket):
 
 
 class Accepting:
-    """An acceptor with scripted listeners and a manual clock, for which the test sets the lowest spare descriptor."""
+    """An acceptor with scripted listeners and a manual clock. `floor` is the lowest of the spare descriptors."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener) -> None:
         self.clock = ManualClock(monkeypatch)
@@ -292,8 +292,8 @@ class Accepting:
 
     @property
     def reading(self) -> list[bool]:
-        """For each listener, True if the event loop waits for its clients."""
-        # `remove_reader` stops the loop's reading from a listener, and returns whether the loop was reading.
+        """For each listener, True if the event loop waits for clients of this listener."""
+        # `remove_reader` ends the loop's waiting for a listener, and returns True if the loop was waiting.
         found = [asyncio.get_running_loop().remove_reader(listener) for listener in self.listeners]
         for listener, reads in zip(self.listeners, found, strict=True):
             if reads:

@@ -53,7 +53,7 @@ def ports(opened_listeners: Sequence[socket.socket]) -> set[int]:
 
 
 class Machine:
-    """A machine on which making or binding sockets of one address family fails with an error."""
+    """A machine on which sockets of one address family can't be made, or can't be bound."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch

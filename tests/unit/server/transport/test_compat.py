@@ -113,11 +113,11 @@ def test_transport_is_returned_unchanged() -> None:
     assert compat.as_transport(transport) is transport
 
 
-# The second of two reads by TlsTransport
+# The second of the two reads that TlsTransport does
 
 
 async def reads_of_a_client_that_sends_and_resets() -> list[bytes | type[OSError]]:
-    """Returns the results of one-byte reads in 20 turns.
+    """Reads one byte in each of 20 turns, and returns the results.
 
     Each read happens when the event loop reports that the socket is readable.
     """

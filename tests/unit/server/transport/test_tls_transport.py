@@ -139,7 +139,7 @@ class Pair:
         await eventually("the TLS handshake is complete", self.client.shakes_hands)
         await eventually("the protocol is connected", lambda: self.protocol.calls == ["made"])
         self.protocol.calls.clear()
-        self.client.read()  # consumes the session tickets
+        self.client.read()  # so that the session tickets are read before the test
 
     async def lost(self) -> None:
         await eventually("the protocol's connection_lost is called", lambda: "lost" in self.protocol.calls)
@@ -207,7 +207,7 @@ async def test_request_that_arrives_with_the_end_of_the_handshake_is_read(pair: 
 
 
 async def test_all_that_openssl_has_decrypted_is_read(connected: Pair) -> None:
-    """The TLS record is larger than the read buffer.
+    """This test sends a TLS record that is larger than the read buffer.
 
     After the first read, the socket is no longer readable, but OpenSSL still has the rest of the record.
     """
@@ -226,7 +226,7 @@ async def test_nothing_is_read_while_reading_is_paused_and_all_of_it_afterwards(
     for _ in range(5):
         await asyncio.sleep(0)
     assert protocol.reads == 1
-    # Only OpenSSL still has data.
+    # The socket is empty, but OpenSSL still has data.
     protocol.on_data = lambda: None
     transport.resume_reading()
     transport.resume_reading()
@@ -265,7 +265,7 @@ async def test_data_that_the_socket_does_not_take_is_held_and_arrives_complete(c
 
 
 async def test_both_ends_write_at_once(connected: Pair) -> None:
-    """Writable events do not stop reading, and readable events do not stop writing."""
+    """While the transport writes, it still reads, and while it reads, it still writes."""
     connected.transport.write(MUCH)
     connected.client.send(b"1")
     await eventually("the data is read", lambda: connected.protocol.received == b"1")
@@ -328,7 +328,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     connected.transport.write(MUCH)
     connected.transport.write_eof()
     with suppress(ssl.SSLError):
-        connected.client.tls.unwrap()  # sends close_notify, without which OpenSSL would end both sides
+        connected.client.tls.unwrap()  # sends close_notify; without it, OpenSSL would end both sides
     connected.client.pump()
     await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.calls)
     read = bytearray()

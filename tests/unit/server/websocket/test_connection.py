@@ -228,7 +228,7 @@ def test_congested_connection_catches_up_when_its_transport_drains(*, encrypted:
 
 
 def within_a_frame(ends: tuple[socket.socket, socket.socket]) -> tuple[OneClient, bytes]:
-    """Returns a client that has read nothing of a large update, and the frame of this update."""
+    """Returns the scene of a client that has not read a large update yet, and the frame of this update."""
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     scene = OneClient(line=ends[0])
     scene.transport.full = True
@@ -240,7 +240,7 @@ def within_a_frame(ends: tuple[socket.socket, socket.socket]) -> tuple[OneClient
 
 
 def finish(scene: OneClient, far: socket.socket) -> bytes:
-    """Reads, as the client, all data that the connection sends, and returns this data."""
+    """Reads all data that the connection sends to the client, and returns this data."""
     read = bytearray()
     written = 0
     while True:
@@ -398,7 +398,7 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
     assert scene.transport.written == [pong_frame(b"after")]
 
 
-# Tests of the limiter's charge for pongs
+# Tests of how the read limiter charges pongs
 
 
 def spent(scene: OneClient) -> int:
@@ -454,7 +454,7 @@ def test_frame_that_is_not_a_pong_is_charged_after_a_ping(scene: OneClient) -> N
     scene.connection.ping()
     scene.says(Opcode.TEXT, b"hello")
     assert spent(scene) == 11 + 2 * FRAME_COST_BYTES
-    # The client's pong is still outstanding.
+    # The client has not sent its pong yet, so its next pong costs nothing.
     scene.says(Opcode.PONG)
     assert spent(scene) == 11 + 2 * FRAME_COST_BYTES
 
@@ -511,7 +511,7 @@ def test_throttled_client_is_not_read_until_it_may_send_more(scene: OneClient) -
     assert scene.transport.reading
     scene.receives(ping)
     assert not scene.transport.reading
-    # The connection answers the data that was already read.
+    # The throttled connection answers all pings that it has already read.
     assert b"".join(scene.transport.written) == pong_frame(b"") * (most + 1)
     scene.hours.pass_by(PERIOD_S)
     assert scene.transport.reading
