@@ -219,8 +219,8 @@ def install(name: Literal["stdout", "stderr"], report: Callable[[int], object], 
     with suppress(OSError):
         stream.flush()
     output = QueuedOutput(descriptor, report, LIMIT_BYTES, patience_s)
-    # Thus, lines that are queued after the end of the event loop are also written, such as the traceback of an
-    # unhandled exception.
+    # Even lines that are queued after the end of the event loop are written, such as the traceback of an unhandled
+    # exception.
     atexit.register(output.end)
     # The argument `write_through` is not set, so the wrapper collects the parts of a line, and the queue gets whole
     # lines.

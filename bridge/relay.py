@@ -32,7 +32,7 @@ _UPDATE = "update"
 
 
 class UnflushedDeliveries:
-    """Holds deliveries while their updates are in the log but not flushed, and settles the deliveries at the flush.
+    """Holds deliveries until their updates are flushed from the log, and then settles the deliveries.
 
     The hub also flushes when the log would otherwise have to drop an update that is not flushed.
     """

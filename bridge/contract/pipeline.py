@@ -92,8 +92,10 @@ class _Reading:
     pointer: str
     """The JSON Pointer from the event to the document."""
     source: killmail_formats.SourceDocument | killmail_formats.Placeholder | None
-    """The detected document in a source format or the placeholder, or None if the document is already the update's
-    data."""
+    """The detected placeholder or document in a source format.
+
+    The value is None for a document that already is the update's data.
+    """
     event: object
     """The whole event, decoded."""
 
@@ -112,7 +114,7 @@ class Pipeline:
         self._enveloping = frozenset(
             name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
         )
-        """The update types whose data can look like an envelope, because it has members with the same names."""
+        """The update types whose data can look like an envelope, because some member names are the same."""
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 

@@ -63,7 +63,7 @@ def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
 
 
 def absent_id(message: str) -> str | None:
-    """Returns the `$id` that a `$ref` names but no schema has, or None if the library's message has another cause."""
+    """Returns the `$id` in a `$ref` if no schema has this `$id`, or None if the library's message has another cause."""
     found = _ABSENT.match(message)
     return None if found is None else found[1] or found[2]
 

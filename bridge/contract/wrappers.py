@@ -78,7 +78,7 @@ class Wrapped:
     pointer: str
     """JSON Pointer to the problem, or to the event in the wrapper."""
     text: str
-    """A printable text, to append to the pointer, that describes the problem and its solution."""
+    """A printable text that describes the problem and its solution, and that follows the pointer in a message."""
 
 
 def wrapped(
@@ -90,9 +90,9 @@ def wrapped(
 ) -> Wrapped | None:
     """Returns the wrapper around the event in a document, or None if the document has no known wrapper.
 
-    The document is not an event itself, and `pointer` is its place. `declared` are the members that the document's
-    schema names. A declared member is never a part of a wrapper. `members` are further names of members that an event
-    may have.
+    The document itself is not an event. `pointer` is the document's place. `declared` are the members that the
+    document's schema names. A declared member is never a part of a wrapper. `members` are further names of members that
+    an event may have.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)

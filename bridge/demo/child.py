@@ -34,7 +34,7 @@ exit $status
 
 
 def die_with_parent(*command: str) -> list[str]:
-    """Returns the arguments that run a command so that the command and all its children end with this process.
+    """Returns arguments that run a command in such a way that it and all its children end with this process.
 
     Start a process from the arguments with `stdin=PIPE` and `start_new_session=True`. Keep the pipe open for as long as
     the command must run. The kernel also closes the pipe when this process is killed. The exit status of the process is

@@ -81,8 +81,7 @@ class Container:
         self.port = port
         self.url = f"amqp://guest:guest@{LOOPBACK}:{port}/"
         self.origin = f"container {image}"
-        # By this name, the demo can remove the container even if a signal arrives while the engine creates the
-        # container.
+        # The name allows the demo to remove the container even if a signal arrives while the engine is creating it.
         self.name = f"edk-bridge-{secrets.token_hex(6)}"
         self._container = DockerContainer(image).with_name(self.name).with_envs(**environment)
         self._container.ports[_AMQP_PORT] = (LOOPBACK, port)  # type: ignore[assignment]  # declared too narrow
@@ -107,7 +106,7 @@ class Container:
 
     @property
     def runs(self) -> bool:
-        """Whether the container still runs, as far as the engine knows."""
+        """Whether the container engine reports that the container still runs."""
         try:
             self._container.reload()
         except (DockerException, OSError):

@@ -53,7 +53,7 @@ The demo has a separate exchange here, so that other programs' clients do not re
 """
 
 SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
-"""The settings with which the demo's bridge declares nothing that outlasts the demo."""
+"""With these settings, the demo's bridge declares nothing that outlasts the demo."""
 
 
 @dataclass(frozen=True, slots=True)

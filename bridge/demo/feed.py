@@ -27,8 +27,10 @@ REJECT_INTERVAL = 20
 """The number of events in a group. One event of each group is invalid."""
 
 GAP_INTERVAL = 30
-"""The number of events after which the feed drops LOST_EVENTS events and reports a gap, at most once in
-GAP_INTERVAL_S."""
+"""After this number of events, the feed drops LOST_EVENTS events and reports a gap.
+
+The feed reports at most one gap in GAP_INTERVAL_S.
+"""
 
 GAP_INTERVAL_S = 30.0
 """The minimum time between two gaps, in seconds. The log has a warning for each gap. Without a minimum time between

@@ -169,7 +169,7 @@ export function filterOf(page, onChange) {
   return {
     query: () => asked.toString(),
 
-    // Shows the bridge's reason for refusing the filter, or no reason if `sentence` is empty.
+    // Shows why the bridge refuses the filter, or nothing if `sentence` is empty.
     refuse(sentence) {
       if (refusal.textContent !== sentence) refusal.textContent = sentence;
       if (!sentence) return;
@@ -185,7 +185,7 @@ export function filterOf(page, onChange) {
   };
 }
 
-// Shows a mistake next to an element in words, because color alone is not accessible.
+// Describes a mistake in words next to an element, because color alone is not accessible.
 function mark(element, words) {
   element.querySelector(".mistake")?.remove();
   element.classList.toggle("wrong", words !== undefined);

@@ -58,8 +58,8 @@ export function watchHealth(page, onHealth) {
   }
 
   function askAnew() {
-    // After each change of the connection, all paths are requested again, because a 404 may come from a proxy that
-    // could not reach the bridge.
+    // After each change of the connection, all paths are requested again, because an earlier 404 may have come from a
+    // proxy that could not reach the bridge.
     withheld.clear();
     isStale = isAsking;
     ask();
@@ -156,8 +156,8 @@ function duration(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-// Parses the metrics with one label or none from the Prometheus text format. This page needs no other metrics. Returns
-// a map from each name to a map from label values to numbers.
+// Parses the Prometheus text format, but only metrics that have at most one label. This page needs no other metrics.
+// Returns a map that has, for each metric's name, a map from label values to numbers.
 function read(text) {
   const found = new Map();
   for (const line of text.split("\n")) {

@@ -28,9 +28,11 @@ from bridge.server.transport.compat import as_transport
 from bridge.server.transport.tls_transport import TlsTransport
 
 MAX_DISCARDED_BYTES = 2**18
-"""The maximum number of bytes, such as a body, that a client may send after its request without being disconnected.
+"""A client that sends more than this number of bytes after its request, such as a body, is disconnected.
+
 These bytes are read and discarded, because closing a socket with unread bytes causes a reset that destroys the
-response."""
+response.
+"""
 
 PERIODS = 4
 """The number of consecutive timers that make up the timeout of a handshake.
@@ -72,8 +74,10 @@ class HandshakeContext:
     tls: Tls | None
     """The server's TLS configuration, or None for a server without TLS."""
     timeout_s: float
-    """The maximum time from the accepted socket to the complete request, and the period in which a client must read
-    enough of its response."""
+    """The maximum time from accepting the socket to the complete request.
+
+    The same value is the period in which a client must read enough of its response.
+    """
     tls_shutdown_s: float
     on_upgraded: "Callable[[Handshake, asyncio.Transport, Request, SubscribeRequest, bytes], None]"
     """Called when a client's request is upgraded to a connection, with the bytes that the client sent after the

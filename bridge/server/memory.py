@@ -16,9 +16,9 @@ _M_MMAP_THRESHOLD = -3
 def map_large_blocks() -> None:
     """Makes the C library return each large block to the system as soon as it is freed.
 
-    By default, glibc raises the minimum size of a mapped block up to 32 MiB when a larger mapped block is freed. With a
-    raised minimum, large updates are allocated in the heap, and leave holes that no other block fits into. With glibc's
-    default, updates of 3.9 MB and a log of 16 MiB, the process grew by 62 MB instead of 16 MB.
+    By default, when a mapped block is freed, glibc raises the minimum size of mapped blocks to the size of this block,
+    up to 32 MiB. With a raised minimum, large updates are allocated in the heap, and leave holes that no other block
+    fits into. With glibc's default, updates of 3.9 MB and a log of 16 MiB, the process grew by 62 MB instead of 16 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -91,8 +91,8 @@ def _group_limits(root: Path) -> Iterator[int]:
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        # In a container, `path` may be the control group's path on the host, of which only the topmost folder exists in
-        # the container.
+        # In a container, `path` may be the control group's path on the host. Of the folders in this path, only the
+        # topmost exists in the container.
         for each in (group, *group.parents):
             try:
                 text = (root / folder / each / name).read_text().strip()

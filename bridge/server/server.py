@@ -164,7 +164,7 @@ class Server:
     def _admit(self) -> bool:
         """Returns whether the server has capacity for another client.
 
-        Evicts the oldest handshake if the new client needs its place.
+        Evicts the oldest handshake if the new client needs the handshake's place.
         """
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.overflow:

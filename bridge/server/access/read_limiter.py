@@ -26,10 +26,10 @@ FRAME_COST_BYTES = 256
 takes as much time as hundreds of bytes."""
 
 CLIENT_BUDGET_BYTES = 65536
-"""The budget of one client in a period, which is enough for 250 tiny frames that take 1 ms to read."""
+"""The budget of one client in a period: 250 tiny frames, which take 1 ms to read."""
 
 TOTAL_BUDGET_BYTES = 2**19
-"""The budget of all clients in a period, which is enough for 2000 tiny frames that take 8 ms to read."""
+"""The budget of all clients in a period: 2000 tiny frames, which take 8 ms to read."""
 
 RESUMED_PER_PERIOD = 256
 """The maximum number of throttled clients that are resumed at the start of a period.
@@ -39,7 +39,7 @@ budget.
 """
 
 MAX_READ_BYTES = 4096
-"""The maximum size of a read, which holds 700 tiny frames that block the event loop for 2.5 ms."""
+"""The maximum size of a read: 700 tiny frames, which block the event loop for 2.5 ms."""
 
 THROTTLED_READ_BYTES = 32
 """The maximum size of a read while the common budget is used up.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bridge.config.networks import Network
 
 Headers: TypeAlias = "Mapping[str, Sequence[str]]"
-"""Maps each header's name in lower case to its values, which are decoded as Latin-1, in the order of the request."""
+"""Maps each header's name, in lower case, to its values in the order of the request, decoded as Latin-1."""
 
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 
@@ -107,8 +107,10 @@ class Rule(StrEnum):
     TIMEOUT = "timeout"
     """The request, and the TLS handshake before it, is complete in time."""
     PENDING = "pending"
-    """The number of connections without a complete request is below its limit. At the limit, the oldest connection
-    without a complete request is refused."""
+    """The number of connections without a complete request is below its limit.
+
+    When the limit is reached, the oldest connection without a complete request is refused.
+    """
     ADDRESS_LIMIT = "address-limit"
     """The client's address has not reached its limit of connections."""
     FULL = "full"

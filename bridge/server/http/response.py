@@ -20,8 +20,8 @@ NOT_IN_A_FRAME = "frame-ancestors 'none'"
 """The Content-Security-Policy of most responses. This policy forbids other pages to show the response in a frame, as if
 the response were their own content."""
 
-# With these headers, browsers do not guess another media type, and hide the response from pages of other origins that
-# CORS does not allow.
+# With these headers, browsers do not guess another media type, and hide the response from other origins unless CORS
+# allows them.
 _FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
 
 Header = tuple[str, str]

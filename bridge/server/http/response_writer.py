@@ -56,7 +56,7 @@ class ResponseWriter:
         before, self._unread_bytes = self._unread_bytes, self._unread()
         has_all = self._unread_bytes <= 0 < before
         read_enough = has_all or before - self._unread_bytes >= MIN_READ_BYTES_PER_S * self._timeout_s
-        # A late check aborts no client, because the bridge gave the kernel no data for the client while it did not run.
+        # A late check aborts no client, because a bridge that does not run gives the kernel no data for the client.
         late = asyncio.get_running_loop().time() - self._check_at > LATE * self._timeout_s
         if read_enough or late:
             self._begin_period()

@@ -70,7 +70,7 @@ class Acceptor:
         """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
 
         A listener that shares its port stays open for a moment, to accept clients that have already begun their TCP
-        handshake. During this moment, the kernel drops the connection requests of other clients.
+        handshake. Until such a listener is closed, the kernel drops the connection requests of other clients.
         """
         shared = filter(_shares_port, self._listeners)
         filtered = [drop_connection_requests(listener) for listener in shared]

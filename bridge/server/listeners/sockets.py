@@ -68,7 +68,7 @@ class _Target:
     """An address to bind to."""
 
     host: str
-    """The host as the operator wrote it, which errors show."""
+    """The host as the operator wrote it, and as errors show it."""
     family: socket.AddressFamily
     name: tuple[Any, ...]
     """The argument of `socket.bind`. The port in the argument of `socket.bind` is replaced later."""

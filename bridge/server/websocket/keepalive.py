@@ -124,7 +124,7 @@ class Keepalive:
     def tick(self, now_s: float) -> None:
         """Makes one pass over all connections.
 
-        Only data from a client shows that the client is alive, not data for the client.
+        Data from a client shows that the client is alive, but data sent to the client does not.
         """
         late_s = now_s - self._passed_at - self.tick_s
         late = late_s > LATE_TICKS * self.tick_s

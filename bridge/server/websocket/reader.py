@@ -26,8 +26,10 @@ CONTROL_PAYLOAD_BYTES = 125
 CONTROL_HEADER_BYTES = 6
 
 TEXT_PIECE_BYTES = 65536
-"""The size of the pieces in which text is unmasked and decoded, so that a large read takes no more memory. The size of
-a piece is divisible by four, so that each piece begins at the same byte of the mask."""
+"""Text is unmasked and decoded in pieces of this size, so that a large read takes no more memory than a small read.
+
+The size of a piece is divisible by four, so that each piece begins at the same byte of the mask.
+"""
 
 _FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _CONTROL = frozenset({int(Opcode.CLOSE), int(Opcode.PING), int(Opcode.PONG)})
