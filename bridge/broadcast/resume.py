@@ -1,13 +1,14 @@
 """Starts connections with ids: finds their positions, sends their `resume` messages, and makes the connections LIVE.
 
 1. `Resume.start` decides if the client must wait. If a client's last update came from another instance, the client
-   waits until this update arrives here too (`PendingResumes`). While the bridge replays the stream itself, all clients
-   wait.
-2. `Resume._begin` finds the position: after the client's last update; the head, if the client wants no earlier updates;
-   or the oldest update that will not be dropped soon, if the client's id is unknown.
+   waits until this update arrives here too (`PendingResumes`). While the bridge itself is reading back the stream, all
+   clients wait.
+2. `Resume._begin` finds the position at which the replay starts. This is after the client's last update, or at the head
+   of the log if the client wants no earlier updates. If the client's id is unknown, the replay starts at the oldest
+   update that will not be dropped soon.
 3. `Resume.next_message` counts the updates to replay. Counting takes many turns of the event loop if a filter must be
    applied to each update. When all updates are counted, `next_message` returns the `resume` message.
-4. `CatchUp` sends the `resume` message, and then the log from the position to the head. After that, the connection is
+4. `CatchUp` sends the `resume` message, and then the log from this position to its head. After that, the connection is
    live.
 """
 
@@ -22,7 +23,7 @@ from bridge.contract.filters import FROM_NOW_ON, After
 from bridge.contract.update_id import UpdateId
 
 MAX_RELEASES_PER_TURN = 64
-"""The maximum number of pending connections that begin in one turn of the event loop."""
+"""The maximum number of pending connections that are started in one turn of the event loop."""
 
 
 @dataclass(slots=True)
@@ -67,7 +68,7 @@ class Resume:
         self.pending = PendingResumes(index, replaying)
         self._resuming: dict[Subscriber, _Count] = {}
         self._releasing = False
-        """Whether more pending connections will begin in a later turn of the event loop."""
+        """Whether more pending connections will be started in a later turn of the event loop."""
 
     def __len__(self) -> int:
         """The number of connections in the state RESUMING."""
@@ -183,7 +184,7 @@ class PendingResumes:
     """
 
     def __init__(self, index: ReplayIndex, replaying: bool) -> None:
-        """With `replaying`, all connections must wait until `end_replay`."""
+        """With `replaying`, all connections must wait until `end_replay` is called."""
         self._index = index
         self.replaying = replaying
         """Whether the bridge is still reading back the stream. Other classes must not change `replaying`."""

@@ -19,7 +19,7 @@ def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[s
 
 
 def is_service_variable(name: str, value: str) -> bool:
-    """Whether the name and the value are those of a variable that Kubernetes injects for a Service.
+    """Whether a variable with this name and value is one that Kubernetes injects for a Service.
 
     The value is checked too, because Kubernetes injects `BRIDGE_PORT=tcp://...` for a Service `bridge`, but
     `BRIDGE_PORT` is also a setting. In addition, a misspelled setting must still cause an error.

@@ -1,4 +1,4 @@
-"""The settings, which are one frozen object made from flags, the environment, a `.env` file and the defaults.
+"""The settings: one frozen object, which is made from flags, the environment, a `.env` file and the defaults.
 
 Flags override the environment, which overrides `.env`, which overrides the defaults. A setting `X` may also come from a
 file that `X_FILE` names, for example a Docker secret. An unknown name that begins with `BRIDGE_` is an error, because

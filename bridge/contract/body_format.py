@@ -323,7 +323,10 @@ _TEXTS = (
     (re.compile(r"[\w.+%\[\]-]+=[^=\s]"), _looks_like("a form (x-www-form-urlencoded)", "publish JSON")),
     (re.compile(r"---\s|[A-Za-z_][\w-]*:\s"), _looks_like("YAML", "publish JSON")),
 )
-"""Patterns for the start of a text after any white space. Each pattern has a description of the format."""
+"""Patterns for the start of a text.
+
+White space before the start is ignored. Each pattern has a description of the format.
+"""
 
 
 def _of_text(text: str) -> str:
@@ -367,7 +370,7 @@ def _of_place(text: str, at: int, message: str) -> str:
 
 
 def _at(text: str, at: int, message: str) -> str:
-    """Returns a message that is better than the parser's message if the cause of the error is known."""
+    """If the cause of the error is known, returns a message that is better than that of the parser."""
     rest = text[at : at + 16]
     if _NUMBERS.match(rest):
         return "JSON has no NaN or Infinity; publish null"

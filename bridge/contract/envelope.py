@@ -22,7 +22,7 @@ def unwrap(payload: bytes | memoryview) -> tuple[str, object]:
 
 
 def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
-    """Returns the end of an envelope with an id. This end replaces the closing brace of an envelope without an id."""
+    """Returns the end of an envelope with an id, which replaces the closing brace of an envelope without an id."""
     return b',"id":%b}' % orjson.dumps(id)
 
 

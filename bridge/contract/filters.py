@@ -1,9 +1,9 @@
 """Parses the query of a client's request: a filter for updates, and the id after which updates start.
 
-A filter consists of update types, and of members with values. A filter matches an update if the update's type is one of
-the types, and if the update's data has one of the values for every member of the filter. The schemas declare the types
-of each member. A value in a query is parsed as each type that the member can have: `5` is an integer, and also a string
-if a schema declares the member as a string.
+A filter consists of update types and of members, each with its values. A filter matches an update if the update's type
+is one of the types, and if the update's data has one of the values for every member of the filter. The schemas declare
+the types of each member. A value in a query is parsed as each type that the member can have: `5` is an integer, and
+also a string if a schema declares the member as a string.
 
 Filters stay in memory while a client uses them. To limit the memory for filters, a query can have at most `MAX_VALUES`
 values. The request line can have at most 8190 bytes.
@@ -234,7 +234,7 @@ class QueryParser:
             for value in values:
                 if not (value in numbers or value in booleans or (nulls and value == "null")):
                     raise BadQuery(self._misfit(name, value, types))
-        # The set is built from a list, because a set built from a set is twice as large.
+        # The set is built from a list, because if it were built from another set, it would be twice as large.
         texts = values if "string" in types else ()
         return frozenset([*texts, *nulls, *numbers.values()]), frozenset(booleans.values())
 
@@ -269,7 +269,7 @@ A text that is much longer than any name is not similar to any name, but the sta
 
 
 class SimilarNames:
-    """Finds the known name that a misspelled name probably means.
+    """Finds the known name that the user probably meant by a misspelled name.
 
     A search takes at most 0.3 ms, however many names are known.
     """
@@ -294,8 +294,8 @@ class SimilarNames:
         text = text[:_TYPED].lower()
         at = bisect(self._sorted, text)
         neighbours = self._sorted[max(0, at - self._NEIGHBOURS) : at + self._NEIGHBOURS]
-        # difflib takes 20 microseconds for each name, so only the names that share most letters with the text are
-        # compared.
+        # difflib takes 20 microseconds for each name, so it compares only the names that have the most letters in
+        # common with the text.
         letters = frozenset(text)
         likely = heapq.nsmallest(self._COMPARED, neighbours, key=lambda name: len(letters.symmetric_difference(name)))
         close = difflib.get_close_matches(text, likely, n=1, cutoff=self._CUTOFF)

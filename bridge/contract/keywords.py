@@ -8,7 +8,7 @@ Steps = tuple[str | int, ...]
 REFERENCES = ("$ref", "$dynamicRef")
 ANCHORS = ("$anchor", "$dynamicAnchor")
 BY_NAME = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
-"""The keywords whose value is an object with a subschema for each name.
+"""The keywords whose value is an object that maps names to subschemas.
 
 The keyword `dependencies`, which is from older drafts, has no effect.
 """

@@ -60,8 +60,8 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
     partial: list[bytes] = []
     while (chunk := stream.read(CHUNK_BYTES)) != b"":
         if chunk is None:
-            # None is not the end of the stream: no data has arrived yet, and a program that shares the pipe may have
-            # set O_NONBLOCK.
+            # None does not mean the end of the stream. It means that no data has arrived yet, because a program that
+            # shares the pipe has set O_NONBLOCK.
             select([stream], [], [])
             continue
         *ends, rest = chunk.split(b"\n")

@@ -114,7 +114,10 @@ class Problem:
     column: int | None
     """The column of the problem in characters, counted from 1, or None if the event is JSON."""
     pointer: str
-    """A JSON Pointer into the event. It is empty for the event as a whole, and for an event that is not JSON."""
+    """A JSON Pointer into the event.
+
+    The pointer is empty if the problem concerns the whole event, or if the event is not JSON.
+    """
     reason: Reason
     detail: str
     """A description of the problem, without its place in the event."""
@@ -130,7 +133,8 @@ class Problem:
     def as_json(self) -> str:
         """One line with a JSON object.
 
-        It has all members: `column` is null if the problem has no column, and `schema` is null if it has no schema.
+        The object always has all members: `column` is null if the problem has no column, and `schema` is null if it has
+        no schema.
         """
         members = {
             "file": from_system(self.file),

@@ -16,8 +16,10 @@ from typing import TextIO
 from bridge.cli.common.colors import colored
 
 ESCAPE = "edk-bridge.escape"
-"""The name of an error handler for encoders. It escapes characters as JSON does (`\\u00e9`), so that JSON keeps
-its meaning."""
+"""The name of an error handler for encoders.
+
+The handler escapes characters as JSON does (`\\u00e9`), so that JSON keeps its meaning.
+"""
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
@@ -103,7 +105,8 @@ class Output:
         """Returns when the reader closes the pipe. Never returns if the descriptor is not a pipe."""
         gone = asyncio.Event()
         if self._is_pipe:
-            # The writing end of a pipe never has data to read, so only the error of a closed pipe wakes the event loop.
+            # The writing end of a pipe never has data to read, so the event loop calls this reader only if the pipe is
+            # closed.
             self._loop.add_reader(self._descriptor, gone.set)
         try:
             await gone.wait()

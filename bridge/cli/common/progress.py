@@ -19,7 +19,7 @@ ON_TERMINAL_S = 0.2
 """The interval at which the status line is updated."""
 
 STEP_S = 0.15
-"""The interval at which the spinner turns. A wait that is shorter than this interval shows no spinner."""
+"""The interval at which the spinner turns. If a wait is shorter than this interval, no spinner is shown."""
 
 WHEEL = "|/-\\"
 

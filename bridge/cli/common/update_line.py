@@ -74,7 +74,7 @@ def _escaped(text: str) -> str:
 
 
 def _truncated(pieces: list[Part], width: int) -> list[Part]:
-    """Returns the pieces that fit into the width. An ellipsis replaces all further pieces."""
+    """Returns the pieces that fit into the width. An ellipsis replaces all pieces that do not fit."""
     if columns("".join(text for text, _ in pieces)) <= width:
         return pieces
     found: list[Part] = []

@@ -106,5 +106,5 @@ def _escaped(step: str | int) -> str:
 
 
 def _step(step: str | int) -> str:
-    """Returns a step of a JSON Pointer in a URI fragment."""
+    """Returns a step of a JSON Pointer, encoded for a URI fragment."""
     return quote(_escaped(step), safe="~$")

@@ -182,7 +182,7 @@ def at(*steps: str) -> Object:
 
 
 def key(name: str) -> str:
-    """Replaces characters that AsyncAPI does not allow in a key by their code points.
+    """Replaces each character that AsyncAPI does not allow in a key with the code point of the character.
 
     Different names always have different results.
     """
