@@ -30,8 +30,8 @@ from bridge.server.transport.tls_transport import TlsTransport
 MAX_DISCARDED_BYTES = 2**18
 """A client that sends more than this number of bytes after its request, such as a body, is disconnected.
 
-These bytes are read and discarded, because closing a socket with unread bytes causes a reset that destroys the
-response.
+All bytes up to this number are read and discarded, because closing a socket with unread bytes causes a reset that
+destroys the response.
 """
 
 PERIODS = 4
