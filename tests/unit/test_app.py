@@ -1,4 +1,4 @@
-"""Tests, without a broker or a port, of settings, of signals, and of the order in which a bridge starts and stops."""
+"""Tests of settings, signals, and the order in which a bridge starts and stops, without a broker or a port."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_packaged_schema_files_cause_no_warning(build: Callable[..., Bridg
 
 
 async def hold(bridge: Bridge, count: int) -> list[FakeDelivery]:
-    """Adds `count` rejected events that can't be published, and whose session has ended."""
+    """Adds `count` rejected events that can't be published, and that belong to a session that has ended."""
     deliveries = [FakeDelivery(b"[]") for _ in range(count)]
     for delivery in deliveries:
         bridge._rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
@@ -235,7 +235,7 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
 async def test_hub_and_relay_replay_a_stream_first(
     build: Callable[..., Bridge], history: str, *, replaying: bool
 ) -> None:
-    """No replayed event is rejected, because a bridge has already rejected it when the event was new."""
+    """An invalid event that a bridge replays is not rejected again, because it was rejected when it was new."""
     bridge = build(history=history)
     assert bridge._hub._resume.pending.replaying is replaying
     delivery = FakeDelivery(b"no JSON")
@@ -397,7 +397,7 @@ class Lifecycle:
         self.drained_s = -1.0
         """The number of seconds that were left for closing the clients."""
         self.may_end: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
-        """For each task, the asyncio event that ends the task when it is set."""
+        """For each task, an asyncio event. When the test sets this event, the task ends."""
         self.failures: dict[str, BaseException] = {}
         self.ignores_cancellation = False
         """True if the tasks ignore their cancellation."""
@@ -699,7 +699,7 @@ async def test_reload_reads_the_certificate_or_keeps_the_old_one(build: Callable
 
 
 class Exited(BaseException):
-    """Raised by a fake, where the real process would end."""
+    """The error that a fake raises at the point where the real process would end."""
 
 
 class Served:

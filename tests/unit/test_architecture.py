@@ -1,4 +1,4 @@
-"""Tests from which other folders each folder is allowed to import.
+"""Tests that each folder imports only from the folders that it is allowed to import from.
 
 Also tests that imports have no cycles, and that each module has a docstring.
 """
@@ -57,7 +57,7 @@ def imports_of(source: str, package: str) -> list[Import]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            # A name that is imported from a package is possibly a module.
+            # A name that is imported from a package may be a module.
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -74,7 +74,7 @@ def imports(path: Path) -> list[Import]:
 def under(*packages: str) -> list[Path]:
     """Returns the modules of some packages.
 
-    Fails if the packages have no modules, because a rule for no module always holds.
+    Fails if the packages have no modules, because a rule that covers no module would always hold.
     """
     found = [path for path in MODULES if any(name_of(path) == p or name_of(path).startswith(p + ".") for p in packages)]
     assert len(found) > 1
@@ -93,7 +93,7 @@ def breaches(paths: list[Path], *forbidden: str, but: tuple[str, ...] = ()) -> l
 def clocks_of(source: str) -> list[str]:
     """Returns the names in a source that read the clock.
 
-    The class `datetime` itself is allowed, because it also formats times.
+    The name of the class `datetime` is not returned, because the class also formats times.
     """
     names = [
         node.attr if isinstance(node, ast.Attribute) else node.id

@@ -1,4 +1,4 @@
-"""Tests of the audit's verdict: a package is clean only if the service looked up the package."""
+"""Tests of the audit's verdict: a package is clean only if the vulnerability service has looked it up."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
 )
 
 SHOWN = {"text", "mermaid", "json"}
-"""The languages of code blocks that tests do not run, for output, a diagram or a message."""
+"""The languages of code blocks that no test runs, because they show an output, a diagram or a message."""
 
 NOT_RUN: dict[tuple[str, str, int], str] = {
     ("docker/README.md", "systemd", 0): "downloads from the package index; the build of the image runs the same steps",
@@ -111,7 +111,7 @@ def test_each_message_that_is_shown_is_json(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_code_is_fenced_and_has_a_language(document: str) -> None:
-    """The tests that run examples find only fenced code blocks."""
+    """The tests that run the examples of the documentation find only fenced code blocks."""
     indented = [f"{document}:{number}" for number, line in prose(document) if line.startswith("    ")]
     assert not indented, "an indented code block is not run by any test"
     assert not [f"{document}:{block.line}" for block in blocks(document) if not block.language]

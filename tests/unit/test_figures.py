@@ -1,4 +1,4 @@
-"""Tests that the documentation's table of faults has the faults and the words of the fault tests."""
+"""Tests that the table of faults in the documentation names the same faults, in the same words, as the fault tests."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from tests.support.documentation import ROOT
 from tests.support.figures import HEADS
 
 SHORTEST = 12
-"""Texts of up to this number of characters are not compared with the table of faults."""
+"""Texts that have at most this number of characters are not compared with the table of faults."""
 
 
 def rows() -> list[tuple[str, str]]:
@@ -22,7 +22,7 @@ def rows() -> list[tuple[str, str]]:
 
 @cache
 def texts() -> list[re.Pattern[str]]:
-    """Returns a pattern for each text in the fault tests.
+    """Returns one pattern for each text constant in the fault tests.
 
     In a pattern, a placeholder of an f-string matches any text.
     """

@@ -54,7 +54,7 @@ def test_hooks_of_pre_commit_are_the_commands_of_make_lint() -> None:
     [local] = yaml(ROOT / ".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
     assert [hook["entry"].split() for hook in local["hooks"]] == lint_commands()
-    # Otherwise pre-commit would append the names of the changed files, and a command would check only these files.
+    # Without this setting, pre-commit would append the names of the changed files, and a command would check only them.
     assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in local["hooks"])
 
 

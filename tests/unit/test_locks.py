@@ -1,4 +1,4 @@
-"""Tests that each package in a lock file has a pinned version and hashes, and each package of the bridge a reason."""
+"""Tests that lock files pin each package by version and hashes, and that each package of the bridge has a reason."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_each_package_is_pinned_with_hashes_and_names_no_location(lock: Path) ->
     ],
 )
 def test_line_that_names_a_location_is_found(line: str) -> None:
-    """pip accepts a line that names a location, and refuses only a line without a version or a hash."""
+    """pip does not refuse a line that names a location. It refuses only a line without a version or a hash."""
     assert not PINNED.fullmatch(line)
 
 

@@ -117,7 +117,7 @@ def test_traceback_keeps_its_line_breaks_and_escapes_the_rest(output: Output, st
 
 
 def test_traceback_shows_no_local_variable() -> None:
-    """Even if the package rich is installed, tracebacks show no local variable, unlike with structlog's default."""
+    """Unlike structlog's default, the bridge never shows local variables, even if the package rich is installed."""
     logs.configure(LogLevel.INFO, LogFormat.TEXT)
     formatter = logging.getLogger().handlers[0].formatter
     assert isinstance(formatter, structlog.stdlib.ProcessorFormatter)

@@ -97,7 +97,7 @@ def test_each_label_value_begins_at_zero() -> None:
     metrics.updates["killmail"] = 2
     metrics.init_labels(["killmail", "event"], ["not-json"], ["too-slow"], ["origin"])
     shown = samples(metrics)
-    # Counts from before the call are unchanged.
+    # Counts from before the call of `init_labels` are unchanged.
     assert shown["bridge_updates_total", (("type", "killmail"),)] == 2
     assert shown["bridge_updates_total", (("type", "event"),)] == 0
     assert shown["bridge_duplicates_total", (("type", "event"),)] == 0

@@ -60,7 +60,7 @@ def test_readme_of_the_package_has_no_relative_link(package: dict[str, Any]) -> 
     text = package["readme"]["text"]
     assert package["readme"]["content-type"] == "text/markdown"
     assert [each for each in targets(text) if not re.match("(https?|mailto|wss?):", each)] == []
-    # The equal number of links shows that no link was removed.
+    # The number of links is the same in both texts, so no link was removed.
     assert len(targets(text)) == len(targets((ROOT / "README.md").read_text()))
 
 
@@ -106,7 +106,7 @@ STRAY = (
     "schemas/draft.txt",
     "schemas/clients/key.pem",
 )
-"""Files that no package may have, although a clone has them."""
+"""Files that a clone of the repository may have, but a package must not."""
 
 
 @pytest.fixture(scope="module")

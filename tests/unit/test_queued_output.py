@@ -28,7 +28,7 @@ LIMIT_S = 10.0
 
 
 class Pipe:
-    """A pipe of one page, which a queue writes to."""
+    """A pipe with room for one page of memory, to which a queue writes."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -152,7 +152,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, descriptor: int, write: Callable[[
 def test_line_that_can_not_be_written_is_counted_and_reported_after_the_next_that_can(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk takes only a part of a line, and has room again later."""
+    """A disk that is almost full takes only a part of a line, and later has room again."""
     output = pipe.output()
     room = [4]
 
@@ -173,7 +173,7 @@ def test_line_that_can_not_be_written_is_counted_and_reported_after_the_next_tha
     assert output.drain(LIMIT_S)
     output.write(b"fourth\n")
     assert output.drain(LIMIT_S)
-    # The part of the torn line that was written becomes a line of its own.
+    # If only a part of a line was written, this part becomes a line of its own.
     assert pipe.read() == b"firs\nthird\n2 dropped\nfourth\n"
     assert (output.lines_dropped, pipe.reported) == (2, [2])
 
@@ -270,7 +270,7 @@ async def test_end_waits_for_a_reader_within_its_limit(pipe: Pipe, monkeypatch: 
 def test_end_waits_even_after_a_flush_that_timed_out(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch, *, flushed: bool
 ) -> None:
-    """`flush` waits only a short time. A slow reader still gets the last lines."""
+    """Although `flush` waits only a short time, a slow reader still gets the last lines."""
     output = pipe.output(patience_s=0.01)
     pipe.fill()
     output.write(b"first\n")
@@ -284,7 +284,7 @@ def test_end_waits_even_after_a_flush_that_timed_out(
 
 
 def test_write_within_a_write_does_not_block(pipe: Pipe) -> None:
-    """Garbage collection may run at any point, and may write a warning."""
+    """A garbage collection may run at any point, even during a write, and may itself write a warning."""
     output = pipe.output()
     with output._changed:
         output.write(b"first\n")
@@ -368,7 +368,7 @@ def test_stream_that_is_closed_becomes_the_null_device(monkeypatch: pytest.Monke
         stream.flush()
         assert queue_of(stream) is None
         assert not stream.isatty()
-        # A descriptor that was in use is unchanged.
+        # `install` must not replace a descriptor that was already in use.
         readable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         assert readable == (which == "open")
     if stream.fileno() != descriptor:

@@ -87,7 +87,7 @@ def test_each_reason_of_an_eviction_is_listed_with_its_close_code() -> None:
 
 
 def texts_of_the_bridge() -> str:
-    """Returns all text constants of the code. In these texts, `*` stands for a value that the code inserts."""
+    """Returns all text constants of the code, with `*` for each value that the code inserts into a text."""
     found = []
     for path in sorted((ROOT / "bridge").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -109,7 +109,7 @@ def test_each_phrase_that_an_operator_looks_for_is_in_the_code(heading: str, col
     phrases = [phrase for cells in rows(heading, column) for phrase in quoted(cells[0])]
     assert len(phrases) > 5
     for phrase in phrases:
-        # In a table, `...` stands for a value, or for the rest of a phrase.
+        # In the README's tables, `...` stands for a value, or for the rest of a phrase.
         pattern = ".*".join(re.escape(part) for part in phrase.split("..."))
         assert re.search(f"^{pattern}$", code, re.MULTILINE), phrase
 

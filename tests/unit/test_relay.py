@@ -59,7 +59,7 @@ class RelayScene(Scene):
         self.hub.flush = recorded_flush  # type: ignore[method-assign]  # the test records earlier settlements
 
     def deliver(self, body: object, **options: Any) -> FakeDelivery:
-        """Delivers one event alone in a read."""
+        """Delivers one event in a read of its own."""
         [delivery] = self.deliver_read(body, **options)
         return delivery
 
@@ -186,8 +186,8 @@ def test_identity_that_has_left_the_window_is_sent_again(scene: RelayScene) -> N
 
 
 def test_duplicate_does_not_keep_its_identity_in_the_window_for_longer(scene: RelayScene) -> None:
-    # The window holds ten identities. The eleventh identity, 10, evicts the oldest identity, which is 0, although 0 was
-    # published again.
+    # The window holds ten identities. When the eleventh identity, 10, arrives, it evicts 0, because repeating 0 did not
+    # make 0 newer.
     scene.deliver_read(*map(killmail, [*range(10), 0, 10, 0]))
     assert [update["data"]["killmailId"] for update in scene.sent] == [*range(11), 0]
     assert scene.count("bridge_duplicates_total", type="killmail") == 1

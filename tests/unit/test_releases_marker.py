@@ -60,7 +60,7 @@ def test_version_is_that_of_the_first_broker(server: str) -> None:
 
 @pytest.fixture
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Runs pytest in this process on a separate folder, with this plugin and without pytest-asyncio."""
+    """Runs pytest in this process on a separate folder, with the plugin under test and without pytest-asyncio."""
     monkeypatch.setattr(releases_marker, "_recorded", set())
     pytester.makeini("[pytest]\naddopts = --strict-markers -p no:asyncio -p no:cacheprovider\njunit_family = xunit1")
     return pytester

@@ -1,4 +1,4 @@
-"""Tests of the soak test's verdict, which reports each fault, and fails a run without enough evidence."""
+"""Tests of the soak test's verdict, which reports each error, and fails a run that has not tested enough."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_memory_is_compared_by_medians_without_the_start_and_the_bursts() -> Non
     assert memory_kb(replace(GOOD, samples=[*SAMPLES, *spikes])) == (1000, 2000)
 
 
-# The parts of a run
+# The faults and bursts of a run
 
 
 @pytest.mark.parametrize("seconds", [SHORTEST_S, 60.0, 600.0])
@@ -91,7 +91,7 @@ def test_cut_does_not_follow_a_half_open_connection_at_once() -> None:
         assert Fault.CUT not in faults[at + 1 : at + 2]
 
 
-# A client's updates must be a stretch of the updates of a healthy client
+# The updates of any client must be a contiguous part of the updates of a healthy client
 
 
 class Reference:

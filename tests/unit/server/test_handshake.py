@@ -788,7 +788,7 @@ async def test_abort_ends_the_connection_with_a_reset_and_answers_nothing_any_mo
     client = await harness.ask(UPDATES[:-1])
     client.handshake.abort()
     assert client.transport.ended == ["abort"]
-    # With these options, the kernel sends a reset, and drops the data that it holds for the client.
+    # With this SO_LINGER option, the kernel sends a reset, and drops the data that it holds for the client.
     lingers = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     assert struct.unpack("ii", lingers) == (1, 0)
     client.send(UPDATES[-1:])

@@ -235,7 +235,7 @@ async def test_clients_get_no_spare_descriptor(acceptor: RecordingAcceptor) -> N
 
 async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
-    # With this option, the client's close sends a reset instead of an orderly end.
+    # With this SO_LINGER option, the client's `close` sends a reset instead of an orderly end.
     acceptor.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     acceptor.clients[0].close()
     acceptor.connect()

@@ -265,7 +265,7 @@ async def test_data_that_the_socket_does_not_take_is_held_and_arrives_complete(c
 
 
 async def test_both_ends_write_at_once(connected: Pair) -> None:
-    """While the transport writes, it still reads, and while it reads, it still writes."""
+    """A transport that is busy writing still reads, and a transport that is busy reading still writes."""
     connected.transport.write(MUCH)
     connected.client.send(b"1")
     await eventually("the data is read", lambda: connected.protocol.received == b"1")

@@ -20,7 +20,7 @@ CLOSE_TIMEOUT_S = DEFAULT.close_timeout_s
 
 
 def ignore(late: bool) -> None:
-    """Does nothing, instead of the server's work after each pass."""
+    """Does nothing, in place of the server's work after each pass."""
 
 
 class Client:
@@ -93,7 +93,8 @@ def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(
 ) -> None:
     tick_until(keepalive, clock, 124)
     assert client.said == [(30, "ping"), (60, "ping"), (90, "ping"), (120, "ping")]
-    # The client is not idle yet, because its last data can have arrived up to a tick after the recorded time.
+    # The client does not count as idle yet, because its last data may have arrived up to a tick after the recorded
+    # time.
     tick_until(keepalive, clock, 125)
     assert client.said[4:] == [(125, "idle")]
     assert client.details == {"silent_s": 125.0}
@@ -201,7 +202,7 @@ def test_client_is_never_closed_before_its_time(answered_s: float) -> None:
     now_s = 0.0
     while (now_s, "idle") not in client.said:
         if now_s < answered_s <= now_s + keepalive.tick_s:
-            client.last_received_at = clock.now_s  # as a connection records the time of received data
+            client.last_received_at = clock.now_s  # like a connection, which records this time when it receives data
         now_s += keepalive.tick_s
         look(keepalive, now_s)
     assert IDLE_S <= now_s - answered_s < IDLE_S + 2 * keepalive.tick_s
@@ -249,7 +250,8 @@ def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monk
         assert [line["log_level"] for line in logged] == ["error"] * MAX_LINES
         tick_until(keepalive, clock, PING_S + MINUTE_S)
     assert len(logged) == 2 * MAX_LINES
-    # The suppressed failures are those of the first pass without a line, and all failures of the next 59 passes.
+    # The count of suppressed failures has those of the first pass beyond MAX_LINES, and all those of the next 59
+    # passes.
     assert logged[MAX_LINES]["suppressed"] == 3 + 59 * (MAX_LINES + 3)
 
 
@@ -311,7 +313,10 @@ async def test_run_pings_many_clients_in_many_turns_of_the_loop(monkeypatch: pyt
 
 
 FREEZES_S = (15.1, 60.0, 3600.0)
-"""The lengths of freezes, in seconds since the last pass. A pass is due after 5 s, and is late after two more ticks."""
+"""How long the bridge is frozen, in seconds since the last pass.
+
+The next pass is due 5 s after the last one, and counts as late two ticks after that.
+"""
 
 
 @pytest.mark.parametrize("freeze_s", FREEZES_S)
@@ -375,7 +380,8 @@ def test_client_with_pongs_read_in_the_next_turn_stays_in_turns_of_any_length(
     keepalive = Keepalive([client], clock, idle_s, ping_s, ignore)
     pinged_at = 0.0
     for _ in range(500):
-        # Before a pass, the bridge reads the data of the slow turn, and records it with the time of the previous pass.
+        # Before each pass, the bridge reads the data that arrived in the slow turn, and records the previous pass's
+        # time for it.
         if client.pinged_at > pinged_at:
             pinged_at = client.pinged_at
             client.last_received_at = clock.now_s
@@ -398,7 +404,10 @@ def test_client_that_is_closing_has_the_whole_close_timeout_after_a_late_pass(
 def test_clock_that_stands_still_with_the_bridge_counts_nothing(
     keepalive: Keepalive, client: Client, clock: Clock
 ) -> None:
-    """While a machine is suspended, its clock stops too, so the next pass is in time, and the timeout continues."""
+    """While a machine is suspended, its clock stops too.
+
+    The next pass is then not late, and the idle timeout just continues.
+    """
     tick_until(keepalive, clock, 29)
     look(keepalive, 34.0)
     assert client.said == [(34.0, "ping")]

@@ -1,4 +1,4 @@
-"""Tests that the reader returns pings and closes, reports violations with the right code, and keeps no data."""
+"""Tests that the reader returns pings and close frames, reports violations with the right code, and keeps no data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 MASK = b"\x37\xfa\x21\x3d"
 
 
-def frame(  # in this function, every part of a frame can be wrong
+def frame(  # the arguments can make every part of a frame wrong
     opcode: int,
     payload: bytes = b"",
     *,
@@ -258,7 +258,7 @@ def test_ping_outlives_the_buffer_that_it_was_read_into() -> None:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
-    # The test's reads are longer than reads from a socket, because tracing makes each read slow.
+    # The test uses longer reads than a socket would give, because tracing the memory makes each read slow.
     size, read = 1 << 30, memoryview(bytes(1 << 24))
     connection = FrameReader()
     tracemalloc.start()
@@ -334,7 +334,7 @@ def test_valid_messages_have_the_same_result_in_every_split(
         assert fed(*split(data + close(ending), cuts)) == [*expected, Close(ending)]
 
 
-# Payloads with complete characters, incomplete characters, and bytes that are no character
+# Payloads with complete characters, incomplete characters, and bytes that belong to no character
 TEXTS = [
     b"a",
     "\u20ac".encode(),
@@ -351,7 +351,7 @@ TEXTS = [
 
 @st.composite
 def frames_of_any_kind(draw: st.DrawFn) -> bytes:
-    """Generates a whole frame, valid or broken in any way, except that no length is longer than its payload."""
+    """Generates a whole frame, which may be broken in any way, but whose length is never too great."""
     opcode = draw(st.sampled_from([CONT, CONT, TEXT, TEXT, BINARY, PING, PONG, CLOSE]) | st.integers(0, 15))
     if opcode in {CONT, TEXT}:
         payload = draw(st.sampled_from(TEXTS[:2])) * draw(SIZES) + draw(st.sampled_from([b"", *TEXTS]))
@@ -399,7 +399,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data
 
 
-# Continuations of a payload that complete a close code, or any character that can still be completed.
+# Bytes to append to a payload. One of them completes any character that can still be completed, or a close code.
 ENDINGS = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xbf", b"\xbf\xbf", b"\xbf\xbf\xbf", b"\x03\xe8"]
 
 
@@ -416,10 +416,10 @@ def is_utf8(text: bytes) -> bool:
 
 
 def oracle(data: bytes) -> list[Incoming | int]:
-    """Returns the result of the websockets library's protocol for the whole frames in the given bytes.
+    """Returns the result that the websockets library has for the complete frames in the given bytes.
 
-    The library websockets does not check the text of messages. Instead of the library, Python's decoder checks all
-    received text of a message.
+    The websockets library does not check whether the text of a message is UTF-8. Python's decoder checks the text of
+    each message instead of the library.
     """
     protocol = ServerProtocol(state=State.OPEN, max_size=None)
     protocol.receive_data(data)
@@ -455,8 +455,8 @@ def oracle(data: bytes) -> list[Incoming | int]:
 def completions(data: bytes) -> list[bytes] | None:
     """Returns bytes that can complete the last frame, or None if the highest bit of this frame's length is set.
 
-    All frames before the last frame must be valid. A length that is too long for a test is replaced by a shorter length
-    of the same form.
+    All frames before the last frame must be valid. If the length of the last frame is too great for a test, the result
+    has a smaller length of the same form.
     """
     at = 0
     while at < len(data):
@@ -485,13 +485,13 @@ def completions(data: bytes) -> list[bytes] | None:
 
 
 def check(data: bytes, cuts: list[int]) -> None:
-    """Checks that the reader agrees with the library for bytes in any pieces, and keeps almost none of the bytes."""
+    """Feeds bytes in pieces, and checks that the reader agrees with the library and keeps almost none of the bytes."""
     events = fed(data)
     ours, theirs = outcome(events), oracle(data)
     assert not any(isinstance(event, Close | ProtocolViolation) for event in events[:-1])
     if ours != theirs:
         # The library checks a frame only when it is complete, except for the frame's first two bytes. If the reader
-        # reports a violation earlier, the library must report it for any rest of the frame.
+        # reports a violation before the frame is complete, the library must report it for every completion.
         assert isinstance(events[-1], ProtocolViolation)
         assert ours[:-1] == theirs
         ends = completions(data)
@@ -504,7 +504,7 @@ def check(data: bytes, cuts: list[int]) -> None:
     at = 0
     for read in split(data, cuts):
         new = connection.feed(read)
-        # A read gives at most one result for an earlier frame, one for each frame of six bytes, and one violation.
+        # A read gives at most one result for a frame that began earlier, one for every six bytes, and one violation.
         assert len(new) <= 1 + len(read) // 6 + 1
         so_far += new
         at += len(read)
@@ -535,7 +535,7 @@ def test_any_bytes_have_the_result_of_the_library(data: bytes, cuts: list[int]) 
     check(data, cuts)
 
 
-# If the highest bit of a length is set, the library waits for 2^63 bytes.
+# Frames with a broken length are left out, because the library accepts a length of 2^63 and waits for the bytes.
 BROKEN_THERE = [pytest.param(data, id=name) for name, data, _ in BROKEN if "length" not in name]
 
 
@@ -544,7 +544,7 @@ def test_violation_is_one_for_the_library_too(data: bytes) -> None:
     assert outcome(fed(data)) == oracle(data)
 
 
-# Frames for which the client is charged less
+# Frames for which a client is charged less than their size
 
 
 def test_pongs_that_end_with_the_last_bytes_are_counted_with_their_size() -> None:

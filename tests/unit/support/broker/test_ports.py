@@ -6,6 +6,6 @@ from tests.support.broker.ports import free_port
 
 
 def test_port_is_returned_once_by_a_process() -> None:
-    # If ports were random, two of 300 ports out of 12,000 would be equal in 49 of 50 runs.
+    # If each of the 300 ports were chosen at random from 12,000, some port would occur twice in 49 of 50 runs.
     ports = [free_port() for _ in range(300)]
     assert len({*ports}) == len(ports)
