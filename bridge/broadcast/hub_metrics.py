@@ -1,4 +1,4 @@
-"""The metrics of the hub and its update log, whose values are read at each scrape."""
+"""The metrics of the hub and its update log. Their values are read at each scrape."""
 
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.update_log import UpdateLog

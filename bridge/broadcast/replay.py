@@ -21,8 +21,10 @@ from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import UpdateId
 
 SEGMENT_UPDATES = 256
-"""The maximum number of positions in a segment. A filter is applied to all positions of a segment at once, which takes
-half a millisecond."""
+"""The maximum number of positions in a segment.
+
+Applying a filter to all positions of a segment takes half a millisecond.
+"""
 
 SEGMENT_BYTES = 65536
 """A segment ends when its frames have this size, even if it has fewer than `SEGMENT_UPDATES` positions."""

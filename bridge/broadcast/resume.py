@@ -177,7 +177,7 @@ class _Wait:
 
 
 class PendingResumes:
-    """The connections in the state PENDING. They wait for updates that another instance has already sent.
+    """The connections in the state PENDING. These connections wait for updates that another instance has already sent.
 
     No connection waits forever. If an awaited update does not arrive while the source is live, its id counts as
     unknown.

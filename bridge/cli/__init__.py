@@ -14,7 +14,7 @@ from bridge.interrupts import exit_on_interrupt
 COMMANDS = ("check", "completion", "config", "demo", "publish", "rejects", "serve", "tail")
 
 LIBRARIES = ("aio-pika", "websockets")
-"""The libraries that connect to RabbitMQ and to clients. Their versions belong in a bug report."""
+"""The libraries that connect to RabbitMQ and to clients. The versions of these libraries belong in a bug report."""
 
 
 class LazyGroup(OneLineErrors):

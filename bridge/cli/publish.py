@@ -39,7 +39,7 @@ from bridge.interrupts import INTERRUPTED, raise_on_interrupt
 MAX_UNCONFIRMED = 500
 """The maximum number of published events that are not confirmed yet.
 
-This number is high enough to keep the connection to the broker busy.
+With this number, the connection to the broker is always busy.
 """
 
 LARGE_BYTES = 16 * 1024

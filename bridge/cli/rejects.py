@@ -309,7 +309,10 @@ def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | Non
 
 
 _NUMBER = re.compile("[0-9]{1,7}")
-"""Matches an event's number in the list, which a user could mistake for an id. The id of a killmail has more digits."""
+"""Matches a number that the list shows before an event.
+
+A user could mistake this number for an id. The id of a killmail has more digits.
+"""
 
 
 def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str], None]) -> bool:

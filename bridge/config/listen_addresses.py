@@ -83,8 +83,8 @@ def client_host(
     """The address by which an allowed client reaches a listener.
 
     If the listener has a wildcard address, the result is the loopback address if it is in the allowed networks, or else
-    an allowed address of this machine, or else None. `source_address` returns the address from which this machine sends
-    to a network, or None.
+    an allowed address of this machine, or else None. `source_address` returns the address that this machine uses for
+    sending to a network, or None.
     """
     address = ipaddress.ip_address(listener)
     if not address.is_unspecified:

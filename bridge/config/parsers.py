@@ -68,7 +68,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def limit(high: int) -> Callable[[str], int]:
-    """Returns a parser for a limit from 1 to `high`, or `off`, which becomes 0."""
+    """Returns a parser for a limit: a number from 1 to `high`, or `off`, which becomes 0."""
     parse_whole = whole(1, high)
 
     def parse(text: str) -> int:

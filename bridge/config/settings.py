@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 DOTENV = Path(".env")
-"""The file of settings in the working directory, which is read if the operator names no other file."""
+"""The file of settings that is read from the working directory if the operator names no other file."""
 
 _Value = TypeVar("_Value")
 

@@ -8,7 +8,7 @@ _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, *_UTF_16)
 
 
 class NotPlainTextError(ValueError):
-    """The file is not text in UTF-8. The error's text never quotes the file, which may contain a secret."""
+    """The file is not text in UTF-8. The error's text never quotes the file, because the file may contain a secret."""
 
 
 def read_plain(file: Path) -> str:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from bridge.config.settings import Settings
 
 _RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
-"""The reserved addresses of class E. They are not an error, because some clouds use them for internal addresses."""
+"""The reserved addresses of class E.
+
+A network of these addresses is not an error, because some clouds use them as internal addresses.
+"""
 
 
 @dataclass(frozen=True, slots=True)

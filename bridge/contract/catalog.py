@@ -66,7 +66,7 @@ class SchemaViolation:
     """A JSON Pointer into the data. For a missing member, the pointer names the place where the member should be. The
     pointer is printable and of limited length, because it may contain names from a publisher."""
     detail: str
-    """One sentence with the actual and the expected value, which is printable and of limited length."""
+    """One sentence with the actual and the expected value. The sentence is printable and of limited length."""
 
 
 NO_TYPES = frozenset({None, "", "binary"})
@@ -113,7 +113,10 @@ class Schema:
         raise AssertionError("the validator contradicts itself")
 
     def violations(self, data: object) -> Iterator[SchemaViolation]:
-        """Yields all violations in the data. This method is slow for many violations, so only the commands call it."""
+        """Yields all violations in the data.
+
+        If there are many violations, this method is slow, so only the commands call it.
+        """
         seen: set[SchemaViolation] = set()
         for error in self.validator.iter_errors(data):
             violation = _violation(error, self.names)

@@ -1,4 +1,4 @@
-"""Deduplication of updates: a window of limited size, which contains the identities of sent updates."""
+"""Deduplication of updates, by a window of limited size that contains the identities of sent updates."""
 
 from collections import deque
 

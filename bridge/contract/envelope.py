@@ -36,7 +36,7 @@ def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes: 
 
 
 def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
-    """Returns the message about a period in which the bridge may have missed events, for clients that asked for ids.
+    """Returns the message to clients that asked for ids about a period in which the bridge may have missed events.
 
     `reason` is a fixed word such as `broker-away`, because clients must not receive text from the broker.
     """

@@ -36,7 +36,7 @@ half a millisecond.
 """
 
 MAX_FIELDS = 2 * MAX_VALUES
-"""The maximum number of fields in a query, which are separated by `&`. Empty fields count too."""
+"""The maximum number of fields, separated by `&`, in a query. Empty fields count too."""
 
 MAX_ESCAPES = 1024
 """The maximum number of percent-encoded bytes in a query. Decoding one such byte takes a third of a microsecond."""
@@ -93,7 +93,7 @@ _EXAMPLES = {
 class BadQuery(ValueError):
     """A query that can't be parsed.
 
-    The error's text is a sentence for the client, which is printable and of limited length.
+    The error's text is a sentence for the client. The sentence is printable and of limited length.
     """
 
 

@@ -68,7 +68,7 @@ class SourceDocument:
 
     @property
     def validated_as(self) -> str:
-        """The end of an error's sentence, which names the format and the members by which the format was detected."""
+        """The last words of an error, with the format and the members by which the format was detected."""
         members = self.document if isinstance(self.document, dict) else {}
         if self.killmail is not None:
             because = f"'{self.killmail}'" if members else "'package'"
@@ -171,7 +171,7 @@ def _without_killmail(document: Mapping[str, object], pointer: str) -> Placehold
 
 
 def _is_empty(value: object) -> bool:
-    """Whether a value is null, [] or {}, or an object whose members are all null, [] or {}.
+    """Whether a value is empty (null, [] or {}), or an object with only empty members.
 
     PHP programs write an empty value in all of these forms.
     """

@@ -48,7 +48,7 @@ _BROKER_URL = re.compile("amqps?://")
 def format_error(error: click.ClickException) -> str:
     """Returns the error as one sentence, with a hint about what the user can do."""
     text = error.message if _concerns_a_file(error) else error.format_message()
-    # A misplaced argument may be a URL with a password, which can contain any character.
+    # A misplaced argument may be a URL with a password, and a password can contain any character.
     text, count = _REPEATED.subn(r"\1***@", text, count=1)
     if not count:
         text = redact(text)

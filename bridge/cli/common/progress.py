@@ -1,7 +1,7 @@
 """A status line on a terminal, which shows the progress of a long command, or what the command waits for.
 
-click has no spinner, and no lines can be printed while its progress bar is shown. Without a terminal, there is no
-status line: cron, for example, would send it by mail.
+This module does not use click for the status line: click has no spinner, and while its progress bar is shown, a
+program can't print lines. Without a terminal, there is no status line: cron, for example, would send it by mail.
 """
 
 import asyncio

@@ -61,7 +61,7 @@ class File:
 
     @property
     def examples(self) -> Sequence[object]:
-        """The schema's examples, which are not validated."""
+        """The schema's examples, without validation."""
         examples: Sequence[object] = self.schema.get("examples", [])
         return examples
 
