@@ -1,7 +1,8 @@
 """`python -m tests.support.audit`: looks up known vulnerabilities of all packages in the lock files.
 
 pip-audit asks a service about each package. pip-audit calls a package clean even if it skipped the package, or if the
-service does not know the package. This module fails if a package was not looked up. Flags are passed on to pip-audit.
+service does not know the package. This module fails unless every package was looked up. Flags are passed on to
+pip-audit.
 """
 
 import json
@@ -22,7 +23,7 @@ SHIPPED, BUILD, DEV, AUDIT, LIBRARIES, MUTANTS = LOCKS
 PYTHON = ROOT / ".venv/audit/bin/python"
 """The Python of a separate environment for pip-audit, which make creates."""
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3
-"""The exit codes. pip-audit and make use 2 for unknown flags."""
+"""The exit codes of this module. None of them is 2, because pip-audit and make use 2 for unknown flags."""
 
 NAMES_SHOWN = 5
 

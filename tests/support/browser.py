@@ -13,9 +13,9 @@ from tests.support.broker.session import unavailable
 from tests.support.prepare import CHROMIUM, WHOLE_CHROMIUM
 
 FOREIGN_SUFFIX = ".example"
-"""The ending of names that the browser resolves to this machine, but does not take for local names."""
+"""The ending of names that the browser resolves to this machine, but does not treat as local names."""
 
-# The browser applies its host rules to literal addresses too.
+# The browser also applies its rules for host names to IP addresses.
 _RULES = [
     f"MAP *{FOREIGN_SUFFIX} 127.0.0.1",
     "MAP * ~NOTFOUND",
@@ -63,10 +63,10 @@ class File(NamedTuple):
 
 
 class ForeignSite:
-    """A web site that is not the bridge's.
+    """A web site that does not belong to the bridge.
 
-    The site answers each request with a file and ends the connection, so that the browser keeps no connection when a
-    name moves to another server.
+    The site answers each request with a file and ends the connection, so that the browser keeps no old connection when
+    a host name moves to another server.
     """
 
     def __init__(self, files: Mapping[str, File], tls: ssl.SSLContext | None = None) -> None:
@@ -75,7 +75,7 @@ class ForeignSite:
         self._server: asyncio.Server | None = None
         self.port = 0
         self.asked: list[str] = []
-        """The targets of all requests."""
+        """The request targets (paths with queries) of all requests."""
 
     async def open(self) -> None:
         """Listens on a free port of 127.0.0.1."""
@@ -110,7 +110,7 @@ class ForeignSite:
 
 @asynccontextmanager
 async def foreign_site(files: Mapping[str, File], tls: ssl.SSLContext | None = None) -> AsyncIterator[ForeignSite]:
-    """Runs a small web site on loopback that is not the bridge's."""
+    """Runs a small web site on loopback that does not belong to the bridge."""
     site = ForeignSite(files, tls)
     await site.open()
     try:

@@ -1,4 +1,4 @@
-"""WebSocket clients for details that the client of websockets hides: bytes, frames, and a client that does not read."""
+"""WebSocket clients for what the package websockets hides: bytes, frames, and a client that does not read."""
 
 import asyncio
 import contextlib
@@ -79,7 +79,7 @@ def close_code(payload: bytes) -> int:
 
 
 class RawClient:
-    """A client that reads one frame for each call."""
+    """A client that reads one frame with each call."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -211,7 +211,7 @@ class Collector(asyncio.Protocol):
 
 
 class ClosingCollector(Collector):
-    """A collector that answers the server's close frame, so that the server does not wait in vain."""
+    """A collector that answers the server's close frame, so that the server does not wait for an answer."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)

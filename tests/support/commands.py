@@ -1,4 +1,4 @@
-"""Runs `edk-bridge` as its user does: until it ends, on a terminal, or as `tail`, which runs until it is stopped."""
+"""Runs `edk-bridge` as a user does: a command that ends by itself, a command on a terminal, or `tail`."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ MEASURED = (
     if THOROUGH
     else {}
 )
-"""Variables with which a Python process measures coverage. `make test-all` measures the unit tests and the commands.
+"""Variables with which a Python process measures coverage. `make test-all` measures only unit tests and commands.
 
 If all programs measured coverage, `make test-all` would take two minutes longer."""
 
@@ -86,7 +86,7 @@ class OnTerminal:
         self._reading = asyncio.create_task(asyncio.to_thread(self._read))
 
     def _read(self) -> None:
-        # A read fails when the other side of the terminal is closed.
+        # When the other side of the terminal is closed, a read fails.
         with suppress(OSError):
             while chunk := os.read(self._descriptor, 4096):
                 self.shown += chunk
@@ -137,12 +137,12 @@ tail.PAUSE_WHEN_FULL_S = 8 * tail.FIRST_PAUSE_S
 from bridge.cli import main
 main()
 """
-"""A program that runs `tail` with other pauses."""
+"""A program that runs `edk-bridge tail` with pauses that the test chooses."""
 IMPATIENT = "0.02, 0.1, 0.0, 60.0"
 
 
 class Tailing:
-    """`edk-bridge tail` while it runs."""
+    """A running `edk-bridge tail`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -190,7 +190,7 @@ async def tailing(
 ) -> AsyncIterator[Tailing]:
     """Runs `edk-bridge tail`.
 
-    Kills the command at the end if it runs. With another `stderr` than a pipe, `errors` stays empty.
+    Kills the command at the end if it still runs. If `stderr` is not a pipe, `errors` stays empty.
     """
     process = await asyncio.create_subprocess_exec(
         # SIGINT has its default effect, as on a terminal. A program in the background ignores Ctrl-C, and so do the

@@ -32,7 +32,7 @@ class Delivered(NamedTuple):
 
 
 class IdOnly(NamedTuple):
-    """The id of a message that is no event."""
+    """The id of a message that is not an event."""
 
     id: UpdateId
 
@@ -46,7 +46,7 @@ class Recorder:
         self.holds = False
         """If true, no delivery is settled."""
         self.settleable_at_session_end: list[list[bool]] = []
-        """For each end of a session, the value of `current` of each delivery so far."""
+        """One list for each session that has ended, with the value of `current` of each delivery so far."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -74,7 +74,7 @@ class Recorder:
 
     @property
     def ids(self) -> list[UpdateId]:
-        """The ids of all deliveries, and of messages that are no events."""
+        """The ids of all deliveries, and of all messages that are not events."""
         return [entry.id for entry in self.log if isinstance(entry, Delivered | IdOnly) and entry.id is not None]
 
     @property
@@ -84,7 +84,7 @@ class Recorder:
 
     @property
     def past(self) -> list[bytes]:
-        """The bodies of the deliveries before the reader had caught up."""
+        """The bodies of the deliveries that came before the reader had caught up with the stream."""
         return [entry.body for entry in self.log[: self.log.index(CAUGHT_UP)] if isinstance(entry, Delivered)]
 
 
@@ -104,7 +104,7 @@ async def reading(
 
 
 async def refused(url: str, exchange: str, stream: StreamConfig) -> None:
-    """Starts a consumer of a stream, and raises the error with which the broker refuses it."""
+    """Starts a consumer of a stream, and raises the error with which the broker refuses the consumer."""
     config = ConsumerConfig((Node(url),), (exchange,), None, "reader", stream)
     async with asyncio.timeout(LIMIT_S):
         await Consumer(config, Recorder(), FlowControl(20), Metrics(), wait=False).run()

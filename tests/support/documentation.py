@@ -1,7 +1,8 @@
 """The code blocks of the documentation, so that tests run them unchanged.
 
 A test names a block by its document, its heading and its number: `code_block("README.md", "Publish")`. The three
-arguments of `code_block` are literals, which `tests/unit/test_documentation.py` reads to find blocks that no test runs.
+arguments of `code_block` must be literals, because `tests/unit/test_documentation.py` reads them to find blocks that no
+test runs.
 """
 
 import asyncio
@@ -66,7 +67,10 @@ def code_block(document: str, heading: str, number: int = 0) -> str:
 
 
 def adapted(text: str, *changes: tuple[str, str]) -> str:
-    """Replaces texts that differ in a test, such as an address. Raises LookupError if a text is missing."""
+    """Replaces the parts of an example that must differ in a test, such as an address.
+
+    Raises LookupError if a text is missing.
+    """
     for old, new in changes:
         if old not in text:
             raise LookupError(f"the example does not contain {old!r}:\n{text}")

@@ -35,22 +35,28 @@ MAX_UNCONFIRMED = 50
 """The maximum number of unconfirmed events."""
 
 CONFIRM_LIMIT_S = 5.0
-"""The maximum time for a confirm. A node that waits for the leader of a stream sends neither a confirm nor an error."""
+"""The maximum time for a confirm.
+
+While a node waits for the leader of a stream to be elected, it sends neither a confirm nor an error.
+"""
 
 CONNECT_LIMIT_S = 2.0
 
 FURTHER_LIMIT_S = 60.0
-"""The maximum time for further confirms. While the fetcher waits, nodes may be away, one after the other."""
+"""The maximum time for further confirms. While the fetcher waits, the nodes may be down, one after another."""
 
 SYSTEMS = (30000142, 30002187)
 """The two solar systems between which the killmails alternate."""
 
 LOST = (aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
-"""The exceptions of a publish on a lost connection. aiormq may cancel a task that the test has not cancelled."""
+"""The exceptions of publishing on a lost connection. A cancellation may come from aiormq, and not from the test."""
 
 
 class ConfirmingFetcher:
-    """Publishes killmails, numbered from 1, to an exchange that exists. `url` can name several nodes, with commas."""
+    """Publishes killmails, numbered from 1, to an exchange that exists.
+
+    `url` can have several nodes, separated by commas.
+    """
 
     def __init__(self, url: str, exchange: str) -> None:
         self.confirmed: set[int] = set()
@@ -164,12 +170,15 @@ RECONNECT_PAUSE_S = 0.2
 """The longest pause between two attempts to connect. Each pause is random."""
 
 ANSWER_LIMIT_S = 10.0
-"""The maximum time until the first message. A load balancer keeps a connection open while it looks for a server."""
+"""The maximum time until the first message.
+
+While a load balancer looks for a server, it keeps the client's connection open.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The part of an update that is necessary to check order and completeness."""
+    """The part of an update that is needed to check that all updates have arrived in order."""
 
     id: str
     number: int
@@ -202,7 +211,7 @@ class ResumingClient:
 
     @property
     def places(self) -> list[int]:
-        """The sequence of each update's id. Real clients must not parse ids."""
+        """The sequence number in the id of each update. Real clients must not parse ids."""
         found = [UpdateId.parse(update.id) for update in self.updates]
         assert None not in found, self.updates
         return [each.sequence for each in found if each is not None]
@@ -303,7 +312,7 @@ async def have_all(clients: Iterable[ResumingClient], numbers: set[int], limit_s
 
 
 def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) -> None:
-    """Checks that each client received exactly these killmails, in the order of their ids, and no report of a loss."""
+    """Checks that each client received exactly these killmails, in the order of their ids, and no gaps."""
     for client in clients:
         client.verify()
         numbers, places = client.numbers, client.places
@@ -322,7 +331,7 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
 async def resuming_clients(port: int, count: int, **query: str) -> AsyncIterator[list[ResumingClient]]:
     """Starts clients that have received their first `resume`.
 
-    At its end, the test must call `verify` of each client.
+    At the end, the test must call `verify` of each client.
     """
     clients = [ResumingClient(port, **query) for _ in range(count)]
     try:

@@ -7,5 +7,5 @@ THOROUGH = "TEST_THOROUGH" in os.environ
 
 
 def examples(count: int) -> int:
-    """Returns `count` in a thorough run, and a fifth of it (at least 5) otherwise."""
+    """Returns `count` in a thorough run. Otherwise, returns a fifth of `count`, but at least 5."""
     return count if THOROUGH else max(5, count // 5)

@@ -80,23 +80,23 @@ NO_EXCHANGE = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange '
 NO_QUEUE = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'kept' in vhost '/'")
 
 NACK = aiormq.exceptions.DeliveryError(None, commands.Basic.Nack(1))
-"""The exception of aiormq for a message that the broker does not accept."""
+"""The exception that aiormq raises for a message that the broker does not accept."""
 
 
 def returned() -> aiormq.exceptions.PublishError:
-    """Returns the exception of aiormq for a message that was not routed to a queue."""
+    """Returns the exception that aiormq raises for a message that was not routed to a queue."""
     delivery = commands.Basic.Return(312, "NO_ROUTE", "killmails", "")
     message = cast("aiormq.abc.DeliveredMessage", SimpleNamespace(delivery=delivery))
     return aiormq.exceptions.PublishError(message, delivery)
 
 
 class FakeTransport:
-    """The transport of a connection. The fake records writes, and whether reading is paused."""
+    """A fake transport of a connection, which records writes, and whether reading is paused."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.paused: list[bool] = []
-        """For each call that pauses or resumes reading, True if the call paused reading."""
+        """One value for each call that pauses or resumes reading: True for a pause."""
         self.closing = False
 
     def is_closing(self) -> bool:
@@ -213,10 +213,12 @@ class FakeChannel:
 
 
 class FakeAmqp:
-    """One connection. `script` maps the text of a request to its answers. The last answer is used repeatedly.
+    """One connection.
 
-    An answer that is an exception is raised, a function is called to get the answer, and HANGS never returns. Any other
-    answer is returned. A request without a script succeeds.
+    `script` maps the text of a request to its answers in turn. The last answer is used again and again.
+
+    If an answer is an exception, it is raised. If an answer is a function, it is called to get the answer. If an answer
+    is HANGS, the request never returns. A request that is not in the script succeeds.
     """
 
     def __init__(self, **script: Sequence[object]) -> None:

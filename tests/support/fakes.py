@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """The event loop's `call_soon`. The test turns the loop."""
+    """Replaces the event loop's `call_soon`. The test runs each turn of the loop."""
 
     def __init__(self) -> None:
         self.scheduled: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
@@ -48,7 +48,10 @@ class Turns:
         self.scheduled.append((callback, arguments))
 
     def turn(self) -> int:
-        """Runs the calls that are scheduled now, but not the calls that they schedule. Returns the number of calls."""
+        """Runs the calls that are already scheduled, but not the calls that these schedule.
+
+        Returns the number of calls.
+        """
         due = len(self.scheduled)
         for _ in range(due):
             callback, arguments = self.scheduled.popleft()
@@ -64,7 +67,7 @@ class Turns:
 
 
 class Hours:
-    """The event loop's `time` and `call_at`, with a clock that the test moves."""
+    """Replaces the event loop's `time` and `call_at` with a clock that the test moves."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
         self.now_s = now_s
@@ -103,7 +106,7 @@ class _NoLoop:
 
 
 class FakeSubscriber:
-    """A connection with TLS, as the hub sees it. The fake takes writes until the test sets `full`."""
+    """A fake of a connection with TLS, as the hub sees it. The fake accepts writes until the test sets `full`."""
 
     subscription: Subscription
 
@@ -118,14 +121,14 @@ class FakeSubscriber:
         self.full = False
         """True if the next write does not fit."""
         self.leaves = False
-        """True if the next write is dropped and the connection leaves the hub."""
+        """If true, the next write is dropped, and the connection leaves the hub."""
         self.fault: Exception | None = None
         """The error that a write raises."""
         self.writes: list[bytes] = []
         self.ended_frames = 0
         """The number of calls of `frame_ended`."""
         self.finishes = False
-        """True while the connection is closing and still gets the rest of a frame."""
+        """True while the connection is closing, but must still get the rest of a frame."""
         self.was_reset = False
         self.closed: CloseReason | None = None
         self.details: dict[str, object] = {}
@@ -135,7 +138,7 @@ class FakeSubscriber:
         return b"".join(self.writes)
 
     def write(self, data: bytes) -> None:
-        """Takes the writes of a flush to a live connection with TLS, which do not call `send`."""
+        """Called by a flush, which writes to a live connection with TLS without calling `send`."""
         self.send(data)
         if self.congested:
             self.hub.congested(self)
@@ -176,7 +179,7 @@ class FakeSubscriber:
         self.was_reset = True
 
     def drain(self, *, full: bool = False) -> None:
-        """Empties the transport. With `full`, the next write fills it again."""
+        """Empties the transport. With `full`, the next write fills the transport again."""
         self.full = full
         self.congested = False
         self.hub.drained(self)
@@ -185,11 +188,11 @@ class FakeSubscriber:
 class SocketSubscriber(FakeSubscriber):
     """A connection with a descriptor: a real socket with a small buffer, and a transport.
 
-    If a test writes past the transport while the transport holds bytes, the client reads the bytes in the wrong order.
+    If the hub wrongly bypasses a transport that still holds bytes, the client reads bytes in the wrong order.
     """
 
     def __init__(self, hub: Hub, call_soon: Callable[..., object], room_bytes: int | None = None) -> None:
-        """`room_bytes` is the requested buffer size of the socket, which the kernel changes.
+        """`room_bytes` is the buffer size that the socket requests. The kernel may choose another size.
 
         If `room_bytes` is None, the socket keeps the default buffer.
         """
@@ -202,7 +205,7 @@ class SocketSubscriber(FakeSubscriber):
             self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room_bytes)
         self.descriptor = self._near.fileno()
         self.held = b""
-        """The bytes that the transport holds."""
+        """The bytes that the transport holds, because the socket has not taken them yet."""
         self.gone = False
         """True after the connection has left the hub because its client is gone."""
         self._read = bytearray()
@@ -213,7 +216,7 @@ class SocketSubscriber(FakeSubscriber):
         return bytes(self._read)
 
     def read(self, max_bytes: int = 2**24) -> bytes:
-        """Reads as the client, and returns the bytes."""
+        """Reads the client's end of the connection until no bytes are left, and returns the bytes."""
         read = bytearray()
         while len(read) < max_bytes:
             try:
@@ -235,7 +238,7 @@ class SocketSubscriber(FakeSubscriber):
         return self._far.fileno() < 0
 
     def end(self) -> None:
-        """Frees the descriptor, which the next new socket gets."""
+        """Closes both sockets. The next new socket gets the same descriptor."""
         self._near.close()
         self._far.close()
 
@@ -247,7 +250,7 @@ class SocketSubscriber(FakeSubscriber):
         return -1 if self.congested else len(self.writes[-1])
 
     def write(self, data: bytes) -> None:
-        """Writes through the transport, after the bytes that the transport holds."""
+        """Writes through the transport, after the bytes that it still holds."""
         self.held += data
         self._push()
         if self.held and not self.congested:
@@ -264,7 +267,7 @@ class SocketSubscriber(FakeSubscriber):
         self._lost()
 
     def drain(self, *, full: bool = False) -> None:
-        """Writes the held bytes as far as the socket takes them. `full` has no effect."""
+        """Writes as many of the held bytes as the socket takes. `full` has no effect."""
         self._push()
         if not self.held:
             super().drain()
@@ -286,8 +289,8 @@ class SocketSubscriber(FakeSubscriber):
 class FakeTransport(asyncio.Transport):
     """Records writes. With `full`, the fake reports a full buffer after a write.
 
-    The fake schedules its end with `call_soon`, as a real transport does. By default, the fake's socket is closed and
-    takes nothing, so that all bytes go through the transport.
+    Like a real transport, the fake schedules `connection_lost` with `call_soon`. By default, its socket is closed and
+    takes nothing, so all bytes go through the transport.
     """
 
     def __init__(
@@ -396,7 +399,7 @@ class FakeDelivery(Delivery):
         self.received_s = time.monotonic()
         self.settled = 0
         self.lost = False
-        """True after the test has ended the delivery's channel."""
+        """True after the test has ended the channel of the delivery."""
 
     @property
     def current(self) -> bool:
@@ -407,7 +410,7 @@ class FakeDelivery(Delivery):
 
 
 class FakeFlowControl:
-    """Records the reports of a reject publisher."""
+    """Records what a reject publisher reports about being full."""
 
     def __init__(self) -> None:
         self.full: list[bool] = []
@@ -430,14 +433,17 @@ STEP_S = 0.5
 
 
 class ManualClock:
-    """The clock of the running event loop, which a test moves. A timer fires when the test moves the clock past it."""
+    """The clock of the running event loop, which a test moves.
+
+    Timers fire when the test moves the clock past their time.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, now_s: float = 1000.0) -> None:
         self.now_s = now_s
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
 
     async def settle(self) -> None:
-        """Runs all calls of the loop that are due, and the calls that they schedule. The clock does not move."""
+        """Runs the calls of the event loop that are due, and the calls that these schedule. The clock does not move."""
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -449,7 +455,10 @@ class ManualClock:
         await self.stall(left_s)
 
     async def stall(self, seconds: float) -> None:
-        """Moves the clock in a single turn of the loop. Timers that are set later count from the new time."""
+        """Moves the clock in one step, as if the event loop had stalled.
+
+        Timers that are set later count from the new time.
+        """
         self.now_s += seconds
         await self.settle()
 
@@ -530,7 +539,7 @@ class Scene:
         trace: Trace | None = None,
         now_ms: Callable[[], int] = lambda: NOW_MS,
     ) -> None:
-        """If `shared` is true, each update comes with its id, as from a stream."""
+        """If `shared` is true, each update already has its id, as updates from a stream do."""
         self.turns = Turns()
         self.log = UpdateLog(log_bytes)
         self.index = ReplayIndex(self.log, None if shared else TAG)
@@ -551,7 +560,7 @@ class Scene:
         self._sockets: list[SocketSubscriber] = []
 
     def publish(self, *updates: bytes | str, size: int = 0) -> bytes:
-        """Publishes and flushes. Returns the frames. Bytes are published as the payload of an update.
+        """Publishes updates, flushes, and returns the frames. Bytes are published as the payload of an update.
 
         For a str, the next numbered update of that type is published, with padding of `size` bytes.
         """
@@ -574,7 +583,7 @@ class Scene:
         self.hub.flush()
 
     def join(self, after: str | None = None, wanted: Any = None, *, full: bool = False) -> FakeSubscriber:
-        """Adds a client without a descriptor. With `full`, the client takes the next write only in part."""
+        """Adds a client without a descriptor. With `full`, the client takes only a part of the next write."""
         subscriber = FakeSubscriber(self.hub)
         subscriber.full = full
         self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
@@ -583,14 +592,14 @@ class Scene:
     def join_with_socket(
         self, room_bytes: int | None = None, *, after: str | None = None, wanted: Any = None
     ) -> SocketSubscriber:
-        """Adds a client with a descriptor. `room_bytes` is the requested buffer size of the client's socket."""
+        """Adds a client with a descriptor. `room_bytes` is the buffer size that its socket requests."""
         subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
         self._sockets.append(subscriber)
         self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
         return subscriber
 
     def lagging(self, *payloads: bytes) -> FakeSubscriber:
-        """Adds a client that took one update only in part, and then publishes these updates."""
+        """Adds a client that has taken only a part of one update, and then publishes these updates."""
         subscriber = self.join(full=True)
         self.publish(b"first")
         for payload in payloads:

@@ -13,7 +13,7 @@ HEADS = ("fault", "what the bridge does", "lost", "doubled", "consuming again af
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault. The figures are texts, because their units differ."""
+    """A row of the table, for one fault. The figures are texts, because their units differ."""
 
     fault: str
     does: str

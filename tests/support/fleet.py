@@ -17,8 +17,8 @@ from tests.support.waiting import eventually
 
 STOP_LIMIT_S = 5.0
 
-# A single check decides whether a bridge is up or down, because tests wait for both changes. Without `on-marked-down`,
-# a client would stay with a bridge that hangs. With `redispatch`, a refused client gets another bridge, even before a
+# One check is enough to mark a bridge as up or down, because tests wait for both changes. Without `on-marked-down`, a
+# client would stay with a bridge that hangs. With `redispatch`, a refused client gets another bridge, even before a
 # check fails.
 _CONFIGURATION = """
 global
@@ -53,8 +53,8 @@ class Haproxy:
     """HAProxy as an operator runs it in front of several bridges: one port for the clients of all ready bridges.
 
     HAProxy forwards bytes (`mode tcp`), requests `/readyz` of each bridge several times a second, and tries another
-    bridge if a bridge refuses a connection. HAProxy listens only on loopback. The peer of the bridges is HAProxy, not
-    the clients.
+    bridge if a bridge refuses a connection. HAProxy listens only on loopback. For the bridges, the peer of each
+    connection is HAProxy, not the client.
     """
 
     def __init__(self, port: int, control: Path) -> None:
@@ -153,7 +153,7 @@ class Fleet:
         await self.balanced()
 
     async def hang(self, place: int) -> None:
-        """Stops a bridge with SIGSTOP, with its connections open, and waits until it gets no more clients."""
+        """Freezes a bridge with SIGSTOP, keeps its connections open, and waits until it gets no more clients."""
         self._running[place][0].process.send_signal(signal.SIGSTOP)
         self._hanging.add(place)
         await self.balanced()
@@ -174,12 +174,12 @@ class Fleet:
         await self.balancer.sees(*(self.ports[place] for place in self._running if place not in self._hanging))
 
     async def stop(self) -> None:
-        """Ends all processes that still run, also stopped ones."""
+        """Ends all processes that still run, including processes that SIGSTOP has frozen."""
         for _, stack in self._running.values():
             await stack.aclose()
 
     def assert_nothing_went_wrong(self) -> None:
-        """Checks that no bridge wrote a line that is no log line, or logged an exception."""
+        """Checks that the bridges wrote only log lines, and logged no exception."""
         for process in self.processes:
             assert process.texts == []
             assert [line for line in process.lines if "exception" in line or line["level"] == "error"] == []

@@ -1,7 +1,7 @@
 """Programs that follow a bridge, and a scripted bridge that they follow.
 
 The programs are the examples of `schemas/clients`, in a browser, in Node and in Python, and `edk-bridge tail`. Each
-example is a copy of its file with other pauses, as a user would make it. `reports` returns the reports of a program.
+example runs as a copy of its file with changed pauses. `reports` returns the reports of a program.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from tests.support.waiting import LIMIT_S
 CLIENTS = PACKAGED / "clients"
 
 PAUSES_S = {"FIRST_PAUSE": 0.02, "LONGEST_PAUSE": 0.1, "LASTING": 0.0}
-"""The pauses of a copy, unless a test passes other pauses."""
+"""The pauses in a copy of an example, unless a test chooses other pauses."""
 
 _PAGE = """<!doctype html><link rel="icon" href="data:,"><script>
 const reports = [];
@@ -56,7 +56,7 @@ class Follower(Protocol):
     """A running program that follows a bridge."""
 
     async def reports(self) -> list[list[Any]]:
-        """Returns the calls of the client's functions, each as a list.
+        """Returns the calls that the client made to its callbacks, each as a list.
 
         The possible calls are `["update", {...}]`, `["missed", {...}]`, `["connected", id]`, `["disconnected", why]`
         and `["refused", sentence]`.
@@ -95,7 +95,7 @@ class InBrowser:
 async def in_browser(
     browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InBrowser]:
-    """Follows a bridge in a page of localhost. The plain script of this page imports the example."""
+    """Follows a bridge in a page of localhost. The page imports the example from a plain script."""
     async with (
         foreign_site(page_files(pauses_s)) as site,
         in_page(browser, f"http://localhost:{site.port}/", url, silence_s, after=after) as follower,
@@ -121,7 +121,7 @@ async def in_page(
 ) -> AsyncIterator[InBrowser]:
     """Follows a bridge in the page at `page_url`, which has `page_files`. The browser trusts any certificate.
 
-    With `permissions`, the page has only these permissions. Without given permissions, the browser would ask the user.
+    With `permissions`, the page has exactly these permissions. Otherwise, the browser would ask the user.
     """
     context = await browser.new_context(ignore_https_errors=True)
     try:
@@ -212,7 +212,7 @@ class InPython(logging.Handler):
     def __init__(self, client: ModuleType, url: str, silence_s: float, after: str) -> None:
         super().__init__(logging.INFO)
         self.levels: list[int] = []
-        """The reports that its log contains."""
+        """The levels of the example's log lines."""
         self._client = client
         self._reports: list[list[Any]] = []
         self.task = asyncio.create_task(self._follow(url, silence_s, after))
@@ -314,11 +314,11 @@ UNKNOWN = f"7-{'0' * 8}"
 
 
 class ScriptedBridge:
-    """A bridge on 127.0.0.1 that a test controls, for faults that a real bridge has only by chance.
+    """A bridge on 127.0.0.1 that a test controls, for faults that a real bridge shows only by chance.
 
     The scripted bridge implements the parts of `?after=` that a client sees: `resume`, updates with ids, gaps, close
-    codes, refusals. The scripted bridge validates no update, and has no broker. A test changes the bridge's attributes,
-    which apply to later clients.
+    codes, refusals. The scripted bridge validates no update, and has no broker. A test can change the attributes of the
+    bridge, which then apply to later clients.
     """
 
     def __init__(self, ping_interval_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
@@ -333,11 +333,11 @@ class ScriptedBridge:
         self.ready.set()
         """While the event `ready` is not set, new clients receive nothing."""
         self.refusal: tuple[HTTPStatus, str] | None = None
-        """The status and the sentence that refuse a handshake."""
+        """The status and the sentence with which the bridge refuses handshakes."""
         self.location = ""
-        """The header Location of a refusal, unless it is empty."""
+        """The header Location of a refusal. If the text is empty, a refusal has no such header."""
         self.closing: int | None = None
-        """The code that closes each new connection at once."""
+        """The code with which each new connection is closed at once."""
         self.resumes = True
         """If false, a new connection receives nothing, not even `resume`."""
         self._log: list[bytes] = []
@@ -345,8 +345,10 @@ class ScriptedBridge:
         self._number = 0
         self._muted: set[ServerConnection] = set()
         self._not_resumed: set[ServerConnection] = set()
-        """Connections without a `resume`. Such connections get no updates and no gaps, because a bridge sends `resume`
-        first."""
+        """Connections that have not received `resume`.
+
+        Such connections get no updates and no gaps, because a bridge sends `resume` first.
+        """
         self._ping_interval_s = ping_interval_s
         self._tls = tls
         self._server: Server | None = None
@@ -362,7 +364,7 @@ class ScriptedBridge:
         return f"{self._number}-{TAG}"
 
     async def start(self) -> None:
-        """Starts to listen: first on a free port, later on the same port."""
+        """Starts to listen on a free port, or on the same port as before."""
         self._server = await serve(
             self._serve,
             "127.0.0.1",
@@ -380,7 +382,7 @@ class ScriptedBridge:
         """Stops as a bridge does: closes each connection with 1001."""
         assert self._server is not None
         for connection in self._muted:
-            # A muted client would not answer the close frame.
+            # The client of a muted connection would not answer the close frame.
             connection.transport.abort()
         self._server.close()
         await self._server.wait_closed()
@@ -409,7 +411,7 @@ class ScriptedBridge:
         self._log.clear()
 
     def mute(self) -> None:
-        """Sends and reads nothing more on the open connections, as if they were dead."""
+        """From now on, sends and reads nothing on the open connections, as if they were dead."""
         for connection in self.connections:
             connection.transport.pause_reading()
             if connection.keepalive_task is not None:
@@ -455,7 +457,7 @@ class ScriptedBridge:
         self.connections.remove(connection)
 
     def _resume(self, after: str) -> list[bytes]:
-        """Returns the `resume` message of a client, and the updates that it receives next."""
+        """Returns the `resume` message for a client, and the updates that the client receives next."""
         oldest = self._number - len(self._log)
         known = [f"{number}-{TAG}" for number in range(oldest, self._number + 1)]
         begin = known.index(after) if after in known else 0 if after else len(self._log)

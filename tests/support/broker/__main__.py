@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         broker = find_for_tests(None)
     except NoBroker as error:
         say(str(error))
-        return _run(arguments)  # each test skips or fails with the same reason
+        return _run(arguments)  # without a broker, each test skips or fails with this reason
     except RuntimeError as error:
         say(str(error))
         return 1

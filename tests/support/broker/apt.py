@@ -48,8 +48,8 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
         raise RuntimeError(f"no permission to install packages; run: {by_hand(packages)}")
     say(f"installing {' '.join(packages)} with apt-get")
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        # In a separate process group, Ctrl-C does not interrupt dpkg. In a separate session, sudo would not find the
-        # terminal for which it remembers a password.
+        # In a separate process group, dpkg is not interrupted by Ctrl-C. In a separate session, sudo would not find the
+        # terminal for which it has stored a password.
         process = subprocess.Popen(
             [*root, "/bin/sh", "-c", _INSTALL, "install", _POLICY, *packages],
             stdin=subprocess.DEVNULL,
@@ -70,7 +70,7 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 def _as_root() -> list[str] | None:
-    """Returns the words that make a command run as root, or None if this user has no permission to run one."""
+    """Returns the arguments that run a command as root, such as `sudo`, or None if this user can't do so."""
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")

@@ -18,7 +18,7 @@ _PACKAGE = "rabbitmq-server"
 
 
 class NoBroker(BridgeError):
-    """The error that no source has a broker. The error's text gives the reason and a hint."""
+    """Raised if no source has a broker. The text of the error gives the reason and a hint."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(

@@ -20,12 +20,12 @@ from bridge.demo.amqp_probe import LOOPBACK, await_amqp
 from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.ports import free_port
 
-# The start script of Debian's and RabbitMQ's own packages. The script on the PATH of a Debian machine changes the user.
+# The start script of the packages of Debian and RabbitMQ. The script on the PATH of a Debian machine changes the user.
 _PACKAGED_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_LIMIT_S = 60.0
 
 BUSY_WAIT = "short"
-"""With the packaged value `none`, the schedulers sleep between the thousand modules that a start loads, which then
+"""With the packaged value `none`, the schedulers sleep after each of the thousand modules that they load, so a start
 takes 6 s instead of 3 s. With `short`, an idle broker uses no more processor time than with `none`."""
 
 WRITE_AT_ONCE = "-mnesia dump_log_write_threshold 1"
@@ -39,8 +39,8 @@ PASSWORD = secrets.token_hex(8)
 
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
-# The epmd that this command starts ends with the node. Without a command for epmd, Erlang would start epmd as a
-# daemon that runs forever.
+# This command starts an epmd that ends with the node. Without a command for epmd, Erlang would start epmd as a daemon
+# that runs forever.
 _NODE = 'epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 & "$0" -noinput; kill -9 $!'
 
 
@@ -134,9 +134,9 @@ class PrivateNode:
         return self._run(self._rabbitmqctl, "--quiet", *arguments)
 
     async def define(self, definitions: Mapping[str, object]) -> None:
-        """Makes users, virtual hosts, permissions and policies, in the format of `rabbitmqctl import_definitions`.
+        """Creates users, virtual hosts, permissions and policies with `rabbitmqctl import_definitions`.
 
-        One command makes all definitions, because each run of rabbitmqctl takes 1 s of processor time.
+        One command creates all definitions, because each run of rabbitmqctl takes 1 s of processor time.
         """
         file = self.directory / f"{secrets.token_hex(4)}.json"
         file.write_text(json.dumps(definitions))

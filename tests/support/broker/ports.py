@@ -7,18 +7,19 @@ from bridge.demo.amqp_probe import LOOPBACK
 
 __all__ = ["LOOPBACK", "free_port", "why_not_free"]
 
-# Tests use ports below those that Linux assigns to outgoing connections (32768 and up). While a broker on an assigned
-# port is down, a client that reconnects repeatedly can get the same port as its own, and connect to itself.
+# Tests use ports below those that Linux assigns to outgoing connections (32768 and up). If a broker listened on an
+# assigned port, a client that reconnects while the broker is down could get this port as its own, and connect to
+# itself.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
 _returned: set[int] = set()
-"""The ports that this process has returned, because a node may listen on its port only later, or start again."""
+"""The ports that are already given away, because a node may listen on its port only later, or start again."""
 
 
 def free_port() -> int:
-    """Returns a TCP port on which nothing listens at 127.0.0.1, and never the same port twice.
+    """Returns a TCP port on which nothing listens at 127.0.0.1. No port is returned twice.
 
-    The port stays free while its broker is down.
+    Linux does not assign the port to an outgoing connection, even while no broker listens on it.
     """
     for _ in range(1000):
         port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)

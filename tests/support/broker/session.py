@@ -28,7 +28,7 @@ SHARED = "TEST_SHARED_BROKER"
 """The variable with the broker of a whole run: a JSON object with `url` and `origin`."""
 
 origins: list[str] = []
-"""The descriptions of the brokers of this run."""
+"""The descriptions of the brokers that this run uses."""
 
 
 def shared(worker: str) -> Iterator[Broker]:
@@ -66,7 +66,7 @@ def find_for_tests(url: str | None) -> Broker:
 
 
 def started_node() -> PrivateNode:
-    """Yields a private node. Raises NoBroker if no server is installed, and RuntimeError if the node does not start."""
+    """Starts a private node. Raises NoBroker if no server is installed, and RuntimeError if the node does not start."""
     node = PrivateNode(find_server(say, may_install=False))
     say(f"starting RabbitMQ: {node.origin}")
     node.start()
@@ -98,9 +98,9 @@ def unavailable(reason: str) -> NoReturn:
 
 
 def needs(command: str) -> pytest.MarkDecorator:
-    """Returns a mark that skips a test if a person's machine does not have the command.
+    """Returns a mark that skips a test if the command is missing on a person's machine.
 
-    In CI, the test runs, and fails without the command.
+    In CI, the test always runs, so a missing command makes it fail.
     """
     missing = shutil.which(command) is None and not os.environ.get("CI")
     return pytest.mark.skipif(missing, reason=f"{command} is not installed")
