@@ -1,6 +1,7 @@
 """Fixtures for a module with one bridge for all its tests. The bridge runs in the event loop of the module.
 
-A module gives these fixtures the names of the fixtures in `tests/conftest.py`, which belong to the loop of one test:
+The fixtures in `tests/conftest.py` belong to the loop of one test, so a module replaces them by these under the same
+names:
 
     pytestmark = module_loop.MARK
     amqp, exchange = module_loop.amqp, module_loop.exchange

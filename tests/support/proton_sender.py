@@ -1,6 +1,6 @@
 """Sends one message by AMQP 1.0, with Debian's Python and its package python3-qpid-proton.
 
-PyPI has no wheel of python3-qpid-proton.
+The program needs Debian's Python, because PyPI has no wheel of the AMQP 1.0 client proton.
 
 `python3 proton_sender.py URL ADDRESS KIND BODY`, where KIND is `data` for a data section or `value` for proton's
 default section for a text. The exit code is 0 if the broker has accepted the message.

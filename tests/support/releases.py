@@ -76,7 +76,7 @@ PART = (
     "tests/faults/test_confirms.py",
     "tests/faults/test_queue_types.py",
 )
-"""The tests with a broker that `--part` runs, which are the tests in which releases of RabbitMQ differ most.
+"""The test files that `--part` runs, because releases of RabbitMQ differ most in what these files test.
 
 The slowest test file comes first, because the run would take longer if a worker began this file last.
 """
@@ -84,7 +84,7 @@ The slowest test file comes first, because the run would take longer if a worker
 TOO_LONG = (
     "tests/faults/test_cluster.py::test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed",
 )
-"""The test that `--part` leaves out, because this test takes as long as all other tests together."""
+"""The test that `--part` leaves out, because this test takes as long as all other tests of `--part` together."""
 
 IN_THIS_ORDER = "--no-loadscope-reorder"
 """The flag with which pytest-xdist keeps the order of the test files. Without `--no-loadscope-reorder`, pytest-xdist

@@ -40,7 +40,7 @@ The fetcher publishes a hundred events a second, which is a hundred times the ra
 RECOVERY_LIMIT_S = 10.0
 """The longest recovery on a busy machine, from the end of the fault's cause until the bridge consumes again.
 
-On an idle machine, a recovery takes a tenth of this time.
+On an idle machine, a recovery takes a tenth of RECOVERY_LIMIT_S.
 """
 
 LEFTOVERS_LIMIT_S = 45.0
@@ -54,7 +54,7 @@ ROUNDING_S = 0.01
 """The rounding error of the times that a gap message contains."""
 
 SLACK_S = 2.0
-"""While no update arrives, `/readyz` is allowed to return 200 for this time plus `answer_valid_s`."""
+"""While no update arrives, `/readyz` may return 200 for at most SLACK_S plus `answer_valid_s`."""
 
 
 class SceneFetcher:
@@ -286,7 +286,7 @@ class Scene:
         """Checks the guarantees of both bridges after a fault, and adds a row to the table.
 
         `what` names the fault, and `does` names the reaction of the bridge. `limit_s` is the longest time that the
-        recovery may take. `kept` is False if even a named queue may lose events in this fault. `noticed` names the
+        recovery may take. `kept` is False if even a named queue may lose events during the fault. `noticed` names the
         bridges that lose their connection. `noticed` is None if a bridge may or may not lose its connection, depending
         on when it last checked it.
         """

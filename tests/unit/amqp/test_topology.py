@@ -26,7 +26,7 @@ ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
 class Returning:
     """A broker that has just started, where a passive declaration fails, and an active declaration succeeds.
 
-    A real RabbitMQ behaves like this only for about 50 ms after it starts, so a test can't rely on it.
+    A real RabbitMQ answers like `Returning` only for about 50 ms after it starts, so a test can't rely on it.
     """
 
     def __init__(self, words: str) -> None:

@@ -1,4 +1,4 @@
-"""Tests of each rule of the hub, and of any order of events. Each client gets all updates in order, or is closed."""
+"""Tests of each rule of the hub, and of events in any order. Each client gets all updates in order, or is closed."""
 
 from __future__ import annotations
 
@@ -726,7 +726,7 @@ def test_drain_closes_connections_with_a_descriptor_after_the_missed_updates(sce
     assert apart(ready.read())[0] == apart(slow.received)[0] == frames
 
 
-# Writes past the transport
+# Writes that bypass the transport
 
 
 def test_connection_with_a_descriptor_is_written_to_past_its_transport(scene: Scene) -> None:

@@ -1137,7 +1137,7 @@ class ModelClient:
         self.begin: int | None = None
         """The place in the stream after which the client must receive all updates.
 
-        `begin` is None if no id determines this place.
+        `begin` is None if no id determines where the client's updates begin.
         """
         self.connection: FakeSubscriber | SocketSubscriber | None = None
         self.bridge = 0

@@ -160,7 +160,7 @@ def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:
 
 
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel of gVisor refuses each of these writes to a socket with ESPIPE.
+    """gVisor refuses each write of an IoSubmitWriter to a socket with ESPIPE.
 
     This test causes ESPIPE with a write at an offset, because a socket has no offsets.
     """

@@ -179,7 +179,7 @@ async def test_violations_of_a_large_event_are_found_after_the_confirms_of_the_o
 ) -> None:
     """The search for the violations of a large event can take seconds.
 
-    During this search, the confirms of other events would time out.
+    If the command searched for violations at once, the confirms of other events would time out.
     """
     command.publisher.confirms.clear()
     start, end = b'{"n": "', b'"}'

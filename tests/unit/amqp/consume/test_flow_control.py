@@ -104,7 +104,10 @@ async def test_reduced_prefetch_lasts_for_one_session(stage: Stage) -> None:
 
 
 async def test_one_delivery_at_a_time_is_always_read() -> None:
-    """A prefetch of 0 would mean no limit, and the broker closes a connection from which the bridge does not read."""
+    """The prefetch can't be 0, which means no limit.
+
+    Reading can't stop either, because the broker would close the connection.
+    """
     stage = Stage(1)
     stage.begin_session()
     stage.flow_control.set_full(True)

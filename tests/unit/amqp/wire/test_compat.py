@@ -113,7 +113,7 @@ INTERVAL_S = HEARTBEAT_S // 2
 """The time between two checks in which aiormq looks for a missing heartbeat."""
 
 GRACE_S = 33
-"""If no frame arrives for this time, aiormq closes the connection."""
+"""How long a connection may go without a frame before aiormq closes it."""
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ compat.install_lenient_decoders()
 
 Delivered = tuple[int, bool, str, str, bytes]
 READ_END = None
-"""Marks a call of `on_read_end` among the deliveries."""
+"""Stands for a call of `on_read_end` in the list of deliveries."""
 
 
 class RecordedChannel(FastChannel):
@@ -173,7 +173,7 @@ def test_everything_is_returned_before_the_channel_is_known() -> None:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames that follow each other, and the delivery that they contain, or None."""
+    """Frames in a row, and the delivery that they contain, or None if they contain none."""
 
     frames: list[bytes]
     delivered: Delivered | None

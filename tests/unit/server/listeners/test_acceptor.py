@@ -47,7 +47,7 @@ class RecordingAcceptor(Acceptor):
         self.clients: list[socket.socket] = []
 
     def connect(self, count: int = 1) -> None:
-        """Connects clients, whose TCP handshakes the kernel completes."""
+        """Connects clients. The kernel completes their TCP handshakes even before the bridge accepts the clients."""
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
     async def turns(self) -> None:

@@ -70,7 +70,7 @@ class Client:
 
     The client's OpenSSL reads from and writes to memory, so that a test sees each step.
 
-    `pump` moves the bytes between this memory and a socket.
+    `pump` moves bytes between the memory of the client's OpenSSL and a socket.
     """
 
     def __init__(self, far: socket.socket) -> None:
