@@ -338,7 +338,7 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
 
     def on_signal(number: int) -> None:
         if stopping.is_set():
-            # The handler ends the process itself. It can't rely on the signal's default action, because the kernel
+            # The handler ends the process itself, because it can't rely on the signal's default action: the kernel
             # skips this action for the first process of a container.
             os._exit(128 + number)
         stopping.set()

@@ -24,7 +24,8 @@ MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
 IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
 """A pattern that matches all IPv6 addresses and some other texts.
 
-It does not match an address with a zone, because headers contain no zones (RFC 7239 section 6, RFC 3986 section 3.2.2).
+The pattern does not match an address with a zone, because headers contain no zones (RFC 7239 section 6, RFC 3986
+section 3.2.2).
 """
 
 DEFAULT_PORTS = {"http": 80, "https": 443}

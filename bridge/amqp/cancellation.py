@@ -1,14 +1,16 @@
 """Distinguishes a requested cancellation of a task from a cancellation that aiormq causes.
 
-aiormq cancels each task that waits for a connection when the connection is lost. The task gets the same CancelledError
-as after `Task.cancel`.
+aiormq cancels each task that waits for a connection when the connection is lost. The task then gets a CancelledError,
+just as after a call of `Task.cancel`.
 """
 
 import asyncio
 
 
 class CancellationGuard:
-    """A task creates this guard before it waits for the broker. `requested` is True if the task is cancelled later.
+    """A task creates this guard before it waits for the broker.
+
+    `requested` is True if somebody cancels the task after that.
 
     Requests to cancel the task before the guard was created don't count. `Task.cancelling` counts these earlier
     requests too, if the task has continued after them. The guard keeps no reference to the task. With such a reference,

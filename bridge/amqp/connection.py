@@ -113,8 +113,9 @@ async def _close(connection: aio_pika.abc.AbstractConnection, factory: "_Transpo
         # The connection is aborted even if this task is cancelled. A broker that is short of memory stops reading.
         # aiormq then waits until the broker has read everything, even if `closing` is cancelled.
         factory.abort()
-        # Before `closing` is cancelled, aiormq's own task must record that the connection is closed. If both tasks are
-        # cancelled at the same time (for example when a program ends), `closing` and the program never end.
+        # Before `closing` is cancelled, aiormq's own task must record that the connection is closed. If aiormq's task
+        # and `closing` are cancelled at the same time (for example when a program ends), `closing` and the program
+        # never end.
         await asyncio.wait([closing], timeout=timing.give_up_s)
         closing.cancel()
         await asyncio.wait([closing], timeout=timing.give_up_s)

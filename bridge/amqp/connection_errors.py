@@ -50,7 +50,7 @@ def os_error_text(error: OSError | UnicodeError) -> str:
 NOT_ALLOWED = 530
 """The reply code if the virtual host does not exist, forbids the user, or has reached its connection limit.
 
-Only the third cause, the connection limit, can go away without a change by the operator.
+Only a reached connection limit can pass without a change by the operator.
 """
 
 

@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 class GapSlug(StrEnum):
-    """The reason for a gap in the form that clients get. It contains no host, no user and no library name."""
+    """The reason for a gap in the form that clients get. A slug contains no host, user or library name."""
 
     BROKER_AWAY = "broker-away"
     STREAM_TRUNCATED = "stream-truncated"
@@ -65,7 +65,7 @@ class Status:
     broker_may_have_restarted: bool = False
     """True if the broker may have been restarted since the last time that the connection worked."""
     error: str | None = None
-    """The last error of the connection, as worded by the broker. It stays here after a recovery."""
+    """The last error of the connection, as worded by the broker. The error stays here after a recovery."""
     error_unix_s: float | None = None
     """The time of the last error of the connection, in Unix seconds."""
     last_answered_s: float | None = None

@@ -127,10 +127,10 @@ async def set_up(
 async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
     """Binds the queue. Returns False if the queue existed before and the user may neither bind nor configure it.
 
-    In this case, the queue's owner must create the binding. The bridge can't check whether the binding exists, because
-    AMQP has no request for a list of bindings. A user with the permission to configure the queue counts as its owner.
-    If such a user can't bind the queue, `_bind` raises BrokerRefusal, because nobody else would bind it and no event
-    would ever arrive.
+    If `_bind` returns False, the queue's owner must create the binding. The bridge can't check whether the binding
+    exists, because AMQP has no request for a list of bindings. A user with the permission to configure the queue counts
+    as its owner. If the owner can't bind the queue, `_bind` raises BrokerRefusal, because nobody else would bind it and
+    no event would ever arrive.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -286,7 +286,7 @@ async def _presence(amqp: Connection, look: Request) -> Presence:
 async def unbind(amqp: Connection, queue: str, exchanges: Sequence[str], limit_s: float) -> None:
     """Unbinds an exclusive queue before its connection is closed, but gives up after `limit_s`.
 
-    On RabbitMQ 4.3, messages that are published while a bound queue is deleted are not confirmed.
+    If a bound queue is deleted, RabbitMQ 4.3 does not confirm the messages that are published at that moment.
     """
     try:
         async with rpc_timeout(limit_s):

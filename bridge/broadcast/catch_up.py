@@ -37,7 +37,8 @@ filter, so the bridge has to search longer for their updates.
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
 """The maximum work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`).
 
-This work takes 5 ms for the rank URGENT, and 1 ms for each other rank. A single large update may exceed the maximum.
+The maximum work takes 5 ms for the rank URGENT, and 1 ms for each other rank. A single large update may exceed the
+maximum.
 """
 
 MIN_COST_BYTES = 2048

@@ -9,7 +9,7 @@ _MEDIUM = struct.Struct("!BBH")
 _LONG = struct.Struct("!BBQ")
 
 PING = b"\x89\x00"
-"""A ping frame. It has no payload, because the bridge need not know which of its pings a pong answers."""
+"""A ping frame without a payload: the bridge need not know which of its pings a pong answers."""
 
 
 def text_frame(payload: bytes) -> bytes:

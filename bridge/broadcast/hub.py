@@ -52,7 +52,7 @@ class FlushListener(Protocol):
     """An object that is called after each flush."""
 
     def on_flush(self) -> None:
-        """Called when all published updates are written or left to connections that read from their cursors."""
+        """Called when each published update is written, or left for connections that read from their cursors."""
 
 
 class Source(Protocol):
@@ -66,8 +66,9 @@ class Source(Protocol):
 _Call = Callable[[Subscriber], None]
 
 _Calls = tuple[_Call | None, State, tuple[_Call, ...]]
-"""A compiled row of the table of transitions: the call that leaves the old state, the next state, and the calls that
-follow."""
+"""A compiled row of the table of transitions.
+
+It contains the call that leaves the old state, the next state, and all further calls."""
 
 # In Python 3.11, each access to an enum member runs Python code, which takes longer than the transition itself.
 _CONGESTED, _DRAINED, _PARTIAL_WRITE = ConnectionEvent.CONGESTED, ConnectionEvent.DRAINED, ConnectionEvent.PARTIAL_WRITE
@@ -235,8 +236,8 @@ class Hub:
     ) -> None:
         """Adds an update (UTF-8 JSON) to the log. The next `flush` sends the update.
 
-        `filter_input` contains the update's type and data, if the caller has them. `update_id` is the update's id. It
-        is None if the source of the updates assigns no ids.
+        `filter_input` contains the update's type and data, if the caller has them. `update_id` is the update's id. The
+        id is None if the source of the updates assigns no ids.
         """
         frame = text_frame(payload)
         self._make_room(len(frame))
@@ -274,7 +275,7 @@ class Hub:
     def tick(self) -> None:
         """Call `tick` every few seconds.
 
-        It ends the wait of each connection that has waited for an update since the last tick.
+        `tick` ends the wait of each connection that has waited for an update since the last tick.
         """
         self._resume.tick(self._source.is_live)
 
@@ -312,7 +313,7 @@ class Hub:
         metrics = self._metrics
         for subscription in subscriptions:
             live = subscription.live
-            # Connections whose sockets did not take all frames are no longer live here.
+            # At this point, only connections whose sockets took all frames are still live.
             self._sent_bytes += len(frames) * len(live.connections)
             if live.via_transport:
                 self._encrypt(subscription, frames)
@@ -347,7 +348,7 @@ class Hub:
     # Transitions
 
     def _compile(self, trace: Trace | None) -> Mapping[State, Mapping[ConnectionEvent, _Calls]]:
-        """Returns the table of transitions with the methods of this hub. Without `trace`, tracing takes no time."""
+        """Returns the table of transitions with this hub's methods. If `trace` is None, tracing takes no time."""
         catch_up = self._catch_up
         enter: Mapping[State, _Call] = {
             State.CATCHING_UP: catch_up.add_catching_up,

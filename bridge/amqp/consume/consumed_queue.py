@@ -75,7 +75,7 @@ class ExclusiveQueue:
     async def leave(self, amqp: Connection) -> None:
         """Unbinds the queue.
 
-        On RabbitMQ 4.3, messages that are published while a bound queue is deleted are not confirmed.
+        If a bound queue is deleted, RabbitMQ 4.3 does not confirm the messages that are published at that moment.
         """
         name, self._name = self._name, None
         if name is None or amqp.closing.done():

@@ -148,7 +148,7 @@ class Consumer:
         return reason
 
     async def _run_session(self) -> str:
-        """Connects, sets up, and consumes until the session ends; returns the reason. Raises if setting up fails."""
+        """Connects, sets up, and consumes until the session ends; returns why it ended. Raises if setting up fails."""
         config, cancellation = self._config, CancellationGuard()
         self._metrics.broker_attempts.inc()
         fast_channel = FastChannel()
@@ -214,8 +214,7 @@ class Consumer:
     ) -> CloseCause:
         """Waits until the session ends or the bridge stops.
 
-        While it waits, it keeps checking the topology. If the bridge reads a stream, it also keeps checking the stream
-        for stalls.
+        Meanwhile, other tasks check the topology and, if the bridge reads a stream, watch for stalls.
         """
         self._topology_check = check = TopologyCheck(
             amqp,

@@ -137,7 +137,7 @@ class ConsumerSession:
         self._delivering = False
         """True from the call of `open` to the call of `end`.
 
-        It is the only flag that `on_delivery` has to check for a normal delivery.
+        For a normal delivery, `on_delivery` checks only the flag `_delivering`.
         """
         self._delivery_counts = delivery_counts or DeliveryCounts()
         self._read_properties = read_properties
@@ -176,7 +176,7 @@ class ConsumerSession:
             raise
         except aiormq.exceptions.ChannelAccessRefused as error:
             if "in exclusive use" in error_text(error):
-                raise  # the other consumer, which uses the queue exclusively, may stop
+                raise  # retried, because the consumer that uses the queue exclusively may stop
             raise topology.permission_error(error, f"grant read on the queue {queue!r}") from error
         self._consumer_tag = consuming.consumer_tag or ""
 
@@ -219,7 +219,7 @@ class ConsumerSession:
             )
 
     def end(self) -> None:
-        """Ends the session. From now on, it neither takes nor acknowledges deliveries."""
+        """Ends the session. From now on, the session neither takes nor acknowledges deliveries."""
         self.current = self._delivering = False
 
     # Deliveries

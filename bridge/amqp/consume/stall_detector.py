@@ -41,7 +41,9 @@ class StallDetector:
     def __init__(
         self, amqp: Connection, reader: StreamReader, on_answer: Callable[[float], None], timing: Timing = DEFAULT
     ) -> None:
-        """`reader` is the consumer's stream reader. The detector tells it each end of the stream that a probe finds.
+        """`reader` is the consumer's stream reader.
+
+        The detector tells this reader each end of the stream that a probe finds.
 
         The detector calls `on_answer` when a stall is confirmed, because a stalled broker still answers probes. The
         argument is the time of the probe's request (monotonic seconds).

@@ -24,7 +24,7 @@ from bridge.errors import BrokerRefusal
 PREFETCH = 64
 """The prefetch of the probe.
 
-It is more than 1, because other messages may be published between the start of the probe and its marker.
+The prefetch is more than 1, because other messages may be published between the start of the probe and its marker.
 """
 
 

@@ -6,9 +6,9 @@ The broker numbers the entries of a stream. Not every entry is a message, becaus
 own. Each message also has a tag that depends on its body. The tag distinguishes messages that have the same offset in
 two different streams.
 
-Each session begins with the last message that the previous session read. If this message is still in the stream, the
-stream is the same as before, and no later message was dropped. This module works only with offsets and tags; it uses no
-connection and no clock.
+Each session begins with the last message that the previous session read. If the last message that was read is still in
+the stream, the stream is the same as before, and no later message was dropped. This module works only with offsets and
+tags; it uses no connection and no clock.
 """
 
 from enum import Enum, auto
@@ -18,7 +18,7 @@ from bridge.contract.update_id import UpdateId
 MAX_STEP = 2
 """The largest difference between the offsets of two successive messages.
 
-It occurs if the broker wrote an entry in between.
+The difference is 2 if the broker has written an entry of its own between the messages.
 
 RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. A segment that was
 dropped therefore leaves a larger difference: it contained the broker's entry and at least one message."""

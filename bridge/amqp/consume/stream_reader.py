@@ -58,7 +58,7 @@ class StreamConfig:
     max_age_s: float
     max_bytes: int
     window: int
-    """A bridge that starts begins to read at this number of offsets before the end of the stream."""
+    """When a bridge starts, it begins to read this number of offsets before the end of the stream."""
 
     @property
     def arguments(self) -> FieldTable:
@@ -86,7 +86,10 @@ class StreamReader:
         """The offset at which the stream ended at a known time, or infinity if no end is known (see `expect_end`)."""
         self._expected_end_s = 0.0
         self.gap_possible = False
-        """True if events may have been missed before this session. During the session, they are reported as a gap."""
+        """True if events may have been missed before this session.
+
+        During the session, these events are reported as a gap.
+        """
         self._gaps = gaps
         self._status = status
         self._nodes = nodes
@@ -148,7 +151,10 @@ class StreamReader:
         self.gap_possible = reason is not None or self.position.loss is not None
 
     def continue_session(self) -> None:
-        """Called before the session starts another consumer. It will start after the last message that was read."""
+        """Called before the session starts another consumer.
+
+        The new consumer will start after the last message that was read.
+        """
         self.start_offset = self.position.offset + 1
 
     def _gap_reason(self, created: bool) -> str | None:

@@ -6,8 +6,8 @@ nothing.
 
 Each check has its own channel, because the broker closes a channel when it refuses a request on it. A cluster node that
 is cut off from the majority answers some requests and leaves other requests without an answer (seen with RabbitMQ 4.3).
-Such a session may still deliver, so one missing answer does not end it. The bridge only warns, until the broker answers
-this request again.
+A session on such a node may still deliver, so a missing answer to one check does not end the session. The bridge only
+warns until the broker answers that check again.
 """
 
 import asyncio

@@ -55,7 +55,7 @@ class ChannelOwner(Protocol):
     def on_blocked(self, reason: str | None) -> None:
         """Called with the broker's reason when the broker blocks publishing, and with None when the block ends.
 
-        It is not called if the connection is lost during a block.
+        `on_blocked` is not called if the connection is lost during a block.
         """
 
     def on_lost(self, state: State, reason: str) -> None:

@@ -147,7 +147,7 @@ class Publisher:
 
         Raises InvalidUpdate or ExchangeNotFound if the update was not sent, NotConfirmed if it may have been sent, and
         BrokerRefusal if the broker refuses the password, the virtual host or a permission. Once a connection has
-        succeeded, it raises NotConfirmed instead of ExchangeNotFound and BrokerRefusal.
+        succeeded, a missing exchange or a refusal raises NotConfirmed instead of ExchangeNotFound or BrokerRefusal.
         """
         # If `update_type` were not checked, data of the form `{"type": ..., "data": ...}` could be valid as another
         # type.
@@ -189,7 +189,7 @@ class Publisher:
     async def close(self) -> None:
         """Closes the connection.
 
-        Gives up all updates that are not confirmed yet, so wait for their confirms before you call it.
+        Gives up all updates that are not confirmed yet, so wait for their confirms before you call `close`.
         """
         self._stopping.set()
         if self._running is not None and self._channel is not None:

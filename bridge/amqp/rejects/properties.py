@@ -53,7 +53,7 @@ def reject_properties(
 
     It came from `exchange` with the `original` properties.
 
-    `frame_max` is the size of the largest frame on the connection, in bytes.
+    `frame_max` is the size in bytes of the largest frame that the connection allows.
     """
     reasons: dict[str, Any] = {
         "x-reject-reason": rejected.reason.value,

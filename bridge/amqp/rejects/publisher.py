@@ -136,7 +136,7 @@ class RejectPublisher:
     async def close(self) -> None:
         """Drops the rejected events that are not confirmed yet.
 
-        If they came from a named queue, the broker still has them there.
+        Events from a named queue are not lost: the broker still has them.
         """
         tasks = tuple(self._unconfirmed)
         if self._max_kept is not None:

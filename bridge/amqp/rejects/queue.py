@@ -27,7 +27,7 @@ from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 RPC_TIMEOUT_S = 30.0
 """The timeout of each request to the broker.
 
-It is needed because a broker that is short of memory or disk accepts no message and sends no error.
+The timeout is needed because a broker that is short of memory or disk accepts no message and sends no error.
 """
 
 CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 
 
 class BrokerLost(BridgeError):
-    """The connection was lost during a command. All events that were not removed by then are still in the queue."""
+    """The connection was lost during a command. Events that were not removed before the loss are still in the queue."""
 
 
 def broker_lost(error: BaseException, cancellation: CancellationGuard) -> BrokerLost:

@@ -92,7 +92,7 @@ class _FreezeTolerantConnection(aiormq.connection.Connection):
 
     @property
     def is_connection_was_stuck(self) -> bool:
-        """Whether the broker has sent no frame for too long. aiormq reads this property twice in each heartbeat."""
+        """True if the broker has sent no frame for too long. aiormq reads this property twice in each heartbeat."""
         now_s = self.loop.time()
         interval_s = max(1, self.heartbeat_timeout // 2)
         if now_s - self.checked_at_s > (1 + LATE_INTERVALS) * interval_s:
@@ -123,8 +123,8 @@ _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for even
 def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callable[[str | None], None]) -> None:
     """Calls `observer` with the broker's reason when the connection is blocked, and with None when the block ends.
 
-    If another version of aiormq uses other names for its handlers, `observer` is never called. In that case, the bridge
-    notices a block only because confirms are missing.
+    If another version of aiormq uses other names for its handlers, `observer` is never called. The bridge then notices
+    a block only because confirms are missing.
     """
     handle_blocked = getattr(connection, _ON_BLOCKED, None)
     handle_unblocked = getattr(connection, _ON_UNBLOCKED, None)

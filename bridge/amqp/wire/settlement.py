@@ -1,6 +1,6 @@
 """Decides which delivery tags can be acknowledged.
 
-It acknowledges many tags at once, but none before its delivery is settled.
+Many tags are acknowledged at once, but none before its delivery is settled.
 
 This module does no I/O. It only computes with delivery tags, which the broker numbers from 1 on each channel. No list
 of tags is longer than the prefetch of the channel.
