@@ -1,4 +1,7 @@
-"""Builds, starts and stops all parts of the bridge. The WebSocket server starts first, and the consumer stops first."""
+"""Builds, starts and stops all parts of the bridge.
+
+The WebSocket server starts before the consumer, and ends after the consumer.
+"""
 
 import asyncio
 import gc

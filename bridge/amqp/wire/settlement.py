@@ -18,7 +18,7 @@ class Acknowledgement(NamedTuple):
 
 
 class Settlement:
-    """The deliveries of one channel. They are settled in any order. One acknowledgement can cover many of them."""
+    """The deliveries of one channel. Deliveries are settled in any order; an acknowledgement can cover many."""
 
     __slots__ = ("_open", "_prefetch", "_settled")
 
@@ -45,7 +45,7 @@ class Settlement:
         self._settled.append(tag)
 
     def take(self) -> list[Acknowledgement]:
-        """Returns all acknowledgements that can be sent now. From then on, the returned tags count as acknowledged."""
+        """Returns all acknowledgements that can be sent now. The returned tags then count as acknowledged."""
         if not self._settled:
             return []
         first_open = next(iter(self._open), None)
