@@ -117,7 +117,7 @@ async def test_client_that_resumes_before_the_broker_is_up_waits_for_the_answer(
 async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
     broker: Broker, amqp: AbstractConnection, exchange: str, stream: str
 ) -> None:
-    """Connected clients get a gap. A bridge that has never read the old stream does not know its ids."""
+    """Connected clients get a `gap` message. A bridge that has never read the old stream does not know its ids."""
     channel = await amqp.channel()
     async with (
         running(broker.url, **flags(exchange, stream)) as bridge,
@@ -128,8 +128,8 @@ async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
         old = client.updates[4].id
         await channel.queue_delete(stream)
         await eventually("the stream is declared again", lambda: sample(bridge, "bridge_gaps_total") == 1)
-        # The new stream is longer than the old stream, so the sequence number of the old id belongs to another update
-        # in it.
+        # The new stream is longer than the old stream, so the sequence number of the old id now belongs to another
+        # update.
         await publish(amqp, exchange, *map(killmail, range(100, 150)))
         await have_all([client], {*range(10), *range(100, 150)})
         [gap] = client.gaps

@@ -63,7 +63,7 @@ async def caught_up(recorder: Recorder) -> None:
 async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The reader starts reading again by itself. Its connection stays open, unless the broker fails."""
+    """The reader starts reading again by itself. The reader's connection stays open, unless the broker fails."""
     recorder = Recorder()
     with capture_logs() as logged:
         timing = Timing(stall_check_s=1.0)

@@ -25,7 +25,7 @@ KEPT: FieldTable = {"x-queue-type": "stream"}
 
 @asynccontextmanager
 async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, StreamConfig]]:
-    """Declares an exchange, and also a queue unless `kind` is None. Deletes both after the test."""
+    """Declares an exchange, and also a queue unless `kind` is None. Deletes the exchange and queue after the test."""
     exchange, stream = unique("exchange"), StreamConfig(unique("stream"), 3600.0, 2**20, 100)
     async with observer(node.url) as amqp:
         channel = await amqp.channel()

@@ -46,8 +46,8 @@ def compose(file: str, *arguments: str, **variables: str) -> subprocess.Complete
 
 def read(file: str, **variables: str) -> dict[str, Any]:
     """Returns the file with all references resolved. Fails if docker-compose does not accept the file."""
-    # Version 1 of docker-compose writes YAML only. This version needs a YAML parser in Debian's Python, and the test
-    # uses the same parser.
+    # Version 1 of docker-compose writes YAML only. Version 1 needs a YAML parser in Debian's Python, and the test uses
+    # the same parser.
     first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
     done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
     assert done.returncode == 0, done.stderr

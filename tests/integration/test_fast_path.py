@@ -1,7 +1,7 @@
 """Writes that bypass the transports: the test compares the bytes that the clients receive.
 
 The bridge runs as a process, with the same event loop as an operator's bridge. The bytes that a client receives must
-begin with a whole frame. They must also be a contiguous part of the bytes that the first client receives.
+begin with a whole frame. The bytes of each client must also be a contiguous part of the bytes of the first client.
 """
 
 from __future__ import annotations
@@ -190,7 +190,10 @@ async def metric(port: int, name: str) -> float:
 async def test_clients_that_read_in_small_pieces_get_the_same_bytes_as_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each socket accepts a different part of a large update. The next write must continue where this part ends."""
+    """Each socket accepts a different part of a large update.
+
+    The next write must continue where the accepted part ends.
+    """
     events = [event(number) for number in range(160)]
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()

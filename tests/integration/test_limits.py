@@ -127,7 +127,7 @@ async def test_client_of_a_full_bridge_replaces_one_without_a_request(broker: Br
 
 
 async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker: Broker, exchange: str) -> None:
-    """A full bridge closes 256 clients with 1013 and drops further clients.
+    """A full bridge answers 256 clients with the close code 1013, and drops further clients.
 
     The bridge logs dropped clients only once, but counts all of them.
     """

@@ -192,7 +192,10 @@ async def serving_a_large_document(
 
 @contextmanager
 def requesting_it(port: int, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
-    """Requests the large document, with a small receive buffer. The socket blocks, so this function needs a thread."""
+    """Requests the large document, with a small receive buffer.
+
+    The socket blocks, so this function must run in a thread.
+    """
     with socket.socket() as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
         plain.settimeout(LIMIT_S)

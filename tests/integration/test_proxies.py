@@ -63,7 +63,7 @@ FILES = {"nginx": "nginx.conf", "caddy": "Caddyfile", "haproxy": "haproxy.cfg"}
 
 @asynccontextmanager
 async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIterator[None]:
-    """Runs the proxy on port 443 of an island. `changes` are replacements in the configuration."""
+    """Runs the proxy on port 443 of a simulated network. `changes` are replacements in the configuration."""
     chain, key = certificate(folder, NAME)
     (folder / "certificate-and-key.pem").write_text(chain.read_text() + key.read_text())
     text = (CONFIGURATIONS / FILES[kind]).read_text().replace("/etc/ssl/kills", str(folder))
@@ -190,8 +190,8 @@ async def test_client_of_another_network_is_refused_behind_a_proxy_with_any_head
         for headers in ((), *((header,) for header in FORGED), FORGED):
             assert await status_of(net, EXTERNAL, handshake(*headers)) == 403, headers
         assert await status_of(net, EXTERNAL, page("/")) == 403
-        # A proxy removes the headers that Connection names (RFC 9110, section 7.6.1), but it must keep the
-        # X-Forwarded-For that it adds.
+        # A proxy removes the headers that Connection names (RFC 9110, section 7.6.1), but not the X-Forwarded-For
+        # header that the proxy itself adds.
         hop_by_hop = handshake().replace(b"Connection: Upgrade", b"Connection: Upgrade, X-Forwarded-For")
         assert await status_of(net, EXTERNAL, hop_by_hop) == 403
 

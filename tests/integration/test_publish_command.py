@@ -33,7 +33,7 @@ WRONG_PASSWORD = "correct-horse"  # no message contains this word by chance
 PATIENCE_S = 15.0
 """The maximum duration of a command that finds no broker.
 
-The command waits at most 5 s for a broker, but it may start slowly on a busy machine.
+The command waits at most 5 s for a broker, but the command may start slowly on a busy machine.
 """
 
 IMPATIENT = "import sys; from bridge.cli.common import progress; progress.FIRST_S = progress.ON_TERMINAL_S = 0.0; "
@@ -358,7 +358,7 @@ async def test_long_input_shows_its_progress_on_a_terminal(broker: Broker, excha
     assert await process.wait() == 1
     shown = error_output.split("\r\n")
     assert shown.pop() == ""
-    # The output contains each final line, after the progress lines that it replaced.
+    # In the output, each final line follows the progress lines that it replaced.
     assert [line.split("\r\x1b[K")[-1] for line in shown] == [
         'events.ndjson:51: /systemId: "Jita" is not of type "integer" [schema-violation]',
         f"50 events published, 1 invalid; 50 reached no queue: no bridge consumes from the exchange {exchange}",

@@ -166,7 +166,7 @@ async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(nod
 async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_broker: Broker) -> None:
     """Events that were confirmed before the kill arrive.
 
-    Later events that the broker confirms and loses are in the gap.
+    Events that the broker confirms after the kill and then loses are in the gap.
     """
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with reading(mortal_broker.url, exchange, stream, recorder) as consumer:
@@ -192,7 +192,7 @@ async def test_killed_broker_loses_no_event_outside_the_reported_gap(mortal_brok
     assert received == sorted(set(received))
     assert recorder.ids == sorted(set(recorder.ids))
     assert before <= set(received)
-    # While a broker starts, it may close another connection after the first gap. This causes a second gap.
+    # While a broker starts, it may close another connection after the first gap, and so cause a second gap.
     gaps = recorder.gaps
     assert {gap.reason for gap in gaps} == {AWAY}
     assert all(later.since_s <= earlier.until_s for earlier, later in itertools.pairwise(gaps))

@@ -74,7 +74,7 @@ class Plan:
 DUPLICATE_WINDOW = 8192
 """The number of identities that the bridge remembers.
 
-The broker may take 30 s to notice a half-open connection. The window must exceed the number of events in this time:
+The broker may take 30 s to notice a half-open connection. The window must exceed the number of events in these 30 s:
 1500 at the steady rate, and two bursts. The window is small, because it must be full before memory is compared.
 """
 

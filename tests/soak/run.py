@@ -38,7 +38,7 @@ UNLIMITED = (
 )
 """The command of a bridge that logs each eviction.
 
-From this log, the test learns that a client that reads nothing was evicted.
+From the log of the bridge, the test learns that a client that reads nothing was evicted.
 """
 
 STILL_S = 1.0

@@ -36,7 +36,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A number, counted before all clients except the healthy ones came, and again after they left."""
+    """A number, counted while only the healthy clients are connected: before the others come, and after they leave."""
 
     what: str
     before: int

@@ -562,7 +562,7 @@ class Scene:
     def publish(self, *updates: bytes | str, size: int = 0) -> bytes:
         """Publishes updates, flushes, and returns the frames. Bytes are published as the payload of an update.
 
-        For a str, the next numbered update of that type is published, with padding of `size` bytes.
+        A str names the type of an update, which is published with the next number and with padding of `size` bytes.
         """
         payloads = []
         for each in updates:

@@ -70,7 +70,7 @@ class PrivateNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the node (after `kill` with the same port and data), and waits until it answers AMQP.
+        """Starts the node (after `kill`, with the same port and data), and waits until the node answers AMQP.
 
         Raises RuntimeError with the last lines of the node's log if the node does not start.
         """

@@ -44,7 +44,7 @@ def shared(worker: str) -> Iterator[Broker]:
 
 
 def running(url: str | None = None) -> Iterator[Broker]:
-    """Yields the broker at the URL, or a new one that a test may kill. Stops a new broker at the end."""
+    """Yields the broker at the URL, or a new one that a test may kill. At the end, stops the broker if it is new."""
     try:
         broker = find_for_tests(url)
     except NoBroker as error:
@@ -80,7 +80,7 @@ def _note(broker: Broker) -> None:
 
 
 def broker_or_reason() -> Broker | None:
-    """Returns a broker for a program that is not a test, or prints the reason and returns None."""
+    """Returns a broker for a program that is not a test, or prints why there is none, and returns None."""
     try:
         return find_broker(URL, IMAGE, say)
     except NoBroker as error:
