@@ -20,8 +20,8 @@ from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stub
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
 # pytest must be told about `tests.support` before its modules are imported, so that failing assertions in them show
-# values. `tests/__init__.py` can't contain this call, because the benchmark imports `tests` with an interpreter that
-# has no pytest.
+# values. The call of pytest can't be in `tests/__init__.py`, because the benchmark imports `tests` with an interpreter
+# that has no pytest.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.broker import ports

@@ -1,4 +1,4 @@
-"""The broker ends, returns, loses its data, hangs or refuses: what the bridge promises in each case."""
+"""What the bridge promises if the broker ends, returns, loses its data, hangs, or refuses the bridge."""
 
 import asyncio
 import ssl
@@ -44,10 +44,13 @@ async def silent_server() -> AsyncIterator[int]:
 
 
 IMPATIENT = Timing(connect_timeout_s=1.0)
+"""With these time constants, a node has one second to answer, instead of five."""
 
 GIVEN_UP_LIMIT_S = 15.0
-"""The maximum time until the bridge gives up a silent node, on a busy machine. Alone, aio-pika would wait for 30 s."""
-"""In these tests, a node has one second to answer, instead of five."""
+"""The bridge must give up a silent node within this time, even on a busy machine.
+
+aio-pika by itself would wait for 30 s.
+"""
 
 
 async def state(port: int) -> tuple[int, dict[str, Any]]:
@@ -57,7 +60,10 @@ async def state(port: int) -> tuple[int, dict[str, Any]]:
 
 
 async def not_ready(bridge: Bridge) -> dict[str, Any]:
-    """Waits until `/readyz` is 503 with an error of the broker's connection, and returns its body."""
+    """Waits until `/readyz` has status 503 and the bridge knows why it is not connected to the broker.
+
+    Returns the body.
+    """
     await eventually(
         "`/readyz` has the reason",
         lambda: not bridge.readiness.report()[0] and consumer_of(bridge).status.error is not None,
@@ -68,7 +74,7 @@ async def not_ready(bridge: Bridge) -> dict[str, Any]:
 
 
 async def ready_again(bridge: Bridge, since_s: float) -> None:
-    """Waits until the bridge is ready, and checks that it is ready soon after the broker."""
+    """Waits until the bridge is ready, and checks that this took no longer than RECOVERY_LIMIT_S after `since_s`."""
     await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
     took_s = time.monotonic() - since_s
     assert took_s <= RECOVERY_LIMIT_S, f"{took_s:.1f} s"
@@ -100,7 +106,10 @@ async def test_broker_that_is_killed_and_started_again_is_consumed_from_again(mo
 async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after_a_reconnect(
     mortal_broker: Broker,
 ) -> None:
-    """The bridge acknowledges and counts an event that is delivered twice. No client gets such an event twice."""
+    """If the broker delivers an event twice, the bridge acknowledges and counts the second delivery.
+
+    No client gets the event twice.
+    """
     exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
     async with observer(mortal_broker.url) as amqp:
         channel = await amqp.channel()
@@ -111,7 +120,7 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
     async with running(mortal_broker.url, **flags) as bridge:
         client = await RawClient.open(port_of(bridge))
         async with observer(mortal_broker.url) as amqp:
-            # The rejected event can't be published, so later events are not acknowledged.
+            # The bridge can't publish the rejected event, so it does not acknowledge the events after it.
             await publish(amqp, exchange, b"invalid", killmail(1), killmail(2), delivery_mode=2)
         assert [await next_id(client), await next_id(client)] == [1, 2]
         await asyncio.to_thread(mortal_broker.kill)
@@ -150,7 +159,7 @@ async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_b
 
 
 async def test_node_that_is_down_is_skipped(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
-    """If the first of several nodes is dead, the bridge connects without a delay."""
+    """If the first of several nodes is dead, the bridge connects to the next node without a delay."""
     urls = f"amqp://guest:guest@127.0.0.1:{free_port()}/,{broker.url}"
     async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
         assert sample(bridge, "bridge_broker_connection_attempts_total") == 1
@@ -186,9 +195,9 @@ async def test_node_that_sends_nothing_is_skipped(broker: Broker, amqp: Abstract
 async def test_node_that_answers_with_something_else_is_skipped_and_closed(
     answer: bytes, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """The bytes of one node do not disturb the connection to the next node.
+    """Invalid bytes from the first node do not disturb the connection to the next node.
 
-    The connection to the first node is closed.
+    The bridge closes the connection to the first node.
     """
     left = asyncio.Event()
 
@@ -221,7 +230,7 @@ async def test_broker_that_sends_nothing_is_named_in_readyz() -> None:
 
 
 async def test_broker_that_sends_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
-    """Promise: the bridge closes a connection to a silent broker, even if its TLS shutdown is not answered."""
+    """Promise: the bridge gives up a silent broker in time, even if the broker does not answer the TLS shutdown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     chain, key = certificate(tmp_path, "broker")
     context.load_cert_chain(chain, key)
@@ -260,7 +269,7 @@ KINDS = ["password", "virtual host", "kind of exchange"]
 async def test_refusal_at_the_start_ends_the_bridge_with_3(
     kind: str, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """If only the operator can fix a fault, the bridge ends at once, with one line that has no password."""
+    """If only the operator can fix a fault, the bridge ends at once and prints one line, without the password."""
     url, words = await refused(kind, broker, amqp, exchange)
     async with bridge_process(url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         assert await process.ended() == 3

@@ -1,4 +1,4 @@
-"""A bridge with a slow event loop must not blame the broker for answers that it reads late."""
+"""If a bridge with a slow event loop reads answers late, it must not blame the broker."""
 
 import asyncio
 import ssl
@@ -22,10 +22,10 @@ from tests.support.running import consumer_of, port_of, running, sample
 from tests.support.waiting import eventually
 
 TURN_S = 0.05
-"""The duration of each turn of the event loop, as with thousands of clients on a part of a core."""
+"""Each turn of the event loop takes this long, as if the bridge had thousands of clients and only a part of a core."""
 
 LIMIT_S = 0.5
-"""The limit for the broker's answers. From the view of the bridge, each answer takes longer than this limit."""
+"""The time limit for the broker's answers. To a bridge with a slow loop, each answer seems to take longer."""
 
 TIMING = Timing(connect_timeout_s=LIMIT_S, setup_timeout_s=LIMIT_S, check_timeout_s=LIMIT_S, check_interval_s=0.1)
 
@@ -78,6 +78,6 @@ async def test_client_is_served_although_a_turn_takes_longer_than_the_timeout_of
             with urllib.request.urlopen(url, timeout=READ_LIMIT_S, context=context) as answer:
                 return int(answer.status)
 
-        # There are several clients, because they connect in different turns of the loop.
+        # The test has several clients, so that some of them connect in different turns of the loop.
         assert await asyncio.gather(*(asyncio.to_thread(ask) for _ in range(5))) == [200] * 5
         assert sample(bridge, "bridge_clients_refused_total", rule="timeout") == 0

@@ -1,4 +1,4 @@
-"""Clients that read nothing or send too slowly, and clients that come and go: their cost for the bridge and others."""
+"""What clients cost the bridge and other clients if they read nothing, send too slowly, or come and go."""
 
 import asyncio
 import socket
@@ -22,14 +22,17 @@ STALLED = 500
 LOG_BYTES = 2 * MB
 
 MEMORY_BYTES = 12 * MB
-"""The memory by which the bridge may grow in addition to its log, for connections and for rounding by the allocator."""
+"""In addition to its log, the bridge may grow by this much.
+
+The memory is for connections and for rounding by the allocator.
+"""
 
 DRIPPING = 300
 DRIP_S = 0.02
-"""The pause between two bytes of a request of about 170 bytes, which would take three times the handshake timeout."""
+"""The pause between two bytes of a slow request. At this speed, 170 bytes take three times the handshake timeout."""
 
 RATE, STORM_S = 1000, 8
-"""The number of connects and disconnects per second, and their duration in seconds."""
+"""The number of clients that connect and disconnect per second, and the duration of the storm in seconds."""
 
 
 async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_the_log(
@@ -82,7 +85,7 @@ async def test_slow_requests_are_refused_in_time_and_take_no_capacity(
 ) -> None:
     """A request that is sent byte by byte is refused at the handshake timeout.
 
-    The client of such a request is dropped at twice the timeout.
+    The client is dropped at twice the handshake timeout.
     """
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_HANDSHAKE_TIMEOUT": "1s"}
     async with bridge_process(broker.url, **variables) as process:
@@ -94,7 +97,7 @@ async def test_slow_requests_are_refused_in_time_and_take_no_capacity(
             lines = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(DRIPPING)))
             answers = [asyncio.create_task(reader.readuntil(b"\r\n")) for reader, _ in lines]
             drops = iter(request(port, headers=["X-Long: " + "x" * 1000]))
-            # The clients continue to send after the answer, and never close the connection themselves.
+            # The clients send further bytes even after the answer, and never close the connection themselves.
             while sockets(pid) > before or not all(answer.done() for answer in answers):
                 drop = bytes([next(drops)])
                 for _, writer in lines:
@@ -102,7 +105,8 @@ async def test_slow_requests_are_refused_in_time_and_take_no_capacity(
                 await asyncio.sleep(DRIP_S)
             assert {answer.result() for answer in answers} == {b"HTTP/1.1 408 Request Timeout\r\n"}
             assert await metric(port, 'bridge_clients_refused_total{rule="timeout"}') == DRIPPING
-            # Only the first clients are logged, so that a client that reconnects again and again can't fill a disk.
+            # The bridge logs only the first refusals, so that a client that reconnects again and again can't fill the
+            # disk.
             refusals = [line for line in process.lines if line["event"] == "client refused"]
             assert [line["rule"] for line in refusals] == ["timeout"] * MAX_LINES
             assert memory.look() <= MEMORY_BYTES
@@ -112,7 +116,7 @@ async def test_slow_requests_are_refused_in_time_and_take_no_capacity(
 
 
 def come_and_go(port: int, count: int) -> float:
-    """Connects `count` clients, one after the other. None stays. Returns the clients per second."""
+    """Connects and disconnects `count` clients, one after another. Returns the number of clients per second."""
     hello, bye = request(port), client_frame(CLOSE, b"\x03\xe8")
     began_s = time.monotonic()
     for number in range(count):
@@ -120,8 +124,8 @@ def come_and_go(port: int, count: int) -> float:
         if ahead_s > 0:
             time.sleep(ahead_s)
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-            # The clients alternate between no request, a disconnect before the answer, a disconnect after the answer,
-            # and a closing handshake.
+            # There are four kinds of clients in turn: one sends no request, one leaves before the answer, one leaves
+            # after the answer, and one sends a close frame.
             if number % 4:
                 client.sendall(hello)
             if number % 4 > 1:
@@ -129,12 +133,12 @@ def come_and_go(port: int, count: int) -> float:
             if number % 4 == 3:
                 client.sendall(bye)
             elif number % 8 < 4:
-                # The connection ends with a reset.
+                # With this option, the client's `close` resets the connection.
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return count / (time.monotonic() - began_s)
 
 
-@pytest.mark.alone  # the clients need the entire machine
+@pytest.mark.alone  # the test's clients need the entire machine
 async def test_a_thousand_clients_a_second_connect_and_disconnect_without_leaks(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
@@ -145,7 +149,7 @@ async def test_a_thousand_clients_a_second_connect_and_disconnect_without_leaks(
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
             before = sockets(pid)
-            # The first clients load modules and fill caches, which keep their memory.
+            # For its first clients, the bridge loads modules and fills caches, and it keeps this memory.
             await asyncio.to_thread(come_and_go, port, RATE // 2)
             await eventually("the first connections are closed", lambda: sockets(pid) == before)
             memory = Memory(pid)

@@ -1,4 +1,4 @@
-"""A RabbitMQ cluster with a stream leader that is killed: what the stream contains, and what clients get."""
+"""What a stream contains and what clients get if the stream's leader in a RabbitMQ cluster is killed."""
 
 import asyncio
 import json
@@ -38,11 +38,13 @@ pytestmark = pytest.mark.slow
 SIZE = 3
 
 REPLICATED_LIMIT_S = 120.0
-"""The maximum time until a restarted node has the whole stream. The cluster retries the replication every few
-seconds."""
+"""The maximum time until a restarted node has the whole stream.
 
-# This Erlang code waits in the node for up to 20 s, because each run of rabbitmqctl takes more than 1 s of processor
-# time.
+If a replication fails, the cluster retries it only every few seconds.
+"""
+
+# This Erlang code waits inside the node for up to 20 s. Repeated runs of rabbitmqctl would each take more than 1 s of
+# processor time.
 WHEN_REPLICATED = """
 Whole = fun() ->
     {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{stream}">>)),
@@ -63,14 +65,14 @@ class Member(PrivateNode):
         cookie_file = self.directory / ".erlang.cookie"
         cookie_file.write_text(cookie)
         cookie_file.chmod(0o400)
-        # To replicate a stream, the nodes connect to the host's name, whatever their own names are.
+        # To replicate a stream, nodes connect to each other by the host's name, whatever the names of the nodes are.
         names = self.directory / "inetrc"
         names.write_text(
             f'{{host, {{127,0,0,1}}, ["localhost", "{socket.gethostname()}"]}}.\n{{lookup, [file, native]}}.\n'
         )
         self._environment |= {
             "RABBITMQ_NODENAME": name,
-            # The node's own epmd finds the cluster's epmd at this port, and ends.
+            # The node also starts its own epmd, which ends at once, because the cluster's epmd already uses this port.
             "ERL_EPMD_PORT": str(epmd_port),
             "ERL_INETRC": str(names),
         }
@@ -86,7 +88,7 @@ class Cluster:
 
     Any two of the three nodes are enough for a majority. Each node can be killed and started again.
 
-    The nodes share only a cookie and an epmd. Each node has its own data, logs and ports.
+    The nodes share only a cookie and an epmd (the name server of Erlang). Each node has its own data, logs and ports.
     """
 
     def __init__(self, server: Path) -> None:
@@ -96,17 +98,16 @@ class Cluster:
         names = [f"edk-bridge-{cluster}-{number}@localhost" for number in range(1, SIZE + 1)]
         joining = {"cluster_formation.peer_discovery_backend": "classic_config"}
         joining |= {f"cluster_formation.classic_config.nodes.{number}": name for number, name in enumerate(names, 1)}
-        # The first node is not configured to find peers, because it would look for them ten times before it starts
-        # alone.
+        # The first node has no peers in its configuration: it would look for them ten times before it starts alone.
         confs = [{}, *(joining for _ in names[1:])]
         self.members = [
             Member(server, name, conf, cookie, self._epmd_port) for name, conf in zip(names, confs, strict=True)
         ]
         self.url = ",".join(member.url for member in self.members)
-        """The URL of all nodes, which are tried in turn."""
+        """A list of the URLs of all nodes. The bridge tries them in turn."""
 
     def start(self) -> None:
-        """Returns when all nodes answer AMQP as one cluster, after about 15 s.
+        """Starts the cluster, which takes about 15 s, and returns when all nodes answer AMQP.
 
         Raises RuntimeError with the log of a node that does not start.
         """
@@ -189,9 +190,9 @@ async def names(cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
 
 
 async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: ConfirmingFetcher) -> set[str]:
-    """Kills the stream's leader under load and restarts it, as often as the cluster has nodes.
+    """As many times as the cluster has nodes, kills the stream's leader under load and restarts it.
 
-    Returns the names of the leaders.
+    Returns the names of the killed leaders.
     """
     killed = set()
     for _ in range(SIZE):
@@ -208,7 +209,7 @@ async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: Confirm
 
 
 async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
-    """Reads a stream until all `wanted` killmails are found. Returns the numbers of all killmails that were read."""
+    """Reads a stream until it has found all `wanted` killmails. Returns the numbers of all killmails that were read."""
     found: list[int] = []
     missing = set(wanted)
     async with observer(amqp_url) as amqp:
@@ -222,7 +223,7 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
             ):
                 async for message in messages:
                     await message.ack()
-                    # The bridges' own markers are in the stream too.
+                    # The stream also contains markers, which the bridges have published themselves.
                     if message.type == MARKER_TYPE:
                         continue
                     found.append(orjson.loads(message.body)["killmailId"])
@@ -230,7 +231,7 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
                     if not missing:
                         break
         except TimeoutError:
-            # The test reports which killmails are missing.
+            # Killmails are missing: the test that calls this function reports which.
             return found
     return found
 
@@ -248,7 +249,8 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
         confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)
-        # One of the bridges also ends. The clients of this bridge resume on bridges that ran during all kills.
+        # One of the bridges also ends. Its clients resume on the other bridges, which ran while the leaders were
+        # killed.
         await bridges.end(0)
         await fetcher.further(BETWEEN)
         await bridges.start(0)
@@ -268,13 +270,13 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
 
 
 AGAIN_LIMIT_S = 45.0
-"""The maximum time from the return of the stream's majority until the bridge has read the whole stream."""
+"""When the stream has a majority again, the bridge must have read the whole stream within this time."""
 
 WITHOUT_AN_ANSWER = Timing(check_interval_s=0.3, check_timeout_s=3.0)
 
 
 class Alone:
-    """A bridge with a client, on the only node that still runs."""
+    """A bridge that has one client and is connected to the only node that still runs."""
 
     def __init__(self, bridge: Bridge, client: RawClient) -> None:
         self.bridge = bridge
@@ -306,7 +308,7 @@ async def alone(url: str, exchange: str, **flags: str) -> AsyncIterator[Alone]:
 async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the_others_are_back(
     cluster: Cluster,
 ) -> None:
-    """Without a majority, RabbitMQ 4.3 answers all requests except those that change its metadata."""
+    """If a node has no majority, RabbitMQ 4.3 answers all requests except those that change the cluster's metadata."""
     first, *others = cluster.members
     async with (
         names(cluster) as (exchange, queue),
@@ -331,7 +333,8 @@ async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the
                 "the broker answers other requests, but not" in str(each)
                 for each in exclusive.warnings + named.warnings
             )
-        # The wait is twice the timeout after which the bridge closes a connection to a broker that answers nothing.
+        # The test waits for twice the timeout after which the bridge would close a connection to a broker that answers
+        # nothing.
         requested_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
         for each in (exclusive, named):
             status = consumer_of(each.bridge).status
@@ -347,7 +350,7 @@ async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the
 
 
 async def test_stream_is_read_again_when_its_majority_is_back(cluster: Cluster) -> None:
-    """Two of three nodes are killed, and one of them is started again."""
+    """The test kills two of the three nodes, and then starts one of the two again."""
     first, second, third = cluster.members
     async with names(cluster) as (exchange, stream):
         flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": stream}

@@ -1,4 +1,4 @@
-"""A bridge must not make the confirms of other publishers fail."""
+"""When a bridge starts or stops, the confirms of other publishers must not fail."""
 
 import asyncio
 from collections import Counter
@@ -27,7 +27,10 @@ IN_FLIGHT = 20
 
 @asynccontextmanager
 async def publishing(url: str, exchange: str) -> AsyncIterator[Counter[str]]:
-    """Runs a fetcher that publishes continuously. Yields a counter of the fetcher's confirms, by kind."""
+    """Runs a fetcher that publishes continuously.
+
+    Yields a counter of the broker's answers to the fetcher: `ack` or `nack`.
+    """
     outcomes = Counter[str]()
     async with observer(url) as amqp:
         channel = await amqp.channel(publisher_confirms=True)
@@ -66,7 +69,7 @@ async def start_and_stop(url: str, exchange: str, outcomes: Counter[str]) -> Non
 async def test_bridges_that_start_and_stop_do_not_affect_the_confirms_of_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """On RabbitMQ 4.3, the deletion of a bound exclusive queue makes confirms fail."""
+    """If an exclusive queue is deleted while it is bound, RabbitMQ 4.3 answers other publishers with nacks."""
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, "fanout", durable=True)
     async with publishing(broker.url, exchange) as outcomes:

@@ -25,14 +25,17 @@ async def tunnels(broker: Broker) -> AsyncIterator[tuple[Proxy, Proxy]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(broker: Broker, tunnels: tuple[Proxy, Proxy]) -> AsyncIterator[Scene]:
-    """Bridges that use the first proxy, or the second proxy if the first is closed."""
+    """Bridges that connect through the first proxy, or through the second proxy if the first is closed."""
     first, second = tunnels
     async with scene(broker.url, f"{first.url},{second.url}") as stage:
         yield stage
 
 
 async def test_connection_that_is_cut_is_opened_again(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
-    """Promise: a lost connection interrupts the updates for a tenth of a second. A named queue loses no event."""
+    """Promise: a lost connection interrupts the updates for only about a tenth of a second.
+
+    A named queue loses no event.
+    """
     fault = await stage.fault()
     tunnels[0].cut()
     await stage.verify(fault, "the connection is cut", "reconnects at once")
@@ -50,9 +53,9 @@ async def test_slow_connection_is_kept(stage: Scene, tunnels: tuple[Proxy, Proxy
 
 
 async def test_node_that_dies_is_replaced_by_the_next_one(stage: Scene, tunnels: tuple[Proxy, Proxy]) -> None:
-    """Promise: one running node of several nodes is enough for the bridge.
+    """Promise: the bridge works as long as one of several nodes runs.
 
-    The bridge prefers the first node again when it must reconnect.
+    At the next reconnect, the bridge prefers the first node again.
     """
     first, second = tunnels
     assert second.accepted == 0

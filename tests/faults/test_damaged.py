@@ -1,4 +1,4 @@
-"""The connection to the broker damages a frame: the bridge reports the damage and reconnects, and no event is lost."""
+"""If a frame from the broker arrives damaged, the bridge reports the damage and reconnects. No event is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Damager:
-    """Damages one frame of a delivery when the test sets `armed`. All other bytes pass unchanged."""
+    """Damages one frame of a delivery after the test has set `armed`. All other bytes pass unchanged."""
 
     def __init__(self, kind: int, damage: Callable[[bytes], bytes]) -> None:
         self._kind = kind
@@ -35,7 +35,7 @@ class Damager:
         self.done = False
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Returns a function for one connection, which turns the bytes from the broker into the bytes that arrive."""
+        """Returns a function that alters what the broker sends on one connection."""
         held = b""
         delivering = False
 
@@ -63,12 +63,12 @@ def unknown_type(frame: bytes) -> bytes:
 
 
 def cut_to(size: int) -> Callable[[bytes], bytes]:
-    """Returns a function that shortens the payload of a frame, and leaves the frame itself complete."""
+    """Returns a function that shortens the payload of a frame to `size` bytes. The result is still a complete frame."""
     return lambda frame: with_payload(frame, payload_of(frame)[:size])
 
 
 def without_its_end(frame: bytes) -> bytes:
-    """Returns the frame with a length of its last string that is one byte too large."""
+    """Changes the length of the last string in the frame to one byte more than the string has."""
     payload = payload_of(frame)
     assert payload.endswith(b"\x00"), "the routing key is empty"
     return with_payload(frame, payload[:-1] + b"\x01")
@@ -94,7 +94,7 @@ async def test_damaged_delivery_costs_the_connection_and_no_event(
     exchange: str,
     queue: str,
 ) -> None:
-    """The event with the damaged frame is delivered again, and so are the events after it, in order."""
+    """The broker delivers the event with the damaged frame and all later events again, in order."""
     damager = Damager(kind, damage)
     async with proxy(broker.url) as tunnel, AsyncExitStack() as stack:
         tunnel.alteration = damager.of_a_connection

@@ -1,4 +1,4 @@
-"""File descriptors run out and become free again: connected clients lose nothing, and the bridge needs no restart."""
+"""If file descriptors run out and become free again, connected clients lose nothing and the bridge needs no restart."""
 
 import asyncio
 import resource
@@ -44,14 +44,14 @@ def count(process: BridgeProcess, event: str) -> int:
 
 
 async def fate(port: int) -> tuple[str, asyncio.StreamWriter | None]:
-    """Connects a client, and returns whether it is served, gets a close code or is dropped.
+    """Connects a client, and returns what happens to it: "served", "dropped", or a close code.
 
     The connection stays open.
     """
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:
-        return "dropped", None  # the connection ended before this program noticed it
+        return "dropped", None  # the bridge ended the connection before `open_connection` returned
     try:
         writer.write(request(port))
         await reader.readuntil(b"\r\n\r\n")
@@ -76,7 +76,7 @@ async def without_descriptors(process: BridgeProcess, limit: int) -> AsyncIterat
 async def test_descriptors_that_run_out_and_become_free_cost_no_update(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Without descriptors, the bridge continues, idles and logs the shortage once.
+    """Without free descriptors, the bridge continues, uses little processor time, and logs the shortage once.
 
     The bridge later accepts the waiting clients.
     """
@@ -85,7 +85,8 @@ async def test_descriptors_that_run_out_and_become_free_cost_no_update(
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            # With this limit, libuv even lacks the spare descriptor that it needs to refuse clients.
+            # libuv keeps a spare descriptor for refusing clients. The limit is so low that even this descriptor can't
+            # be opened.
             async with without_descriptors(process, 5):
                 early = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)))
                 await eventually("the shortage is logged", lambda: count(process, SHORT))
@@ -123,7 +124,7 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
         port = await process.port()
         client = await RawClient.open(port)
         async with without_descriptors(process, 5):
-            # This client needs a descriptor, so the bridge notices the shortage.
+            # To accept this client, the bridge needs a descriptor, so it notices the shortage.
             _, waiting = await asyncio.open_connection("127.0.0.1", port)
             await eventually("the shortage is logged", lambda: count(process, SHORT))
             tunnel.cut()
@@ -138,7 +139,10 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
 async def test_clients_alone_cannot_use_up_the_descriptors(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """With fewer descriptors than allowed connections, clients get 1013. Further clients are dropped and counted."""
+    """If descriptors are too few for the allowed connections, further clients get the close code 1013.
+
+    If even more clients connect, the bridge drops and counts them.
+    """
     command = ("prlimit", f"--nofile={LIMIT}:{LIMIT}", *COMMAND)
     async with bridge_process(broker.url, command=command, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()

@@ -1,4 +1,4 @@
-"""The bridge uses exchanges of every type as they are, and declares a missing exchange as its owner did."""
+"""The bridge uses an exchange of any type as it is, and declares a missing one with the owner's properties."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broker, amqp: AbstractConnection) -> None:
-    """Promise: the topology checks neither change an exchange nor cause an outage."""
+    """Promise: topology checks do not change an exchange, and do not interrupt updates."""
     exchanges = {unique("exchange"): kind for kind in KINDS}
     channel = await amqp.channel()
     for name, kind in exchanges.items():
@@ -58,7 +58,7 @@ OWNED: list[dict[str, Any]] = [each for each in KINDS if "arguments" not in each
 async def test_exchange_that_is_declared_again_has_the_properties_of_its_owner(
     kind: dict[str, Any], broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Promise: the owner of an exchange can declare it as before, after the bridge has declared it again."""
+    """Promise: if the bridge has declared a deleted exchange again, the owner can still declare it as before."""
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, **kind)
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
@@ -74,7 +74,7 @@ async def test_exchange_that_is_declared_again_has_the_properties_of_its_owner(
 async def test_exchange_that_only_its_owner_can_declare_is_waited_for(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Promise: the bridge does not replace an exchange with arguments.
+    """Promise: if an exchange with arguments is deleted, the bridge does not declare it itself.
 
     `/readyz` names the exchange until it is back.
     """

@@ -1,4 +1,7 @@
-"""Thousands of invalid events. Each event is in the queue of rejected events before it is acknowledged."""
+"""Thousands of invalid events arrive.
+
+The bridge acknowledges an invalid event only when the event is in the queue of rejected events.
+"""
 
 import asyncio
 from collections import Counter
@@ -34,10 +37,10 @@ INVALID_EVENTS: dict[str, Callable[[int], bytes]] = {
     "too-large": lambda number: orjson.dumps(killmail(number, padding="x" * MAX_MESSAGE_BYTES)),
     "placeholder": lambda number: orjson.dumps({"killID": number, "killmail": None, "zkb": {}}),
 }
-"""Invalid events by the reason of their rejection, each with a number in it."""
+"""For each reason of rejection, a function that returns an invalid event with a given number."""
 
 LINES_EACH = 14
-"""The maximum number of log lines for each reason of rejection: one for each power of two up to COUNT."""
+"""For each reason of rejection, at most this many log lines: one for each power of two up to COUNT."""
 
 LINES = 20
 """The maximum number of log lines that are not about rejected events."""
@@ -69,7 +72,7 @@ async def waiting(process: BridgeProcess) -> float:
 
 
 async def all_of(amqp: AbstractConnection, queue: str) -> Counter[bytes]:
-    """Takes all messages from a queue, and returns how often the queue had each body."""
+    """Takes all messages from a queue, and returns how often each body was in it."""
     count = await depth(amqp, queue)
     return Counter(message.body for message in (await take(amqp, queue, count) if count else []))
 
@@ -129,7 +132,7 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
 ) -> None:
     """The bridge is killed while it rejects thousands of events.
 
-    Each event is in the queue of rejected events, or still in the bridge's queue.
+    Afterwards, each event is in the queue of rejected events, or still in the bridge's queue.
     """
     events = list(invalid_events(COUNT))
     await bind(amqp, exchange, queue)
@@ -144,8 +147,8 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
         await process.consuming()
 
         async def amid() -> bool:
-            # The bridge declares the queue of rejected events on another connection, perhaps after it has begun to
-            # consume.
+            # The queue of rejected events may not exist yet: the bridge declares it on another connection than the one
+            # that consumes.
             with suppress(ChannelNotFoundEntity):
                 return await depth(amqp, rejects) > COUNT // 10
             return False
@@ -162,7 +165,7 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
 
 
 async def no_consumer(amqp: AbstractConnection, queue: str) -> None:
-    """Waits until a queue has no consumer: unacknowledged events are then back in the queue."""
+    """Waits until a queue has no consumer. By then, the unacknowledged events are back in the queue."""
 
     async def alone() -> bool:
         channel = await amqp.channel()
@@ -178,14 +181,14 @@ CONFIRM = b"\x00\x3c\x00\x50"
 
 
 class Confirms:
-    """Passes or drops the broker's confirms."""
+    """Drops the broker's confirms if `losing` is True, and otherwise passes them on."""
 
     def __init__(self) -> None:
         self.losing = False
         self.lost = 0
 
     def of_a_connection(self) -> Callable[[bytes], bytes]:
-        """Returns a function for one connection, which turns the bytes from the broker into the bytes that arrive."""
+        """Returns a function that alters what the broker sends on one connection."""
         rest = b""
 
         def alter(data: bytes) -> bytes:
@@ -203,7 +206,7 @@ class Confirms:
 async def test_invalid_event_is_not_acknowledged_before_its_reject_is_confirmed(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """After the bridge ends, its queue contains the rejected events without a confirm, and no other events."""
+    """When the bridge has ended, its queue contains exactly the rejected events that were not confirmed."""
     events = [b"invalid %d" % number for number in range(100)]
     confirms = Confirms()
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": rejects}

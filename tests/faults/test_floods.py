@@ -1,6 +1,6 @@
-"""The bridge reads clients that flood it no faster than the limits allow, and other clients hardly notice the flood.
+"""If clients flood the bridge, it reads them no faster than its limits allow. Other clients hardly notice the flood.
 
-The flood is bounded at its source: the client's writes block, and the kernel buffers little.
+The writes of a flooding client block, because the kernel buffers only little.
 """
 
 import asyncio
@@ -48,32 +48,40 @@ FLOOD_S = 3.0
 """The time for which a client sends as fast as it can, in seconds."""
 
 SEND_BUFFER_BYTES = 65536
-"""The requested size of the client's send buffer. The kernel doubles the requested size."""
+"""The size that the test requests for a client's send buffer. The kernel makes the buffer twice as large."""
 
 ENCRYPTED = 20
 """The number of clients that flood through TLS."""
 
 TLS_BYTES = 128 * 1024
-"""The memory that the bridge may hold for each client that floods through TLS: TLS's own buffers, and bytes that were
-read and not processed."""
+"""For each client that floods through TLS, the bridge may hold this much memory.
+
+The memory is for the buffers of TLS, and for bytes that were read but not processed.
+"""
 
 FLOODERS = 400
 """The number of clients that flood at the same time."""
 
 MEMORY_BYTES = 12 * MB
-"""The memory by which the bridge may grow in any flood: its update log, 1 MiB here, and rounding by the allocator."""
+"""In any flood, the bridge may grow by this much memory: its update log of 1 MiB, and rounding by the allocator."""
 
 DELAY_S = 0.05
-"""The delay within which 90% of the updates reach a healthy client during a flood. If the bridge read a client for as
-long as the client sends, the delay would be 0.1 to 0.4 s."""
+"""During a flood, 90% of the updates must reach a healthy client within this delay.
+
+If the bridge read a client for as long as it sends, the delay would be 0.1 to 0.4 s.
+"""
 
 TOGETHER_DELAY_S = 0.25
-"""The delay within which 90% of the updates reach a healthy client while hundreds of clients flood. Without a common
-read limit, not one update arrives in 20 s."""
+"""While hundreds of clients flood, 90% of the updates must reach a healthy client within this delay.
+
+Without a read limit for all clients together, not even one update would arrive within 20 s.
+"""
 
 CPU_SHARE = 0.6
-"""The maximum share of a core that the bridge uses during a flood by hundreds of clients, including handshakes and
-updates."""
+"""While hundreds of clients flood, the bridge may use at most this share of a core.
+
+This share includes the processor time for handshakes and updates.
+"""
 
 VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
 
@@ -87,16 +95,17 @@ def head(opcode: int, length: int, *, fin: bool = True) -> bytes:
 
 
 def may_be_read(frame_bytes: int, seconds: float) -> int:
-    """Returns the most bytes that the bridge reads from one client in `seconds`, in frames of `frame_bytes`.
+    """Returns how many bytes the bridge may read from one client in `seconds` if each frame has `frame_bytes`.
 
-    The result includes parts of two more periods, and one more read, which is processed as a whole.
+    The result allows for one more period at the start, one more at the end, and one more read, which is processed as a
+    whole.
     """
     of_a_frame = frame_bytes / (frame_bytes + FRAME_COST_BYTES)
     return int((seconds / PERIOD_S + 2) * CLIENT_BUDGET_BYTES * of_a_frame) + MAX_READ_BYTES
 
 
 class Flooder:
-    """A client with a blocking socket, which runs in a thread and hardly disturbs the measurement."""
+    """A client that floods the bridge. It uses a blocking socket in a thread, so it hardly disturbs the measurement."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.socket()
@@ -113,7 +122,7 @@ class Flooder:
         self.sent_bytes = 0
 
     def flood(self, first: bytes, piece: bytes, seconds: float) -> None:
-        """Sends `first`, and then `piece` again and again, as fast as the bridge reads."""
+        """For `seconds`, sends `first` and then `piece` again and again, as fast as the bridge reads."""
         self.socket.sendall(first)
         until_s = time.monotonic() + seconds
         rest = memoryview(piece)
@@ -140,7 +149,7 @@ class Flooder:
 async def bridge_with_healthy_clients(
     broker: Broker, amqp: AbstractConnection, exchange: str, **variables: str
 ) -> AsyncIterator[tuple[BridgeProcess, int, Stream, Memory]]:
-    """Yields a bridge, its port, healthy clients that get updates, and the bridge's memory, measured from now on."""
+    """Yields a bridge, its port, healthy clients that get updates, and a measurement of the memory growth."""
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", **VARIABLES, **variables}
     async with bridge_process(broker.url, **variables) as process:
         await process.consuming()
@@ -160,7 +169,7 @@ async def verify(stream: Stream, memory: Memory) -> None:
 async def delay_during(stream: Stream, memory: Memory, flooding: Awaitable[object], limit_s: float = DELAY_S) -> float:
     """Measures the growth of the bridge during a flood, and the delay of the updates to healthy clients.
 
-    Returns the delay in seconds within which 90% of the updates arrive, which must be below the limit.
+    Returns the delay in seconds within which 90% of the updates arrived. Fails if the delay is above the limit.
     """
     first = stream.published
     flood = asyncio.ensure_future(flooding)
@@ -202,7 +211,8 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
         assert flooder.sent_bytes <= most, f"{flooder.sent_bytes:,} bytes, of {most:,}"
         assert await metric(port, "bridge_client_throttles_total") > 0
         assert process.logged("client throttled") is not None
-        # A bridge that reads nothing would pass the check above.
+        # The check above would also pass if the bridge read nothing, so this check requires at least a quarter of the
+        # maximum.
         assert flooder.sent_bytes >= most / 4
         assert process.logged("client evicted") is None
         await verify(stream, memory)
@@ -218,7 +228,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
 async def test_flood_through_tls_is_not_buffered(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    """TLS buffers bytes that the bridge has not read, but no more for each client than a socket without TLS."""
+    """TLS buffers some bytes that the bridge has not read yet, but only a bounded number for each client."""
     chain, key = certificate(tmp_path, "floods")
     secure = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", **VARIABLES, **secure}
@@ -242,7 +252,7 @@ async def test_flood_through_tls_is_not_buffered(
 async def test_pings_beyond_the_limit_are_answered_no_faster(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A client gets as many pongs as the limit allows pings, and other clients get their updates in time."""
+    """A client gets a pong only for as many pings as the limit allows. Other clients get their updates in time."""
     ping = client_frame(PING, b"")
     async with bridge_with_healthy_clients(broker, amqp, exchange) as (_, port, stream, memory):
         flooder = Flooder(port)
@@ -261,9 +271,12 @@ async def test_pings_beyond_the_limit_are_answered_no_faster(
 async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A common limit bounds all clients: updates are sent in time, and pongs still arrive."""
+    """One limit bounds all flooding clients together.
+
+    Updates are sent in time, and the pongs of healthy clients are read.
+    """
     idle = {"BRIDGE_IDLE_TIMEOUT": "2s", "BRIDGE_PING_INTERVAL": "500ms"}
-    # The flood runs in another process: a thread would delay the healthy clients, which are in this process.
+    # The flood runs in another process, because in a thread it would delay the healthy clients of this process.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
             before_s, since_s = cpu_s(process.process.pid), time.monotonic()
@@ -275,11 +288,10 @@ async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
                 TOTAL_BUDGET_BYTES * 6 / (6 + FRAME_COST_BYTES) + RESUMED_PER_PERIOD * THROTTLED_READ_BYTES
             )
             assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
-            # The flooding clients end with a reset. The bridge notices the reset, although it reads nothing from most
-            # of the flooding clients.
+            # The flooding clients reset their connections at the end. The bridge notices this, although it reads
+            # nothing from most of these clients.
             await eventually("the connections are closed", lambda: connections(port, COUNT))
-            # The bridge has read the healthy clients all the time. A bridge that did not read the healthy clients would
-            # have evicted them.
+            # The bridge has read the healthy clients all the time: otherwise, it would have evicted them as idle.
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
             await verify(stream, memory)
             figures.record(
@@ -319,11 +331,11 @@ def flood_together(port: int, count: int, seconds: float) -> int:
 async def test_half_a_frame_and_silence_is_idle_and_an_endless_frame_is_not_buffered(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A client that stops within a frame is evicted as idle.
+    """A client that stops in the middle of a frame is evicted as idle.
 
-    A client with an endless frame stays connected, at no cost.
+    A client that slowly sends an endless frame stays connected, and the bridge buffers nothing for it.
     """
-    # The healthy clients can answer within the idle timeout, even while other tests run.
+    # The idle timeout is long enough for the healthy clients to answer even while other tests run.
     idle = {"BRIDGE_IDLE_TIMEOUT": "4s", "BRIDGE_PING_INTERVAL": "1s"}
     async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
         before = sockets(process.process.pid)

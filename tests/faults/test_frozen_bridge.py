@@ -1,4 +1,4 @@
-"""A bridge that was frozen, for example in a paused container, evicts no client for the silence of that time."""
+"""If a bridge was frozen, for example in a paused container, it evicts no client that seemed silent meanwhile."""
 
 import signal
 import time
@@ -17,14 +17,14 @@ NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 IDLE_TIMEOUT_S, PING_INTERVAL_S = 1.2, 0.4
 
 FREEZE_S = 1.8
-"""The duration of a freeze, which is longer than the idle timeout and its tolerance of one tick."""
+"""The duration of a freeze. It is longer than the idle timeout and its tolerance of one tick together."""
 
 CROWD = 1200
-"""The number of clients whose pongs would exceed the common limit of a quarter of a second if pongs counted."""
+"""If pongs counted, the pongs of so many clients would exceed the read limit that all clients share in a period."""
 
 
 class Answering(Collector):
-    """Answers each ping, as every library does, and counts the pings."""
+    """A client that answers each ping, as every library does, and counts the pings."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -33,7 +33,7 @@ class Answering(Collector):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # Without a broker, the bridge sends only pings and close frames, each in one piece.
+        # Without a broker, the bridge sends only pings and close frames, and each arrives in one piece.
         for opcode, payload in server_frames(bytes(self.received)):
             self.closed = self.closed or opcode == CLOSE
             if opcode == PING and self.transport is not None:
@@ -48,7 +48,7 @@ async def answering(port: int, count: int) -> list[Answering]:
 
 
 def all_pinged(clients: list[Answering], before: list[int]) -> bool:
-    """Whether each client got another ping after the number of pings in `before`."""
+    """Whether each client has got more pings than its number in `before`."""
     return all(client.pings > count for client, count in zip(clients, before, strict=True))
 
 

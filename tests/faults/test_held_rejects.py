@@ -1,4 +1,4 @@
-"""Rejected events that can't be published: the bridge holds and reports them, and publishes them after the fault."""
+"""If rejected events can't be published, the bridge holds and reports them. It publishes them after the fault."""
 
 import asyncio
 import time
@@ -20,20 +20,22 @@ from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 PREFETCH, BEHIND = 50, 5
-"""The number of held events, and of events that wait behind them."""
+"""The number of events that the bridge holds, and the number of events that wait behind them in the queue."""
 
 LEAVE_LIMIT_S = 15.0
-"""The maximum time from the end of the fault until no event is held any more, on a busy machine."""
+"""When the fault is over, the bridge must hold no event any more after this time, even on a busy machine."""
 
 LASTING_S = 3.0
-"""After this time, the pauses between attempts have their maximum length."""
+"""When a fault has lasted this long, the pauses between attempts have their maximum length."""
 
 ATTEMPTS = 20
-"""The maximum number of attempts in LASTING_S and until the fault is noticed, however many events are held. Each held
-event causes one attempt before these attempts."""
+"""The maximum number of further attempts to publish in LASTING_S, however many events are held.
+
+The first attempt for each held event is not included.
+"""
 
 KEY = "somewhere"
-"""The events' routing key. A fanout exchange ignores the routing key."""
+"""The routing key of the events, which a fanout exchange ignores."""
 
 HELD = "rejected events can't be published, and are held"
 
@@ -147,7 +149,8 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
 ) -> None:
     """A rejected event that can't be published stays unacknowledged. `/readyz` has status 503 and the reason.
 
-    The bridge retries rarely. After the cause ends, the bridge publishes the event within 2 s.
+    Until the cause is fixed, the bridge retries only rarely. When the cause is fixed, the bridge publishes the event
+    within 2 s.
     """
     attempts = 0
     publish_once = ConfirmChannel.publish
@@ -170,7 +173,7 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
         assert words in body["rejects"]["last_error"]
         assert body["rejects"]["waiting"] == PREFETCH
         assert sample(bridge, "bridge_rejects_waiting") == PREFETCH
-        # For each acknowledged event, the broker would send another event.
+        # If the bridge had acknowledged an event, the broker would have sent it another one.
         assert await depth(amqp, queue) == BEHIND
         assert words in capsys.readouterr().out
         assert PREFETCH < attempts <= PREFETCH + ATTEMPTS
@@ -197,9 +200,11 @@ async def test_deleted_parts_are_declared_again_and_no_rejected_event_is_lost(
     rejects: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """If the exchange, queue or binding of rejected events is missing, an event is held, and `/readyz` has the reason.
+    """If the exchange, queue or binding for rejected events is missing, the bridge holds the events.
 
-    The bridge declares the missing part again, and publishes the event within 2 s.
+    `/readyz` has the reason.
+
+    The bridge declares the missing part again, and publishes the events within 2 s.
     """
     events = [b"invalid %d" % number for number in range(PREFETCH + BEHIND)]
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": PREFETCH, "reject_exchange": rejects}
@@ -208,12 +213,13 @@ async def test_deleted_parts_are_declared_again_and_no_rejected_event_is_lost(
         since_s = time.monotonic()
 
         async def held() -> tuple[dict[str, Any], float]:
-            # The test reads the report of `/readyz` directly, because the state lasts for less time than a request
-            # takes.
+            # The test reads the report behind `/readyz` directly, because the fault may be over before a request is
+            # answered.
             await eventually("the held event is reported", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
             return bridge.readiness.report()[1], sample(bridge, "bridge_rejects_waiting")
 
-        # On a busy machine, the bridge repairs the fault before the test has published all events.
+        # This task starts before the events are published: on a busy machine, the bridge may repair the fault before
+        # all are published.
         noticing = asyncio.create_task(held())
         await publish_all(amqp, exchange, events)
         body, waiting = await noticing

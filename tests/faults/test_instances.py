@@ -1,4 +1,4 @@
-"""Bridges that are killed, stopped and replaced under load: what the clients of all bridges get."""
+"""What the clients of all bridges get if bridges are killed, stopped or replaced under load."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 MAX_UNCONFIRMED = 50
-"""The number of outstanding confirms, which allows many hundreds of events per second."""
+"""The maximum number of events without a confirm. This number allows many hundreds of events per second."""
 
 PREFETCH = 100
 
@@ -40,7 +40,7 @@ class Stream:
         self._stopping = False
         self.confirmed: list[int] = []
         self.refused: set[int] = set()
-        """The events that the broker answered with a nack. The refused events may still be in some queues."""
+        """The numbers of the events that the broker answered with a nack. Even such an event may be in some queues."""
         self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
     async def _run(self) -> None:
@@ -61,7 +61,7 @@ class Stream:
         await eventually("more events are confirmed", lambda: len(self.confirmed) >= enough)
 
     async def stop(self) -> None:
-        """Stops, and waits for the outstanding confirms."""
+        """Stops publishing, and waits for the confirms of all published events."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
@@ -79,14 +79,14 @@ async def streaming(amqp: AbstractConnection, exchange: str) -> AsyncIterator[St
 
 
 class Client:
-    """A client of one bridge, with the updates that it got."""
+    """A client of one bridge, which keeps the updates that it got."""
 
     def __init__(self, collector: ClosingCollector) -> None:
         self._collector = collector
 
     @classmethod
     async def of(cls, process: BridgeProcess) -> "Client":
-        """Connects a client to a bridge that listens."""
+        """Waits until the bridge listens, and connects a client to it."""
         [collector] = await collectors(await process.port(), 1, ClosingCollector)
         assert isinstance(collector, ClosingCollector)
         return cls(collector)
@@ -105,7 +105,7 @@ class Client:
         return b'"killmailId":%d,' % number in self._collector.received
 
     async def ended(self) -> None:
-        """Waits for the end of the connection. The client then has all updates that the bridge sent."""
+        """Waits until the connection has ended. The client then has all updates that the bridge has sent to it."""
         await self._collector.lost
 
     def close(self) -> None:
@@ -114,9 +114,9 @@ class Client:
 
 @asynccontextmanager
 async def successor(broker: Broker, **variables: str) -> AsyncIterator[tuple[Proxy, Client]]:
-    """Starts a bridge with a client. The bridge reaches its broker only when the proxy is opened.
+    """Starts a bridge with a client. The bridge can't reach the broker until the test opens the proxy.
 
-    A bridge sends the events of its queue as soon as it consumes, so its client must connect first.
+    The client must connect before the bridge consumes, because the bridge then sends the events of its queue at once.
     """
     async with proxy(broker.url) as tunnel, bridge_process(tunnel.url, BRIDGE_WAIT="true", **variables) as process:
         client = await Client.of(process)
@@ -140,7 +140,7 @@ def twice(*received: list[int]) -> list[int]:
 
 
 async def delivered(amqp: AbstractConnection, queue: str, stream: Stream, client: Client) -> None:
-    """Waits until a client has the last event of a stopped stream, and the queue is empty."""
+    """When the stream of events has stopped, waits until the client has the last event and the queue is empty."""
     last = max(stream.confirmed)
     await eventually("the last event arrives", lambda: client.has(last))
 
@@ -153,9 +153,9 @@ async def delivered(amqp: AbstractConnection, queue: str, stream: Stream, client
 async def handed_over(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, end: signal.Signals
 ) -> tuple[list[int], Client, Client, int]:
-    """Ends a bridge under load, while another bridge takes over its queue. Waits until all events are acknowledged.
+    """Ends a bridge under load, and lets another bridge take over its queue. Waits until all events are acknowledged.
 
-    Returns the confirmed events, the client of each bridge, and the exit code.
+    Returns the confirmed events, the clients of the two bridges, and the exit code of the bridge that ended.
     """
     variables = named(exchange, queue)
     async with AsyncExitStack() as stack:
@@ -179,7 +179,7 @@ async def handed_over(
 
 
 def assert_all_arrived(confirmed: list[int], *clients: Client) -> None:
-    """Checks that every event reached a client, and that each client got its events once and in order."""
+    """Checks that every confirmed event reached a client, and that no client got an event twice or out of order."""
     for client in clients:
         assert client.numbers == sorted(set(client.numbers))
     assert set(confirmed) - set(chain(*(client.numbers for client in clients))) == set()
@@ -190,8 +190,8 @@ async def test_next_bridge_gets_all_events_that_a_killed_bridge_had_not_acknowle
 ) -> None:
     """With BRIDGE_QUEUE, a bridge is killed under load, and another bridge takes over its queue.
 
-    Every confirmed event reaches a client of one of the bridges. Only events in flight are delivered twice. Each client
-    gets its updates once and in order.
+    Every confirmed event reaches a client of one of the bridges. Only events that the killed bridge had not
+    acknowledged are delivered twice. Each client gets its updates once and in order.
     """
     confirmed, a, b, _ = await handed_over(broker, amqp, exchange, queue, signal.SIGKILL)
     assert_all_arrived(confirmed, a, b)
@@ -209,9 +209,9 @@ async def test_next_bridge_gets_all_events_that_a_killed_bridge_had_not_acknowle
 async def test_killed_bridge_with_acknowledgements_in_flight_repeats_at_most_the_prefetch(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The clients of the next bridge also get the events that the killed bridge had sent and not acknowledged.
+    """The clients of the next bridge also get the events that the killed bridge had sent but not acknowledged.
 
-    At most as many events as the prefetch arrive twice, and no confirmed event is missing.
+    No more events than the prefetch arrive twice, and no confirmed event is missing.
     """
     variables = named(exchange, queue)
     async with AsyncExitStack() as stack:
@@ -266,9 +266,9 @@ async def test_next_bridge_gets_exactly_the_events_that_a_stopped_bridge_did_not
 async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_run(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each bridge with its own queue delivers all events that are published while it consumes.
+    """If each bridge has its own queue, each delivers all events that are published while it consumes.
 
-    One bridge delivers all events even while the other bridge is killed and started again.
+    One bridge delivers all events, although the other bridge is killed and started again meanwhile.
 
     RabbitMQ 4.3 refuses some events while it deletes the exclusive queue of the killed bridge.
     """

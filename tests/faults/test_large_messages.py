@@ -1,4 +1,4 @@
-"""Large messages in a queue: the bridge reads them with bounded memory, whatever its prefetch is."""
+"""If a queue has large messages, the bridge reads them with bounded memory, whatever its prefetch is."""
 
 import asyncio
 
@@ -19,16 +19,19 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 LOG_MB, IN_HAND_MB = 16, 64
-"""The memory that the bridge may take in addition to one message: `BRIDGE_LOG_BYTES`, and messages in progress."""
+"""In addition to one message, the bridge may take this memory.
+
+The memory is for the update log (`BRIDGE_LOG_BYTES`), and for messages in progress.
+"""
 
 BASE_MB = 50
-"""The memory of a bridge without clients, because the measurement begins with the process."""
+"""The memory of a bridge without clients. It is part of the result, because the measurement begins with the process."""
 
 LIMIT_S = 120.0
 
 
 async def queue_with(amqp: AbstractConnection, queue: str, size: int, count: int) -> None:
-    """Declares a durable queue, as an operator does, with `count` messages of `size` bytes."""
+    """Declares a durable queue, as an operator would, and publishes `count` messages of `size` bytes to it."""
     channel = await amqp.channel(publisher_confirms=True)
     await channel.declare_queue(queue, durable=True)
     body = b"x" * size
@@ -82,9 +85,9 @@ async def _has_updates(port: int) -> bool:
 async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_and_not_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """The broker closes a connection that is not read.
+    """If the bridge does not read its connection, the connection is closed.
 
-    The next connection takes no more messages than fit into memory.
+    On the next connection, the bridge takes only as many messages as fit into memory.
     """
     size, count = 8_000_000, 30
     await queue_with(amqp, queue, size, count)
@@ -93,7 +96,7 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
     await channel.declare_queue(rejects, durable=True, arguments=full)
     settings = {"EXCHANGES": f"{exchange}=killmail", "QUEUE": queue, "REJECT_EXCHANGE": rejects}
     variables = {f"BRIDGE_{name}": text for name, text in settings.items()}
-    # aiormq closes the connection after three heartbeats.
+    # aiormq closes a silent connection after three heartbeats.
     async with bridge_process(f"{broker.url}?heartbeat=3", **variables) as process:
         memory = Memory(process.process.pid)
         sampling = asyncio.create_task(sample_memory(memory))
@@ -104,18 +107,19 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
             limit_s=LIMIT_S,
         )
         await eventually("the bridge consumes again", lambda: process.logged("broker recovered"), limit_s=LIMIT_S)
-        # The exchange always has a queue, because without a queue the broker would return whole messages.
+        # The exchange always has a queue: without one, the broker would return rejected events to the bridge as whole
+        # messages.
         kept = await channel.declare_queue(f"{rejects}.kept", durable=True)
         await kept.bind(rejects, "#")
         await channel.queue_delete(rejects)
         await eventually("all rejects are in the queue", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
         sampling.cancel()
-        # A message in transit is sent to its end even if its session ends, in addition to the messages of the next
-        # session.
+        # Even if a session ends, the bridge sends a message that it has begun to send. The memory of this message comes
+        # in addition to that of the next session's messages.
         assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + MAX_HELD_BYTES + size
         assert await metric(port, "bridge_rejects_lost_total") == 0
     assert len(await take(amqp, kept.name, count)) == count
-    # An event is in the queue twice if its confirm was lost with the connection.
+    # If the confirm of an event was lost with the connection, a second copy of the event is still in the queue.
     await kept.delete(if_empty=False)
     await channel.close()
 

@@ -1,4 +1,4 @@
-"""Large updates and clients that don't read them: the bridge keeps only its log, and one piece for each client."""
+"""If clients don't read large updates, the bridge keeps only its log, and one piece of an update for each client."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ LOG_BYTES = 16 * MB
 PIECE_BYTES = 16384
 UPDATE_BYTES = 3_900_000
 SPARE_BYTES = 30 * MB
-"""Memory for an update between the broker and the log, and for one piece for each client."""
+"""Memory for an update on its way from the broker to the log, and for one piece of an update for each client."""
 
 LIMIT_S = 60.0
 
 
 def large(number: int) -> dict[str, object]:
-    """Returns a killmail with an update of about 3.9 MB."""
+    """Returns a killmail whose update has about 3.9 MB."""
     return killmail(number, padding="x" * UPDATE_BYTES)
 
 
@@ -61,7 +61,7 @@ def silent_client(port: int, context: ssl.SSLContext | None) -> Iterator[socket.
 
 
 async def growth(memory: Memory, port: int, lagging: int, context: ssl.SSLContext | None) -> int:
-    """Waits until `lagging` clients lag, and returns by how many bytes the bridge has grown."""
+    """Waits until exactly `lagging` clients lag, and returns by how many bytes the bridge has grown."""
 
     async def are_behind() -> bool:
         memory.look()
@@ -88,7 +88,7 @@ async def test_large_update_takes_a_piece_of_memory_for_each_client_of_tls_that_
             await publish(amqp, exchange, large(1))
             grown = await growth(memory, port, count, context)
             assert grown < LOG_BYTES + SPARE_BYTES, f"{grown / MB:.0f} MiB"
-            # The log drops the update while each client is in the middle of it.
+            # Further updates make the log drop the first update, while each client is in the middle of it.
             for number in range(2, 8):
                 await publish(amqp, exchange, large(number))
             grown = await growth(memory, port, 0, context)

@@ -1,4 +1,4 @@
-"""Faults that the bridge detects only by a timeout, with timeouts of a few seconds."""
+"""Faults that the bridge detects only by a timeout. In these tests, the timeouts are a few seconds."""
 
 import asyncio
 from functools import partial
@@ -22,7 +22,7 @@ UNPROVEN = "the broker has not answered for 2 s"
 NOTICED = "does not answer within 6 s"
 
 DOES = "is not ready after 10 s, closes the connection after 21 s, retries"
-"""What the bridge does, with the times of its default time constants."""
+"""What the bridge does in these faults, with its default timeouts."""
 
 LATE_LIMIT_S = 3.0
 
@@ -33,7 +33,7 @@ ALONE = "no other consumer shares this bridge's queue any more"
 async def noticed(stage: Scene) -> None:
     """Waits until both bridges close the connection.
 
-    Before the connection is closed, `/readyz` must report the missing answers.
+    Before a bridge closes the connection, its `/readyz` must report that the broker does not answer.
     """
 
     async def doubted(bridge: Watched) -> bool:
@@ -49,7 +49,7 @@ async def noticed(stage: Scene) -> None:
 
 @pytest.mark.slow
 async def test_suspended_broker_is_noticed_before_its_heartbeats_are_missed(node_broker: PrivateNode) -> None:
-    """Promise: if a broker hangs, the bridge consumes as soon as the broker continues."""
+    """Promise: when a broker that hangs continues, the bridge consumes again at once."""
     async with scene(node_broker.url, None, TIMING) as stage:
         fault = await stage.fault()
         node_broker.pause()
@@ -62,7 +62,7 @@ async def test_suspended_broker_is_noticed_before_its_heartbeats_are_missed(node
 
 
 async def test_silent_connection_is_closed_and_retried(broker: Broker) -> None:
-    """Promise: the bridge closes a connection without data in either direction, and retries until data passes."""
+    """Promise: if no data passes in either direction, the bridge closes the connection and keeps retrying."""
     async with proxy(broker.url) as tunnel:
         await tunnel.open()
         async with scene(broker.url, tunnel.url, TIMING) as stage:
@@ -89,9 +89,9 @@ async def test_connection_with_one_direction_is_closed(broker: Broker, blocked: 
 
 @pytest.mark.slow
 async def test_half_open_connection_gets_no_new_events(broker: Broker) -> None:
-    """Promise: a new connection gets all new events.
+    """Promise: all new events come on the new connection, not on the half-open one.
 
-    The events of the half-open connection are delivered again, and only once.
+    The events that the broker had sent on the half-open connection are delivered once more.
     """
     async with proxy(broker.url) as tunnel:
         await tunnel.open()

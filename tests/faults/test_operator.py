@@ -1,4 +1,4 @@
-"""What an operator can do to a running broker, and how the bridges react."""
+"""How bridges react to what an operator does to a running broker."""
 
 import secrets
 import signal
@@ -34,7 +34,10 @@ async def close_connections(node: PrivateNode, user: str, reason: str) -> None:
 
 
 async def test_connections_that_are_closed_by_force_are_opened_again(node_broker: PrivateNode) -> None:
-    """Promise: the log has the broker's reason, and the outage lasts a second. A named queue loses no event."""
+    """Promise: the bridge logs the broker's reason, and consumes again after about a second.
+
+    A named queue loses no event.
+    """
     url = await node_broker.user()
     user = user_of(url)
     async with scene(node_broker.url, url) as stage:
@@ -67,7 +70,10 @@ async def test_password_that_is_changed_is_named_until_it_is_right_again(node_br
 
 @pytest.mark.slow
 async def test_virtual_host_that_is_deleted_and_created_again_is_consumed_from_again(node_broker: PrivateNode) -> None:
-    """Promise: `/readyz` names the virtual host. The events of the virtual host are lost, and the bridge continues."""
+    """Promise: `/readyz` names the virtual host.
+
+    The events in the queues of the virtual host are lost, and the bridge continues.
+    """
     vhost = unique("vhost")
     rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
     definitions = {"vhosts": [{"name": vhost}], "permissions": [{"vhost": vhost, **rights}]}
@@ -88,7 +94,7 @@ async def test_virtual_host_that_is_deleted_and_created_again_is_consumed_from_a
 
 @asynccontextmanager
 async def rejects_are_refused(node: PrivateNode, rejects: str) -> AsyncIterator[None]:
-    """Makes the queue of rejected events full."""
+    """Limits the queue of rejected events, so that it refuses all further events."""
     policy = unique("policy")
     full = '{"max-length":0,"overflow":"reject-publish"}'
     await node.ctl("set_policy", "--apply-to", "queues", policy, f"^{rejects}$", full)
@@ -100,7 +106,7 @@ async def rejects_are_refused(node: PrivateNode, rejects: str) -> AsyncIterator[
 
 @asynccontextmanager
 async def ack_timeout(node: PrivateNode, timeout_ms: int, check_ms: int) -> AsyncIterator[None]:
-    """Sets the broker's timeout for acknowledgements on new channels, and the interval of its checks."""
+    """Sets how long the broker waits for an acknowledgement on new channels, and how often it checks this."""
     was = await node.ctl("eval", "[application:get_env(rabbit, N) || N <- [consumer_timeout, channel_tick_interval]].")
     assert was == "[{ok,1800000},{ok,60000}]"
     setting = (
@@ -117,9 +123,13 @@ async def ack_timeout(node: PrivateNode, timeout_ms: int, check_ms: int) -> Asyn
 async def test_channel_that_the_broker_closes_with_406_is_opened_again(
     node_broker: PrivateNode,
 ) -> None:
-    """Promise: a rejected event that is held beyond the broker's timeout causes a reconnect, and is not lost."""
+    """Promise: if the bridge holds a rejected event for too long, the broker closes the channel.
+
+    The bridge reconnects, and the event is not lost.
+    """
     if release_of(version_of(node_broker.url)) == "4.3":
-        # This skip does not depend on the installation, because both queues of the scene are classic.
+        # RabbitMQ 4.3 can never run this test: it has no such timeout for classic queues, and both bridges use classic
+        # queues.
         pytest.skip("RabbitMQ 4.3 waits without a limit for the acknowledgements of a classic queue")
     async with (
         ack_timeout(node_broker, 1000, 500),
@@ -140,7 +150,7 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
 
 
 async def test_missing_permission_to_read_the_queue_ends_the_start(node_broker: PrivateNode) -> None:
-    """Promise: if only the permission to consume is missing, the start ends as with any other missing permission."""
+    """Promise: without the permission to consume, the bridge ends at the start, as without any other permission."""
     exchange, queue = unique("exchange"), unique("queue")
     url = await node_broker.user(read=f"^{exchange}$")
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": "off"}
@@ -156,7 +166,7 @@ async def test_missing_permission_to_read_the_queue_ends_the_start(node_broker: 
 
 
 async def readyz(port: int, status: int, *missing: str) -> dict[str, Any]:
-    """Waits until `/readyz` has the status `status` and exactly the missing parts `missing`, and returns its body."""
+    """Waits until `/readyz` answers with `status` and with exactly the sentences `missing`, and returns the body."""
     body = b""
 
     async def has() -> bool:
@@ -182,7 +192,7 @@ async def memory_alarm(node: PrivateNode) -> AsyncIterator[None]:
 async def test_broker_that_is_short_of_memory_is_consumed_from_and_rejected_events_are_held(
     node_broker: PrivateNode,
 ) -> None:
-    """Promise: a memory alarm of the broker stops no update.
+    """Promise: even if the broker has a memory alarm, clients get all updates.
 
     A rejected event is held, and `/readyz` has the broker's reason.
     """
@@ -192,7 +202,8 @@ async def test_broker_that_is_short_of_memory_is_consumed_from_and_rejected_even
         await process.consuming()
         port = await process.port()
         client = await RawClient.open(port)
-        # Both connections are already open, because the alarm must block an open connection for rejected events.
+        # The test waits until both connections are open: the alarm must block a connection for rejected events that is
+        # already open.
         await readyz(port, 200)
         process.process.send_signal(signal.SIGSTOP)
         await publish(amqp, exchange, b"invalid", killmail(1))

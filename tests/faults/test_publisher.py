@@ -1,4 +1,7 @@
-"""A publisher loses its broker: all confirmed updates are in the queue, and the other updates follow without help."""
+"""If a publisher loses its broker, all confirmed updates are in the queue.
+
+The publisher sends all other updates by itself when it can.
+"""
 
 import asyncio
 import logging
@@ -23,7 +26,7 @@ MAX_UNCONFIRMED = 20
 
 
 class Stream:
-    """Broadcasts numbered killmails concurrently until `stop`. Records the outcome of each broadcast."""
+    """Broadcasts numbered killmails concurrently until `stop` is called. Records the outcome of each broadcast."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -50,7 +53,7 @@ class Stream:
         await eventually("more updates are confirmed", lambda: len(self.routed) >= enough)
 
     async def stop(self) -> None:
-        """Stops, and waits for the end of all broadcasts in progress."""
+        """Starts no more broadcasts, and waits until all broadcasts in progress have ended."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
@@ -115,7 +118,7 @@ async def test_task_that_continues_after_a_cancellation_publishes_like_any_other
 ) -> None:
     """A cancelled task may publish a last update.
 
-    A lost connection must not raise an undocumented error in this task.
+    If the connection is lost meanwhile, this task must not get an undocumented error.
     """
     await bind(amqp, exchange, queue)
 
@@ -147,7 +150,7 @@ async def _at_least(amqp: AbstractConnection, queue: str, count: int) -> bool:
 async def test_close_does_not_wait_for_a_broker_that_reads_nothing(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """A broker that is short of memory stops reading, and aiormq would wait until the broker reads again."""
+    """If a broker is short of memory, it stops reading. aiormq by itself would wait until the broker reads again."""
     await bind(amqp, exchange, queue)
     async with proxy(broker.url) as tunnel:
         await tunnel.open()
@@ -196,9 +199,9 @@ async def test_update_that_is_cancelled_does_not_affect_the_others(
         await tunnel.open()
         await asyncio.wait(early)
         late = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100, 400)]
-        # The broker now has some of the updates, but not all.
+        # When this update is confirmed, the broker has some of the updates, but not all.
         await late[150]
-        # The proxy now holds back all confirms, because a single confirm could confirm all updates.
+        # The proxy now holds back all confirms: one confirm that passes could confirm all updates at once.
         tunnel.hold(Direction.DOWN)
         more = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(400, 430)]
         late += more

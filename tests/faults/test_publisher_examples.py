@@ -1,4 +1,4 @@
-"""The examples of `schemas/publishers` when the connection to the broker is lost, or can't be used."""
+"""Tests what the examples of `schemas/publishers` do if the connection to the broker is lost, or can't be used."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,8 +16,10 @@ from tests.support.waiting import LIMIT_S, eventually
 
 MISSING = "missing.exchange"
 EXCHANGE = "amq.fanout"
-"""An exchange that each broker has. The tests use `amq.fanout` as the exchange of events and as the exchange of
-rejects."""
+"""Every broker has this exchange from its start.
+
+The tests use `amq.fanout` as the exchange of events and as the exchange of rejects.
+"""
 
 LOST = AMQPError, ChannelInvalidStateError
 
@@ -113,7 +115,7 @@ async def test_publish_of_the_example_in_python_raises_an_error_if_the_connectio
     async with asyncio.timeout(LIMIT_S):
         with pytest.raises(LOST) as raised:
             await lose()
-    # The end of the `async with` block also fails, with the error of `publish` as its context.
+    # The end of the `async with` block raises another error, which has the error of `publish` as its context.
     assert isinstance(raised.value.__context__, LOST)
 
 

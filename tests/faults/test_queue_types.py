@@ -1,4 +1,4 @@
-"""Queue types: the bridge declares classic queues whatever the default type is, and warns of delivery limits."""
+"""The bridge declares classic queues, whatever the default queue type is. It warns if a queue has a delivery limit."""
 
 import json
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 
 @asynccontextmanager
 async def virtual_host(node: PrivateNode, default_queue_type: str) -> AsyncIterator[str]:
-    """Yields the node's URL for a virtual host with this default queue type.
+    """Creates a virtual host with this default queue type, and yields its URL on the node.
 
     RabbitMQ 3.10 ignores the default queue type.
     """
@@ -62,11 +62,11 @@ OF_ONE: FieldTable = {"x-max-length": 1, "x-overflow": "reject-publish"}
 async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A held event returns to its queue with each lost connection, and the queue counts these returns."""
+    """Each time the connection is lost, a held event returns to its queue. The queue counts how often it returns."""
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=QUORUM)
-    # The queue is full until it is purged. If the queue were deleted, the broker would confirm an event in flight to
-    # it.
+    # The queue is full until the test purges it. The test does not delete the full queue, because the broker would then
+    # confirm an event in flight to it.
     full = await channel.declare_queue(rejects, durable=True, arguments=OF_ONE)
     await full.bind(await channel.declare_exchange(rejects, "fanout", durable=True))
     await publish(amqp, rejects, b"old")
@@ -85,7 +85,8 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
                 accepted = tunnel.accepted
                 tunnel.cut()
                 await eventually("the bridge is connected again", lambda: tunnel.accepted > accepted + 1)  # noqa: B023 - over before the next turn
-                # A connection that ends before any answer causes another warning.
+                # The test waits for an answer, because a connection that ends without any answer would cause a
+                # different warning.
                 await eventually(
                     "the broker answers", lambda: (check := consumer_of(bridge)._topology_check) and check.answered
                 )
@@ -101,7 +102,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
 
 async def test_policy_in_the_documentation_removes_the_delivery_limit(node_broker: PrivateNode) -> None:
     if (await node_broker.ctl("version")).startswith("3."):
-        # This skip does not depend on the installation: these releases have no limit by default, and refuse -1.
+        # RabbitMQ 3 can never run this test: by default it has no delivery limit, and it refuses the value -1.
         pytest.skip("quorum queues have a default delivery limit from RabbitMQ 4.0 on")
     async with observer(node_broker.url) as amqp:
         channel = await amqp.channel()

@@ -1,4 +1,4 @@
-"""`edk-bridge rejects` without a permission: the error names the missing permission, and no event is lost."""
+"""If a permission is missing, the error of `edk-bridge rejects` names it, and no event is lost."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -38,7 +38,7 @@ async def node(node_broker: PrivateNode) -> AsyncIterator[AbstractConnection]:
 async def test_queue_that_may_not_be_read_is_named(
     node_broker: PrivateNode, node: AbstractConnection, arguments: tuple[str, ...]
 ) -> None:
-    """Promise: the exit code is 3, one line names the missing permission, and nothing changes."""
+    """Promise: the exit code is 3, one line names the missing permission, and the queue does not change."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
     url = await node_broker.user(configure="^$", read="^$")
     ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
@@ -53,9 +53,9 @@ async def test_queue_that_may_not_be_read_is_named(
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: the events for which the user has the permission are requeued.
+    """Promise: the command requeues all events to whose exchange the user may write.
 
-    The other events stay in their order, and their exchange is named once.
+    The other events stay in the queue, in their order. The error names their exchange only once.
     """
     rejects, free, closed = unique("rejects"), unique("free"), unique("closed")
     for exchange in (free, closed):
@@ -78,14 +78,14 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
 
 @pytest.mark.slow
 async def test_queue_that_the_bridge_declares_drops_no_event_that_is_listed(node_broker: PrivateNode) -> None:
-    """Promise: `list` removes nothing, however often it runs, whatever the virtual host's default is."""
+    """Promise: `list` never removes an event, whatever the default queue type of the virtual host is."""
     host = unique("host")
     await node_broker.ctl("add_vhost", host, "--default-queue-type", "quorum")
     await node_broker.ctl("set_permissions", "-p", host, "guest", ".*", ".*", ".*")
     url = urlsplit(node_broker.url)._replace(path=f"/{host}").geturl()
     try:
         async with running(url, exchanges="kills=killmail", reject_exchange="rejects"), observer(url) as amqp:
-            # Without this default queue type, the test would prove nothing.
+            # This queue shows that the default queue type is quorum. Otherwise, the test would prove nothing.
             await (await amqp.channel()).declare_queue("other", durable=True)
             queues = await node_broker.ctl("list_queues", "-p", host, "name", "type")
     finally:
@@ -97,7 +97,7 @@ async def test_queue_that_the_bridge_declares_drops_no_event_that_is_listed(node
 async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: if the broker does not answer within a few seconds, an error names the broker, without its password."""
+    """Promise: if the broker does not answer within a few seconds, an error names its URL without the password."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
     node_broker.pause()
     try:

@@ -1,4 +1,4 @@
-"""Several bridges on one stream behind HAProxy, stopped and restarted under load: what resuming clients get."""
+"""What resuming clients get if several bridges on one stream, behind HAProxy, end and restart under load."""
 
 import signal
 
@@ -26,10 +26,13 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 CLIENTS = 20
-"""The number of clients that get every update. Half as many additional clients ask for one solar system only."""
+"""The number of clients that get every update.
+
+In addition, half as many clients ask for the updates of only one solar system.
+"""
 
 BETWEEN = 50
-"""The number of updates between two steps of a test, which are published in about one second."""
+"""Between two steps of a test, this many updates are published, in about one second."""
 
 
 def on_stream(exchange: str, stream: str) -> dict[str, str]:
@@ -50,7 +53,7 @@ async def healthy(port: int, count: int) -> list[Healthy]:
 async def settled(fetcher: ConfirmingFetcher, everyone: list[ResumingClient], some: list[ResumingClient]) -> None:
     """Ends the fetcher.
 
-    Checks that each client has all confirmed updates that match its filter, and that no message was wrong.
+    Checks that each client has got all confirmed updates that match its filter, each exactly once.
     """
     await fetcher.stop()
     ours = {number for number in fetcher.confirmed if SYSTEMS[number % 2] == SYSTEMS[0]}
@@ -72,10 +75,10 @@ async def ended_in_turn(bridges: Fleet, fetcher: ConfirmingFetcher, by: signal.S
 async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move_on_when_one_is_killed(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A load balancer needs only `/readyz`.
+    """A load balancer needs only `/readyz` to choose a bridge for each client.
 
-    Clients get every update once from each bridge. If a bridge is killed, only its own clients are disconnected, and
-    they find another bridge at once.
+    Whichever bridge a client is connected to, it gets every update once. If a bridge is killed, only its own clients
+    are disconnected, and they find another bridge at once.
     """
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
     async with fleet(broker.url, **settings) as bridges:
@@ -102,7 +105,10 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
 
 
 async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broker: Broker, exchange: str) -> None:
-    """A suspended bridge keeps its connections and sends nothing. The load balancer's checks end these connections."""
+    """A suspended bridge keeps its connections and sends nothing.
+
+    The load balancer notices this with its checks, and ends the connections.
+    """
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
     async with fleet(broker.url, **settings) as bridges:
         clients = await healthy(bridges.port, 2 * SIZE)
@@ -118,7 +124,7 @@ async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broke
 async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
     broker: Broker, exchange: str, queue: str, by: signal.Signals
 ) -> None:
-    """With BRIDGE_HISTORY=stream, a client resumes with its last id on another bridge.
+    """With BRIDGE_HISTORY=stream, a client can resume on another bridge, with its last id from the first bridge.
 
     The client gets every confirmed update exactly once, in order, and every resume is complete.
     """
@@ -133,7 +139,7 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
         await settled(fetcher, everyone, some)
         resumes = [len(client.resumes) - 1 for client in everyone]
         replayed = sum(answer["replayed"] for client in everyone for answer in client.resumes)
-        # Every bridge ends, so that every client must reconnect.
+        # Every bridge has ended once, so every client must have resumed at least once.
         assert min(resumes) >= 1
         assert replayed > 0
         bridges.assert_nothing_went_wrong()
@@ -146,9 +152,9 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
 
 
 async def test_clients_that_resume_miss_nothing_while_a_bridge_hangs(broker: Broker, exchange: str, queue: str) -> None:
-    """The load balancer's checks disconnect the clients of a suspended bridge.
+    """If a bridge is suspended, the load balancer notices it and disconnects the bridge's clients.
 
-    Another bridge sends the updates that these clients miss.
+    The disconnected clients get the updates that they missed from another bridge.
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
@@ -172,7 +178,7 @@ async def test_clients_that_resume_miss_nothing_when_all_bridges_are_killed_at_o
 ) -> None:
     """Events that are published while no bridge runs stay in the stream.
 
-    Bridges that start later know the ids of the earlier bridges.
+    Bridges that start later know the ids that earlier bridges gave to updates.
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,

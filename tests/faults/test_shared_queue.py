@@ -1,4 +1,4 @@
-"""Two bridges on one named queue: the broker distributes the events, and neither bridge gets all events."""
+"""If two bridges consume from one named queue, the broker distributes the events: neither bridge gets all of them."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ async def readyz(process: BridgeProcess) -> tuple[int, dict[str, Any]]:
 
 
 async def others(process: BridgeProcess) -> float:
-    """Returns the number of other consumers, from the metrics."""
+    """Returns the number of other consumers that the bridge's metrics report."""
     _, body = await get(await process.port(), "/metrics")
     return next(
         float(line.split()[1])
@@ -49,7 +49,8 @@ async def test_two_bridges_on_one_named_queue_report_it_until_one_is_gone(
                 [line] = logged(process, SHARED)
                 assert (line["level"], line["queue"], line["others"]) == ("error", queue, 1)
                 status, body = await readyz(process)
-                # An orchestrator that stops the old bridge only when the new bridge has started waits for status 200.
+                # An orchestrator may stop the old bridge only when the new one answers with status 200, so both bridges
+                # must be ready.
                 assert status == 200
                 [warning] = body["warnings"]
                 assert warning.startswith(f"other consumers of the queue {queue!r}: 1;")

@@ -1,4 +1,4 @@
-"""A broker that accepts only small frames: rejected events are still published, and name the omitted headers."""
+"""If a broker accepts only small frames, rejected events are still published, and name the omitted headers."""
 
 from collections.abc import Iterator
 
@@ -34,9 +34,9 @@ def small_frames_node() -> Iterator[PrivateNode]:
 async def test_rejected_event_with_headers_that_just_fit_is_published_without_the_largest(
     small_frames_node: PrivateNode,
 ) -> None:
-    """If the reasons of the rejection are added, not all headers fit into a frame.
+    """The event's headers fit into a frame, but not together with the headers that the bridge adds to a rejected event.
 
-    The broker closes the connection if a frame is too large.
+    If a frame is too large, the broker closes the connection.
     """
     exchange, rejects = unique("exchange"), unique("rejects")
     url = small_frames_node.url

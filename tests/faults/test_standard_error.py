@@ -1,4 +1,4 @@
-"""If the log is not read or can't be written, the bridge runs and stops as usual, and counts the dropped lines."""
+"""If nobody reads the log, or it can't be written, the bridge runs and stops as usual and counts the dropped lines."""
 
 import asyncio
 import fcntl
@@ -30,7 +30,7 @@ queued_output.LIMIT_BYTES = 1500
 from bridge.cli import main
 main()
 """
-"""`edk-bridge` with a small queue, which drops lines early."""
+"""`edk-bridge` with a small queue for log lines, so that it drops lines early."""
 
 BROKEN = """
 from bridge.cli import main, serve
@@ -42,13 +42,16 @@ main()
 """`edk-bridge serve` with a bug, which ends with a traceback."""
 
 ANSWER_LIMIT_S = 5.0
-"""The maximum time for an answer of the bridge, in seconds. A blocked bridge never answers."""
+"""The maximum time for an answer of the bridge, in seconds. If the bridge is blocked, no answer comes."""
 
 HELD = "another-program-has-written-this"
 
 
 class Running:
-    """A running bridge. The test chooses its standard error and its port, so that it need not read the log."""
+    """A running bridge.
+
+    The test chooses the bridge's standard error, and its port, so that nothing has to be read from the log.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
@@ -70,7 +73,7 @@ class Running:
         await eventually("the bridge listens", self.is_alive)
 
     async def no_longer_listens(self) -> None:
-        """Waits until the bridge has handled the first signal."""
+        """Waits until the bridge accepts no connections: it has then handled the first signal."""
 
         async def is_refused() -> bool:
             try:
@@ -117,7 +120,7 @@ async def bridge(
 
 
 class FullPipe:
-    """A pipe that another program has filled."""
+    """A full pipe, as if another program had written to it."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -128,7 +131,10 @@ class FullPipe:
         self._reading: asyncio.Task[None] | None = None
 
     def read(self) -> None:
-        """Begins to read the pipe. From then on, the other end of the pipe must be open only in the bridge."""
+        """Closes this process's writing end of the pipe, and begins to read.
+
+        Reading ends when the bridge closes its writing end.
+        """
         os.close(self.writer)
         self.writer = -1
         self._reading = asyncio.create_task(asyncio.to_thread(self._read))
@@ -138,7 +144,7 @@ class FullPipe:
             self.text += chunk
 
     async def lines(self) -> list[str]:
-        """Waits until the bridge ends, and returns all its lines."""
+        """Waits until the bridge ends, and returns all lines that it has written to the pipe."""
         assert self._reading is not None
         await self._reading
         first, *others = self.text.decode().splitlines()
@@ -207,7 +213,7 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
             return await running.lines_dropped() > 0
 
         await eventually("the bridge drops lines", drops)
-        # A signal is handled asynchronously. The bridge handles the last signal before it answers the next request.
+        # The bridge may handle a signal late, but it handles the last signal before it answers this request.
         dropped = await running.lines_dropped()
         pipe.read()
         await eventually("the log reports the dropped lines", lambda: b"log lines dropped" in pipe.text)
@@ -219,7 +225,7 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
     reports = [orjson.loads(line) for line, event in zip(lines, found, strict=True) if event == "log lines dropped"]
     assert {(report["level"], report["logger"]) for report in reports} == {("warning", "bridge")}
     assert sum(report["lines"] for report in reports) >= dropped
-    # The report of dropped lines follows the lines that were queued before the report.
+    # The log reports the dropped lines only after the lines that were already in the queue.
     assert set(found[1:at]) == {
         "broker not available; trying again",
         "no certificate to reload (BRIDGE_TLS_CERTIFICATE is not set)",
@@ -235,7 +241,8 @@ async def test_bridge_runs_without_standard_error(style: str) -> None:
     async with bridge(None, "--log-format", style, command=(*CLOSED, *COMMAND)) as running:
         await running.listens()
         assert (await running.get("/updates", host="elsewhere.example"))[0] == 403
-        # If descriptor 2 were free, the next socket would become descriptor 2, and C code would print to this socket.
+        # If descriptor 2 were free, the bridge's next socket would get this number. Errors from C code would go to this
+        # socket.
         assert Path(f"/proc/{running.process.pid}/fd/2").samefile(os.devnull)  # noqa: ASYNC240 - /proc never blocks
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0
@@ -279,7 +286,7 @@ async def test_bridge_continues_after_its_log_lost_its_reader(pipe: FullPipe) ->
 
 @contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """Yields the two descriptors of a pseudo-terminal: first the emulator's, and then the program's."""
+    """Yields the two descriptors of a pseudo-terminal: that of the terminal emulator, and that of the program."""
     ours, its = pty.openpty()
     descriptors = [ours, its]
     try:
@@ -292,7 +299,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -> None:
     with terminal() as (ours, its):
-        # Ctrl-S stops the output in the same way.
+        # Ctrl-S in a terminal stops the output in the same way.
         termios.tcflow(its, termios.TCOOFF)
         async with bridge(its) as running:
             await running.listens()
@@ -306,7 +313,7 @@ async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -
 
 
 async def test_bridge_without_its_terminal_stops_on_sighup() -> None:
-    """`isatty` is false for a terminal that is gone. The bridge must remember that it had a terminal."""
+    """If the terminal is gone, `isatty` returns False. The bridge must remember that it had a terminal."""
     with terminal() as (ours, its):
         async with bridge(its) as running:
             await running.listens()

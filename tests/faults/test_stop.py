@@ -1,4 +1,4 @@
-"""A stop under load: what reading clients still get, and how much the clients that don't read cost."""
+"""The bridge stops under load: what reading clients still get, and what it costs if other clients don't read."""
 
 import asyncio
 import resource
@@ -36,15 +36,15 @@ READERS, STALLED = 990, 10
 SHUTDOWN_TIMEOUT_S, GRACE_S = 4, 1
 
 PAUSE_S = 0.02
-"""The pause between two events, which is a sufficient load if a thousand clients run in this one process."""
+"""The pause between two events. This rate is enough load, because a thousand clients run in this one process."""
 
 FILES = 4096
-"""The number of open files: a thousand clients need as many sockets in this process and in the bridge."""
+"""The limit on open files. For a thousand clients, this process and the bridge need a thousand sockets each."""
 
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Raises the limit on open files for all clients, in this process and its children."""
+    """Raises the limit on open files for this process and its children, so that all clients can connect."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < FILES:
         pytest.skip(f"this machine allows only {hard} open files")
@@ -55,7 +55,7 @@ def many_files() -> Iterator[None]:
 
 
 async def metric(port: int, name: str) -> float:
-    """Returns a metric of `/metrics`. `name` contains the labels."""
+    """Returns the value of a metric from `/metrics`. `name` includes the labels."""
     _, body = await get(port, "/metrics")
     return next(float(line.split()[1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
 
@@ -65,14 +65,14 @@ async def metric(port: int, name: str) -> float:
 async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """SIGTERM ends the bridge with the exit code 0 within its timeout, however few clients read.
+    """After SIGTERM, the bridge ends with the exit code 0 within its shutdown timeout, even if few clients read.
 
     Each reader gets all updates, and then the close code 1001.
     """
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_SHUTDOWN_TIMEOUT": f"{SHUTDOWN_TIMEOUT_S}s",
-        # The log is so large that it keeps every update: the clients that don't read stay, and lag.
+        # The log is so large that it keeps every update, so clients that don't read lag but are not evicted.
         "BRIDGE_LOG_BYTES": "64 MiB",
     }
     async with bridge_process(broker.url, **variables) as process:
@@ -122,12 +122,12 @@ async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time
 
 
 class Newcomers:
-    """Clients that connect, send a request, read the beginning of the answer and leave, again and again."""
+    """Clients that, again and again, connect, send a request, read the beginning of the answer, and leave."""
 
     def __init__(self, port: int, count: int) -> None:
         self._port = port
         self.outcomes: Counter[str] = Counter()
-        """The status of each answer, or the error if there was no answer."""
+        """How often each status was answered, and how often each error occurred instead of an answer."""
         self._coming = [asyncio.create_task(self._come(place)) for place in range(count)]
 
     async def _come(self, place: int) -> None:
@@ -171,7 +171,7 @@ async def test_no_client_is_reset_when_one_of_two_bridges_on_a_port_stops() -> N
             "BRIDGE_PORT": str(port),
             "BRIDGE_REUSE_PORT": "true",
             "BRIDGE_EXCHANGES": "killmails=killmail",
-            # The broker can't be reached, but a bridge serves clients without a broker.
+            # The broker can't be reached. With this setting, the bridge serves clients even without a broker.
             "BRIDGE_WAIT": "true",
         }
         nowhere = "amqp://guest:guest@127.0.0.1:1/"

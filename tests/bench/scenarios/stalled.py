@@ -38,7 +38,7 @@ stalls every client."""
 STEP_BYTES = 65_536
 """Updates are published in steps of about this many bytes until all clients lag.
 
-If one update is larger, it makes up a step.
+An update above this size is a step of its own.
 """
 
 SAMPLE_S = 0.005
