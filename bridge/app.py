@@ -331,7 +331,7 @@ def load_schemas(settings: Settings) -> catalog.Catalog:
 async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
     """Runs the bridge until it gets SIGTERM or SIGINT. A second signal ends the bridge at once.
 
-    Raises the errors that the methods of Bridge raise: ConfigurationError, AddressUnavailable and BrokerRefusal.
+    Raises ConfigurationError, AddressUnavailable or BrokerRefusal, like the methods of Bridge.
     """
     loop = asyncio.get_running_loop()
     descriptors.raise_nofile_limit()

@@ -265,8 +265,8 @@ class CatchUp:
         """Continues after a socket took only `taken` bytes of the frames at `positions`.
 
         `offset` says at which byte of the first frame the write began. If the socket took only a part of a frame, the
-        transport sends the next piece of this frame, and reports when the socket has room again. The frames after that
-        piece are read from the log later.
+        transport sends the next piece of this frame, and reports when the socket has room again. All further frames
+        stay in the log and are read later.
         """
         subscription = connection.subscription
         position, offset = subscription.split(positions, offset, taken)

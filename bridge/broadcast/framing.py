@@ -1,7 +1,7 @@
 """Makes the frames that clients receive for a position of the log: the frame in the log, with or without an id.
 
-A frame with an id is encoded when it is sent. All clients that receive it at about the same time share one encoding.
-This module does no I/O.
+A frame with an id is encoded when it is sent. All clients that receive the same frame at about the same time share one
+encoding. This module does no I/O.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 All connections share one log, in which each has a cursor.
 
-The main methods of the hub are join, leave, publish and drain. The next flush after an update sends it to all live
+The main methods of the hub are join, leave, publish and drain. The next flush sends a new update to all live
 connections. All other connections read the update from the log, each from its own cursor. The module `subscriber`
 defines the states of a connection and the table of transitions between the states. `Hub._dispatch` changes the states.
 `_reset_illegal` handles an event that has no row in the table of transitions.
@@ -332,8 +332,8 @@ class Hub:
         room_bytes = ENCRYPT_BYTES
         for connection in tuple(live.via_transport):
             self._dispatch(connection, ConnectionEvent.POSTPONED)
-            # When ENCRYPT_BYTES are used up, the other connections get the frames in later turns, because encrypting
-            # for hundreds of clients takes long.
+            # Once ENCRYPT_BYTES have been encrypted, the remaining connections get the frames in later turns, because
+            # encrypting for hundreds of clients takes long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
                 catch_up.send_next(connection)

@@ -106,8 +106,8 @@ class NamedQueue:
     def arguments(self) -> FieldTable | None:
         """Returns a consumer priority that is higher than the priority of any earlier connection.
 
-        The broker may not have noticed yet that the old connection has ended. With equal priorities, it would send half
-        of the events to the old connection, where they would wait until three heartbeats are missed.
+        The broker may not have noticed yet that the old connection has ended. With equal priorities, the broker would
+        send half of the events to the old connection, where they would wait until three heartbeats are missed.
         """
         self._last_priority = max(self._last_priority + 1, time.time_ns() // 1_000_000)
         return {"x-priority": self._last_priority}

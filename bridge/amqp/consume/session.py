@@ -212,8 +212,8 @@ class ConsumerSession:
                     await self.all_settled.wait()
         self.acknowledge()
         if self.outstanding:
-            # Only rejected events can be unsettled at this point. If they come from an exclusive queue or a stream,
-            # they are lost.
+            # Only rejected events can be unsettled at this point. Rejected events from an exclusive queue or a stream
+            # are then lost.
             _log.warning(
                 "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=redelivers
             )

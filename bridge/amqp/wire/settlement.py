@@ -57,8 +57,8 @@ class Settlement:
         # The broker closes the channel if a tag is acknowledged twice. The tag to send is therefore the last of the run
         # that was not acknowledged yet.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
-        # A rejected event that can't be published stays unsettled. Tags after it are acknowledged one by one, before
-        # they use up the prefetch (the broker would then stop delivering).
+        # A rejected event that can't be published stays unsettled. Tags after such an event are acknowledged one by
+        # one, before they use up the prefetch (the broker would then stop delivering).
         if len(ahead) > self._prefetch // 2 or len(self._open) + len(ahead) >= self._prefetch:
             acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
             ahead = []
