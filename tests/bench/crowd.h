@@ -97,7 +97,7 @@ static int is_resume(const struct frames *frame) {
   return frame->kept > sizeof RESUME - 1 && !memcmp(frame->payload, RESUME, sizeof RESUME - 1);
 }
 
-// Reads `resume`, the first message to a client that resumes, which is not an update.
+// Reads the message `resume`. It is the first message to a client that resumes, and it is not an update.
 static void on_resume(struct client *client, const struct frames *frame) {
   const uint8_t *replayed = memmem(frame->payload, frame->kept, REPLAYED, sizeof REPLAYED - 1);
   resumes++;

@@ -169,7 +169,7 @@ async def renaming_proxy(port: int) -> AsyncIterator[int]:
 async def test_page_behind_a_proxy_that_rewrites_host_loads_and_shows_which_origin_to_allow(
     live: Live, broker: Broker, exchange: str
 ) -> None:
-    """The browser requests the page's scripts with an Origin that differs from the Host that the bridge sees."""
+    """When the browser requests the page's scripts, its Origin differs from the Host that the proxy sends."""
     flags: dict[str, object] = {"exchanges": f"{exchange}=killmail", "port": free_port()}
     await live.hurry()
     async with renaming_proxy(int(str(flags["port"]))) as port:

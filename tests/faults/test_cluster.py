@@ -308,7 +308,7 @@ async def alone(url: str, exchange: str, **flags: str) -> AsyncIterator[Alone]:
 async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the_others_are_back(
     cluster: Cluster,
 ) -> None:
-    """If a node has no majority, RabbitMQ 4.3 answers all requests except those that change the cluster's metadata."""
+    """Without a majority, RabbitMQ 4.3 answers all requests except those that change the cluster's metadata."""
     first, *others = cluster.members
     async with (
         names(cluster) as (exchange, queue),

@@ -114,7 +114,7 @@ async def readyz(bridge: Bridge) -> tuple[int, dict[str, Any]]:
 async def assert_all_have_left(
     amqp: AbstractConnection, bridge: Bridge, queue: str, rejects: str, events: list[bytes], since_s: float
 ) -> None:
-    """Checks that each event is in the queue of rejected events once, soon after `since_s`, and the bridge is ready."""
+    """Checks that soon after `since_s`, the bridge is ready and the queue of rejected events has each event once."""
 
     async def left() -> bool:
         return sample(bridge, "bridge_rejects_waiting") == 0 and await depth(amqp, queue) == 0

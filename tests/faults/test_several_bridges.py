@@ -46,7 +46,7 @@ def on_stream(exchange: str, stream: str) -> dict[str, str]:
 
 
 async def healthy(port: int, count: int) -> list[Healthy]:
-    """Connects `count` clients without ids."""
+    """Connects `count` clients that do not ask for ids."""
     return [client for client in await collectors(port, count, Healthy) if isinstance(client, Healthy)]
 
 
