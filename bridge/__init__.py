@@ -3,8 +3,8 @@
 Python programs that fetch killmails publish them with `Publisher`. All names outside `__all__` are internal.
 """
 
-# Type checkers assume that the name `TYPE_CHECKING` is True. An import of the name from the module `typing` would take
-# 10 ms, and Ctrl-C during the import would print a traceback.
+# Type checkers assume that the name `TYPE_CHECKING` is True. Importing `TYPE_CHECKING` from the module `typing` would
+# take 10 ms, and Ctrl-C during this import would print a traceback.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:

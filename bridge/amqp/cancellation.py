@@ -10,11 +10,11 @@ import asyncio
 class CancellationGuard:
     """A task creates this guard before it waits for the broker.
 
-    `requested` is True if somebody cancels the task after that.
+    `requested` is True if the cancellation of the task was requested after the guard was created.
 
-    Requests to cancel the task before the guard was created don't count. `Task.cancelling` counts these earlier
-    requests too, if the task has continued after them. The guard keeps no reference to the task. With such a reference,
-    an error that the task raises would keep its own traceback in memory.
+    Requests to cancel the task before the guard was created don't count. `Task.cancelling` also counts requests that
+    were made before, if the task has continued after them. The guard keeps no reference to the task. With such a
+    reference, an error that the task raises would keep its own traceback in memory.
     """
 
     __slots__ = ("_earlier",)

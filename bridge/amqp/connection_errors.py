@@ -1,6 +1,6 @@
 """Turns the errors of aiormq, OpenSSL and the operating system into texts that tell the operator what to do.
 
-The texts never contain a password. The only address in them is the node's.
+The texts never contain a password. The only address that these texts contain is the node's.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ _CONNECT_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed")
 def os_error_text(error: OSError | UnicodeError) -> str:
     """Returns the operating system's text for an error, without addresses.
 
-    The errors of uvloop have the operating system's text. The errors of asyncio have a text of asyncio's own, with the
-    address of each attempt.
+    The errors of uvloop have the operating system's text. For the errors of asyncio, asyncio writes its own text, which
+    contains the address of each attempt.
     """
     codes = dict.fromkeys(_CONNECT_FAILED.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or error_text(error)
@@ -48,9 +48,9 @@ def os_error_text(error: OSError | UnicodeError) -> str:
 # Failed attempts to connect
 
 NOT_ALLOWED = 530
-"""The reply code if the virtual host does not exist, forbids the user, or has reached its connection limit.
+"""The reply code for a virtual host that does not exist, forbids the user, or has reached its connection limit.
 
-Only a reached connection limit can pass without a change by the operator.
+Only the connection limit can resolve itself; for the other causes, the operator must change something.
 """
 
 
@@ -136,8 +136,10 @@ PLAIN_EOF_TEXT = (
     "it closed the connection before it sent anything in AMQP; if it uses TLS on this port, use amqps:// in the URL, "
     "or this is not the AMQP port (usually 5672)"
 )
-"""The error text for a connection without TLS that ends at once. TLS ports, HTTP ports and proxies whose broker is away
-close a plain AMQP connection at once."""
+"""The error text for a connection without TLS that ends at once.
+
+TLS ports, HTTP ports and proxies whose broker is down close a plain AMQP connection at once.
+"""
 
 
 def tls_error_text(error: ssl.SSLError) -> str:

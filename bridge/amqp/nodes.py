@@ -47,7 +47,7 @@ class NodesFile(Sequence[Node]):
     """The broker nodes in a file. Each iteration reads the file again, so that a new password takes effect."""
 
     def __init__(self, urls: Sequence[str], read: Callable[[], Sequence[str]]) -> None:
-        """`urls` is the file's first content.
+        """`urls` contains the URLs from the first read of the file.
 
         If `read` raises OSError or ValueError, the nodes from the last successful read stay in use.
         """
@@ -112,7 +112,7 @@ class NodeRotation:
 
     @asynccontextmanager
     async def setup(self, limit_s: float) -> AsyncIterator[None]:
-        """Raises ConnectionError if the setup requests on a new connection together take longer than `limit_s`."""
+        """Raises ConnectionError if all setup requests on a new connection take longer than `limit_s` in total."""
         try:
             async with rpc_timeout(limit_s):
                 yield

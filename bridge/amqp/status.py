@@ -50,26 +50,26 @@ class Status:
     """The current state of a connection to the broker. Times are monotonic, in seconds."""
 
     answer_valid_s: float = DEFAULT.answer_valid_s
-    """The number of seconds after an answer of the broker in which the connection counts as working."""
+    """After an answer from the broker, the connection counts as working for this number of seconds."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
     ever_connected: bool = False
     """True as soon as a connection has worked for the first time."""
     attempts: int = 0
-    """The number of attempts to connect since the last time that the connection worked."""
+    """The number of attempts to connect since the connection last worked."""
     failed_connects: int = 0
-    """The number of attempts since the connection last worked in which no node has accepted a connection.
+    """The number of attempts in which no node accepted a connection, since the connection last worked.
 
-    An attempt that is still going on counts too.
+    An attempt that is still running counts too.
     """
     broker_may_have_restarted: bool = False
-    """True if the broker may have been restarted since the last time that the connection worked."""
+    """True if the broker may have been restarted since the connection last worked."""
     error: str | None = None
-    """The last error of the connection, as worded by the broker. The error stays here after a recovery."""
+    """The last error of the connection, as worded by the broker. The error is kept after a recovery."""
     error_unix_s: float | None = None
     """The time of the last error of the connection, in Unix seconds."""
     last_answered_s: float | None = None
-    """When the bridge sent the latest of the requests that the broker has answered so far."""
+    """The time when the bridge sent the latest request that the broker has answered."""
 
     def enter(self, state: State, error: str | None = None, requested_s: float | None = None) -> None:
         """Sets the state, and sets the last error if `error` is given.

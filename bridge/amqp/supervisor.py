@@ -40,7 +40,7 @@ async def supervise(
 ) -> None:
     """Calls `run_session` until `stopping` is set. Each call runs one session and returns why the session ended.
 
-    If a session lasted at least `stable_s`, the pause after it is the shortest one. At the end of each session,
+    If a session lasted at least `stable_s`, the pause after it has the minimum length. At the end of each session,
     `on_lost` is called with the new state and the reason, before the status changes. Raises BrokerRefusal if `wait` is
     False and the broker refuses before any session has worked.
     """

@@ -34,8 +34,8 @@ _MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([
 _ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
 """The pattern of the broker's error text for a queue or an exchange that does not exist.
 
-If a queue exists but is not up yet, the broker's text is different. Just after RabbitMQ 3.10.8 has started, it says
-that the queue's home node "is down or inaccessible". The same declaration succeeds 50 ms later.
+If a queue exists but is not up yet, the broker's text is different. Just after the start of RabbitMQ 3.10.8, the text
+says that the queue's home node "is down or inaccessible". The same declaration succeeds 50 ms later.
 """
 
 
@@ -71,7 +71,7 @@ class Topology:
     unverified_bindings: tuple[str, ...] = ()
     """The exchanges that the bridge has no permission to bind to the queue.
 
-    Events arrive only if the queue's owner has bound them.
+    Events from these exchanges arrive only if the queue's owner has bound the exchanges.
     """
     inaccessible: tuple[str, ...] = ()
     """The exchanges whose existence the bridge has no permission to check."""
@@ -99,9 +99,10 @@ async def set_up(
     """Finds or declares the exchanges and the queue, and binds the queue to the exchanges.
 
     `known` contains the exchanges as the last session found them. `prepare` finds or declares the queue. `on_created`
-    is called if an exchange or the queue was missing, even if a later step fails. Events published while it was missing
-    never reached the bridge's queue. Raises BrokerRefusal if a permission is missing or an exchange would never deliver
-    to the bridge. Raises ConnectionError if an exchange is missing and only the exchange's owner can declare it.
+    is called if an exchange or the queue was missing, even if a later step fails. Events published while the exchange
+    or the queue was missing never reached the bridge's queue. Raises BrokerRefusal if a permission is missing or an
+    exchange would never deliver to the bridge. Raises ConnectionError if an exchange is missing and only the exchange's
+    owner can declare it.
     """
     inaccessible = []
     try:
@@ -189,7 +190,7 @@ async def _detect(amqp: Connection, exchange: str) -> Exchange:
     return Exchange(exchange, None)
 
 
-# Find or declare
+# Finding and declaring exchanges and queues
 
 
 def is_reserved(exchange: str) -> bool:
@@ -251,7 +252,7 @@ async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
 
 
 async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence:
-    """Declares an exchange or a queue if it is absent. Returns the Presence that it had before the call."""
+    """Declares an exchange or a queue if it is absent. Returns its Presence before the call."""
     presence = await _presence(amqp, look)
     if presence is Presence.ABSENT:
         channel = await amqp.channel(publisher_confirms=False)
@@ -263,9 +264,9 @@ async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence
 async def _presence(amqp: Connection, look: Request) -> Presence:
     """Returns whether an exchange or a queue exists.
 
-    Raises ChannelNotFoundEntity for a queue that exists but is not up yet. If such a queue counted as ABSENT, the
-    bridge would declare it and report it as new. Uses a new channel, because the broker closes the channel if the
-    exchange or queue is missing.
+    Raises ChannelNotFoundEntity for a queue that exists but is not up yet. If a queue that is not up yet counted as
+    ABSENT, the bridge would declare it and report it as new. Uses a new channel, because the broker closes the channel
+    if the exchange or queue is missing.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:

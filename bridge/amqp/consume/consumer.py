@@ -95,7 +95,7 @@ class Consumer:
         self._known_exchanges: dict[str, Exchange] = {}
         """The exchanges that the last session found.
 
-        If one of them disappears, the bridge declares it again with exactly the properties that it had.
+        If one of these exchanges disappears, the bridge declares it again with exactly the same properties as before.
         """
 
     async def run(self) -> None:
@@ -192,7 +192,7 @@ class Consumer:
         await channel.basic_qos(prefetch_count=self._flow_control.prefetch)
         if self.stream_reader is not None:
             await self.stream_reader.begin_session(self._created)
-            self._created = False  # the stream reader has taken over the report of the declaration
+            self._created = False  # from here on, the stream reader reports what was declared
         closed = closed_future(amqp, channel)
         on_open = functools.partial(self._on_open, found, time.monotonic())
         self._session = session = self._new_session(channel, fast_channel, on_open)
@@ -214,7 +214,7 @@ class Consumer:
     ) -> CloseCause:
         """Waits until the session ends or the bridge stops.
 
-        Meanwhile, other tasks check the topology and, if the bridge reads a stream, watch for stalls.
+        During this wait, other tasks check the topology and, if the bridge reads a stream, watch for stalls.
         """
         self._topology_check = check = TopologyCheck(
             amqp,
@@ -257,7 +257,7 @@ class Consumer:
         return CloseCause(STOPPED) if self._stopping.is_set() else task_close_cause(ended[0])
 
     def _may_deliver(self, session: ConsumerSession) -> bool:
-        """False at the prefetch limit and during a pause, when the broker sends nothing even without a stall."""
+        """False at the prefetch limit and during a pause: the broker then sends nothing, even if there is no stall."""
         return session.outstanding < self._flow_control.prefetch and not self._flow_control.paused
 
     async def _restore_prefetch(self, session: ConsumerSession, found: Topology) -> None:

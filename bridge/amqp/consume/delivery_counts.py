@@ -1,8 +1,8 @@
 """Warns of unsettled events that a quorum queue has delivered several times.
 
-If the bridge can't publish a rejected event, it holds the event unsettled. Each time the connection is then lost, the
-event returns to its queue. A quorum queue silently drops an event that reaches the delivery limit. The bridge never
-declares a quorum queue, but it can consume one that exists.
+If the bridge can't publish a rejected event, it holds the event unsettled. Each time the connection is lost while the
+event is held, the event returns to its queue. A quorum queue silently drops an event that reaches the delivery limit.
+The bridge never declares a quorum queue, but it can consume one that exists.
 """
 
 import structlog

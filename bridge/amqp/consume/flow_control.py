@@ -9,7 +9,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class PausableChannel(Protocol):
-    """A channel that can pause the reading from its connection."""
+    """A channel that can stop and resume reading from its connection."""
 
     def pause_reading(self) -> None:
         """Stops reading deliveries."""
@@ -37,7 +37,7 @@ class FlowControl:
         self.paused = False
         """True while the bridge reads nothing from the broker."""
         self.prefetch_restorable = asyncio.Event()
-        """An asyncio event. It is set when there is memory to raise a reduced prefetch to the maximum again."""
+        """An asyncio event. It is set when there is enough memory again to raise a reduced prefetch to the maximum."""
         self._full = False
         self._channel: PausableChannel | None = None
 

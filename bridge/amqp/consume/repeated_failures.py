@@ -19,7 +19,7 @@ key."""
 LOST_EARLY = "the connection is lost each time the bridge begins to consume: see the broker's log"
 
 LONGEST_DELAY_S = 30.0
-"""The longest delay before a session that follows sessions which were closed early."""
+"""The longest delay before the next session if sessions are repeatedly closed early."""
 
 _log = structlog.get_logger("bridge.amqp")
 

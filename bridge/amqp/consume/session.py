@@ -123,9 +123,9 @@ class ConsumerSession:
         self.current = True
         """False after the end of the session, when nothing more is delivered or acknowledged."""
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """A future for the case that the session must end because its deliveries can't be used.
+        """A future that is done when the session must end because its deliveries can't be used.
 
-        The result is the reason.
+        The result of the future is the reason, as a text.
         """
         self.all_settled = asyncio.Event()
         """An asyncio event that is set when the last outstanding delivery has been acknowledged."""
@@ -158,7 +158,7 @@ class ConsumerSession:
         """The number of deliveries that are not settled."""
         return self._settlement.outstanding
 
-    # The begin and the end of a session
+    # The start and the end of a session
 
     async def consume(self, queue: str, arguments: FieldTable | None) -> None:
         """Sends `basic.consume`. Raises BrokerRefusal if a permission is missing or the queue is a stream."""
@@ -185,11 +185,11 @@ class ConsumerSession:
         await self._channel.basic_cancel(self._consumer_tag)
 
     async def set_prefetch(self, prefetch: int) -> None:
-        """Sends `basic.qos`. The new prefetch takes effect for the next `consume`."""
+        """Sends `basic.qos`. The new prefetch takes effect at the next `consume`."""
         await self._channel.basic_qos(prefetch_count=prefetch)
 
     def open(self) -> None:
-        """Called at the answer to `basic.consume`, or at the first delivery if it arrives before this answer."""
+        """Called when the answer to `basic.consume` or the first delivery arrives, whichever is earlier."""
         if not self._opened:
             self._opened = self._delivering = True
             self._on_open()
@@ -212,8 +212,8 @@ class ConsumerSession:
                     await self.all_settled.wait()
         self.acknowledge()
         if self.outstanding:
-            # Only rejected events can be unsettled at this point. Rejected events from an exclusive queue or a stream
-            # are then lost.
+            # Only rejected events can be unsettled at this point. If they came from an exclusive queue or a stream,
+            # these events are lost.
             _log.warning(
                 "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=redelivers
             )
@@ -235,7 +235,7 @@ class ConsumerSession:
             if not self.current:
                 return
             self.open()
-        self._acknowledgement_due = True  # so `settle` schedules no callback: `on_read_end` acknowledges
+        self._acknowledgement_due = True  # `settle` need not schedule a callback: `on_read_end` acknowledges
         self._settlement.deliver(tag)
         self._add_delivery(tag, redelivered, exchange, routing_key, properties, body)
 
@@ -250,7 +250,7 @@ class ConsumerSession:
         )
 
     def on_read_end(self) -> None:
-        """Passes the deliveries to the handler and acknowledges them, in the same turn of the loop as they arrived.
+        """Passes the deliveries to the handler and acknowledges them, in the turn of the loop in which they arrived.
 
         A single update is sent at once. Under load, each read has several deliveries, and their updates are sent in
         fewer writes. If the acknowledgement had its own turn of the loop, each update would take 40 µs longer (0.5 % of
@@ -286,5 +286,8 @@ class ConsumerSession:
 
 
 async def _on_bypassed_delivery(message: aiormq.abc.DeliveredMessage) -> None:
-    """aiormq calls this function if a delivery did not go to the fast channel. That would be a fault of the bridge."""
+    """aiormq calls this function if a delivery did not go to the fast channel.
+
+    Such a delivery would mean that the bridge has a fault.
+    """
     raise AssertionError("a delivery bypassed the fast channel")

@@ -1,9 +1,9 @@
 """Compares, throughout a session, the position of a stream's consumer with the end of the stream.
 
-A consumer that has reached the end has missed no events until then. If there is a gap later, it therefore begins at the
-last time at which the consumer was at the end.
+A consumer that has reached the end has missed no events up to that time. If a gap is found later, it begins at the last
+time when the consumer was known to be at the end.
 
-RabbitMQ can stop delivering without an error, although the stream has newer messages. Deliveries stop after retention
+RabbitMQ can stop delivering without an error, although the stream has newer messages. Deliveries stop when retention
 drops the segment that a slow consumer is about to read. Such a stall happened in one of six runs of a test with
 RabbitMQ 4.0.5, and once with RabbitMQ 3.10.8. Only a probe distinguishes a stalled stream from a stream to which
 nothing is published.
@@ -30,7 +30,7 @@ from bridge.timing import DEFAULT, Timing
 STALLED = "the broker stopped delivering, but the stream has newer messages"
 
 LONGEST_PAUSE_S = 60.0
-"""The longest pause between two probes, and the longest between two sessions that stall at the same event."""
+"""The longest pause between two probes, and also between two sessions that stall at the same event."""
 
 _log = structlog.get_logger("bridge.amqp")
 
@@ -43,10 +43,10 @@ class StallDetector:
     ) -> None:
         """`reader` is the consumer's stream reader.
 
-        The detector tells this reader each end of the stream that a probe finds.
+        Whenever a probe finds the current end of the stream, the detector reports this end to the reader.
 
         The detector calls `on_answer` when a stall is confirmed, because a stalled broker still answers probes. The
-        argument is the time of the probe's request (monotonic seconds).
+        argument of `on_answer` is the time of the probe's request (monotonic seconds).
         """
         self._amqp = amqp
         self._reader = reader
@@ -56,13 +56,13 @@ class StallDetector:
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._failure_logged = False
         self._next_end_s = time.monotonic() + timing.stall_check_s
-        """The time of the next probe for the end of the stream if deliveries continue."""
+        """If deliveries continue, the next probe for the end of the stream starts at this time."""
         self._begin_silence()
 
     async def run(self, may_deliver: Callable[[], bool]) -> None:
         """Runs until cancelled. Raises SessionEndedError(STALLED) when the stream stalls.
 
-        The first probe for a stall follows `stall_check_s` after the last delivery. Time without a delivery counts only
+        The first probe for a stall starts `stall_check_s` after the last delivery. Time without a delivery counts only
         while `may_deliver()` is true. The pause before the next probe doubles after each probe that finds no newer
         message, up to LONGEST_PAUSE_S.
         """
@@ -85,7 +85,7 @@ class StallDetector:
 
     async def _probe_end(self) -> None:
         # The probe gets the first message that is published after its start. When the consumer has read this message,
-        # it has read all messages from before the probe.
+        # it has read all messages that were published before the probe.
         requested_s = time.monotonic()
         self._next_end_s = requested_s + self._timing.stall_check_s
         with suppress(_NoAnswerError):
@@ -117,10 +117,10 @@ class StallDetector:
         return confirmed
 
     async def _probe(self, offset: "int | Literal['next']") -> int | None:
-        """Returns the offset of the first message from `offset` on, or None if there is no such message.
+        """Returns the offset of the first message at or after `offset`, or None if there is no such message.
 
         Raises _NoAnswerError if the probe fails. A failed probe does not end the session: if the stream or the
-        connection is lost, the consumer detects this by itself.
+        connection is lost, the consumer itself detects the loss.
         """
         limit_s = self._timing.stall_check_s
         try:

@@ -67,9 +67,11 @@ class StreamEndProbe:
         return probe
 
     async def end(self, token: str, gap: Callable[[], Gap | None]) -> int:
-        """Publishes a marker and returns its offset. All messages from before the call have lower offsets.
+        """Publishes a marker and returns its offset.
 
-        Each attempt to publish the marker calls `gap`. The marker reports the gap that this call returns. Raises
+        All messages that were published before the call have lower offsets.
+
+        Each attempt to publish the marker calls `gap`. The marker reports the gap that `gap` returns. Raises
         BrokerRefusal if the permission to publish is missing, and ConnectionError if the broker accepts no messages.
         """
         self._token = token.encode()

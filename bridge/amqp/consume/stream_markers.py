@@ -2,8 +2,8 @@
 
 A marker shows where the stream ended when the marker was published. A marker may also report a gap: a time in which the
 broker may have lost events on their way into the stream. All readers of the stream learn of the gap from the marker,
-even if they read it much later. Other programs can publish to the stream too. Decoding a marker therefore checks the
-values, limits their sizes, and makes texts printable.
+even if they read it much later. Other programs can publish to the stream too. When a marker is decoded, the decoder
+therefore checks the values, limits their sizes, and makes texts printable.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MARKER_TYPE = "bridge.mark"
 """The AMQP `type` of a marker. Markers go to the default exchange, and events go to other exchanges."""
 
 MAX_BYTES = 4096
-"""The maximum size of a marker in bytes; markers usually have a few hundred bytes."""
+"""The maximum size of a marker in bytes; markers are usually a few hundred bytes long."""
 
 LATEST_S = 253_402_300_799.0
 """The end of the year 9999, the last year that RFC 3339 can express."""
@@ -42,7 +42,10 @@ def encode(marker: StreamMarker) -> bytes:
 
 
 def decode(body: bytes) -> StreamMarker | None:
-    """Returns the marker in `body`, or None if `body` is not a bridge's marker. Leaves out an invalid gap."""
+    """Returns the marker in `body`, or None if `body` is not a bridge's marker.
+
+    If the marker contains an invalid gap, the result has no gap.
+    """
     if len(body) > MAX_BYTES:
         return None
     try:

@@ -18,10 +18,10 @@ from bridge.contract.update_id import UpdateId
 MAX_STEP = 2
 """The largest difference between the offsets of two successive messages.
 
-The difference is 2 if the broker has written an entry of its own between the messages.
+The difference is 2 if the broker has written an entry of its own between the two messages.
 
-RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. A segment that was
-dropped therefore leaves a larger difference: it contained the broker's entry and at least one message."""
+RabbitMQ 3.10.8 writes one entry of its own at the start of each segment, and never two in a row. If a segment was
+dropped, the difference is larger, because the segment contained the broker's entry and at least one message."""
 
 RECREATED = "the stream was deleted and declared again"
 TRUNCATED = "the stream reached its limit of age or size, and dropped events before the bridge read them"
@@ -73,7 +73,7 @@ class StreamPosition:
 
     @property
     def at_end(self) -> bool:
-        """True when all messages from before the session have been read."""
+        """True when all messages that were in the stream before the session have been read."""
         return self.offset >= self.end
 
     def begin_session(self, end: int) -> int:
@@ -101,8 +101,8 @@ class StreamPosition:
                 return Verdict.OTHER_STREAM
         if offset <= self.offset:
             return Verdict.ALREADY_READ
-        # Retention drops the oldest messages. The broker does not report the drop to a slow consumer. The consumer then
-        # simply gets the oldest message that is left as its next delivery.
+        # Retention drops the oldest messages. The broker does not report the drop to a slow consumer. The next delivery
+        # to the consumer is then simply the oldest remaining message.
         if self.last is not None and offset > self.offset + MAX_STEP and offset != self._after_possible_gap:
             self._after_possible_gap = offset
             return Verdict.POSSIBLE_GAP

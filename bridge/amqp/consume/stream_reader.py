@@ -31,7 +31,7 @@ from bridge.timing import DEFAULT, Timing
 SLUGS = {TRUNCATED: GapSlug.STREAM_TRUNCATED, RECREATED: GapSlug.STREAM_RECREATED}
 
 AWAY = "the broker was or may have been away; on its return, it may have confirmed events that the stream did not get"
-"""After a kill and a restart, RabbitMQ 3.10.8 drops events for 0.3 s.
+"""After it was killed and restarted, RabbitMQ 3.10.8 drops events for 0.3 s.
 
 During these 0.3 s, the broker accepts connections, but the stream has no leader. The broker confirms messages for the
 stream and drops them.
@@ -83,12 +83,12 @@ class StreamReader:
         self.start_offset = 0
         """The offset from which this session reads."""
         self.expected_end: float = math.inf
-        """The offset at which the stream ended at a known time, or infinity if no end is known (see `expect_end`)."""
+        """The offset of the stream's end at a known time, or infinity if no end is known (see `expect_end`)."""
         self._expected_end_s = 0.0
         self.gap_possible = False
         """True if events may have been missed before this session.
 
-        During the session, these events are reported as a gap.
+        During the session, the possibly missed events are reported as a gap.
         """
         self._gaps = gaps
         self._status = status
@@ -104,7 +104,7 @@ class StreamReader:
         """
         self._end_probe: StreamEndProbe | None = None
         self._declared_now = False
-        """True if this session had to declare the stream. The stream then lacks all earlier events."""
+        """True if this session had to declare the stream. A newly declared stream lacks all earlier events."""
         self._logged_difference: str | None = None
 
     def report(self) -> dict[str, object]:
@@ -117,7 +117,7 @@ class StreamReader:
             "end": self.position.end,
         }
 
-    # The begin of a session
+    # The start of a session
 
     async def prepare(self, amqp: Connection) -> Queue:
         """Declares the stream if it does not exist. Raises BrokerRefusal if the stream can't be used."""
@@ -183,12 +183,15 @@ class StreamReader:
             self._gaps.forward(marker.gap)
 
     def report_loss(self) -> None:
-        """Called before the first delivery after a loss that `self.position` has found. Reports this loss."""
+        """Called before the first delivery after a loss that `self.position` has found.
+
+        Reports the loss to the handler.
+        """
         reason = self.position.take_loss()
         self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 
     def expect_end(self, offset: int, at_s: float) -> None:
-        """Records that all messages from before `at_s` (monotonic seconds) have offsets up to `offset`."""
+        """Records that no message published before `at_s` (monotonic seconds) has an offset above `offset`."""
         if self.position.offset >= offset:
             self._gaps.confirm_complete(at_s)
         elif self.expected_end == math.inf:
@@ -200,7 +203,7 @@ class StreamReader:
         self._gaps.confirm_complete(self._expected_end_s)
 
     def log_caught_up(self) -> None:
-        """Logs that all messages from before the start of the bridge have been read."""
+        """Logs that all messages that were in the stream before the bridge started have been read."""
         after_s = round(time.monotonic() - self._status.since_s, 1)
         _log.info("history read", stream=self.stream.name, last=str(self.position.last), after_s=after_s)
 

@@ -6,8 +6,8 @@ nothing.
 
 Each check has its own channel, because the broker closes a channel when it refuses a request on it. A cluster node that
 is cut off from the majority answers some requests and leaves other requests without an answer (seen with RabbitMQ 4.3).
-A session on such a node may still deliver, so a missing answer to one check does not end the session. The bridge only
-warns until the broker answers that check again.
+A session on such a node may still deliver, so a missing answer to one check does not end the session. Until the broker
+answers that check again, the bridge does no more than warn.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Check:
     """A request to the broker that is repeated at intervals, with its last result."""
 
     purpose: str
-    """The purpose of the request. A warning puts it after the word "to" or "may no longer"."""
+    """The purpose of the request. In a warning, the purpose stands after the words "to" or "may no longer"."""
     request: Request
     """The function that sends the request. Returns the number of events in a queue, or None for an exchange or a
     binding. Raises the broker's error if the request fails."""
@@ -96,7 +96,7 @@ class TopologyCheck:
         self._checks = tuple(self._checks_of(topology))
         self._stopping = False
         self._silent_ticks = 0
-        """How long the broker has left all requests without an answer, in hundredths of `check_timeout_s`."""
+        """How long the broker has not answered any request, in hundredths of `check_timeout_s`."""
 
     async def run(self) -> None:
         """Runs until cancelled. Raises the broker's error if a part of the topology is missing or has changed.

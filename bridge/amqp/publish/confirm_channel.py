@@ -94,7 +94,7 @@ class ConfirmChannel:
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be published, because a channel is open."""
+        """True if a channel is open, so that messages can be published."""
         return self._channel.done()
 
     async def run(self, *, wait: bool) -> None:
@@ -137,7 +137,7 @@ class ConfirmChannel:
             self._closed.set_result(CloseCause(reason))
 
     def fail(self, error: Exception) -> None:
-        """Makes each attempt that waits for a channel, now or later, raise `error`. An open channel stays usable."""
+        """From now on, each attempt that waits for a channel raises `error`. An open channel stays usable."""
         if not self._channel.done():
             self._channel.set_exception(error)
             # This call keeps asyncio from logging the exception if no attempt waits for a channel.
@@ -168,11 +168,11 @@ class ConfirmChannel:
         """Makes one attempt to publish: waits for a channel, publishes, and waits for the confirm. Raises Unconfirmed.
 
         `properties` is called with the connection's frame limit in bytes, and returns the message's properties,
-        including `message_id`. `on_published` is called with these properties when aiormq has taken the message, before
-        the confirm.
+        including `message_id`. `on_published` is called with the message's properties when aiormq has taken the
+        message, before the confirm.
 
         No timeout applies while the connection is open. A broker that is short of memory accepts no message until it
-        has memory again. All attempts that have waited for this then send their messages.
+        has memory again. As soon as it has memory again, all waiting attempts send their messages.
         """
         async with self._message_ids.lock(message_id):
             # Without the lock `_order`, an attempt that begins just when a channel opens would overtake the attempts

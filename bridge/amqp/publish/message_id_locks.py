@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 class MessageIdLocks:
     """The locks for the ids of messages that wait for their confirms.
 
-    If the broker returns a message, aiormq looks for its id among the unconfirmed messages. If two of them had the same
-    id, an unroutable message could therefore count as confirmed.
+    If the broker returns a message, aiormq looks for its id among the unconfirmed messages. If two unconfirmed messages
+    had the same id, an unroutable message could therefore count as confirmed.
     """
 
     def __init__(self) -> None:

@@ -62,7 +62,7 @@ class ExchangeNotFound(BrokerRefusal):
 
 
 class NotConfirmed(ConnectionError):
-    """The broker did not confirm the update in time. It may still have received the update.
+    """The broker did not confirm the update in time. The broker may still have received the update.
 
     If the schema of the update's type has an `x-identity`, the update can be published again: the bridge recognizes a
     repetition and sends the update to clients only once.
@@ -72,9 +72,9 @@ class NotConfirmed(ConnectionError):
 class Publisher:
     """Publishes updates to an exchange, on a connection that is opened again whenever it is lost.
 
-    A publisher is an asynchronous context manager. A publisher connects when its context is entered. If it is used
-    without `async with`, it connects for the first update. Any number of updates can wait for their confirms at the
-    same time. While the connection lasts, updates are published in the order of the calls.
+    A publisher is an asynchronous context manager. A publisher connects when its context is entered. A publisher that
+    is used without `async with` connects when it gets its first update. Any number of updates can wait for their
+    confirms at the same time. While the connection lasts, updates are published in the order of the calls.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ class _Exchange:
 
 
 def _plain(value: object) -> object:
-    """Converts a value that only orjson can write.
+    """Converts a value that orjson can write and `json` can't.
 
     The result is used only to look for numbers that JSON can't represent.
     """

@@ -51,7 +51,7 @@ def reject_properties(
 ) -> commands.Basic.Properties:
     """Returns the properties with which to publish a rejected event.
 
-    It came from `exchange` with the `original` properties.
+    The event came from `exchange` with the `original` properties.
 
     `frame_max` is the size in bytes of the largest frame that the connection allows.
     """
@@ -137,7 +137,7 @@ def _with_fitting_headers(
 
 
 def _listed(names: list[str]) -> str:
-    """Returns a text with the first names, of at most _MAX_NAMES_BYTES, and the number of names left out."""
+    """Returns a text with the first names (as many as _MAX_NAMES_BYTES allows) and the number of the other names."""
     shown: list[str] = []
     room = _MAX_NAMES_BYTES
     for name in names:

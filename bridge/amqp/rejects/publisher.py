@@ -1,9 +1,9 @@
 """Publishes rejected events to a separate exchange, with the reason in headers, and waits for the confirms.
 
-If a rejected event can't be published, the bridge holds it unsettled until it can. The prefetch of the consumer limits
-the number of held events. When the consumer's connection is lost, a named queue delivers its events again, so the held
-events are dropped. The broker deletes an exclusive queue when the connection is lost. Its held events then exist only
-in the bridge, so the bridge keeps them.
+If a rejected event can't be published, the bridge holds the event unsettled until publishing works again. The prefetch
+of the consumer limits the number of held events. When the consumer's connection is lost, a named queue delivers its
+events again, so the held events are dropped. The broker deletes an exclusive queue when the connection is lost. The
+held events from such a queue then exist only in the bridge, so the bridge keeps them.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from bridge.timing import DEFAULT, Timing
 MAX_HELD_BYTES = 24 * 1024 * 1024
 """The total size of held events, in bytes, at which the bridge stops reading from the broker.
 
-Events that are still held from lost sessions may take the same amount of memory again. The event that makes the total
+Events that are still held from lost sessions may take up as much memory in addition. The event that makes the total
 exceed the limit is still accepted, whatever its size.
 """
 
@@ -101,7 +101,7 @@ class RejectPublisher:
         self._retries = RetryQueue()
         self._max_kept = max_kept
         self._logged: State | None = None
-        """The state in the last logged failure, or None after a recovery.
+        """The state that the last logged failure reported, or None after a recovery.
 
         A recovery is logged only if the failure before it was logged.
         """
@@ -119,7 +119,7 @@ class RejectPublisher:
 
     @property
     def unpublishable(self) -> bool:
-        """Whether RabbitMQ refuses or blocks rejected events now. A lost connection does not count as a refusal."""
+        """True while RabbitMQ refuses or blocks rejected events. A lost connection does not count as a refusal."""
         return self._is_refused(self.status.state)
 
     # Life cycle
@@ -276,7 +276,7 @@ class RejectPublisher:
             self._recover("rejected events can be published again")
 
     def on_lost(self, state: State, reason: str) -> None:
-        """Logs only the first of several equal failures. Does not log a lost connection that delays no event."""
+        """Logs only the first of several equal failures. Logs a lost connection only if it delays an event."""
         if state is self._logged or not (self.waiting or self._is_refused(state)):
             return
         self._logged = state
@@ -288,7 +288,7 @@ class RejectPublisher:
         log(held if self.waiting else none_held, error=reason, waiting=self.waiting)
 
     async def _warn_while_unconfirmed(self) -> None:
-        """While a confirm is missing, warns repeatedly, because other events may report a success in between."""
+        """While a confirm is missing, repeats the warning, because in between, other events may report a success."""
         limit_s = self._timing.confirm_warning_s
         while True:
             await lag_tolerant_sleep(limit_s)

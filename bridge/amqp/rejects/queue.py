@@ -43,7 +43,7 @@ class BrokerLost(BridgeError):
 def broker_lost(error: BaseException, cancellation: CancellationGuard) -> BrokerLost:
     """Returns a BrokerLost for one of CONNECTION_ERRORS.
 
-    If a cancellation was requested (Ctrl-C), raises it again instead.
+    If the task was cancelled (Ctrl-C), raises CancelledError again instead.
     """
     if isinstance(error, asyncio.CancelledError):
         if cancellation.requested:
@@ -100,7 +100,7 @@ class RejectQueue:
         self.delivery_count = 0
         """The highest delivery count of all events that were read, if the queue counts deliveries.
 
-        A quorum queue counts deliveries, and drops an event beyond its delivery limit.
+        A quorum queue counts deliveries, and drops an event that exceeds the delivery limit.
         """
         self._channel = channel
 

@@ -45,13 +45,13 @@ class Requeuer:
         self._channels: dict[str, Channel | NotRequeued] = {}
         self._exchange_locks: dict[str, asyncio.Lock] = {}
         self._usable: set[str] = set()
-        """The exchanges that have accepted their first event, so that the channel of the exchange is still open."""
+        """The exchanges that have accepted their first event, so that other events can follow on the same channel."""
         self._message_ids = MessageIdLocks()
 
     async def publish(self, reject: Reject) -> None:
         """Publishes an event, and waits until the broker confirms that a queue has it.
 
-        Raises NotRequeued and BrokerLost.
+        Raises NotRequeued or BrokerLost if the event can't be published.
         """
         if HEADER_PREFIX + "exchange" not in reject.headers:
             raise NotRequeued("they have no x-reject-exchange header, so no bridge has published them")
@@ -137,7 +137,7 @@ def _check_expiration(reject: Reject) -> None:
     """Raises NotRequeued for an expiration that makes the broker close the channel.
 
     If further messages are sent on the closed channel, the broker closes the connection. One event with a wrong
-    expiration would then prevent the requeue of all later events. Only the expiration has to be checked: it comes from
+    expiration would thus prevent the requeue of all later events. Only the expiration has to be checked: it comes from
     a header that can contain any value, while the broker has already accepted all other properties once.
     """
     expiration = reject.headers.get(HEADER_PREFIX + "expiration")

@@ -1,6 +1,6 @@
 """Decides when failed attempts are repeated.
 
-While all fail, it repeats one at a time; after a success, all follow soon.
+While all attempts fail, the queue repeats them one at a time; after a success, all waiting attempts follow soon.
 
 The number of waiting attempts changes neither how soon the bridge notices the end of an outage nor the load on the
 broker during the outage. This module itself publishes nothing.
@@ -52,11 +52,11 @@ class RetryQueue:
             self._waiting -= 1
 
     def confirmed(self) -> None:
-        """Records a success. Each success allows two waiting attempts to follow at once."""
+        """Records a success. After each success, two waiting attempts may be repeated without a pause."""
         self._pauses.reset()
         self._tokens = min(self._tokens + 2, self._waiting)
         self._has_tokens.set()
 
     def failed(self) -> None:
-        """Records a failure. After it, the waiting attempts are repeated one at a time."""
+        """Records a failure. After a failure, the waiting attempts are repeated one at a time."""
         self._tokens = 0
