@@ -57,9 +57,9 @@ _log = structlog.get_logger("bridge")
 class Bridge:
     """The whole bridge in one process. The constructor needs a running event loop.
 
-    A delivery goes this way: source -> relay -> hub -> update log -> sockets. If it can't become an update, it goes
-    source -> relay -> rejects. A handshake goes listener -> server -> router -> hub. The constructor builds each path
-    from its end to its start.
+    A delivery takes this path: source -> relay -> hub -> update log -> sockets. A delivery that can't become an update
+    takes the path source -> relay -> rejects. A handshake takes the path listener -> server -> router -> hub. The
+    constructor builds each path from its end to its start.
     """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
@@ -145,7 +145,10 @@ class Bridge:
         return self._source.is_live
 
     async def start(self) -> None:
-        """Starts to listen, then to consume. Raises AddressUnavailable if the bridge can't listen on an address."""
+        """Starts to listen, and then starts to consume.
+
+        Raises AddressUnavailable if the bridge can't listen on an address.
+        """
         settings = self._settings
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
@@ -213,7 +216,7 @@ class Bridge:
     async def stop(self) -> None:
         """Stops all parts in order, within the shutdown timeout.
 
-        A client that keeps reading still gets every update that was acknowledged to the broker.
+        If the bridge has acknowledged an update to the broker, each client that keeps reading still gets this update.
         """
         deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout_s
         self.readiness.stop()
@@ -231,7 +234,8 @@ class Bridge:
     async def _end(self, task: asyncio.Task[None] | None, status: Status) -> None:
         """Cancels a task that uses a connection to the broker.
 
-        If the task's connection works, first gives the task time to end: at most BROKER_SHARE of the shutdown timeout.
+        If the task's connection works, the task first has time to end by itself: at most BROKER_SHARE of the shutdown
+        timeout.
         """
         if task is None:
             return
@@ -257,7 +261,7 @@ class Bridge:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MIN_PER_ADDRESS = 16
-"""The default limit of connections from one client address is at least this number."""
+"""The default limit on connections from one client address is never below this number."""
 
 BROKER_SHARE = 0.5
 """The share of the shutdown timeout that the connections to the broker may take. The rest of the timeout is for the
@@ -360,9 +364,9 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
     bridge = Bridge(settings, timing, make_source)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
-    # The objects made during the start live until the program ends. Without `gc.freeze`, a full garbage collection
-    # would visit them all and block the loop for 10 ms. Reference counting frees the objects of an update. Reference
-    # cycles are rare, so the garbage collector can run less often.
+    # The objects that were created during startup live until the program ends. Without `gc.freeze`, a full garbage
+    # collection would visit all objects from startup and block the loop for 10 ms. Reference counting frees the objects
+    # of an update. Reference cycles are rare, so the garbage collector can run less often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

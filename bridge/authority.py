@@ -1,7 +1,7 @@
 """Converts hosts and origins to a canonical form, so that settings can be compared with headers.
 
-Settings and headers are both converted. A setting therefore matches a header even if they are spelled differently: with
-upper case letters, a default port, a non-ASCII name, or a slash at the end.
+Settings and headers are both converted. A setting therefore matches a header even if the two are spelled differently:
+with upper case letters, a default port, a non-ASCII name, or a slash at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_HOST_CHARACTERS = 255
 """The maximum length of a host name, including its dots (RFC 1035, section 2.3.4)."""
 
 MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
-"""The maximum length of an origin (a scheme, a host and a port). Longer texts are not parsed."""
+"""The maximum length of an origin (a scheme, a host and a port). A longer text is not parsed as an origin."""
 
 IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
 """A pattern that matches all IPv6 addresses and some other texts.
@@ -85,7 +85,8 @@ def parse_address(text: str) -> Address | None:
     try:
         if ":" not in text:
             return ipaddress.IPv4Address(inet_pton(AF_INET, text))
-        # The C library's `inet_pton` does not support zones. `inet_pton` takes a fifth of the time of `ipaddress`.
+        # The C library's `inet_pton` does not support zones. `inet_pton` takes a fifth of the time that `ipaddress`
+        # takes.
         address = ipaddress.IPv6Address(text if "%" in text else inet_pton(AF_INET6, text))
     except (OSError, ValueError):
         return None

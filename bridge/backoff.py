@@ -21,9 +21,10 @@ class Backoff:
     def pause_s(self, least_s: float = 0.0) -> float:
         """Returns the next pause.
 
-        It is shortened at random by up to half, so that programs don't reconnect all at once.
+        The pause is shortened by a random amount, up to half, so that programs don't all reconnect at once.
 
-        Before it is shortened, the pause is at least `least_s`. The pause after it is twice as long, up to the maximum.
+        Before the random shortening, the pause is at least `least_s`. The following pause is twice as long, up to the
+        maximum.
         """
         pause_s = max(self._next_s, least_s)
         self._next_s = min(pause_s * 2, self._longest_s)

@@ -1,6 +1,6 @@
 """Distinguishes a requested cancellation of a task from a cancellation that aiormq causes.
 
-aiormq cancels each task that waits for a connection when the connection is lost. The task then gets a CancelledError,
+When a connection is lost, aiormq cancels each task that waits for this connection. The task then gets a CancelledError,
 just as after a call of `Task.cancel`.
 """
 

@@ -1,9 +1,9 @@
 """Sends slow clients and resuming clients the log from their cursors, until they reach its head.
 
-Each connection has a cursor, which is its position in the log. From there, it gets the log in pieces. The total size of
-all pieces in one turn of the loop is limited, so that the live connections are not delayed. A connection is closed when
-its cursor falls off the tail of the log. Slow clients need no other rule, because the size of the log limits the memory
-for all clients together.
+Each connection has a cursor, which is its position in the log. A connection gets the log in pieces, starting at its
+cursor. The total size of all pieces in one turn of the loop is limited, so that the live connections are not delayed. A
+connection is closed when its cursor falls off the tail of the log. Slow clients need no other rule, because the size of
+the log limits the memory for all clients together.
 """
 
 from collections import OrderedDict
@@ -30,8 +30,8 @@ updates.
 URGENT, RETURNING, FILTERING = range(3)
 """The ranks of connections, in the order in which a turn serves them.
 
-URGENT connections were live before. RETURNING connections resume without a filter. FILTERING connections resume with a
-filter, so the bridge has to search longer for their updates.
+URGENT connections were live before they fell behind. RETURNING connections resume without a filter. FILTERING
+connections resume with a filter, so the bridge has to search longer for their updates.
 """
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
@@ -42,7 +42,7 @@ maximum.
 """
 
 MIN_COST_BYTES = 2048
-"""Each piece counts as at least this amount of work."""
+"""Sending a piece counts as at least this amount of work, however small the piece is."""
 
 MAX_EVICTIONS_PER_TURN = 64
 """The maximum number of connections that are closed as too slow in one turn of the loop. Closing 64 connections takes 3
@@ -58,7 +58,7 @@ _READING = frozenset({State.LAGGING, State.CATCHING_UP})
 
 
 class CatchUp:
-    """Keeps the connections that read the log from their cursors, and decides when each gets its next piece.
+    """Manages the connections that read the log from their cursors, and decides when each of them gets its next piece.
 
     Connections that read from their cursors are in the state RESUMING, CATCHING_UP, LAGGING or CLOSING.
     """
@@ -93,14 +93,14 @@ class CatchUp:
         The cursors are compared with the log's tail only when the tail passes this position.
         """
         self._evicting = False
-        """True if more connections are too slow, and a later turn will evict them."""
+        """True if there are more connections that are too slow, which a later turn will evict."""
         self.sent_bytes = 0
         """The number of bytes written to sockets and handed to transports."""
 
     # Methods that the hub calls when connections enter and leave states
 
     def add_catching_up(self, connection: Subscriber) -> None:
-        """Adds a connection that is CATCHING_UP now, at its cursor."""
+        """Adds a connection that is now CATCHING_UP. It reads from its cursor."""
         self.catching_up.add(connection)
         self._slowest = min(self._slowest, connection.cursor)
 
@@ -110,7 +110,7 @@ class CatchUp:
         self._due[_rank(connection)].pop(connection, None)
 
     def add_lagging(self, connection: Subscriber) -> None:
-        """Adds a connection that is LAGGING now.
+        """Adds a connection that is now LAGGING.
 
         The connection starts to read at the next flush, or, if `begin_at_flush` is called, at the current flush.
         `_slowest` stays a lower bound, because it was at most the flushed position when it was set.
@@ -152,7 +152,7 @@ class CatchUp:
         self.schedule(connection)
 
     def skip_flushed(self) -> None:
-        """Moves all cursors to the flushed position, so that no connection receives the updates before it."""
+        """Moves all cursors to the flushed position, so that no connection receives any earlier updates."""
         for connection in chain(self.catching_up, self.lagging):
             connection.cursor = self._update_log.flushed
 
@@ -161,7 +161,7 @@ class CatchUp:
     def schedule(self, connection: Subscriber) -> None:
         """Sends a connection a piece in a later turn.
 
-        If the pieces had no turns between them, a fast client could block the loop.
+        Without a turn of the loop between two pieces, a fast client could block the loop.
         """
         due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
         due[connection] = None
@@ -182,8 +182,8 @@ class CatchUp:
     def _consume(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
-        # Each connection that waits now gets one piece. Connections that are added during this turn get theirs in the
-        # next turn.
+        # Each connection that is waiting now gets one piece. Connections that are added during this turn get their
+        # piece in the next turn.
         for _ in range(len(due)):
             if not due or index.work_bytes >= limit_bytes:
                 return
@@ -226,7 +226,8 @@ class CatchUp:
         if connection.congested or connection.state not in _READING:
             return
         if connection.cursor < log.flushed:
-            # Each connection gets only one piece in a turn, so that one that lags far behind does not delay the others.
+            # Each connection gets only one piece in a turn, so that a connection that lags far behind does not delay
+            # the others.
             self.schedule(connection)
         else:
             self._dispatch(connection, _CAUGHT_UP)

@@ -4,7 +4,10 @@ from enum import Enum
 
 
 class CloseReason(Enum):
-    """A reason to close, with its close code (RFC 6455, section 7.4; 4000-4999 are for private use) and its phrase."""
+    """A reason to close a connection, with its close code and its phrase.
+
+    RFC 6455, section 7.4 defines the codes; 4000 to 4999 are for private use.
+    """
 
     STOPPING = (1001, "the bridge is stopping; reconnect")
     PROTOCOL_ERROR = (1002, "protocol error")

@@ -1,6 +1,6 @@
 """Builds WebSocket frames as a server sends them (RFC 6455, section 5): unmasked and unfragmented.
 
-A server frame has no mask, and the bridge negotiates no extension. All clients can therefore get the same byte string.
+A server frame has no mask, and the bridge negotiates no extension. All clients can therefore receive the same bytes.
 """
 
 import struct
@@ -23,7 +23,7 @@ def text_header(length: int) -> bytes:
 
 
 def payload_of(frame: bytes) -> memoryview:
-    """Returns the payload of a text frame that the bridge made, as a view, because a copy may be large."""
+    """Returns a view of the payload of a text frame from the bridge. A copy could take much memory."""
     length = frame[1]
     return memoryview(frame)[2 if length < 126 else 4 if length == 126 else 10 :]
 
@@ -34,7 +34,10 @@ def pong_frame(payload: bytes) -> bytes:
 
 
 def close_frame(code: int | None, phrase: str = "") -> bytes:
-    """Returns a close frame with a code and a phrase of at most 123 bytes. If `code` is None, the frame has neither."""
+    """Returns a close frame with a code and a phrase of at most 123 bytes.
+
+    If `code` is None, the frame has no code and no phrase.
+    """
     payload = b"" if code is None else struct.pack("!H", code) + phrase.encode()[:123].decode(errors="ignore").encode()
     return _header(0x88, len(payload)) + payload
 

@@ -36,9 +36,9 @@ class FrameEncoder:
         return with_id
 
     def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
-        """If the frames of all positions are joined, returns at which byte each of them ends."""
-        # The last result is kept, because many sockets can become full in the same flush, and each asks for the same
-        # ends.
+        """Returns at which byte each frame would end if the frames of all positions were joined."""
+        # The last result is kept, because many sockets can become full in the same flush, and each of these sockets
+        # needs the same ends.
         if self._last_ends[0] is not positions or self._last_ends[1] is not ids:
             sizes = (len(self.frame(position, ids=ids)) for position in positions)
             self._last_ends = (positions, ids, list(accumulate(sizes)))

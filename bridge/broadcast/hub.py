@@ -1,6 +1,6 @@
 """The hub decides which connection gets which update, and when.
 
-All connections share one log, in which each has a cursor.
+All connections share one log, and each connection has a cursor in this log.
 
 The main methods of the hub are join, leave, publish and drain. The next flush sends a new update to all live
 connections. All other connections read the update from the log, each from its own cursor. The module `subscriber`
@@ -52,7 +52,10 @@ class FlushListener(Protocol):
     """An object that is called after each flush."""
 
     def on_flush(self) -> None:
-        """Called when each published update is written, or left for connections that read from their cursors."""
+        """Called at the end of each flush.
+
+        Each published update has then been written, or is left to connections that read from their cursors.
+        """
 
 
 class Source(Protocol):
@@ -60,7 +63,7 @@ class Source(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """Whether new updates arrive as soon as they are published."""
+        """True if new updates arrive as soon as they are published."""
 
 
 _Call = Callable[[Subscriber], None]
@@ -101,8 +104,8 @@ class Hub:
     ) -> None:
         """`schedule` is the event loop's `call_soon`. `now_ms` returns the time in Unix milliseconds.
 
-        If `replaying` is True, all updates before the call of `end_replay` are older than the bridge's start. These
-        replayed updates fill the log, and only clients that resume get them.
+        If `replaying` is True, all updates that arrive before `end_replay` is called are older than the bridge's start.
+        These replayed updates fill the log, and only clients that resume get them.
         """
         self._index = index
         self._update_log = log = index.update_log
@@ -171,7 +174,7 @@ class Hub:
 
     @property
     def logged_updates(self) -> int:
-        """The number of updates in the log. The bridge's own messages, and ids that have no update, don't count."""
+        """The number of updates in the log. The bridge's own messages and ids without an update are not counted."""
         return self._index.count(None, self._update_log.tail, self._update_log.head)[0]
 
     # Connections
@@ -179,13 +182,14 @@ class Hub:
     def join(
         self, connection: Subscriber, update_filter: UpdateFilter | None = None, after: After | None = None
     ) -> None:
-        """Adds a connection. If `after` is None, the connection gets all updates from now on, without ids."""
+        """Adds a connection. If `after` is None, the connection gets only the updates from now on, without ids."""
         if connection.state is State.NEW:
             connection.subscription = self._subscriptions.join(update_filter, ids=after is not None)
             if after is not None:
                 self._resume.start(connection, after)
                 return
-        # If the connection has joined before, this event resets it, because the table has no row for a second join.
+        # If the connection has already joined, this event resets the connection, because the table has no row for a
+        # second join.
         self._dispatch(connection, ConnectionEvent.JOIN)
         if connection.congested:
             self._dispatch(connection, _CONGESTED)
@@ -209,7 +213,7 @@ class Hub:
     def congested(self, connection: Subscriber) -> None:
         """Tells the hub that a connection's transport still holds bytes.
 
-        Until it is empty, nothing may be written to the socket directly.
+        Until the transport is empty, nothing may be written to the socket directly.
         """
         self._dispatch(connection, _CONGESTED)
 
@@ -218,7 +222,7 @@ class Hub:
         self._dispatch(connection, _DRAINED)
 
     def drain(self) -> None:
-        """Closes all connections: those that have all updates now, and the others as soon as they have caught up."""
+        """Closes all connections: at once if they have all updates, otherwise as soon as they have caught up."""
         self.flush()
         self._stopping = True
         for connection in tuple(self._connections()):
@@ -247,19 +251,22 @@ class Hub:
     def record_id(self, update_id: UpdateId) -> None:
         """Records in the log an id that belongs to no update.
 
-        A client that got this id from another instance of the bridge can then resume after it.
+        A client that got this id from another instance of the bridge can then resume after the id.
         """
         self._make_room(0)
         self._index.record_id(update_id)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Flushes the log if it might otherwise drop a frame before that frame is flushed."""
+        """Flushes the log if the log might otherwise drop a frame before the frame is flushed."""
         unflushed = self._update_log.head - self._update_log.flushed
         if self._unflushed_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
 
     def send_own_message(self, payload: bytes) -> None:
-        """Sends one of the bridge's own messages, in order with the updates, to the connections that get ids."""
+        """Sends one of the bridge's own messages to the connections that get ids.
+
+        The message keeps its place among the updates.
+        """
         self.flush()
         self._index.append_own_message(payload)
         self.flush()

@@ -131,7 +131,10 @@ class StreamEndProbe:
 
 
 def _is_lost(publishing: asyncio.Task[None]) -> bool:
-    """True if publishing failed because the channel was closed. aiormq's error does not say why it was closed."""
+    """True if publishing failed because the channel was closed.
+
+    The error from aiormq does not say why the channel was closed.
+    """
     return publishing.cancelled() or not isinstance(publishing.exception(), BrokerRefusal)
 
 

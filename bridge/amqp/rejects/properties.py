@@ -32,7 +32,7 @@ OMITTED_HEADER = "x-reject-headers"
 """The name of the header that lists the omitted headers."""
 
 MAX_NAME_BYTES = 128
-"""The maximum size of a header's name, in bytes. pamqp truncates longer names."""
+"""The maximum size of a header's name, in bytes. Longer names are truncated by pamqp."""
 
 _OMITTED = "omitted, because they can't be published again: "
 _MAX_NAMES_BYTES = 400

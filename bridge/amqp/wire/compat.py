@@ -21,11 +21,11 @@ from bridge.amqp.wire.fast_channel import BODY, FRAME, FRAME_END, OVERHEAD
 from bridge.amqp.wire.properties import short_string
 
 # Decoding of properties (pamqp 4.0)
-#
+
 # pamqp raises an error for a value that it can't represent: a timestamp after the year 9999, text that is not UTF-8, or
-# a deeply nested table. aiormq then closes the connection, and the broker delivers the message again. If a single
-# publisher sent timestamps in microseconds, the bridge could never consume again. The bridge does not need the values
-# that pamqp can't represent.
+# a deeply nested table. After such an error, aiormq closes the connection, and the broker delivers the message again.
+# If a single publisher sent timestamps in microseconds, the bridge could never consume again. The bridge does not need
+# the values that pamqp can't represent.
 
 Decoder = Callable[[bytes], tuple[int, object]]
 
@@ -58,9 +58,9 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 
 
 # The transport of a connection (aio-pika 10.2)
-#
-# aiormq accepts the parameter `transport_factory`. aio-pika does not pass this parameter on to aiormq, because it is
-# not among aio-pika's declared parameters. Without its own transport factory, the bridge can't read deliveries before
+
+# aiormq accepts the parameter `transport_factory`. But aio-pika does not pass this parameter on to aiormq, because
+# aio-pika does not declare the parameter. Without its own transport factory, the bridge can't read deliveries before
 # aiormq reads them, and can't abort a connection.
 
 
@@ -74,25 +74,31 @@ class Connection(PikaConnection):
 
 
 # Heartbeats (aiormq 7.2)
-#
+
 # aiormq closes a connection if the broker sends no frame for three heartbeats. If a machine is paused, the bridge and
-# the broker on it freeze together, and the broker sends nothing in this time. When the bridge and the broker run again,
-# aiormq would close the connection at once. When a connection is closed, the broker deletes the connection's exclusive
-# queue with all its events.
+# the broker on it freeze together, and the broker sends nothing while it is frozen. When the bridge and the broker run
+# again, aiormq would close the connection at once. When a connection is closed, the broker deletes the connection's
+# exclusive queue with all its events.
 
 LATE_INTERVALS = 2
-"""The number of intervals by which a heartbeat check may be late. A check that is even later closes no connection."""
+"""The number of intervals by which a heartbeat check may be late.
+
+A heartbeat check that is later than this does not close the connection.
+"""
 
 
 class _FreezeTolerantConnection(aiormq.connection.Connection):
-    """A connection that starts its heartbeat timeout anew if a heartbeat check comes too late."""
+    """A connection that restarts its heartbeat timeout if a heartbeat check comes too late."""
 
     checked_at_s: float
     running_since_s: float
 
     @property
     def is_connection_was_stuck(self) -> bool:
-        """True if the broker has sent no frame for too long. aiormq reads this property twice in each heartbeat."""
+        """True if the broker has sent no frame for too long.
+
+        In each heartbeat interval, aiormq reads this property twice.
+        """
         now_s = self.loop.time()
         interval_s = max(1, self.heartbeat_timeout // 2)
         if now_s - self.checked_at_s > (1 + LATE_INTERVALS) * interval_s:
@@ -113,9 +119,10 @@ def tolerate_freezes(connection: aiormq.abc.AbstractConnection) -> None:
 
 
 # Blocked connections (aiormq 7.2)
-#
-# A broker that is short of memory or disk blocks connections that publish, maybe for hours. aiormq only logs the block
-# and waits for its end. It has no callback for `connection.blocked` and `connection.unblocked`.
+
+# A broker that is short of memory or disk blocks connections that publish, maybe for hours. When a connection is
+# blocked, aiormq only logs the block and waits until it ends. There is no callback in aiormq for `connection.blocked`
+# and `connection.unblocked`.
 
 _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for event in ("blocked", "unblocked"))
 
@@ -144,7 +151,7 @@ def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callabl
 
 
 # Refused connections (aiormq 7.2)
-#
+
 # If the broker closes a connection instead of opening the virtual host, aiormq raises an error without the broker's
 # text: the error contains only the `repr` of the close frame. The close frame itself can be found as a local variable
 # in the error's traceback.
@@ -162,14 +169,14 @@ def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
 
 
 # Large messages (aiormq 7.2)
-#
+
 # aiormq copies a body three times before it sends the first byte: it splits the body, encodes all frames, and joins
-# them. `publish_in_pieces` publishes a large body in pieces. It changes the channel's state in the same way as aiormq's
-# `basic_publish`. Between two pieces, aiormq may send frames of other channels, but no other frame of the same channel
-# (AMQP 0-9-1, section 4.2.6).
+# them. `publish_in_pieces` publishes a large body in pieces. The function changes the channel's state in the same way
+# as aiormq's `basic_publish`. Between two pieces, aiormq may send frames of other channels, but no other frame of the
+# same channel (AMQP 0-9-1, section 4.2.6).
 
 LARGE = 1024 * 1024
-"""A body of at least this size, in bytes, is published in pieces. Each piece has about this size too."""
+"""A body of at least this size, in bytes, is published in pieces. Each of these pieces also has about this size."""
 
 
 async def publish_in_pieces(
@@ -228,8 +235,8 @@ async def _publish(
 
 
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
-    # A broker without a frame limit announces the limit 0. aiormq subtracts the size of an empty frame from it, so
-    # `max_content_size` is negative.
+    # A broker without a frame limit announces the limit 0. From this limit, aiormq subtracts the size of an empty
+    # frame, so `max_content_size` is negative.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
     # This function is separate from `_publish`, because otherwise the traceback of a missing confirm would keep the
     # last piece in memory.

@@ -50,7 +50,7 @@ class Receiver(Protocol):
         """Called for each delivery, in the order in which the deliveries arrive."""
 
     def on_read_end(self) -> None:
-        """Called after a read from the socket that contained deliveries, when all of them were passed on."""
+        """If a read from the socket contained deliveries, called after all these deliveries were passed on."""
 
 
 class Transport(Protocol):
@@ -78,7 +78,7 @@ class FastChannel:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The number of the channel, or None before the call of `consume`."""
+        """The number of the channel, or None until `consume` is called."""
         self.error: str | None = None
         """A description of the received bytes that are not AMQP, or None if there were none.
 
@@ -103,9 +103,9 @@ class FastChannel:
         self._properties: MessageProperties | None = None
         self._body: list[bytes] = []
         self._large: bytearray | None = None
-        """The received part of a large body. A list of parts that are joined at the end would take twice the memory."""
+        """The received part of a large body. A list of parts that is joined at the end would take twice the memory."""
         self._missing = 0
-        """The number of bytes of the current body that are not received yet."""
+        """The number of bytes of the current body that have not been received yet."""
         self._delivered = False
         """True if the current read from the socket contained a delivery."""
 
@@ -125,9 +125,9 @@ class FastChannel:
     def feed(self, data: bytes) -> bytes:
         """Passes the deliveries in the received bytes to the receiver, and returns all other frames.
 
-        Bytes that are not AMQP set `error`. Until `consume` is called, such bytes and all later bytes are returned, so
-        that aiormq can report that the answer belongs to another protocol. After `consume`, such bytes and all later
-        bytes are dropped.
+        Bytes that are not AMQP set `error`. Until `consume` is called, these bytes and all later bytes are returned, so
+        that aiormq can report that the answer belongs to another protocol. After `consume` was called, bytes that are
+        not AMQP and all later bytes are dropped.
         """
         if self.error:
             return b"" if self.number else data
@@ -197,7 +197,7 @@ class FastChannel:
             self._transport.resume_reading()
 
     def _take_method(self, data: bytes, start: int, end: int) -> bool:
-        """Takes a method frame with the payload `data[start:end]`. Returns False if it is not `basic.deliver`.
+        """Takes a method frame with the payload `data[start:end]`. Returns False if the method is not `basic.deliver`.
 
         Raises IndexError, struct.error or ValueError if the frames of a delivery are incomplete or don't fit together.
         """

@@ -12,7 +12,7 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 FLAGS_AT = 12
-"""The position of the property flags in a content header. They follow the class, the weight and the body size."""
+"""The position of the property flags in a content header. The flags follow the class, the weight and the body size."""
 OFFSET_NAME = b"x-stream-offset"
 OFFSET = struct.Struct(">q")
 OFFSET_KEY = bytes([len(OFFSET_NAME)]) + OFFSET_NAME + b"l"
@@ -45,7 +45,8 @@ class MessageProperties:
         """The message's offset in its stream. Only `StreamPropertiesReader` sets this offset."""
         try:
             self.type, self.encoding = _type_and_encoding(header) if type_and_encoding is None else type_and_encoding
-        except IndexError:  # incomplete properties, which no broker sends: the exchange's default type applies
+        # the properties are incomplete (no broker sends such properties): the exchange's default type applies
+        except IndexError:
             self.type = self.encoding = None
 
     def decode(self) -> commands.Basic.Properties:
@@ -70,7 +71,7 @@ class StreamPropertiesReader:
         self._last_around: tuple[bytes, bytes] | None = None
         """The bytes before and after the offset in the last message's properties.
 
-        If the next message has the same bytes there, its type and encoding are the same too.
+        If the next message has the same bytes around its offset, its type and encoding are the same too.
         """
         self._last_type_and_encoding: TypeAndEncoding = (None, None)
 
@@ -103,8 +104,8 @@ def stream_offset(properties: commands.Basic.Properties) -> int:
 def _offset(header: bytes) -> int | None:
     """Finds the offset of a message by going from header to header.
 
-    Raises IndexError or struct.error if the headers are incomplete. pamqp is not used here, because a single unreadable
-    header would hide the offset.
+    Raises IndexError or struct.error if the headers are incomplete. This method does not use pamqp, because with pamqp,
+    a single unreadable header would hide the offset.
     """
     flags = header[12] << 8 | header[13]
     at = 14

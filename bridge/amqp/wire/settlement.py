@@ -1,9 +1,9 @@
 """Decides which delivery tags can be acknowledged.
 
-Many tags are acknowledged at once, but none before its delivery is settled.
+Many tags are acknowledged at once, but no tag is acknowledged before its delivery is settled.
 
-This module does no I/O. It only computes with delivery tags, which the broker numbers from 1 on each channel. No list
-of tags is longer than the prefetch of the channel.
+This module does no I/O. It only calculates with delivery tags, which count from 1 on each channel. No list of tags is
+longer than the prefetch of the channel.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,14 @@ class Acknowledgement(NamedTuple):
 
     tag: int
     multiple: bool
-    """True to acknowledge the tag and all earlier tags."""
+    """True if all earlier tags are acknowledged too."""
 
 
 class Settlement:
-    """The deliveries of one channel. Deliveries are settled in any order; an acknowledgement can cover many."""
+    """The deliveries of one channel.
+
+    Deliveries are settled in any order; an acknowledgement can cover many deliveries.
+    """
 
     __slots__ = ("_open", "_prefetch", "_settled")
 
@@ -27,7 +30,7 @@ class Settlement:
         self._open: dict[int, None] = {}
         """The tags of deliveries that are not settled, in order."""
         self._settled: list[int] = []
-        """The tags of settled deliveries that are not acknowledged."""
+        """The tags of deliveries that are settled, but not acknowledged yet."""
         self._prefetch = prefetch
 
     @property
@@ -45,7 +48,7 @@ class Settlement:
         self._settled.append(tag)
 
     def take(self) -> list[Acknowledgement]:
-        """Returns all acknowledgements that can be sent now. The returned tags then count as acknowledged."""
+        """Returns all acknowledgements that can be sent now. From then on, the returned tags count as acknowledged."""
         if not self._settled:
             return []
         first_open = next(iter(self._open), None)
@@ -54,11 +57,11 @@ class Settlement:
         else:
             run = [tag for tag in self._settled if tag < first_open]
             ahead = [tag for tag in self._settled if tag > first_open]
-        # The broker closes the channel if a tag is acknowledged twice. The tag to send is therefore the last of the run
-        # that was not acknowledged yet.
+        # The broker closes the channel if a tag is acknowledged twice. The tag to send is therefore the last tag of the
+        # run that was not acknowledged yet.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
-        # A rejected event that can't be published stays unsettled. Tags after such an event are acknowledged one by
-        # one, before they use up the prefetch (the broker would then stop delivering).
+        # A rejected event that can't be published stays unsettled. The tags after such an event are acknowledged one by
+        # one. Otherwise, they would use up the prefetch, and the broker would stop delivering.
         if len(ahead) > self._prefetch // 2 or len(self._open) + len(ahead) >= self._prefetch:
             acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
             ahead = []
