@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bridge.contract.text import printable
 
 SHOWN_CHARACTERS = 80
-"""The maximum number of characters of a value that an error shows."""
+"""The maximum length of a value in an error, in characters."""
 
 
 class BridgeError(Exception):
@@ -20,7 +20,7 @@ class BridgeError(Exception):
 
 
 class ConfigurationError(BridgeError):
-    """The settings or the schema files can't be used. The error lists all problems, not only the first problem."""
+    """The settings or the schema files can't be used. The error lists all problems, and not only the first one."""
 
     exit_code = 2
 
@@ -30,7 +30,7 @@ class ConfigurationError(BridgeError):
 
 
 def redact(text: str) -> str:
-    """Hides all text before the last @, because it may contain a URL's password, which may itself contain an @."""
+    """Hides all text before the last @, because a URL's password may be in this text, and may itself contain an @."""
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 

@@ -1,7 +1,7 @@
 """Configures the log: fixed phrases with fields, written to standard error as JSON lines or as text.
 
-At the level `debug`, the bridge's own loggers show the path of each delivery and of each handshake. The debug lines of
-libraries are never written, because they contain whole message bodies.
+At the level `debug`, the bridge's own loggers write a line for each step of each delivery and of each handshake. The
+debug lines of libraries are never written, because they contain whole message bodies.
 
 The loggers of the AMQP libraries are silent at all levels except `debug`. The bridge itself logs each lost connection
 to the broker, once and with a hint.
@@ -49,13 +49,14 @@ _OWN_LOGGER = "bridge"
 _DEBUG_LOGGERS = ("aio_pika", "aiormq")
 """Loggers of libraries.
 
-In the bridge's log, these loggers appear only at the level `debug`, and only with lines of the level `info` or higher.
+The bridge's log contains lines of these loggers only if its level is `debug`, and then only lines of the level `info`
+or higher.
 """
 
 _SILENT_LOGGER = "websockets"
 """A library's logger that is always silent.
 
-The library's lines contain clients' headers, which may hold cookies and up to 8 KiB of any text.
+The library's log lines contain clients' headers, which may contain cookies, and up to 8 KiB of arbitrary text.
 """
 
 
@@ -78,7 +79,8 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
-            # The fields of a line keep the order of the logging call, which begins with the most important field.
+            # The fields of a line have the same order as in the logging call, where the most important field comes
+            # first.
             sort_keys=False,
             # If the package `rich` is installed, structlog's default formatter shows the local variables of each frame,
             # which may contain passwords.
@@ -124,7 +126,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
 def traces(logger: str) -> bool:
     """Whether a logger writes debug lines.
 
-    Call `traces` once, when an object is constructed, so that disabled traces take no time later.
+    An object should call `traces` only once, in its constructor, so that disabled debug lines take no time later.
     """
     return logging.getLogger(logger).isEnabledFor(logging.DEBUG)
 
@@ -139,7 +141,7 @@ def never_block() -> None:
 
 
 async def written(timeout_s: float) -> None:
-    """Waits up to `timeout_s` until all log lines are written."""
+    """Waits until all log lines are written, or until `timeout_s` has passed."""
     output = queued_output.queue_of(sys.stderr)
     if output is not None:
         await asyncio.to_thread(output.drain, timeout_s)
@@ -170,7 +172,7 @@ def _lists_joined(_logger: WrappedLogger, _method: str, fields: EventDict) -> Ev
 def _escaped(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
     for name, value in fields.items():
         if isinstance(value, str) and not value.isprintable():
-            # Only tracebacks keep their line breaks.
+            # Line breaks are kept only in tracebacks.
             fields[name] = escaped(value, kept="\n" if name in _MULTILINE_FIELDS else "")
     return fields
 

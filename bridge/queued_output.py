@@ -5,8 +5,8 @@ A thread writes to standard error or output, so the event loop never waits for a
 A direct write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. The flag O_NONBLOCK is not an
 alternative, because this flag would affect each program that shares the pipe or the terminal.
 
-`install` replaces the entire stream, not only the handler of the log. Warnings, tracebacks and errors of commands stay
-in order with the log's lines, because all use the same queue.
+`install` replaces the entire stream, not only the handler of the log. Warnings, tracebacks, errors of commands, and log
+lines are written in the right order, because they all use the same queue.
 """
 
 import atexit
@@ -29,8 +29,10 @@ LIMIT_BYTES = 2**20
 """The maximum size of the queue, which holds about 5,000 log lines. Lines that don't fit into the queue are dropped."""
 
 LAST_S = 1.0
-"""How long the process waits at its end until the last lines are written. The last lines may contain the error that
-ended the process."""
+"""The maximum time that the process waits, at its end, for the last lines to be written.
+
+The last lines may contain the error that ended the process.
+"""
 
 IN_ORDER_S = 0.1
 """The value of `patience_s` for a command that writes to both streams."""
@@ -46,8 +48,8 @@ class QueuedOutput(io.RawIOBase):
     ) -> None:
         """As soon as lines can be written again, the thread calls `report` with the number of dropped lines.
 
-        `flush` waits up to `patience_s` for the thread, so that the lines of two streams stay in order. If `flush` has
-        timed out, it does not wait again until the thread has written something.
+        `flush` waits up to `patience_s` for the thread, so that the lines of two streams stay in order. After a call of
+        `flush` has timed out, later calls return at once, until the thread has written something.
         """
         super().__init__()
         self.lines_dropped = 0
@@ -84,7 +86,7 @@ class QueuedOutput(io.RawIOBase):
     def fileno(self) -> int:
         """Returns the descriptor, which callers may query but not write to.
 
-        Data that is written directly to the descriptor would overtake the queue.
+        Data that a caller wrote directly to the descriptor would appear before lines that are still in the queue.
         """
         return self._descriptor
 
@@ -99,8 +101,8 @@ class QueuedOutput(io.RawIOBase):
         if self._ended or not chunk:
             return len(chunk)
         with self._changed:
-            # The report of dropped lines is queued even if the queue is full, because the thread calls `report` only
-            # after it has written lines.
+            # The report of dropped lines is added even if the queue is full. The queue can't grow without limit,
+            # because the thread calls `report` only after it has written lines.
             if self._size_bytes + len(chunk) <= self._limit_bytes or threading.get_ident() == self._thread.ident:
                 self._queue.append(chunk)
                 self._size_bytes += len(chunk)
@@ -110,12 +112,12 @@ class QueuedOutput(io.RawIOBase):
         return len(chunk)
 
     def flush(self) -> None:
-        """Waits for the thread to write all lines, for at most `patience_s`."""
+        """Waits until the thread has written all lines, or until `patience_s` has passed."""
         if self._patience_s and not self._blocked:
             self._blocked = not self._wait(self._patience_s)
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits up to `timeout_s` until all lines are written. Returns whether all lines are written."""
+        """Waits until all lines are written, or until `timeout_s` has passed. Returns whether all lines are written."""
         self._given_up = not self._wait(timeout_s)
         return not self._given_up
 

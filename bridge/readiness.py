@@ -56,8 +56,8 @@ class Readiness:
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:
-            # The bridge is also not ready while it reads the history after a lost connection. A bridge that reported
-            # ready too early would get clients with ids that it has not read yet.
+            # The bridge is also not ready while it reads the history after a lost connection. If the bridge reported
+            # too early that it is ready, clients could resume with ids that the bridge has not read yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             if self._rejects.waiting:
@@ -72,7 +72,7 @@ class Readiness:
         return missing
 
     def _warnings(self) -> list[str]:
-        """Returns the problems that do not affect readiness, but that the operator should know."""
+        """Returns problems that do not affect readiness, but that the operator should know about."""
         warnings = []
         if others := self._source.other_consumers:
             warnings.append(

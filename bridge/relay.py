@@ -1,7 +1,7 @@
-"""Connects the broker's side and the clients' side by turning deliveries into updates or rejected events.
+"""Connects the broker's side to the clients' side: turns deliveries into updates or rejected events.
 
 The relay passes an accepted event to the hub, and settles its delivery after the flush. The relay passes a rejected
-event to the publisher of rejects, and the delivery is settled after the broker's confirm.
+event to the publisher of rejects, and its delivery is settled when the broker has confirmed the rejected event.
 """
 
 import time
@@ -28,7 +28,7 @@ _LOGGER = "bridge.relay"
 _log = structlog.get_logger(_LOGGER)
 
 _UPDATE = "update"
-"""The outcome of a delivery that has become an update."""
+"""The outcome if a delivery has become an update."""
 
 
 class UnflushedDeliveries:
@@ -72,12 +72,12 @@ class Relay:
     ) -> None:
         """`exchanges` maps an exchange to the update type that it carries by default.
 
-        `unflushed` must be the object that the hub calls at each flush. If `replaying` is True, all deliveries until
-        `on_caught_up` were published before the bridge's start.
+        `unflushed` must be the object that the hub calls at each flush. If `replaying` is True, all deliveries before
+        the call of `on_caught_up` were published before the bridge's start.
         """
         self._exchanges = exchanges
-        # A delivery may come from an exchange that is not configured. The delivery's type is still known if all
-        # configured exchanges carry the same type.
+        # A delivery may come from an exchange that is not configured. If all configured exchanges carry the same type,
+        # the type of a delivery from another exchange is known too.
         types = set(exchanges.values())
         self._only_type = types.pop() if len(types) == 1 else None
         self._pipeline = pipeline
@@ -153,8 +153,8 @@ class Relay:
         if isinstance(outcome, Rejected):
             self._record_id(delivery)
             if self._replaying:
-                # An earlier consumer rejected this event when it was new. Logging the rejection of a replayed event
-                # again at each start would fill the log.
+                # An earlier consumer already rejected this event when it was new. Logging the rejection of a replayed
+                # event again at each start would fill the log.
                 self._invalid_before += 1
                 delivery.settle()
             else:
@@ -175,8 +175,8 @@ class Relay:
         return _UPDATE
 
     def _record_id(self, delivery: Delivery) -> None:
-        # A bridge with other schemas, or one that started earlier, may have broadcast the same event. Clients of
-        # another bridge may resume at this bridge with the event's id.
+        # Another bridge may have broadcast this event, because it has other schemas, or because it started earlier.
+        # Clients of another bridge may resume at this bridge with the event's id.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
             self._flush_due = True
@@ -209,7 +209,7 @@ class Relay:
         self._rejects.on_session_end()
 
     def _log_rejected(self, delivery: Delivery, rejected: Rejected) -> None:
-        """Logs rejected event number 1, 2, 4, 8 and so on of each reason, so that a flood does not fill the log."""
+        """For each reason, logs only rejected event 1, 2, 4, 8 and so on, so that a flood does not fill the log."""
         self._rejected[rejected.reason] += 1
         count = self._rejected[rejected.reason]
         if count & (count - 1) == 0:

@@ -1,4 +1,4 @@
-"""The keywords of JSON Schema draft 2020-12, and the places of subschemas in a schema."""
+"""The keywords of JSON Schema draft 2020-12, and a function that finds the subschemas of a schema."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,7 +36,7 @@ KEYWORDS = (PLAIN | _SINGLE | BY_NAME | _LISTS).union(REFERENCES, ANCHORS, ("$sc
 
 
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, object]]:
-    """Yields each direct subschema of a schema, with the steps that lead to it.
+    """Yields each direct subschema of a schema, with the path from the schema to the subschema.
 
     The schema must match the meta-schema.
     """

@@ -14,7 +14,7 @@ from typing import Any
 from bridge.contract.envelope import date_time
 
 UPDATE_TYPE = "killmail"
-"""The type of the updates to which killmails of every source format are converted."""
+"""The update type that killmails get when they are converted from any source format."""
 
 
 class SourceFormat(StrEnum):
@@ -43,7 +43,7 @@ _R2Z2_OR_REDISQ_MEMBERS = frozenset({"esi", "sequence_id", "killID", "killmail"}
 """A document with one of these members is from R2Z2 or RedisQ, even if it has no killmail."""
 
 _REFERENCE_MEMBERS = frozenset({"killmail_hash", "hash", "zkb"})
-"""The members, besides `killmail_id`, of entries in ESI's and zKillboard's lists of references to killmails."""
+"""The members that a reference to a killmail has besides `killmail_id`, in the lists of ESI and zKillboard."""
 
 _KILLMAIL_MEMBERS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
 """A document with one of these members is a killmail, perhaps an incomplete or misspelled one."""
@@ -68,7 +68,7 @@ class SourceDocument:
 
     @property
     def validated_as(self) -> str:
-        """The last words of an error, with the format and the members by which the format was detected."""
+        """The last words of an error, which name the format, and the members that identified the format."""
         members = self.document if isinstance(self.document, dict) else {}
         if self.killmail is not None:
             because = f"'{self.killmail}'" if members else "'package'"
@@ -83,7 +83,7 @@ class SourceDocument:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """A document without a killmail, such as a source sends when it has no new killmail.
+    """A document without a killmail, which a source sends if, for example, it has no new killmail.
 
     A placeholder is not an error, but can't become an update.
     """
@@ -95,7 +95,7 @@ class Placeholder:
 
 
 def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
-    """Returns the document in a source format that the event's data is or contains, or None for an update's data."""
+    """Returns the document in a source format, which is the event's data or a part of it, or None if there is none."""
     if "killmailId" in data:
         return None
     # The document itself is checked before its member `package`, because the bridge ignores `package` in a document
@@ -139,7 +139,7 @@ def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
 
 
 def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocument | None:
-    """Returns a document in a source format if there is a value at the place of its killmail, or otherwise None."""
+    """Returns a document in a source format, or None if there is nothing where its killmail should be."""
     if "victim" in document and "attackers" in document:
         return SourceDocument(SourceFormat.ESI, document, pointer, None)
     if not _is_empty(document.get("killmail")):

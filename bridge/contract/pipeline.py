@@ -22,16 +22,19 @@ from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope,
 MAX_PROBLEMS = 1000
 """The maximum number of violations that `Pipeline.problems` lists for an event."""
 ENVELOPE_BYTES = 1024
-"""The number of bytes by which an update can be larger than its event, because of the members of the envelope."""
+"""The members of the envelope can make an update larger than its event by this number of bytes."""
 AMQP_1_0 = "amqp-1.0"
-"""The `type` that RabbitMQ gives to a message from AMQP 1.0 whose body is not bytes in a data section."""
+"""The `type` that RabbitMQ gives to a message published over AMQP 1.0 without a data section."""
 
 PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"})
 """The values of `content_encoding` that leave the bytes unchanged. kombu sets `binary` for every body of bytes."""
 
 
 class Reason(StrEnum):
-    """The reason why an event can't become an update, as in the header `x-reject-reason` and a metric's label."""
+    """The reason why an event can't become an update.
+
+    The header `x-reject-reason` and a metric's label have the same values.
+    """
 
     NOT_JSON = "not-json"
     TOO_LARGE = "too-large"
@@ -209,8 +212,9 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # The data of some types can look like an envelope, because it has members with the same names. If the data
-            # of the event's type can look like an envelope, an unknown "type" is a part of the data.
+            # The data of some types can look like an envelope, because it has members with the same names. If data of
+            # the event's type can look like an envelope, a member "type" that names no known update type is part of the
+            # data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)
@@ -238,7 +242,7 @@ class Pipeline:
         return _Reading(update_type, update_type, data, pointer, None, document)
 
     def _explained(self, event: Event, reading: _Reading) -> Rejected | None:
-        """Explains a schema violation by the event's wrapper or broken envelope, or returns None."""
+        """Explains a schema violation by the wrapper or broken envelope that caused it, or returns None."""
         document, pointer = reading.event, ""
         if reading.pointer.startswith("/data") and isinstance(document, dict):
             document, pointer = document["data"], "/data"

@@ -38,13 +38,13 @@ _ELSEWHERE = {
 """The names of JSON types in programming languages, each with its name in JSON Schema."""
 
 _OF_A_TYPE = ["properties", "type", "anyOf"]
-"""The place in the meta-schema that defines the values of `type`."""
+"""The part of the meta-schema that defines the values of `type`."""
 
 _ABSENT = re.compile(r"^Resource '(.*?)' is not present in a registry|^Failed to resolve '(.*?)' against '", re.DOTALL)
 
 
 def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
-    """Returns the problem with a schema file, and the problem's place in the file.
+    """Returns the problem with a schema file, and where in the file the problem is.
 
     `ids` maps the name of each schema file, without .json, to the file's `$id`.
     """

@@ -54,7 +54,7 @@ class SchemaWarning:
     file: str
     """The name of the file or folder, in printable characters."""
     pointer: str
-    """JSON Pointer into the file, in printable characters, or "" if the warning is about the file itself."""
+    """The JSON Pointer to the part that the warning is about, in printable characters, or "" for the whole file."""
     detail: str
     """The warning as one sentence, which is printable and has a bounded length."""
 
@@ -101,8 +101,8 @@ def unusual_name(stem: str) -> str | None:
 def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> list[tuple[str, str]]:
     """Returns up to `MOST_PER_FILE` parts of a schema that have no effect, each as a JSON Pointer and a sentence.
 
-    `declared` maps each member of an update type's data to its JSON types. `declared` is None if the schema is not that
-    of an update type.
+    `declared` maps each member of an update type's data to its JSON types. `declared` is None if the schema does not
+    describe an update type.
     """
     found = list(islice(_found(schema, declared), MOST_PER_FILE + 1))
     if len(found) > MOST_PER_FILE:
@@ -142,7 +142,7 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
 
 
 def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """Yields each required but undeclared name that is probably a misspelling of a declared optional name."""
+    """Yields each required name that is not declared, but is probably a misspelled optional name that is declared."""
     required = schema.get("required", [])
     declared = [name for name in schema.get("properties", {}) if name not in required]
     for at, name in enumerate(required):

@@ -1,4 +1,4 @@
-"""Finds the known name that a misspelled name was probably meant to be."""
+"""Finds the known name that the author of a misspelled name probably meant."""
 
 import difflib
 from collections.abc import Collection

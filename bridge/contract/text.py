@@ -20,11 +20,11 @@ def escaped(text: str, kept: str = "") -> str:
 
 
 def from_system(text: str) -> str:
-    r"""Returns an argument, an environment variable or a file's name as text that UTF-8 can encode.
+    r"""Turns an argument, an environment variable or the name of a file into text that can be encoded as UTF-8.
 
-    Python decodes text from the system by the locale, and represents undecodable bytes as surrogates. This function
-    turns the surrogates back into bytes, and decodes the bytes as UTF-8. Bytes that are not valid UTF-8 become escapes
-    such as `\xff`.
+    Python decodes text from the system with the locale's encoding, and represents undecodable bytes as surrogates. This
+    function turns the surrogates back into bytes, and decodes the bytes as UTF-8. Bytes that are not valid UTF-8 become
+    escapes such as `\xff`.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
@@ -45,5 +45,5 @@ def json_pointer(path: "list[str | int]") -> str:
 
 
 def unescape(step: str) -> str:
-    """Returns the name that a step of a JSON Pointer encodes."""
+    """Returns the name of a member, which is encoded in a step of a JSON Pointer."""
     return step.replace("~1", "/").replace("~0", "~")

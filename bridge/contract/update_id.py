@@ -1,8 +1,8 @@
-"""The id of an update, with which a client can ask for everything after that update.
+"""The id of an update. With an id, a client can ask for all updates after the update that has this id.
 
-An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag tells
-apart updates that have the same sequence in different logs. Two updates with the same sequence are the same update only
-if their tags are equal too.
+An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag
+distinguishes updates that have the same sequence, but are from different logs. Two updates with the same sequence are
+the same update only if their tags are equal too.
 
 With `BRIDGE_HISTORY=stream`, the sequence is the event's offset in the stream, and the tag is the CRC-32 of the event's
 body. Bridges that read the same stream give an event the same id. If a stream is deleted and declared again, its
@@ -16,7 +16,7 @@ _PATTERN = re.compile(r"(0|[1-9][0-9]{0,18})-([0-9a-f]{8})")
 
 
 class UpdateId(NamedTuple):
-    """The id of one update. The text of an id has at most 28 characters.
+    """The id of one update. As text, an id has at most 28 characters.
 
     An id is a tuple because creating a frozen dataclass takes three times as long, and a stream needs an id for each
     update.
@@ -31,6 +31,6 @@ class UpdateId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "UpdateId | None":
-        """Returns the id in a text, or None if the text is not an id of any bridge."""
+        """Returns the id that a text represents, or None if no bridge could have made this id."""
         match = _PATTERN.fullmatch(text)
         return None if match is None else cls(int(match[1]), int(match[2], 16))

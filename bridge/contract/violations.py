@@ -1,7 +1,7 @@
 """Describes a violation of a schema in one sentence with the expected and the actual value, and shortens long values.
 
-The messages of the library jsonschema_rs begin with the complete value, which may be long. This module knows nothing of
-what the schemas describe.
+The messages of the library jsonschema_rs begin with the complete value, which may be long. This module does not depend
+on what the schemas describe.
 """
 
 import json
@@ -25,11 +25,11 @@ NAMES = 8
 PARSED_BYTES = 64 * 1024
 """The maximum length of a string that is parsed as JSON.
 
-Of a string that is longer than `PARSED_BYTES`, only the start and the end are examined, which takes little time.
+If a string is longer than `PARSED_BYTES`, only its start and its end are examined, which takes little time.
 """
 
 SAMPLED_BYTES = 64
-"""The number of an array's items that are examined to decide whether the array contains bytes."""
+"""To decide whether an array contains bytes, this number of its items are examined."""
 
 BYTES = "looks like the bytes of a Buffer: publish the JSON itself"
 _LISTED = "an array of {}: publish each item as a separate event (jq -c '.[]' writes one item on each line)"
@@ -37,7 +37,7 @@ _LISTED = "an array of {}: publish each item as a separate event (jq -c '.[]' wr
 
 COMPARED_MEMBERS = 32
 COMPARED_CHARACTERS = 100
-"""The maximum number of members that are compared with a missing member, and the maximum length of their names."""
+"""The maximum number and length of the names that are compared with the name of a missing member."""
 CLOSE = 0.75
 """The minimum difflib ratio at which a name counts as a misspelling, such as `shipId` for `shipTypeId`."""
 
@@ -46,7 +46,7 @@ _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
 
 
 def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()) -> str:
-    """Returns a printable and bounded text with the expected and the actual value of a violation.
+    """Returns a printable text of limited length that describes a violation, with the expected and the actual value.
 
     `declared` are the names of members in the schema. A declared name is never reported as a misspelling of another
     name.
@@ -99,7 +99,7 @@ def _counted(items: int) -> str:
 def listed(names: Iterable[str], count: int) -> str:
     """Returns names as a printable list such as `'a', 'b' and 'c'`.
 
-    If there are many names, returns the first names and the number of the other names.
+    If there are many names, the list has only the first names, and the number of the other names.
     """
     return _joined([f"'{printable(name, VALUE)}'" for name in islice(names, NAMES + 1)], "and", count)
 
@@ -112,7 +112,7 @@ def holds_bytes(value: Sequence[object]) -> bool:
 def holds_json(text: str) -> bool:
     """Whether a string is an object or an array encoded as JSON.
 
-    A long string is not parsed, so it only has to look like JSON.
+    A long string is not parsed: it counts as JSON if its start and its end look like JSON.
     """
     text = text.strip()
     if text[:1] + text[-1:] not in ("{}", "[]", '""'):
@@ -231,7 +231,8 @@ def _json(value: object, limit: int) -> str:
 def _joined(words: Sequence[str], conjunction: str, total: int) -> str:
     """Joins words to a list for a sentence, such as `a, b or c`.
 
-    `total` is the number of all words. `words` may contain only the first of them.
+    `total` is the number of all words, including words that are not in `words`. `words` may contain only the first few
+    words.
     """
     if total > NAMES:
         return f"{', '.join(words[:NAMES])} {conjunction} {total - NAMES} more"

@@ -1,7 +1,7 @@
 """Finds events that are wrapped in something other than the bridge's envelope, and names the wrapper.
 
 The bridge calls this module only for events that no schema accepts. The caller decides whether a part of a document is
-an event. This module knows nothing of the update types.
+an event. This module does not depend on the update types.
 """
 
 from collections import deque
@@ -51,14 +51,16 @@ _KNOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("NestJS", ("pattern", "data")),
     ("Kafka Connect", ("schema", "payload")),
 )
-"""The members that identify the envelopes of other software. If several entries match an event, the first entry
-counts."""
+"""The members that identify the envelopes of other software.
+
+If several entries match an event, the first matching entry is used.
+"""
 
 _CONTENTS = (
     *("data", "payload", "body", "message", "Message", "content", "detail", "params", "kwargs", "arguments", "args"),
     *("value", "result", "record", "records", "Records", "item", "items", "msg", "event", "job", "task", "data_base64"),
 )
-"""Common names of the member that holds an envelope's content, the most likely name first."""
+"""Common names of the member that holds an envelope's content, with the most likely name first."""
 
 _LABELS = frozenset(
     {
@@ -76,9 +78,9 @@ class Wrapped:
     """A wrapper around an event. The publisher must remove the wrapper."""
 
     pointer: str
-    """JSON Pointer to the problem, or to the event in the wrapper."""
+    """The JSON Pointer to the problem, or to the event in the wrapper."""
     text: str
-    """A printable text that describes the problem and its solution, and that follows the pointer in a message."""
+    """A printable text that describes the problem and its solution. In a message, the text follows the pointer."""
 
 
 def wrapped(
@@ -90,9 +92,9 @@ def wrapped(
 ) -> Wrapped | None:
     """Returns the wrapper around the event in a document, or None if the document has no known wrapper.
 
-    The document itself is not an event. `pointer` is the document's place. `declared` are the members that the
-    document's schema names. A declared member is never a part of a wrapper. `members` are further names of members that
-    an event may have.
+    The document itself is not an event. `pointer` is the JSON Pointer to the document. `declared` are the members that
+    the document's schema names. A declared member is never a part of a wrapper. `members` are the names of other
+    members that an event may have.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)
@@ -128,7 +130,7 @@ def wrapped(
 
 
 def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | None:
-    """Returns why an object with `type` and `data` is no envelope.
+    """Returns why an object with `type` and `data` is not an envelope.
 
     Returns None if the object is an envelope, or if `type` or `data` is missing.
     """
@@ -252,5 +254,5 @@ def _contained(inner: _Inner, pointer: str) -> Wrapped:
 
 
 def _members(names: Iterable[str], count: int) -> str:
-    """Returns a phrase that counts `count` members and lists the first of their names."""
+    """Returns a phrase with the number of members, which is `count`, and the first few of their names."""
     return f"{'member' if count == 1 else 'members'} {listed(names, count)}"

@@ -1,4 +1,4 @@
-"""Waits until a new broker answers AMQP."""
+"""Waits until a new broker answers over AMQP."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 LOOPBACK = "127.0.0.1"
 
-# The protocol header with which an AMQP client begins, and the type of a method frame (AMQP 0-9-1, section 4.2.2).
+# The protocol header that an AMQP client sends first, and the type of a method frame (AMQP 0-9-1, section 4.2.2).
 _AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME = b"\x01"
 
@@ -21,7 +21,7 @@ def answers_amqp(host: str, port: int) -> bool:
 
 
 def await_amqp(host: str, port: int, timeout_s: float, runs: Callable[[], bool]) -> None:
-    """Blocks until a broker answers AMQP at the address.
+    """Blocks until a broker at this address answers over AMQP.
 
     Raises TimeoutError after `timeout_s`, and ChildProcessError as soon as `runs` returns False.
     """

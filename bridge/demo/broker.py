@@ -17,7 +17,7 @@ class Broker(Protocol):
 
     @property
     def runs(self) -> bool:
-        """Whether the broker still runs."""
+        """Whether the broker is still running."""
 
     def stop(self) -> None:
         """Ends the broker and removes its data."""
@@ -35,7 +35,10 @@ class NoBroker(BridgeError):
 
 
 def start_container(image: str, say: Callable[[str], None]) -> Broker:
-    """Starts RabbitMQ in a container. `say` prints a line for each step that takes long. Raises NoBroker."""
+    """Starts RabbitMQ in a container.
+
+    `say` prints a line, and is called for each step that takes a long time. Raises NoBroker.
+    """
     try:
         from bridge.demo.container import (  # noqa: PLC0415 - takes 0.3 s to import, and is an optional dependency
             Container,

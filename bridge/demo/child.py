@@ -1,4 +1,4 @@
-"""Child processes that end when this process ends, and the bridge as such a child process."""
+"""Runs child processes that end when this process ends. One of them can be the bridge."""
 
 import asyncio
 import contextlib
@@ -34,11 +34,11 @@ exit $status
 
 
 def die_with_parent(*command: str) -> list[str]:
-    """Returns arguments that run a command in such a way that it and all its children end with this process.
+    """Returns arguments that run a command. The command and all its children end when this process ends.
 
-    Start a process from the arguments with `stdin=PIPE` and `start_new_session=True`. Keep the pipe open for as long as
-    the command must run. The kernel also closes the pipe when this process is killed. The exit status of the process is
-    that of the command.
+    Pass the returned arguments to a function that starts a process, with `stdin=PIPE` and `start_new_session=True`. The
+    caller must keep the pipe to standard input open as long as the command should run. The kernel also closes the pipe
+    when this process is killed. The exit status of the process is that of the command.
 
     The kernel's option PR_SET_PDEATHSIG is not an alternative, because its signal is sent when the *thread* that
     started the child ends, and the signal does not reach the children of the child. The command has its own session, so
@@ -71,7 +71,7 @@ class Child:
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the process. Does not wait for the bridge to be ready."""
+        """Starts the process. Returns before the bridge is ready."""
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             env=self._environment,

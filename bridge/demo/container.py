@@ -21,8 +21,9 @@ _START_TIMEOUT_S = 90.0
 BUSY_WAIT = {"RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": "short"}
 """With `short`, RabbitMQ starts faster than with `none`, which is the image's default.
 
-With `none`, Erlang's schedulers sleep between the thousand modules that RabbitMQ loads at its start, so a start takes 6
-s instead of 3 s on two virtual cores. With `short`, an idle broker uses no more processor time than with `none`.
+RabbitMQ loads a thousand modules at its start. With `none`, Erlang's schedulers sleep between these modules, so a start
+takes 6 s instead of 3 s on two virtual cores. With `short`, an idle broker uses no more processor time than with
+`none`.
 """
 
 # The demo removes its own container, so testcontainers need not start its cleanup container Ryuk from another image.
@@ -30,7 +31,7 @@ testcontainers_config.ryuk_disabled = True
 
 
 def engine_answers() -> bool:
-    """Returns whether a container engine answers."""
+    """Returns whether a container engine is reachable."""
     if not _listens(get_docker_host() or "unix:///var/run/docker.sock"):
         return False
     try:
@@ -87,7 +88,7 @@ class Container:
         self._container.ports[_AMQP_PORT] = (LOOPBACK, port)  # type: ignore[assignment]  # declared too narrow
 
     def start(self) -> None:
-        """Starts the container and waits until its broker answers AMQP.
+        """Starts the container, and waits until its broker answers over AMQP.
 
         Raises RuntimeError if the broker does not start.
         """

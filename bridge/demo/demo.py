@@ -1,6 +1,6 @@
 """Implements `edk-bridge demo`, which runs the bridge with invented killmails from RabbitMQ or from a feed.
 
-At its end, even after an error, the demo removes everything that it has started or declared.
+When the demo ends, even after an error, it removes everything that it has started or declared.
 """
 
 import asyncio
@@ -34,8 +34,10 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import address_unavailable, open_listeners, source_address
 
 StartBroker = Callable[[str, Callable[[str], None]], Broker]
-"""A function that starts a broker from an image. The function calls its second argument with each line to print, and
-raises BridgeError if it can't start the broker."""
+"""A function that starts a broker from an image.
+
+The second argument is a function that prints a line. If the broker can't be started, the function raises BridgeError.
+"""
 
 READY_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 10.0
@@ -44,12 +46,15 @@ CHECK_INTERVAL_S = 1.0
 IMAGE = "rabbitmq:4-management"
 
 OWN_EXCHANGE = "killmails"
-"""The exchange at the demo's own broker. Its name is the default of BRIDGE_EXCHANGES and of the command `publish`."""
+"""The demo's exchange if the demo has started its own broker.
+
+By default, BRIDGE_EXCHANGES and the command `publish` use an exchange of the same name.
+"""
 
 SEPARATE_EXCHANGE = "bridge.demo"
-"""The demo's exchange at a broker that other programs use.
+"""The demo's exchange if other programs use the same broker.
 
-The demo has a separate exchange here, so that other programs' clients do not receive invented killmails.
+On a shared broker, the demo has its own exchange, so that other programs' clients do not receive invented killmails.
 """
 
 SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
@@ -61,10 +66,12 @@ class Demo:
     """The options of a demo."""
 
     rate: float
-    """The number of killmails a second."""
+    """The number of killmails per second."""
     flags: Mapping[str, str | None]
-    """The values of the flags in `setting_options`, which are `port`, `amqp_url`, `schemas` and `env_file`. A value is
-    None if its flag is not given."""
+    """The values of the flags in `setting_options`, which are `port`, `amqp_url`, `schemas` and `env_file`.
+
+    If a flag is not given, its value is None.
+    """
 
     def settings(self, **decided: str) -> Settings:
         """Returns the effective settings, including the settings that the demo itself chooses.
@@ -91,13 +98,13 @@ class Demo:
 
 
 class _Stopped(BaseException):
-    """A signal arrived while no event loop ran."""
+    """Raised if a signal arrives while no event loop is running."""
 
 
 class Signals:
     """The first SIGINT, SIGTERM or SIGHUP ends the demo.
 
-    Signals after the first signal are ignored, so that the demo can clean up.
+    After the first signal, all others are ignored, so that the demo can clean up.
     """
 
     def __init__(self) -> None:
@@ -149,7 +156,7 @@ def run(demo: Demo, start_broker: StartBroker) -> int:
 
 @contextmanager
 def _own_broker(demo: Demo, start_broker: StartBroker, signals: Signals) -> Iterator[Broker | None]:
-    """Starts a broker if the operator has configured none, and stops this broker at the end."""
+    """If the operator has not configured a broker, starts one, and stops it at the end."""
     broker = None if demo.has_broker else start_broker(_image(), say)
     try:
         yield broker
@@ -199,7 +206,7 @@ def publish_only(demo: Demo) -> int:
 
 
 def never_block() -> None:
-    """Makes output never block, because a signal must end the demo even if Ctrl-S has stopped the terminal."""
+    """Makes writes non-blocking, because a signal must end the demo even if Ctrl-S has stopped the terminal."""
 
     def report(lines: int) -> None:
         say(f"{counted(lines, 'line')} dropped: nothing read them, or they could not be written", err=True)
@@ -217,7 +224,7 @@ def show(error: BridgeError) -> int:
 
 
 def say(line: str, err: bool = False) -> None:
-    """Prints a line. Ignores a closed terminal, because the demo must still clean up after SIGHUP."""
+    """Prints a line. Does nothing if the terminal is closed, because the demo must still clean up after SIGHUP."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
         with suppress(OSError):
@@ -308,7 +315,7 @@ async def _declare(publisher: DemoPublisher) -> None:
 
 
 async def _first_end(*works: Coroutine[object, object, None]) -> None:
-    """Runs all coroutines until one coroutine ends. Raises the error of the coroutine that ended."""
+    """Runs all coroutines until one coroutine ends. If the first coroutine to end fails, raises its error."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -327,7 +334,7 @@ async def _report(publisher: DemoPublisher) -> NoReturn:
 
 
 async def _ended(broker: Broker | None) -> NoReturn:
-    """Raises BridgeError when the demo's own broker ends, because no other program starts this broker again."""
+    """Raises BridgeError if the demo's own broker ends, because no other program would restart it."""
     while True:
         await asyncio.sleep(CHECK_INTERVAL_S)
         if broker is not None and not await asyncio.to_thread(lambda: broker.runs):

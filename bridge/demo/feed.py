@@ -29,7 +29,7 @@ REJECT_INTERVAL = 20
 GAP_INTERVAL = 30
 """After this number of events, the feed drops LOST_EVENTS events and reports a gap.
 
-The feed reports at most one gap in GAP_INTERVAL_S.
+The feed waits at least GAP_INTERVAL_S between two gaps.
 """
 
 GAP_INTERVAL_S = 30.0
@@ -58,11 +58,11 @@ class Feed:
         wait: bool,
         timing: Timing,
     ) -> None:
-        """`rate` is in killmails a second.
+        """`rate` is the number of killmails per second.
 
         `on_start` is called before the first killmail. The other parameters are the same as those of a consumer.
         """
-        # The feed does not depend on answers of a broker, so the feed's status never becomes stale.
+        # The feed does not depend on a broker's answers, so the feed's status is never out of date.
         self.status = Status(answer_valid_s=inf)
         self.gaps = GapReporter(handler, metrics)
         self.stream_reader = None
@@ -77,7 +77,7 @@ class Feed:
 
     @property
     def is_live(self) -> bool:
-        """Whether the feed runs."""
+        """Whether the feed is running."""
         return self.status.state is State.WORKING
 
     def settle(self, tag: int) -> None:

@@ -1,4 +1,4 @@
-"""The text with addresses and commands to copy, which the demo prints when the bridge is ready."""
+"""The text that the demo prints when the bridge is ready, with addresses and commands for copying."""
 
 import shlex
 import sys
@@ -19,10 +19,13 @@ class Guide:
     host: str
     """The host for clients' URLs."""
     rate: float
-    """The number of killmails a second."""
+    """The number of killmails per second."""
 
     def with_broker(self, where: str, exchange: str) -> str:
-        """Returns the text for a broker that other programs use too. `where` names the broker without the password."""
+        """Returns the text for a broker that other programs use too.
+
+        `where` is a name for the broker that does not contain the password.
+        """
         only = ", which only this demo uses; rejected events are only counted"
         return self._text(self._broker(where), f"published to the exchange {exchange}{only}", self._watch())
 

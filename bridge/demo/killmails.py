@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 _FIRST_KILLMAIL_ID = 130_000_000
 
-# The weight of each busy solar system, by its id. Busy systems are trade hubs, routes between hubs, and places of many
-# fights.
+# The weight of each busy solar system, by its id. Busy systems are trade hubs, systems on the routes between hubs, and
+# systems with many fights.
 _BUSY_SYSTEMS = {
     30000142: 12,  # Jita
     30000144: 6,  # Perimeter
@@ -97,7 +97,7 @@ def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[
 def pace(rng: random.Random, rate: float) -> Iterator[float]:
     """Endlessly yields the pauses between independent events, in seconds.
 
-    `rate` is the mean number of events a second.
+    `rate` is the mean number of events per second.
     """
     if not rate > 0:
         raise ValueError(f"a rate must be above 0; got {rate}")

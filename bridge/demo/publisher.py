@@ -1,4 +1,4 @@
-"""Publishes invented killmails, as a fetcher publishes real killmails."""
+"""Publishes invented killmails in the same way as a fetcher publishes real killmails."""
 
 import asyncio
 import random
@@ -43,7 +43,7 @@ class DemoPublisher:
             await self._declare(amqp)
 
     async def publish(self, rate: float) -> None:
-        """Publishes `rate` killmails a second until its task is cancelled.
+        """Publishes `rate` killmails per second until its task is cancelled.
 
         Raises BrokerRefusal if the broker refuses the first connection or declaration.
         """
@@ -62,7 +62,8 @@ class DemoPublisher:
                     unconfirmed[:] = [body]
                     await self._send(channel, body)
                     unconfirmed.clear()
-                    # After slow confirms, the publisher catches up on delayed killmails, but not after an outage.
+                    # If confirms were slow, the publisher sends the delayed killmails faster to catch up, but it does
+                    # not catch up after an outage.
                     due_s = max(due_s + next(pauses), time.monotonic() - _LONGEST_LAG_S)
                     await asyncio.sleep(due_s - time.monotonic())
             return "no more killmails"
@@ -85,7 +86,7 @@ class DemoPublisher:
         if self._durable:
             await ensure_exchange(amqp, self._exchange)
             return
-        # After an outage, the bridge may have declared the exchange first, as a durable exchange.
+        # After an outage, the bridge may have declared the exchange before the publisher, as a durable exchange.
         with suppress(aiormq.exceptions.ChannelPreconditionFailed):
             channel = await amqp.channel()
             await channel.exchange_declare(self._exchange, exchange_type="fanout", auto_delete=True)

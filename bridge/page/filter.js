@@ -1,11 +1,12 @@
 // The form's filter is also the query of the page's own address, so that a filtered page can be bookmarked and shared.
 //
-// The bridge decides whether a filter is valid. The form suggests the types and members from the bridge's AsyncAPI
-// document, and reports mistakes before it sends the filter.
+// The bridge decides whether a filter is valid. The form suggests types and members, which it reads from the bridge's
+// AsyncAPI document. The form reports mistakes before it sends the filter.
 
 const DESCRIPTION = "asyncapi.json";
 
-// For each JSON type that a member may have: a description, and a check of whether a text in the query is such a value.
+// Maps each JSON type of a member to a description, and to a function that checks whether a text in the query is a
+// value of this type.
 const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$/;
 const KINDS = {
   string: ["a text", () => true],
@@ -67,7 +68,7 @@ export function filterOf(page, onChange) {
     }
   }
 
-  // Returns the mistake in a condition and the field with the mistake, or undefined if it finds no mistake.
+  // Returns the mistake in a condition, and the field that contains the mistake, or undefined if it finds no mistake.
   function wrongWith(name, wanted) {
     if (!kinds) return undefined;
     if (name === "type") {

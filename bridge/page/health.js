@@ -18,9 +18,9 @@ const number = new Intl.NumberFormat("en");
 // A proxy may hide `/readyz` or `/metrics` from everyone except the operator.
 const SOURCES = ["readyz", "metrics"];
 
-// Calls `onHealth` with the body of `/readyz`, or with undefined if `/readyz` is unavailable. Returns a function that
-// immediately requests `/readyz` and `/metrics`. Call the returned function when the connection opens or is lost, so
-// that the figures include the change.
+// Calls `onHealth` with the body of `/readyz`, or with undefined if `/readyz` is unavailable. Returns another function,
+// which requests `/readyz` and `/metrics` immediately. Call the returned function when the connection opens or is lost,
+// so that the figures are up to date.
 export function watchHealth(page, onHealth) {
   const panel = page.getElementById("bridge");
   const note = page.getElementById("figures-note");
@@ -91,13 +91,13 @@ export function watchHealth(page, onHealth) {
   }
 
   page.addEventListener("visibilitychange", ask);
-  // This timer requests the state if the connection takes longer than `BETWEEN_MS` to open.
+  // If the connection takes longer than `BETWEEN_MS` to open, this timer requests the state.
   timer = setTimeout(ask, BETWEEN_MS);
   return askAnew;
 }
 
-// Describes why a bridge is not ready. `words` has two texts, between which the page shows `ago`, a changing duration.
-// `why` has further details of the problem.
+// Describes why a bridge is not ready. `words` has two texts. Between these two texts, the page shows `ago`, a duration
+// that changes over time. `why` has further details of the problem.
 export function troubleOf({ broker, rejects, missing }) {
   // `last_error` remains set after a recovery, so it is used only for a part that does not work.
   const why = [[broker, rejects].find((status) => status && status.state !== "working")?.last_error];
@@ -156,8 +156,8 @@ function duration(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-// Parses the Prometheus text format, but only metrics that have at most one label. This page needs no other metrics.
-// Returns a map that has, for each metric's name, a map from label values to numbers.
+// Parses metrics in the Prometheus text format, and ignores metrics with more than one label. This page needs no other
+// metrics. The result maps each metric's name to another map, from label values to numbers.
 function read(text) {
   const found = new Map();
   for (const line of text.split("\n")) {

@@ -1,11 +1,13 @@
-// The list of the newest updates, newest first. The list does not change while it is paused, scrolled down, or has the
-// keyboard focus. While the list does not change, it counts the new updates and keeps the newest ones for later.
+// The list of the newest updates, newest first. The list does not change while it is paused, while it is scrolled down,
+// or while it has the keyboard focus. While the list does not change, it counts the new updates and keeps the newest
+// ones for later.
 import { row } from "./row.js";
 
 const MOST_ROWS = 100;
 
 // The minimum time between two changes of the list, because people can't follow more than a few changes a second. On a
-// slow machine, the time between two changes is a multiple of a change's duration, so that the page stays responsive.
+// slow machine, the time between two changes is several times as long as a change itself, so that the page stays
+// responsive.
 const CALM_MS = 300;
 const LONGEST_CALM_MS = 2000;
 const CALM_TIMES = 5;
@@ -64,7 +66,7 @@ export function listOf(page) {
   function showFresh() {
     const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` ${MOST_ROWS}` : ""}`;
     if (more.textContent !== words) more.textContent = words;
-    // A hidden button loses the focus, so another element gets the focus.
+    // A button loses the focus when it is hidden, so the focus moves to another element.
     if (fresh === 0 && page.activeElement === more) pause.focus();
     more.hidden = fresh === 0;
   }
@@ -91,7 +93,7 @@ export function listOf(page) {
 
   more.addEventListener("click", () => {
     draw();
-    // Scrolls to the new rows if these rows are out of sight.
+    // If the new rows are out of sight, scrolls to them.
     if (table.getBoundingClientRect().top < bar.getBoundingClientRect().bottom - 1) bar.parentElement.scrollIntoView();
     refresh();
   });

@@ -74,8 +74,7 @@ function open() {
   connection = opened;
 
   // Scripts can't read the response to a refused handshake. A plain GET gets the same response as a refused handshake,
-  // except that Origin is not checked. In requests to the page's own host, browsers send Origin only with methods other
-  // than GET and HEAD.
+  // except that Origin is not checked. If a GET or HEAD request goes to the page's own host, browsers send no Origin.
   async function askWhy() {
     const url = `${location.protocol}//${place}`;
     const preflight = await fetch(url, { method: "OPTIONS" }).catch(() => undefined);
@@ -114,13 +113,13 @@ function show() {
   const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;
   state.dataset.state = trouble ? "doubtful" : name;
   showState(trouble ? trouble.words : [text, ""], trouble?.ago ?? "");
-  // The broker's error may change at each attempt. The error is outside the status element, because a screen reader
-  // reads out each change of that element.
+  // The text of the broker's error may change at each attempt to connect. The error is outside the status element,
+  // because a screen reader reads out each change of that element.
   write(why, trouble ? trouble.why.filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }
 
-// Hides the duration from screen readers, which would otherwise read out each change.
+// Hides the duration from screen readers, because they would otherwise read it out whenever it changes.
 function showState([begin, end], ago) {
   if (spoken !== begin + end) {
     const since = document.createElement("span");
@@ -135,8 +134,8 @@ function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// The rate and the bridge's figures are open on a wide screen, and closed on a narrow screen, where the figures would
-// push the updates off the screen.
+// On a wide screen, the rate and the bridge's figures are expanded. On a narrow screen, the figures would push the
+// updates off the screen, so both are collapsed.
 const overview = document.getElementById("overview");
 const wide = matchMedia("(min-width: 48rem)");
 wide.addEventListener("change", fold);

@@ -38,7 +38,7 @@ export function showRate(page) {
     const since = (bar) => Math.max(BAR_S, nowS - startS - Math.max(0, bar) * BAR_S);
     const now = (inOrder[BARS - 1] + inOrder[BARS - 2]) / since(last - 1);
     const average = inOrder.reduce((sum, count) => sum + count, 0) / since(last - BARS + 1);
-    // The rate `now` covers parts of two bars of the chart, so `now` may exceed the rate of either bar.
+    // The rate `now` is computed from two bars of the chart, and may exceed the rates of both bars.
     const peak = Math.max(now, average, ...inOrder.map((count) => count / BAR_S));
     write(words, `Now ${figure(now)} a second, average ${figure(average)}, peak ${figure(peak)}`);
     write(short, `${figure(now)} a second`);
@@ -48,11 +48,12 @@ export function showRate(page) {
     showUnseen(Math.max(0, BARS - 1 - last));
   }
 
-  // Marks the time before the page was opened. Without the mark, empty bars would look like an outage.
+  // Marks the part of the chart that shows the time before the page was opened. Without the mark, empty bars would look
+  // like an outage.
   function showUnseen(before) {
     unseen.hidden = before === 0;
     unseen.style.width = `${(100 * before) / BARS}%`;
-    // Hides the label if it does not fit, because a part of the label could mislead.
+    // Hides the label if it does not fit, because an incomplete label could mislead the user.
     unseen.classList.toggle("narrow", before < BARS / 2);
     write(unseen.firstElementChild, before > 0 ? `Unknown before this page was opened (${opened} UTC)` : "");
   }
@@ -71,7 +72,7 @@ function outline(index, part) {
   return `M${index * 5} 60v${-height}h4v${height}z`;
 }
 
-// Rounds up to 1, 2 or 5 times a power of ten, so that the chart's scale changes rarely and has a short label.
+// Rounds a number up to 1, 2 or 5 times a power of ten, so that the chart's scale changes rarely and has a short label.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
   return power * [1, 2, 5, 10].find((step) => value <= step * power);

@@ -50,7 +50,7 @@ function killmail(data, sent) {
     link("kill", data.killmailId),
     link("system", data.systemId),
     link("ship", data.shipTypeId),
-    // If a killmail's victim has no alliance or no corporation, the member is absent, null or 0.
+    // If a killmail's victim has no alliance or no corporation, the member with its id is absent, null or 0.
     ...["corporation", "alliance"].filter((kind) => data[VICTIM[kind]]).map((kind) => link(kind, data[VICTIM[kind]])),
     fact(data.attackerCount === 1 ? "1 attacker" : `${data.attackerCount} attackers`),
   ];
@@ -73,7 +73,8 @@ function moment(text) {
 
 function link(kind, id) {
   const text = `${kind} ${id}`;
-  // An id is never 0, and a value that is not a number must not become a part of a URL.
+  // Makes no link for 0, which is never an id, or for a value that is not a number, which must not become part of a
+  // URL.
   if (!Number.isSafeInteger(id) || id <= 0) return element("span", text);
   const made = element("a", text);
   made.href = `${ZKILLBOARD}/${kind}/${id}/`;

@@ -1,4 +1,4 @@
-"""Counts and logs refusals, evictions and throttling of clients, and mistakes in their handshakes.
+"""Counts and logs clients that are refused, evicted or throttled, and mistakes in clients' handshakes.
 
 Clients can cause these log lines, so `LogLimiter` limits the number of lines. At the level `debug`, the bridge also
 logs the decision on each handshake, and the opening and the end of each connection.
@@ -47,7 +47,7 @@ class ClientLog:
         self._dropped = 0
         """The number of clients that were dropped since the bridge last had free capacity."""
 
-    # Clients without a connection
+    # Clients that do not have a connection yet
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
         """Counts and logs a refused client."""
@@ -56,7 +56,7 @@ class ClientLog:
             _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
 
     def dropped(self, clients: int) -> None:
-        """Counts a client that is dropped without an answer because no capacity is left.
+        """Counts a client that is dropped without an answer, because the bridge has no capacity left.
 
         Logs only the first dropped client.
         """
@@ -123,7 +123,7 @@ class ClientLog:
                 **suppressed,
             )
 
-    # Clients with a connection
+    # Clients that have a connection
 
     def opened(self, connection: Connection) -> None:
         """Counts and logs an opened connection."""

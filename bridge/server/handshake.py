@@ -28,18 +28,18 @@ from bridge.server.transport.compat import as_transport
 from bridge.server.transport.tls_transport import TlsTransport
 
 MAX_DISCARDED_BYTES = 2**18
-"""A client that sends more than this number of bytes after its request, such as a body, is disconnected.
+"""If a client sends more than this number of bytes after its request, for example a body, the client is disconnected.
 
-All bytes up to this number are read and discarded, because closing a socket with unread bytes causes a reset that
-destroys the response.
+Up to this number of bytes are read and discarded. If the socket were closed with unread bytes, the connection would be
+reset, and the response would be lost.
 """
 
 PERIODS = 4
 """The number of consecutive timers that make up the timeout of a handshake.
 
-The event loop reads from clients at least once before each timer ends, so slow turns of the loop lengthen the timeout.
-With a single timer, a turn of 5 s would make the bridge refuse all clients that connected during this turn, before it
-has read their requests.
+The event loop reads from clients at least once during each timer, so the timeout is longer if turns of the loop are
+slow. With a single timer, a turn of 5 s would make the bridge refuse all clients that connected during this turn,
+before it has read their requests.
 """
 
 
@@ -129,7 +129,7 @@ class Handshake(asyncio.BufferedProtocol):
         else:
             self._tls_transport.begin()
 
-    # From the socket to the transport
+    # The creation of a transport for the socket
 
     def _on_connected(
         self, client: socket.socket, connecting: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]"
@@ -171,7 +171,7 @@ class Handshake(asyncio.BufferedProtocol):
             # transport.
             self._transport.abort()
 
-    # From the request to the answer
+    # Reading the request and answering it
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return READ_BUFFER

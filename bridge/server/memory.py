@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 MAPPED_BYTES = 2**18
-"""The minimum size of a block that the C library maps separately, and unmaps as soon as the block is freed."""
+"""The C library maps each block of at least this size separately, and unmaps the block as soon as it is freed."""
 
 _M_MMAP_THRESHOLD = -3
 """The number of the option M_MMAP_THRESHOLD in glibc's `malloc.h`."""
@@ -17,8 +17,9 @@ def map_large_blocks() -> None:
     """Makes the C library return each large block to the system as soon as it is freed.
 
     By default, when a mapped block is freed, glibc raises the minimum size of mapped blocks to the size of this block,
-    up to 32 MiB. With a raised minimum, large updates are allocated in the heap, and leave holes that no other block
-    fits into. With glibc's default, updates of 3.9 MB and a log of 16 MiB, the process grew by 62 MB instead of 16 MB.
+    up to 32 MiB. With a raised minimum, large updates are allocated in the heap, and their freed memory can't be reused
+    for other blocks. In a test with updates of 3.9 MB and a log of 16 MiB, the process grew by 62 MB with glibc's
+    default, instead of 16 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -38,7 +39,7 @@ def malloc_trim() -> None:
 
 
 TRIM_MIN_CONNECTIONS = 250
-"""The minimum number of open connections for a trim of the heap, which happens after half of them have closed.
+"""The heap is trimmed only if at least this number of connections were open, and half of them have closed.
 
 With TLS, the unread data of 250 clients takes 8 MB.
 """
@@ -50,7 +51,7 @@ class HeapTrimmer:
     def __init__(self, call_later: Callable[[float, Callable[[], None]], object], delay_s: float) -> None:
         """`call_later` is a method of the event loop.
 
-        `delay_s` is the delay of the call of `malloc_trim`, in seconds.
+        `delay_s` is the time in seconds before `malloc_trim` is called.
         """
         self._call_later = call_later
         self._delay_s = delay_s

@@ -52,7 +52,7 @@ class Router:
     """Applies the access rules to a request, and finds the answer for its path and method."""
 
     def __init__(self, access: Access, queries: QueryParser, pages: Pages, endpoint: str) -> None:
-        """`endpoint` is the path at which clients receive updates."""
+        """`endpoint` is the path to which clients connect for updates."""
         self._access = access
         self._queries = queries
         self._pages = pages
@@ -87,7 +87,7 @@ class Router:
         try:
             subscribe = self._queries.parse(request.query)
         except BadQuery as error:
-            # An error text may end with a hint that is a question, and needs no period.
+            # If an error text ends with a hint that is a question, no period is added.
             end = "" if str(error).endswith("?") else "."
             text = f"This query can't be answered: {error}{end}"
             return _refused(Refusal(HTTPStatus.BAD_REQUEST, text, Rule.QUERY, text), cors)
@@ -99,7 +99,7 @@ class Router:
             return revalidated(self._pages.get(path), request.headers.get("if-none-match", ()))
         if request.method == "OPTIONS" and path in PROBED:
             # `OPTIONS /` is the default health check of older HAProxy versions. The bridge answers a health check with
-            # the status of a GET.
+            # the status that a GET of the same path would get.
             return Response(self._pages.get(path).status, b"", headers=(("Allow", _WITH_OPTIONS),))
         if path == "*":
             # `OPTIONS *` asks about the server as a whole, and is the health check in HAProxy's manual.
@@ -107,7 +107,7 @@ class Router:
         return _method_not_allowed(_WITH_OPTIONS if path in PROBED else _WITHOUT_OPTIONS)
 
     def _cors_headers(self, request: Request, path: str, *, trusts_host: bool) -> tuple[Header, ...]:
-        """Returns the headers by which a page of an allowed origin can read the response.
+        """Returns the headers that allow a page of an allowed origin to read the response.
 
         The returned headers never allow credentials. `trusts_host` is False if the header `Host` has not passed its
         check.

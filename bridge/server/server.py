@@ -1,6 +1,7 @@
 """The server accepts clients, admits or refuses them, and keeps their connections until they close.
 
-A client passes through the states accepted, admitted or refused, handshake, upgraded, and closed.
+A client is first accepted, and then admitted or refused. An admitted client goes through its handshake, is upgraded,
+and is closed at the end.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ When this maximum is reached, a new client replaces the oldest client without a 
 its request within milliseconds, so slow or silent clients can't block normal clients."""
 
 CLOCK_RESOLUTION_S = 1.0
-"""Connections that open within this period share one float as their opening time, which saves memory."""
+"""Connections that open within the same period share one float as their opening time, which saves memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,10 @@ class Limits:
 
     max_connections: int
     overflow: int
-    """How many connections beyond `max_connections` get an answer. Any further connections are closed without an
-    answer."""
+    """How many connections beyond `max_connections` get an answer.
+
+    All connections beyond this overflow are closed without an answer.
+    """
     max_connections_per_address: int
     handshake_timeout_s: float
     idle_timeout_s: float
@@ -61,7 +64,7 @@ class Limits:
 
 
 class Server:
-    """Owns the listeners, and all handshakes and connections with their sockets."""
+    """Owns the listeners, all handshakes and all connections, with their sockets."""
 
     def __init__(
         self,
@@ -86,8 +89,11 @@ class Server:
         self._address_limit = AddressLimit(limits.max_connections_per_address)
         self._heap_trimmer = HeapTrimmer(loop.call_later, timing.trim_delay_s)
         self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
-        """The handshakes, oldest first. The type is OrderedDict, because a plain dict passes over all removed entries
-        to find its first entry."""
+        """The handshakes, oldest first.
+
+        The type is OrderedDict, because a plain dict has to skip all removed entries whenever it looks for its first
+        entry.
+        """
         self._handshake_context = HandshakeContext(
             router,
             self._client_log,
@@ -127,7 +133,7 @@ class Server:
         self._keepalive_task = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
 
-    # Accepted clients, which are admitted or refused
+    # Accepted clients, which are then admitted or refused
 
     def on_accept(self, client: socket.socket, address: str) -> None:
         """Takes over an accepted socket, and starts its handshake or refuses the client."""
@@ -188,10 +194,10 @@ class Server:
         oldest.evict(rule)
         return True
 
-    # The end of a handshake, which is closed or upgraded
+    # The end of a handshake, by an upgrade or by closing
 
     def _on_handshake_closed(self, handshake: Handshake) -> None:
-        # When the socket of an evicted handshake closes, the handshake is no longer in the dict.
+        # An evicted handshake is removed from the dict before its socket closes.
         if handshake in self._handshakes:
             del self._handshakes[handshake]
             self._on_left(handshake.address)
@@ -227,11 +233,11 @@ class Server:
         if rest:
             connection.received(rest)
 
-    # Upgraded clients, until their connection is lost
+    # Clients after the upgrade, until their connection is lost
 
     def _on_tick(self, late: bool) -> None:
-        # While the bridge was paused, it received no updates. The update that a pending client waits for may still
-        # arrive after a late pass.
+        # While the bridge was paused, it received no updates. If a pending client waits for an update, this update may
+        # still arrive after a late pass.
         if not late:
             self._hub.tick()
         # A throttled connection is not notified of EOF, so its socket is polled.
@@ -255,9 +261,9 @@ class Server:
     # Stopping
 
     def stop_listening(self) -> None:
-        """Accepts the clients that already wait in the kernel's queue, and no further clients.
+        """Accepts the clients that are already in the kernel's queue, and then stops accepting clients.
 
-        Clients without a complete request have `request_grace_s` to complete their request.
+        Clients that have not sent a complete request get `request_grace_s` seconds to complete it.
         """
         loop = asyncio.get_running_loop()
         if self._acceptor is not None:
@@ -283,7 +289,7 @@ class Server:
             if clients:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
             self._abort(clients)
-            # An abort takes one turn of the event loop, and nothing can delay an abort.
+            # An abort takes one turn of the event loop, and can't be delayed by anything.
             await self._no_clients.wait()
         if self._keepalive_task is not None:
             self._keepalive_task.cancel()

@@ -7,7 +7,7 @@ from bridge.config.tls import load_certificate, require_tls_1_2
 
 
 class Tls:
-    """A TLS configuration that can read its certificate again, while open connections stay open."""
+    """A TLS configuration that can reload its certificate without closing connections."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         """Raises OSError, whose text names the invalid file and its fault."""
@@ -20,8 +20,8 @@ class Tls:
 
         If the files are invalid, raises OSError and keeps the old context.
         """
-        # The function makes a new context, because an SSL context holds one certificate for each type of key. In the
-        # old context, the old certificate would still be used if the new key is of another type.
+        # The function makes a new context, because an SSL context holds one certificate for each type of key. If the
+        # new key were of another type, the old context would keep the old certificate as well.
         self.context = _context(*self._files)
 
 

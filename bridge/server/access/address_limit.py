@@ -6,13 +6,15 @@ The module is pure. Addresses are strings as the kernel formats them.
 MAX_ADDRESS_OVERFLOW = 16
 """How many connections an address may have beyond its limit.
 
-A connection beyond the limit gets a close code. Once an address has used up its overflow too, its further connections
-are closed without an answer.
+A connection beyond the limit gets a close code. If an address has used up its limit and its overflow, its further
+connections are closed without an answer.
 """
 
 
 class AddressLimit:
-    """Counts the connections of each address, from the accepted socket to the closed socket.
+    """Counts the connections of each address.
+
+    A connection counts from when its socket is accepted until its socket is closed.
 
     Loopback addresses have no limit, because behind a local proxy all clients share one address.
     """

@@ -1,6 +1,6 @@
 """Limits the log lines that clients cause: each kind of line is written only a few times a minute.
 
-Lines beyond the limit are only counted.
+Lines that exceed the limit are counted, but not written.
 """
 
 from collections.abc import Callable

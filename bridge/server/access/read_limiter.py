@@ -1,15 +1,16 @@
 """Limits how much the bridge reads from clients, so that no client uses the processor at the cost of other clients.
 
-A well-behaved client sends only answers to pings, which are a few bytes a minute. Even frames that the bridge ignores
-must be read and checked, which takes 3 microseconds for each frame. Without a limit, one client that sends tiny frames
-uses half of a processor, and a thousand clients use a whole processor. If a client sends too much, the bridge stops
-reading from this client for a while. While the bridge does not read, TCP flow control stops the client's writes.
+A well-behaved client only answers pings, which takes a few bytes per minute. Even frames that the bridge ignores must
+be read and checked, which takes 3 microseconds for each frame. Without a limit, one client that sends tiny frames uses
+half of a processor, and a thousand clients use a whole processor. If a client sends too much, the bridge stops reading
+from this client for a while. While the bridge does not read, TCP flow control stops the client's writes.
 
 The limiter divides time into periods. In each period, each client has a budget, and all clients together have a common
-budget. A read is always handled as a whole, so it may exceed a client's budget. What a client sends beyond its budget
-becomes the client's debt. A client with a debt is throttled until most of its debt is paid. While the common budget is
-used up, every client that sends anything is throttled until the next period. The bridge reads from throttled clients in
-turn. If 10,000 clients flood the bridge, the bridge reads a client's pong ten seconds late.
+budget. A read is always handled as a whole, so it may exceed a client's budget. If a client sends more than its budget
+allows, the excess becomes the client's debt. A client with a debt is throttled until most of its debt is paid. While
+the common budget is used up, every client that sends anything is throttled until the next period. The bridge reads from
+throttled clients in turn. If 10,000 clients flood the bridge at the same time, a client's pong is read up to ten
+seconds late.
 
 This module has no sockets, and does not interpret the bytes that clients send.
 """
@@ -26,20 +27,20 @@ FRAME_COST_BYTES = 256
 takes as much time as hundreds of bytes."""
 
 CLIENT_BUDGET_BYTES = 65536
-"""The budget of one client in a period: 250 tiny frames, which take 1 ms to read."""
+"""The budget of one client in a period. The budget is enough for 250 tiny frames, which take 1 ms to read."""
 
 TOTAL_BUDGET_BYTES = 2**19
-"""The budget of all clients in a period: 2000 tiny frames, which take 8 ms to read."""
+"""The budget of all clients in a period. The budget is enough for 2000 tiny frames, which take 8 ms to read."""
 
 RESUMED_PER_PERIOD = 256
 """The maximum number of throttled clients that are resumed at the start of a period.
 
-Five tiny frames fill THROTTLED_READ_BYTES, and if each resumed client sends five, the reads use about the whole common
-budget.
+A read of THROTTLED_READ_BYTES holds five tiny frames. If each resumed client sends five tiny frames, their reads use
+about the whole common budget.
 """
 
 MAX_READ_BYTES = 4096
-"""The maximum size of a read: 700 tiny frames, which block the event loop for 2.5 ms."""
+"""The maximum size of a read. A read of this size holds 700 tiny frames, which block the event loop for 2.5 ms."""
 
 THROTTLED_READ_BYTES = 32
 """The maximum size of a read while the common budget is used up.
@@ -54,7 +55,7 @@ _THROTTLED = READ_BUFFER[:THROTTLED_READ_BYTES]
 
 
 class Throttleable(Protocol):
-    """The interface of a connection that the limiter uses."""
+    """The methods and attributes of a connection that the limiter uses."""
 
     @property
     def peer(self) -> str:
@@ -85,7 +86,7 @@ class ReadLimiter:
         self._on_throttle = on_throttle
         self._period_ends_at = 0.0
         self._used_bytes: dict[Throttleable, int] = {}
-        """How much of its budget each client has used in the current period, including its debt."""
+        """Maps each client to the number of bytes that it has used in the current period, including its debt."""
         self._total_used_bytes = 0
         self._throttled: dict[Throttleable, None] = {}
         """The throttled clients, in the order in which they were throttled."""
@@ -127,7 +128,7 @@ class ReadLimiter:
         self._throttled.pop(client, None)
 
     def _begin_period(self) -> None:
-        """Reduces each debt by one budget, and resumes clients with a debt of less than one budget."""
+        """Reduces each client's debt by one budget, and resumes clients that still owe less than one budget."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

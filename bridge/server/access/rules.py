@@ -1,11 +1,11 @@
 """The rules by which the bridge refuses clients, and the checks of a request's address and headers.
 
-Three checks exclude external clients. The peer's address and every forwarded address must be internal, so that a proxy
-on the same host admits no external client. The header `Host` must not be a public name, because DNS may have rebound
-such a name to an internal address. The header `Origin` must be allowed, or, if it is missing, `Sec-Fetch-Site` must not
-be `cross-site`. A client that forges a forwarding header can only exclude itself.
+Three checks exclude external clients. The peer's address and every forwarded address must be internal. Otherwise, a
+proxy on the same host could let external clients in. The header `Host` must not be a public name, because DNS may have
+rebound such a name to an internal address. The header `Origin` must be allowed, or, if it is missing, `Sec-Fetch-Site`
+must not be `cross-site`. A client that forges a forwarding header can only exclude itself.
 
-The module is pure, and knows nothing of sockets, WebSocket and paths.
+The module is pure, and does not depend on sockets, on WebSocket or on paths.
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ Headers: TypeAlias = "Mapping[str, Sequence[str]]"
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 MAX_FORWARDED = 32
-"""The maximum number of addresses in the forwarding headers of a request. Real proxy chains are much shorter than this
-maximum, and the check of each address blocks the event loop for 5 microseconds."""
+"""The maximum number of addresses in the forwarding headers of a request.
+
+Real proxy chains are much shorter than this maximum. A maximum is needed because the check of each address blocks the
+event loop for 5 microseconds.
+"""
 
 MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
 """The maximum number of pairs in the header `Forwarded`. Each element of this header has at most the four pairs `for`,
@@ -74,7 +77,7 @@ _ORIGIN = "Pages of this origin may not connect (BRIDGE_ALLOWED_ORIGINS)."
 _CROSS_SITE = "Pages of other sites may not connect without an Origin header (Sec-Fetch-Site: cross-site)."
 
 _ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?:[/?].*)?", re.ASCII | re.IGNORECASE)
-# In RFC 7239, section 6, a node may have a port, and the port may be obfuscated.
+# According to RFC 7239, section 6, a node's address may have a port, which may be replaced by an obfuscated name.
 _NODE_PORT = r"(?::(?:[0-9]{1,5}|_[\w.-]+))?"
 _NODE = re.compile(
     rf"\[(?P<boxed>{IPV6})\]{_NODE_PORT}|(?P<v4>[0-9.]+){_NODE_PORT}|(?P<v6>{IPV6})", re.ASCII | re.IGNORECASE
@@ -86,8 +89,8 @@ _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s
 class Rule(StrEnum):
     """A requirement that clients must meet. Each refusal names the rule that the client does not meet.
 
-    Each value is a label value of `bridge_clients_refused_total`, and a value of the log field `rule`. From version
-    0.1.0 on, the values of `Rule` do not change.
+    Each value can appear as a label of `bridge_clients_refused_total`, and in the log field `rule`. From version 0.1.0
+    on, the values of `Rule` do not change.
     """
 
     PEER = "peer"
@@ -105,7 +108,7 @@ class Rule(StrEnum):
     """The request asks for the WebSocket protocol, as RFC 6455 requires."""
     TLS = "tls"
     TIMEOUT = "timeout"
-    """The request, and the TLS handshake before it, is complete in time."""
+    """The client completes the TLS handshake and the request in time."""
     PENDING = "pending"
     """The number of connections without a complete request is below its limit.
 
@@ -146,7 +149,7 @@ class Access:
         self.origins = origins
 
     def admits_peer(self, address: str) -> bool:
-        """Whether a socket's peer address is internal. The zone of an IPv6 address is ignored."""
+        """Returns whether a socket's peer address is internal. The zone of an IPv6 address is ignored."""
         parsed = parse_address(address)
         return parsed is not None and parsed in self._networks
 
@@ -235,7 +238,7 @@ class Access:
         return None
 
     def _external(self, header: str, value: str) -> str | None:
-        """Returns the first element of a forwarding header from which no internal address can be read, or None."""
+        """Returns the first element of a forwarding header whose address is missing, malformed or external, or None."""
         for element in value.split(","):
             nodes = _forwarded_nodes(element) if header == "forwarded" else [element.strip(" \t")]
             for node in nodes:
@@ -312,7 +315,7 @@ def _node_address(node: str) -> Address | None:
 
 
 def _refused(text: str, rule: Rule, value: str, *, status: HTTPStatus = HTTPStatus.FORBIDDEN) -> Refusal:
-    # The value is shortened before it is escaped, because a client could otherwise make the bridge escape a long value.
+    # The value is shortened before it is escaped, so that a client can't make the bridge escape a long value.
     detail = value[: DETAIL_CHARACTERS + 1].encode("unicode_escape").decode("ascii")
     if len(detail) > DETAIL_CHARACTERS:
         detail = detail[: DETAIL_CHARACTERS - 3] + "..."

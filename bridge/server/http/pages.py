@@ -1,4 +1,4 @@
-"""The pages, which are the responses to GET for all paths except the endpoint.
+"""The pages are the responses to GET requests for all paths except the endpoint.
 
 The files of the live page and the documents are read only at the bridge's start. Readiness and metrics are read at each
 request.
@@ -22,7 +22,7 @@ SCHEMA_JSON = "application/schema+json"
 `charset`."""
 
 FOLDER = Path(__file__).parents[2] / "page"
-"""The folder with the files of the live page."""
+"""The folder that contains the files of the live page."""
 
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -73,7 +73,7 @@ def _live(updates_path: str) -> dict[str, Response]:
 
 
 class Pages:
-    """Finds the response for a path."""
+    """Chooses the response for each path."""
 
     def __init__(
         self,

@@ -39,8 +39,8 @@ MAX_MEMBERS = 64
 members of the header."""
 
 _END = re.compile(rb"\n\r?\n")
-# A head whose lines end with LF alone also counts as complete, so that its client gets status 400 at once instead of
-# 408 later.
+# A head whose lines end with LF instead of CRLF also counts as complete, so that its client gets status 400 at once
+# instead of 408 later.
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(1\.[01])\r\n")
@@ -69,7 +69,7 @@ _OTHER_PROTOCOLS = (
 
 
 class BadRequest(Exception):
-    """The request can't be parsed, or is too large."""
+    """Raised if a request can't be parsed, or is too large."""
 
     def __init__(self, refusal: Refusal, request: "Request | None" = None) -> None:
         super().__init__(refusal.text)
@@ -133,11 +133,14 @@ INTERPRETED = {
         "x-real-ip",
     )
 }
-"""The headers that the bridge interprets. Maps the name that llhttp passes, in bytes, to the name in the bridge."""
+"""The headers that the bridge interprets.
+
+Maps each header's name, in bytes as llhttp passes it, to its name in the bridge.
+"""
 
 
 class _HeaderCollector:
-    """The callbacks of httptools."""
+    """The object whose methods httptools calls."""
 
     def __init__(self) -> None:
         self.headers: dict[str, list[str]] = {}
@@ -155,7 +158,7 @@ class _HeaderCollector:
 
 
 class RequestReader:
-    """Collects the bytes of a client, in pieces of any size, until the bytes contain a whole head."""
+    """Collects the bytes that arrive from a client, in pieces of any size, until they contain a complete head."""
 
     __slots__ = ("_empty_lines", "_received")
 

@@ -17,11 +17,13 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 NOT_IN_A_FRAME = "frame-ancestors 'none'"
-"""The Content-Security-Policy of most responses. This policy forbids other pages to show the response in a frame, as if
-the response were their own content."""
+"""The Content-Security-Policy of most responses.
 
-# With these headers, browsers do not guess another media type, and hide the response from other origins unless CORS
-# allows them.
+This policy prevents other pages from showing the response in a frame, as if the response were their own content.
+"""
+
+# These headers tell browsers not to guess another media type, and to hide the response from pages of other origins that
+# CORS does not allow.
 _FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
 
 Header = tuple[str, str]
@@ -85,7 +87,7 @@ def serialize(response: Response, *, has_body: bool = True) -> bytes:
     if response.etag is not None:
         headers.append(("ETag", response.etag))
     headers += *_FOR_BROWSERS, ("Content-Security-Policy", response.policy)
-    # A response with status 426 has its own Connection header.
+    # A response with status 426 already contains a Connection header.
     if not any(name == "Connection" for name, _ in response.headers):
         headers.append(("Connection", "close"))
     headers += response.headers

@@ -1,4 +1,4 @@
-"""Writes a response, and ends the connection if the client reads too slowly, or has read the whole response."""
+"""Writes a response, and ends the connection when the client has read the whole response, or if it reads too slowly."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ the response in memory."""
 LATE = 0.25
 """The maximum delay of a check, as a fraction of the timeout.
 
-If a check is delayed longer, the bridge itself has not been running, so the check aborts no client.
+If a check is delayed longer than this, the bridge itself was not running, so the check does not abort a client.
 """
 
 
@@ -32,7 +32,7 @@ class ResponseWriter:
         self._abort = abort
         acknowledged = self._acknowledged()
         self._all_acknowledged_at = None if acknowledged is None else acknowledged + len(data)
-        """How many bytes the client's kernel will have acknowledged when it has the whole response.
+        """The number of bytes that the client's kernel has acknowledged once it has received the whole response.
 
         The value is None if this number can't be known.
         """
@@ -56,7 +56,8 @@ class ResponseWriter:
         before, self._unread_bytes = self._unread_bytes, self._unread()
         has_all = self._unread_bytes <= 0 < before
         read_enough = has_all or before - self._unread_bytes >= MIN_READ_BYTES_PER_S * self._timeout_s
-        # A late check aborts no client, because a bridge that does not run gives the kernel no data for the client.
+        # A late check does not abort the client, because a bridge that was not running could not give the kernel any
+        # data for the client.
         late = asyncio.get_running_loop().time() - self._check_at > LATE * self._timeout_s
         if read_enough or late:
             self._begin_period()

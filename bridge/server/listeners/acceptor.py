@@ -28,8 +28,10 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.server")
 
 SPARE_DESCRIPTORS = 16
-"""The number of descriptors that no client gets. The reserved descriptors are for the connection to the broker and for
-files."""
+"""The number of descriptors that are reserved, so that no client can use them.
+
+The reserved descriptors are for the connection to the broker and for files.
+"""
 
 ACCEPTS_PER_TURN = 8
 """The maximum number of clients that the bridge accepts in one turn of the event loop.
@@ -58,7 +60,7 @@ class Acceptor:
         self._check: asyncio.TimerHandle | None = None
         """The timer of the next check for free descriptors, or None unless descriptors are exhausted."""
         self._held: tuple[socket.socket, str] | None = None
-        """An accepted client with a spare descriptor, which means that all other descriptors are in use."""
+        """A client whose accepted socket got a spare descriptor, because all other descriptors are in use."""
 
     def open(self) -> None:
         """Starts to accept clients. Raises OSError."""
@@ -83,7 +85,7 @@ class Acceptor:
     def close(self) -> None:
         """Stops accepting clients, like `stop`, but without a delay.
 
-        If descriptors are exhausted, the connections of the clients in the queue are reset.
+        If no descriptors are left, the clients that wait in the kernel's queue get a reset.
         """
         self._pause()
         for listener in self._listeners:
@@ -113,7 +115,7 @@ class Acceptor:
             try:
                 client, name = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # the queue is empty, or its first client has disconnected
+                return  # the queue is empty, or the first client in the queue has disconnected
             except OSError:
                 self._on_descriptors_exhausted()  # no descriptor is left, or the kernel has no memory for the socket
                 return
@@ -124,7 +126,7 @@ class Acceptor:
                 return
             self._on_accept(client, name[0])
 
-    # While no descriptor is available for clients
+    # Waiting while no descriptor is available for clients
 
     def _on_descriptors_exhausted(self) -> None:
         self._pause()

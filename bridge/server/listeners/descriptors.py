@@ -1,4 +1,4 @@
-"""The limits of file descriptors.
+"""Computes how many clients the process's limit of file descriptors allows.
 
 Each client takes one descriptor, and most shells allow 1024 descriptors for a process.
 """
@@ -12,15 +12,18 @@ OWN_DESCRIPTORS = 64
 """The number of descriptors that the bridge needs for listeners, connections to the broker, and files."""
 
 MAX_OVERFLOW = 256
-"""The number of connections beyond the limit that get an HTTP response or a close code. Any further connections are
-closed without an answer, so that refused clients never use the descriptors for the connection to the broker."""
+"""The number of connections beyond the limit that get an HTTP response or a close code.
+
+All connections beyond this overflow are closed without an answer, so that refused clients never use the descriptors for
+the connection to the broker.
+"""
 
 _log = structlog.get_logger("bridge")
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many connections the descriptors of this process allow."""
+    """The number of connections for which this process has enough descriptors."""
 
     connections: int
     overflow: int = MAX_OVERFLOW

@@ -22,10 +22,10 @@ SEND_BUFFER_BYTES = 65536
 """The size of the kernel's send buffer for each client. Linux doubles this size, for the kernel's own structures.
 
 By default, the kernel holds 2.5 to 4 MB for a client that does not read. The kernel's memory counts toward a
-container's memory limit, but toward no limit of the bridge. With the default size, the bridge notices only after a
-thousand updates that a client does not read. With the default size, slow clients made the other clients' p99 latency
-2.8 times as high (`make bench`, slow). With a send buffer of 64 KiB, a client can receive 100 MB a second if the round
-trip takes 1 ms, and 2.5 MB a second if it takes 50 ms.
+container's memory limit, but the bridge's own limits do not include it. With the default size, a client could stop
+reading, and the bridge would not notice until a thousand updates later. With the default size, slow clients made the
+other clients' p99 latency 2.8 times as high (`make bench`, slow). With a send buffer of 64 KiB, a client can receive
+100 MB a second if the round trip takes 1 ms, and 2.5 MB a second if it takes 50 ms.
 """
 
 RECEIVE_BUFFER_BYTES = 16384
@@ -53,7 +53,7 @@ define SO_ATTACH_FILTER."""
 _DROP_SYN = (
     (0x30, 0, 0, 13),  # load the byte of TCP flags, at offset 13 of the packet without its IP header
     (0x54, 0, 0, 0x12),  # keep only the flags SYN and ACK
-    (0x15, 0, 1, 0x02),  # if only SYN is set, run the next step, and otherwise skip the next step
+    (0x15, 0, 1, 0x02),  # if only SYN is set, run the next step; otherwise, skip it
     (0x06, 0, 0, 0),  # drop the packet
     (0x06, 0, 0, 0xFFFFFFFF),  # keep the entire packet
 )
@@ -71,9 +71,9 @@ class _Target:
     """The host as the operator wrote it, and as errors show it."""
     family: socket.AddressFamily
     name: tuple[Any, ...]
-    """The argument of `socket.bind`. The port in the argument of `socket.bind` is replaced later."""
+    """The argument for `socket.bind`. The port in this argument is replaced later."""
     optional: bool
-    """Whether the machine may lack this address without an error."""
+    """Whether it is acceptable that the machine does not have this address."""
 
     @property
     def is_wildcard(self) -> bool:
@@ -84,9 +84,9 @@ def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[so
     """Returns bound sockets, one for each address, all on the same port. The sockets do not listen yet.
 
     If `port` is 0, the function chooses a port that is free on all addresses. The host `localhost` means 127.0.0.1 and,
-    if the machine has IPv6, ::1. The host `::` means all addresses, and gets a second socket for IPv4. With a single
-    socket for IPv6 and IPv4, IPv4 clients would have IPv6 addresses. An address is bound only once, or not at all if
-    the wildcard address of its family is bound. Raises OSError with the address in its text.
+    if the machine has IPv6, ::1. The host `::` means all addresses, and gets a second socket for IPv4. If IPv6 and IPv4
+    shared a single socket, IPv4 clients would appear with IPv6 addresses. An address is bound only once, or not at all
+    if the wildcard address of its family is bound. Raises OSError with the address in its text.
     """
     targets = _targets(hosts, port)
     for _ in range(PORT_ATTEMPTS):
@@ -173,7 +173,10 @@ def _is_address(host: str) -> bool:
 
 
 def _shown(host: str) -> str:
-    """Returns the text of a host for an error. A host's name gets quotes, because it may be a word such as `any`."""
+    """Returns the text of a host for an error.
+
+    Names of hosts are shown in quotes, because a name may be a word such as `any`.
+    """
     return host if _is_address(host) else repr(host)
 
 
@@ -183,7 +186,7 @@ def source_address(network: Network) -> str | None:
     Sends nothing.
     """
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-    # The first address of a network denotes the network itself, unless the network has only one address.
+    # The first address of a network stands for the network itself, unless the network has only one address.
     target = network[1] if network.num_addresses > 1 else network[0]
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

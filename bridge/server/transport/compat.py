@@ -1,4 +1,4 @@
-"""All workarounds that use undocumented names of websockets and uvloop.
+"""All workarounds that use undocumented names of the libraries websockets and uvloop.
 
 Each workaround states its reason, and the version of the library that needed it. `test_compat.py` has a test for each
 workaround, which fails as soon as the library no longer needs the workaround.

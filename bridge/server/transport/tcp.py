@@ -1,4 +1,4 @@
-"""Reads the kernel's state of a TCP connection, and sets how the connection ends (tcp(7), socket(7))."""
+"""Reads the state of a TCP connection from the kernel, and sets how the connection ends (tcp(7), socket(7))."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ def has_ended(client: socket.socket) -> bool:
 
 
 def acknowledged_bytes(client: socket.socket) -> int | None:
-    """Returns how many bytes the client's kernel has acknowledged, or None if the bridge's kernel does not know.
+    """Returns how many bytes the client's kernel has acknowledged, or None if the bridge's kernel does not report this.
 
     Raises OSError if the socket is closed.
     """
@@ -47,7 +47,7 @@ def peer_name(transport: asyncio.BaseTransport) -> str | None:
 
 
 def socket_peer_name(client: socket.socket) -> str | None:
-    """Returns the client's address and port, for logs, with a system call.
+    """Makes a system call, and returns the client's address and port for logs.
 
     Returns None if the client has disconnected.
     """

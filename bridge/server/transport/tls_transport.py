@@ -6,7 +6,7 @@ OpenSSL. A connection holds only the bytes that its socket did not take. If data
 holds at most one record.
 
 Although `ssl.SSLSocket` needs no buffers, the bridge does not use this class, for two reasons. With `ssl.SSLSocket`,
-OpenSSL would block the event loop by reading for as long as a client sends key updates. OpenSSL also fails if a key
+OpenSSL would keep reading while a client sends key updates, and block the event loop. OpenSSL also fails if a key
 update arrives while a record waits to be sent.
 """
 
@@ -31,8 +31,10 @@ RECORD_OVERHEAD_BYTES = 64
 """The maximum number of bytes that a TLS record has in addition to its data, with common ciphers."""
 
 MAX_SURPLUS_BYTES = 2**16
-"""The maximum number of bytes from a client, such as 2400 key updates, that are neither data nor the overhead of data.
-A client that exceeds this maximum is disconnected."""
+"""The maximum number of bytes from a client that are neither data nor the overhead of data.
+
+For example, 2400 key updates reach this maximum. A client that exceeds this maximum is disconnected.
+"""
 
 MAX_DISCARDED_BYTES = 2**18
 """The maximum number of bytes that are read and discarded after the bridge's side has ended. The connection of a client
@@ -104,7 +106,7 @@ class TlsTransport(asyncio.Transport):
         self._on_failed: Callable[[OSError], None] | None = on_failed
         self._shutdown_timeout_s = shutdown_timeout_s
         self._unsent = memoryview(b"")
-        """Encrypted data that the socket has not taken yet."""
+        """Encrypted data that the socket has not accepted yet."""
         self._unread = b""
         """Data that was read from the socket, but not decrypted because reading is paused."""
         self._ends = False
@@ -113,7 +115,7 @@ class TlsTransport(asyncio.Transport):
         self._closing = False
         self._reading = False
         self._reads_again = False
-        """Whether the socket must be read a second time, because the last read returned data."""
+        """Whether the socket must be read again because the last read returned data."""
         self._discarded_bytes = 0
         self._surplus_bytes = 0
         self._timer: asyncio.TimerHandle | None = None

@@ -1,4 +1,4 @@
-"""A client's connection after its handshake, which sends frames, handles the client's frames, and closes.
+"""A client's connection after the handshake: it sends frames, handles frames from the client, and closes.
 
 An idle connection consists only of a `Connection` object and its transport. All connections share one read buffer, and
 a frame reader exists only while a frame is incomplete.
@@ -25,8 +25,10 @@ update of up to 80 KB, and for the close frame. If the update is larger than 80 
 frame."""
 
 MAX_PONGS_DUE = 4
-"""The maximum number of pongs that the read limiter does not charge to a client, one for each unanswered ping. Without
-a maximum, a client could save up free pongs for a flood."""
+"""For each unanswered ping, the read limiter lets a client send one pong without charge, up to this number of pongs.
+
+Without a maximum, a client could leave many pings unanswered, and then flood the bridge with free pongs.
+"""
 
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
@@ -34,7 +36,7 @@ REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 class Clock:
     """The time of the event loop at the last tick.
 
-    All connections share one `Clock` object, which saves a float for each connection.
+    All connections share one `Clock` object, so that they need no float of their own, which saves memory.
     """
 
     __slots__ = ("now_s",)
@@ -117,7 +119,7 @@ class Connection(asyncio.BufferedProtocol):
         self.closed_at: float | None = None
         """The time when the closing handshake began, in seconds."""
         self.close_code: int | None = None
-        """The close code of the side that began the closing handshake, or None if that side sent no code."""
+        """The close code from the side that began the closing handshake, or None if it sent no code."""
         self.descriptor: int | None = None
         """The socket's descriptor.
 
@@ -127,7 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         if transport.get_extra_info("sslcontext") is None:
             self.descriptor = transport.get_extra_info("socket").fileno()
             # Without a write buffer, the transport writes to the socket at once, and pauses the protocol if the socket
-            # does not take all bytes. `TlsTransport` never has a write buffer.
+            # does not take all bytes. `TlsTransport` always has the write buffer limit 0.
             transport.set_write_buffer_limits(high=0, low=0)
 
     @property
@@ -143,7 +145,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def acknowledged_bytes(self) -> int | None:
-        """How many bytes the client's kernel has acknowledged, or None if the bridge's kernel does not know."""
+        """How many bytes the client's kernel has acknowledged, or None if the bridge's kernel does not report this."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             return None if stream is None else tcp.acknowledged_bytes(stream)
@@ -295,7 +297,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._context.read_limiter.consume(self, read_bytes, frames)
 
     def _send_pongs(self, pings: list[bytes]) -> None:
-        """Sends all pongs in one write, because each write takes as long as reading ten pings."""
+        """Sends all pongs in one write, because a write takes ten times as long as reading a ping."""
         if not pings or self._transport is None or self.closed_at is not None:
             return
         if self.congested or self.offset:

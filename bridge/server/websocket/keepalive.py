@@ -5,7 +5,7 @@ about two milliseconds. A ping takes as long as checking fifty connections. To k
 over the time until the next pass.
 
 While the bridge does not run, for example in a paused container or with a blocked event loop, it reads no pongs. The
-first pass after a pause of the bridge is late, and a late pass closes no client. If the clock stops too, as on a
+first pass after a pause of the bridge is late, and a late pass does not close clients. If the clock stops too, as on a
 suspended machine, the pause does not count toward any timeout.
 """
 
@@ -27,12 +27,12 @@ _log = structlog.get_logger("bridge.server")
 MIN_TICK_S = 0.05
 
 LATE_TICKS = 2
-"""The maximum delay of a normal pass, in ticks. A pass with a longer delay is late, and closes no client."""
+"""The maximum delay of a normal pass, in ticks. A late pass, which has a longer delay, does not close clients."""
 
 MIN_READ_BYTES_PER_S = 1024
 """The minimum speed at which a client must read the data that was sent before its close frame.
 
-The bridge aborts the connection of a client that reads more slowly.
+If a client reads more slowly than this, the bridge aborts its connection.
 """
 
 PING_PAUSE_S = 0.05
@@ -41,7 +41,7 @@ send."""
 
 
 class Pingable(Protocol):
-    """The interface of a connection that the keepalive uses."""
+    """The methods and attributes of a connection that the keepalive uses."""
 
     last_received_at: float
     pinged_at: float
@@ -83,12 +83,14 @@ class Keepalive:
         self._on_tick = on_tick
         self._close_timeout_s = timing.close_timeout_s
         self._log_limiter = LogLimiter(lambda: clock.now_s)
-        # At least one pass must come between a ping and the eviction, because a client would otherwise be evicted
-        # without a ping.
+        # There must be time for a pass that pings a client before the pass that evicts it, because the client would
+        # otherwise be evicted without a ping.
         spare_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, spare_s)
-        """The time between two passes, in seconds. The time between two passes is the resolution of all times in this
-        class."""
+        """The time between two passes, in seconds.
+
+        All times in this class are only as precise as this time between two passes.
+        """
         # The idle timeout is extended by one tick, because `last_received_at` is the time of the last pass before the
         # client sent something.
         self._evict_after_s = idle_timeout_s + self.tick_s
@@ -103,11 +105,11 @@ class Keepalive:
         self._closing: dict[Pingable, tuple[float, int | None]] = {}
         """Closing connections.
 
-        Each has the time at which its current close timeout started, and the number of bytes that were acknowledged by
-        then.
+        Maps each closing connection to the time at which its current close timeout started, and the number of bytes
+        that its client had acknowledged by then.
         """
         self._pings_due: deque[Pingable] = deque()
-        """Connections that the last pass found silent, and that are not pinged yet."""
+        """Connections that were silent at the last pass, and have not been pinged yet."""
 
     async def run(self) -> None:
         """Makes a pass over all connections at each tick, until its task is cancelled."""
@@ -154,7 +156,7 @@ class Keepalive:
     def send_pings(self, left_s: float = 0.0) -> None:
         """Pings a group of silent connections.
 
-        The size of the group is such that all pings are spread evenly over the next `left_s` seconds.
+        The group is just large enough that all due pings are spread evenly over the next `left_s` seconds.
         """
         share = 1.0 if left_s <= PING_PAUSE_S else PING_PAUSE_S / left_s
         for _ in range(ceil(len(self._pings_due) * share)):
