@@ -73,7 +73,7 @@ class Running:
         await eventually("the bridge listens", self.is_alive)
 
     async def no_longer_listens(self) -> None:
-        """Waits until the bridge accepts no connections: it has then handled the first signal."""
+        """Waits until the bridge no longer accepts connections, because it has then handled the first signal."""
 
         async def is_refused() -> bool:
             try:
@@ -120,7 +120,7 @@ async def bridge(
 
 
 class FullPipe:
-    """A full pipe, as if another program had written to it."""
+    """A full pipe, as if another program had filled it."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -241,8 +241,8 @@ async def test_bridge_runs_without_standard_error(style: str) -> None:
     async with bridge(None, "--log-format", style, command=(*CLOSED, *COMMAND)) as running:
         await running.listens()
         assert (await running.get("/updates", host="elsewhere.example"))[0] == 403
-        # If descriptor 2 were free, the bridge's next socket would get this number. Errors from C code would go to this
-        # socket.
+        # If descriptor 2 were free, the bridge's next socket would get this number. C code would then write its errors
+        # to this socket.
         assert Path(f"/proc/{running.process.pid}/fd/2").samefile(os.devnull)  # noqa: ASYNC240 - /proc never blocks
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0
@@ -299,7 +299,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -> None:
     with terminal() as (ours, its):
-        # Ctrl-S in a terminal stops the output in the same way.
+        # This call stops the terminal's output, as Ctrl-S does.
         termios.tcflow(its, termios.TCOOFF)
         async with bridge(its) as running:
             await running.listens()

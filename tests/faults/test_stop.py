@@ -1,4 +1,4 @@
-"""The bridge stops under load: what reading clients still get, and what it costs if other clients don't read."""
+"""The bridge stops under load: what clients that read still get, and how clients that don't read delay it."""
 
 import asyncio
 import resource
@@ -36,7 +36,10 @@ READERS, STALLED = 990, 10
 SHUTDOWN_TIMEOUT_S, GRACE_S = 4, 1
 
 PAUSE_S = 0.02
-"""The pause between two events. This rate is enough load, because a thousand clients run in this one process."""
+"""The pause between two events.
+
+Fifty events per second are enough load, because all thousand clients run in this one process.
+"""
 
 FILES = 4096
 """The limit on open files. For a thousand clients, this process and the bridge need a thousand sockets each."""
@@ -122,12 +125,12 @@ async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time
 
 
 class Newcomers:
-    """Clients that, again and again, connect, send a request, read the beginning of the answer, and leave."""
+    """Clients that repeatedly connect, send a request, read the beginning of the answer, and leave."""
 
     def __init__(self, port: int, count: int) -> None:
         self._port = port
         self.outcomes: Counter[str] = Counter()
-        """How often each status was answered, and how often each error occurred instead of an answer."""
+        """How often each status was received, and how often each error occurred instead of an answer."""
         self._coming = [asyncio.create_task(self._come(place)) for place in range(count)]
 
     async def _come(self, place: int) -> None:

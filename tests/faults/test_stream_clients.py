@@ -1,4 +1,4 @@
-"""Resuming clients of bridges on a stream, during faults of the stream and its broker."""
+"""Clients that resume from bridges with a stream, during faults of the stream and its broker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,9 +19,9 @@ from tests.support.running import consumer_of, port_of, running, sample, started
 from tests.support.waiting import eventually
 
 SETTLED_S = 6.0
-"""The minimum age at which a stream survives a kill of its broker.
+"""A stream that is at least this old survives when its broker is killed.
 
-RabbitMQ 3.10 never finds its first stream again if it is killed a second after the declaration.
+RabbitMQ 3.10 never finds its first stream again if the broker is killed a second after it declared the stream.
 """
 
 
@@ -149,7 +149,7 @@ async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
 async def test_restarted_bridge_sends_new_updates_and_keeps_old_ones(
     broker: Broker, amqp: AbstractConnection, exchange: str, stream: str, rejects: str
 ) -> None:
-    """After a restart, a bridge only counts an old invalid event, because the earlier bridge has rejected it."""
+    """After a restart, a bridge does not reject an old invalid event again: it only counts the event."""
     settings = {**flags(exchange, stream), "reject_exchange": rejects}
     async with running(broker.url, **settings) as bridge:
         await publish(amqp, exchange, killmail(1), b"invalid", killmail(2), killmail(1))

@@ -1,4 +1,4 @@
-"""Possible losses of a stream: the bridge that detects a loss reports it to all readers. No loss is silent."""
+"""A bridge that detects a possible loss of events from a stream reports it to all readers. No loss is silent."""
 
 import asyncio
 import signal
@@ -40,7 +40,7 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""The minimum age at which a new stream survives a kill of its broker."""
+"""A new stream that is at least this old survives when its broker is killed."""
 
 SIZE, TOGETHER = 4000, 20
 """The size of an event in bytes, and the number of events in a batch. The broker keeps or drops each batch as a
@@ -78,8 +78,8 @@ async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
             await eventually("the newest is read", lambda: int(recorder.bodies[-1]) == 1499)
             losses = consumer._metrics.registry.get_sample_value("bridge_broker_losses_total")
     lost = [line for line in logged if line["event"] == "broker lost"]
-    # RabbitMQ 4.3.6 sometimes closes the connection with 541 when it deletes a segment of the stream while it still
-    # reads the segment.
+    # RabbitMQ 4.3.6 sometimes closes the connection with error 541 because it deletes a segment of the stream that it
+    # is still reading.
     assert all("INTERNAL_ERROR" in line["error"] for line in lost)
     assert losses == len(lost)
     numbers = [int(body) for body in recorder.bodies]
@@ -242,7 +242,7 @@ async def test_declared_exchange_is_reported_although_the_connection_failed(
 async def test_events_that_the_broker_loses_on_its_return_are_a_gap_for_all_readers_then_or_later(
     mortal_broker: Broker,
 ) -> None:
-    """The readers start before the kill, while the broker is down, and much later."""
+    """One reader starts before the broker is killed, one while the broker is down, and one much later."""
     exchange, stream = unique("exchange"), stream_of(unique("stream"))
     older, waiting, later = Recorder(), Recorder(), Recorder()
     async with reading(mortal_broker.url, exchange, stream, older) as first:
@@ -273,7 +273,7 @@ async def test_events_that_the_broker_loses_on_its_return_are_a_gap_for_all_read
     assert len(own) == 2
     assert {gap.reason for gap in own if gap} == {AWAY}
     assert later.bodies[: len(older.bodies)] == older.bodies
-    # The later reader gets the gap only after the ten events from before the broker was killed.
+    # The later reader gets the gap only after the ten events that were published before the broker was killed.
     assert later.log.index(later.gaps[0]) > len(older.bodies[:10])
 
 

@@ -122,7 +122,7 @@ async def test_existing_stream_needs_no_permission_to_declare_it(node_broker: Pr
 async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
     node_broker: PrivateNode, kind: FieldTable, configure: str
 ) -> None:
-    """Without the permission to declare the queue, only the attempt to consume it as a stream shows its type."""
+    """A bridge that may not declare the queue learns the queue's type only by trying to consume it as a stream."""
     async with (
         place(node_broker, kind=kind) as (exchange, stream),
         observer(node_broker.url) as amqp,

@@ -75,7 +75,7 @@ CANCELLER = Canceller()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tunnel(broker: Broker) -> AsyncIterator[Proxy]:
-    """The proxy between the bridges on the stage and the broker."""
+    """The proxy between the bridges of the fixture `stage` and the broker."""
     async with proxy(broker.url) as tunnel:
         tunnel.alteration = CANCELLER.of_a_connection
         await tunnel.open()
@@ -91,7 +91,7 @@ async def stage(broker: Broker, tunnel: Proxy) -> AsyncIterator[Scene]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def observing(broker: Broker) -> AsyncIterator[AbstractConnection]:
-    """Yields an observer's connection that belongs to the event loop of the stage."""
+    """Yields an observer's connection in the event loop of the fixture `stage`."""
     async with observer(broker.url) as connection:
         yield connection
 
@@ -128,8 +128,8 @@ async def test_exchange_that_is_deleted_and_declared_again_is_bound_again(
 ) -> None:
     """Promise: the bridge notices the missing binding within 1.5 s, although the broker does not report it.
 
-    Events that were published before the new binding are lost. No program can detect this loss, because the broker does
-    not list bindings.
+    Events that are published while the binding is missing are lost. No program can detect this loss, because the broker
+    does not list bindings.
     """
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.FANOUT)

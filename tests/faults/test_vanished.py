@@ -21,11 +21,13 @@ TICK_S = PING_INTERVAL_S / 4
 """The precision of the times that the bridge measures."""
 
 GONE_LIMIT_S = 15.0
-"""The longest time from the eviction until the client's descriptor is free: 10 s to answer the close frame, and a
-reserve."""
+"""The longest time from the eviction until the client's descriptor is free.
+
+It is 10 s for the answer to the close frame, plus a reserve.
+"""
 
 
-@pytest.mark.alone  # the test measures the time of the eviction to half a second
+@pytest.mark.alone  # the test measures the time of the eviction with a precision of half a second
 async def test_client_on_a_vanished_machine_is_evicted_as_idle_and_takes_no_more_resources(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:

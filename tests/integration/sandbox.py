@@ -1,8 +1,8 @@
 """`python sandbox.py SYSTEM-CALLS COMMAND ...`: runs COMMAND, which can use only SYSTEM-CALLS, as under systemd.
 
 The script sets what a service manager sets between fork and exec: no new privileges, no memory that is both writable
-and executable, and a filter that makes every other system call fail with EPERM. The script needs libseccomp, which
-systemd requires.
+and executable, and a filter that makes all system calls except SYSTEM-CALLS fail with EPERM. The script needs
+libseccomp, which systemd requires.
 """
 
 import ctypes

@@ -29,7 +29,7 @@ async def listener(
 ) -> AsyncIterator[tuple[int, Path, list[bytes]]]:
     """Runs a TLS server with a self-signed certificate. Yields the server's port, certificate and received bytes.
 
-    With `trusts`, a file of trusted certificates, the server requires a client certificate. A `silent` server aborts
+    If `trusts` is a file of trusted certificates, the server requires a client certificate. A `silent` server aborts
     each connection.
     """
     chain, key = certificate(folder, "broker")

@@ -38,7 +38,10 @@ PATHS = ["/updates?after=1-00000001", "/updates?after=2-00000002&systemId=1", "/
 
 
 async def replay(client: ServerConnection) -> None:
-    """Plays a bridge that answers a client. For the second path in PATHS, the `resume` message is not complete."""
+    """Plays a bridge that answers a client.
+
+    For the second path in PATHS, the `resume` message reports an incomplete replay.
+    """
     assert client.request is not None
     if "after" in client.request.path:
         resume = {"complete": "systemId" not in client.request.path, "replayed": KEPT, "id": "1-00000001"}

@@ -189,7 +189,7 @@ async def test_older_curl_prints_updates(bridge: Bridge, amqp: AbstractConnectio
 
 
 def refused_queries() -> Sequence[str]:
-    """Queries that are errors according to the section about filters."""
+    """Queries that are refused according to the section about filters."""
     return "type=killmail,event", "type[]=killmail", "type=nothing", "systemId=Jita"
 
 

@@ -209,7 +209,7 @@ async def test_pauses_are_short_again_after_a_connection_that_has_lasted(
     bridge: ScriptedBridge, following: Following
 ) -> None:
     async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=0.0):
-        # If the pauses only grew, they would take more than a minute.
+        # If the pauses never became short again, they would take more than a minute.
         for times in range(1, 16):
             await connected(bridge, times)
             bridge.drop()

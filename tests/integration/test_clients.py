@@ -188,7 +188,7 @@ async def test_evicted_client_can_read_its_close_code_after_the_bridge_has_ended
         stalled.pause()
         await publish(amqp, exchange, *(killmail(number, padding="x" * 50_000) for number in range(60)))
         await eventually("the client is evicted", lambda: process.logged("client evicted"))
-        # The bridge gives the remaining bytes to the kernel in one more turn of its event loop.
+        # The bridge needs one more turn of its event loop to pass the remaining bytes to the kernel.
         assert (await get(port, "/healthz"))[0] == 200
         process.process.kill()
         stalled.resume()

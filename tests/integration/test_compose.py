@@ -37,7 +37,7 @@ SECRETS = {"BROKER_PASSWORD": "secret", "ERLANG_COOKIE": "cookie"}
 
 
 def compose(file: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs docker-compose with a file, without secrets except for the given variables."""
+    """Runs docker-compose with a file, and with no secrets other than the given variables."""
     environment = {name: text for name, text in os.environ.items() if name not in SECRETS}
     profiles = [word for profile in PROFILES for word in ("--profile", profile)]
     command = [program("docker-compose"), *profiles, "-f", str(FOLDER / file), *arguments]
@@ -46,8 +46,8 @@ def compose(file: str, *arguments: str, **variables: str) -> subprocess.Complete
 
 def read(file: str, **variables: str) -> dict[str, Any]:
     """Returns the file with all references resolved. Fails if docker-compose does not accept the file."""
-    # Version 1 of docker-compose writes YAML only. Version 1 needs a YAML parser in Debian's Python, and the test uses
-    # the same parser.
+    # Version 1 of docker-compose writes YAML only. docker-compose 1 needs a YAML parser in Debian's Python, so the test
+    # can use that parser too.
     first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
     done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from tests.support.waiting import LIMIT_S, eventually
 EXCHANGE = "bridge.demo"
 
 END_LIMIT_S = 15.0
-"""The maximum time for the demo to end: the bridge's shutdown timeout, and a reserve."""
+"""The maximum time for the demo to end: the bridge's shutdown timeout, plus a reserve."""
 
 START_LIMIT_S = 90.0
 """The time in which a node and the bridge start on a busy machine."""
@@ -129,7 +129,7 @@ async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
         assert {update["type"] for update in updates} == {"killmail"}
         assert len({update["data"]["killmailId"] for update in updates}) == 10
         assert await exists(amqp, EXCHANGE)
-        # The processes are the demo, the shell around the bridge, its watcher, and the bridge.
+        # The processes are the demo, the shell around the bridge, the shell's watcher, and the bridge.
         assert len(marked(mark)) >= 3
         process.send_signal(signal.SIGINT)
         assert await client.closed() == 1001

@@ -45,7 +45,7 @@ def test_private_node_listens_on_loopback_only_and_leaves_nothing_behind(node: P
     assert any(Path(f"/proc/{pid}/comm").read_text().startswith("beam") for pid in processes)
     assert answers_amqp("127.0.0.1", node.port)
     listening = _listening(processes)
-    assert len({port for _, port in listening}) == 3  # the ports of AMQP, the distribution and epmd
+    assert len({port for _, port in listening}) == 3  # the ports for AMQP, for Erlang's distribution and for epmd
     assert {address for address, _ in listening} <= {"0100007F", "00000000000000000000000001000000"}
     node.stop()
     assert not node.directory.exists()
@@ -126,7 +126,7 @@ def _read(path: str) -> bytes:
 
 
 def _listening(pids: list[int]) -> set[tuple[str, str]]:
-    """Returns address and port of each TCP socket on which the processes listen, as /proc writes them."""
+    """Returns the address and port of each TCP socket on which the processes listen, in the format of /proc."""
     targets = {str(fd.readlink()) for pid in pids for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     rows = [line.split() for name in ("tcp", "tcp6") for line in _read(f"/proc/net/{name}").decode().splitlines()[1:]]
     found = [row[1].partition(":") for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in targets]

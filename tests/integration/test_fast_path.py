@@ -42,14 +42,14 @@ TINY = 2304
 
 LARGE = 200_000
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER with 0 s: closing the socket resets the connection, even with unsent data."""
+"""SO_LINGER with 0 s: closing the socket resets the connection, even if there is unsent data."""
 
 
 class ByteStream(Protocol):
     """A client's end of a connection."""
 
     async def read(self, max_bytes: int) -> bytes:
-        """Waits for data, and returns at most `max_bytes` bytes. Returns no bytes at the end of the connection."""
+        """Waits for data, and returns at most `max_bytes` bytes. Returns empty bytes if the connection has ended."""
 
 
 class Plain:
@@ -157,7 +157,7 @@ def new_socket(receive_bytes: int | None) -> socket.socket:
 
 
 def event(number: int) -> dict[str, object]:
-    """Returns a killmail with its own padding: of every eight killmails, one is large and one is medium."""
+    """Returns a killmail whose padding depends on its number: of every eight, one is large and one is medium."""
     size = LARGE if number % 8 == 3 else 30_000 if number % 8 == 6 else number % 300
     return killmail(number, padding=f"{number:06d}" * (size // 6))
 

@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 SHUTDOWN_TIMEOUT_S = 8
-"""The default of BRIDGE_SHUTDOWN_TIMEOUT. By default, an engine waits 10 s for the end of a container."""
+"""The default of BRIDGE_SHUTDOWN_TIMEOUT. By default, an engine waits 10 s for a container to stop."""
 
 HEALTH_LIMIT_S = 60.0
 """The time limit for a health check, which is slow on a busy machine because it starts a process in the container."""
@@ -147,7 +147,7 @@ async def test_bridge_is_the_only_process_and_has_no_root_and_no_capability(brid
         top = bridge.container.top(ps_args="-o pid,args")["Processes"]
         return [command for _, command in top] == ["/opt/edk-bridge/bin/python3 /opt/edk-bridge/bin/edk-bridge serve"]
 
-    # The process of a health check may also run for a moment.
+    # For a moment, the process of a health check may be running too.
     await eventually("the bridge is the only process", alone)
     _, text = bridge.python("print(open('/proc/1/status').read())")
     status = dict(re.findall(r"(\w+):\t(.*)", text))
@@ -202,7 +202,7 @@ async def test_without_its_broker_it_is_healthy_and_not_ready(place: Site) -> No
 
 async def test_health_check_uses_tls_if_the_bridge_does(place: Site, tmp_path: Path) -> None:
     chain, key = certificate(tmp_path, "contained")
-    # The bridge in the container runs as another user than the owner of the key.
+    # The bridge in the container does not run as the user who owns the key.
     key.chmod(0o644)
     variables = {"BRIDGE_TLS_CERTIFICATE": "/tls/chain.pem", "BRIDGE_TLS_KEY": "/tls/key.pem", "BRIDGE_PORT": "3443"}
     with place.bridge({chain: "/tls/chain.pem", key: "/tls/key.pem"}, **variables) as secure:

@@ -1,4 +1,4 @@
-"""Ctrl-C at many moments of the start of each command: the command ends with 130 and prints nothing."""
+"""Ctrl-C at many moments while a command starts: the command ends with 130 and prints nothing."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ async def silent_port() -> AsyncIterator[int]:
 
 
 async def interrupted(delay_ms: int | None, *arguments: str) -> tuple[int | None, str]:
-    """Returns the exit code and all output of a command that gets SIGINT after a delay, or none."""
+    """Returns the exit code and all output of a command. If there is a delay, the command gets SIGINT after that."""
     process = await asyncio.create_subprocess_exec(
         *("env", "--default-signal=INT", sys.executable, "-c", START, *arguments),
         env=plain_environment(),
@@ -64,7 +64,7 @@ async def interrupted(delay_ms: int | None, *arguments: str) -> tuple[int | None
         async with asyncio.timeout(LIMIT_S):
             assert await process.stdout.readline() == b"started\n"
             if delay_ms is not None:
-                # This sleep does not wait for a condition: each delay interrupts the start at another moment.
+                # This sleep does not wait for a condition: each delay interrupts the start at a different moment.
                 await asyncio.sleep(delay_ms / 1000)
                 with suppress(ProcessLookupError):  # a command that only prints may have ended
                     # If the process has ended, send_signal would fetch the exit code, and asyncio would miss it.
@@ -107,8 +107,8 @@ async def test_interrupted_command_that_only_prints_ends_quietly_or_has_ended(ar
     _, complete = await interrupted(None, *arguments)
     for delay_ms in DELAYS_MS:
         code, output = await interrupted(delay_ms, *arguments)
-        # While Python shuts down, it has already removed its signal handler. A shell also reports 130 if SIGINT kills
-        # the process.
+        # When Python shuts down, it removes its signal handler some time before the process ends. A shell also reports
+        # 130 if SIGINT kills the process.
         assert code in (0, 130, -signal.SIGINT), output
         assert complete.startswith(output), delay_ms
 

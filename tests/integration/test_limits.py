@@ -205,7 +205,10 @@ async def test_limit_of_each_address_applies_to_other_machines_and_not_to_loopba
         port = await process.port()
 
         async def status() -> tuple[bytes, int]:
-            """Connects from the other machine. Returns the status of the response, and the close code or 0."""
+            """Connects from the other machine.
+
+            Returns the status of the response, and the close code, or 0 if there is none.
+            """
             client_socket = await net.connect_from_outside(port)
             client_socket.settimeout(0)
             reader, writer = await asyncio.open_connection(sock=client_socket)

@@ -46,7 +46,7 @@ def promtool(*arguments: str, text: str = "") -> str:
 
 
 def panels() -> Iterator[tuple[str, str, str]]:
-    """The panel, the text and the legend of each expression of the dashboard."""
+    """Yields, for each expression of the dashboard, the title of its panel, the expression and its legend."""
     for panel in orjson.loads(DASHBOARD.read_bytes())["panels"]:
         for target in panel["targets"]:
             yield panel["title"], target["expr"], target["legendFormat"]
@@ -169,7 +169,7 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
 
 
 def test_each_single_figure_has_its_own_thresholds_and_no_decimals() -> None:
-    """By default, Grafana shows values from 80 on as bad. Prometheus extrapolates increases, so they have decimals."""
+    """By default, Grafana shows 80 and more as bad. Prometheus extrapolates increases, so they have decimals."""
     found = [panel for panel in orjson.loads(DASHBOARD.read_bytes())["panels"] if panel["type"] == "stat"]
     assert found
     for panel in found:

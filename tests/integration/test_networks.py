@@ -60,7 +60,7 @@ async def reachable_bridge(
 
 
 async def first_line(net: Island, port: int, address: str, *headers: str, host: str | None = None) -> bytes:
-    """Returns the first line of the response to a client with this address, or no bytes without a response."""
+    """Returns the first line of the response to a client with this address, or empty bytes if there is no response."""
     host = host or (f"[{NEAR_V6}]" if ":" in address else NEAR)
     client_socket = await net.connect_from_outside(port, address)
     client_socket.settimeout(0)

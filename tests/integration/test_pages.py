@@ -171,7 +171,7 @@ TIMEOUT_S = 0.5
 """The handshake timeout, which also ends a response that the client does not read."""
 
 PAUSE_S, READ_BYTES = 0.06, 16_384
-"""A client that reads READ_BYTES after each pause of PAUSE_S needs more than seven timeouts for LARGE_BYTES."""
+"""A client that reads READ_BYTES after each pause of PAUSE_S takes more than seven timeouts to read LARGE_BYTES."""
 
 
 @asynccontextmanager

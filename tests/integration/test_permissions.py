@@ -72,7 +72,7 @@ class Case:
 
 
 def kind_of(name: str) -> str:
-    """Returns the kind of object that a regular expression in a permission matches, such as an exchange."""
+    """Returns the kind of object, such as an exchange, that a regular expression in a permission matches."""
     kinds = {EXCHANGE: "exchange", QUEUE: "queue", STREAM: "stream", REJECTS: "rejects"}
     plain = name.replace("\\", "")
     return kinds.get(plain, plain.removesuffix("-.*"))

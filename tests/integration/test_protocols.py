@@ -85,7 +85,7 @@ def run(*command: str | Path) -> None:
 def require(way: str) -> None:
     """Skips the test if the client is not installed.
 
-    Call `require` before resources are open, because a skip does not close them.
+    Call `require` before you open any resources, because a skip does not close them.
     """
     if way == "rhea" and shutil.which("node") is None:
         unavailable("node is not installed; `make prepare` installs it")

@@ -63,7 +63,10 @@ FILES = {"nginx": "nginx.conf", "caddy": "Caddyfile", "haproxy": "haproxy.cfg"}
 
 @asynccontextmanager
 async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIterator[None]:
-    """Runs the proxy on port 443 of a simulated network. `changes` are replacements in the configuration."""
+    """Runs the proxy on port 443 of a simulated network.
+
+    `changes` are texts to replace in the configuration, each with its replacement.
+    """
     chain, key = certificate(folder, NAME)
     (folder / "certificate-and-key.pem").write_text(chain.read_text() + key.read_text())
     text = (CONFIGURATIONS / FILES[kind]).read_text().replace("/etc/ssl/kills", str(folder))
@@ -148,7 +151,7 @@ async def connect(net: Island, address: str) -> tuple[asyncio.StreamReader, asyn
 
 
 def handshake(*headers: str, host: str = NAME) -> bytes:
-    """A handshake whose Host header omits the default port, as in browsers."""
+    """A handshake whose Host header omits the default port, as browsers send it."""
     return request(PORT, host=host, headers=headers).replace(b":443\r\n", b"\r\n", 1)
 
 
@@ -245,7 +248,7 @@ async def test_refusal_of_a_handshake_that_nginx_changed_has_a_hint(
 
 
 async def status_or_zero(net: Island, address: str, request_bytes: bytes) -> int:
-    """Returns the status of the response to a client with this address, or 0 without a response."""
+    """Returns the status of the response to a client with this address, or 0 if there is no response."""
     try:
         return await status_of(net, address, request_bytes)
     except (IndexError, OSError):
@@ -355,8 +358,8 @@ async def test_load_balancer_of_the_readme_selects_the_bridges_that_are_ready(
         )
         (tmp_path / "haproxy.cfg").write_text(configuration)
         async with program_running([program("haproxy"), "-db", "-f", "haproxy.cfg"], tmp_path, port):
-            # The check that HAProxy listens may count as a bridge's first connection, so the first two clients may get
-            # the same bridge.
+            # When the test checks whether HAProxy listens, HAProxy may already assign this connection to a bridge, so
+            # the first two clients may get the same bridge.
             clients = list[RawClient]()
             while any(sample(bridge, "bridge_connections", transport="websocket") == 0 for bridge in (first, second)):
                 assert len(clients) < 10

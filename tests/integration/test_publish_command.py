@@ -1,4 +1,4 @@
-"""`edk-bridge publish` as a process with files and pipes, at a real broker."""
+"""`edk-bridge publish` as a process with files and pipes, and with a real broker."""
 
 import asyncio
 import os

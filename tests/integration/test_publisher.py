@@ -219,7 +219,7 @@ async def test_missing_exchange_is_declared_as_a_durable_fanout_on_demand(
 ) -> None:
     async with Publisher(broker.url, exchange, declare=True) as publisher:
         await publisher.broadcast("killmail", EXAMPLE)
-    # The broker refuses this declaration if the exchange has other properties.
+    # The broker refuses this declaration if the existing exchange has different properties.
     await (await amqp.channel()).declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
 
 

@@ -124,9 +124,9 @@ async def test_headers_that_are_too_large_to_publish_are_omitted_and_named_in_a_
 async def test_user_id_and_expiration_become_headers_and_forged_reasons_are_replaced(
     shared: Shared, amqp: AbstractConnection
 ) -> None:
-    """The broker would refuse a reject that kept a foreign user id, and drop a reject that kept its expiration."""
+    """The broker would refuse a reject with the event's user id, and drop a reject with the event's expiration."""
     forged = {"x-reject-user-id": "root", "x-reject-reason": "placeholder", "x-reject-headers": "?", "source": "f-1"}
-    # aio-pika takes seconds and sends milliseconds. 60 s is long enough for the delivery.
+    # aio-pika takes the expiration in seconds and sends it in milliseconds. 60 s is long enough for the delivery.
     await publish(amqp, shared.exchange, b"[]", headers=forged, user_id="guest", expiration=60)
     await publish(amqp, shared.exchange, b"[]", headers=forged)
     first, last = await take(amqp, shared.rejects, 2)

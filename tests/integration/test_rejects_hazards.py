@@ -20,7 +20,7 @@ from tests.support.publishing import bind, numbers_in, rejected
 from tests.support.waiting import eventually
 
 CHANNELS = 2047
-"""RabbitMQ's limit of channels for each connection."""
+"""RabbitMQ's limit on the number of channels per connection."""
 
 
 async def put(amqp: AbstractConnection, rejects: str, *headers: dict[str, Any], kind: str = "classic") -> None:

@@ -99,7 +99,7 @@ async def test_id_from_before_a_restart_is_unknown(broker: Broker, exchange: str
 async def test_only_clients_with_ids_get_events_of_a_restart(
     way: str, broker: Broker, exchange: str, amqp: AbstractConnection, *, complete: bool, replayed: int
 ) -> None:
-    """The cases are the table in docker/README.md, section "Upgrade"."""
+    """The cases are the rows of the table in docker/README.md, section "Upgrade"."""
     name = unique("upgrade")
     settings = {"exclusive": {}, "queue": {"queue": name}, "stream": {"history": "stream", "history_stream": name}}[way]
     flags = {"exchanges": f"{exchange}=killmail", **settings}
@@ -156,7 +156,7 @@ async def test_client_that_was_too_slow_resumes_with_complete_false(
 async def test_clients_that_reconnect_under_load_get_each_update_once_and_in_order(
     bridge: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Some clients have a filter, and some read slowly. Each connection lasts only some milliseconds."""
+    """Some clients have a filter, and some read slowly. Each connection lasts only a few milliseconds."""
     port = port_of(bridge)
     async with resuming_clients(port, 8) as everything, resuming_clients(port, 4, systemId="5") as of_system:
         publishing = asyncio.create_task(_publish_all(amqp, exchange, 3000))

@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""The minimum age at which a new stream survives a kill of its broker."""
+"""A new stream that is at least this old survives when its broker is killed."""
 
 
 def stream_of(name: str, window: int = 1000) -> StreamConfig:

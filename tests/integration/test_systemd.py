@@ -33,8 +33,10 @@ SANDBOX = Path(__file__).parent / "sandbox.py"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 NO_BATCHED_WRITES = "io_submit is not available"
 MOST_EXPOSED = 15
-"""The highest exposure, on a scale to 100, that `systemd-analyze security` is allowed to report. Most of the exposure
-comes from the access to the network."""
+"""The highest exposure, on a scale from 0 to 100, that `systemd-analyze security` is allowed to report.
+
+Most of the exposure comes from network access.
+"""
 
 
 def directives(name: str) -> list[str]:

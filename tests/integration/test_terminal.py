@@ -18,7 +18,7 @@ from tests.support.killmail import EXAMPLE
 from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
-"""Matches an erased spinner."""
+"""Matches the output of a spinner that was erased again."""
 START = ("-c", TAIL_SCRIPT.format(pauses=IMPATIENT))
 
 

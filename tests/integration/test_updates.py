@@ -1,4 +1,4 @@
-"""Updates from a real RabbitMQ to real WebSocket clients, compared byte by byte where the contract says so."""
+"""Updates from a real RabbitMQ to real WebSocket clients, compared byte by byte where the contract requires it."""
 
 import time
 from collections.abc import AsyncIterator
@@ -91,7 +91,7 @@ async def test_type_is_from_the_message_or_the_default_of_its_exchange(
 
 async def test_missing_exchange_is_declared_as_a_durable_fanout(shared: Shared, amqp: AbstractConnection) -> None:
     channel = await amqp.channel()
-    # The broker refuses this declaration if the exchange has other properties.
+    # The broker refuses this declaration if the existing exchange has different properties.
     await channel.declare_exchange(shared.declared, aio_pika.ExchangeType.FANOUT, durable=True)
 
 
@@ -159,7 +159,7 @@ async def test_named_queue_keeps_events_while_the_bridge_is_stopped(
 async def test_unsettled_events_never_exceed_the_prefetch(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """A rejected event without a confirm stays unsettled, so the broker delivers no more events than the prefetch."""
+    """An event is unsettled until its reject is confirmed, so the broker delivers no more events than the prefetch."""
     channel = await amqp.channel()
     # The queue refuses every message, so the broker answers each publish with a nack.
     await channel.declare_exchange(rejects, aio_pika.ExchangeType.FANOUT, durable=True)

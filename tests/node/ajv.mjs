@@ -22,7 +22,7 @@ const schemas = files.map((file) => JSON.parse(readFileSync(join(folder, file), 
 schemas.forEach((schema) => ajv.addSchema(schema));
 files.forEach((file, i) => (validators[file.slice(0, -".json".length)] = ajv.getSchema(schemas[i].$id)));
 
-// The pointer to a missing member is the place where the member should be, as in the bridge's pointers.
+// The JSON Pointer for a missing member names the place where the member should be, as the bridge's pointers do.
 const pointer = ({ instancePath, keyword, params }) =>
   keyword === "required"
     ? `${instancePath}/${params.missingProperty.replaceAll("~", "~0").replaceAll("/", "~1")}`

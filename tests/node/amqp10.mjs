@@ -1,5 +1,5 @@
-// `node amqp10.mjs HOST PORT ADDRESS KIND BODY` sends one message by AMQP 1.0. KIND names the form in which the message
-// carries the body. The program ends with 0 when the broker has accepted the message.
+// `node amqp10.mjs HOST PORT ADDRESS KIND BODY` sends one message over AMQP 1.0. KIND names the form in which the
+// message carries the body. The program ends with 0 when the broker has accepted the message.
 import rhea from "rhea";
 
 const [host, port, address, kind, body] = process.argv.slice(2);

@@ -1,8 +1,8 @@
 // Follows a bridge with the example for Node, node.mjs, in the same folder. Prints a line for each callback and update:
 // ["update", ...], ["missed", ...], ["connected", id], ["disconnected", why], ["refused", sentence].
 //
-// A line on standard input ends the program. With "slow" as the third argument, the program reads only one update
-// before a line arrives on standard input.
+// Without a third argument, a line on standard input ends the program. With "slow" as the third argument, the program
+// reads one update, and then waits for a line on standard input before it reads any others.
 
 import process from "node:process";
 import { createInterface } from "node:readline";

@@ -2,7 +2,7 @@
 
 A fetcher publishes valid and invalid events, at a steady rate and in bursts. Clients read, come and go, stall, read
 slowly or break the protocol. Every 20 s, there is a fault of the broker or of the connection to it. The run fails if a
-healthy client loses an update or gets it twice, if memory grows, or if a task or a descriptor is left.
+healthy client loses an update or gets it twice, if memory grows, or if a task or a descriptor is left over.
 """
 
 import argparse

@@ -24,7 +24,7 @@ READ_ON_S = 4.0
 evicted client after 10 s."""
 
 CLOSE_FRAME_LIMIT_S = 5.0
-"""The maximum time until a close frame must arrive."""
+"""The time limit for the arrival of a close frame."""
 
 STALLED_BYTES, SLOW_BYTES = 4096, 16384
 """The sizes of the kernel's receive buffers of a stalled client and of a slow client."""
@@ -124,7 +124,7 @@ class Crowd:
         self._plan = plan
         self._stretches = stretches
         self._evicted: dict[int, asyncio.Future[None]] = {}
-        """For each client's own port, a future that is done when the bridge logs the client's eviction."""
+        """Maps each client's own port to a future that is done when the bridge logs the client's eviction."""
         self._lines = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.seen: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """A fetcher: publishes valid and invalid events, at a steady rate and in bursts, and records the confirmed events.
 
-The fetcher reconnects by itself, and publishes no event twice. At the end of a connection, events without a confirm are
-unsure: they may or may not reach a client.
+The fetcher reconnects by itself, and publishes no event twice. When a connection ends, the fate of the events without a
+confirm is unknown: they may or may not reach a client.
 """
 
 import asyncio

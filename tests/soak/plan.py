@@ -58,7 +58,7 @@ class Plan:
     invalid_every: int = 50
     """An invalid event comes after each group of this many events."""
     prime: int = 9000
-    """The number of events before the run begins, which is more than the window of duplicates and the log can hold."""
+    """The number of events published before the run: more than the window of duplicates and the log can hold."""
 
     @property
     def warm_up_s(self) -> float:
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def faults(self) -> int:
-        """The number of faults, which leaves the last fault time to end."""
+        """The number of faults, which is low enough for the last fault to end before the run does."""
         return int((self.seconds - self.warm_up_s) / self.fault_every_s)
 
 
@@ -91,7 +91,7 @@ PADDING = "x" * 900
 def plan_of(seconds: float) -> Plan:
     """Returns the plan of a run of `seconds` seconds."""
     active_s = seconds * (1 - WARM_UP)
-    # A short run has each fault once, and a long run has each fault often.
+    # A short run has each fault once, and a long run has each fault many times.
     fault_every_s = min(20.0, active_s / len(Fault))
     return Plan(
         seconds=seconds,

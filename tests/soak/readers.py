@@ -63,7 +63,10 @@ class Reader(asyncio.Protocol):
         self._rest = data[self._frames(data, at) :]
 
     def _frames(self, data: bytes, at: int) -> int:
-        """Processes complete frames from `at` on. Returns the start of the first incomplete frame."""
+        """Processes the complete frames, beginning at the position `at`.
+
+        Returns the start of the first incomplete frame.
+        """
         end = len(data)
         while at + 2 <= end:
             length, start = data[at + 1], at + 2
@@ -120,7 +123,7 @@ class Reader(asyncio.Protocol):
         self.transport.abort()
 
     async def leave(self) -> None:
-        """Ends the connection in any state."""
+        """Ends the connection, whatever its state."""
         if self.transport is not None:
             self.transport.abort()
             await self.lost
@@ -134,7 +137,7 @@ class Healthy(Reader):
         self.counts = bytearray()
         self.newest = 0
         self.late = 0
-        """The number of updates that arrived after newer updates, in deliveries that the broker repeated."""
+        """The number of updates that arrived after newer updates, because the broker delivered them again."""
 
     def update(self, number: int) -> None:
         counts = self.counts

@@ -42,7 +42,7 @@ From the log of the bridge, the test learns that a client that reads nothing was
 """
 
 STILL_S = 1.0
-"""After the queue is empty, an update that was sent twice would arrive within this time."""
+"""If an update is sent twice, the second copy arrives within this time after the queue is empty."""
 
 GOING_AWAY = 1001
 
@@ -138,7 +138,7 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
 
 
 async def _run_load(stage: Stage, plan: Plan, breaking: Breaking) -> None:
-    """Runs fetcher, clients and faults at the same time, for the planned time."""
+    """Runs the fetcher, the clients and the faults together for the planned time."""
     stage.fetcher.begin()
     stage.crowd.begin()
     looking = asyncio.create_task(_notify_evicted(stage))

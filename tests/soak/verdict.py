@@ -58,7 +58,7 @@ class Evidence:
     noticed: Mapping[str, int] = field(default_factory=dict)
     """Failures that were noticed during the run, and how often each was noticed."""
     expected: Mapping[str, int] = field(default_factory=dict)
-    """The events that must happen so that the run proves something, and how often each happened."""
+    """What must happen for the run to be conclusive, and how often each of these things happened."""
 
 
 def wrong(evidence: Evidence) -> list[str]:

@@ -63,7 +63,7 @@ class Watch:
     async def counts(self) -> tuple[int, int]:
         """Returns the present numbers of tasks and descriptors."""
         tasks = int(await metric(self._port, "bridge_tasks"))
-        # The connection of this request may stay open for some milliseconds.
+        # The connection of this request may stay open for a few milliseconds.
         seen = [descriptors(self._pid)]
         for _ in range(LOOKS):
             await asyncio.sleep(LOOK_S / LOOKS)

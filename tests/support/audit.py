@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 LOCKS = tuple(ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev", "-audit", "-libraries", "-mutants"))
 SHIPPED, BUILD, DEV, AUDIT, LIBRARIES, MUTANTS = LOCKS
 PYTHON = ROOT / ".venv/audit/bin/python"
-"""The Python of a separate environment for pip-audit, which make creates."""
+"""The Python of the environment that make creates for pip-audit."""
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3
 """The exit codes of this module. None of them is 2, because pip-audit and make use 2 for unknown flags."""
 

@@ -13,7 +13,7 @@ from tests.support.broker.session import unavailable
 from tests.support.prepare import CHROMIUM, WHOLE_CHROMIUM
 
 FOREIGN_SUFFIX = ".example"
-"""The ending of names that the browser resolves to this machine, but does not treat as local names."""
+"""The ending of host names that the browser resolves to this machine, but does not treat as local."""
 
 # The browser also applies its rules for host names to IP addresses.
 _RULES = [

@@ -1,4 +1,4 @@
-"""WebSocket clients for what the package websockets hides: bytes, frames, and a client that does not read."""
+"""WebSocket clients for what the package websockets can't do: send raw bytes, show frames, or stop reading."""
 
 import asyncio
 import contextlib
@@ -253,9 +253,9 @@ async def get(
     host: str = "localhost",
     context: ssl.SSLContext | None = None,
 ) -> tuple[int, bytes]:
-    """Sends an HTTP request, over TLS with a `context`, and returns the status and the body.
+    """Sends an HTTP request, over TLS if there is a `context`, and returns the status and the body.
 
-    A header `Host` in `headers` replaces the default one.
+    A header `Host` in `headers` replaces the default header.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     if not any(header.lower().startswith("host:") for header in headers):

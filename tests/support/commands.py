@@ -47,7 +47,7 @@ def plain_environment(**variables: str) -> dict[str, str]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Returns the environment of a command with measured coverage."""
+    """Returns the environment of a command whose coverage is measured."""
     return plain_environment(**MEASURED, **variables)
 
 
@@ -92,7 +92,7 @@ class OnTerminal:
                 self.shown += chunk
 
     def type(self, text: str) -> None:
-        """Types text as a user at the keyboard."""
+        """Types text, as a user does on the keyboard."""
         os.write(self._descriptor, text.encode())
 
     async def ended(self) -> int:

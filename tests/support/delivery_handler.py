@@ -46,7 +46,7 @@ class Recorder:
         self.holds = False
         """If true, no delivery is settled."""
         self.settleable_at_session_end: list[list[bool]] = []
-        """One list for each session that has ended, with the value of `current` of each delivery so far."""
+        """For each ended session, the values of `current` at the end of the session, one for each delivery."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

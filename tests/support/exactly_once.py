@@ -29,7 +29,7 @@ from tests.support.publishing import connect
 from tests.support.waiting import LIMIT_S, eventually
 
 PUBLISH_PAUSE_S = 0.02
-"""The pause between two events, for fifty events a second."""
+"""The pause between two events, which gives fifty events a second."""
 
 MAX_UNCONFIRMED = 50
 """The maximum number of unconfirmed events."""
@@ -49,7 +49,10 @@ SYSTEMS = (30000142, 30002187)
 """The two solar systems between which the killmails alternate."""
 
 LOST = (aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
-"""The exceptions of publishing on a lost connection. A cancellation may come from aiormq, and not from the test."""
+"""The exceptions that publishing on a lost connection can raise.
+
+A cancellation may come from aiormq instead of the test.
+"""
 
 
 class ConfirmingFetcher:
@@ -197,7 +200,7 @@ class ResumingClient:
         """The data of the first message of each connection."""
         self.gaps: list[dict[str, Any]] = []
         self.refusals: Counter[str] = Counter()
-        """Failed attempts to connect, by status line or by type of error."""
+        """The number of failed attempts to connect, for each status line or type of error."""
         self._port = port
         self._query = query
         self._after = ""
@@ -226,7 +229,7 @@ class ResumingClient:
         self.verify()
 
     async def resumed(self, times: int = 1) -> None:
-        """Waits until the client has received `times` messages `resume`.
+        """Waits until the client has received `times` messages of the type `resume`.
 
         Raises the error that ended the client, if there is one.
         """
@@ -331,7 +334,7 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
 async def resuming_clients(port: int, count: int, **query: str) -> AsyncIterator[list[ResumingClient]]:
     """Starts clients that have received their first `resume`.
 
-    At the end, the test must call `verify` of each client.
+    At the end, the test must call the method `verify` of each client.
     """
     clients = [ResumingClient(port, **query) for _ in range(count)]
     try:

@@ -215,7 +215,7 @@ class FakeChannel:
 class FakeAmqp:
     """One connection.
 
-    `script` maps the text of a request to its answers in turn. The last answer is used again and again.
+    `script` maps the text of a request to its answers in turn. The last answer is also used for all later requests.
 
     If an answer is an exception, it is raised. If an answer is a function, it is called to get the answer. If an answer
     is HANGS, the request never returns. A request that is not in the script succeeds.
@@ -292,7 +292,7 @@ class FakeAmqp:
 
 
 class FakeBroker:
-    """Replaces `open_connection`: returns connections, or raises the exceptions of the script."""
+    """Replaces `open_connection`: returns the scripted connections, or raises the scripted exceptions."""
 
     def __init__(self, *connections: FakeAmqp | BaseException) -> None:
         self.connections = deque(connections)

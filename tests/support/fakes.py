@@ -1,6 +1,7 @@
 """Fakes for unit tests: a loop that the test turns, a clock, a subscriber, a transport, a delivery.
 
-No fake sleeps. Only `ManualClock` and `FakeConnector` need a running event loop. `SocketSubscriber` has a real socket.
+None of the fakes sleeps. Only `ManualClock` and `FakeConnector` need a running event loop. `SocketSubscriber` has a
+real socket.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Turns:
         self.scheduled.append((callback, arguments))
 
     def turn(self) -> int:
-        """Runs the calls that are already scheduled, but not the calls that these schedule.
+        """Runs the calls that are already scheduled, but no calls that they schedule in turn.
 
         Returns the number of calls.
         """
@@ -315,7 +316,7 @@ class FakeTransport(asyncio.Transport):
         """The calls that ended the transport (eof, close, abort), in order."""
         self.reading = True
         self.waiting_bytes = 0
-        """The bytes that the kernel has not taken yet."""
+        """The number of bytes that the kernel has not taken yet."""
         self.takes_nothing = False
         """True if the socket takes no bytes, so that all writes wait."""
 
@@ -410,7 +411,7 @@ class FakeDelivery(Delivery):
 
 
 class FakeFlowControl:
-    """Records what a reject publisher reports about being full."""
+    """Records each report of a reject publisher on whether it is full."""
 
     def __init__(self) -> None:
         self.full: list[bool] = []
@@ -420,7 +421,7 @@ class FakeFlowControl:
 
 
 class FakeRejects(RejectPublisher):
-    """Records rejected deliveries, and settles none."""
+    """Records rejected deliveries without settling them."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[Delivery, Rejected]] = []
@@ -443,7 +444,7 @@ class ManualClock:
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
 
     async def settle(self) -> None:
-        """Runs the calls of the event loop that are due, and the calls that these schedule. The clock does not move."""
+        """Runs the due calls of the event loop, and the calls that they schedule in turn. The clock does not move."""
         for _ in range(10):
             await asyncio.sleep(0)
 

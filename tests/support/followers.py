@@ -95,7 +95,7 @@ class InBrowser:
 async def in_browser(
     browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InBrowser]:
-    """Follows a bridge in a page of localhost. The page imports the example from a plain script."""
+    """Follows a bridge in a page that is served from localhost. The page imports the example from a plain script."""
     async with (
         foreign_site(page_files(pauses_s)) as site,
         in_page(browser, f"http://localhost:{site.port}/", url, silence_s, after=after) as follower,
@@ -121,7 +121,7 @@ async def in_page(
 ) -> AsyncIterator[InBrowser]:
     """Follows a bridge in the page at `page_url`, which has `page_files`. The browser trusts any certificate.
 
-    With `permissions`, the page has exactly these permissions. Otherwise, the browser would ask the user.
+    With `permissions`, the page has exactly these permissions. Without `permissions`, the browser would ask the user.
     """
     context = await browser.new_context(ignore_https_errors=True)
     try:
@@ -317,8 +317,8 @@ class ScriptedBridge:
     """A bridge on 127.0.0.1 that a test controls, for faults that a real bridge shows only by chance.
 
     The scripted bridge implements the parts of `?after=` that a client sees: `resume`, updates with ids, gaps, close
-    codes, refusals. The scripted bridge validates no update, and has no broker. A test can change the attributes of the
-    bridge, which then apply to later clients.
+    codes, refusals. The scripted bridge does not validate updates, and has no broker. A test can change the attributes
+    of the bridge, which then apply to later clients.
     """
 
     def __init__(self, ping_interval_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
@@ -326,7 +326,7 @@ class ScriptedBridge:
         self.asked: list[str] = []
         """The query of each handshake, as received."""
         self.asked_at: list[float] = []
-        """The time of each handshake, in seconds of the event loop."""
+        """The time of each handshake, in seconds on the clock of the event loop."""
         self.connections: list[ServerConnection] = []
         """The connections that are open, or that ended without a close frame."""
         self.ready = asyncio.Event()

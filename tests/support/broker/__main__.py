@@ -74,7 +74,7 @@ def _run(arguments: Sequence[str], **variables: str) -> int:
 
 
 SPARE_HOSTS = 2
-"""The number of virtual hosts for workers that replace crashed ones."""
+"""The number of virtual hosts for workers that replace crashed workers."""
 
 MASTER = "master"
 """The virtual host of a run without workers."""

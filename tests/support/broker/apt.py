@@ -39,7 +39,7 @@ def by_hand(packages: Sequence[str]) -> str:
 
 
 def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
-    """Installs the packages and starts none of their services.
+    """Installs the packages without starting their services.
 
     Raises RuntimeError with the last lines of apt-get's output.
     """

@@ -42,7 +42,7 @@ class Broker(Protocol):
         """Ends the broker at once, as `kill -9` does. The broker's data stays."""
 
     def start(self) -> None:
-        """Starts the broker again with the same port and data, and waits until it answers AMQP."""
+        """Starts the broker again with the same port and data, and waits until it answers over AMQP."""
 
     def stop(self) -> None:
         """Ends the broker. No process, container or directory remains."""

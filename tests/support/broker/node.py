@@ -20,7 +20,8 @@ from bridge.demo.amqp_probe import LOOPBACK, await_amqp
 from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.ports import free_port
 
-# The start script of the packages of Debian and RabbitMQ. The script on the PATH of a Debian machine changes the user.
+# The start script in the packages of Debian and of RabbitMQ. On Debian, the rabbitmq-server on the PATH is another
+# script, which switches to another user.
 _PACKAGED_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_LIMIT_S = 60.0
 
@@ -58,7 +59,7 @@ class PrivateNode:
     """A RabbitMQ node on 127.0.0.1 that can be killed, started again, paused, and administered with `rabbitmqctl`."""
 
     def __init__(self, server: Path, conf: Mapping[str, str] | None = None) -> None:
-        """`conf` has further lines of rabbitmq.conf."""
+        """`conf` contains additional lines for rabbitmq.conf."""
         self.port = free_port()
         self.url = f"amqp://guest:guest@{LOOPBACK}:{self.port}/"
         version = re.search(r"rabbitmq_server-([\d.]+\d)", str(server.resolve()))
@@ -70,7 +71,7 @@ class PrivateNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the node (after `kill`, with the same port and data), and waits until the node answers AMQP.
+        """Starts the node (after `kill`, with the same port and data), and waits until the node answers over AMQP.
 
         Raises RuntimeError with the last lines of the node's log if the node does not start.
         """

@@ -13,7 +13,7 @@ __all__ = ["LOOPBACK", "free_port", "why_not_free"]
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
 _returned: set[int] = set()
-"""The ports that are already given away, because a node may listen on its port only later, or start again."""
+"""The ports that are already reserved, because a node may listen on its port only later, or start again."""
 
 
 def free_port() -> int:
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def why_not_free(host: str, port: int) -> OSError | None:
-    """Returns the error of listening on this IP address and port, or None if listening works."""
+    """Tries to listen on this IP address and port. Returns the error, or None if listening works."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as listener:

@@ -44,7 +44,7 @@ def shared(worker: str) -> Iterator[Broker]:
 
 
 def running(url: str | None = None) -> Iterator[Broker]:
-    """Yields the broker at the URL, or a new one that a test may kill. At the end, stops the broker if it is new."""
+    """Yields the broker at the URL, or a new broker that a test may kill. At the end, stops a new broker."""
     try:
         broker = find_for_tests(url)
     except NoBroker as error:
