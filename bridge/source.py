@@ -51,7 +51,7 @@ class EventSource(Protocol):
 
 
 def register_source_metrics(metrics: Metrics, source: EventSource) -> None:
-    """Adds the gauges of a source."""
+    """Adds two gauges: the number of other consumers, and whether the bridge consumes."""
     metrics.gauge(
         "bridge_queue_other_consumers",
         "Other consumers of the named queue of this bridge (BRIDGE_QUEUE).",
@@ -65,4 +65,4 @@ def register_source_metrics(metrics: Metrics, source: EventSource) -> None:
 
 
 SourceFactory = Callable[[ConsumerConfig, DeliveryHandler, FlowControl, Metrics, bool, Timing], EventSource]
-"""The constructor of a source, with the parameters of `Consumer`."""
+"""The constructor of a source, which takes the same parameters as `Consumer`."""

@@ -30,7 +30,7 @@ class SdNotifier:
     def ready(self) -> None:
         """Notifies the service manager that the bridge accepts clients.
 
-        The bridge may not have a connection to a broker yet.
+        The bridge does not have to be connected to a broker at this time.
         """
         self._send("READY=1")
 
@@ -47,7 +47,7 @@ class SdNotifier:
         self._send("STOPPING=1")
 
     async def watch(self) -> None:
-        """Notifies the watchdog twice in `watchdog_s`, until cancelled. Without a watchdog, returns at once."""
+        """Notifies the watchdog every `watchdog_s / 2` seconds until cancelled. Without a watchdog, returns at once."""
         while self.watchdog_s:
             self._send("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_s / 2)
@@ -66,7 +66,7 @@ class SdNotifier:
 
 
 def _address(text: str) -> str | None:
-    """Returns the address of a Unix socket. `text` is a path, or @ and an abstract name.
+    """Returns the address of a Unix socket. `text` is a path, or @ followed by an abstract name.
 
     Returns None if `text` is not the address of a Unix socket.
     """

@@ -1,7 +1,6 @@
 """The time constants of the bridge's connections to the broker and to clients. These constants are not settings.
 
-In production, the bridge runs with the times of `DEFAULT`. A test passes shorter times, so that a limit of 20 s takes
-0.5 s.
+In production, the bridge runs with the times of `DEFAULT`. Tests pass shorter times, such as 0.5 s instead of 20 s.
 """
 
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ class Timing:
     """
 
     connect_timeout_s: float = 5.0
-    """Time from the TCP connect to one node until its virtual host is open. A broker may accept the connection and send
-    nothing."""
+    """Time to connect to one node and open the virtual host. A broker may accept the connection and send nothing."""
 
     give_up_s: float = 0.2
-    """Time for aio-pika to release a connection when opening or closing it has timed out."""
+    """If opening or closing a connection times out, aio-pika gets this additional time to release the connection."""
 
     setup_timeout_s: float = 20.0
-    """Time for all requests between the open connection and the first delivery."""
+    """Time from the opening of the connection to the first delivery, for all requests in between."""
 
     amqp_close_timeout_s: float = 2.0
     """Time to close an AMQP connection. A suspended broker never answers, and aio-pika waits for its answer."""
@@ -37,15 +35,15 @@ class Timing:
     """Interval between the answer to a request of the topology check and the next request.
 
     The requests of the topology check are few and small, and detect an exchange that was deleted and declared again.
-    The broker's answers also show aio-pika that the connection is alive. Without them, aio-pika could miss this under
-    load: the broker then sends no heartbeats, and aio-pika does not see the deliveries.
+    The broker's answers also show aio-pika that the connection is alive. Without these answers, aio-pika could take a
+    connection under load for dead: the broker then sends no heartbeats, and aio-pika does not see the deliveries.
     """
 
     check_timeout_s: float = 20.0
     """If the broker answers no request of the topology check for this long, the bridge closes the connection.
 
-    If only one request is not answered, the bridge logs a warning. The timeout is long because a busy broker may be
-    slow, and because closing the connection loses the events of an exclusive queue.
+    If a single request is not answered, the bridge only logs a warning. The timeout is long because a busy broker may
+    be slow, and because closing the connection loses the events of an exclusive queue.
     """
 
     refused_interval_s: float = 60.0
@@ -64,7 +62,7 @@ class Timing:
     settle_timeout_s: float = 3.0
     """Time to settle the last deliveries when the bridge stops.
 
-    Deliveries that are not settled by then return to a named queue.
+    If the queue is named, deliveries that are still not settled after this time return to the queue.
     """
 
     end_timeout_s: float = 1.0
@@ -78,7 +76,7 @@ class Timing:
     """
 
     stable_s: float = 5.0
-    """After a connection that lasted this long, the bridge tries to reconnect after the shortest pause."""
+    """If a lost connection had lasted this long, the bridge waits only for the shortest pause to reconnect."""
 
     confirm_warning_s: float = 30.0
     """A rejected event that is not confirmed for this long is reported in the log and in `/readyz`."""

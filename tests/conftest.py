@@ -20,8 +20,8 @@ from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stub
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
 # pytest must be told about `tests.support` before its modules are imported, so that failing assertions in them show
-# values. The call of pytest can't be in `tests/__init__.py`, because the benchmark imports `tests` with an interpreter
-# that has no pytest.
+# values. This call can't be in `tests/__init__.py`, because the benchmark imports `tests` with an interpreter that has
+# no pytest.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.broker import ports
@@ -61,16 +61,16 @@ NODE_SCOPE, BROWSER_SCOPE, IMAGE_SCOPE = SHARING = ("private node", "browser", "
 def scope_of(file: str) -> str:
     """Returns the scope of a file: all tests of a scope run in one worker.
 
-    Tests that share a private node, the browser or the image form one scope each. Every other test file is a scope of
-    its own.
+    All tests that use the private node form one scope, and so do all that use the browser, and all that use the image.
+    Every other test file is a scope of its own.
     """
     if file.startswith("tests/browser/"):
         return BROWSER_SCOPE
     text = Path(file).read_text() if Path(file).is_file() else ""
     if re.search("(node|mortal)_broker", text):
         return NODE_SCOPE
-    # The expression finds tests that use the fixture `image` by the annotation of this argument. In unit tests, the
-    # name `image` means other things.
+    # A test that uses the fixture `image` has the argument `image: str`. In unit tests, the name `image` means other
+    # things.
     return IMAGE_SCOPE if file.startswith("tests/integration/") and re.search(r"\bimage: str\b", text) else file
 
 
@@ -147,7 +147,7 @@ def mortal_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[str]:
-    """The name of the image that `docker/Dockerfile` makes. All tests that use this image run in one worker."""
+    """The name of the image that is built from `docker/Dockerfile`. All tests that use this image run in one worker."""
     with built() as name:
         yield name
 

@@ -5,7 +5,7 @@
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-// A shorter connection is a failure, so that the client does not retry a full bridge every second.
+// A connection that does not last this long is a failure, so that the client does not retry a full bridge every second.
 const LASTING_MS = 10_000;
 // The browser reports this code after a refused handshake, and after an end without a close frame.
 const NOT_REACHED = 1006;
@@ -99,7 +99,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     const request = (diagnosis = new AbortController());
     setTimeout(() => request.abort(), 10_000);
     const cause = await causeOf(address, request.signal).catch(() => reason);
-    // The next failure reports the cause. If the bridge is back by then, the cause is not reported.
+    // The next failure reports the cause. If the client has connected before that, the cause is not reported.
     if (unopened && request === diagnosis) reason = cause;
   }
 
@@ -114,13 +114,13 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   return { lastId: () => lastId, stop };
 }
 
-// Finds why a connection does not open. A script can't read the response to a handshake, but can send an HTTP request
-// to the same address.
+// Finds out why a connection does not open. A script can't read the response to a handshake, but can send an HTTP
+// request to the same address.
 async function causeOf(address, signal) {
   const url = new URL(address.replace(/^ws/, "http"));
   url.username = url.password = ""; // `fetch` refuses a URL with a user name or a password.
-  // A page sends the header Origin to its own origin only with OPTIONS, not with GET. The bridge may refuse requests
-  // because of this header.
+  // In a request to its own origin, a page sends the header Origin with OPTIONS, but not with GET. The bridge may
+  // refuse requests because of this header.
   const methods = url.origin === location.origin ? ["OPTIONS", "GET"] : ["GET"];
   for (const method of methods) {
     const options = { method, cache: "no-store", credentials: "omit", redirect: "manual", signal };

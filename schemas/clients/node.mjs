@@ -12,7 +12,7 @@ import { WebSocket } from "ws";
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-// A shorter connection is a failure, so that the client does not retry a full bridge every second.
+// A connection that does not last this long is a failure, so that the client does not retry a full bridge every second.
 const LASTING_MS = 10_000;
 const FULL = 1013;
 const TRY_AGAIN = [408, 429];

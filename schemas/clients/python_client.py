@@ -21,7 +21,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidHandshake, InvalidStatus
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
-LASTING_S = 10.0  # A shorter connection is a failure: the client must not retry a full bridge every second.
+# A connection that does not last this long is a failure: the client must not retry a full bridge every second.
+LASTING_S = 10.0
 FULL, TRY_AGAIN = 1013, (408, 429)
 
 log = logging.getLogger("updates")

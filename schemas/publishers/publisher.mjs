@@ -10,12 +10,12 @@ import { randomUUID } from "node:crypto";
 import amqp from "amqplib";
 
 const MAX_KNOWN = 10_000; // Rejects are recognized only for this many of the newest events.
-// At most this many rejects wait for this program. Without a bound, they could fill the broker.
+// At most this many rejects wait for this program. Without this limit, waiting rejects could fill the broker.
 const MAX_QUEUED = 1_000;
 
-// `onReject` is called with the message id, the reason (a slug) and a sentence. The exchange for events and the
-// exchange for rejects must exist. If the connection is lost, `onError` is called: open another publisher, and publish
-// the unconfirmed events again.
+// `onReject` is called with the message id, the reason as a slug, and the reason as a sentence. The exchange for events
+// and the exchange for rejects must exist. If the connection is lost, `onError` is called: open another publisher, and
+// publish the unconfirmed events again.
 export async function openPublisher(url, exchange, onReject, options = {}) {
   const connection = await amqp.connect(url);
   try {
@@ -63,8 +63,8 @@ async function publisherOn(connection, exchange, onReject, { rejects = "bridge.r
   }
 
   async function close() {
-    // The queue is unbound first: if RabbitMQ 4.3 deletes a bound queue with its connection, confirms of other
-    // publishers fail.
+    // The queue is unbound first: if the connection ends while the queue is still bound, RabbitMQ 4.3 may answer other
+    // publishers with nacks.
     try {
       await channel.unbindQueue(queue, rejects, "");
     } finally {

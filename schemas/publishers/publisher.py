@@ -16,7 +16,7 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 MAX_KNOWN = 10_000  # Rejects are recognized only for this many of the newest events.
-# At most this many rejects wait for this program. Without a bound, waiting rejects could fill the broker.
+# At most this many rejects wait for this program. Without this limit, waiting rejects could fill the broker.
 MAX_QUEUED = 1_000
 
 Publish = Callable[[str, Any], Awaitable[str]]
@@ -28,9 +28,9 @@ async def publisher(
 ) -> AsyncIterator[Publish]:
     """Yields a function that publishes an event, waits for the broker's confirm, and returns the event's message id.
 
-    `on_reject` is called with the message id, the reason (a slug) and a sentence. The exchange for events and the
-    exchange for rejects must exist. If the connection is lost, publishing raises an error, and so does the end of the
-    `async with` block: open another publisher, and publish the unconfirmed events again.
+    `on_reject` is called with the message id, the reason as a slug, and the reason as a sentence. The exchange for
+    events and the exchange for rejects must exist. If the connection is lost, publishing raises an error, and so does
+    the end of the `async with` block: open another publisher, and publish the unconfirmed events again.
     """
     known: dict[str, None] = {}
 
@@ -64,6 +64,6 @@ async def publisher(
         try:
             yield publish
         finally:
-            # The queue is unbound first: if RabbitMQ 4.3 deletes a bound queue with its connection, confirms of other
-            # publishers fail.
+            # The queue is unbound first: if the connection ends while the queue is still bound, RabbitMQ 4.3 may answer
+            # other publishers with nacks.
             await queue.unbind(rejects)

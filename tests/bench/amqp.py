@@ -116,7 +116,7 @@ class Channel:
                 return value
 
     def _next_frame(self) -> memoryview:
-        """Returns one frame (AMQP 0-9-1, section 4.2.3): 7 bytes of header with the size, payload, end byte."""
+        """Returns one frame (AMQP 0-9-1, section 4.2.3): a header of 7 bytes, the payload, and an end byte."""
         while len(self._received) < 7 or len(self._received) < (size := self._frame_size()):
             more = self._socket.recv(1 << 20)
             if not more:

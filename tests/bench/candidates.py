@@ -1,7 +1,7 @@
 """How each measured program is started, and how the benchmark detects that the program is ready.
 
 A candidate gets the broker in the environment variable AMQP, the exchange in EXCHANGE and the port to listen on in
-PORT. The same values are also in the variables that the bridge reads.
+PORT. The bridge gets these three values in its own variables.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tests.bench.candidates import OURS, Candidate, Place
 
 Row = Mapping[str, float]
-"""The result of one measurement of one candidate: the value for the key of each figure."""
+"""The result of one measurement of one candidate: maps the key of each figure to its value."""
 
 LOST, MISPLACED, CUT, REFUSED = "lost", "misplaced", "cut", "refused"
 FAULTS = {
@@ -27,7 +27,7 @@ class Figure:
     name: str
     digits: int = 0
     against: str | None = None
-    """If this names a candidate, the table shows the ratio to the figure of that candidate in the same round.
+    """If this is the name of a candidate, the table shows the ratio to the named candidate's figure of the same round.
 
     The speed of the machine has little effect on such a ratio.
     """

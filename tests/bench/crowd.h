@@ -1,4 +1,4 @@
-// The WebSocket clients: from connect to the end of the connection, with counts of what arrives.
+// The WebSocket clients: opens and ends their connections, and counts what arrives.
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -40,7 +40,8 @@ static struct {
   unsigned clients, stalled, inflight, reconnect, hold, caught_up;
   uint64_t frames, quiet_us;
   const char *ready, *paths;
-// The default of `quiet_us` is longer than the server may take to settle (SETTLE_LIMIT_S in process.py).
+// The default of `quiet_us` is longer than the maximum time that the server gets to settle (SETTLE_LIMIT_S in
+// process.py).
 } ask = {.inflight = 256, .quiet_us = 25000000};
 
 static struct client *all;

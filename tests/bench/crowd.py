@@ -63,7 +63,7 @@ class Seen:
 
     @property
     def misplaced(self) -> int:
-        """The number of updates that a client got for a second time, or only after a later update."""
+        """The number of updates that arrived twice at a client, or out of order."""
         return self.doubled + self.disorder
 
 

@@ -1,8 +1,8 @@
 // load PORT CLIENTS [OPTION ...]: many WebSocket clients of ws://127.0.0.1:PORT/updates, in one thread.
 //
-// The program opens the connections, reads all updates, prints one line of JSON (number, delay and order of updates) and
-// stays connected until SIGTERM. The number after "killmailId": near the start of an update is the time of its
-// publication, in microseconds of CLOCK_MONOTONIC.
+// The program opens the connections, reads all updates, prints one line of JSON (number, delay and order of updates)
+// and stays connected until SIGTERM. In each update, the killmailId, which is near the start, is the time of
+// publication in microseconds of CLOCK_MONOTONIC.
 //
 //   --inflight W   the maximum number of unfinished handshakes (256)
 //   --frames F     print when each client has F updates; without it and --hold, print as soon as all are open

@@ -66,7 +66,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def await_true(what: str, holds: Callable[[], bool], limit_s: float, poll_s: float = _POLL_S) -> None:
-    """Returns as soon as `holds` returns True. Raises Failed with `what` after the limit."""
+    """Returns as soon as `holds` returns True.
+
+    If this takes longer than `limit_s`, raises Failed with a message that names `what`.
+    """
     deadline = time.monotonic() + limit_s
     while not holds():
         if time.monotonic() > deadline:

@@ -1,4 +1,6 @@
-"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: publishes killmails. RATE 0 is full speed.
+"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: publishes killmails.
+
+If RATE is 0, events are published at full speed.
 
 The environment variable AMQP names the broker, and RATE is the number of events per second. The id of a killmail is the
 time of its publication, in microseconds of CLOCK_MONOTONIC. This id tells a client on the same machine how old an

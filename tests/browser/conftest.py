@@ -1,7 +1,7 @@
 """Fixtures for tests in a browser. One browser serves all browser tests.
 
-All browser tests run in the session's event loop. While other tests run, this loop stands still, so the fixtures must
-end with the browser tests.
+All browser tests run in the session's event loop. While other tests run, the session's loop does not run, so the
+fixtures must end with the browser tests.
 """
 
 from collections.abc import AsyncIterator

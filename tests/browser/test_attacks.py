@@ -2,8 +2,8 @@
 
 Each attack is a function in `attacks.js`, which runs in a page like any script. The table `CASES` has the result of
 each attack, and the rule by which the bridge refuses it. No attack gets a connection. Most requests that a browser
-sends without the header Origin are not refused by any rule. The headers of the response then forbid the browser to show
-it to the page.
+sends without the header Origin are not refused by any rule. Instead, the headers of the bridge's response forbid the
+browser to show the response to the page.
 """
 
 import asyncio
@@ -125,8 +125,8 @@ CASES = [
     Case("importScripts", "http://localhost:{port}/page.js", "NetworkError", None, "worker"),
     Case("image", "http://localhost:{port}/icon.svg", "error", None),
     Case("style", "http://localhost:{port}/page.css", "error", None),
-    # The browser shows an error page in the frame instead of the bridge's page. In an `object` element, it shows an
-    # empty page.
+    # The browser shows an error page in the frame instead of the bridge's page. In an `object` element, the browser
+    # shows an empty page.
     *(
         Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", rule)
         for path, rule in (
@@ -216,7 +216,8 @@ async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
     async with page.expect_popup() as opening:
         assert await attack(page, "popup", f"http://localhost:{port_of(attacked)}{path}") == "a window"
     popup = await opening.value
-    # The opened window shows a page of the bridge to the user. If it is the live page, it has its own connection.
+    # The opened window shows a page of the bridge to the user. If the window shows the live page, the live page has its
+    # own connection.
     await popup.get_by_text(words).first.wait_for(timeout=LIMIT_S * 1000)
     assert await page.evaluate("inside(window.opened)") == "SecurityError"
     assert (watch.opened, watch.refused) == (connections, {})

@@ -251,7 +251,7 @@ async def test_page_shows_the_day_of_a_kill_on_another_day(
     await publish(amqp, exchange, killmail(7, killmailTime=sent))
     await live.has(2)
     assert sent is not None
-    # The two updates have different days if midnight was between them.
+    # If midnight was between the two updates, their dates differ.
     day = await live.page.locator("time").first.get_attribute("datetime")
     before = "" if str(day).startswith(sent[:10]) else f"{sent[:10]} "
     await expect(live.rows.first).to_contain_text(f"15 attackers at {before}{sent[11:19]}")

@@ -72,7 +72,7 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await live.shows_state(CONNECTED)
     await publish(amqp, exchange, killmail(14))
     await live.shows(14)
-    # Going back twice ends a connection before it is open. The browser logs this end.
+    # When the page goes back twice, a connection ends before it is open, and the browser logs this.
     assert live.messages_except("closed before the connection is established") == []
 
 
@@ -125,7 +125,7 @@ async def test_page_can_be_filtered_without_a_description(live: Live, watched: B
 async def test_page_shows_that_after_is_not_a_member(live: Live, watched: Bridge) -> None:
     """The page itself adds `after` to each query.
 
-    If the page has no description of the members, the bridge gets `after` twice.
+    Without a description of the members, the page accepts `after` as a member, and so sends `after` twice.
     """
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query=f"?systemId={HEK}")

@@ -1,4 +1,4 @@
-"""Tests the rate on the live page: a chart, and words that agree with the chart."""
+"""Tests how the live page shows the rate of updates: in a chart, and in words that agree with the chart."""
 
 import re
 

@@ -157,7 +157,7 @@ async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
 ) -> None:
     """While paused or hidden, the page may hold 200 updates.
 
-    If it kept such large updates whole, they would exceed its memory.
+    If the page kept all data of such large updates, 200 updates would take too much memory.
     """
     await live.open(port_of(watched))
     await live.page.locator("#pause").click()
@@ -283,7 +283,7 @@ async def _publish_at_rate(
     await newest.wait_for(timeout=LIMIT_MS)
     took_s = loop.time() - began
     changes = await live.page.evaluate("changes")
-    # The list changes at most every 300 ms, plus the first change and the last change.
+    # The list may change once every 300 ms, and in addition at the start and at the end.
     assert 1 <= changes <= took_s / 0.3 + 2
     await eventually("100 updates are shown", lambda: _is_full(live))
     assert live.messages == []

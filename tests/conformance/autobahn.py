@@ -3,8 +3,8 @@
 The program writes the outcomes as JSON to standard output. Run this module only as a separate process (`python -m
 tests.conformance.autobahn URL`), because kosoku changes the module `binascii` and puts its own folders at the front of
 Python's path. The frames of the cases are sent unchanged. If a case waits for an echo, the program sends a ping after
-the message, and the case waits for the pong instead. The pong shows that the bridge has read everything before the
-ping, and that the connection still works.
+the message, and the case waits for the pong instead. The pong shows that the bridge has read everything that was sent
+before the ping, and that the connection still works.
 """
 
 from __future__ import annotations

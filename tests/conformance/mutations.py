@@ -135,7 +135,7 @@ class Mutator:
         elif what < 0.9:
             items.insert(at, self.anything(items[at]))
         elif write(items[at]).count(",") < 9:
-            # Some lists have a limit of 100 items, so mutated lists can have about 100 items, and more.
+            # Some lists have a limit of 100 items, so mutated lists can have just under 100 items, or more.
             items.extend([items[at]] * self.random.choice([1, 2, 98, 99, 100]))
         return items
 

@@ -42,7 +42,7 @@ DATE_TIME_PARTS = [
     (14, 16, "00 29 30 59 60 89 99".split()),
     (17, 19, "00 58 59 60 61".split()),
 ]
-"""The start and the end of each part of `2024-10-22T10:30:00Z`, and the replacements of the part."""
+"""For each part of `2024-10-22T10:30:00Z`: where the part starts and ends, and what can replace the part."""
 
 FRACTIONS = ["", *". .0 .5 .000 .999999999 .9999999999 .12345678901234567890 ,5 .5e1 .-5 .\u0662".split()]
 

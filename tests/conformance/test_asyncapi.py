@@ -99,7 +99,7 @@ BROKEN = {
     "reference": (b"schemas/killmail", b"schemas/killmall", "killmall"),
     "version": (b'"asyncapi": "3.0.0"', b'"asyncapi": "2.0.0"', "must"),
 }
-"""For each error: a text in a valid document, its wrong replacement, and a part of the parser's message."""
+"""For each error: a text in a valid document, a wrong replacement, and a part of the parser's message."""
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ class Outcome:
     passed: bool
     """Whether Autobahn itself reports that the case passed."""
     received: tuple[tuple[str, str], ...]
-    """The received pongs with their payloads (one character for each byte), and the pauses that ended."""
+    """The received pongs, each with its payload (one character per byte), and the completed pauses."""
     code: int | None
     """The code and the reason of the bridge's close frame."""
     reason: str
@@ -66,7 +66,7 @@ def outcome(
     *,
     closes_first: str = "client",
 ) -> Outcome:
-    """Returns the expected outcome if the client receives only unmasked frames: `received`, and a close frame."""
+    """Returns the outcome if the client gets only `received` and a close frame, in unmasked frames."""
     payloads = [payload for kind, payload in received if kind == "pong"]
     close_octets = 0 if code is None else 2 + len(reason)
     return Outcome(
@@ -131,7 +131,7 @@ EXPECTED = [
     ("5.19-20", ignored("pongme 1!", "pongme 2!")),
     # Valid UTF-8
     ("6.1.1-3 6.2.1-4 6.5.1-5 6.6.2 6.6.5 6.6.7 6.6.9 6.6.11 6.7.1-4 6.9.1-4 6.11.1-4 6.22.1-34 6.23.1-7", ignored()),
-    # Invalid UTF-8: complete and truncated sequences, beyond Unicode, overlong, surrogates
+    # Invalid UTF-8: complete and truncated sequences, code points beyond Unicode, overlong encodings, surrogates
     ("6.3.1-2 6.6.1 6.6.3-4 6.6.6 6.6.8 6.6.10 6.8.1-2 6.10.1-3 6.11.5 6.12.1-8 6.13.1-5", failed(INVALID)),
     ("6.14.1-10 6.15.1 6.16.1-3 6.17.1-5 6.18.1-5 6.19.1-5 6.20.1-7 6.21.1-8", failed(INVALID)),
     # Invalid UTF-8 in pieces, with a pause before and after the invalid piece: the bridge closes the connection before

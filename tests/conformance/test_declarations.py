@@ -103,7 +103,7 @@ WRONG = {
     ),
     "message-is-not-an-update": (WITH_IDS, ' || message.type === "gap"', "", "not assignable"),
 }
-"""For each error: a client that compiles, a text in it, its wrong replacement, and a part of the compiler's message."""
+"""For each error: a client that compiles, a text in it, a wrong replacement, and a part of the compiler's message."""
 
 
 @pytest.fixture(scope="module")

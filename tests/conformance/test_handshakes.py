@@ -58,6 +58,6 @@ def test_handshake_of_a_library_is_the_same_at_any_split(name: str) -> None:
 
 @pytest.mark.parametrize("name", HANDSHAKES)
 def test_handshake_of_a_library_to_another_name_of_the_bridge_is_answered_with_an_upgrade(name: str) -> None:
-    """The libraries that send the header Origin take it from the requested URL, except Go's example."""
+    """If a library sends the header Origin, it takes the origin from the requested URL; only Go's example does not."""
     handshake = HANDSHAKES[name].replace(b"127.0.0.1", b"bridge")
     assert_is_upgraded(parse(handshake))

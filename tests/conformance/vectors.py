@@ -21,7 +21,7 @@ DEFAULT_TYPE = "killmail"
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A vector, with the members that all vectors of its file share."""
+    """A vector, including the members that its file gives once for all vectors."""
 
     file: str
     name: str
@@ -85,7 +85,7 @@ class Vector:
     def agrees(self, pointers: Set[str]) -> bool:
         """Whether a validator agrees: no violation in a valid vector, or a violation at the pointer of an invalid one.
 
-        A placeholder violates the schema at the pointer or below it.
+        If the event is rejected as a placeholder, the violations may also be below the pointer.
         """
         if self.valid or self.pointer is None:
             return self.valid == (not pointers)

@@ -250,7 +250,10 @@ async def test_broker_that_sends_nothing_behind_tls_is_given_up_as_soon(tmp_path
 
 
 async def refused(kind: str, broker: Broker, amqp: AbstractConnection, exchange: str) -> tuple[str, str]:
-    """Makes the broker refuse the bridge. Returns the URL for the bridge, and the expected part of its error."""
+    """Makes the broker refuse the bridge.
+
+    Returns the URL for the bridge, and a text that must be in the bridge's error.
+    """
     parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
     if kind == "password":
         netloc = f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}"

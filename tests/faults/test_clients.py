@@ -22,7 +22,7 @@ STALLED = 500
 LOG_BYTES = 2 * MB
 
 MEMORY_BYTES = 12 * MB
-"""In addition to its log, the bridge may grow by this much.
+"""The bridge may use this much memory in addition to its update log.
 
 The memory is for connections and for rounding by the allocator.
 """

@@ -98,7 +98,8 @@ class Cluster:
         names = [f"edk-bridge-{cluster}-{number}@localhost" for number in range(1, SIZE + 1)]
         joining = {"cluster_formation.peer_discovery_backend": "classic_config"}
         joining |= {f"cluster_formation.classic_config.nodes.{number}": name for number, name in enumerate(names, 1)}
-        # The first node has no peers in its configuration: it would look for them ten times before it starts alone.
+        # The configuration of the first node names no peers: otherwise, the node would look for them ten times before
+        # it starts.
         confs = [{}, *(joining for _ in names[1:])]
         self.members = [
             Member(server, name, conf, cookie, self._epmd_port) for name, conf in zip(names, confs, strict=True)
@@ -107,7 +108,7 @@ class Cluster:
         """A list of the URLs of all nodes. The bridge tries them in turn."""
 
     def start(self) -> None:
-        """Starts the cluster, which takes about 15 s, and returns when all nodes answer AMQP.
+        """Starts the cluster, which takes about 15 s, and returns when all nodes answer over AMQP.
 
         Raises RuntimeError with the log of a node that does not start.
         """
@@ -190,7 +191,7 @@ async def names(cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
 
 
 async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: ConfirmingFetcher) -> set[str]:
-    """As many times as the cluster has nodes, kills the stream's leader under load and restarts it.
+    """Under load, kills and restarts the stream's leader, as many times as the cluster has nodes.
 
     Returns the names of the killed leaders.
     """
@@ -231,7 +232,7 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
                     if not missing:
                         break
         except TimeoutError:
-            # Killmails are missing: the test that calls this function reports which.
+            # Killmails are missing: the test that calls this function reports which ones.
             return found
     return found
 
@@ -249,8 +250,8 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
         confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)
-        # One of the bridges also ends. Its clients resume on the other bridges, which ran while the leaders were
-        # killed.
+        # One of the bridges also ends. The clients of the ended bridge resume on the other bridges, which ran while the
+        # leaders were killed.
         await bridges.end(0)
         await fetcher.further(BETWEEN)
         await bridges.start(0)

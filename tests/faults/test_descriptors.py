@@ -85,8 +85,8 @@ async def test_descriptors_that_run_out_and_become_free_cost_no_update(
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            # libuv keeps a spare descriptor for refusing clients. The limit is so low that even this descriptor can't
-            # be opened.
+            # libuv keeps a spare descriptor for refusing clients. The limit is so low that libuv can't even open the
+            # spare descriptor.
             async with without_descriptors(process, 5):
                 early = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)))
                 await eventually("the shortage is logged", lambda: count(process, SHORT))
@@ -139,7 +139,7 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
 async def test_clients_alone_cannot_use_up_the_descriptors(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """If descriptors are too few for the allowed connections, further clients get the close code 1013.
+    """If there are too few descriptors for all allowed connections, further clients get the close code 1013.
 
     If even more clients connect, the bridge drops and counts them.
     """

@@ -1,4 +1,4 @@
-"""The bridge uses an exchange of any type as it is, and declares a missing one with the owner's properties."""
+"""The bridge uses an exchange of any type as it is, and declares a missing exchange as its owner would."""
 
 from typing import Any
 

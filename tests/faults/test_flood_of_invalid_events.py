@@ -40,7 +40,7 @@ INVALID_EVENTS: dict[str, Callable[[int], bytes]] = {
 """For each reason of rejection, a function that returns an invalid event with a given number."""
 
 LINES_EACH = 14
-"""For each reason of rejection, at most this many log lines: one for each power of two up to COUNT."""
+"""The maximum number of log lines for each reason of rejection: one for each power of two up to COUNT."""
 
 LINES = 20
 """The maximum number of log lines that are not about rejected events."""
@@ -147,8 +147,8 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
         await process.consuming()
 
         async def amid() -> bool:
-            # The queue of rejected events may not exist yet: the bridge declares it on another connection than the one
-            # that consumes.
+            # The bridge declares the queue of rejected events on a separate connection, so this queue may not exist
+            # yet.
             with suppress(ChannelNotFoundEntity):
                 return await depth(amqp, rejects) > COUNT // 10
             return False
@@ -165,7 +165,10 @@ async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_on
 
 
 async def no_consumer(amqp: AbstractConnection, queue: str) -> None:
-    """Waits until a queue has no consumer. By then, the unacknowledged events are back in the queue."""
+    """Waits until a queue has no consumer.
+
+    Without a consumer, all unacknowledged events are back in the queue.
+    """
 
     async def alone() -> bool:
         channel = await amqp.channel()

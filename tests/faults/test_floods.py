@@ -1,6 +1,8 @@
-"""If clients flood the bridge, it reads them no faster than its limits allow. Other clients hardly notice the flood.
+"""If clients flood the bridge, it reads from them no faster than its limits allow.
 
-The writes of a flooding client block, because the kernel buffers only little.
+Other clients hardly notice the flood.
+
+The writes of a flooding client block, because the kernel buffers only a few bytes of them.
 """
 
 import asyncio
@@ -68,7 +70,7 @@ MEMORY_BYTES = 12 * MB
 DELAY_S = 0.05
 """During a flood, 90% of the updates must reach a healthy client within this delay.
 
-If the bridge read a client for as long as it sends, the delay would be 0.1 to 0.4 s.
+If the bridge kept reading from one client for as long as data arrives, the delay would be 0.1 to 0.4 s.
 """
 
 TOGETHER_DELAY_S = 0.25
@@ -122,7 +124,7 @@ class Flooder:
         self.sent_bytes = 0
 
     def flood(self, first: bytes, piece: bytes, seconds: float) -> None:
-        """For `seconds`, sends `first` and then `piece` again and again, as fast as the bridge reads."""
+        """For `seconds`, sends `first` once and then `piece` repeatedly, as fast as the bridge reads."""
         self.socket.sendall(first)
         until_s = time.monotonic() + seconds
         rest = memoryview(piece)
@@ -252,7 +254,10 @@ async def test_flood_through_tls_is_not_buffered(
 async def test_pings_beyond_the_limit_are_answered_no_faster(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A client gets a pong only for as many pings as the limit allows. Other clients get their updates in time."""
+    """The bridge reads and answers only as many of a client's pings as the limit allows.
+
+    Other clients get their updates in time.
+    """
     ping = client_frame(PING, b"")
     async with bridge_with_healthy_clients(broker, amqp, exchange) as (_, port, stream, memory):
         flooder = Flooder(port)
@@ -271,7 +276,7 @@ async def test_pings_beyond_the_limit_are_answered_no_faster(
 async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """One limit bounds all flooding clients together.
+    """A single limit applies to all flooding clients together.
 
     Updates are sent in time, and the pongs of healthy clients are read.
     """
@@ -288,10 +293,10 @@ async def test_hundreds_of_flooding_clients_leave_the_processor_to_others(
                 TOTAL_BUDGET_BYTES * 6 / (6 + FRAME_COST_BYTES) + RESUMED_PER_PERIOD * THROTTLED_READ_BYTES
             )
             assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
-            # The flooding clients reset their connections at the end. The bridge notices this, although it reads
-            # nothing from most of these clients.
+            # The flooding clients reset their connections at the end. The bridge notices these resets, although it
+            # reads nothing from most of these clients.
             await eventually("the connections are closed", lambda: connections(port, COUNT))
-            # The bridge has read the healthy clients all the time: otherwise, it would have evicted them as idle.
+            # The bridge kept reading from the healthy clients: otherwise, it would have evicted them as idle.
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
             await verify(stream, memory)
             figures.record(
@@ -306,7 +311,10 @@ async def connections(port: int, count: int) -> bool:
 
 
 def flood_together(port: int, count: int, seconds: float) -> int:
-    """Sends pings from `count` clients as fast as the bridge reads, and reads nothing. Returns the bytes sent."""
+    """Sends pings from `count` clients as fast as the bridge reads, and reads nothing.
+
+    Returns the number of sent bytes.
+    """
     frames = client_frame(PING, b"") * 5000
     rests = {Flooder(port).socket: memoryview(frames) for _ in range(count)}
     sent_bytes = 0

@@ -1,4 +1,4 @@
-"""If a bridge was frozen, for example in a paused container, it evicts no client that seemed silent meanwhile."""
+"""If a bridge was frozen, for example in a paused container, it does not evict the clients that seemed silent."""
 
 import signal
 import time
@@ -17,10 +17,10 @@ NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 IDLE_TIMEOUT_S, PING_INTERVAL_S = 1.2, 0.4
 
 FREEZE_S = 1.8
-"""The duration of a freeze. It is longer than the idle timeout and its tolerance of one tick together."""
+"""The duration of a freeze. A freeze is longer than the idle timeout plus one tick of tolerance."""
 
 CROWD = 1200
-"""If pongs counted, the pongs of so many clients would exceed the read limit that all clients share in a period."""
+"""If the read limit for all clients together counted pongs, the pongs of this many clients would exceed it."""
 
 
 class Answering(Collector):

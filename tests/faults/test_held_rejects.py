@@ -1,4 +1,7 @@
-"""If rejected events can't be published, the bridge holds and reports them. It publishes them after the fault."""
+"""If rejected events can't be published, the bridge holds and reports them.
+
+When the fault is over, the bridge publishes these events.
+"""
 
 import asyncio
 import time
@@ -23,7 +26,7 @@ PREFETCH, BEHIND = 50, 5
 """The number of events that the bridge holds, and the number of events that wait behind them in the queue."""
 
 LEAVE_LIMIT_S = 15.0
-"""When the fault is over, the bridge must hold no event any more after this time, even on a busy machine."""
+"""Within this time after a fault, the bridge must have published all held events, even on a busy machine."""
 
 LASTING_S = 3.0
 """When a fault has lasted this long, the pauses between attempts have their maximum length."""
@@ -173,7 +176,7 @@ async def test_rejected_events_that_can_not_be_published_are_held_until_they_can
         assert words in body["rejects"]["last_error"]
         assert body["rejects"]["waiting"] == PREFETCH
         assert sample(bridge, "bridge_rejects_waiting") == PREFETCH
-        # If the bridge had acknowledged an event, the broker would have sent it another one.
+        # If the bridge had acknowledged an event, the broker would have sent another event to the bridge.
         assert await depth(amqp, queue) == BEHIND
         assert words in capsys.readouterr().out
         assert PREFETCH < attempts <= PREFETCH + ATTEMPTS

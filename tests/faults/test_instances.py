@@ -40,7 +40,10 @@ class Stream:
         self._stopping = False
         self.confirmed: list[int] = []
         self.refused: set[int] = set()
-        """The numbers of the events that the broker answered with a nack. Even such an event may be in some queues."""
+        """The numbers of the events that the broker answered with a nack.
+
+        An event that got a nack may still be in some of the queues.
+        """
         self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
     async def _run(self) -> None:
@@ -68,7 +71,7 @@ class Stream:
 
 @asynccontextmanager
 async def streaming(amqp: AbstractConnection, exchange: str) -> AsyncIterator[Stream]:
-    """Publishes a stream to an existing exchange."""
+    """Provides a `Stream` that publishes killmails to an existing exchange."""
     channel = await amqp.channel(publisher_confirms=True)
     stream = Stream(await channel.get_exchange(exchange, ensure=False))
     try:
@@ -79,7 +82,7 @@ async def streaming(amqp: AbstractConnection, exchange: str) -> AsyncIterator[St
 
 
 class Client:
-    """A client of one bridge, which keeps the updates that it got."""
+    """A client that is connected to one bridge and keeps all updates that it gets."""
 
     def __init__(self, collector: ClosingCollector) -> None:
         self._collector = collector
@@ -105,7 +108,10 @@ class Client:
         return b'"killmailId":%d,' % number in self._collector.received
 
     async def ended(self) -> None:
-        """Waits until the connection has ended. The client then has all updates that the bridge has sent to it."""
+        """Waits until the connection has ended.
+
+        After the end, the client has all updates that the bridge has sent to it.
+        """
         await self._collector.lost
 
     def close(self) -> None:
@@ -266,7 +272,7 @@ async def test_next_bridge_gets_exactly_the_events_that_a_stopped_bridge_did_not
 async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_run(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """If each bridge has its own queue, each delivers all events that are published while it consumes.
+    """If each bridge has its own queue, each bridge delivers all events that are published while it consumes.
 
     One bridge delivers all events, although the other bridge is killed and started again meanwhile.
 

@@ -19,13 +19,16 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 LOG_MB, IN_HAND_MB = 16, 64
-"""In addition to one message, the bridge may take this memory.
+"""The bridge may use this much memory in addition to one message.
 
 The memory is for the update log (`BRIDGE_LOG_BYTES`), and for messages in progress.
 """
 
 BASE_MB = 50
-"""The memory of a bridge without clients. It is part of the result, because the measurement begins with the process."""
+"""The memory of a bridge without clients.
+
+This memory is included in the result, because the measurement begins when the process starts.
+"""
 
 LIMIT_S = 120.0
 
@@ -114,8 +117,8 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
         await channel.queue_delete(rejects)
         await eventually("all rejects are in the queue", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
         sampling.cancel()
-        # Even if a session ends, the bridge sends a message that it has begun to send. The memory of this message comes
-        # in addition to that of the next session's messages.
+        # If a session ends while the bridge sends a message, the bridge still sends the rest of the message. This
+        # message takes memory in addition to the messages of the next session.
         assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + MAX_HELD_BYTES + size
         assert await metric(port, "bridge_rejects_lost_total") == 0
     assert len(await take(amqp, kept.name, count)) == count

@@ -39,7 +39,7 @@ LIMIT_S = 60.0
 
 
 def large(number: int) -> dict[str, object]:
-    """Returns a killmail whose update has about 3.9 MB."""
+    """Returns a killmail whose update is about 3.9 MB long."""
     return killmail(number, padding="x" * UPDATE_BYTES)
 
 

@@ -22,7 +22,7 @@ UNPROVEN = "the broker has not answered for 2 s"
 NOTICED = "does not answer within 6 s"
 
 DOES = "is not ready after 10 s, closes the connection after 21 s, retries"
-"""What the bridge does in these faults, with its default timeouts."""
+"""What a bridge with the default timeouts does if one of these faults occurs."""
 
 LATE_LIMIT_S = 3.0
 
@@ -89,7 +89,7 @@ async def test_connection_with_one_direction_is_closed(broker: Broker, blocked: 
 
 @pytest.mark.slow
 async def test_half_open_connection_gets_no_new_events(broker: Broker) -> None:
-    """Promise: all new events come on the new connection, not on the half-open one.
+    """Promise: all new events come on the new connection, not on the half-open connection.
 
     The events that the broker had sent on the half-open connection are delivered once more.
     """

@@ -128,8 +128,8 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
     The bridge reconnects, and the event is not lost.
     """
     if release_of(version_of(node_broker.url)) == "4.3":
-        # RabbitMQ 4.3 can never run this test: it has no such timeout for classic queues, and both bridges use classic
-        # queues.
+        # This test can never run with RabbitMQ 4.3, because 4.3 has no such timeout for classic queues, and both
+        # bridges use classic queues.
         pytest.skip("RabbitMQ 4.3 waits without a limit for the acknowledgements of a classic queue")
     async with (
         ack_timeout(node_broker, 1000, 500),

@@ -1,6 +1,6 @@
 """If a publisher loses its broker, all confirmed updates are in the queue.
 
-The publisher sends all other updates by itself when it can.
+The publisher itself sends the unconfirmed updates as soon as it can.
 """
 
 import asyncio

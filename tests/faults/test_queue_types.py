@@ -66,7 +66,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=QUORUM)
     # The queue is full until the test purges it. The test does not delete the full queue, because the broker would then
-    # confirm an event in flight to it.
+    # confirm an event that is on its way to the queue.
     full = await channel.declare_queue(rejects, durable=True, arguments=OF_ONE)
     await full.bind(await channel.declare_exchange(rejects, "fanout", durable=True))
     await publish(amqp, rejects, b"old")
@@ -102,7 +102,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
 
 async def test_policy_in_the_documentation_removes_the_delivery_limit(node_broker: PrivateNode) -> None:
     if (await node_broker.ctl("version")).startswith("3."):
-        # RabbitMQ 3 can never run this test: by default it has no delivery limit, and it refuses the value -1.
+        # This test can never run with RabbitMQ 3, which by default has no delivery limit and refuses the value -1.
         pytest.skip("quorum queues have a default delivery limit from RabbitMQ 4.0 on")
     async with observer(node_broker.url) as amqp:
         channel = await amqp.channel()

@@ -53,7 +53,7 @@ async def test_queue_that_may_not_be_read_is_named(
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: the command requeues all events to whose exchange the user may write.
+    """Promise: the command requeues all events whose exchange the user has the permission to write to.
 
     The other events stay in the queue, in their order. The error names their exchange only once.
     """
@@ -85,7 +85,8 @@ async def test_queue_that_the_bridge_declares_drops_no_event_that_is_listed(node
     url = urlsplit(node_broker.url)._replace(path=f"/{host}").geturl()
     try:
         async with running(url, exchanges="kills=killmail", reject_exchange="rejects"), observer(url) as amqp:
-            # This queue shows that the default queue type is quorum. Otherwise, the test would prove nothing.
+            # This queue shows that the default queue type is quorum. If the default were classic, the test would prove
+            # nothing.
             await (await amqp.channel()).declare_queue("other", durable=True)
             queues = await node_broker.ctl("list_queues", "-p", host, "name", "type")
     finally:

@@ -1,4 +1,4 @@
-"""What resuming clients get if several bridges on one stream, behind HAProxy, end and restart under load."""
+"""What resuming clients get from several bridges behind HAProxy, which read one stream and restart under load."""
 
 import signal
 
@@ -124,7 +124,7 @@ async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broke
 async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
     broker: Broker, exchange: str, queue: str, by: signal.Signals
 ) -> None:
-    """With BRIDGE_HISTORY=stream, a client can resume on another bridge, with its last id from the first bridge.
+    """With BRIDGE_HISTORY=stream, a client can resume on any bridge, with the last id that it got from another.
 
     The client gets every confirmed update exactly once, in order, and every resume is complete.
     """

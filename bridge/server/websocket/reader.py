@@ -1,4 +1,4 @@
-"""Reads a client's frames, returns pings, close frames and protocol violations (RFC 6455), and drops all other frames.
+"""Reads a client's frames: returns pings, close frames and violations of RFC 6455, and drops all other frames.
 
 The bridge reads a client's messages only to check that the client follows the protocol. Between two reads, a reader
 holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and never a message.
@@ -98,7 +98,7 @@ class FrameReader:
         self._mask = b""
         """The mask of the current frame, which is empty between frames.
 
-        In a text message, the mask is rotated so that its first byte belongs to the next byte of text.
+        In a text message, the mask is rotated so that its first byte applies to the next byte of text.
         """
         self._opcode = 0
         self._fin = False
@@ -117,7 +117,7 @@ class FrameReader:
         self.pongs = 0
         """How many pongs the last call of `feed` completed."""
         self.pong_bytes = 0
-        """The size of the pongs that the last call of `feed` completed."""
+        """The total size, in bytes, of the pongs that the last call of `feed` completed."""
 
     @property
     def idle(self) -> bool:
@@ -170,7 +170,7 @@ class FrameReader:
         self._check_header(head[0], head[1])
         length = head[1] & _LENGTH
         # The bridge accepts a length that is encoded in more bytes than necessary. RFC 6455, section 5.2, forbids an
-        # unnecessarily long encoding of the length, but the parser of websockets accepts it too, and no Autobahn case
+        # unnecessarily long encoding of the length, but the library websockets accepts it too, and no Autobahn case
         # tests it.
         extended = {126: 2, 127: 8}.get(length, 0)
         size = 2 + extended + 4
@@ -254,7 +254,7 @@ class FrameReader:
         elif opcode == Opcode.PING:
             found.append(Ping(apply_mask(masked, mask)))
         else:
-            # A close frame may also come between the fragments of a message (RFC 6455, section 5.4). The parser of
+            # A close frame may also come between the fragments of a message (RFC 6455, section 5.4). The library
             # websockets treats a close frame between fragments as a violation, but Autobahn's case 7.1.5 expects a
             # clean close.
             found.append(Close(_close_code(apply_mask(masked, mask))))

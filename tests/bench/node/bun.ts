@@ -1,6 +1,6 @@
 // The simplest bridge on Bun, with its WebSocket server and amqplib. With TOPICS=1, the program publishes each update
 // to a topic of Bun, which can merge several writes into one. Without TOPICS=1, the program itself sends each update to
-// each client. The program validates no event.
+// each client. The program does not validate events.
 import { connect } from "amqplib";
 
 const { AMQP, EXCHANGE, PORT, TOPICS } = process.env;

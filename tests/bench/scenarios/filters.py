@@ -35,7 +35,7 @@ class Kind:
     name: str
     paths: Sequence[str]
     systems: int = 1
-    """The number of solar systems with updates. Each client gets the updates of one of them."""
+    """The number of solar systems with updates. Each client gets the updates of one of these systems."""
 
 
 PLAIN = Kind("plain", "without a filter", ())
@@ -91,8 +91,8 @@ def _measure(place: Place, candidate: Candidate, *, clients: int, updates: int) 
 def _broadcast(place: Place, candidate: Candidate, kind: Kind, clients: int, updates: int) -> Row:
     """Measures one kind of client."""
     if kind.systems > 1:
-        # Each solar system has the same number of clients. More updates are published, because each update reaches few
-        # clients.
+        # Each solar system has the same number of clients. Because each update reaches few clients, more updates are
+        # published than for the other kinds of clients.
         updates, rate = 5 * updates // kind.systems * kind.systems, 5 * RATE
     else:
         rate = RATE

@@ -1,4 +1,7 @@
-"""Measures how long the largest request of each kind, and the metrics of many types, keep the event loop busy."""
+"""Measures how long costly requests keep the event loop busy.
+
+The requests are the largest request of each kind, and requests to a bridge with many update types.
+"""
 
 import contextlib
 import functools

@@ -19,7 +19,7 @@ ENOUGH = 60_000
 EVERYTHING = "/updates?after=0-00000000"
 """A request target with an id that no update log contains.
 
-The bridge reports missing updates, and sends all updates in its log.
+The bridge answers this request with a report of missing updates and with all updates in its log.
 """
 
 SIZES = (1, 20, 200)

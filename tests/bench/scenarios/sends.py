@@ -1,4 +1,7 @@
-"""Measures the cost and the delay of a send, which is an update for one client. Updates are paced or at full speed."""
+"""Measures the cost and the delay of a send, which is an update for one client.
+
+Updates come at a fixed rate or at full speed.
+"""
 
 import functools
 
@@ -36,7 +39,7 @@ def paced(quick: bool) -> list[Case]:
 
 
 def saturated(quick: bool) -> list[Case]:
-    """Returns the cases with updates at the full speed of the broker."""
+    """Returns the cases in which updates are published at full speed."""
     figures = (
         *_COST,
         _LOAD,

@@ -8,7 +8,7 @@ from tests.bench.crowd import Seen, crowd, publishing
 
 RATE = 100
 PAD = 1800
-"""This many bytes are added to a usual killmail, so that an update has 2 KB."""
+"""This many bytes are added to a usual killmail, so that an update is about 2 KB long."""
 # The log is so small that it overwrites the updates that stalled clients need. An update must not be larger than the
 # log.
 SETTINGS = {"BRIDGE_LOG_BYTES": "2MiB", "BRIDGE_MAX_MESSAGE_BYTES": "1MiB"}
@@ -28,7 +28,7 @@ FIGURES = (
 
 
 def cases(quick: bool) -> list[Case]:
-    """Returns one case. Each measurement starts the server twice, without and with stalled clients."""
+    """Returns one case. Each measurement starts the server twice: once without stalled clients and once with them."""
     clients, alone, stalled = (50, 300, 1000) if quick else (500, 1000, 2400)
     title = f"slow: {clients} clients read, {clients} do not, {RATE} updates of 2 KB per second"
     measure = functools.partial(_measure, clients=clients, alone=alone, stalled=stalled)

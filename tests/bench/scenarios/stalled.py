@@ -32,13 +32,15 @@ OWN_BYTES = 250
 """The size of an update without padding, in bytes."""
 
 KERNEL_BYTES = 131_072
-"""The maximum number of bytes that the kernel buffers for a client that does not read. One update above this size
-stalls every client."""
+"""The maximum number of bytes that the kernel buffers for a client that does not read.
+
+A single update that is larger than this stalls every client.
+"""
 
 STEP_BYTES = 65_536
 """Updates are published in steps of about this many bytes until all clients lag.
 
-An update above this size is a step of its own.
+An update that is larger than a step is published as a step of its own.
 """
 
 SAMPLE_S = 0.005
@@ -132,7 +134,7 @@ class _Publisher:
         self.await_metric(_UPDATES, self._count)
 
     def stall(self, clients: int) -> None:
-        """Publishes until each client lags because its socket is full.
+        """Publishes until the sockets of all clients are full, so that all clients lag.
 
         A client can also lag for a moment because nothing has been written to it yet.
         """
