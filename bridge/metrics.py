@@ -127,8 +127,10 @@ class Metrics(Collector):
         )
         self.updates, self.duplicates = self._updates.counts, self._duplicates.counts
         self.written = 0
-        """The number of updates written without a queue. This attribute and the next three attributes count each update
-        once for each connection."""
+        """The number of updates written without a queue.
+
+        This attribute and the three after it count an update once for each connection.
+        """
         self.enqueued = 0
         self.dropped = 0
         self.replayed = 0

@@ -35,7 +35,7 @@ The last lines may contain the error that ended the process.
 """
 
 IN_ORDER_S = 0.1
-"""The value of `patience_s` for a command that writes to both streams."""
+"""The value of `patience_s` for commands that write to both standard output and standard error."""
 
 DESCRIPTORS = {"stdout": 1, "stderr": 2}
 

@@ -1,8 +1,8 @@
 """The id of an update. With an id, a client can ask for all updates after the update that has this id.
 
 An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag
-distinguishes updates that have the same sequence, but are from different logs. Two updates with the same sequence are
-the same update only if their tags are equal too.
+distinguishes updates that have the same sequence, but are from different logs. Two ids belong to the same update only
+if both their sequences and their tags are equal.
 
 With `BRIDGE_HISTORY=stream`, the sequence is the event's offset in the stream, and the tag is the CRC-32 of the event's
 body. Bridges that read the same stream give an event the same id. If a stream is deleted and declared again, its

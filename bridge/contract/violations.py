@@ -48,8 +48,8 @@ _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
 def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()) -> str:
     """Returns a printable text of limited length that describes a violation, with the expected and the actual value.
 
-    `declared` are the names of members in the schema. A declared name is never reported as a misspelling of another
-    name.
+    `declared` contains the names of the members that the schema declares. A declared name is never reported as a
+    misspelling of another name.
     """
     kind, value = error.kind, error.instance
     if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:

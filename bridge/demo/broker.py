@@ -1,4 +1,7 @@
-"""The demo's broker if no broker is configured. RabbitMQ runs in a container that is removed when the demo ends."""
+"""The broker that the demo uses if no broker is configured.
+
+RabbitMQ runs in a container that is removed when the demo ends.
+"""
 
 import socket
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Invents plausible killmails, for a demo without a fetcher.
 
-The module has no state, because the caller passes the random numbers and the clock.
+The module has no state: the caller passes the source of random numbers and the clock.
 """
 
 import random

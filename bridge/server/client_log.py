@@ -66,7 +66,10 @@ class ClientLog:
         self._dropped += 1
 
     def has_capacity(self) -> None:
-        """Must be called when a client is admitted within the capacity. Logs the end of a period of dropped clients."""
+        """Must be called when a client is admitted and the capacity is not exceeded.
+
+        Logs the end of a period of dropped clients.
+        """
         if self._dropped:
             if (suppressed := self._limiter.allow("room")) is not None:
                 _log.info("accepting new connections again", dropped=self._dropped, **suppressed)

@@ -34,7 +34,7 @@ class ResponseWriter:
         self._all_acknowledged_at = None if acknowledged is None else acknowledged + len(data)
         """The number of bytes that the client's kernel has acknowledged once it has received the whole response.
 
-        The value is None if this number can't be known.
+        The value is None if the kernel does not report this number.
         """
         transport.write(data)
         self._unread_bytes = self._unread()

@@ -36,7 +36,7 @@ kernel holds up to 6 MB of received data for each client, and no limit of the pr
 """
 
 PORT_ATTEMPTS = 20
-"""The maximum number of ports that are tried to find a port that is free on all addresses."""
+"""To find a port that is free on all addresses, at most this number of ports are tried."""
 
 _HINTS = {
     errno.EADDRINUSE: "another program uses the port (`ss -ltnp` shows which): end it, or set BRIDGE_PORT (--port) to "

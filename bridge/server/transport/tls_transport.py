@@ -98,8 +98,8 @@ class TlsTransport(asyncio.Transport):
         """Takes over the socket. Call `begin` to start the TLS handshake.
 
         `on_failed` is called once if the handshake fails. If the handshake succeeds, the protocol's `connection_made`
-        is called, and at the end, `connection_lost`. `shutdown_timeout_s` is how long `close` waits for the client to
-        end its side. Raises OSError if the client has already disconnected.
+        is called, and at the end, `connection_lost`. `close` waits up to `shutdown_timeout_s` for the client to end its
+        side. Raises OSError if the client has already disconnected.
         """
         self._loop = loop
         self._protocol: asyncio.BufferedProtocol | None = protocol
@@ -137,7 +137,7 @@ class TlsTransport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Returns the value for the name `socket`, `peername` or `sslcontext`, as asyncio does.
 
-        Callers must use the returned socket only for its options.
+        Callers may use the returned socket only to read or set its options.
         """
         match name:
             case "socket":
@@ -223,7 +223,7 @@ class TlsTransport(asyncio.Transport):
             self._end_by_client()
 
     def _decrypt(self, raw: bytes) -> None:
-        """Decrypts bytes from the client, and passes the data to the protocol until reading is paused."""
+        """Decrypts bytes from the client, and passes the data to the protocol, until reading is paused."""
         assert not _INCOMING.pending
         _INCOMING.write(raw)
         data_bytes = 0

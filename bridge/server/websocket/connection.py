@@ -250,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
             self._context.hub.schedule(self.resume_reading)
 
     def resume_reading(self) -> None:
-        """Resumes reading from the client."""
+        """Starts reading from the client again."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -1,8 +1,8 @@
 """Pings clients that are silent, and closes clients that do not answer.
 
 Each tick makes one pass over all connections, so no connection has its own timer. A pass over 10,000 connections takes
-about two milliseconds. A ping takes as long as checking fifty connections. To keep a pass short, its pings are spread
-over the time until the next pass.
+about two milliseconds. A ping takes as long as checking fifty connections. A pass does not send all its pings at once,
+but spreads them over the time until the next pass, so that the pass itself is short.
 
 While the bridge does not run, for example in a paused container or with a blocked event loop, it reads no pongs. The
 first pass after a pause of the bridge is late, and a late pass does not close clients. If the clock stops too, as on a
