@@ -19,12 +19,12 @@ class HubLog:
         self._flushed = 0
         """The flushed position at the time of the last debug line for a flush."""
         self._short_writes = 0
-        """The number of sockets that have taken only a part of their frames since the last flush."""
+        """The number of partial writes since the last flush."""
         self._postponed = 0
-        """The number of connections whose frames were postponed to later turns of the loop since the last flush."""
+        """The number of connections, since the last flush, whose frames were postponed to later turns of the loop."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
-        """Logs a change of a connection's state, with the cursor if the connection reads from its cursor."""
+        """Logs a change of a connection's state, and also the cursor if the connection has one of its own."""
         if event is ConnectionEvent.PARTIAL_WRITE:
             self._short_writes += 1
         elif event is ConnectionEvent.POSTPONED:

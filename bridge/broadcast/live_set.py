@@ -3,12 +3,12 @@
 A flush reads only the array of descriptors, not the connections. With 1000 clients, a client's transport and protocol
 are not in the processor's caches when a flush reaches that client, so reading these objects takes longer than the
 system call. In the paced benchmark (`make bench`), a flush that reads transports and protocols takes 1.4 times as long
-as a bare loop in C. A flush that reads only the array takes 1.1 to 1.2 times as long as this C loop.
+as a bare loop in C. A flush that reads only the array takes 1.1 to 1.2 times as long as such a loop in C.
 
-A flush writes directly to the sockets, without using the transports. Bypassing a transport like this is correct only
-while the transport holds no bytes and owns the descriptor. A congested or closing connection must therefore not be in a
-live set. For a connection with TLS, the live set holds the transport's method that encrypts and sends. The set does not
-hold the descriptor of a connection with TLS, because a write to the descriptor would not be encrypted.
+A flush writes directly to the sockets, without using the transports. Bypassing the transport is correct only while the
+transport holds no bytes and owns the descriptor. A congested or closing connection must therefore not be in a live set.
+For a connection with TLS, the live set holds the transport's method that encrypts and sends. The set does not hold the
+descriptor of a connection with TLS, because a write to the descriptor would not be encrypted.
 """
 
 from array import array
@@ -60,8 +60,8 @@ class LiveSet(Generic[P]):
 
         Other classes must not change any attribute of the set.
         """
-        # The descriptors are in an array. A list would refer to a separate object for each number, and reading each
-        # object would be a cache miss (2 % of the time of the paced fan-out).
+        # The descriptors are in an array rather than a list. A list would refer to a separate object for each
+        # descriptor, and each read of such an object would be a cache miss (2 % of the time of the paced fan-out).
         self.descriptors = array("i")
         self.via_transport: list[P] = []
         """The connections with TLS."""
@@ -118,7 +118,7 @@ class LiveSet(Generic[P]):
         for connection, write in zip(tuple(self.via_transport), tuple(self.writes), strict=True):
             try:
                 write(frames)
-            except Exception as error:  # an error of one connection must not affect other connections
+            except Exception as error:  # an error in one connection must not affect the others
                 failed.append((connection, error))
         return failed
 

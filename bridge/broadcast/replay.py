@@ -1,9 +1,9 @@
 """The index of the log, which maps positions to ids, to the bridge's own messages, and to the matches of filters.
 
 The positions are divided into segments, which have some hundreds of positions each. The index drops a segment when the
-log has dropped all its positions. Each segment caches the matches of a filter, so that the filter is applied to the
-segment only once, even if many clients resume with this filter. Some positions hold no update: they hold one of the
-bridge's own messages to clients with ids, or only an id after which a client can resume.
+log has dropped all positions of the segment. Each segment caches the matches of a filter, so that the filter is applied
+to the segment only once, even if many clients resume with this filter. Some positions hold no update: they hold one of
+the bridge's own messages to clients with ids, or only an id after which a client can resume.
 
 The module is pure: it has no connections and no clock.
 """
@@ -27,7 +27,7 @@ Applying a filter to all positions of a segment takes half a millisecond.
 """
 
 SEGMENT_BYTES = 65536
-"""A segment ends when its frames have this size, even if it has fewer than `SEGMENT_UPDATES` positions."""
+"""A segment ends when its frames reach this total size, even if it has fewer than `SEGMENT_UPDATES` positions."""
 
 REPLAY_MARGIN = 8
 """A full replay skips the oldest eighth of the log, because the next updates would evict this part first."""
@@ -35,18 +35,18 @@ REPLAY_MARGIN = 8
 MAX_CACHED_FILTERS = 32
 """The maximum number of filters whose matches a segment caches.
 
-With the default log, these matches take 2 MB in all. If the matches of a filter are not cached, the filter is applied
-again for each client.
+With the default size of the log, the cached matches of all segments take 2 MB. If the matches of a filter are not
+cached, the filter is applied again for each client.
 """
 
 MATCH_COST_BYTES = 128
-"""The work of one filter call, in bytes (see `ReplayIndex.work_bytes`).
+"""The number of bytes that one filter call adds to `ReplayIndex.work_bytes`.
 
-A call takes 0.4 us, which is the time to parse 128 bytes of JSON.
+A filter call takes 0.4 us, as long as parsing 128 bytes of JSON.
 """
 
 CACHED_COST_BYTES = 1024
-"""The work of a lookup in the cached matches of a segment, in bytes (see `ReplayIndex.work_bytes`)."""
+"""The number of bytes that a lookup in the cached matches of a segment adds to `ReplayIndex.work_bytes`."""
 
 CACHE_BYTES = 2**19
 """The maximum size, in bytes, of the cache for filter inputs, and also of the cache for frames with ids."""
@@ -65,7 +65,7 @@ class UpdateFilter(Protocol):
 
 
 class Segment:
-    """The index of consecutive positions, from `start` to the start of the next segment."""
+    """A part of the index, for the consecutive positions from `start` up to the start of the next segment."""
 
     __slots__ = (
         "match_cache",
@@ -85,20 +85,20 @@ class Segment:
         self.non_updates_before = 0
         """The number of positions before the segment that hold no update."""
         self.sequences = array("Q")
-        """The sequence number of each position. `sequences` and `tags` are empty if the index counts the ids itself."""
+        """The sequence number of each position. `sequences` and `tags` are empty if the index assigns the ids."""
         self.tags = array("I")
         self.non_updates: set[int] = set()
         """The positions that hold no update."""
         self.own_messages: dict[int, bytes] = {}
         """The frames of the bridge's own messages, by position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
-        """The results of each filter: 1 for a position with an update that matches the filter, or else 0."""
+        """For each filter, a byte for each position: 1 if it holds an update that matches the filter, or else 0."""
 
 
 class BoundedCache(Generic[V]):
-    """The newest values by position, up to a maximum size in bytes.
+    """Keeps the newest values by position, up to a maximum total size in bytes.
 
-    The newest value is kept even if it is larger than this maximum.
+    The newest value is kept even if it is larger than the maximum.
     """
 
     __slots__ = ("_max_bytes", "_size_bytes", "_values")
@@ -131,7 +131,7 @@ class ReplayIndex:
     """The log with the ids of updates, the bridge's own messages, and the matches of filters."""
 
     def __init__(self, log: UpdateLog, tag: int | None = None) -> None:
-        """With a `tag`, the index counts the ids itself, from 1.
+        """With a `tag`, the index assigns the ids itself, counting from 1.
 
         Without a `tag`, the caller passes the id of each entry.
         """
@@ -149,9 +149,9 @@ class ReplayIndex:
         """The last position that holds no update."""
         self._filter_inputs: BoundedCache[FilterInput] = BoundedCache(CACHE_BYTES)
         self.work_bytes = 0
-        """The number of bytes that were read, searched and written for filters and connections that are not live.
+        """A measure, in bytes, of the work for filters and for connections that are not live.
 
-        This number never decreases.
+        This measure never decreases.
         """
 
     def append(
@@ -163,7 +163,7 @@ class ReplayIndex:
     ) -> None:
         """Adds the frame of an update. If the frame is empty, the position holds no update.
 
-        `update_id` is the update's id, unless the index counts the ids itself. `filter_input` is the type and the data
+        `update_id` is the update's id, unless the index assigns the ids itself. `filter_input` is the type and the data
         of the update, if a filter may need both. `extra_bytes` has the same meaning as in `UpdateLog.append`.
         """
         log = self.update_log
@@ -192,8 +192,8 @@ class ReplayIndex:
     def append_own_message(self, payload: bytes) -> None:
         """Adds one of the bridge's own messages for clients with ids.
 
-        Clients receive no id with such a message. If it was the last message that a client received, the client gets it
-        again after a resume.
+        Clients receive no id with such a message. A client whose last received message was such a message gets the
+        message again after a resume.
         """
         position = self._last_non_update = self.update_log.head
         frame = text_frame(payload)
@@ -221,7 +221,7 @@ class ReplayIndex:
         return self._tag is None and sought.sequence > self._newest.sequence and self._find(sought) is None
 
     def after(self, sought: UpdateId) -> int | None:
-        """Returns the position after an id, or None if the id is unknown or the log has dropped that position."""
+        """Returns the position after the entry with this id, or None if the id is unknown or the entry was dropped."""
         position = self._find(sought)
         return position + 1 if position is not None and position + 1 >= self.update_log.tail else None
 
@@ -306,7 +306,9 @@ class ReplayIndex:
     def matching(
         self, update_filter: UpdateFilter | None, start: int, end: int, *, own_messages: bool
     ) -> tuple[Sequence[int], int]:
-        """Returns the positions, from `start` on, of the frames for a client, and the position where the search ended.
+        """Searches from `start`.
+
+        Returns the positions of the frames for a client, and the position where the search ended.
 
         `start` must be below `end`. The search may end before `end`. A call searches only one segment, so that a slow
         filter does not delay other connections.
@@ -322,7 +324,7 @@ class ReplayIndex:
         return found, end
 
     def count(self, update_filter: UpdateFilter | None, start: int, end: int) -> tuple[int, int]:
-        """Returns how many updates from `start` on match the filter, and the position where counting stopped.
+        """Returns how many updates at or after `start` match the filter, and the position where counting stopped.
 
         Counting stops at `end` or earlier. This method uses the cached matches, and applies the filter to at most one
         segment.

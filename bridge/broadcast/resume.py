@@ -1,15 +1,15 @@
 """Starts connections with ids: finds their positions, sends their `resume` messages, and makes the connections LIVE.
 
-1. `Resume.start` decides if the client must wait. If a client's last update came from another instance, the client
-   waits until this update arrives here too (`PendingResumes`). While the bridge itself is reading back the stream, all
-   clients wait.
-2. `Resume._begin` finds the position at which the replay starts. This is after the client's last update, or at the head
-   of the log if the client wants no earlier updates. If the client's id is unknown, the replay starts at the oldest
-   update that will not be dropped soon.
+1. `Resume.start` decides whether the client must wait. If a client's last update came from another instance, the
+   client waits until this update arrives here too (`PendingResumes`). While the bridge itself is reading back the
+   stream, all clients wait.
+2. `Resume._begin` finds the position at which the replay starts. The replay starts after the client's last update, or
+   at the head of the log if the client wants only new updates. If the client's id is unknown, the replay starts at the
+   oldest update that will not be dropped soon.
 3. `Resume.next_message` counts the updates to replay. Counting takes many turns of the event loop if a filter must be
    applied to each update. When all updates are counted, `next_message` returns the `resume` message.
-4. `CatchUp` sends the `resume` message, and then the log from this position to its head. After that, the connection is
-   live.
+4. `CatchUp` sends the `resume` message, and then the frames of the log from the start of the replay to the log's head.
+   After that, the connection is live.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,8 +55,8 @@ class Resume:
     ) -> None:
         """`schedule` is the event loop's `call_soon`, and `now_ms` is a clock in Unix milliseconds.
 
-        `flush` flushes the hub's log. `on_resumed` is called for each `resume` message. The arguments of `on_resumed`
-        are whether the replay is complete, and the number of updates to replay.
+        `flush` flushes the hub's log. `on_resumed` is called for each `resume` message. `on_resumed` has two arguments:
+        whether the replay is complete, and the number of updates to replay.
         """
         self._index = index
         self._update_log = index.update_log
@@ -97,7 +97,10 @@ class Resume:
         self.release()
 
     def tick(self, source_is_live: bool) -> None:
-        """Ends the wait for each update that has not arrived between two ticks. Call this method every few seconds."""
+        """Ends the wait for each update that was already awaited at the last tick and has still not arrived.
+
+        Call this method every few seconds.
+        """
         self.pending.tick(source_is_live)
         self.release()
 
@@ -147,8 +150,8 @@ class Resume:
         """
         count, index, flushed = self._resuming[connection], self._index, self._update_log.flushed
         if connection.cursor < self._update_log.tail:
-            # If the log drops uncounted updates a second time, the client gets no earlier updates, because counting
-            # might otherwise never end.
+            # If the log drops uncounted updates a second time, the client gets only updates from now on, because
+            # counting might otherwise never end.
             count.complete, count.updates = False, 0
             connection.cursor = count.counted = flushed if count.overtaken else self._oldest()
             count.overtaken = True
@@ -193,7 +196,7 @@ class PendingResumes:
         self._next_sequence = 0
         """A lower bound of the awaited updates' sequence numbers.
 
-        The connections are searched only after the log has reached this number.
+        The connections are searched only after the log has reached this sequence number.
         """
 
     def __len__(self) -> int:
@@ -243,7 +246,10 @@ class PendingResumes:
         return ready
 
     def tick(self, source_is_live: bool) -> None:
-        """Ends the wait of each connection that was waiting at the last tick too, if the source was live both times."""
+        """Ends the wait of each connection that was already waiting at the last tick.
+
+        Only ticks at which the source is live count.
+        """
         counts = source_is_live and not self.replaying
         for wait in self.waits.values():
             if counts and wait.ticked:

@@ -3,8 +3,8 @@
 `IoSubmitWriter` needs two system calls for hundreds of sockets. The system call `io_submit(2)`, which was made for
 files, takes a list of writes. For sockets, `io_submit` writes immediately to one socket after the other, and does not
 wait if a socket is full. A second system call, `io_getevents`, returns the results. A write with `io_submit` takes a
-seventh less time than a write with `os.write`. Such a write also takes less time than a loop in C that calls `send`
-(`make bench`, paced). Unlike io_uring, these system calls are usually allowed in containers.
+seventh less time than a write with `os.write`. A write with `io_submit` also takes less time than a write by a C loop
+that calls `send` (`make bench`, paced). Unlike io_uring, these system calls are usually allowed in containers.
 
 The memory layouts and the numbers of the system calls are from the kernel's `fs/aio.c` and
 `include/uapi/linux/aio_abi.h`.
@@ -44,8 +44,8 @@ DESCRIPTOR_OFFSET = 20
 IOCB_CMD_PWRITEV = 8
 """The operation in each control block.
 
-The control block's address field has the address of a vector, which points to the bytes to write. All control blocks
-share one vector, so new bytes to write change only this vector.
+The address in a control block is that of a vector, which in turn points to the bytes to write. All control blocks share
+one vector, so this vector is all that changes when there are new bytes to write.
 """
 
 IO_EVENT = struct.Struct("=QQqq")
@@ -116,11 +116,11 @@ class IoSubmitWriter:
         words = memoryview(events).cast("q")
         self._numbers, self._results = words[0 :: IO_EVENT.size // 8], words[2 :: IO_EVENT.size // 8]
         self._complete = memoryview(array("q", [0] * BATCH_SOCKETS))
-        """The results of a system call after which every socket has taken all bytes."""
+        """The results that a system call returns if every socket has taken all bytes."""
         self._broken = False
         """Whether the results of a system call were lost.
 
-        If a later call received these results, they could be mistaken for the results of other writes.
+        A later call could receive the lost results, and mistake them for the results of its own writes.
         """
         self._probe()
 

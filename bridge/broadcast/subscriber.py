@@ -1,4 +1,4 @@
-"""The connection's interface for the hub: the states of a connection, and the table of transitions between them.
+"""The interface through which the hub uses a connection, with the states and the table of transitions between them.
 
 Each connection holds its own state. `TRANSITIONS` is only data: the hub looks up each transition, and carries it out.
 The README of this folder shows the table of transitions as a diagram.
@@ -150,7 +150,7 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
 }
-"""The events that can occur in each state. Any other event is a bug in the bridge."""
+"""The events that can occur in each state. An event that is not listed for a state is a bug in the bridge."""
 
 
 # The connection
@@ -169,7 +169,7 @@ class Piece(NamedTuple):
 
 
 class Subscription(Protocol):
-    """A filter, and whether updates are sent with ids.
+    """What connections subscribe to: a filter, and whether updates are sent with ids.
 
     All connections with the same filter and the same choice of ids share one subscription.
     """
@@ -192,7 +192,7 @@ class Subscription(Protocol):
     """The number of the subscription's connections in the state LAGGING."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
-        """Returns at most `max_bytes` of frames, from byte `offset` of the frame at `position` on."""
+        """Returns at most `max_bytes` of frames, beginning at byte `offset` of the frame at `position`."""
 
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
         """Returns the position and the offset at which a write stopped if the socket took only `taken` bytes."""
@@ -224,7 +224,7 @@ class Subscriber(Slot, Protocol):
         """
 
     def frame_ended(self) -> None:
-        """Called when all parts of a frame are sent, and control frames can follow."""
+        """Called when all parts of a frame are sent, so that control frames can follow."""
 
     def reset(self) -> None:
         """Ends the connection at once, without a close frame."""

@@ -18,8 +18,8 @@ from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 MAX_MATCHES_PER_FLUSH = 8192
 """The maximum number of filter calls in a flush.
 
-These calls take 4 ms. If filters are left over, their connections read the updates from the log in the next turns of
-the event loop, like lagging connections.
+This many filter calls take 4 ms. If a flush does not get to every filter, the connections of the remaining filters read
+the updates from the log in the next turns of the event loop, like lagging connections.
 """
 
 
@@ -41,7 +41,7 @@ class SharedSubscription:
         self.lagging_count = 0
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
-        """Returns at most `max_bytes` of frames, from byte `offset` of the frame at `position` on.
+        """Returns at most `max_bytes` of frames, beginning at byte `offset` of the frame at `position`.
 
         A frame larger than `max_bytes` is returned in parts. The piece ends before `end`. Only one segment is searched
         for matching updates, so the piece may be empty. `position` must be in the log, and below `end`.
@@ -121,7 +121,7 @@ class Subscriptions:
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """Removes a connection from its subscription. Then removes the subscription if it is empty."""
+        """Removes a connection from its subscription. If this was the last connection, removes the subscription too."""
         subscription.connections -= 1
         if subscription.connections:
             return

@@ -1,4 +1,4 @@
-"""The log that all connections share. It holds the most recent updates as frames, up to a maximum size in bytes.
+"""The log that all connections share. The log holds the most recent updates as frames, up to a maximum size in bytes.
 
 Each connection reads the log from its own position. The module is pure: it has no connections and no clock. Positions
 count up from 0 and are never used twice. A frame is empty if its position holds one of the bridge's own messages, or an
@@ -77,8 +77,7 @@ class UpdateLog:
     def flush(self, max_bytes: int) -> bytes:
         """Returns the next frames for the live connections, and counts these frames as flushed.
 
-        Call this method only if there are frames that are not flushed yet. The method `read` describes where the piece
-        ends.
+        Call this method only if there are frames that are not flushed yet. See `read` for where the piece ends.
         """
         self.flush_start = self.flushed
         frames, self.flushed = self.read(self.flushed, self.head, max_bytes)
