@@ -39,11 +39,11 @@ from bridge.interrupts import INTERRUPTED, raise_on_interrupt
 MAX_UNCONFIRMED = 500
 """The maximum number of published events that are not confirmed yet.
 
-With this number, the connection to the broker is always busy.
+This many events are enough to keep the connection to the broker busy all the time.
 """
 
 LARGE_BYTES = 16 * 1024
-"""If an event is larger than this, finding its problems may take seconds, and the command reads no confirms then."""
+"""Finding the problems of an event larger than this may take seconds, in which the command can't read confirms."""
 
 READ_AHEAD = 50
 """The number of events that are read in advance."""
@@ -85,9 +85,9 @@ def publish(files: tuple[str, ...], update_type: str | None, exchange: str | Non
         usual, default_type = exchange_for(settings, update_type)
         exchange = usual if exchange is None else exchange
         default_type = settings.exchanges.get(exchange, default_type)
-        # A fetcher may start before the bridge, so the command declares a missing exchange if the settings name it. It
-        # declares no other exchange: the name may be misspelled, and then no bridge would consume from the new
-        # exchange.
+        # A fetcher may start before the bridge, so the command declares a missing exchange if the settings name it. The
+        # command does not declare any other exchange: the name may be misspelled, and then no bridge would consume from
+        # the new exchange.
         may_declare = exchange in settings.exchanges and not is_reserved_exchange(exchange)
         publisher = _publisher(settings, exchange, declare=may_declare)
         uvloop.run(check_broker(tuple(map(Node, settings.amqp_url)), None if may_declare else exchange))
@@ -163,7 +163,7 @@ class Count:
     """The number of published events that have the identity of an earlier event."""
     invalid: int = 0
     line: int = 0
-    """The line at which the newest event that was read begins."""
+    """The number of the first line of the event that was read last."""
 
     def add_published(self, identity: Identity | None, *, routed: bool) -> None:
         """Counts an event that the broker has confirmed. `routed` is False if the event has reached no queue."""

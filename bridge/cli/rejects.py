@@ -1,8 +1,8 @@
 """`edk-bridge rejects`: lists rejected events, publishes rejected events again, or removes them.
 
 Each command reads all events that are in the queue when the command starts, each event once. Until the command ends, it
-holds the events that are not selected. Then these events return to their places, so the order of the queue stays the
-same.
+holds the events that are not selected. When the command ends, these events return to their places, so the order of the
+queue stays the same.
 """
 
 import asyncio
@@ -236,7 +236,7 @@ def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool,
         if agreed is not None:
             # The question named a number of events, and at most this number of events is read, the oldest first. If
             # other events were removed meanwhile, the events that are read may include events that were rejected after
-            # the question. The time in the header of such an event shows when it was rejected.
+            # the question. The time in an event's header shows when the event was rejected.
             queue.count = min(queue.count, agreed)
         await remove_selected(queue, selection, outcome, asked_at)
 
@@ -311,12 +311,12 @@ def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | Non
 _NUMBER = re.compile("[0-9]{1,7}")
 """Matches a number that the list shows before an event.
 
-A user could mistake this number for an id. The id of a killmail has more digits.
+A user could mistake such a number for an id. The id of a killmail has more digits than such a number.
 """
 
 
 def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str], None]) -> bool:
-    """Prints each given id that no event in the queue has. Returns whether there is such an id."""
+    """Prints each given id that no event in the queue has. Returns whether any given id is missing from the queue."""
     missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
     for each in missing:
         if _NUMBER.fullmatch(each):
@@ -331,7 +331,7 @@ def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str
 # Reading the queue
 
 MAX_REASONS = 20
-"""The maximum number of separately counted reasons why events are kept."""
+"""Kept events are counted separately for at most this many reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,8 +400,8 @@ async def requeue_selected(
 ) -> None:
     """Publishes each selected event to the exchange that it came from, and removes the event after its confirm.
 
-    Calls `progress` after each event. Raises BrokerLost if the connection to the broker is lost. The events that are
-    not published and removed yet then stay in the queue.
+    Calls `progress` after each event. Raises BrokerLost if the connection to the broker is lost. In this case, the
+    events that are not yet published and removed stay in the queue.
     """
     outcome.begun = True
     requeuer = Requeuer(queue.amqp, user)
@@ -476,7 +476,7 @@ _MAX_DEPTH = 3
 
 
 def killmail_id(body: bytes) -> int | None:
-    """Returns the id of the killmail in a body, or None. The body can have any format and any mistakes."""
+    """Returns the id of the killmail in a body, or None. The body may have any format, and may be invalid."""
     try:
         event = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -501,7 +501,7 @@ _START_BYTES = 400
 
 
 def content(reject: Reject, limit: int) -> str:
-    """Returns text by which a person recognizes an event: the id of the killmail, or else the start of the body."""
+    """Returns text by which a person can recognize an event: the id of the killmail, or else the start of the body."""
     if (found := killmail_id(reject.body)) is not None:
         return f"killmail {found}"
     # The cut at `_START_BYTES` may split a character, so invalid bytes are replaced.

@@ -117,7 +117,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
 STABLE_S = 10.0
 """A connection that ends within this time counts as failed.
 
-Otherwise, the client would connect to a full bridge again every second.
+Otherwise, the client would reconnect to a full bridge every second.
 """
 
 HANDSHAKE_TIMEOUT_S, PING_S, CLOSE_TIMEOUT_S = 10.0, 20.0, 1.0
@@ -135,7 +135,7 @@ TRANSIENT = frozenset({408, 429})
 TRANSIENT_LATER = frozenset({401, 403, 404})
 """The HTTP statuses after which a request may succeed later, if the client was connected before.
 
-An operator may be just changing a proxy or the allowed networks.
+An operator may be in the middle of changing a proxy or the allowed networks.
 """
 
 REASONS = {
@@ -177,8 +177,8 @@ class Tail:
         """`url` is a result of `endpoint`.
 
         `after` is the id of the update after which to begin, or an empty text to begin with new updates. `write` is
-        called with each update, as text and parsed, and `say` with each line for the user. `wait` is called with a text
-        that says what the client waits for now, or with an empty text.
+        called with each update, both as text and parsed. `say` is called with each line for the user. `wait` is called
+        with a text that says what the client waits for now, or with an empty text.
         """
         self.last_id = after
         """The id of the newest update that was written.

@@ -25,9 +25,9 @@ A read from a pipe may return fewer bytes, because it does not wait for more.
 
 _OPENING = b"[{"
 _OPENED_BY = {ord("]"): ord("["), ord("}"): ord("{")}
-# Matches brackets, and also whole strings, so that a bracket inside a string is not matched as a bracket. A string ends
-# at the end of its line, because a JSON string contains no line break. The quantifiers are possessive, because
-# backtracking would take many times as much memory as the string.
+# Matches brackets, and also whole strings, so that a bracket inside a string is not matched as a bracket. A string
+# without a closing quote ends at the end of its line, because a JSON string contains no line break. The quantifiers are
+# possessive, because backtracking would take many times as much memory as the string.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 _SPACE = frozenset(" \t\r\n")
@@ -60,7 +60,7 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
     partial: list[bytes] = []
     while (chunk := stream.read(CHUNK_BYTES)) != b"":
         if chunk is None:
-            # None does not mean the end of the stream. It means that no data has arrived yet, because a program that
+            # None does not mean the end of the stream. None means that no data has arrived yet, and that a program that
             # shares the pipe has set O_NONBLOCK.
             select([stream], [], [])
             continue
@@ -78,8 +78,8 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     """Yields each event as soon as its last line has arrived, so that a pipe can stay open.
 
     An invalid document ends at the end of its line. If a bracket is never closed, the document ends before the next
-    line that begins with an object at a place where JSON allows no object. Therefore, an unclosed bracket hides no
-    later event. Binary data at the start of the input counts as one event, which ends before the next line that is an
+    line that begins with an object at a place where JSON allows no object. Therefore, an unclosed bracket does not hide
+    later events. Binary data at the start of the input counts as one event, which ends before the next line that is an
     object or an array.
     """
     partial = _Partial()
@@ -98,7 +98,7 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
         if partial:
             yield from partial.add_line(line, number)
         elif not line.isspace():
-            # This is a fast path, because most inputs have one event on each line.
+            # Most inputs have one event on each line, so this case has a fast path.
             if _is_document(line):
                 yield Document(line.strip(), number)
             elif not first and is_binary(line):
@@ -129,7 +129,7 @@ class _Partial:
         self._open = bytearray()
         """The brackets that are not closed yet. The innermost bracket is the last one."""
         self._last = 0
-        """The last character that is not whitespace, or the opening quote if this character ends a string."""
+        """The last character that is not whitespace, or, if a string comes last, the string's opening quote."""
         self._has_other_text = False
         """Whether the line has text outside all brackets. Such a line can't be split at brackets."""
 
@@ -137,7 +137,7 @@ class _Partial:
         return bool(self._open)
 
     def ends_before(self, line: bytes) -> bool:
-        """Returns whether the line begins another document, because it has an object where JSON allows no value."""
+        """Returns whether the line begins another document: it begins with an object where JSON allows no value."""
         if not line.startswith(b"{") or not self._open:
             return False
         in_array = self._open[-1] == ord("[")
@@ -174,8 +174,8 @@ class _Partial:
             at = token.end()
             if self._last in _OPENING:
                 self._open.append(self._last)
-            # A closing bracket that does not match the innermost open bracket is ignored. If it closed the open
-            # bracket, parts of an invalid document would become events.
+            # A closing bracket that does not match the innermost open bracket is ignored. If a mismatched bracket
+            # closed the open bracket, parts of an invalid document would become events.
             elif self._open and self._open[-1] == _OPENED_BY.get(self._last):
                 self._open.pop()
                 if not self._open:
@@ -203,7 +203,10 @@ class _Partial:
 
 
 def json_location(body: bytes, pointer: str) -> int:
-    """Returns the line of the value at a JSON Pointer, or of the nearest existing value around it, counted from 0."""
+    """Returns the line, counted from 0, of the value at a JSON Pointer.
+
+    If there is no such value, returns the line of the nearest enclosing value.
+    """
     try:
         return _locations(body).line_of([step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]])
     except (ValueError, IndexError, RecursionError):
@@ -231,7 +234,7 @@ class _Locations:
     def _members(self, at: int) -> dict[str, int]:
         """Returns the positions of an array's items, or of an object's members.
 
-        If a name occurs twice, the last one counts.
+        If an object has two members with the same name, the last member counts.
         """
         # Numbers are not parsed, because int() rejects numbers with more than 4300 digits.
         text, decoder = self._text, json.JSONDecoder(parse_int=str, parse_float=str)
@@ -255,7 +258,8 @@ class _Locations:
 
 @lru_cache(maxsize=1)
 def _locations(body: bytes) -> _Locations:
-    # An event may have thousands of violations. Because of the cache, the event is scanned only once for all of them.
+    # An event may have thousands of violations. Because of the cache, the event is scanned only once for all its
+    # violations.
     return _Locations(body.decode())
 
 

@@ -47,7 +47,7 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Returns the form of a URL that messages can show: printable, and without user, password and query."""
+    """Returns a URL as messages can show it: printable, and without user, password and query."""
     parts = urlsplit(url)
     # An @ in the path may be a part of the URL's password, if the password contains a slash.
     return f"{parts.scheme}://{shown_argument(parts.netloc.rpartition('@')[2] + parts.path)}"

@@ -38,7 +38,7 @@ class OneLineErrors(click.Group):
 
 
 _REPEATED = re.compile(r"""( ['"(])(?![-\[]).*@""", re.DOTALL)
-"""Matches the argument that an error of click quotes after the name of an option, up to the last @ in the argument."""
+"""Matches the argument that click quotes after an option's name in an error, up to the last @ in the argument."""
 
 _DID_YOU_MEAN = re.compile(r"\. \(?Did you mean (?:one of: )?([^?]*)\?\)?")
 
@@ -77,7 +77,7 @@ def exit_on_error() -> Iterator[None]:
     except BridgeError as error:
         fail(error)
     except KeyboardInterrupt:
-        # click would exit with the code 1, but with this code, `check` reports an invalid event.
+        # click would exit with the code 1, but `check` uses this code to report an invalid event.
         sys.exit(INTERRUPTED)
 
 

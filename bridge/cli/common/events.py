@@ -53,12 +53,12 @@ class EventFile:
     """A file of events."""
 
     name: str
-    """The name of the file as the user gave it. The name `-` is standard input."""
+    """The name of the file as the user gave it. The name `-` stands for standard input."""
     lines: Iterable[bytes]
     update_type: str | None
     """The type of all events in the file, or None if each event can have its own type."""
     default_type: str
-    """The type of each event that names no type itself. This is the default type of the event's exchange."""
+    """The type of each event that does not name its own type. This is the default type of the event's exchange."""
 
     def event(self, document: Document) -> Event:
         """Returns the event that a bridge would receive if this document of the file were published."""

@@ -107,10 +107,10 @@ _NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
 
 
 def setting_options(*names: str, defaults: Mapping[str, str] = _NO_DEFAULTS) -> Callable[[Callback], Callback]:
-    """Adds a flag for each setting to a command, and `--env-file`.
+    """Adds `--env-file` and a flag for each setting to a command.
 
     The value of a flag is a text, or None if the flag is not given. `effective_settings` parses the values. The help
-    shows `defaults` instead of the defaults of the settings.
+    shows the values in `defaults` instead of the settings' own defaults.
     """
     options = [option for name in names for option in _options(name, defaults.get(name))]
 
@@ -173,7 +173,7 @@ def effective_settings(flags: Mapping[str, str | None]) -> Settings:
     """Returns the settings in effect.
 
     `flags` has the values of the flags that `setting_options` adds. Raises ConfigurationError. A command has flags only
-    for the settings that it uses. Files that only other settings name may be missing.
+    for the settings that it uses. A file may be missing if it is named only by settings that the command does not use.
     """
     return settings_and_sources(flags, flags.keys())[0]
 

@@ -81,9 +81,9 @@ class Output:
 
         Raises BrokenPipeError or another OSError if the reader of the output has ended.
 
-        Control characters are escaped on a terminal. They are also escaped in colored output, because a pager passes
-        this output on to a terminal. In JSON, control characters are only in strings, so escaping does not change the
-        meaning.
+        Control characters are escaped on a terminal. Control characters are also escaped in colored output, because a
+        pager passes this output on to a terminal. In JSON, control characters are only in strings, so escaping does not
+        change the meaning.
         """
         if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

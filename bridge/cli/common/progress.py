@@ -42,14 +42,13 @@ class Progress:
         self._shown = False
 
     def tick(self) -> None:
-        """Shows the progress if the interval since the last time has passed. Call this method often."""
+        """Shows the progress if enough time has passed since it was last shown. Call this method often."""
         now_s = time.monotonic()
         if not self._on_terminal or now_s < self._next_s:
             return
         self._next_s = now_s + ON_TERMINAL_S
         self._clear()
-        # The cursor returns to the start of the line, so that if another program prints a line, it overwrites the
-        # status line.
+        # The cursor returns to the start of the line, so that a line from another program overwrites the status line.
         self._write(self._text() + "\r")
         self._shown = True
 
@@ -70,7 +69,7 @@ class Progress:
 
 
 class Spinner:
-    """Shows what a command waits for, and prints lines that stay.
+    """Shows what a command waits for, and prints lines that stay on the terminal.
 
     A spinner must be created while an event loop is running.
     """

@@ -22,7 +22,7 @@ def as_line(message: Mapping[str, object], width: int | None, *, in_color: bool,
 
     For a killmail, the line shows the ids of the ship, the system and the killmail, and the number of attackers. For
     any other update, the line shows the data as JSON. The time is the envelope's `timestamp` in UTC. `text` is the
-    update as JSON. The line shows this text if the data can't be formatted.
+    update as JSON. The line shows `text` itself if the data can't be formatted.
     """
     kind = str(message.get("type"))
     parts: list[Part] = [(_time(message.get("timestamp")), TIME), (_escaped(kind), TYPE)]
