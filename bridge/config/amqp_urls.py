@@ -46,8 +46,7 @@ def amqp_urls(text: str) -> tuple[str, ...]:
     """Parses one or more URLs, separated by commas. Raises ValueError with a description of the expected value."""
     # Only a comma before a scheme is a separator, because a password may contain commas.
     *others, last = (url.strip() for url in re.split(r",\s*(?=amqps?://)", text, flags=re.IGNORECASE))
-    # If there is only one URL, a comma at its end belongs to the URL. After a list of URLs, a comma at the end is
-    # ignored.
+    # If there is only one URL, a comma at its end belongs to the URL. A comma at the end of a list of URLs is ignored.
     urls = (*others, last.rstrip(", ") if others else last)
     for url in urls:
         try:
@@ -81,9 +80,9 @@ def virtual_host(url: str) -> str:
 
 
 def _check_parts(url: str, parts: SplitResult) -> None:
-    """Raises ValueError for parts of a URL that the libraries change or ignore, or with which they would retry forever.
+    """Raises ValueError if the libraries would change or ignore parts of a URL, or would retry forever because of them.
 
-    The error's text shows no part of the URL, because the URL may contain a password.
+    The error's text does not show any part of the URL, because the URL may contain a password.
     """
     if not url.isprintable():
         # urlsplit removes tabs and newlines. A lone surrogate in a URL can't be sent.

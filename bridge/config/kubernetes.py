@@ -19,10 +19,11 @@ def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[s
 
 
 def is_service_variable(name: str, value: str) -> bool:
-    """Whether a variable with this name and value is one that Kubernetes injects for a Service.
+    """Whether Kubernetes injects a variable with this name and value for a Service.
 
     The value is checked too, because Kubernetes injects `BRIDGE_PORT=tcp://...` for a Service `bridge`, but
-    `BRIDGE_PORT` is also a setting. In addition, a misspelled setting must still cause an error.
+    `BRIDGE_PORT` is also a setting. The check of the value also ensures that a misspelled setting still causes an
+    error.
     """
     return any(form.fullmatch(name) and fits(value) for form, fits in _FORMS)
 

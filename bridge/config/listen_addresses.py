@@ -54,11 +54,11 @@ def canonical_listener(text: str) -> str:
 
 
 def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
-    """The kind of network that must still be allowed so that clients can reach a listener, or None if they can.
+    """The kind of network that must still be allowed so that clients can reach a listener.
 
-    `listener` is the address of a listening socket. Only clients that have a loopback address themselves can reach a
-    loopback address. Clients that connect to any other address do not have a loopback address, even if they run on this
-    machine.
+    The result is None if clients can already reach the listener. `listener` is the address of a listening socket. Only
+    clients that themselves have a loopback address can reach a loopback address. A client that connects to an address
+    other than a loopback address does not have a loopback address itself, even if the client runs on this machine.
     """
     address = ipaddress.ip_address(listener)
     of_family = [network for network in networks if network.version == address.version]
@@ -98,7 +98,9 @@ def client_host(
 def announced_host(
     listeners: Sequence[str], networks: Sequence[Network], source_address: Callable[[Network], str | None]
 ) -> str:
-    """The host by which clients reach the bridge. It is `localhost` if every client on this machine can use that.
+    """The host by which clients reach the bridge.
+
+    The host is `localhost` if every client on this machine can use this name.
 
     The result is also `localhost` if all listeners have wildcard addresses, and this machine has no allowed address.
     """

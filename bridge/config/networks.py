@@ -23,7 +23,7 @@ _BROADCAST = ipaddress.IPv4Network("255.255.255.255/32")
 _UNSPECIFIED = ipaddress.IPv6Network("::/128")
 
 _WILDCARDS = frozenset({"*", "any", "all"})
-"""The words by which other programs mean all networks."""
+"""The words that other programs use for all networks."""
 
 
 def parse_network(text: str) -> Network:

@@ -135,7 +135,7 @@ def boolean(text: str) -> bool:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Returns a parser for one of some words."""
+    """Returns a parser that accepts one of the given words."""
 
     def parse(text: str) -> str:
         if text.lower() not in choices:
@@ -279,7 +279,7 @@ def _each(text: str, parse: Callable[[str], _Value], expected: str) -> Iterable[
             found[parse(item)] = None
         except ValueError as error:
             if "@" in text or may_be_key(text):
-                # The error may contain an item of the list. This item may be a part of a password that contains a
+                # The error may contain an item of the list. Such an item may be a part of a password that contains a
                 # comma, or a part of a private key.
                 raise ValueError(f"{expected}, without @ and line breaks") from None
             shown, reason = printable(item, SHOWN_CHARACTERS), printable(str(error), 2 * SHOWN_CHARACTERS)

@@ -367,8 +367,8 @@ class Settings:
     def history_window(self) -> int:
         """The number of events that the bridge reads back from a stream when it starts.
 
-        Events older than these would not fit into the log or the duplicate window. An update takes at least 220 bytes
-        of the log. These include 60 bytes for the envelope, and the log's own data for each frame.
+        Earlier events would fit neither into the log nor into the duplicate window. An update takes at least 220 bytes
+        of the log. The 220 bytes include the envelope (60 bytes) and the log's own data for each frame.
         """
         return max(self.log_bytes // 220, self.duplicate_window)
 
@@ -408,7 +408,8 @@ def load_with_sources(
 ) -> tuple[Settings, Mapping[str, Found]]:
     """The settings in effect, and the source of each setting that is not left at its default.
 
-    `opens` has the names of the settings whose files and folders must be readable. None means all settings.
+    `opens` has the names of the settings whose files and folders must be readable. For `opens`, None means all
+    settings.
     """
     found, problems = find(_SECRETS, flags, environment, dotenv, must_exist=must_exist)
     effective: dict[str, Any] = {}
@@ -450,14 +451,14 @@ def _parse(setting: Setting, text: str) -> object:
     if not text and setting.default is None:
         return None
     if _QUOTED.fullmatch(text):
-        # `docker run --env-file` keeps quotes around a value. The setting's own error would not show the quotes if the
-        # value is secret.
+        # `docker run --env-file` keeps quotes around a value. If the value is secret, the setting's own error would not
+        # show the quotes.
         raise ValueError("a value without quotes around it")
     return setting.parse(text)
 
 
 def _unopened(setting: Setting) -> Setting:
-    """A setting for a command that does not use it: the setting's file or folder is not opened.
+    """A variant of a setting, for a command that does not use the setting: its file or folder is not opened.
 
     The settings of a service may name files that only the service's own user can read.
     """
@@ -487,8 +488,8 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
         )
     of_stream = ("history_stream", "history_max_age", "history_max_bytes")
     if settings.history is HistoryMode.MEMORY:
-        # The `.env` file may enable the stream, and a flag may disable it. In this case, other settings of the stream
-        # in the `.env` file are not a problem.
+        # The `.env` file may enable the stream, and a flag may disable it. If a flag disables the stream, the stream's
+        # other settings in the `.env` file are not a problem.
         above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
             f"{PREFIX}{name.upper()} ({found[name].source}): has an effect only with BRIDGE_HISTORY=stream, and "

@@ -54,12 +54,11 @@ def find(
     """The settings that have a value, by name, and all problems that were found in the sources.
 
     `known` maps the name of each setting to True if the setting is secret, and otherwise to False. Flags override the
-    environment, which overrides `.env`. `must_exist` says that the operator has named the file `dotenv`, so that it
+    environment, which overrides `.env`. `must_exist` says that the operator has named the file `dotenv`, so this file
     must not be missing.
     """
     problems: list[str] = []
-    # Kubernetes injects variables only into the environment. If a file has a line with such a variable, this line is a
-    # mistake.
+    # Kubernetes injects variables only into the environment. In a file, a line with an injected variable is a mistake.
     own = [(name, text) for name, text in environment.items() if not is_service_variable(name, text)]
     found = _variables(known, _lines(known, dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
     found |= _variables(known, own, "environment", Layer.ENVIRONMENT, problems)
@@ -70,7 +69,7 @@ def find(
 def _variables(
     known: Mapping[str, bool], variables: Iterable[tuple[str, str]], source: str, layer: Layer, problems: list[str]
 ) -> dict[str, Found]:
-    """The settings among the variables.
+    """The settings that the variables set.
 
     Reads the files that variables with `_FILE` name, and adds any problems to `problems`.
     """

@@ -1,4 +1,6 @@
-"""Warnings about settings that are valid, but have no effect or are risky. The bridge logs them when it starts.
+"""Warnings about settings that are valid, but have no effect or are risky.
+
+The bridge logs these warnings when it starts.
 
 For invalid settings, `bridge.config.settings` reports errors.
 """
