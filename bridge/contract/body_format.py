@@ -91,8 +91,8 @@ def is_binary(body: bytes) -> bool:
 
 
 _BSON = re.compile(rb"..\x00\x00[\x01-\x13\x7f\xff][^\x00]", re.DOTALL)
-"""Matches the start of a document in BSON of less than 64 KiB: its length, the type of the first member, and the start
-of this member's name."""
+"""Matches the start of a BSON document of less than 64 KiB: its length, the type of the first member, and the start of
+this member's name."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f]")
 """Matches control characters except white space, ESC (which begins terminal sequences) and the record separator."""
 
@@ -126,8 +126,7 @@ _MAGIC = (
 )
 """The first bytes of each format.
 
-If one format's first bytes begin with the first bytes of another format, the format with the longer bytes comes first
-in this table.
+If the bytes of one entry are a prefix of the bytes of another entry, the longer entry comes first in this table.
 """
 
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
@@ -200,9 +199,9 @@ _FIRST = frozenset('{["-0123456789tfn \t\r\n')
 _SelfDescribed = tuple[range, dict[int, int], range, dict[int, int], range, dict[int, int]]
 """The first bytes of maps, arrays and strings.
 
-Maps, arrays and strings have two parts each. The first part contains the first bytes that short values can have. Such a
-byte includes the length of the value. The second part contains the first bytes of longer values, and maps each byte to
-the size of the length field that follows it.
+The tuple has two parts for maps, two for arrays, and two for strings. In each pair, the first part contains the
+possible first bytes of short values. The first byte of a short value includes the value's length. The second part maps
+each possible first byte of a long value to the size of the length field that follows the byte.
 """
 
 _MSGPACK: _SelfDescribed = (

@@ -70,9 +70,9 @@ class SchemaViolation:
 
 
 NO_TYPES = frozenset({None, "", "binary"})
-"""Values of a message's `type` property that name no type.
+"""Values of a message's `type` property that are not the name of an update type.
 
-RabbitMQ 3.10 sets the type `binary` if a message was sent as bytes by AMQP 1.0.
+RabbitMQ 3.10 sets the type `binary` if a message was sent as bytes over AMQP 1.0.
 """
 
 _RESERVED = frozenset({"resume", "gap", "heartbeat", "close", "error"})
@@ -148,7 +148,10 @@ class Catalog:
     documents: Mapping[str, bytes]
     """The unchanged content of each schema file, by the file's name."""
     messages: Mapping[str, Schema] = field(default_factory=dict)
-    """The schemas of the bridge's own messages, by type. Events can't have the type of an own message."""
+    """The schemas of the bridge's own messages, by type.
+
+    An event can't have the type of one of the bridge's own messages.
+    """
     filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The members of updates that a client can filter by, each with its scalar types (such as `integer` and `null`)."""
     declared: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -239,7 +242,7 @@ def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
 
 
 def _alone(folder: Path) -> list[SchemaWarning]:
-    """Returns warnings about files, in a folder without schema files, that may be intended as schema files."""
+    """In a folder without schema files, returns a warning for each file that may be intended as a schema file."""
     reasons = {entry: schema_lint.not_read(entry.name, alone=True) for entry in sorted(folder.iterdir())}
     return [SchemaWarning(_shown(entry), "", reason) for entry, reason in reasons.items() if reason is not None]
 

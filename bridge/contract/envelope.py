@@ -29,14 +29,14 @@ def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
     """Returns the first message to a client that asked for ids.
 
-    This message is followed by the updates after `id`. The first `replayed` of these updates follow immediately.
+    This message is followed by the updates after `id`. Of these updates, the first `replayed` follow immediately.
     `complete` is False if the id in the client's request is unknown, or older than the oldest update in the log.
     """
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 
 
 def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
-    """Returns the message to clients that asked for ids about a period in which the bridge may have missed events.
+    """Returns the message about a period in which the bridge may have missed events, for clients that asked for ids.
 
     `reason` is a fixed word such as `broker-away`, because clients must not receive text from the broker.
     """

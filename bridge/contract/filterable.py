@@ -20,7 +20,7 @@ SCALARS = frozenset({"integer", "number", "string", "boolean", "null"})
 _ANY = SCALARS | {"array", "object"}
 """All JSON types.
 
-A schema that names no types allows all of them. Here, `number` means a number that is not an integer.
+A schema that does not name any types allows all types. Here, `number` means a number that is not an integer.
 """
 
 _BRANCHES = ("allOf", "anyOf", "oneOf")

@@ -1,9 +1,9 @@
 """Parses the query of a client's request: a filter for updates, and the id after which updates start.
 
-A filter consists of update types and of members, each with its values. A filter matches an update if the update's type
-is one of the types, and if the update's data has one of the values for every member of the filter. The schemas declare
-the types of each member. A value in a query is parsed as each type that the member can have: `5` is an integer, and
-also a string if a schema declares the member as a string.
+A filter consists of update types, and of members with their values. A filter matches an update if the update's type is
+one of the types, and if the update's data has one of the values for every member of the filter. The schemas declare the
+types of each member. A value in a query is parsed as every type that the member can have: `5` is an integer, and also a
+string if a schema declares the member as a string.
 
 Filters stay in memory while a client uses them. To limit the memory for filters, a query can have at most `MAX_VALUES`
 values. The request line can have at most 8190 bytes.
@@ -60,7 +60,7 @@ _AFTER = (
     "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
 )
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
-"""The names by which other feeds call the parameters `type` and `after`.
+"""The names that other feeds use for the parameters `type` and `after`.
 
 These names are in lower case, with only letters and digits.
 """
@@ -143,12 +143,12 @@ class After(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "After":
-        """Returns the start that the parameter `after` requests with this value. The value can be any text."""
+        """Returns the start that is requested by this value of the parameter `after`. The value can be any text."""
         return cls(text, UpdateId.parse(text))
 
 
 FROM_NOW_ON = After("", None)
-"""The start with which a client receives no earlier updates."""
+"""The start for a client that receives only updates from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +217,8 @@ class QueryParser:
         if types is None:
             raise BadQuery(self._unknown(name))
         any_number = "number" in types
-        # Numbers are the most frequent case. Parsing all numbers at once takes a fifth of the time that parsing them
-        # one by one takes.
+        # Numbers are the most frequent case. Parsing all numbers at once is five times as fast as parsing them one by
+        # one.
         found = _numbers(values) if types <= {"integer", "number", "null"} else None
         if found is not None and (any_number or ("integer" in types and all(float(n).is_integer() for n in found))):
             return frozenset(found), frozenset()
@@ -294,8 +294,8 @@ class SimilarNames:
         text = text[:_TYPED].lower()
         at = bisect(self._sorted, text)
         neighbours = self._sorted[max(0, at - self._NEIGHBOURS) : at + self._NEIGHBOURS]
-        # difflib takes 20 microseconds for each name, so it compares only the names that have the most letters in
-        # common with the text.
+        # difflib takes 20 microseconds for each name, so only the names that have the most letters in common with the
+        # text are compared.
         letters = frozenset(text)
         likely = heapq.nsmallest(self._COMPARED, neighbours, key=lambda name: len(letters.symmetric_difference(name)))
         close = difflib.get_close_matches(text, likely, n=1, cutoff=self._CUTOFF)
@@ -311,7 +311,7 @@ def _parts(value: str) -> list[str]:
 
 
 def _repeat(name: str, values: Sequence[str]) -> str:
-    """Returns a hint that shows how a query gives several values."""
+    """Returns a hint that shows how to give several values in a query."""
     pairs = "&".join(f"{name}={value}" for value in values[:2])
     return f"for several values, repeat the parameter: {printable(pairs, 80)}"
 

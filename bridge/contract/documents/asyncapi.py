@@ -173,7 +173,7 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
 
 def _exchange_channel(exchange: str, description: str, names: Iterable[str]) -> Object:
     return {
-        # The address of a channel is a routing key. A fanout exchange ignores it.
+        # The address of a channel is a routing key. A fanout exchange ignores the routing key.
         "address": "",
         "title": exchange,
         "description": description,

@@ -67,7 +67,7 @@ def _converted_object(schema: Mapping[str, Any], base: str, places: Mapping[str,
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, str, Steps, object]]:
-    """Yields each direct subschema with its path: as steps for draft 2020-12, and as keyword and steps for draft 7."""
+    """Yields each direct subschema with its path for draft 2020-12, and with its keyword and path for draft 7."""
     for steps, part in subschemas(schema):
         keyword, *within = steps
         if keyword in BY_NAME and within == ["$ref"]:

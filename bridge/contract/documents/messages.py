@@ -1,6 +1,7 @@
 """Creates the descriptions of messages in the AsyncAPI document: messages that clients receive or fetchers can publish.
 
-The module creates the messages only from the schema files. It does not know the channels on which messages are sent.
+The module creates the messages only from the schema files. The module does not know the channels on which messages are
+sent.
 """
 
 import re
