@@ -42,7 +42,7 @@ main()
 """`edk-bridge serve` with a bug, which ends with a traceback."""
 
 ANSWER_LIMIT_S = 5.0
-"""The maximum time for an answer of the bridge, in seconds. If the bridge is blocked, no answer comes."""
+"""The maximum time for the bridge to answer, in seconds. If the bridge is blocked, no answer comes."""
 
 HELD = "another-program-has-written-this"
 
@@ -50,7 +50,7 @@ HELD = "another-program-has-written-this"
 class Running:
     """A running bridge.
 
-    The test chooses the bridge's standard error, and its port, so that nothing has to be read from the log.
+    The test chooses the bridge's standard error, and its port, so that it need not read the port from the log.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:

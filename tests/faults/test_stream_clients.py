@@ -54,7 +54,10 @@ async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[in
 
 
 async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker: Broker) -> None:
-    """After a kill, RabbitMQ confirms some events that it then drops. No event outside the reported gap is lost."""
+    """When RabbitMQ starts after a kill, it confirms some events and then drops them.
+
+    No event outside the reported gap is lost.
+    """
     exchange, stream = unique("exchange"), unique("stream")
     async with (
         _removed(mortal_broker, exchange, stream),

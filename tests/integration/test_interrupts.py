@@ -27,8 +27,8 @@ main()
 """
 """A program that prints a line when it first imports a module that the handler of Ctrl-C does not need.
 
-When the program prints its line, the handler must exist. Earlier interrupts may arrive before any code of the bridge
-runs."""
+When the program prints its line, the handler must exist. Interrupts before this line may arrive before any code of the
+bridge runs."""
 
 DELAYS_MS = (0, 1, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 700)
 

@@ -33,7 +33,7 @@ from tests.support.waiting import LIMIT_S, eventually
 URL = "amqp://guest:guest@localhost:5672/"
 REJECTED = b"schema-violation /timestamp: the member 'timestamp' is missing"
 CLOSES, IN_FLIGHT = 10, 20
-"""The numbers of closes, and of events in flight at each close.
+"""The number of closes, and the number of events in flight.
 
 With these numbers, RabbitMQ 4.3 would refuse some events if the example did not unbind its queue.
 """

@@ -9,7 +9,7 @@ from tests.support.broker.find import Broker
 from tests.support.proxy import Direction, Proxy
 
 SLOW_BYTES_S = 200_000
-"""The speed of a slow connection, three times the steady rate."""
+"""The speed of a slow connection, which is enough for three times the steady rate of events."""
 
 
 class Breaking:

@@ -33,7 +33,9 @@ MEASURED = (
     if THOROUGH
     else {}
 )
-"""Variables with which a Python process measures coverage. `make test-all` measures only unit tests and commands.
+"""Environment variables that make a Python process measure its coverage.
+
+`make test-all` measures only unit tests and commands.
 
 If all programs measured coverage, `make test-all` would take two minutes longer."""
 

@@ -56,7 +56,7 @@ A cancellation may come from aiormq instead of the test.
 
 
 class ConfirmingFetcher:
-    """Publishes killmails, numbered from 1, to an exchange that exists.
+    """Publishes killmails, numbered from 1, to an existing exchange.
 
     `url` can have several nodes, separated by commas.
     """
