@@ -377,7 +377,7 @@ export interface PriceUpdate {
    */
   previousPrice?: number | null;
   /**
-   * The id of the market's region. Absent, null or 0 for a price of all New Eden.
+   * The id of the market's region. Absent, null or 0 if the price applies to all of New Eden.
    */
   regionId?: number | null;
   /**
