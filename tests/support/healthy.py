@@ -14,7 +14,7 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 COUNT = 3
-"""The number of healthy clients. Three clients make it less likely than one client that a test passes by luck."""
+"""The number of healthy clients. With three clients, a test is less likely to pass by luck than with one client."""
 
 PAUSE_S = 0.01
 """The pause between two updates."""
@@ -62,7 +62,7 @@ class Stream:
 
     @property
     def published(self) -> int:
-        """The number of updates so far."""
+        """The number of updates that were published so far."""
         return len(self._sent_s)
 
     def delays_s(self, first: int = 0) -> list[float]:

@@ -1,4 +1,4 @@
-"""The image of `docker/Dockerfile`, and a container of it on a separate network with a broker."""
+"""Builds the image from `docker/Dockerfile`, and runs it in a container on a separate network with a broker."""
 
 import os
 import secrets
@@ -49,7 +49,10 @@ def no_engine(reason: str) -> NoReturn:
 
 @contextmanager
 def built() -> Iterator[str]:
-    """Builds the image with the documented command. At the end, removes the image and the stages of its build."""
+    """Builds the image with the documented command.
+
+    At the end, removes the image and the intermediate images of its build.
+    """
     if shutil.which("docker") is None:
         no_engine("there is no docker command to build the image")
     if not container_possible(IMAGE, say):
@@ -57,8 +60,8 @@ def built() -> Iterator[str]:
     name = f"edk-bridge-test-{secrets.token_hex(4)}"
     stage = f"{name}-build"
     try:
-        # The classic builder keeps the image of the first stage. The first stage gets a name here, so that the test can
-        # remove its image.
+        # Docker's classic builder keeps the image of the first build stage. The first stage gets a name here, so that
+        # the test can remove its image.
         _build(stage, "--target", "build")
         _build(name)
         yield name
@@ -173,8 +176,8 @@ def site(image: str) -> Iterator[Site]:
         network = docker.networks.create(f"edk-bridge-test-{secrets.token_hex(4)}", driver="bridge")
         stack.callback(network.remove)
         broker = Container(IMAGE)
-        # The removal of the container is registered before its start, because a container that fails to start would
-        # otherwise stay and keep the network from being removed.
+        # The removal of the container is registered before the container starts. Otherwise, a container that fails to
+        # start would remain, and the network could not be removed.
         stack.callback(broker.stop)
         broker.start()
         network.connect(broker.name, aliases=[BROKER])

@@ -17,7 +17,7 @@ EXAMPLE: dict[str, Any] = {
 
 
 def killmail(killmail_id: int, **members: Any) -> dict[str, Any]:
-    """Returns the specification's example of a killmail, with another id and other members."""
+    """Returns the specification's example of a killmail, with the given id and other changed members."""
     return {**EXAMPLE, "killmailId": killmail_id, **members}
 
 
@@ -80,5 +80,5 @@ INDEXED = {
 }
 """Members of an update's data, and the names of these members in the index of the killmail corpus.
 
-The index has null for a member that a killmail lacks.
+If a killmail lacks a member, the index has null for this member.
 """

@@ -95,7 +95,9 @@ REQUESTS: Mapping[str, bytes] = {
     "page: /schemas/": _get("/schemas/"),
     "page: /readyz": _get("/readyz"),
 }
-"""The largest requests, by their descriptions. The answer to a request is an upgrade or a page, unless the description
-names another answer."""
+"""The largest requests, by their descriptions.
+
+The bridge answers each request with an upgrade or a page, unless the request's description names another answer.
+"""
 
 METRICS = _get("/metrics")

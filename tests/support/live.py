@@ -12,16 +12,18 @@ LIMIT_MS = LIMIT_S * 1000
 expect.set_options(timeout=LIMIT_MS)
 
 CONNECTED = "Connected"
-"""The state that the page shows while it is connected."""
+"""The text with which the page says that it is connected."""
 
 NOT_REACHED = r"net::ERR_CONNECTION_|the server responded with a status of (503|426)"
-"""Chromium's own console messages while the bridge is away or not ready. A page can't suppress these messages.
+"""The messages that Chromium itself writes to the console while the bridge is away or not ready.
 
-The page asks over HTTP why its WebSocket connection failed. The status of the answer is 426 if the bridge has restarted
-before the page asks."""
+A page can't suppress these messages.
+
+The page asks over HTTP why its WebSocket connection failed. If the bridge has restarted before the page asks, the
+status of the answer is 426."""
 
 REFUSED = r"(Unexpected response code:|responded with a status of) 400"
-"""Chromium's own console messages about a filter that the bridge refuses."""
+"""The messages that Chromium itself writes to the console when the bridge refuses a filter."""
 
 
 class Live:

@@ -1,6 +1,6 @@
 """The metrics of a bridge in this process.
 
-Reading a metric with a wrong name or label is an error, and does not return 0.
+Reading a metric with a wrong name or label raises an error instead of returning 0.
 """
 
 from bridge.metrics import Metrics

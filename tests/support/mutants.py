@@ -22,14 +22,13 @@ from pathlib import Path
 from tests.support.audit import ROOT
 
 TOOL = ROOT / ".venv/mutants"
-"""The command of mutmut. `make mutants` installs mutmut and its dependencies."""
+"""The folder with mutmut and its dependencies, which `make mutants` installs."""
 RAN, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes. A surviving mutant does not change the exit code."""
 ADDRESS_SPACE_BYTES = 4 << 30
-"""The memory limit of each process, because some mutants append to a list in an endless loop until mutmut stops
-them."""
+"""The memory limit of each process. Some mutants append to a list in an endless loop until mutmut stops them."""
 LEFT_OUT = {"test_architecture.py", "test_readme.py", "test_locks.py", "test_bench.py", "test_soak.py"}
-"""Unit tests that fail for any mutated file because they read source files, and unit tests of other programs."""
+"""Unit tests that are left out, because they fail for any mutated file or test other programs."""
 CONFIGURATION = "[mutmut]\nsource_paths = bridge\nuse_git_change_detection = false\n"
 
 
@@ -65,7 +64,7 @@ def changed(root: Path) -> tuple[str, list[str]]:
 
 
 def imports(path: Path) -> set[str]:
-    """Returns all names that a file imports, at any place. Some of these names are modules."""
+    """Returns all names that a file imports anywhere, also inside functions. Some of these names are modules."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     from_imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -86,7 +85,10 @@ def unit_tests_of(modules: Iterable[str], root: Path) -> list[str]:
 
 
 def functions(text: str) -> dict[str, tuple[int, list[str]]]:
-    """Returns the first line number and the lines of each function, by its own name and by its name in mutmut."""
+    """For each function, returns the number of its first line, and its lines.
+
+    The keys are the function's own name and its name in mutmut.
+    """
     body = ast.parse(text).body
     scopes = [("x_", body), *((f"xǁ{node.name}ǁ", node.body) for node in body if isinstance(node, ast.ClassDef))]
     return {
@@ -112,8 +114,8 @@ def change(original: str, mutated: str, name: str) -> tuple[int, list[str], list
 def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
     """Returns lines about the surviving mutants, the functions that no unit test calls, and the number of mutants.
 
-    `results` is mutmut's list of all mutants. For each module, `texts` has the original source and the source with the
-    mutants.
+    `results` is mutmut's list of all mutants. For each module, `texts` contains the original source, and the source
+    with the mutants.
     """
     told: list[str] = []
     counts = Counter({"killed": 0, "survived": 0, "timeout": 0})

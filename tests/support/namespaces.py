@@ -42,9 +42,9 @@ class Island:
         self._far = far
 
     async def connect_from_outside(self, port: int, source: str = FAR) -> socket.socket:
-        """Connects to a port of this machine, from an address of the other machine.
+        """Connects from an address of the other machine to a port of this machine.
 
-        `source` has the form that `settle` returns.
+        `source` is an address as `settle` returns it.
         """
         to = NEAR_V6 if ":" in source else NEAR
         if source.startswith("fe80:"):

@@ -2,8 +2,8 @@
 
 The programs are a broker, the openssl command, the programs that run next to the bridge (HAProxy, nginx and others), a
 browser, WebSocket libraries of several languages, pip-audit, the C programs of the benchmark, and Node packages. For
-each program that can't be installed, one line is printed. A program that can't be installed is no error here. Tests
-that need a missing program are skipped on a person's machine, and fail in CI.
+each program that can't be installed, one line is printed. It is not an error if a program can't be installed. Tests
+that need a missing program are skipped on a developer's machine, and fail in CI.
 """
 
 import shutil
@@ -37,7 +37,7 @@ PROGRAMS = {
     "systemd-analyze": "systemd",
     "docker-compose": "docker-compose",
 }
-"""The programs for the tests of `docker/`: each command, and its Debian package."""
+"""The programs for the tests of the folder `docker`: each command, and the Debian package that contains it."""
 
 LIBRARIES = (
     "amqp-tools",
@@ -55,7 +55,7 @@ LIBRARIES = (
 languages."""
 
 DEBIAN_PYTHON = "/usr/bin/python3"
-"""The Python that Debian's packages for Python use."""
+"""The Python interpreter for which Debian's Python packages are made."""
 
 _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
@@ -92,7 +92,7 @@ def found(command: str) -> str | None:
 def program(command: str) -> str:
     """Returns the path of one of PROGRAMS.
 
-    If the program is missing, the test is skipped on a person's machine, and fails in CI.
+    If the program is missing, the test is skipped on a developer's machine, and fails in CI.
     """
     path = found(command)
     if path is None:

@@ -56,7 +56,7 @@ async def metric(port: int, name: str, context: ssl.SSLContext | None = None) ->
 
 
 class Memory:
-    """The largest growth of a process since the construction of this object."""
+    """Measures the largest growth of a process since this object was made."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

@@ -1,4 +1,4 @@
-"""Sends one message by AMQP 1.0, with Debian's Python and its package python3-qpid-proton.
+"""Sends one message over AMQP 1.0, with Debian's Python and its package python3-qpid-proton.
 
 The program needs Debian's Python, because PyPI has no wheel of the AMQP 1.0 client proton.
 

@@ -40,8 +40,10 @@ class Proxy:
         self._half_open: set[asyncio.StreamWriter] = set()
         self.release()
         self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
-        """A function that is called for each connection. The function returns another function, which changes the bytes
-        from the broker to the client."""
+        """A function that is called for each connection, and that returns another function.
+
+        This other function changes the bytes from the broker to the client.
+        """
         self.accepted = 0
         """The number of connections that the proxy has accepted so far."""
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()
@@ -63,7 +65,7 @@ class Proxy:
         self.cut()
 
     def cut(self) -> None:
-        """Aborts all connections on both sides."""
+        """Aborts all connections, both to the clients and to the broker."""
         for writer in tuple(self._writers):
             writer.transport.abort()
 
@@ -82,7 +84,7 @@ class Proxy:
             self._flowing[direction].clear()
 
     def release(self) -> None:
-        """Forwards all data again at full speed, beginning with the bytes that were held."""
+        """Forwards all data at full speed again, beginning with the bytes that the proxy has held back."""
         self._piece_bytes, self._pause_s = PIECE_BYTES, 0.0
         for flowing in self._flowing.values():
             flowing.set()

@@ -24,9 +24,9 @@ def python_publisher() -> ModuleType:
 
 
 def node_program(folder: Path, text: str) -> None:
-    """Writes `main.mjs` with a text, next to the example in Node and the benchmark's packages, which include amqplib.
+    """Writes a text to `main.mjs`, in a folder with the example in Node and with the benchmark's Node packages.
 
-    Without Node, the test is skipped on a person's machine, and fails in CI.
+    Without Node, the test is skipped on a developer's machine, and fails in CI.
     """
     if shutil.which("node") is None:
         unavailable("node is not installed; `make prepare` installs it")

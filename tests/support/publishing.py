@@ -1,4 +1,4 @@
-"""Functions that publish events to an exchange or a queue, with confirms, and that read queues."""
+"""Functions that publish events to an exchange or a queue and wait for the confirms, and functions that read queues."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 BATCH = 500
-"""The maximum number of events that wait for their confirm at the same time."""
+"""The maximum number of published events without a confirm at any time."""
 
 
 async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:
@@ -62,7 +62,7 @@ async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.E
     while True:
         channel = await connection.channel()
         await channel.exchange_delete(exchange)
-        # If the exchange now has another kind, a bridge has already declared it again.
+        # If the exchange already exists with another kind, a bridge has declared it again.
         with suppress(ChannelPreconditionFailed):
             await channel.declare_exchange(exchange, kind, durable=True)
             await channel.close()
@@ -156,7 +156,7 @@ async def rejected(
 
 
 async def numbers_in(amqp: AbstractConnection, queue: str) -> list[int]:
-    """Empties a queue of killmails. Returns the numbers of the killmails in order."""
+    """Empties a queue of killmails. Returns the ids of the killmails in order."""
     count = await depth(amqp, queue)
     messages = await take(amqp, queue, count) if count else []
     return [orjson.loads(message.body)["killmailId"] for message in messages]

@@ -42,8 +42,10 @@ OWN, UNIT, UNIT_NEWEST, NEWEST = "own", "unit", "unit-newest", "newest"
 NAMES = (OWN, *DEBIAN, UNIT, UNIT_NEWEST, NEWEST)
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent"}
-"""With this value of DOCKER_HOST, the tests find no container engine, and use the private node of the RabbitMQ
-release."""
+"""With this value of DOCKER_HOST, the tests find no container engine.
+
+They use a private node of the RabbitMQ release instead.
+"""
 
 BROKER_VARIABLES = ("TEST_AMQP_URL", "TEST_RABBITMQ_IMAGE")
 
@@ -61,11 +63,16 @@ OTHER_SUBJECTS = (
     "systemd",
     "wheel",
 )
-"""Files of tests/integration that test a container engine, proxies or a package, so that the broker's release does not
-matter."""
+"""Files of tests/integration for which the broker's release does not matter.
+
+They test a container engine, proxies or a package.
+"""
 
 WORKERS = (f"--numprocesses={1 if 'TEST_AMQP_URL' in os.environ else 3}", "--dist=loadfile")
-"""The options that set the number of workers: three with a broker each, or one if TEST_AMQP_URL names the broker."""
+"""The options that set the number of pytest workers.
+
+There are three, each with its own broker, or only one if TEST_AMQP_URL names the broker.
+"""
 
 PART = (
     "tests/faults/test_cluster.py",
@@ -78,7 +85,7 @@ PART = (
 )
 """The test files that `--part` runs, because releases of RabbitMQ differ most in what these files test.
 
-The slowest test file comes first, because the run would take longer if a worker began this file last.
+The slowest test file comes first. If a worker began it last, the run would take longer.
 """
 
 TOO_LONG = (
@@ -87,8 +94,10 @@ TOO_LONG = (
 """The test that `--part` leaves out, because this test takes as long as all other tests of `--part` together."""
 
 IN_THIS_ORDER = "--no-loadscope-reorder"
-"""The flag with which pytest-xdist keeps the order of the test files. Without `--no-loadscope-reorder`, pytest-xdist
-begins with the files that have the most tests."""
+"""The flag that makes pytest-xdist run the test files in the given order.
+
+Without `--no-loadscope-reorder`, pytest-xdist begins with the files that have the most tests.
+"""
 
 MAKE_LIMIT_S = 900
 """The time limit for each command that prepares a release. The slowest command builds the root file system of a Debian
@@ -160,7 +169,7 @@ class Row:
 
     @property
     def is_bad(self) -> bool:
-        """True if a test failed or pytest ended with an error."""
+        """True if a test failed, or if pytest itself ended with an error."""
         return self.counts is not None and (self.counts.failed > 0 or bool(self.reason))
 
 
@@ -270,7 +279,7 @@ def newest_python() -> Place:
 
 
 def newer_on_path(path: str, minor: int) -> str | None:
-    """Returns the newest working `python3.X` on a PATH with an X greater than `minor`, or None."""
+    """Returns the newest working `python3.X` on a PATH, or None. X must be greater than `minor`."""
     found: dict[int, str] = {}
     for folder in path.split(os.pathsep):
         for file in Path(folder or ".").glob("python3.*"):
@@ -335,7 +344,7 @@ def outcome_of(case: ET.Element) -> str:
 def table(rows: Iterable[Row]) -> str:
     """Returns the table with aligned columns.
 
-    If a row has a reason, the reason follows the counts, or replaces them if there are none.
+    If a row has a reason, the reason follows the row's counts. If the row has no counts, the reason takes their place.
     """
     head = ("run", "RabbitMQ", "Python", "passed", "failed", "expected failures", "skipped", "seconds")
     lines: list[tuple[str, ...]] = [head]

@@ -1,8 +1,11 @@
-"""A pytest plugin that selects the tests with a broker, and marks tests that fail on a release because of a bridge bug.
+"""A pytest plugin.
 
-`--uses-broker` leaves out all other tests. `@pytest.mark.fails_on("4.3", reason="...")` makes a test a strict expected
-failure if the broker in use has one of the releases. The junit XML file gets a property for each broker version that
-the tests use.
+It selects the tests that use a broker, and marks the tests that fail on a broker release because of a bug of the
+bridge.
+
+With `--uses-broker`, pytest runs only the tests that use a broker. `@pytest.mark.fails_on("4.3", reason="...")` makes a
+test a strict expected failure if the broker in use has one of the releases. The junit XML file gets a property for each
+broker version that the tests use.
 """
 
 import socket
@@ -24,7 +27,7 @@ BROKERS = (
     "mortal_broker",
     "broker",
 )
-"""The fixtures that are brokers.
+"""The names of the fixtures that provide a broker.
 
 If a test uses several broker fixtures, its marker `fails_on` applies to the first of them.
 """
@@ -87,7 +90,7 @@ def release_of(version: str) -> str:
 
 @cache
 def version_of(urls: str) -> str:
-    """Returns the version of the broker at the first of the URLs, from its server properties."""
+    """Returns the version of the broker at the first of the URLs, as the broker's server properties give it."""
     url = URL(urls.split(",", maxsplit=1)[0])
     assert url.host is not None
     port = url.port or (5671 if url.scheme == "amqps" else 5672)

@@ -37,7 +37,7 @@ from bridge.cli import cli
 from bridge.timing import Timing
 cli.main(sys.argv[2:], prog_name="edk-bridge", obj=Timing(**json.loads(sys.argv[1])))
 """
-"""`edk-bridge` with the time constants of its first argument, a JSON object."""
+"""A script that runs `edk-bridge`, with the time constants in its first argument, a JSON object."""
 
 
 def timed_command(timing: Timing) -> tuple[str, ...]:
@@ -70,7 +70,8 @@ async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
     """Like `running`, but does not wait until the bridge is ready.
 
-    At the end, checks that no metric series was added. If a counter first appears as 1, Prometheus sees no increase.
+    At the end, checks that no metric series was added while the bridge ran. If a counter first appears with the value
+    1, Prometheus does not see the increase from 0.
     """
     texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
     texts |= {name: str(value) for name, value in flags.items()}

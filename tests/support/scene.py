@@ -34,24 +34,25 @@ ATTEMPTS = "bridge_broker_connection_attempts_total"
 PAUSE_S = 0.01
 """The pause between two events.
 
-The fetcher publishes a hundred events a second, which is a hundred times the rate of all of EVE Online.
+The fetcher publishes a hundred events a second. This is a hundred times the rate at which all of EVE Online produces
+killmails.
 """
 
 RECOVERY_LIMIT_S = 10.0
-"""The longest recovery on a busy machine, from the end of the fault's cause until the bridge consumes again.
+"""The maximum time from the end of the fault's cause until the bridge consumes again, on a busy machine.
 
-On an idle machine, a recovery takes a tenth of RECOVERY_LIMIT_S.
+On an idle machine, the bridge recovers in a tenth of RECOVERY_LIMIT_S.
 """
 
 LEFTOVERS_LIMIT_S = 45.0
-"""The time until the broker detects a half-open connection, and delivers the connection's unsettled events again."""
+"""The time until the broker detects that a connection is dead and delivers its unsettled events again."""
 
 GOODBYE_S = 5.0
 
 SAMPLE_S = 0.1
 
 ROUNDING_S = 0.01
-"""The rounding error of the times that a gap message contains."""
+"""The maximum rounding error of the times in a gap message."""
 
 SLACK_S = 2.0
 """While no update arrives, `/readyz` may return 200 for at most SLACK_S plus `answer_valid_s`."""
@@ -136,7 +137,7 @@ class Watched:
         self.arrived: dict[int, float] = {}
         """For each killmail id, the monotonic time (s) at which the killmail first arrived."""
         self.falsely_ready_s = 0.0
-        """The longest time for which `/readyz` returned 200 while a confirmed event did not arrive."""
+        """The longest time for which `/readyz` returned 200 although a confirmed event had not arrived."""
         self._fetcher = fetcher
         self._stopping = False
         self._reading, self._looking = asyncio.create_task(self._read()), asyncio.create_task(self._look())
@@ -211,7 +212,7 @@ class Fault:
     def __init__(self, confirmed: set[int], attempts: dict[str, float], gaps: float, lines: dict[str, int]) -> None:
         self.confirmed_before = confirmed
         self.attempts_before = attempts
-        """For each bridge, the number of attempts to connect before the fault."""
+        """For each bridge, how often it had tried to connect before the fault."""
         self.gaps_before = gaps
         """The number of gaps that the bridge with the exclusive queue had reported before the fault."""
         self.lines_before = lines
@@ -300,7 +301,7 @@ class Scene:
         await self.fetcher.pause()
         await asyncio.gather(*(self._all_arrived(bridge) for bridge in self.bridges.values()))
         if kept:
-            # The broker redelivers the events of a dead connection after it has detected the end of this connection.
+            # Once the broker has detected that a connection is dead, it redelivers the events of this connection.
             with suppress(AssertionError):
                 await eventually(
                     "all events arrive", lambda: not self._lost(self.named, fault), limit_s=LEFTOVERS_LIMIT_S
@@ -395,7 +396,7 @@ class Scene:
             since_s, until_s = (datetime.fromisoformat(body["last_gap"][end]).timestamp() for end in ("since", "until"))
             ahead_s = time.time() - time.monotonic()
             began, confirmed = self.fetcher.began, self.fetcher.confirmed
-            # The broker dropped the event at an unknown time, between the start of its publication and its confirm.
+            # The broker dropped the event at some time between the start of its publication and its confirm.
             outside = [
                 n
                 for n in lost

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LONGEST_S = 3600.0
 """The maximum virtual time that a test may take.
 
-A test whose code retries forever reaches this limit within a second of real time.
+If a test's code retries forever, the test reaches this limit within a second of real time.
 """
 
 

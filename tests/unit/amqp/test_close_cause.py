@@ -1,4 +1,4 @@
-"""The reason why a connection, a channel or a consumer was closed, and whether the broker stayed up."""
+"""Tests of the reason why a connection, a channel or a consumer was closed, and whether the broker kept running."""
 
 from __future__ import annotations
 

@@ -257,9 +257,9 @@ async def test_heartbeat_is_short_unless_the_url_sets_it(
 
 
 class Closing:
-    """A fake connection that ends when its transport ends, and the factory of this transport.
+    """A fake connection that ends when its transport ends. The object also makes this transport.
 
-    With `ignores_cancellation`, no cancellation ends the connection.
+    If `ignores_cancellation` is true, a cancellation does not end the connection.
     """
 
     def __init__(self, *, ignores_cancellation: bool = False) -> None:

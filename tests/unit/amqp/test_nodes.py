@@ -1,4 +1,4 @@
-"""Nodes from settings, and from a file that is renewed while the bridge runs."""
+"""Tests of nodes that come from settings, or from a file that is rewritten while the bridge runs."""
 
 from __future__ import annotations
 

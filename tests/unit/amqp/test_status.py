@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 @pytest.fixture
 def since(clock: Time) -> Status:
-    """A status that was just created."""
+    """A `Status` that was just created."""
     return Status(since_s=clock.now_s)
 
 
@@ -114,7 +114,7 @@ def test_new_answer_proves_the_connection_again(since: Status, clock: Time) -> N
 
 
 def test_answer_proves_nothing_about_the_time_since_its_request(since: Status, clock: Time) -> None:
-    """A bridge that was frozen reads old answers late."""
+    """After being frozen, the bridge reads answers that the broker sent long ago."""
     since.enter(State.WORKING)
     requested_s = clock.now_s
     clock.now_s += 2 * ANSWER_VALID_S

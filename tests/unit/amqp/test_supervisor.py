@@ -1,4 +1,4 @@
-"""Tests of how one session follows another, with scripted sessions and without pauses."""
+"""Tests how a supervisor runs one session after another. The sessions are scripted, and there are no pauses."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ async def test_request_beyond_its_limit_is_a_lost_connection(clock: VirtualTime)
 
 
 async def test_slow_turns_of_the_loop_hardly_count(clock: VirtualTime) -> None:
-    """If the limit is 20 s, twenty turns of 10 s each use up only a fifth of the limit."""
+    """With a limit of 20 s, twenty turns of the event loop that take 10 s each use up only a fifth of the limit."""
     async with lag_tolerant_timeout(20.0):
         for _ in range(20):
             clock.now_s += 10.0

@@ -24,7 +24,7 @@ ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
 
 
 class Returning:
-    """A broker that has just started, where a passive declaration fails, and an active declaration succeeds.
+    """A fake of a broker that has just started. A passive declaration fails, and an active declaration succeeds.
 
     A real RabbitMQ answers like `Returning` only for about 50 ms after it starts, so a test can't rely on it.
     """
@@ -46,9 +46,10 @@ class Returning:
 
 
 async def test_queue_that_is_not_up_yet_does_not_count_as_declared() -> None:
-    """A queue that comes up late may have lost confirmed events.
+    """A queue that becomes available late may have lost confirmed events.
 
-    If the bridge replaced a queue that is not up yet, it would not report the loss of this queue's events.
+    If the bridge replaced a queue that is not available yet, it would not report that the events in this queue are
+    lost.
     """
     broker = Returning(NOT_UP)
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity, match="is down or inaccessible"):

@@ -31,7 +31,7 @@ SMALL = b"x" * 58
 
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
-"""A pong that is too large for a socket with little room.
+"""A pong that is too large for a socket with a small buffer.
 
 The tests use this pong as an example of bytes that are not updates.
 """
@@ -42,7 +42,7 @@ ONE_PIECE = CATCH_UP_BYTES - 4
 LITTLE_ROOM = 1
 """The requested buffer size of a socket.
 
-The kernel makes the buffer 4608 bytes large instead, and written data takes more room than its own size.
+The kernel makes the buffer 4608 bytes large instead. In this buffer, written data takes up more room than its own size.
 """
 
 
@@ -325,7 +325,7 @@ def test_only_a_piece_of_a_large_update_is_kept_outside_the_log(after: str | Non
         scene.turns.settle()
         subscriber.read()
         scene.publish("a", size=100_000)
-        # The written data is a copy, because a memory view would keep the entire update in memory.
+        # What is written is a copy of the data, because a memory view would keep the entire update in memory.
         assert 0 < len(subscriber.writes[-1]) <= CATCH_UP_BYTES
         assert (subscriber.cursor, subscriber.offset > 0) == (0, True)
 
@@ -726,7 +726,7 @@ def test_drain_closes_connections_with_a_descriptor_after_the_missed_updates(sce
     assert apart(ready.read())[0] == apart(slow.received)[0] == frames
 
 
-# Writes that bypass the transport
+# Tests of writes that bypass the transport
 
 
 def test_connection_with_a_descriptor_is_written_to_past_its_transport(scene: Scene) -> None:
@@ -763,7 +763,8 @@ def test_connection_continues_in_the_next_turn_after_its_transport_took_the_rest
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
-    monkeypatch.setattr(subscriber, "write", lambda data: None)  # like a transport that accepts all data at once
+    # behaves like a transport that accepts all data at once
+    monkeypatch.setattr(subscriber, "write", lambda data: None)
     scene.publish(b"a" * 20_000, b"b")
     assert not subscriber.congested
     assert scene.hub.lagging == 1
@@ -986,7 +987,7 @@ def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene
     congested.drain()
     scene.turns.settle()
     ready.close(CloseReason.IDLE)
-    # The live connection's transport accepted the update before the transport reported its end.
+    # The transport of the live connection accepted the update, and only then reported that the connection has ended.
     assert scene.hub.sent_bytes == 5 * len(frames)
 
 
@@ -998,9 +999,9 @@ LOG_BYTES = 40_000
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Publishes updates, and congests and drains connections, in any order.
+    """In any order, publishes updates, makes connections congested, and drains them.
 
-    Each client receives the published updates in order.
+    Checks that each client receives the published updates in order.
     """
 
     def __init__(self) -> None:
@@ -1012,7 +1013,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Each client, with the number of frames that were flushed before the client joined."""
         self._many = live_set.MIN_BATCHED_SOCKETS
         self.counted = True
-        """False as soon as the test can't know any more how many bytes were sent to each client."""
+        """False once the test can no longer know how many bytes were sent to each client."""
 
     @initialize(many=st.sampled_from([1, 3, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:

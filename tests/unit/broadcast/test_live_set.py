@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FRAMES = bytes(range(256)) * 1000
-"""Frames with more bytes in total than a socket with little room takes at once."""
+"""Frames that are too large in total for a single write to a socket with a small buffer."""
 
 
 class Peer:
@@ -267,7 +267,8 @@ def test_connections_may_be_discarded_during_an_iteration() -> None:
 def test_live_set_agrees_with_a_set_after_any_adds_and_discards(numbers: list[int]) -> None:
     """Each number adds a peer.
 
-    If the peer is already in the set, the number discards it twice, as if its connection were closed and then lost.
+    If the peer is already in the set, the number removes it, and then removes it again, as if its connection were
+    closed and then lost.
     """
     live: LiveSet[Peer] = LiveSet()
     peers = [Peer(None if number % 4 == 3 else 100 + number) for number in range(12)]

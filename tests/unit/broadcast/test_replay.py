@@ -58,7 +58,7 @@ def shared(log: UpdateLog, updates: int = 0) -> ReplayIndex:
 
 
 def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
-    """Returns an index with updates, ids and messages of the bridge itself, and the positions of the updates."""
+    """Returns an index that contains updates, ids and the bridge's own messages, and the positions of the updates."""
     index = ReplayIndex(UpdateLog(2**24))
     positions = []
     for position in range(updates):

@@ -86,7 +86,7 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
 
 
 def with_id(number: int, kind: str = "a", tag: int = TAG, own_messages: int = 0) -> dict[str, Any]:
-    """Returns an update that follows messages of the bridge itself, each of which also takes a position."""
+    """Returns an update after some of the bridge's own messages, each of which also takes a position."""
     return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, tag))}
 
 
@@ -531,7 +531,7 @@ def test_gap_is_sent_in_order_to_a_slow_client_too() -> None:
         assert [message["type"] for message in messages(slow.received)] == ["resume", "a", "gap", "a"]
 
 
-# A stream that several bridges read
+# Tests of a stream that several bridges read
 
 
 def ids(*numbers: int) -> list[UpdateId]:
@@ -814,7 +814,10 @@ class Everything:
 
 
 class ResumeScene:
-    """A hub whose loop the test turns, and a `Resume` on the hub's log, which the test calls directly."""
+    """A hub and a `Resume` on the hub's log.
+
+    The test runs the turns of the event loop, and calls the `Resume` directly.
+    """
 
     def __init__(self, room: int = 10_000, *, tag: int | None = TAG, replaying: bool = False) -> None:
         """`room` is the number of updates that the log holds."""
@@ -826,7 +829,7 @@ class ResumeScene:
             lambda: NOW_MS,
             self.turns.call_soon,
             lambda client, event: None,
-            # The hub would flush at this point. Even without a flush, no client's cursor may be after the flushed
+            # A real hub would flush at this point. Even without this flush, no client's cursor may be after the flushed
             # position.
             lambda: None,
             lambda *resumed: self.resumed.append(resumed),
@@ -847,7 +850,7 @@ class ResumeScene:
         self.hub.flush()
 
     def message(self, client: FakeSubscriber) -> dict[str, object] | None:
-        """Returns the data of a client's `resume`, or None if counting the updates continues in a later turn."""
+        """Returns the data of a client's `resume`, or None if the updates have not all been counted yet."""
         frame = self.resume.next_message(client)
         if frame is None:
             return None
@@ -971,7 +974,7 @@ def test_client_overtaken_before_a_flush_begins_no_later_than_the_unflushed_upda
     client = FakeSubscriber(bridge.hub)
     bridge.begin(client, Everything(), str(UpdateId(1, TAG)))
     bridge.hub.flush()
-    # Each update begins a new segment, because its sequence is lower than that of the previous update.
+    # Each update begins a new segment, because its sequence number is lower than the previous update's.
     for number in range(4):
         bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, TAG))
     assert client.cursor < bridge.index.update_log.tail <= bridge.flushed
@@ -1127,15 +1130,15 @@ FILTERS = (None, Only("a"), Only("b"))
 
 
 class ModelClient:
-    """A client that can resume on any of the bridges, with the last id that it received."""
+    """A client that can resume on any of the bridges. It sends the last id that it received."""
 
     def __init__(self, wanted: Only | None) -> None:
         self.wanted = wanted
         self.last = ""
         self.numbers: list[int] = []
-        """The updates that the client has received since its last incomplete resume."""
+        """The updates that the client has received since it last resumed without getting all missed updates."""
         self.begin: int | None = None
-        """The place in the stream after which the client must receive all updates.
+        """The client must receive all updates after this place in the stream.
 
         `begin` is None if no id determines where the client's updates begin.
         """
@@ -1147,9 +1150,9 @@ class ModelClient:
         self.gaps: list[str] = []
         """The reasons for the gaps that the client has received since its last update or `resume`."""
         self.before = 0
-        """The number of gaps before the client joined for the first time.
+        """The number of gaps that the bridge had reported when the client joined for the first time.
 
-        A client does not receive gaps from before it joined.
+        A client does not receive gaps that the bridge reported before the client joined.
         """
 
     def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[UpdateId, str]]) -> None:
@@ -1167,8 +1170,8 @@ class ModelClient:
                 elif asked == "":
                     self.numbers, self.begin = [], self.place
                 else:
-                    # The id in `resume` may be newer than the client's id if no update between the two ids matches the
-                    # client's filter.
+                    # The id in `resume` may be newer than the client's id. In this case, no update between the two ids
+                    # may match the client's filter.
                     assert self.place is not None
                     assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
             elif message["type"] == "gap":
@@ -1205,7 +1208,7 @@ class ModelClient:
 
 @dataclass(slots=True)
 class Bridge:
-    """A bridge that reads the stream that all bridges share."""
+    """One of the bridges, which all read the same stream."""
 
     scene: Scene
     fed: int
@@ -1385,7 +1388,7 @@ class AnyTurn(RuleBasedStateMachine):
 
     The data of an update is its position in the log. The time in a `resume` message is the position up to which updates
     had been flushed when the message was made. Each `resume` counts the updates whose positions are lower than the time
-    in the message.
+    in this `resume`.
     """
 
     @initialize(
@@ -1405,7 +1408,8 @@ class AnyTurn(RuleBasedStateMachine):
         self.clients: list[tuple[FakeSubscriber, int]] = []
         """The clients.
 
-        Next to each client, the list has the position after the id that the client sent, or 0 if the client sent no id.
+        With each client, the list has the position that follows the id that the client sent, or 0 if the client sent no
+        id.
         """
         self._limits = resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
         resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
@@ -1442,7 +1446,7 @@ class AnyTurn(RuleBasedStateMachine):
         times=st.integers(1, 3),
     )
     def join(self, back: int | None, wanted: UpdateFilter | None, times: int, *, full: bool) -> None:
-        """`back` is the distance from the client's id to the newest position.
+        """`back` says how many positions the client's id is behind the newest position.
 
         If `back` is negative, the client's id belongs to an update that is not published yet. `back` is None for a
         client without an id.

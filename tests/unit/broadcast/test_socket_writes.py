@@ -86,9 +86,9 @@ def test_descriptors_may_change_from_one_write_to_the_next(pairs: Pairs) -> None
 
 def test_context_of_the_kernel_is_freed_with_the_object() -> None:
     def contexts() -> int:
-        """Counts the kernel's AIO contexts of this process.
+        """Counts the AIO contexts that the kernel has for this process.
 
-        The results of each context are mapped into the memory of this process.
+        For each context, the kernel maps a buffer for the results into the memory of this process.
         """
         return Path("/proc/self/maps").read_text().count("/[aio]")
 
@@ -115,7 +115,7 @@ def test_kernel_without_room_for_the_context_raises_its_error(monkeypatch: pytes
 
 
 class Faulty:
-    """Replaces the writer's calls of the kernel, and makes one call of io_getevents fail."""
+    """Replaces the writer's system calls, and makes one call of io_getevents fail."""
 
     def __init__(self, some: IoSubmitWriter, at: int, number: int) -> None:
         self._call = some._call
@@ -160,9 +160,9 @@ def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:
 
 
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gVisor refuses each write of an IoSubmitWriter to a socket with ESPIPE.
+    """When an IoSubmitWriter writes to a socket, gVisor refuses each write with the error ESPIPE.
 
-    This test causes ESPIPE with a write at an offset, because a socket has no offsets.
+    This test causes ESPIPE by writing at an offset, which a socket does not support.
     """
     layout = socket_writes.IOCB
 

@@ -54,7 +54,7 @@ class RecordingSteps(dict[ConnectionEvent, Any]):
 
 
 def record(scene: Scene) -> list[tuple[State, ConnectionEvent]]:
-    """Returns a list to which each event of a connection is appended, with the state in which the event occurs."""
+    """Returns a list. Each event of a connection is appended to the list, with the state in which it occurs."""
     events: list[tuple[State, ConnectionEvent]] = []
     scene.hub._table = {state: RecordingSteps(state, steps, events) for state, steps in scene.hub._table.items()}
     return events
@@ -180,7 +180,7 @@ def spied(row: Any, client: FakeSubscriber, after: list[State]) -> Any:
 
 
 class ResettableSubscriber(FakeSubscriber):
-    """A client that the hub is allowed to reset at any time."""
+    """A client. The test allows the hub to reset the client's connection at any time."""
 
     def reset(self) -> None:
         self.was_reset = True
@@ -268,7 +268,7 @@ def test_nothing_is_traced_by_default(stage: Stage) -> None:
 
 
 def collections(scene: Scene, client: FakeSubscriber) -> set[State]:
-    """Returns each state whose collection in the hub contains the client."""
+    """The hub has a collection of clients for each state. Returns the states whose collections contain the client."""
     hub = scene.hub
     found = {
         State.PENDING: client in hub._resume.pending.waits,
@@ -309,9 +309,10 @@ class Client:
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Clients with and without ids, whose connections go through any events.
+    """Clients with and without ids. Any events can happen to their connections.
 
-    The model applies TRANSITIONS to each event that the hub traces. The update with the number n has the sequence n.
+    The model applies TRANSITIONS to each event that the hub traces. The update with the number n has the sequence
+    number n.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the pieces that a subscription gives to clients, and of the position where a partial write has stopped."""
+"""Tests of the pieces that a subscription gives to clients, and of the position that a partial write has reached."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_split_returns_where_the_write_stopped(ids: bool, sizes: list[int], firs
     assert offset == 0
     taken = int(share * len(run))
     stopped, offset = subscription.split(positions, 0, taken)
-    # The socket left the rest of one frame, which is not empty, and all later frames.
+    # The socket has not taken all later frames and the rest of one frame. This rest is not empty.
     rest = frame(stopped)[offset:]
     assert rest + b"".join(map(frame, range(stopped + 1, end))) == run[taken:]
     assert rest
@@ -60,7 +60,7 @@ def test_pieces_are_bounded_and_add_up_to_the_frames_after_any_partial_write(
     subscription, frame = subscription_of(index, ids=ids)
     position = offset = 0
     read = bytearray()
-    # The frames are read in a few hundred pieces at most, because one-byte pieces would take a second and test nothing
+    # The frames are read in a few hundred pieces at most. Reading them byte by byte would take a second without testing
     # more.
     max_bytes = max(max_bytes, sum(sizes) // 200)
     while position < len(sizes):

@@ -207,7 +207,7 @@ def test_env_file_is_read_by_every_command_with_settings_and_must_be_there(
 
 @pytest.mark.parametrize("option", [[], ["--publish-only"], ["--without-broker"]], ids="".join)
 def test_env_file_of_the_demo_must_be_there(option: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # The signal handlers and the replaced streams would stay for the whole process.
+    # Without the mocks, the changed signal handlers and streams would remain for the whole test process.
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr("bridge.queued_output.install", lambda *_: None)
     result = invoke("demo", *option, "--env-file", "missing")
@@ -633,7 +633,7 @@ def test_message_larger_than_the_setting_is_rejected() -> None:
 
 
 def test_named_pipe_is_opened_once(tmp_path: Path) -> None:
-    """If the command opened the pipe a second time, the text of the writer would be lost."""
+    """If the command opened the pipe a second time, the text that the writer has written would be lost."""
     os.mkfifo(tmp_path / "pipe")
     writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=[ndjson(EXAMPLE, EXAMPLE)])
     writing.start()
@@ -870,12 +870,16 @@ def test_package_exports_the_names_for_publishers() -> None:
     [("bridge", ["bridge"]), ("bridge.__main__", ["bridge", "bridge.__main__", "bridge.interrupts"])],
 )
 def test_package_and_handler_of_ctrl_c_load_no_other_module(module: str, loaded: list[str]) -> None:
-    """Loading more modules, such as `typing`, would delay the handler. Until it is set, Ctrl-C prints a traceback."""
+    """Loading more modules, such as `typing`, would delay the handler.
+
+    Until the handler is installed, Ctrl-C prints a traceback.
+    """
     script = (
         f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); before = {{*sys.modules}}; import {module}; "
         "print(sorted({*sys.modules} - before))"
     )
-    # With the flags -I and -S, neither the environment nor site-packages can load a module first.
+    # With the flags -I and -S, neither environment variables nor site-packages can make Python load other modules
+    # first.
     done = subprocess.run([sys.executable, "-ISc", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{loaded}\n"
 

@@ -126,7 +126,7 @@ async def test_unconfirmed_events_are_limited(command: Command) -> None:
         tasks.create_task(command.run(lines()))
         await eventually("all is read that may be", lambda: read >= MAX_UNCONFIRMED + READ_AHEAD)
         await eventually("so many are sent", lambda: command.publisher.in_flight >= MAX_UNCONFIRMED)
-        # If the command sent further events too early, it would do so in the next turn of the loop.
+        # If the command sent further events too early, it would send them in the next turn of the event loop.
         await asyncio.sleep(0)
         assert command.publisher.most == MAX_UNCONFIRMED
         command.publisher.confirms.set()

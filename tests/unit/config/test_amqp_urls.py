@@ -1,6 +1,6 @@
 """Tests of the settings for the broker's URLs.
 
-If the AMQP libraries can't use a URL, or would change it, the bridge reports an error before it connects.
+If the AMQP libraries can't use a URL, or would alter it, the bridge reports an error before it connects.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
 
 
 def named(part: object) -> str:
-    """Returns the text of a parameter in a test's name.
+    """Returns the text that represents a parameter in the name of a test.
 
     The text must be the same in every process that collects the tests.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """Flags, environment and a `.env` file in an empty folder."""
+    """The flags, the environment, and a `.env` file in an otherwise empty folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def warned(flags: dict[str, str], memory_bytes: int = GIB) -> list[tuple[str, dict[str, object]]]:
-    """Returns the name of each setting with a warning, and the fields except the hint."""
+    """Returns the name of each setting with a warning, and the warning's fields except the hint."""
     found = setting_warnings(load(flags, {}, NOWHERE), memory_bytes)
     assert all(warning.fields["hint"] for warning in found)
     return [

@@ -1,6 +1,6 @@
-"""Tests that the format of bodies that are not JSON is recognized.
+"""Tests that the bridge recognizes the format of a body that is not JSON.
 
-If there is a Python library for a format, this library makes the samples of bodies.
+If there is a Python library for a format, the test uses this library to make sample bodies.
 """
 
 from __future__ import annotations

@@ -404,7 +404,7 @@ def test_query_with_too_many_percent_encoded_bytes_is_refused(excess: int) -> No
 def test_longest_query_takes_bounded_memory() -> None:
     members = catalog.load([catalog.PACKAGED]).filterable
     wide = quote("🚀")
-    # With five values, a Python set has the most free space for its size. A single wide character makes all characters
+    # A Python set with five values has the most unused memory per value. A single wide character makes all characters
     # of its string take four bytes each.
     values = [wide if "string" in kinds else "1234" for kinds in members.values() for _ in range(5)]
     fields = [f"{name}={values[5 * at + i]}{i}" for at, name in enumerate(members) for i in range(5)]

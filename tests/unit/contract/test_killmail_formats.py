@@ -290,7 +290,7 @@ def test_source_format_without_a_schema_is_validated_as_an_update(variant: Varia
         assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, "urn:edk-bridge:schema:killmail")
 
 
-# Documents with further members next to the killmail
+# Documents that contain other members besides the killmail
 
 SCALARS: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5)
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -540,7 +540,7 @@ def test_placeholder_is_the_only_problem_of_its_event() -> None:
     assert PIPELINE.problems(event) == [PIPELINE.process(event, NOW_MS)]
 
 
-# Killmails with their time as text
+# Killmails whose time is a text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ SCHEMAS = {name.removesuffix(".json"): orjson.loads(content) for name, content i
 STEADY = settings(derandomize=True, database=None, deadline=None)
 """Hypothesis settings with the same examples in each run, so that a failure can be reproduced everywhere."""
 SLOW_S = 5.0
-"""The maximum processor time (s) for a body, a measure on which other processes have no effect.
+"""The maximum processor time (s) for a body. Other processes have no effect on this time.
 
 Even on the slowest machine, no body may block the bridge for longer than SLOW_S. On a normal machine, each of the
 bodies takes about 0.1 s.
@@ -183,7 +183,7 @@ def strings_by(schema: dict[str, Any]) -> st.SearchStrategy[str]:
         return TIMES
     assert "format" not in schema
     if "pattern" in schema:
-        # In Python, $ also matches before a newline at the end.
+        # In a Python pattern, $ also matches before a newline at the end of the text.
         return st.from_regex(schema["pattern"].removesuffix("$") + r"\Z").filter(
             lambda text: len(text) <= schema["maxLength"]
         )
@@ -370,7 +370,7 @@ def test_id_that_is_not_an_integer_of_53_bits_is_a_violation(value: bytes) -> No
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/killmailId")
 
 
-# If a member occurs twice, the last one is validated, identifies the update, and is sent
+# If a member occurs twice, the last occurrence is validated, identifies the update, and is sent
 
 
 def duplicated(document: dict[str, Any], first: tuple[str, object], last: tuple[str, object]) -> bytes:

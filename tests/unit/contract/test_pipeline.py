@@ -343,7 +343,7 @@ def test_reserved_type_is_unknown_and_named_as_reserved(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [None, "", "binary"])
 def test_type_property_that_names_no_type_counts_as_absent(kind: str | None) -> None:
-    """RabbitMQ 3.10 sets the property `type` to `binary` on bytes sent by AMQP 1.0."""
+    """RabbitMQ 3.10 sets the property `type` to `binary` on bytes that are sent over AMQP 1.0."""
     assert accepted(EXAMPLE, kind=kind).type == "killmail"
     assert accepted({"type": "killmail", "data": EXAMPLE}, kind=kind, default="event").type == "killmail"
 

@@ -1,4 +1,4 @@
-"""Tests of the error if the demo finds no broker."""
+"""Tests of the error that the demo reports if it finds no broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the demo's feed delivers valid events, invalid events and gaps in the order in which a consumer would."""
+"""Tests that the demo's feed delivers valid events, invalid events and gaps in the same order as a real consumer."""
 
 from __future__ import annotations
 

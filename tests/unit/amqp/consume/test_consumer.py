@@ -200,7 +200,7 @@ async def test_deliveries_may_arrive_before_consume_ok(
 async def test_newest_connection_has_the_highest_priority_whatever_the_clock_shows(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
-    """A broker that has not noticed the end of an old connection must not send half of the events to it."""
+    """While the broker still believes in an old connection, it must not send half of the events there."""
     connections = [FakeAmqp() for _ in range(3)]
     running.broker.connections += connections
     running.begin()
@@ -514,7 +514,10 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(exclusive: Run
 async def test_exchange_that_a_failed_attempt_declared_is_a_gap_of_the_next_session(
     running: RunningConsumer,
 ) -> None:
-    """Events published before the exchange was declared never reached a queue, no matter which attempt declared it."""
+    """Events that were published before the exchange was declared never reached a queue.
+
+    It does not matter which attempt declared the exchange.
+    """
     first = FakeAmqp()
     failing = FakeAmqp().on(LOOK, ConnectionError("gone again"))
     failing.on("exchange killmails passive", NO_EXCHANGE)
@@ -749,7 +752,7 @@ async def test_stop_cancels_the_consumer_waits_for_settlement_and_closes(running
 
 
 async def test_delivery_that_is_settled_at_the_last_moment_is_acknowledged(running: RunningConsumer) -> None:
-    """If the bridge stopped without acknowledging the event, the next bridge would get the event again."""
+    """If the bridge stopped without acknowledging the event, the next bridge that starts would get the event again."""
 
     def settle() -> None:
         running.recorder.deliveries[0].settle()
@@ -894,7 +897,7 @@ async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
 
 
 async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsumer) -> None:
-    """If the session ended at the prefetch limit, rejected events that can't be published would be lost."""
+    """If the session ended when the prefetch is used up, rejected events that can't be published would be lost."""
     reading.broker.connections.append(FakeAmqp())
     reading.recorder.holds = True
     reading.begin()
@@ -928,7 +931,7 @@ async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> No
 async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
     reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    """Without pauses, sessions that stall would follow each other quickly, and each would publish a marker."""
+    """Without pauses, stalled sessions would follow each other quickly, and each would publish a marker."""
     reader = reading.consumer.stream_reader
     assert reader is not None
     began_s: list[float] = []

@@ -1,4 +1,4 @@
-"""Tests of the pauses in reading from the broker, and of the next session's prefetch."""
+"""Tests when the bridge pauses reading from the broker, and which prefetch the next session gets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_PREFETCH = 200
 
 
 class Stage:
-    """A flow control, and the transport of the sessions that it controls."""
+    """A `FlowControl`, and the fake transport of the sessions that it controls."""
 
     def __init__(self, max_prefetch: int = MAX_PREFETCH) -> None:
         self.transport = FakeTransport()
@@ -106,7 +106,7 @@ async def test_reduced_prefetch_lasts_for_one_session(stage: Stage) -> None:
 async def test_one_delivery_at_a_time_is_always_read() -> None:
     """The prefetch can't be 0, which means no limit.
 
-    Reading can't stop either, because the broker would close the connection.
+    The bridge can't stop reading either, because the broker would then close the connection.
     """
     stage = Stage(1)
     stage.begin_session()

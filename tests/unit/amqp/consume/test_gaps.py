@@ -1,4 +1,4 @@
-"""Tests which gaps are counted and kept, and which times these gaps have."""
+"""Tests which gaps are counted and kept, and when each gap begins and ends."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Handler:
         """The tags of the deliveries that stay unsettled after a flush."""
         self._settled: set[int] = set()
         self.settles_at_once = False
-        """If True, each delivery is settled as soon as it arrives, like the delivery of a duplicate."""
+        """If True, each delivery is settled as soon as it arrives, as the bridge settles duplicates."""
         self.fast_channel = FastChannel()
         self.fast_channel.attach(self)
         channel = FakeAmqp().open_channel()

@@ -1,4 +1,4 @@
-"""Tests of the probes for the stream's end, their times, and the consequences of the broker's answers."""
+"""Tests when the stream's end is probed, and what the detector concludes from the broker's answers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Stream:
 
     @property
     def complete_s(self) -> float:
-        """The latest moment up to which the events are known to be complete."""
+        """The time up to which the events are known to be complete."""
         return self.gaps._complete_until_s
 
     async def probed(self, times: int) -> None:
@@ -268,7 +268,7 @@ async def test_channel_that_is_closed_during_a_probe_raises_the_brokers_error(st
         await probe(stream, 40)
 
 
-# The moment until which the events are complete
+# The time up to which the events are known to be complete
 
 
 async def test_probe_without_a_delivery_proves_the_end_at_its_start(stream: Stream, clock: VirtualTime) -> None:
@@ -306,7 +306,7 @@ async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: Virt
 
 
 async def test_end_is_proven_only_when_it_is_read(stream: Stream, clock: VirtualTime) -> None:
-    """The publishers are faster than the reader, so the probe gets a message far ahead of the reader."""
+    """The probe gets a message that the reader reaches only later, because the publishers are faster."""
     stream.newest = 1000
     stream.read(10)
     before_s = stream.complete_s

@@ -87,7 +87,7 @@ async def test_delivery_before_the_marker_is_published_is_not_the_end(clock: Vir
 
 @pytest.mark.parametrize("answer", [NACK, HANGS, None], ids=["nack", "silence", "confirmed and dropped"])
 async def test_marker_that_is_not_read_back_is_published_again(clock: VirtualTime, answer: object) -> None:
-    """A broker that has just started may confirm a message and still drop it, until the stream has a leader."""
+    """Until the stream has a leader, a broker that has just started may confirm a message and still drop it."""
     amqp = FakeAmqp()
     amqp.on(PUBLISH, answer, answer, Delivers(amqp))
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)

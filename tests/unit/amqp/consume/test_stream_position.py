@@ -20,7 +20,7 @@ NEW, ALREADY_READ, OTHER_STREAM, POSSIBLE_GAP = (
 def tag_of(offset: int) -> int:
     """Returns the tag that the message at this offset has in the stream of most tests.
 
-    A message in another stream has another tag.
+    If a test uses another stream, the messages in this other stream have other tags.
     """
     return offset * 7 + 1
 
@@ -135,7 +135,7 @@ def test_single_missing_offset_is_no_gap(position: StreamPosition, next_one: int
 def test_possible_gap_ends_the_session_and_is_accepted_if_the_last_message_still_exists(
     position: StreamPosition,
 ) -> None:
-    """The last received message still exists, so the stream has dropped no later message."""
+    """The stream still has the last message that the reader received, so it has not dropped any later message."""
     assert observe(position, 13) == [POSSIBLE_GAP]
     assert position.begin_session(20) == 10
     assert observe(position, 10, 13, 14) == [ALREADY_READ, NEW, NEW]
@@ -203,7 +203,10 @@ def test_other_stream_that_vanishes_before_it_is_read_is_followed_by_the_next_on
 def test_every_message_is_new_once_and_in_order_however_often_it_is_interrupted(
     steps: list[int], sessions: list[int], chunk: int
 ) -> None:
-    """Each session reads some messages, beginning up to a chunk too early. The last session reads all messages."""
+    """Each session reads some messages.
+
+    The first of them may be up to a chunk before the requested offset. The last session reads all messages.
+    """
     stream = [sum(steps[: at + 1]) for at in range(len(steps))]
     position = StreamPosition(window=10**6)
     read: list[int] = []

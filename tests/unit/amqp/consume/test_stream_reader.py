@@ -1,4 +1,4 @@
-"""Tests of the gaps that a bridge reports, either for events that may not have reached the stream, or from a marker."""
+"""Tests of the gaps that a bridge reports because events may be missing from the stream, or that a marker contains."""
 
 from __future__ import annotations
 
@@ -381,7 +381,7 @@ async def test_lost_events_are_reported_once_since_the_last_proven_end(
 async def test_end_is_proven_when_it_is_read_and_a_pending_proof_is_not_replaced(
     stage: Reader, clock: VirtualTime
 ) -> None:
-    """If each probe replaced the pending proof, a reader that always lags behind would never complete a proof."""
+    """If each probe replaced the pending proof, a reader that always lags behind would never prove anything."""
     began_s = clock.monotonic()
     await stage.begin()
     assert stage.reader.expected_end == FakeEndProbe.end_at

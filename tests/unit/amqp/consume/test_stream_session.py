@@ -34,7 +34,7 @@ def id_of(at: int, body: bytes = b"event") -> UpdateId:
 
 
 class FedReader:
-    """A stream reader that a test feeds, through one session after another. Offsets are relative to BASE."""
+    """A stream reader to which a test delivers messages, in one session after another. Offsets are relative to BASE."""
 
     def __init__(self) -> None:
         self.recorder = Recorder()

@@ -265,7 +265,7 @@ async def test_reset_ends_the_session_with_its_reason(running: RunningChannel) -
 
 
 async def test_channel_that_is_closed_ends_no_other_session(running: RunningChannel) -> None:
-    """If the broker returns hundreds of messages, each of them requests a reset of the channel, maybe after its end."""
+    """For each message that the broker returns, a reset of the channel is requested, even after the channel's end."""
     session = await running.open(first := FakeAmqp())
     first.lose()
     await session

@@ -1,4 +1,4 @@
-"""Tests of the errors of a Publisher, which raises the broker's refusal on each call until the broker accepts."""
+"""Tests of the errors of a Publisher. While the broker refuses the publisher, each call raises this refusal."""
 
 from __future__ import annotations
 
@@ -275,7 +275,10 @@ async def test_lost_connection_and_its_return_are_logged_once(
 
 
 async def test_refusal_after_a_working_connection_is_a_loss_and_is_retried(broker: FakeBroker) -> None:
-    """The broker accepted this publisher before, so the refusal may only mean that an operator is changing it."""
+    """The broker accepted this publisher before.
+
+    The refusal may be temporary, because an operator may be in the middle of changing the broker.
+    """
     first = FakeAmqp()
     broker.connections += [first, BrokerRefusal("password changed"), FakeAmqp()]
     async with Publisher() as publisher:

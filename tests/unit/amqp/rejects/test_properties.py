@@ -48,7 +48,7 @@ def test_all_headers_are_kept_if_they_fit() -> None:
 
 def test_properties_that_can_not_be_published_again_become_headers() -> None:
     original = commands.Basic.Properties(user_id="fetcher", expiration="60000")
-    # pamqp's constructor refuses these values, but its decoder accepts them.
+    # The constructor of pamqp's `Properties` refuses these values, but pamqp's decoder accepts them.
     original.cluster_id, original.delivery_mode = "c", 7
     properties = reject_properties(original, "killmails", NO, "here", USUAL)
     assert (properties.user_id, properties.cluster_id, properties.expiration) == (None, "", None)
@@ -101,7 +101,7 @@ def test_many_omitted_headers_are_counted() -> None:
 def test_tens_of_thousands_of_headers_take_no_time() -> None:
     """Each attempt to publish builds all headers in a single turn of the event loop.
 
-    If each of 20,000 headers were compared with all others, this would take minutes.
+    If each of 20,000 headers were compared with all others, the comparisons would take minutes.
     """
     headers = {f"{number:05}": None for number in range(17_000)}
     began_s = time.process_time()

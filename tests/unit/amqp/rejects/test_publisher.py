@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class SilentChannel:
-    """An open channel that confirms when the test allows it."""
+    """A fake of an open channel that confirms messages only when the test allows it."""
 
     def __init__(self) -> None:
         self.is_open = True
@@ -430,7 +430,8 @@ async def test_end_of_a_session_leaves_room_for_the_next_one(
 ) -> None:
     """When a session ends, the publisher gives up the rejected events that the broker will deliver again.
 
-    Of the other events, it keeps the newest that fit into MAX_HELD_BYTES, but always at least one event.
+    Of the other rejected events, the publisher keeps the newest ones, up to MAX_HELD_BYTES in total, but always at
+    least one.
     """
     rejects, channel, full = unconfirmed
     before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]

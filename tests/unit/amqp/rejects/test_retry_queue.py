@@ -1,4 +1,7 @@
-"""Failed attempts to publish are repeated one at a time. As soon as one is confirmed, the others follow quickly."""
+"""Failed attempts to publish are repeated one at a time.
+
+As soon as one attempt is confirmed, the other attempts follow quickly.
+"""
 
 import asyncio
 
@@ -66,7 +69,7 @@ async def test_attempts_are_made_one_by_one_until_one_is_confirmed_and_then_all(
 async def test_confirmed_attempt_releases_two_others(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses, retries = Pauses(monkeypatch), RetryQueue()
     pauses.length_s = NEVER_S
-    # A confirm while no attempt waits has no effect.
+    # If no attempt is waiting, a confirm has no effect.
     retries.confirmed()
     waiting = [asyncio.create_task(retries.wait(NO_PAUSE)) for _ in range(5)]
     await turns()
@@ -77,8 +80,8 @@ async def test_confirmed_attempt_releases_two_others(monkeypatch: pytest.MonkeyP
     retries.confirmed()
     retries.failed()
     await turns()
-    # The confirmed attempt released the first waiting attempt at once, and the failed attempt kept all others from
-    # being released.
+    # The confirmed attempt released the first waiting attempt at once. Because of the failed attempt, no other attempt
+    # was released.
     assert sum(task.done() for task in waiting) == 3
     for task in waiting:
         task.cancel()

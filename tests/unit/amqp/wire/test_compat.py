@@ -110,7 +110,7 @@ async def test_url_can_not_name_a_transport_factory() -> None:
 
 HEARTBEAT_S = 10
 INTERVAL_S = HEARTBEAT_S // 2
-"""The time between two checks in which aiormq looks for a missing heartbeat."""
+"""The time between two of aiormq's checks for a missing heartbeat."""
 
 GRACE_S = 33
 """How long a connection may go without a frame before aiormq closes it."""
@@ -165,7 +165,7 @@ def test_connection_of_another_kind_is_not_changed() -> None:
     assert type(other) is object
 
 
-# A connection of aiormq, with a test as its broker
+# A connection of aiormq to a fake broker
 
 START = commands.Connection.Start(
     0, 9, {"capabilities": {"publisher_confirms": True, "connection.blocked": True}}, "PLAIN", "en_US"
@@ -323,7 +323,7 @@ PERSISTENT = commands.Basic.Properties(delivery_mode=2)
 
 
 async def peak_of_publishing(*, in_pieces: bool) -> float:
-    """Returns the peak memory of a publisher, divided by the size of the message's body.
+    """Publishes a message. Returns the publisher's peak memory, divided by the size of the message's body.
 
     The test drops all data that the publisher sends.
     """

@@ -1,4 +1,4 @@
-"""Tests that the channel takes its deliveries out of a connection's bytes, however the bytes are split."""
+"""Tests that the channel finds its deliveries in the bytes of a connection, no matter how the bytes are split."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ AT_EXCHANGE = PAYLOAD.index(b"\x09killmails")
 
 
 def promising(payload: bytes, at: int, length: int) -> bytes:
-    """Returns the payload with `length` in the length octet of the string at `at`."""
+    """Returns the payload, with the length octet at the index `at` replaced by `length`. This octet begins a string."""
     return payload[:at] + bytes([length]) + payload[at + 1 :]
 
 

@@ -16,7 +16,7 @@ OFFSET_VALUE = 2**40 + 7
 
 
 def header(offset: int | None = OFFSET_VALUE, headers: dict[str, Any] | None = None, **properties: Any) -> bytes:
-    """Returns a content header in which the offset follows the other headers, encoded as by a broker."""
+    """Returns a content header in which the offset follows the other headers, encoded as a broker encodes it."""
     table = encode.field_table(headers or {})[4:]
     if offset is not None:
         table += OFFSET_KEY + OFFSET.pack(offset)

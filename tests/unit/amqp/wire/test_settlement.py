@@ -1,4 +1,4 @@
-"""Deliveries are settled in any order and acknowledged in runs, and never before they are settled."""
+"""Deliveries are settled in any order. They are acknowledged in runs, but only after they are settled."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_many_settled_ones_after_an_unsettled_one_are_acknowledged_one_by_one() 
 
 @given(st.integers(2, 40), st.data())
 def test_held_deliveries_never_use_up_the_prefetch_while_others_are_settled(prefetch: int, data: st.DataObject) -> None:
-    """As long as fewer deliveries are held than the prefetch allows, the other deliveries never use up the prefetch."""
+    """While fewer deliveries are held than the prefetch allows, settled deliveries never use up the prefetch."""
     settlement = Settlement(prefetch)
     held: list[int] = []
     unacknowledged: set[int] = set()

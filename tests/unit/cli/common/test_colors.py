@@ -1,4 +1,4 @@
-"""Tests of the colors of a line of JSON. The colors do not change the text."""
+"""Tests how a line of JSON is colored. The colors do not change the text."""
 
 from __future__ import annotations
 

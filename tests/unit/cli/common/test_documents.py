@@ -121,7 +121,7 @@ def test_line_with_text_outside_an_event_is_one_document(line: bytes) -> None:
         (b'config: {\n"a":1\n}{}\n[\n]\n', {1: b'config: {\n"a":1\n}{}', 4: b"[\n]"}),
         (b'nonsense\n[\n{"a":1}\n]\n', {1: b"nonsense", 2: b'[\n{"a":1}\n]'}),
         (b'nonsense\n{\n}{"a":1}\n', {1: b"nonsense", 2: b"{\n}", 3: b'{"a":1}'}),
-        # A text that begins in the middle of an event.
+        # This text begins in the middle of an event.
         (b'  "b": [\n    {"a":1}\n  ]\n}\n{}\n', {1: b'"b": [\n    {"a":1}\n  ]', 4: b"}", 5: b"{}"}),
     ],
 )
@@ -230,7 +230,7 @@ def test_object_where_a_value_is_allowed_begins_no_document(text: bytes) -> None
 
 @pytest.mark.parametrize("line", [b'{"a":', b"nonsense [", b'nonsense {"a":', b'{"a":1},{"b":', b"\xef\xbb\xbf["])
 def test_line_truncated_where_a_value_is_allowed_includes_the_next_line(line: bytes) -> None:
-    """The line after a truncated one may belong to the same document, and the parts of a document are not events."""
+    """The line after a truncated line may belong to the same document. The parts of a document are not events."""
     assert found(line + b'\n{"a":2}\n{"a":3}\n') == [(1, line + b'\n{"a":2}'), (3, b'{"a":3}')]
 
 
@@ -296,7 +296,7 @@ def test_long_string_needs_the_memory_of_a_few_copies(inside: bytes) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Just to find that the text is not JSON, orjson needs 12 times the size of the text.
+    # orjson needs memory of 12 times the text's size, even if it only finds that the text is not JSON.
     assert peak < 20 * len(line)
 
 
@@ -311,7 +311,8 @@ WRITTEN = st.builds(
     st.none() | st.integers(0, 4),
     st.booleans(),
 )
-# Each text begins with "!". Without it, a text might begin with a digit, and be read as a JSON number.
+# Each text begins with "!". Without this character, a text might begin with a digit, and would then be read as a JSON
+# number.
 GARBAGE = st.text(st.characters(exclude_characters='[]{}"\r\n', exclude_categories=["Cs"])).map(
     lambda text: f"!{text.rstrip()}".encode()
 )

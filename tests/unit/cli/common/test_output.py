@@ -78,7 +78,7 @@ async def test_file_is_never_abandoned(tmp_path: Path) -> None:
         abandoned.cancel()
         with pytest.raises(asyncio.CancelledError):
             await abandoned
-    # Only a terminal executes control characters, so a file contains them unchanged.
+    # Control characters have an effect only on a terminal, so they are written to a file unchanged.
     assert (tmp_path / "file").read_text() == "\x9b2J\n\n"
 
 
