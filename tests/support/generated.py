@@ -1,8 +1,8 @@
 """`python -m tests.support.generated contract|readme`: writes the committed files and tables that are made from code.
 
 `contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics and the
-states of a connection into the README files of their folders. Each table is between two markers. The text around a
-table is written by hand.
+states of a connection into the README files of their folders. In a README file, each generated table is between two
+markers. The text around a table is written by hand.
 """
 
 import asyncio

@@ -291,7 +291,7 @@ def newer_on_path(path: str, minor: int) -> str | None:
 
 
 def works(python: str) -> bool:
-    """Whether a Python can make virtual environments."""
+    """Returns whether a Python interpreter can make virtual environments."""
     return subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False).returncode == 0
 
 

@@ -79,7 +79,7 @@ def _fails_on(request: pytest.FixtureRequest, record_property: Callable[[str, ob
     _record_once(version, record_property)
     for mark in marks:
         if release_of(version) in mark.args:
-            # Any exception other than AssertionError has another cause, and must fail the test.
+            # An exception other than AssertionError is not caused by the bridge's bug, so the test must fail.
             request.applymarker(pytest.mark.xfail(reason=mark.kwargs["reason"], raises=AssertionError, strict=True))
 
 

@@ -288,8 +288,8 @@ class Scene:
 
         `what` names the fault, and `does` names the reaction of the bridge. `limit_s` is the longest time that the
         recovery may take. `kept` is False if even a named queue may lose events during the fault. `noticed` names the
-        bridges that lose their connection. `noticed` is None if a bridge may or may not lose its connection, depending
-        on when it last checked it.
+        bridges that lose their connection. `noticed` is None if it is not certain which bridges lose their connection,
+        because this depends on when a bridge last checked the connection.
         """
         if not fault.is_over:
             fault.over()

@@ -235,7 +235,7 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
 async def test_hub_and_relay_replay_a_stream_first(
     build: Callable[..., Bridge], history: str, *, replaying: bool
 ) -> None:
-    """An invalid event that a bridge replays is not rejected again, because it was rejected when it was new."""
+    """A replayed event that is invalid is not rejected again, because it was rejected when it was new."""
     bridge = build(history=history)
     assert bridge._hub._resume.pending.replaying is replaying
     delivery = FakeDelivery(b"no JSON")
@@ -361,7 +361,7 @@ async def test_update_log_counts_updates_and_not_its_other_entries(build: Callab
     assert value(bridge.metrics, "bridge_update_log_bytes") == bridge._hub._update_log.size_bytes > len(b"update")
 
 
-# Settings whose values other files define
+# Tests of settings whose values are defined in other files
 
 
 async def test_exchange_of_a_type_without_a_schema_is_a_configuration_error(build: Callable[..., Bridge]) -> None:
@@ -395,7 +395,7 @@ class Lifecycle:
         self.bridge = bridge
         self.steps: list[str] = []
         self.drained_s = -1.0
-        """The number of seconds that were left for closing the clients."""
+        """The number of seconds that were left for closing the clients when this began."""
         self.may_end: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
         """For each task, an asyncio event. When the test sets this event, the task ends."""
         self.failures: dict[str, BaseException] = {}

@@ -74,7 +74,7 @@ def imports(path: Path) -> list[Import]:
 def under(*packages: str) -> list[Path]:
     """Returns the modules of some packages.
 
-    Fails if the packages have no modules, because a rule that covers no module would always hold.
+    Fails if the packages have no modules, because a rule without modules would always be fulfilled.
     """
     found = [path for path in MODULES if any(name_of(path) == p or name_of(path).startswith(p + ".") for p in packages)]
     assert len(found) > 1
@@ -186,7 +186,7 @@ folders, and `demo` from all folders except `cli`."""
 
 
 def folder_of(name: str) -> str:
-    """Returns the folder of a module without `bridge`, such as `amqp.wire` for `bridge.amqp.wire.settlement`."""
+    """Returns the folder of a module. For example, the folder of `bridge.amqp.wire.settlement` is `amqp.wire`."""
     return name.removeprefix("bridge").removeprefix(".").rpartition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""Tests that find errors in the benchmark's figures, which a reader of the figures would not notice."""
+"""Tests that find errors in the benchmark's figures that a reader would not notice."""
 
 from __future__ import annotations
 

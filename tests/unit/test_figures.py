@@ -10,7 +10,7 @@ from tests.support.documentation import ROOT
 from tests.support.figures import HEADS
 
 SHORTEST = 12
-"""Texts that have at most this number of characters are not compared with the table of faults."""
+"""Texts of at most this many characters are not compared with the table of faults."""
 
 
 def rows() -> list[tuple[str, str]]:

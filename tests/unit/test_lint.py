@@ -23,7 +23,7 @@ TYPOS = Path(sys.executable).with_name("typos")
 MAKEFILE = (ROOT / "Makefile").read_text()
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 MISSPELLED = "rec" + "ieve"
-"""A misspelled word, written in two parts, because `make lint` also checks the spelling of this file."""
+"""A misspelled word. It is written in two parts because `make lint` also checks the spelling of this file."""
 
 
 def yaml(path: Path) -> Any:

@@ -38,8 +38,10 @@ SHIPPED = {
     "websockets": "WebSocket: the handshake, and unmasking",
     "yarl": "the broker's URL, as aio-pika takes it",
 }
-"""All packages that are installed with the bridge, each with its purpose. The list makes each new package a deliberate
-decision."""
+"""All packages that are installed with the bridge, each with its purpose.
+
+Because of this list, no new package can be added by accident.
+"""
 
 DEMO = {"testcontainers", "docker"}
 """The packages that only the demo imports, with their dependencies. The extra `demo` installs these packages."""
@@ -63,7 +65,7 @@ def declared() -> set[str]:
 def test_each_package_is_pinned_with_hashes_and_names_no_location(lock: Path) -> None:
     text = entries(lock)
     found = PINNED.findall(text)
-    # Apart from its entries, the lock file contains no option of pip, no URL and no path.
+    # The lock file contains nothing but its entries, so it contains no option of pip, no URL and no path.
     assert "".join(found) == text
     assert len(found) == len(pins(lock))
 

@@ -97,7 +97,7 @@ def test_each_label_value_begins_at_zero() -> None:
     metrics.updates["killmail"] = 2
     metrics.init_labels(["killmail", "event"], ["not-json"], ["too-slow"], ["origin"])
     shown = samples(metrics)
-    # Counts from before the call of `init_labels` are unchanged.
+    # `init_labels` does not change what was counted before its call.
     assert shown["bridge_updates_total", (("type", "killmail"),)] == 2
     assert shown["bridge_updates_total", (("type", "event"),)] == 0
     assert shown["bridge_duplicates_total", (("type", "event"),)] == 0
@@ -225,7 +225,7 @@ def test_registry_has_the_same_values_as_the_exposition() -> None:
 
 
 class Alone(Collector):
-    """A metrics collector with only the given durations."""
+    """A metrics collector that yields only the given durations."""
 
     def __init__(self, durations: Durations) -> None:
         self._durations = durations

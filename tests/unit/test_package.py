@@ -60,7 +60,7 @@ def test_readme_of_the_package_has_no_relative_link(package: dict[str, Any]) -> 
     text = package["readme"]["text"]
     assert package["readme"]["content-type"] == "text/markdown"
     assert [each for each in targets(text) if not re.match("(https?|mailto|wss?):", each)] == []
-    # The number of links is the same in both texts, so no link was removed.
+    # The number of links is the same in the package's text and in README.md, so no link was removed.
     assert len(targets(text)) == len(targets((ROOT / "README.md").read_text()))
 
 
@@ -82,7 +82,7 @@ def test_code_blocks_of_the_readme_are_not_changed(package: dict[str, Any]) -> N
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """For each text of CASES, the text that replaces it in the package."""
+    """For each text in CASES, the text that takes its place in the package."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)

@@ -1,4 +1,4 @@
-"""Tests of output through a thread, which writes lines in order, and drops and counts lines that do not fit."""
+"""Tests of output through a thread. It writes lines in order, and drops and counts the lines that do not fit."""
 
 from __future__ import annotations
 

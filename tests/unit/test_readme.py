@@ -65,7 +65,7 @@ def test_metrics_follow_the_naming_rules_of_prometheus_and_have_a_meaning() -> N
 
 
 def rows(heading: str, column: str) -> list[list[str]]:
-    """Returns the rows of the monitoring README's table below the heading whose first column is `column`."""
+    """Returns the rows of a table in the monitoring README: below `heading`, with the first column `column`."""
     section = MONITORING_README.read_text().partition(f"# {heading}\n")[2]
     head, _, table = section.partition(f"\n| {column} |")
     assert "\n## " not in head, "the table is in this section"

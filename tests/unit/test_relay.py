@@ -49,7 +49,7 @@ class RelayScene(Scene):
         self.client = self.join()
         self.deliveries: list[FakeDelivery] = []
         self.settled_before_flushes: list[list[int]] = []
-        """For each flush, the number of times that each delivery had been settled before the flush."""
+        """For each flush, how often each delivery had been settled before this flush."""
         flush = self.hub.flush
 
         def recorded_flush() -> None:
@@ -186,8 +186,8 @@ def test_identity_that_has_left_the_window_is_sent_again(scene: RelayScene) -> N
 
 
 def test_duplicate_does_not_keep_its_identity_in_the_window_for_longer(scene: RelayScene) -> None:
-    # The window holds ten identities. When the eleventh identity, 10, arrives, it evicts 0, because repeating 0 did not
-    # make 0 newer.
+    # The window holds ten identities. When the eleventh identity, 10, arrives, the window forgets the identity 0. The
+    # repetition of 0 did not make this identity newer.
     scene.deliver_read(*map(killmail, [*range(10), 0, 10, 0]))
     assert [update["data"]["killmailId"] for update in scene.sent] == [*range(11), 0]
     assert scene.count("bridge_duplicates_total", type="killmail") == 1

@@ -1,4 +1,4 @@
-"""Tests of runs on several releases, with the selection of tests, the counts, the table, and unavailable releases."""
+"""Tests of runs on several releases: which tests are selected, the counts, the table, and unavailable releases."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_passes(broker):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The URL of a broker that sends its version and closes the connection."""
+    """The URL of a fake broker, which sends its version and then closes the connection."""
     start = commands.Connection.Start(server_properties={"product": "RabbitMQ", "version": "4.3.6"})
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -60,7 +60,7 @@ def test_version_is_that_of_the_first_broker(server: str) -> None:
 
 @pytest.fixture
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Runs pytest in this process on a separate folder, with the plugin under test and without pytest-asyncio."""
+    """Runs pytest in this process for the tests in another folder, with only the plugin that is tested."""
     monkeypatch.setattr(releases_marker, "_recorded", set())
     pytester.makeini("[pytest]\naddopts = --strict-markers -p no:asyncio -p no:cacheprovider\njunit_family = xunit1")
     return pytester

@@ -257,7 +257,7 @@ async def test_heartbeat_is_short_unless_the_url_sets_it(
 
 
 class Closing:
-    """A fake connection that ends when its transport ends. The object also makes this transport.
+    """A fake of both a connection and its transport. When the transport is aborted, the connection ends.
 
     If `ignores_cancellation` is true, a cancellation does not end the connection.
     """

@@ -1,4 +1,4 @@
-"""Tests of each byte of frames, also in comparison with the frames of the websockets library."""
+"""Tests that each byte of a frame is correct, also compared with the frames of the websockets library."""
 
 from __future__ import annotations
 

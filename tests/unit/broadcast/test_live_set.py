@@ -1,4 +1,4 @@
-"""Tests of live sets, where each socket gets all bytes, or is returned with the number of bytes that it took."""
+"""Tests that each socket of a live set gets all bytes, or that the set returns how many bytes the socket took."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the ids, counts and matches in the log's index, across segments and at their boundaries."""
+"""Tests how the log's index finds ids, and finds and counts matching updates, also across its segments."""
 
 from __future__ import annotations
 

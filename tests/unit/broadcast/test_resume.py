@@ -345,7 +345,7 @@ def test_lagging_clients_are_served_before_resuming_ones_and_filters_last(scene:
 
 
 def test_many_filters_are_applied_in_later_turns(scene: Scene) -> None:
-    """After a burst of updates, some of the thousands of filters are applied only in later turns."""
+    """After a burst of updates, some of the many filters are applied only in later turns of the event loop."""
     updates = 200
     wanted = [Counting() for _ in range(2 * MAX_MATCHES_PER_FLUSH // updates)]
     clients = [scene.join(None, each) for each in wanted]

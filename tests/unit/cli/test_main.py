@@ -870,7 +870,7 @@ def test_package_exports_the_names_for_publishers() -> None:
     [("bridge", ["bridge"]), ("bridge.__main__", ["bridge", "bridge.__main__", "bridge.interrupts"])],
 )
 def test_package_and_handler_of_ctrl_c_load_no_other_module(module: str, loaded: list[str]) -> None:
-    """Loading more modules, such as `typing`, would delay the handler.
+    """If more modules were loaded, such as `typing`, the handler would be installed later.
 
     Until the handler is installed, Ctrl-C prints a traceback.
     """

@@ -1,4 +1,4 @@
-"""Tests which texts are networks, and which errors other texts cause."""
+"""Tests which texts are accepted as networks, and which errors other texts cause."""
 
 from __future__ import annotations
 

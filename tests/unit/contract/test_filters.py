@@ -93,7 +93,7 @@ def parsed(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
 
 
 def kind(value: object) -> str:
-    """Returns the type of a value in JSON Schema."""
+    """Returns the name of a value's type, as JSON Schema names it."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):

@@ -44,7 +44,7 @@ def make_log() -> ClientLog:
 
 
 class StubConnection:
-    """A stub with the attributes of a connection that the log reads."""
+    """A stub of a connection, with only the attributes that the log reads."""
 
     peer = "10.0.0.7 port 54321"
     opened_at = 990.0

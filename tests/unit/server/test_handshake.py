@@ -1,4 +1,4 @@
-"""Tests of each answer to a handshake, and of the times when a client is aborted, with a fake transport and clock."""
+"""Tests of each answer to a handshake, and of when a client is aborted, with a fake transport and a fake clock."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class RecordingServer:
 
 
 class PeerSocket(socket.socket):
-    """An unconnected socket that only pretends to have a peer."""
+    """A socket that is not connected, but claims to have a peer."""
 
     def getpeername(self) -> tuple[str, int]:
         return "127.0.0.1", 54321
@@ -397,7 +397,7 @@ OTHER = "Origin: http://localhost:8080"
 async def test_page_is_served_to_any_origin_and_readable_for_an_allowed_one(
     harness: Harness, target: str, header: str
 ) -> None:
-    """Behind a proxy that rewrites Host, the Origin in requests for the live page's own scripts differs from Host."""
+    """If a proxy rewrites Host, requests for the live page's own scripts have an Origin that differs from Host."""
     client = await harness.ask(get(target, header))
     assert client.status == (404 if target == "/nothing" else 200)
     assert "Access-Control-Allow-Origin" not in client.headers
@@ -673,7 +673,7 @@ async def test_aborted_handshake_is_not_answered_at_its_timeout(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await harness.connect()
-    monkeypatch.setattr(client.transport, "abort", lambda: None)  # as if the transport needed some time to close
+    monkeypatch.setattr(client.transport, "abort", lambda: None)  # simulates a transport that needs some time to close
     client.handshake.abort()
     await harness.clock.advance(2 * TIMEOUT_S)
     assert (client.answer, harness.server.refusals) == (b"", [])
@@ -883,7 +883,7 @@ async def test_client_that_leaves_during_its_tls_handshake_is_not_refused(
 
 async def test_client_of_tls_that_is_gone_already_is_not_refused(harness: Harness, tmp_path: Path) -> None:
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
-    near = socket.socket()  # a socket that is not connected, as after a reset
+    near = socket.socket()  # not connected, like a socket after a reset
     handshake = Handshake(harness.server.context(), near, ADDRESS)
     assert harness.server.ended == [], "the server does not know the handshake yet"
     await harness.clock.settle()
@@ -945,7 +945,7 @@ async def test_transport_made_after_the_abort_is_aborted(harness: Harness) -> No
     client.handshake.connection_made(late)
     await harness.clock.settle()
     assert late.ended == ["abort"]
-    # Repeated calls of `on_closed` do no harm, because a server removes a handshake only once.
+    # Calling `on_closed` again does no harm, because a server removes each handshake only once.
     assert set(harness.server.ended) == {client.handshake}
     assert harness.server.refusals == []
 
@@ -1041,7 +1041,7 @@ async def test_handshake_that_is_over_leaves_nothing_to_the_garbage_collector(
             transport.set_protocol(asyncio.Protocol())
         transport.abort()
         await harness.clock.settle()
-        # Only the transport of this test still refers to the socket.
+        # Only this test's transport still has a reference to the socket, so the test closes the socket.
         transport.get_extra_info("socket").close()
         harness.connector.transports.clear()
         harness.server.upgrades.clear()

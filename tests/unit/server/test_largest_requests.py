@@ -31,13 +31,12 @@ LIMIT_S = 0.001
 and 0.5 ms."""
 
 ATTEMPTS = 50
-"""The number of runs of each test, of which only the fastest counts, so that other load on the machine has no
-effect."""
+"""How often each test is run. Only the fastest run counts, so that other load on the machine has no effect."""
 
 
 @pytest.fixture(autouse=True)
 def without_coverage() -> Iterator[None]:
-    """Stops the measurement of coverage, which takes longer than the measured requests."""
+    """Stops the measurement of coverage, which would take longer than the measured requests."""
     tracing = sys.gettrace()
     sys.settrace(None)
     yield

@@ -1,4 +1,4 @@
-"""Tests that the memory limit is the machine's memory, or the limit of the process's control group."""
+"""Tests that the usable memory is the machine's memory, or the lowest limit of the process's control groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine(root: Path, groups: str, **limits: str) -> Path:
-    """Makes the root folder of a machine, with the list of a process's control groups, and with files of limits."""
+    """Makes a root folder that has the list of a process's control groups, and the files that contain their limits."""
     for path, text in {"proc/self/cgroup": groups, **limits}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)

@@ -1,4 +1,4 @@
-"""The README of the server lists every close code, every HTTP status of an error, and every rule of access."""
+"""Tests that the server's README lists every close code, every HTTP status of an error, and every access rule."""
 
 import re
 from http import HTTPStatus
@@ -22,7 +22,7 @@ def first_cells(heading: str) -> list[str]:
 
 
 def statuses(folder: Path) -> set[HTTPStatus]:
-    """Returns the HTTP statuses that the code of a folder names."""
+    """Returns the HTTP statuses that occur in the code of a folder."""
     names = {name for path in folder.rglob("*.py") for name in re.findall(r"HTTPStatus\.([A-Z_]+)", path.read_text())}
     return {HTTPStatus[name] for name in names}
 

@@ -53,7 +53,7 @@ CLOSED_BY_CLIENT = Frame(Opcode.CLOSE, b"").serialize(mask=True)
 
 
 class Client:
-    """A client that the server accepted, and the bridge's end of its socket."""
+    """A client that the server has accepted, and the bridge's socket for this client."""
 
     def __init__(self, harness: Harness, client: socket.socket) -> None:
         self._harness = harness
@@ -102,7 +102,7 @@ class Client:
 
 
 class Harness:
-    """A server with clients, and with its own hub, whose updates have the ids of a stream."""
+    """A server with clients and with its own hub. The updates of this hub have ids, like updates from a stream."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Harness:
         return Client(self, self.sockets[-1])
 
     async def upgrade(self, address: str = A, query: str = "", *, rest: bytes = b"") -> Client:
-        """Connects a WebSocket client. `rest` follows the client's request in the same read."""
+        """Connects a WebSocket client. The server reads `rest` together with the client's request."""
         client = await self.connect(address)
         client.send(request(3000, "/updates" + query) + rest)
         assert client.status == 101
@@ -168,7 +168,7 @@ class Harness:
         return value(self.metrics, name, **labels)
 
     def gauges(self) -> tuple[float, float]:
-        """The numbers of open connections, and of connections without a complete request."""
+        """The number of open connections, and the number of connections without a complete request."""
         return self.metric("bridge_connections", transport="websocket"), self.metric("bridge_handshakes_pending")
 
     async def close(self) -> None:
@@ -200,7 +200,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., 
 
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list to which the time is added whenever the server returns free memory to the system."""
+    """A list of times. Whenever the server returns free memory to the system, the current time is added."""
     times: list[float] = []
     monkeypatch.setattr(memory, "malloc_trim", lambda: times.append(asyncio.get_running_loop().time()))
     return times
@@ -533,7 +533,7 @@ async def test_evicted_handshake_is_released_once(
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
     harness = serve(max_per_address=1)
     await harness.connect()
-    # The second client evicts the first one, whose connection is lost only afterwards.
+    # The second client evicts the first one. The connection of the first client is lost only afterwards.
     second = await harness.connect()
     assert len(harness.server._address_limit) == 1
     second.send(request(3000))
@@ -640,7 +640,7 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
 async def test_line_contains_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
     harness = serve()
     await harness.upgrade()
-    # Although there was no tick since the first client connected, the time of a client that connects much later is
+    # There was no tick since the first client connected. Nevertheless, the time of a client that connects much later is
     # correct.
     await harness.clock.advance(100 + CLOCK_RESOLUTION_S)
     await harness.upgrade()
@@ -651,7 +651,8 @@ async def test_line_contains_how_long_a_client_was_connected(serve: Callable[...
             connection.close(CloseReason.INTERNAL)
     assert [line["connected_s"] for line in logged] == [102, 1, 1]
     opened_at = [connection.opened_at for connection in harness.server._connections]
-    # Clients that connect within CLOCK_RESOLUTION_S of each other share one float object as their time.
+    # Clients that connect within CLOCK_RESOLUTION_S of each other share one float object, which is the time when they
+    # connected.
     assert opened_at[1] is opened_at[2]
 
 
@@ -665,7 +666,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
     assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
     with capture_logs() as logged:
         for _ in range(MAX_LINES):
-            # After four periods, the client has paid its debt.
+            # After four periods, the client has paid off its debt.
             for _ in range(4):
                 await harness.clock.advance(PERIOD_S)
             flood(client)
@@ -750,7 +751,7 @@ async def test_clients_stay_when_the_bridge_did_not_run_for_an_hour(serve: Calla
 
 
 async def test_throttled_client_that_is_gone_is_ended_by_the_tick(serve: Callable[..., Harness]) -> None:
-    # Ticks are more frequent than the periods for which the client is throttled.
+    # A tick occurs before the client's throttling ends.
     harness = serve(idle_timeout_s=2.0, ping_interval_s=0.4)
     harness.listen()
     throttled, other = await harness.upgrade(), await harness.upgrade()
@@ -983,12 +984,12 @@ async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
     assert released == []
     await harness.clock.advance(DEFAULT.trim_delay_s / 2)
     assert released == [harness.clock.now_s]
-    # So few clients remain that their end does not cause another release of memory.
+    # So few clients remain that memory is not released again when they leave.
     for client in clients:
         await client.leave()
     await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert len(released) == 1
-    # The count begins again with the clients that connect next.
+    # For the clients that connect next, the server counts from 0 again.
     clients = [await harness.upgrade() for _ in range(4)]
     for client in clients:
         await client.leave()

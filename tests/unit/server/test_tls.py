@@ -23,7 +23,7 @@ pytestmark = needs("openssl")
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a folder with certificates and keys, a.pem, a.key, b.pem, b.key, and for RSA rsa.pem and rsa.key."""
+    """Makes a folder with certificates and keys: a.pem, a.key, b.pem and b.key, and rsa.pem and rsa.key for RSA."""
     folder = tmp_path_factory.mktemp("certificates")
     elliptic = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     for name, new_key in {"a": elliptic, "b": elliptic, "rsa": ["rsa:2048"]}.items():
@@ -96,7 +96,7 @@ def test_new_client_gets_the_new_certificate_after_a_reload(files: Files) -> Non
 
 @pytest.mark.parametrize(("old", "new"), [("a", "rsa"), ("rsa", "a")])
 def test_old_certificate_is_not_used_after_a_reload_with_any_key_type(files: Files, old: str, new: str) -> None:
-    """A context holds a certificate for each key type, and sends one whose type the client prefers."""
+    """A TLS context has one certificate for each key type, and sends the one whose type the client prefers."""
     files.hold(old, old)
     tls = Tls(files.certificate, files.key)
     files.hold(new, new)

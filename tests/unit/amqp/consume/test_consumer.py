@@ -1,4 +1,4 @@
-"""The sessions of a consumer: logs and metrics, refusals, and the stop."""
+"""Tests of a consumer's sessions: their logs and metrics, what the broker can refuse, and how they stop."""
 
 from __future__ import annotations
 

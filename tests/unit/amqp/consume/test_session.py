@@ -1,4 +1,4 @@
-"""The deliveries of one channel to the handler, and their acknowledgements to the broker."""
+"""Tests that a session passes the deliveries of its channel to the handler, and acknowledges them to the broker."""
 
 from __future__ import annotations
 

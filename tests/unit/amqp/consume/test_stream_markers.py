@@ -1,4 +1,4 @@
-"""Markers, encoded and decoded, and messages of other publishers that look like markers."""
+"""Tests how markers are encoded and decoded, and how a message that only looks like a marker is treated."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_everything_is_returned_before_the_channel_is_known() -> None:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames in a row, and the delivery that they contain, or None if they contain none."""
+    """Consecutive frames, and the delivery that they contain, or None if they contain no delivery."""
 
     frames: list[bytes]
     delivered: Delivered | None

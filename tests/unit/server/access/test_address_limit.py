@@ -1,4 +1,4 @@
-"""Tests of the limit of connections from one address, of clients beyond it, and of the exception for loopback."""
+"""Tests of the maximum number of connections from one address, and of loopback, which has no such limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that a client beyond its own budget is throttled, and all clients while the common budget is used up."""
+"""Tests that a client is throttled if it exceeds its own budget, and all clients if the common budget is used up."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PONG_BYTES = 6
 
 
 def ignore(client: Throttleable) -> None:
-    """Does nothing, in place of the server's reaction to a throttled client."""
+    """Replaces the server's reaction to a throttled client, and does nothing."""
 
 
 MAX_FREE_READ_BYTES = CLIENT_BUDGET_BYTES - FRAME_COST_BYTES
-"""The largest read that fits into the budget of a client."""
+"""The number of bytes in the largest read that fits into the budget of a client."""
 
 
 class Client:
@@ -100,7 +100,7 @@ def test_large_debt_is_paid_over_several_periods(limiter: ReadLimiter, clock: Ho
     for resumed in (0, 0, 1):
         clock.pass_by(PERIOD_S)
         assert client.resumed == resumed
-    # The client still has a debt of one byte, so it may read one byte less than MAX_FREE_READ_BYTES.
+    # The client still has a debt of one byte, so one byte less than MAX_FREE_READ_BYTES may be read from it.
     assert limiter.consume(client, MAX_FREE_READ_BYTES - 1, 0)
 
 
@@ -152,7 +152,7 @@ def test_client_throttled_longest_is_read_first_within_the_total_limit(limiter: 
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for each in clients:
         assert not limiter.consume(each, THROTTLED_READ_BYTES, 5)
-    # The client that used up the common budget is not among those resumed, because it takes longer to pay its debt.
+    # The client that used up the common budget is not resumed here, because it takes longer to pay off its debt.
     for resumed in (RESUMED_PER_PERIOD, 2 * RESUMED_PER_PERIOD, len(clients)):
         clock.pass_by(PERIOD_S)
         assert [each.resumed for each in clients] == [1] * resumed + [0] * (len(clients) - resumed)

@@ -1,4 +1,4 @@
-"""Tests of each rule of access. No headers, however strange, admit an external client or raise an exception."""
+"""Tests of each rule of access. Even strange headers never let an external client in, and never cause an exception."""
 
 from __future__ import annotations
 
@@ -536,11 +536,11 @@ def test_host_may_be_missing_if_it_is_not_required() -> None:
     assert rule(ACCESS.check_request({}, "http://evil.com/healthz", requires_host=False)) == (400, "host")
     external = {"x-forwarded-for": ["8.8.8.8"]}
     assert rule(ACCESS.check_request(external, "/healthz", requires_host=False)) == (403, "forwarded")
-    # Unless the Host header has passed its rule, no origin counts as the page's own origin.
+    # If the Host header has not passed its rule, no origin is accepted as the page's own origin.
     own = {"host": ["bridge:3000"], "origin": ["http://bridge:3000"]}
     assert ACCESS.allowed_origin(own) == "http://bridge:3000"
     assert ACCESS.allowed_origin(own, trusts_host=False) is None
-    # Without a Host header, no origin counts as the page's own origin.
+    # Without a Host header, no origin is accepted as the page's own origin.
     assert ACCESS.allowed_origin({"origin": ["http://bridge"]}) is None
 
 
@@ -705,7 +705,7 @@ def external_spellings(draw: st.DrawFn) -> str:
 
 @st.composite
 def headers_that_name(draw: st.DrawFn, node: str) -> tuple[str, str]:
-    """Generates a forwarding header that contains the given node among internal nodes."""
+    """Generates a forwarding header that contains the given node between internal nodes."""
     hops = [*draw(st.lists(st.sampled_from(["10.0.0.1", "[::1]:80", "127.0.0.1"]), max_size=3)), node]
     hops = draw(st.permutations(hops))
     comma = draw(st.sampled_from([",", ", ", "\t,"]))

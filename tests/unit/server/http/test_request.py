@@ -1,4 +1,4 @@
-"""Tests which request heads are parsed or refused, if they arrive in pieces of any size, and in comparison with h11."""
+"""Tests which request heads are parsed and which are refused, in pieces of any size, and compared with h11."""
 
 from __future__ import annotations
 
@@ -389,7 +389,7 @@ def test_mutated_request_is_read_as_another_parser_reads_it_or_refused(data: byt
     request, following = found
     other = read_by_h11(data[len(data) - len(data.lstrip(b"\r\n")) :])
     if other is None:
-        # h11 also refuses requests for their Host header or the encodings of their body.
+        # h11 also refuses some requests because of their Host header or because of the encodings of their body.
         hosts = request.headers.get("host", [])
         assert len(hosts) != 1 or request.version == "1.0" or "transfer-encoding" in request.headers
         return

@@ -1,6 +1,6 @@
 """Tests of a response to a slow client, with a clock that the test moves.
 
-In the tests of a late check, the bridge has not run for a while before the check.
+In the tests of a late check, the bridge was frozen for a while before the check.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ RESPONSE = b"x" * (10 * LEAST)
 
 
 class Response:
-    """A response, with counts of the bytes that the client's kernel has acknowledged, and of the aborts."""
+    """A response.
+
+    It counts the bytes that the client's kernel has acknowledged, and how often the response was aborted.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock(monkeypatch)

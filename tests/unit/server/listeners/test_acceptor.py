@@ -1,6 +1,6 @@
 """Tests that clients are accepted only while file descriptors are available.
 
-Each change between available and exhausted descriptors is logged once.
+The acceptor logs once when the descriptors run out, and once when some are available again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ async def acceptor() -> AsyncIterator[RecordingAcceptor]:
 
 @contextmanager
 def left(count: int) -> Iterator[None]:
-    """Leaves only `count` free file descriptors to the process, as long as the process closes no others."""
+    """Leaves only `count` free file descriptors to the process, as long as the process does not close others."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0) for _ in range(100)]
     limit = taken[-1] + 1
@@ -141,7 +141,7 @@ async def test_listener_that_shares_its_port_gets_only_clients_in_their_tcp_hand
         late.setblocking(False)
         with pytest.raises(BlockingIOError):
             late.connect(acceptor.name)
-        # Because the connection is over loopback, the kernel has already dropped the request to connect.
+        # The connection is over loopback, so the kernel has already dropped the client's request to connect.
         with pytest.raises(OSError, match="not connected"):
             late.getpeername()
         acceptor.clients[0].sendall(b"request")
@@ -210,7 +210,7 @@ async def test_exhausted_descriptors_pause_and_available_ones_resume_each_logged
             await eventually("the exhaustion is logged", lambda: logged)
             await acceptor.turns()
             assert acceptor.accepted == []
-        # The clients that connected during the exhaustion have waited in the kernel's queue.
+        # The clients that connected while the descriptors were exhausted have waited in the kernel's queue.
         await eventually("all clients are accepted", lambda: len(acceptor.accepted) == 3)
     assert acceptor.exhaustions == 1
     assert [line["log_level"] for line in logged] == ["error", "info"]
@@ -278,7 +278,7 @@ class ScriptedListener(socket.socket):
 
 
 class Accepting:
-    """An acceptor with scripted listeners and a manual clock. `floor` is the lowest of the spare descriptors."""
+    """An acceptor with scripted listeners and a manual clock. `floor` is the number of the lowest spare descriptor."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener) -> None:
         self.clock = ManualClock(monkeypatch)
@@ -409,7 +409,7 @@ async def test_descriptors_are_available_when_the_lowest_free_one_is_not_spare(m
         assert not accepting.acceptor._descriptor_available()
         accepting.floor = lowest + 1
         assert accepting.acceptor._descriptor_available()
-        # The check for a spare descriptor keeps no descriptor open.
+        # The check for a spare descriptor does not leave a descriptor open.
         assert os.dup(listener.fileno()) == lowest
         os.close(lowest)
         accepting.acceptor.close()

@@ -1,4 +1,4 @@
-"""Tests of the limit of file descriptors, and the capacity that this limit allows."""
+"""Tests of the limit on file descriptors, and of the number of clients that this limit allows."""
 
 from __future__ import annotations
 

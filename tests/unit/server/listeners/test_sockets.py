@@ -1,4 +1,4 @@
-"""Tests of listening sockets: addresses, ports, and the errors if an address or port is unavailable."""
+"""Tests of listening sockets: their addresses and ports, and the errors that an unavailable address or port causes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_bytes_count_once_the_client_has_them(pair: tuple[socket.socket, socket.
     before = tcp.acknowledged_bytes(ours)
     assert before is not None
     ours.sendall(b"x" * 1000)
-    # The client has read all bytes, so its kernel has acknowledged the bytes or will do so soon.
+    # The client has read all bytes, so its kernel has acknowledged these bytes, or will acknowledge them soon.
     received = client.recv(1000, socket.MSG_WAITALL)
     client.sendall(b"y")
     ours.recv(1)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.both_loops
 
 SHUTDOWN_S = 0.3
 MUCH = bytes(range(256)) * 4096
-"""Data of 1 MiB, which is more than the sockets take while the client does not read."""
+"""Data of 1 MiB. While the client does not read, the sockets can't take this much."""
 
 
 class Recorder(asyncio.BufferedProtocol):
@@ -81,7 +81,7 @@ class Client:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing)
         self.ended = False
-        """True after the bridge has ended its side of TCP."""
+        """True after the bridge has ended its side of the TCP connection."""
 
     def pump(self) -> None:
         """Moves bytes between OpenSSL and the socket."""
@@ -139,7 +139,7 @@ class Pair:
         await eventually("the TLS handshake is complete", self.client.shakes_hands)
         await eventually("the protocol is connected", lambda: self.protocol.calls == ["made"])
         self.protocol.calls.clear()
-        self.client.read()  # so that the session tickets are read before the test
+        self.client.read()  # reads the session tickets before the test begins
 
     async def lost(self) -> None:
         await eventually("the protocol's connection_lost is called", lambda: "lost" in self.protocol.calls)
@@ -328,7 +328,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     connected.transport.write(MUCH)
     connected.transport.write_eof()
     with suppress(ssl.SSLError):
-        connected.client.tls.unwrap()  # sends close_notify; without it, OpenSSL would end both sides
+        connected.client.tls.unwrap()  # sends close_notify; otherwise, OpenSSL would end both directions
     connected.client.pump()
     await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.calls)
     read = bytearray()
@@ -462,7 +462,7 @@ def libssl() -> str | None:
 
 
 def send_key_updates(client: Client, count: int, *, requested: bool) -> None:
-    """Sends TLS 1.3 key updates, for which Python has no function."""
+    """Sends TLS 1.3 key updates through OpenSSL itself, because Python has no function for them."""
     library = ctypes.CDLL(libssl())
     # OpenSSL's SSL object is the second field of CPython's object, after its header.
     openssl = ctypes.c_void_p(ctypes.c_void_p.from_address(id(client.tls._sslobj) + 24).value)  # type: ignore[attr-defined]  # private, and there is no public way

@@ -1,4 +1,4 @@
-"""Tests what a connection writes in each state, over a transport that the test fills, drains and ends."""
+"""Tests what a connection writes in each state. The test fills, drains and ends the connection's transport."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_congested_connection_catches_up_when_its_transport_drains(*, encrypted:
 
 
 def within_a_frame(ends: tuple[socket.socket, socket.socket]) -> tuple[OneClient, bytes]:
-    """Returns the scene of a client that has not read a large update yet, and the frame of this update."""
+    """Returns a scene in which the client has not read a large update yet, and the frame of this update."""
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     scene = OneClient(line=ends[0])
     scene.transport.full = True
@@ -526,7 +526,7 @@ def test_throttled_client_that_fills_the_buffer_is_read_again_once_its_debt_is_p
     while not scene.transport.reading:
         scene.hours.pass_by(PERIOD_S)
         passed += 1
-    # In each period that passes, the client pays a part of its debt.
+    # In each period, the client pays off a part of its debt.
     assert passed == (len(READ_BUFFER) * (6 + FRAME_COST_BYTES) // 6 + FRAME_COST_BYTES) // CLIENT_BUDGET_BYTES
 
 

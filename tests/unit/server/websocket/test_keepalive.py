@@ -20,7 +20,7 @@ CLOSE_TIMEOUT_S = DEFAULT.close_timeout_s
 
 
 def ignore(late: bool) -> None:
-    """Does nothing, in place of the server's work after each pass."""
+    """Replaces the server's work after each pass, and does nothing."""
 
 
 class Client:
@@ -93,7 +93,7 @@ def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(
 ) -> None:
     tick_until(keepalive, clock, 124)
     assert client.said == [(30, "ping"), (60, "ping"), (90, "ping"), (120, "ping")]
-    # The client does not count as idle yet, because its last data may have arrived up to a tick after the recorded
+    # The client is not considered idle yet, because its last data may have arrived up to one tick after the recorded
     # time.
     tick_until(keepalive, clock, 125)
     assert client.said[4:] == [(125, "idle")]
@@ -202,7 +202,7 @@ def test_client_is_never_closed_before_its_time(answered_s: float) -> None:
     now_s = 0.0
     while (now_s, "idle") not in client.said:
         if now_s < answered_s <= now_s + keepalive.tick_s:
-            client.last_received_at = clock.now_s  # like a connection, which records this time when it receives data
+            client.last_received_at = clock.now_s  # a real connection also records this time when it receives data
         now_s += keepalive.tick_s
         look(keepalive, now_s)
     assert IDLE_S <= now_s - answered_s < IDLE_S + 2 * keepalive.tick_s
@@ -250,12 +250,11 @@ def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monk
         assert [line["log_level"] for line in logged] == ["error"] * MAX_LINES
         tick_until(keepalive, clock, PING_S + MINUTE_S)
     assert len(logged) == 2 * MAX_LINES
-    # The count of suppressed failures has those of the first pass beyond MAX_LINES, and all those of the next 59
-    # passes.
+    # The suppressed failures are those of the first pass beyond MAX_LINES, and all failures of the next 59 passes.
     assert logged[MAX_LINES]["suppressed"] == 3 + 59 * (MAX_LINES + 3)
 
 
-# The pings of a pass
+# Tests of the pings that one pass sends
 
 
 @pytest.mark.parametrize("count", [1, 7, 1000])
@@ -309,7 +308,7 @@ async def test_run_pings_many_clients_in_many_turns_of_the_loop(monkeypatch: pyt
     assert max(Counter(sent_at).values()) <= 2 * len(crowd) * PING_PAUSE_S / 5.0
 
 
-# A bridge that does not run for a while
+# Tests of a bridge that is frozen for a while
 
 
 FREEZES_S = (15.1, 60.0, 3600.0)
@@ -380,8 +379,8 @@ def test_client_with_pongs_read_in_the_next_turn_stays_in_turns_of_any_length(
     keepalive = Keepalive([client], clock, idle_s, ping_s, ignore)
     pinged_at = 0.0
     for _ in range(500):
-        # Before each pass, the bridge reads the data that arrived in the slow turn, and records the previous pass's
-        # time for it.
+        # Before each pass, the bridge reads the data that arrived during the slow turn. It records the time of the
+        # previous pass as the time of this data.
         if client.pinged_at > pinged_at:
             pinged_at = client.pinged_at
             client.last_received_at = clock.now_s
@@ -406,7 +405,7 @@ def test_clock_that_stands_still_with_the_bridge_counts_nothing(
 ) -> None:
     """While a machine is suspended, its clock stops too.
 
-    The next pass is then not late, and the idle timeout just continues.
+    After the machine resumes, the next pass is not late, and the idle timeout continues where it stopped.
     """
     tick_until(keepalive, clock, 29)
     look(keepalive, 34.0)

@@ -35,7 +35,7 @@ CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 MASK = b"\x37\xfa\x21\x3d"
 
 
-def frame(  # the arguments can make every part of a frame wrong
+def frame(  # with the arguments, a test can make any part of a frame wrong
     opcode: int,
     payload: bytes = b"",
     *,
@@ -275,7 +275,7 @@ def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
     assert peak - before < 4 * TEXT_PIECE_BYTES
 
 
-# Any bytes, in pieces of any size
+# Tests with any bytes, in pieces of any size
 
 # The test has no time limit, so that it does not fail on a busy machine.
 FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
@@ -351,7 +351,7 @@ TEXTS = [
 
 @st.composite
 def frames_of_any_kind(draw: st.DrawFn) -> bytes:
-    """Generates a whole frame, which may be broken in any way, but whose length is never too great."""
+    """Generates a complete frame, which may be wrong in any way, except that its length is never too great."""
     opcode = draw(st.sampled_from([CONT, CONT, TEXT, TEXT, BINARY, PING, PONG, CLOSE]) | st.integers(0, 15))
     if opcode in {CONT, TEXT}:
         payload = draw(st.sampled_from(TEXTS[:2])) * draw(SIZES) + draw(st.sampled_from([b"", *TEXTS]))
@@ -399,7 +399,8 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data
 
 
-# Bytes to append to a payload. One of them completes any character that can still be completed, or a close code.
+# Bytes to append to a payload. If a payload ends with an incomplete character or an incomplete close code, one of these
+# endings completes it.
 ENDINGS = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xbf", b"\xbf\xbf", b"\xbf\xbf\xbf", b"\x03\xe8"]
 
 
@@ -418,8 +419,8 @@ def is_utf8(text: bytes) -> bool:
 def oracle(data: bytes) -> list[Incoming | int]:
     """Returns the result that the websockets library has for the complete frames in the given bytes.
 
-    The websockets library does not check whether the text of a message is UTF-8. Python's decoder checks the text of
-    each message instead of the library.
+    The websockets library does not check whether the text of a message is UTF-8. Therefore, Python's decoder checks the
+    text of each message.
     """
     protocol = ServerProtocol(state=State.OPEN, max_size=None)
     protocol.receive_data(data)
@@ -453,10 +454,10 @@ def oracle(data: bytes) -> list[Incoming | int]:
 
 
 def completions(data: bytes) -> list[bytes] | None:
-    """Returns bytes that can complete the last frame, or None if the highest bit of this frame's length is set.
+    """Returns the data with its last frame completed in several ways, or None if the length's highest bit is set.
 
     All frames before the last frame must be valid. If the length of the last frame is too great for a test, the result
-    has a smaller length of the same form.
+    has a smaller length, also in eight bytes.
     """
     at = 0
     while at < len(data):
@@ -464,7 +465,7 @@ def completions(data: bytes) -> list[bytes] | None:
         extended = {126: 2, 127: 8}.get(second & 127, 0)
         size = 2 + extended + 4
         head = data[at : at + size]
-        # The missing bytes of the head are filled with zeros, as a mask and a length of zero.
+        # The missing bytes of the head are filled with zeros, so that a missing mask and a missing length are zero.
         head = head[:1] + bytes([second]) + head[2:].ljust(size - 2, b"\0")
         length = int.from_bytes(head[2 : 2 + extended], "big") if extended else second & 127
         payload = data[at + size : at + size + length]
@@ -504,7 +505,8 @@ def check(data: bytes, cuts: list[int]) -> None:
     at = 0
     for read in split(data, cuts):
         new = connection.feed(read)
-        # A read gives at most one result for a frame that began earlier, one for every six bytes, and one violation.
+        # A single read has at most these results: one for a frame that began earlier, one for every six bytes, and one
+        # violation.
         assert len(new) <= 1 + len(read) // 6 + 1
         so_far += new
         at += len(read)
@@ -544,7 +546,7 @@ def test_violation_is_one_for_the_library_too(data: bytes) -> None:
     assert outcome(fed(data)) == oracle(data)
 
 
-# Frames for which a client is charged less than their size
+# Tests of frames for which a client is charged less than their size
 
 
 def test_pongs_that_end_with_the_last_bytes_are_counted_with_their_size() -> None:

@@ -1,4 +1,4 @@
-"""Packages are installed only if no password is necessary, and the services in the packages are not started."""
+"""Tests that packages are installed only if this needs no password, and that their services are not started."""
 
 import os
 import subprocess

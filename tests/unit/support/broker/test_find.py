@@ -12,7 +12,7 @@ _SERVER = Path("/somewhere/rabbitmq-server")
 
 
 class _Machine:
-    """A machine on which the test sets all places where a broker can be found."""
+    """A fake machine. The test sets all places where a broker can be found on this machine."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []

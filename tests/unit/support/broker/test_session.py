@@ -1,4 +1,4 @@
-"""Tests of what happens to a test whose program is not installed."""
+"""Tests what happens to a test if a program that the test needs is not installed."""
 
 from __future__ import annotations
 
