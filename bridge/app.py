@@ -59,7 +59,7 @@ class Bridge:
 
     A delivery takes this path: source -> relay -> hub -> update log -> sockets. A delivery that can't become an update
     takes the path source -> relay -> rejects. A handshake takes the path listener -> server -> router -> hub. The
-    constructor builds each path from its end to its start.
+    constructor creates the parts of each path in reverse order.
     """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
@@ -325,7 +325,7 @@ def _tls(settings: Settings) -> Tls | None:
 
 
 def load_schemas(settings: Settings) -> catalog.Catalog:
-    """Loads the packaged and the operator's schema files. Raises ConfigurationError if a file can't be used."""
+    """Loads the packaged schema files and those of the operator. Raises ConfigurationError if a file can't be used."""
     try:
         return catalog.load([catalog.PACKAGED, *((settings.schemas,) if settings.schemas else ())])
     except catalog.SchemaError as error:

@@ -1,7 +1,7 @@
 """Distinguishes a requested cancellation of a task from a cancellation that aiormq causes.
 
-When a connection is lost, aiormq cancels each task that waits for this connection. The task then gets a CancelledError,
-just as after a call of `Task.cancel`.
+When a connection is lost, aiormq cancels each task that waits for this connection. A task that aiormq cancels gets a
+CancelledError, just as after a call of `Task.cancel`.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ class CancellationGuard:
 
     `requested` is True if the cancellation of the task was requested after the guard was created.
 
-    Requests to cancel the task before the guard was created don't count. `Task.cancelling` also counts requests that
-    were made before, if the task has continued after them. The guard keeps no reference to the task. With such a
-    reference, an error that the task raises would keep its own traceback in memory.
+    A request to cancel the task does not count if it was made before the guard was created. `Task.cancelling` also
+    counts such earlier requests, if the task has continued after them. The guard keeps no reference to the task. With a
+    reference to the task, an error that the task raises would keep its own traceback in memory.
     """
 
     __slots__ = ("_earlier",)

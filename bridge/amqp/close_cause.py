@@ -24,7 +24,7 @@ _SHUTDOWN = re.compile("'shutdown'|is down")
 
 
 class SessionEndedError(ConnectionError):
-    """Raised when the bridge itself ends a session. The broker still answers."""
+    """Raised when the bridge itself ends a session. When this error is raised, the broker still answers requests."""
 
 
 _BROKER_IS_UP = (

@@ -81,8 +81,8 @@ async def _connect(
     loop = asyncio.get_running_loop()
 
     def abort_soon() -> None:
-        # After a cancellation, aiormq first closes the connection properly. With TLS and a silent broker, closing takes
-        # 30 s.
+        # If `connect` is cancelled, aiormq closes the connection properly before `connect` ends. With TLS and a silent
+        # broker, closing takes 30 s.
         loop.call_later(timing.give_up_s, factory.abort)
 
     try:
@@ -110,8 +110,8 @@ async def _close(connection: aio_pika.abc.AbstractConnection, factory: "_Transpo
             async with lag_tolerant_timeout(timing.amqp_close_timeout_s):
                 await asyncio.wait([closing])
     finally:
-        # The connection is aborted even if this task is cancelled. A broker that is short of memory stops reading. In
-        # this case, aiormq waits until the broker has read everything, even if `closing` is cancelled.
+        # The connection is aborted even if this task is cancelled. A broker that is short of memory stops reading.
+        # While the broker does not read, aiormq waits, even if `closing` is cancelled.
         factory.abort()
         # Before `closing` is cancelled, aiormq's own task must record that the connection is closed. If aiormq's task
         # and `closing` are cancelled at the same time (for example when a program ends), `closing` and the program

@@ -1,7 +1,8 @@
 """Timeouts for the broker's answers. These timeouts hardly count the time in which the bridge's event loop is busy.
 
 With 20,000 clients on a third of a processor core, a turn of the loop takes 1 s. If the broker's answer arrives during
-such a long turn, the bridge reads it late. A plain timeout would blame the broker for this delay.
+a long turn of the loop, the bridge reads the answer late. A plain timeout would blame the broker for a delay in the
+bridge.
 """
 
 import asyncio

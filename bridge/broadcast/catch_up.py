@@ -320,8 +320,8 @@ class CatchUp:
         tail = self._update_log.tail
         for connection in [connection for connection in self.closing if connection.cursor < tail]:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
-        # RESUMING connections are not evicted. If the tail of the log passes such a connection's cursor, the connection
-        # begins again at a later position.
+        # RESUMING connections are not evicted. If the tail of the log passes the cursor of a RESUMING connection, this
+        # connection begins again at a later position.
         reading = (*self.catching_up, *self.lagging)
         overtaken = [connection for connection in reading if connection.cursor < tail]
         for connection in overtaken[:MAX_EVICTIONS_PER_TURN]:

@@ -198,7 +198,7 @@ class Hub:
         """Stops the updates of a connection, because its closing handshake begins.
 
         If only a part of a frame was sent, the hub still sends the rest, and then calls `frame_ended`. If the log has
-        already dropped this frame, no close frame can follow, and the hub resets the connection.
+        already dropped the rest of the frame, no close frame can follow, and the hub resets the connection.
         """
         self._dispatch(connection, ConnectionEvent.CLOSE)
 

@@ -24,13 +24,13 @@ NAMED_QUEUE_ARGUMENTS: FieldTable = {
 """The arguments of a named queue that the bridge declares.
 
 The queue expires after a week without a consumer. The size limit keeps a queue that no bridge uses any more from
-filling the broker's disk. It leaves room for the killmails of a few days. The queue is classic even if the virtual
-host's default is another type, because on RabbitMQ 4, a quorum queue drops an event that was returned 20 times.
+filling the broker's disk. The limit leaves room for the killmails of a few days. The queue is classic even if the
+virtual host's default is another type, because on RabbitMQ 4, a quorum queue drops an event that was returned 20 times.
 """
 
 
 class ConsumedQueue(Protocol):
-    """The queue or the stream that a bridge consumes. All sessions of the bridge use the same one."""
+    """The queue or the stream that a bridge consumes. All sessions of the bridge use the same queue or stream."""
 
     redelivers: bool
     """True if the broker repeats unsettled deliveries in the next session."""

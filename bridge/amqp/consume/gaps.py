@@ -29,7 +29,7 @@ class GapReporter:
         self._complete_until_s = max(self._complete_until_s, until_s)
 
     def report_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
-        """Reports a gap from the last time at which all events were known to be delivered until now."""
+        """Reports a gap that began when all events were last known to be delivered, and that ends now."""
         self.report(gap_until_now(self._complete_until_s, reason, slug))
 
     def report(self, gap: Gap) -> None:

@@ -76,7 +76,7 @@ class Delivery:
 
     @property
     def current(self) -> bool:
-        """False after the end of the session. The broker may then deliver the event again."""
+        """False after the end of the session. After the session, the broker may deliver the event again."""
         return self._session.current
 
     def settle(self) -> None:
@@ -100,7 +100,7 @@ class DeliveryHandler(Protocol):
         """Called when events may have been missed, before the first delivery after this gap."""
 
     def on_session_end(self) -> None:
-        """Called when a session has ended. Its unsettled deliveries can't be acknowledged any more."""
+        """Called when a session has ended. Unsettled deliveries of an ended session can't be acknowledged any more."""
 
 
 class ConsumerSession:
@@ -288,6 +288,6 @@ class ConsumerSession:
 async def _on_bypassed_delivery(message: aiormq.abc.DeliveredMessage) -> None:
     """aiormq calls this function if a delivery did not go to the fast channel.
 
-    Such a delivery would mean that the bridge has a fault.
+    Only a fault of the bridge can cause this call.
     """
     raise AssertionError("a delivery bypassed the fast channel")

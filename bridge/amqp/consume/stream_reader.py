@@ -33,8 +33,8 @@ SLUGS = {TRUNCATED: GapSlug.STREAM_TRUNCATED, RECREATED: GapSlug.STREAM_RECREATE
 AWAY = "the broker was or may have been away; on its return, it may have confirmed events that the stream did not get"
 """After it was killed and restarted, RabbitMQ 3.10.8 drops events for 0.3 s.
 
-During these 0.3 s, the broker accepts connections, but the stream has no leader. The broker confirms messages for the
-stream and drops them.
+In the 0.3 s after its restart, the broker accepts connections, but the stream has no leader. Until the stream has a
+leader, the broker confirms messages for the stream, but drops them.
 """
 
 TOKENS = 64
@@ -191,7 +191,7 @@ class StreamReader:
         self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 
     def expect_end(self, offset: int, at_s: float) -> None:
-        """Records that no message published before `at_s` (monotonic seconds) has an offset above `offset`."""
+        """Records that all messages published before `at_s` (monotonic seconds) have offsets up to `offset`."""
         if self.position.offset >= offset:
             self._gaps.confirm_complete(at_s)
         elif self.expected_end == math.inf:

@@ -117,7 +117,7 @@ class TopologyCheck:
         finally:
             watching.cancel()
             # If a request is cancelled, aiormq closes its channel. If the broker refuses the request at the same
-            # moment, it closes the channel too, and then closes the whole connection.
+            # moment, the broker also closes the channel, and then the whole connection.
             pending = [task for task, check in repeating.items() if check.pending and not task.done()]
             for task in repeating.keys() - pending:
                 task.cancel()

@@ -172,7 +172,7 @@ class ConfirmChannel:
         message, before the confirm.
 
         No timeout applies while the connection is open. A broker that is short of memory accepts no message until it
-        has memory again. As soon as it has memory again, all waiting attempts send their messages.
+        has memory again. As soon as the broker has memory again, all waiting attempts send their messages.
         """
         async with self._message_ids.lock(message_id):
             # Without the lock `_order`, an attempt that begins just when a channel opens would overtake the attempts

@@ -118,7 +118,7 @@ def _with_fitting_headers(
         complete = commands.Basic.Properties(**{**values, "headers": {**own, **reasons}})
         if _size(complete) <= limit and all(len(name.encode()) <= MAX_NAME_BYTES for name in own):
             return complete
-    # One header will list the omitted headers. Room is reserved for the largest possible list.
+    # One header will list the omitted headers. Room is reserved for the longest possible list of omitted headers.
     fixed = {**reasons, OMITTED_HEADER: _OMITTED + "x" * _MAX_NAMES_BYTES + _MORE}
     room = limit - _size(commands.Basic.Properties(**{**values, "headers": fixed}))
     if room < 0:

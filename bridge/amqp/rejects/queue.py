@@ -146,7 +146,7 @@ class RejectQueue:
 async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectQueue]:
     """Opens the queue `name`.
 
-    At the end of the context, the broker puts all events that were read but not removed back into the queue.
+    At the end of the context, the queue gets back all events that were read but not removed.
 
     Raises ConfigurationError if the queue does not exist, BrokerRefusal if the broker refuses, and ConnectionError if
     no node can be reached.

@@ -23,9 +23,9 @@ from bridge.amqp.wire.properties import short_string
 # Decoding of properties (pamqp 4.0)
 
 # pamqp raises an error for a value that it can't represent: a timestamp after the year 9999, text that is not UTF-8, or
-# a deeply nested table. After such an error, aiormq closes the connection, and the broker delivers the message again.
-# If a single publisher sent timestamps in microseconds, the bridge could never consume again. The bridge does not need
-# the values that pamqp can't represent.
+# a deeply nested table. If pamqp raises an error, aiormq closes the connection, and the broker delivers the message
+# again. If a single publisher sent timestamps in microseconds, the bridge could never consume again. The bridge does
+# not need the values that pamqp can't represent.
 
 Decoder = Callable[[bytes], tuple[int, object]]
 
@@ -59,9 +59,9 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 
 # The transport of a connection (aio-pika 10.2)
 
-# aiormq accepts the parameter `transport_factory`. But aio-pika does not pass this parameter on to aiormq, because
-# aio-pika does not declare the parameter. Without its own transport factory, the bridge can't read deliveries before
-# aiormq reads them, and can't abort a connection.
+# The parameter `transport_factory` is accepted by aiormq, but aio-pika does not pass it on, because aio-pika does not
+# declare this parameter. Without its own transport factory, the bridge can't read deliveries before aiormq reads them,
+# and can't abort a connection.
 
 
 class Connection(PikaConnection):
@@ -235,8 +235,8 @@ async def _publish(
 
 
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
-    # A broker without a frame limit announces the limit 0. From this limit, aiormq subtracts the size of an empty
-    # frame, so `max_content_size` is negative.
+    # A broker without a frame limit announces the limit 0. The value of `max_content_size` is then negative, because
+    # aiormq subtracts the size of an empty frame from the limit.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
     # This function is separate from `_publish`, because otherwise the traceback of a missing confirm would keep the
     # last piece in memory.

@@ -81,7 +81,7 @@ class StreamPropertiesReader:
         # therefore begins at the flags.
         before, key, after = header[FLAGS_AT:].partition(OFFSET_KEY)
         # A publisher may put the name of the offset header anywhere in the properties. The broker always adds the name,
-        # so if it occurs only once, it comes from the broker.
+        # so if the name occurs only once, the broker has added it.
         if not key or OFFSET_NAME in before or OFFSET_NAME in after or len(after) < OFFSET.size:
             properties = MessageProperties(header)
             with suppress(IndexError, struct.error):

@@ -60,8 +60,8 @@ class Settlement:
         # The broker closes the channel if a tag is acknowledged twice. The tag to send is therefore the last tag of the
         # run that was not acknowledged yet.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
-        # A rejected event that can't be published stays unsettled. The tags after such an event are acknowledged one by
-        # one. Otherwise, they would use up the prefetch, and the broker would stop delivering.
+        # A rejected event that can't be published stays unsettled. Tags after an unsettled event are acknowledged one
+        # by one: if they waited for this event, they would use up the prefetch, and the broker would stop delivering.
         if len(ahead) > self._prefetch // 2 or len(self._open) + len(ahead) >= self._prefetch:
             acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
             ahead = []
