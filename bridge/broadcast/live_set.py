@@ -34,7 +34,7 @@ class Slot(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Encrypts and sends frames if the connection uses TLS.
+        """Encrypts and sends frames. This method is used only if the connection uses TLS.
 
         The transport keeps the bytes that the socket does not take.
         """

@@ -92,7 +92,7 @@ class Resume:
     # The wait
 
     def end_replay(self) -> None:
-        """Called when the bridge has read back the stream, so that connections no longer wait for this."""
+        """Call this method when the bridge has read back the stream. Connections then no longer wait for this."""
         self.pending.end_replay()
         self.release()
 
@@ -124,8 +124,8 @@ class Resume:
     def _begin(self, connection: Subscriber, after: After) -> None:
         log = self._update_log
         if log.flushed < log.head:
-            # The log is flushed, because updates are counted from the cursor to the flushed position, and the cursor
-            # may be the position after the newest update.
+            # Updates are counted from the cursor to the flushed position. The cursor may be the head of the log, so the
+            # log is flushed first.
             self._flush()
         if after == FROM_NOW_ON:
             position: int | None = log.flushed
@@ -207,7 +207,7 @@ class PendingResumes:
         return iter(tuple(self.waits))
 
     def end_replay(self) -> None:
-        """Called when the bridge has read back the stream, so that connections no longer wait for this."""
+        """Call this method when the bridge has read back the stream. Connections then no longer wait for this."""
         self.replaying = False
 
     def defer(self, connection: Subscriber, after: After) -> bool:

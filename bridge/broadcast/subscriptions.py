@@ -75,7 +75,7 @@ class SharedSubscription:
         """Returns where a write stopped if the socket took only `taken` bytes of the frames at `positions`.
 
         Returns the position of the first incomplete frame, and the number of its bytes that were sent. `taken` must be
-        less than the size of all frames. `offset` bytes of the first frame were sent before this write.
+        less than the total size of the frames. `offset` bytes of the first frame were sent before this write.
         """
         taken += offset
         if len(positions) == 1:

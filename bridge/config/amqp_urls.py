@@ -39,7 +39,7 @@ root.
 """
 
 MAX_HEARTBEAT_S = 65_534
-"""The longest interval between heartbeats. With a longer interval, the library would send no heartbeats."""
+"""The longest interval between heartbeats. With an interval longer than this, the library would not send heartbeats."""
 
 
 def amqp_urls(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ ASYNCAPI = "/asyncapi.json"
 PROBED = ("/healthz", "/readyz", "/metrics")
 """The paths for monitoring programs.
 
-Some of these programs send HTTP/1.0 requests without a Host header, as HAProxy's default check does.
+Some monitoring programs send HTTP/1.0 requests without a Host header, as HAProxy's default check does.
 """
 
 NAMED = (*PROBED, SCHEMAS, ASYNCAPI)

@@ -1,4 +1,4 @@
-"""Reads text files that people write. An editor may save such a file in an encoding other than plain UTF-8."""
+"""Reads text files that people write. An editor may save a text file in an encoding other than plain UTF-8."""
 
 import codecs
 from pathlib import Path
@@ -29,8 +29,8 @@ def read_marked(file: Path) -> str:
 
 def _decoded(content: bytes) -> str:
     if b"\0" in content:
-        # If ASCII text is encoded in UTF-16, every second byte is zero. Without a byte order mark, these bytes are also
-        # valid UTF-8.
+        # If ASCII text is encoded in UTF-16, every second byte is zero. Unless such text begins with a byte order mark,
+        # it is also valid UTF-8.
         raise NotPlainTextError("it has zero bytes, like a file in UTF-16; save it as UTF-8")
     try:
         return content.decode()

@@ -45,7 +45,7 @@ An operator's file can have only one of ROLES, because each of the other roles n
 """
 
 LONGEST_IDENTITY = 200
-"""The maximum length of an identity in characters. A longer identity is replaced by its digest."""
+"""The maximum length of an identity in characters. An identity that is longer than this is replaced by its digest."""
 
 EXACT = 2**53
 """Below this bound, a floating point number represents a published integer exactly."""

@@ -262,7 +262,7 @@ class QueryParser:
 
 
 _TYPED = 80
-"""The maximum number of characters, at the start of a name or value, on which a hint is based.
+"""A hint is based on at most this many characters at the start of a name or value.
 
 A text that is much longer than any name is not similar to any name, but the start of the text may be.
 """

@@ -35,7 +35,7 @@ def type_option(command: Callback) -> Callback:
 
 
 def files_argument(command: Callback) -> Callback:
-    """Adds an argument for file names to a command, as `files`.
+    """Adds an argument for file names to a command, with the parameter `files`.
 
     Each file is opened only once, because it may be a pipe.
     """

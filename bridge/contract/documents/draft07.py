@@ -26,7 +26,7 @@ def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, d
 
 
 def _find(schema: object, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
-    """Records the place of `schema` and of each subschema, by every URI that a reference to it may use."""
+    """Records the place of `schema` and of each subschema under every URI that a reference to it may use."""
     if isinstance(schema, dict):
         if "$id" in schema:
             base = _base(schema, base)
