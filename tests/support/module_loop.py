@@ -1,7 +1,7 @@
 """Fixtures for a module with one bridge for all its tests. The bridge runs in the event loop of the module.
 
-The fixtures in `tests/conftest.py` belong to the event loop of one test. A module replaces them by the fixtures of this
-file, under the same names:
+The fixtures in `tests/conftest.py` belong to the event loop of one test. A module replaces them with the fixtures of
+this file, under the same names:
 
     pytestmark = module_loop.MARK
     amqp, exchange = module_loop.amqp, module_loop.exchange

@@ -16,7 +16,7 @@ from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
 BATCH = 500
-"""The maximum number of published events without a confirm at any time."""
+"""At most this many published events wait for their confirm at the same time."""
 
 
 async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:

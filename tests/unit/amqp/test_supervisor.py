@@ -48,7 +48,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ScriptedSessions:
-    """Sessions that end in the ways that a test has listed. The last of the scripted sessions requests a stop."""
+    """Scripted sessions. The test lists how each of them ends. The last of the scripted sessions requests a stop."""
 
     def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
         self.status = Status()

@@ -987,7 +987,7 @@ def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene
     congested.drain()
     scene.turns.settle()
     ready.close(CloseReason.IDLE)
-    # The transport of the live connection accepted the update, and only then reported that the connection has ended.
+    # The transport of the live connection accepted the update, and only then reported that the connection had ended.
     assert scene.hub.sent_bytes == 5 * len(frames)
 
 

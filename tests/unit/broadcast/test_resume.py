@@ -1136,7 +1136,7 @@ class ModelClient:
         self.wanted = wanted
         self.last = ""
         self.numbers: list[int] = []
-        """The updates that the client has received since it last resumed without getting all missed updates."""
+        """The updates that the client has received since its last `resume` that was incomplete."""
         self.begin: int | None = None
         """The client must receive all updates after this place in the stream.
 
@@ -1408,8 +1408,7 @@ class AnyTurn(RuleBasedStateMachine):
         self.clients: list[tuple[FakeSubscriber, int]] = []
         """The clients.
 
-        With each client, the list has the position that follows the id that the client sent, or 0 if the client sent no
-        id.
+        Each client is paired with the position that follows the id that it sent, or with 0 if it sent no id.
         """
         self._limits = resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
         resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
@@ -1471,7 +1470,7 @@ class AnyTurn(RuleBasedStateMachine):
                 client.drain()
 
     def counted(self, client: FakeSubscriber, after: int) -> tuple[int, int]:
-        """Returns how many of the updates that `resume` counts have reached the client, and the count in `resume`."""
+        """Returns how many of the counted updates have reached the client, and the count that its `resume` contains."""
         received = messages(client.received)
         if not received:
             return 0, 0

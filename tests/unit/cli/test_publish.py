@@ -1,4 +1,4 @@
-"""Tests of `publish`, from the lines of input to the publisher, including failures of input and broker."""
+"""Tests of `publish`, from the input lines to the publisher, including failures of the input and the broker."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def parsed(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
 
 
 def kind(value: object) -> str:
-    """Returns the name of a value's type, as JSON Schema names it."""
+    """Returns the name that JSON Schema uses for a value's type."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):

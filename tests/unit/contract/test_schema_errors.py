@@ -1,4 +1,4 @@
-"""Tests of the errors for authors of schema files that can't be used."""
+"""Tests of the errors that tell an author why a schema file can't be used."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class PeerSocket(socket.socket):
 
 
 class Client:
-    """A client's handshake, and the bridge's end of its socket."""
+    """A client's handshake, and the bridge's socket for this client."""
 
     def __init__(self, server: RecordingServer, connector: FakeConnector, number: int = 0) -> None:
         """`number` is the number of clients that connected earlier."""

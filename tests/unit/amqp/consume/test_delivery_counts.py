@@ -1,4 +1,4 @@
-"""Tests when the warnings about an event that is delivered repeatedly begin and end."""
+"""Tests when the bridge begins to warn, and stops warning, about an event that is delivered repeatedly."""
 
 from __future__ import annotations
 

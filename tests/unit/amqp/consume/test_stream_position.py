@@ -1,4 +1,4 @@
-"""Tests which offsets and tags of a stream count as new, repeated or missing, session after session."""
+"""Tests which offsets and tags of a stream count as new, repeated or missing, over several sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the gaps that a bridge reports because events may be missing from the stream, or that a marker contains."""
+"""Tests of the gaps that a bridge reports, for events that may be missing from the stream, and from markers."""
 
 from __future__ import annotations
 

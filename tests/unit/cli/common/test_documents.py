@@ -296,7 +296,7 @@ def test_long_string_needs_the_memory_of_a_few_copies(inside: bytes) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # orjson needs memory of 12 times the text's size, even if it only finds that the text is not JSON.
+    # orjson needs 12 times as much memory as the text, even if it only finds that the text is not JSON.
     assert peak < 20 * len(line)
 
 
@@ -415,7 +415,7 @@ def test_nonblocking_pipe_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().read(size)
 
     def wait(*streams: Any) -> Any:
-        """Whenever the reader waits, writes the next piece, and after the last piece closes the file."""
+        """Whenever the reader waits, writes the next piece. After the last piece, closes the file."""
         nonlocal waits
         waits += 1
         if pieces:

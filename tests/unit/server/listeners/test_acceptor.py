@@ -293,7 +293,7 @@ class Accepting:
     @property
     def reading(self) -> list[bool]:
         """For each listener, True if the event loop waits for clients of this listener."""
-        # `remove_reader` ends the loop's waiting for a listener, and returns True if the loop was waiting.
+        # `remove_reader` makes the event loop stop waiting for a listener, and returns True if the loop was waiting.
         found = [asyncio.get_running_loop().remove_reader(listener) for listener in self.listeners]
         for listener, reads in zip(self.listeners, found, strict=True):
             if reads:
