@@ -47,7 +47,7 @@ The kernel makes the buffer 4608 bytes large instead. In this buffer, written da
 
 
 def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """Splits the bytes that a client has read into its text frames, its other frames, and an incomplete frame."""
+    """Splits what a client has received into text frames, other frames, and an incomplete frame."""
     texts, others, at, closed = bytearray(), [], 0, False
     while at + 2 <= len(stream):
         start, length = at + 2, stream[at + 1]
