@@ -42,7 +42,10 @@ class UnflushedDeliveries:
         self._deliveries: list[Delivery] = []
 
     def add(self, delivery: Delivery) -> None:
-        """Adds a delivery. Call `add` after the delivery's update is published, because publishing may flush."""
+        """Adds a delivery.
+
+        Call `add` after the delivery's update is published, because publishing may flush earlier updates.
+        """
         self._deliveries.append(delivery)
 
     def on_flush(self) -> None:
@@ -209,7 +212,10 @@ class Relay:
         self._rejects.on_session_end()
 
     def _log_rejected(self, delivery: Delivery, rejected: Rejected) -> None:
-        """For each reason, logs only rejected event 1, 2, 4, 8 and so on, so that a flood does not fill the log."""
+        """Logs only some rejected events, so that a flood does not fill the log.
+
+        Logs the 1st, 2nd, 4th, 8th event (and so on) that is rejected for the same reason.
+        """
         self._rejected[rejected.reason] += 1
         count = self._rejected[rejected.reason]
         if count & (count - 1) == 0:

@@ -1,9 +1,9 @@
 """Detects the source format of a killmail, and converts the killmail to an update's data.
 
 ESI provides raw killmails. zKillboard's RedisQ and R2Z2 provide documents that contain a raw killmail. A document
-counts as a placeholder only if it has no killmail at all. The document's other members do not matter. A killmail must
-not be rejected as a placeholder, because people usually ignore rejected placeholders. Each source format has a schema
-file, and a document is validated before it is converted.
+counts as a placeholder only if it has no killmail at all, whatever its other members are. A killmail must not be
+rejected as a placeholder, because people usually ignore rejected placeholders. Each source format has a schema file,
+and a document is validated before it is converted.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ class SourceDocument:
 
     @property
     def validated_as(self) -> str:
-        """The last words of an error, which name the format, and the members that identified the format."""
+        """The end of an error's text, which names the format and the members that identified it."""
         members = self.document if isinstance(self.document, dict) else {}
         if self.killmail is not None:
             because = f"'{self.killmail}'" if members else "'package'"
@@ -114,7 +114,7 @@ def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
                 "",
                 "only a reference to a killmail: fetch the killmail from ESI and publish it",
             )
-        # The killmail may lack some members. The validation by the schema will report the missing members.
+        # The killmail may lack some members. The validation with the schema reports any missing members.
         return SourceDocument(SourceFormat.ESI, data, "", None)
     return None
 
@@ -173,7 +173,7 @@ def _without_killmail(document: Mapping[str, object], pointer: str) -> Placehold
 def _is_empty(value: object) -> bool:
     """Whether a value is empty (null, [] or {}), or an object with only empty members.
 
-    PHP programs write an empty value in all of these forms.
+    PHP programs may write an empty value as null, as [] or as {}.
     """
     if value in _EMPTY:
         return True

@@ -33,7 +33,7 @@ PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii
 class Reason(StrEnum):
     """The reason why an event can't become an update.
 
-    The header `x-reject-reason` and a metric's label have the same values.
+    The header `x-reject-reason` and the label of a metric use these values.
     """
 
     NOT_JSON = "not-json"
@@ -212,9 +212,9 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # The data of some types can look like an envelope, because it has members with the same names. If data of
-            # the event's type can look like an envelope, a member "type" that names no known update type is part of the
-            # data.
+            # The data of some types can look like an envelope, because it has members with the same names. If the data
+            # of the event's type can look like an envelope, a member "type" with an unknown update type counts as part
+            # of the data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)
@@ -242,7 +242,7 @@ class Pipeline:
         return _Reading(update_type, update_type, data, pointer, None, document)
 
     def _explained(self, event: Event, reading: _Reading) -> Rejected | None:
-        """Explains a schema violation by the wrapper or broken envelope that caused it, or returns None."""
+        """Returns, as a Rejected, the wrapper or broken envelope that caused a schema violation, or None."""
         document, pointer = reading.event, ""
         if reading.pointer.startswith("/data") and isinstance(document, dict):
             document, pointer = document["data"], "/data"

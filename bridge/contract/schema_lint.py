@@ -142,7 +142,7 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
 
 
 def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """Yields each required name that is not declared, but is probably a misspelled optional name that is declared."""
+    """Yields each undeclared required name that is probably a misspelling of a declared optional name."""
     required = schema.get("required", [])
     declared = [name for name in schema.get("properties", {}) if name not in required]
     for at, name in enumerate(required):

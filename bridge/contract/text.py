@@ -45,5 +45,5 @@ def json_pointer(path: "list[str | int]") -> str:
 
 
 def unescape(step: str) -> str:
-    """Returns the name of a member, which is encoded in a step of a JSON Pointer."""
+    """Decodes a step of a JSON Pointer into the name of a member."""
     return step.replace("~1", "/").replace("~0", "~")

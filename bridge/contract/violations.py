@@ -229,7 +229,7 @@ def _json(value: object, limit: int) -> str:
 
 
 def _joined(words: Sequence[str], conjunction: str, total: int) -> str:
-    """Joins words to a list for a sentence, such as `a, b or c`.
+    """Joins words into a list for a sentence, such as `a, b or c`.
 
     `total` is the number of all words, including words that are not in `words`. `words` may contain only the first few
     words.

@@ -1,4 +1,4 @@
-"""Runs child processes that end when this process ends. One of them can be the bridge."""
+"""Runs child processes that end when this process ends. One of these child processes can be the bridge."""
 
 import asyncio
 import contextlib
@@ -87,7 +87,7 @@ class Child:
     async def ready(self, host: str, port: int, tls: bool, timeout_s: float) -> None:
         """Returns when `/readyz` answers 200.
 
-        If the bridge ends or is not ready in time, raises ChildError with the last lines of the bridge's log.
+        Raises ChildError with the last lines of the bridge's log if the bridge ends or is not ready in time.
         """
         assert self._process is not None
         try:

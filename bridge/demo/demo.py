@@ -156,7 +156,7 @@ def run(demo: Demo, start_broker: StartBroker) -> int:
 
 @contextmanager
 def _own_broker(demo: Demo, start_broker: StartBroker, signals: Signals) -> Iterator[Broker | None]:
-    """If the operator has not configured a broker, starts one, and stops it at the end."""
+    """Starts a broker unless the operator has configured one, and stops the started broker at the end."""
     broker = None if demo.has_broker else start_broker(_image(), say)
     try:
         yield broker
@@ -315,7 +315,10 @@ async def _declare(publisher: DemoPublisher) -> None:
 
 
 async def _first_end(*works: Coroutine[object, object, None]) -> None:
-    """Runs all coroutines until one coroutine ends. If the first coroutine to end fails, raises its error."""
+    """Runs all coroutines until one coroutine ends.
+
+    Raises the error of the coroutine that ends first, if this coroutine has failed.
+    """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 _FIRST_KILLMAIL_ID = 130_000_000
 
-# The weight of each busy solar system, by its id. Busy systems are trade hubs, systems on the routes between hubs, and
-# systems with many fights.
+# Maps the id of each busy solar system to the relative number of its killmails. Busy systems are trade hubs, systems on
+# the routes between hubs, and systems with many fights.
 _BUSY_SYSTEMS = {
     30000142: 12,  # Jita
     30000144: 6,  # Perimeter
@@ -30,7 +30,7 @@ _K_SPACE = (30_000_001, 30_005_201)
 _J_SPACE = (31_000_001, 31_002_604)
 _J_SPACE_SHARE = 0.2
 
-# The weight of each lost ship or structure, by its type id.
+# Maps the type id of each ship or structure to the relative number of its losses.
 _SHIPS = {
     670: 30,  # Capsule
     587: 8,  # Rifter

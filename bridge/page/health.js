@@ -18,9 +18,9 @@ const number = new Intl.NumberFormat("en");
 // A proxy may hide `/readyz` or `/metrics` from everyone except the operator.
 const SOURCES = ["readyz", "metrics"];
 
-// Calls `onHealth` with the body of `/readyz`, or with undefined if `/readyz` is unavailable. Returns another function,
-// which requests `/readyz` and `/metrics` immediately. Call the returned function when the connection opens or is lost,
-// so that the figures are up to date.
+// Calls `onHealth` with the body of `/readyz`, or with undefined if `/readyz` is unavailable. Returns a function that
+// requests `/readyz` and `/metrics` immediately. Call the returned function when the connection opens or is lost, so
+// that the figures are up to date.
 export function watchHealth(page, onHealth) {
   const panel = page.getElementById("bridge");
   const note = page.getElementById("figures-note");
@@ -96,8 +96,8 @@ export function watchHealth(page, onHealth) {
   return askAnew;
 }
 
-// Describes why a bridge is not ready. `words` has two texts. Between these two texts, the page shows `ago`, a duration
-// that changes over time. `why` has further details of the problem.
+// Describes why a bridge is not ready. `words` has two texts, and the page shows `ago` between them. `ago` is a
+// duration that changes over time. `why` has further details of the problem.
 export function troubleOf({ broker, rejects, missing }) {
   // `last_error` remains set after a recovery, so it is used only for a part that does not work.
   const why = [[broker, rejects].find((status) => status && status.state !== "working")?.last_error];
@@ -156,8 +156,8 @@ function duration(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-// Parses metrics in the Prometheus text format, and ignores metrics with more than one label. This page needs no other
-// metrics. The result maps each metric's name to another map, from label values to numbers.
+// Parses metrics in the Prometheus text format, and ignores metrics with more than one label. This page needs only
+// metrics with at most one label. The result maps each metric's name to another map, from label values to numbers.
 function read(text) {
   const found = new Map();
   for (const line of text.split("\n")) {

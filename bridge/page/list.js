@@ -93,7 +93,7 @@ export function listOf(page) {
 
   more.addEventListener("click", () => {
     draw();
-    // If the new rows are out of sight, scrolls to them.
+    // Scrolls to the new rows if they are out of sight.
     if (table.getBoundingClientRect().top < bar.getBoundingClientRect().bottom - 1) bar.parentElement.scrollIntoView();
     refresh();
   });

@@ -1,7 +1,7 @@
 // Shows an update as a row of the table. The content comes from a publisher, so it is shown as plain text, except that
 // ids become links.
 
-// The maximum number of characters in a row, because an update may have megabytes.
+// The maximum number of characters in a row, because an update may be megabytes long.
 const LONGEST_TEXT = 600;
 
 const ZKILLBOARD = "https://zkillboard.com";
@@ -73,8 +73,8 @@ function moment(text) {
 
 function link(kind, id) {
   const text = `${kind} ${id}`;
-  // Makes no link for 0, which is never an id, or for a value that is not a number, which must not become part of a
-  // URL.
+  // Makes a link only for a positive integer, because 0 is never an id, and because other values must not become
+  // part of a URL.
   if (!Number.isSafeInteger(id) || id <= 0) return element("span", text);
   const made = element("a", text);
   made.href = `${ZKILLBOARD}/${kind}/${id}/`;

@@ -76,7 +76,7 @@ class HandshakeContext:
     timeout_s: float
     """The maximum time from accepting the socket to the complete request.
 
-    The same value is the period in which a client must read enough of its response.
+    The timeout is also the period in which a client must read enough of its response.
     """
     tls_shutdown_s: float
     on_upgraded: "Callable[[Handshake, asyncio.Transport, Request, SubscribeRequest, bytes], None]"
@@ -283,8 +283,8 @@ class Handshake(asyncio.BufferedProtocol):
         if not self._answered:
             self._context.log.abandoned(self._peer)
         self._end()
-        # Transport and handshake refer to each other. If both references stayed, only the garbage collector could free
-        # transport and handshake.
+        # Transport and handshake refer to each other. With references in both directions, only the garbage collector
+        # could free transport and handshake.
         self._transport = self._writer = None
 
     def _end(self) -> None:

@@ -29,7 +29,7 @@ def map_large_blocks() -> None:
 def malloc_trim() -> None:
     """Collects garbage, and returns free memory to the system, which takes some milliseconds.
 
-    Without `malloc_trim`, glibc keeps 5 MB after 5000 clients have disconnected. Other C libraries have no
+    Without `malloc_trim`, glibc keeps 5 MB after 5000 clients have disconnected. C libraries other than glibc have no
     `malloc_trim`, and keep less freed memory.
     """
     gc.collect()
@@ -92,8 +92,8 @@ def _group_limits(root: Path) -> Iterator[int]:
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        # In a container, `path` may be the control group's path on the host. Of the folders in this path, only the
-        # topmost exists in the container.
+        # In a container, `path` may be the control group's path on the host. Only the topmost folder of `path` exists
+        # in the container.
         for each in (group, *group.parents):
             try:
                 text = (root / folder / each / name).read_text().strip()

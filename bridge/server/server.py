@@ -55,7 +55,7 @@ class Limits:
     overflow: int
     """How many connections beyond `max_connections` get an answer.
 
-    All connections beyond this overflow are closed without an answer.
+    Connections beyond `max_connections` plus this overflow are closed without an answer.
     """
     max_connections_per_address: int
     handshake_timeout_s: float
@@ -236,8 +236,8 @@ class Server:
     # Clients after the upgrade, until their connection is lost
 
     def _on_tick(self, late: bool) -> None:
-        # While the bridge was paused, it received no updates. If a pending client waits for an update, this update may
-        # still arrive after a late pass.
+        # While the bridge was paused, it received no updates. After a late pass, the update that a pending client waits
+        # for may still arrive.
         if not late:
             self._hub.tick()
         # A throttled connection is not notified of EOF, so its socket is polled.

@@ -18,7 +18,7 @@ class Tls:
     def reload(self) -> None:
         """Reads the certificate and the key again, for new connections.
 
-        If the files are invalid, raises OSError and keeps the old context.
+        Raises OSError and keeps the old context if the files are invalid.
         """
         # The function makes a new context, because an SSL context holds one certificate for each type of key. If the
         # new key were of another type, the old context would keep the old certificate as well.

@@ -1,9 +1,10 @@
 """The rules by which the bridge refuses clients, and the checks of a request's address and headers.
 
-Three checks exclude external clients. The peer's address and every forwarded address must be internal. Otherwise, a
-proxy on the same host could let external clients in. The header `Host` must not be a public name, because DNS may have
-rebound such a name to an internal address. The header `Origin` must be allowed, or, if it is missing, `Sec-Fetch-Site`
-must not be `cross-site`. A client that forges a forwarding header can only exclude itself.
+Three checks exclude external clients. The peer's address and every forwarded address must be internal. A check of only
+the peer's address would let external clients in through a proxy on the same host. The header `Host` must not be a
+public name, because DNS may have rebound such a name to an internal address. The header `Origin` must be allowed, or,
+if it is missing, `Sec-Fetch-Site` must not be `cross-site`. A client that forges a forwarding header can only exclude
+itself.
 
 The module is pure, and does not depend on sockets, on WebSocket or on paths.
 """
@@ -48,8 +49,10 @@ event loop for 5 microseconds.
 """
 
 MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
-"""The maximum number of pairs in the header `Forwarded`. Each element of this header has at most the four pairs `for`,
-`by`, `host` and `proto`."""
+"""The maximum number of pairs in the header `Forwarded`.
+
+Each element of `Forwarded` has at most the four pairs `for`, `by`, `host` and `proto`.
+"""
 
 MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
 """The maximum total length of all forwarding headers of a request."""
@@ -238,7 +241,7 @@ class Access:
         return None
 
     def _external(self, header: str, value: str) -> str | None:
-        """Returns the first element of a forwarding header whose address is missing, malformed or external, or None."""
+        """Returns the first element with a missing, malformed or external address in a forwarding header, or None."""
         for element in value.split(","):
             nodes = _forwarded_nodes(element) if header == "forwarded" else [element.strip(" \t")]
             for node in nodes:

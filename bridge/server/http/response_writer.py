@@ -6,13 +6,15 @@ from collections.abc import Callable
 from bridge.server.transport import tcp
 
 MIN_READ_BYTES_PER_S = 1024
-"""The minimum speed at which a client must read its response. A slower client is disconnected, because the bridge holds
-the response in memory."""
+"""The minimum speed at which a client must read its response.
+
+A client that reads more slowly than this minimum is disconnected, because the bridge holds the response in memory.
+"""
 
 LATE = 0.25
 """The maximum delay of a check, as a fraction of the timeout.
 
-If a check is delayed longer than this, the bridge itself was not running, so the check does not abort a client.
+If the delay of a check exceeds this maximum, the bridge itself was not running, so the check does not abort a client.
 """
 
 
@@ -32,7 +34,7 @@ class ResponseWriter:
         self._abort = abort
         acknowledged = self._acknowledged()
         self._all_acknowledged_at = None if acknowledged is None else acknowledged + len(data)
-        """The number of bytes that the client's kernel has acknowledged once it has received the whole response.
+        """The number of bytes that the client's kernel will have acknowledged when it has received the whole response.
 
         The value is None if the kernel does not report this number.
         """

@@ -2,8 +2,8 @@
 
 The bridge accepts sockets itself instead of using the event loop's own server, for two reasons. The event loop's server
 creates a transport, and starts a TLS handshake, before the bridge can refuse the client. If no descriptor is left, the
-loop's library libuv silently drops a client. If libuv can't drop the client either, libuv retries at once and uses a
-whole processor.
+loop's library libuv silently drops a client. If libuv can't even drop the client, it retries at once and uses a whole
+processor.
 
 While no file descriptor is free, clients wait in the kernel's queue. The last free descriptors are reserved for the
 bridge itself, which may have to reconnect to the broker.
@@ -72,7 +72,7 @@ class Acceptor:
         """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
 
         A listener that shares its port stays open for a moment, to accept clients that have already begun their TCP
-        handshake. Until such a listener is closed, the kernel drops the connection requests of other clients.
+        handshake. Until a listener that shares its port is closed, the kernel drops all new connection requests to it.
         """
         shared = filter(_shares_port, self._listeners)
         filtered = [drop_connection_requests(listener) for listener in shared]

@@ -14,8 +14,8 @@ OWN_DESCRIPTORS = 64
 MAX_OVERFLOW = 256
 """The number of connections beyond the limit that get an HTTP response or a close code.
 
-All connections beyond this overflow are closed without an answer, so that refused clients never use the descriptors for
-the connection to the broker.
+Connections beyond the limit plus this overflow are closed without an answer, so that refused clients never use the
+descriptors for the connection to the broker.
 """
 
 _log = structlog.get_logger("bridge")

@@ -23,9 +23,9 @@ SEND_BUFFER_BYTES = 65536
 
 By default, the kernel holds 2.5 to 4 MB for a client that does not read. The kernel's memory counts toward a
 container's memory limit, but the bridge's own limits do not include it. With the default size, a client could stop
-reading, and the bridge would not notice until a thousand updates later. With the default size, slow clients made the
-other clients' p99 latency 2.8 times as high (`make bench`, slow). With a send buffer of 64 KiB, a client can receive
-100 MB a second if the round trip takes 1 ms, and 2.5 MB a second if it takes 50 ms.
+reading, and the bridge would not notice until a thousand updates later. With the default size instead of 64 KiB, slow
+clients made the other clients' p99 latency 2.8 times as high (`make bench`, slow). With a send buffer of 64 KiB, a
+client can receive 100 MB a second if the round trip takes 1 ms, and 2.5 MB a second if it takes 50 ms.
 """
 
 RECEIVE_BUFFER_BYTES = 16384
@@ -36,7 +36,7 @@ kernel holds up to 6 MB of received data for each client, and no limit of the pr
 """
 
 PORT_ATTEMPTS = 20
-"""To find a port that is free on all addresses, at most this number of ports are tried."""
+"""The maximum number of ports that are tried to find a port that is free on all addresses."""
 
 _HINTS = {
     errno.EADDRINUSE: "another program uses the port (`ss -ltnp` shows which): end it, or set BRIDGE_PORT (--port) to "

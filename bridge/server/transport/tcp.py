@@ -62,7 +62,7 @@ def _peer_text(address: str, port: int) -> str:
 
 
 def reset_on_close(client: socket.socket | None) -> None:
-    """Makes a later `close` reset the connection, so that the kernel drops the data that it has not sent.
+    """Ensures that a later `close` resets the connection, so that the kernel drops the data that it has not sent.
 
     Does nothing if the socket is closed or None. A TLS connection that has just ended has no socket.
     """

@@ -6,8 +6,8 @@ OpenSSL. A connection holds only the bytes that its socket did not take. If data
 holds at most one record.
 
 Although `ssl.SSLSocket` needs no buffers, the bridge does not use this class, for two reasons. With `ssl.SSLSocket`,
-OpenSSL would keep reading while a client sends key updates, and block the event loop. OpenSSL also fails if a key
-update arrives while a record waits to be sent.
+OpenSSL would keep reading while a client sends key updates, and block the event loop. With `ssl.SSLSocket`, OpenSSL
+would fail if a key update arrived while a record waits to be sent.
 """
 
 import asyncio
@@ -98,8 +98,8 @@ class TlsTransport(asyncio.Transport):
         """Takes over the socket. Call `begin` to start the TLS handshake.
 
         `on_failed` is called once if the handshake fails. If the handshake succeeds, the protocol's `connection_made`
-        is called, and at the end, `connection_lost`. `close` waits up to `shutdown_timeout_s` for the client to end its
-        side. Raises OSError if the client has already disconnected.
+        is called, and its `connection_lost` is called when the connection ends. `close` waits up to
+        `shutdown_timeout_s` for the client to end its side. Raises OSError if the client has already disconnected.
         """
         self._loop = loop
         self._protocol: asyncio.BufferedProtocol | None = protocol

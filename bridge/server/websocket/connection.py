@@ -97,8 +97,10 @@ class Connection(asyncio.BufferedProtocol):
         self._frame_reader: FrameReader | None = None
         """The reader of an incomplete frame, or None if no frame is incomplete."""
         self._pong: bytes | None = None
-        """The payload of the client's newest ping that has no pong yet. Earlier pings of the client need no pong (RFC
-        6455, section 5.5.3)."""
+        """The payload of the client's newest ping that has no pong yet.
+
+        Pings before the client's newest ping need no pong (RFC 6455, section 5.5.3).
+        """
         self._ping_is_due = False
         """Whether a ping waits until the current frame is complete."""
         self._pending_close: tuple[bytes, Callable[[], None]] | None = None
@@ -244,8 +246,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         filled = nbytes == len(self._context.read_limiter.buffer)
         if self.received(READ_BUFFER[:nbytes]) and filled and self._transport is not None:
-            # If more data is available, libuv would read this socket up to 32 times in a turn of the event loop.
-            # Without a pause, a client with many tiny frames would delay all other clients by 0.1 to 0.4 s.
+            # libuv may read a socket up to 32 times in a turn of the event loop, as long as data is available. Without
+            # a pause, a client with many tiny frames would delay all other clients by 0.1 to 0.4 s.
             self._transport.pause_reading()
             self._context.hub.schedule(self.resume_reading)
 
@@ -354,8 +356,8 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 self._context.on_lost(self)
             finally:
-                # Transport and protocol refer to each other. If both references stayed, only the garbage collector
-                # could free transport and protocol.
+                # Transport and protocol refer to each other. With references in both directions, only the garbage
+                # collector could free transport and protocol.
                 self._transport = self.descriptor = None
                 self._frame_reader = self._pending_close = None
 

@@ -5,8 +5,8 @@ about two milliseconds. A ping takes as long as checking fifty connections. A pa
 but spreads them over the time until the next pass, so that the pass itself is short.
 
 While the bridge does not run, for example in a paused container or with a blocked event loop, it reads no pongs. The
-first pass after a pause of the bridge is late, and a late pass does not close clients. If the clock stops too, as on a
-suspended machine, the pause does not count toward any timeout.
+first pass after a pause of the bridge is late, and a late pass does not close clients. If the clock also stops during a
+pause, as on a suspended machine, this pause does not count toward any timeout.
 """
 
 import asyncio
@@ -27,12 +27,15 @@ _log = structlog.get_logger("bridge.server")
 MIN_TICK_S = 0.05
 
 LATE_TICKS = 2
-"""The maximum delay of a normal pass, in ticks. A late pass, which has a longer delay, does not close clients."""
+"""The maximum delay of a normal pass, in ticks.
+
+A pass with a delay above this maximum counts as late, and does not close clients.
+"""
 
 MIN_READ_BYTES_PER_S = 1024
 """The minimum speed at which a client must read the data that was sent before its close frame.
 
-If a client reads more slowly than this, the bridge aborts its connection.
+If a client reads more slowly than this minimum, the bridge aborts its connection.
 """
 
 PING_PAUSE_S = 0.05
@@ -83,8 +86,7 @@ class Keepalive:
         self._on_tick = on_tick
         self._close_timeout_s = timing.close_timeout_s
         self._log_limiter = LogLimiter(lambda: clock.now_s)
-        # There must be time for a pass that pings a client before the pass that evicts it, because the client would
-        # otherwise be evicted without a ping.
+        # The time between two passes must be short enough that a pass can ping a client before another pass evicts it.
         spare_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, spare_s)
         """The time between two passes, in seconds.
@@ -134,7 +136,7 @@ class Keepalive:
         if late:
             self._awake_since_s = now_s
             # The due pings are dropped, because a late pass finds the silent connections again. Pinging all silent
-            # connections at once would block the loop for even longer.
+            # connections at once would block the event loop again.
             self._pings_due.clear()
         else:
             self.send_pings()
