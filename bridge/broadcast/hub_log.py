@@ -17,11 +17,11 @@ class HubLog:
 
     def __init__(self) -> None:
         self._flushed = 0
-        """The flushed position at the time of the last debug line for a flush."""
+        """The flushed position when the last debug line for a flush was written."""
         self._short_writes = 0
         """The number of partial writes since the last flush."""
         self._postponed = 0
-        """The number of connections, since the last flush, whose frames were postponed to later turns of the loop."""
+        """The number of connections whose frames were postponed to later turns of the loop since the last flush."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
         """Logs a change of a connection's state, and also the cursor if the connection has one of its own."""

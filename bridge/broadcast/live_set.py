@@ -3,7 +3,7 @@
 A flush reads only the array of descriptors, not the connections. With 1000 clients, a client's transport and protocol
 are not in the processor's caches when a flush reaches that client, so reading these objects takes longer than the
 system call. In the paced benchmark (`make bench`), a flush that reads transports and protocols takes 1.4 times as long
-as a bare loop in C. A flush that reads only the array takes 1.1 to 1.2 times as long as such a loop in C.
+as a bare loop in C. A flush that reads only the array takes 1.1 to 1.2 times as long as a bare loop in C.
 
 A flush writes directly to the sockets, without using the transports. Bypassing the transport is correct only while the
 transport holds no bytes and owns the descriptor. A congested or closing connection must therefore not be in a live set.
@@ -61,7 +61,8 @@ class LiveSet(Generic[P]):
         Other classes must not change any attribute of the set.
         """
         # The descriptors are in an array rather than a list. A list would refer to a separate object for each
-        # descriptor, and each read of such an object would be a cache miss (2 % of the time of the paced fan-out).
+        # descriptor, and each read of such an object would be a cache miss. These cache misses would take 2 % of the
+        # time in the paced benchmark.
         self.descriptors = array("i")
         self.via_transport: list[P] = []
         """The connections with TLS."""

@@ -42,7 +42,7 @@ cached, the filter is applied again for each client.
 MATCH_COST_BYTES = 128
 """The number of bytes that one filter call adds to `ReplayIndex.work_bytes`.
 
-A filter call takes 0.4 us, as long as parsing 128 bytes of JSON.
+A filter call takes 0.4 us. Parsing 128 bytes of JSON takes the same time.
 """
 
 CACHED_COST_BYTES = 1024
@@ -92,7 +92,10 @@ class Segment:
         self.own_messages: dict[int, bytes] = {}
         """The frames of the bridge's own messages, by position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
-        """For each filter, a byte for each position: 1 if it holds an update that matches the filter, or else 0."""
+        """For each filter, a byte for each position.
+
+        The byte is 1 if the position holds an update that matches the filter, or else 0.
+        """
 
 
 class BoundedCache(Generic[V]):
@@ -139,7 +142,7 @@ class ReplayIndex:
         self._tag = tag
         self._segments = [Segment(0)]
         self._full_at = SEGMENT_UPDATES
-        """The position at which the next segment begins, unless frames use up `_room_bytes` before it."""
+        """The position at which the next segment begins, unless frames use up `_room_bytes` earlier."""
         self._room_bytes = SEGMENT_BYTES
         self._second_start = 0
         """The first position of the second segment."""
@@ -192,8 +195,8 @@ class ReplayIndex:
     def append_own_message(self, payload: bytes) -> None:
         """Adds one of the bridge's own messages for clients with ids.
 
-        Clients receive no id with such a message. A client whose last received message was such a message gets the
-        message again after a resume.
+        Clients receive no id with such a message. If such a message was the last message that a client received, the
+        client gets the message again after a resume.
         """
         position = self._last_non_update = self.update_log.head
         frame = text_frame(payload)
@@ -217,7 +220,10 @@ class ReplayIndex:
         self._second_start = self._segments[1].start if len(self._segments) > 1 else self._full_at
 
     def is_ahead(self, sought: UpdateId) -> bool:
-        """Whether the update with this id may still arrive. Another instance may have read more of the same stream."""
+        """Whether the update with this id may still arrive.
+
+        The update may come from another instance that is further ahead in the same stream.
+        """
         return self._tag is None and sought.sequence > self._newest.sequence and self._find(sought) is None
 
     def after(self, sought: UpdateId) -> int | None:
@@ -249,7 +255,7 @@ class ReplayIndex:
     def oldest(self) -> int:
         """The oldest position that the log will not drop soon.
 
-        This position is the tail as long as the log has enough room.
+        While the log has enough room, this position is the tail.
         """
         log = self.update_log
         needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)

@@ -9,7 +9,7 @@
 3. `Resume.next_message` counts the updates to replay. Counting takes many turns of the event loop if a filter must be
    applied to each update. When all updates are counted, `next_message` returns the `resume` message.
 4. `CatchUp` sends the `resume` message, and then the frames of the log from the start of the replay to the log's head.
-   After that, the connection is live.
+   After these frames, the connection is live.
 """
 
 from collections.abc import Callable, Iterator
@@ -92,7 +92,10 @@ class Resume:
     # The wait
 
     def end_replay(self) -> None:
-        """Call this method when the bridge has read back the stream. Connections then no longer wait for this."""
+        """Call this method when the bridge has read back the stream.
+
+        After the call, connections no longer wait for the bridge to read back the stream.
+        """
         self.pending.end_replay()
         self.release()
 
@@ -194,7 +197,7 @@ class PendingResumes:
         self.waits: dict[Subscriber, _Wait] = {}
         """The reason why each pending connection waits. Other classes must not change `waits`."""
         self._next_sequence = 0
-        """A lower bound of the awaited updates' sequence numbers.
+        """A lower bound for the sequence numbers of the awaited updates.
 
         The connections are searched only after the log has reached this sequence number.
         """
@@ -207,7 +210,10 @@ class PendingResumes:
         return iter(tuple(self.waits))
 
     def end_replay(self) -> None:
-        """Call this method when the bridge has read back the stream. Connections then no longer wait for this."""
+        """Call this method when the bridge has read back the stream.
+
+        After the call, connections no longer wait for the bridge to read back the stream.
+        """
         self.replaying = False
 
     def defer(self, connection: Subscriber, after: After) -> bool:

@@ -16,7 +16,7 @@ from bridge.broadcast.replay import UpdateFilter
 
 
 class _Choice(Enum):
-    # `Enum.__hash__` is slow, because it is Python code, and each transition would call it twice.
+    # `Enum.__hash__` is slow Python code, and each transition would call it twice.
     __hash__ = object.__hash__
 
 

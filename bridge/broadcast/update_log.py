@@ -6,9 +6,9 @@ id without an update (see `replay`).
 """
 
 ENTRY_BYTES = 174
-"""The memory of an entry without its frame, in bytes (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the
-position, about 95 for a slot of the dict, and 14 in the `ReplayIndex`. These bytes count towards the maximum size of
-the log, because this maximum limits the use of memory."""
+"""The memory that an entry takes besides its frame, in bytes (CPython 3.11, 64 bit): 33 for the bytes object, 32 for
+the position, about 95 for a slot of the dict, and 14 in the `ReplayIndex`. These bytes count towards the maximum size
+of the log, because this maximum limits the use of memory."""
 
 
 class UpdateLog:

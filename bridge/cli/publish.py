@@ -43,7 +43,7 @@ This many events are enough to keep the connection to the broker busy all the ti
 """
 
 LARGE_BYTES = 16 * 1024
-"""Finding the problems of an event larger than this may take seconds, in which the command can't read confirms."""
+"""Finding the problems of a larger event may take seconds, and the command can't read confirms during this time."""
 
 READ_AHEAD = 50
 """The number of events that are read in advance."""

@@ -234,9 +234,9 @@ def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool,
 
     async def work(queue: RejectQueue) -> None:
         if agreed is not None:
-            # The question named a number of events, and at most this number of events is read, the oldest first. If
-            # other events were removed meanwhile, the events that are read may include events that were rejected after
-            # the question. The time in an event's header shows when the event was rejected.
+            # The command reads at most as many events as the question named, the oldest first. If events were removed
+            # from the queue after the question, the command may also read events that were rejected after the question.
+            # The time in an event's header shows when the event was rejected.
             queue.count = min(queue.count, agreed)
         await remove_selected(queue, selection, outcome, asked_at)
 
@@ -331,7 +331,7 @@ def _report_missing(ids: tuple[str, ...], outcome: "Outcome", say: Callable[[str
 # Reading the queue
 
 MAX_REASONS = 20
-"""Kept events are counted separately for at most this many reasons."""
+"""The maximum number of reasons for which kept events are counted separately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,8 +400,8 @@ async def requeue_selected(
 ) -> None:
     """Publishes each selected event to the exchange that it came from, and removes the event after its confirm.
 
-    Calls `progress` after each event. Raises BrokerLost if the connection to the broker is lost. In this case, the
-    events that are not yet published and removed stay in the queue.
+    Calls `progress` after each event. Raises BrokerLost if the connection to the broker is lost. If the connection is
+    lost, the events that were not removed before then stay in the queue.
     """
     outcome.begun = True
     requeuer = Requeuer(queue.amqp, user)
@@ -470,7 +470,7 @@ def record(reject: Reject) -> dict[str, object]:
 _ID_MEMBERS = ("killmailId", "killmail_id", "killID")
 
 _WRAPPERS = ("data", "package", "killmail", "esi")
-"""The members that contain a killmail in the formats of the sources."""
+"""The members in which a source may wrap a killmail."""
 
 _MAX_DEPTH = 3
 

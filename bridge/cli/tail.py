@@ -112,7 +112,7 @@ def tail(
 
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
-"""The pauses before the client connects again, as the contract requires of every client."""
+"""The pauses before the client connects again. The contract prescribes these pauses for every client."""
 
 STABLE_S = 10.0
 """A connection that ends within this time counts as failed.

@@ -21,9 +21,8 @@ def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[s
 def is_service_variable(name: str, value: str) -> bool:
     """Whether Kubernetes injects a variable with this name and value for a Service.
 
-    The value is checked too, because Kubernetes injects `BRIDGE_PORT=tcp://...` for a Service `bridge`, but
-    `BRIDGE_PORT` is also a setting. The check of the value also ensures that a misspelled setting still causes an
-    error.
+    The name alone is not enough: `BRIDGE_PORT` is a setting, but for a Service `bridge`, Kubernetes injects
+    `BRIDGE_PORT=tcp://...`. Because the value is checked too, a misspelled setting still causes an error.
     """
     return any(form.fullmatch(name) and fits(value) for form, fits in _FORMS)
 

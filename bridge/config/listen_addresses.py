@@ -57,8 +57,8 @@ def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
     """The kind of network that must still be allowed so that clients can reach a listener.
 
     The result is None if clients can already reach the listener. `listener` is the address of a listening socket. Only
-    clients that themselves have a loopback address can reach a loopback address. A client that connects to an address
-    other than a loopback address does not have a loopback address itself, even if the client runs on this machine.
+    a client that connects from a loopback address can reach a loopback address. A client on this machine connects from
+    a loopback address only if it connects to a loopback address.
     """
     address = ipaddress.ip_address(listener)
     of_family = [network for network in networks if network.version == address.version]
@@ -82,8 +82,8 @@ def client_host(
 ) -> str | None:
     """The address by which an allowed client reaches a listener.
 
-    If the listener has a wildcard address, the result is the loopback address if it is in the allowed networks, or else
-    an allowed address of this machine, or else None. `source_address` returns the address that this machine uses for
+    For a listener with a wildcard address, the result is the loopback address if this address is allowed, or else an
+    allowed address of this machine, or else None. `source_address` returns the address that this machine uses for
     sending to a network, or None.
     """
     address = ipaddress.ip_address(listener)

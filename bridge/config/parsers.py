@@ -180,7 +180,7 @@ def queue_name(text: str) -> str:
     """The name of a queue that exists or that the bridge declares."""
     if text.lower() in _SWITCH_WORDS:
         raise ValueError("the name of a queue; leave it empty for no queue")
-    # A name that begins with amq. is allowed, because RabbitMQ itself may have named a durable queue.
+    # The prefix `amq.` is allowed here, because RabbitMQ itself may have chosen the name of a durable queue.
     return amqp_name(text) if text.startswith("amq.gen-") else made_name(text)
 
 

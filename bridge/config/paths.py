@@ -12,7 +12,7 @@ Some monitoring programs send HTTP/1.0 requests without a Host header, as HAProx
 """
 
 NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
-"""The paths that the bridge lists, besides `/`, in its response to an unknown path."""
+"""The paths that the bridge lists, besides `/`, in its response to a request for an unknown path."""
 
 FUTURE = ("/openapi.json",)
 """The paths that later versions may use.

@@ -367,8 +367,8 @@ class Settings:
     def history_window(self) -> int:
         """The number of events that the bridge reads back from a stream when it starts.
 
-        Earlier events would fit neither into the log nor into the duplicate window. An update takes at least 220 bytes
-        of the log. The 220 bytes include the envelope (60 bytes) and the log's own data for each frame.
+        Events older than these would fit neither into the log nor into the duplicate window. An update takes at least
+        220 bytes of the log. The 220 bytes include the envelope (60 bytes) and the log's own data for each frame.
         """
         return max(self.log_bytes // 220, self.duplicate_window)
 
@@ -392,8 +392,8 @@ def load(
 ) -> Settings:
     """The settings in effect. `flags` maps names of settings, as in `SETTINGS`, to the values of their flags.
 
-    If the file `dotenv` is missing, this is a problem only with `must_exist`. Raises ConfigurationError with all
-    problems. The text of a problem names the setting, its value (unless the value is secret) and the expected value.
+    A missing file `dotenv` is a problem only if `must_exist` is true. Raises ConfigurationError with all problems. The
+    text of a problem names the setting, its value (unless the value is secret) and the expected value.
     """
     return load_with_sources(flags, environment, dotenv, must_exist=must_exist)[0]
 
@@ -458,7 +458,7 @@ def _parse(setting: Setting, text: str) -> object:
 
 
 def _unopened(setting: Setting) -> Setting:
-    """A variant of a setting, for a command that does not use the setting: its file or folder is not opened.
+    """A variant of a setting that does not open the file or folder, for commands that do not use the setting.
 
     The settings of a service may name files that only the service's own user can read.
     """
@@ -488,8 +488,8 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
         )
     of_stream = ("history_stream", "history_max_age", "history_max_bytes")
     if settings.history is HistoryMode.MEMORY:
-        # The `.env` file may enable the stream, and a flag may disable it. If a flag disables the stream, the stream's
-        # other settings in the `.env` file are not a problem.
+        # If a flag disables a stream that the `.env` file enables, the stream's other settings in the `.env` file are
+        # not a problem.
         above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
             f"{PREFIX}{name.upper()} ({found[name].source}): has an effect only with BRIDGE_HISTORY=stream, and "

@@ -58,7 +58,7 @@ def find(
     must not be missing.
     """
     problems: list[str] = []
-    # Kubernetes injects variables only into the environment. In a file, a line with an injected variable is a mistake.
+    # Kubernetes injects variables only into the environment. A line of a file that sets such a variable is a mistake.
     own = [(name, text) for name, text in environment.items() if not is_service_variable(name, text)]
     found = _variables(known, _lines(known, dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
     found |= _variables(known, own, "environment", Layer.ENVIRONMENT, problems)
@@ -113,8 +113,8 @@ def _suggestion(variable: str, known: Iterable[str]) -> str:
     if wrong.startswith("amqp_"):
         return f"; did you mean {PREFIX}AMQP_URL{'_FILE' if wrong.endswith('_file') else ''}?"
     names = list(known)
-    # Names that begin with the given text come first, because if the text is a truncated name, difflib may prefer
-    # another short name.
+    # Names that begin with the given text come first: if the text is a truncated name, difflib may prefer a different
+    # short name.
     close = [name for name in names if wrong and name.startswith(wrong)] or difflib.get_close_matches(wrong, names)
     return f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `edk-bridge serve --help` lists them all"
 
@@ -151,7 +151,10 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
-    """The problem of a line in a `.env` file, or None. The text never shows the value, which may be a password."""
+    """The problem with a line of a `.env` file, or None if there is no problem.
+
+    The text never shows the value, which may be a password.
+    """
     whole = binding.original.string
     text = whole.strip()
     # The original text of a binding also contains the empty lines before its name.

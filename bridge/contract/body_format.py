@@ -1,7 +1,7 @@
 """Recognizes the format of a body that is not JSON, so that the publisher of this body learns what to change.
 
 The module examines the first bytes of a body, and the place where the JSON parser found an error. Only the check for
-UTF-8 takes more time if the body is longer. This module must not depend on the definition of an event.
+UTF-8 reads the whole body, whatever its length. This module must not depend on the definition of an event.
 """
 
 import binascii
@@ -64,7 +64,7 @@ def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
 def is_json(body: bytes) -> bool:
     """Whether a body is JSON.
 
-    If a body is larger than `PARSED_BYTES`, only its start is checked: it must be an object or an array.
+    If a body is larger than `PARSED_BYTES`, the only condition is that the body begins like an object or an array.
     """
     if len(body) > PARSED_BYTES:
         return body[:HEAD_BYTES].lstrip()[:1] in (b"{", b"[")
@@ -199,9 +199,9 @@ _FIRST = frozenset('{["-0123456789tfn \t\r\n')
 _SelfDescribed = tuple[range, dict[int, int], range, dict[int, int], range, dict[int, int]]
 """The first bytes of maps, arrays and strings.
 
-The tuple has two parts for maps, two for arrays, and two for strings. In each pair, the first part contains the
-possible first bytes of short values. The first byte of a short value includes the value's length. The second part maps
-each possible first byte of a long value to the size of the length field that follows the byte.
+The tuple has two parts for maps, two for arrays, and two for strings. The first of the two parts contains the possible
+first bytes of short values. The first byte of a short value includes the value's length. The second part maps each
+possible first byte of a long value to the size of the length field that follows the byte.
 """
 
 _MSGPACK: _SelfDescribed = (

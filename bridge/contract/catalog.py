@@ -1,10 +1,10 @@
 """The schema files, which define the update types and the data of each type.
 
 Each update type has one file: for example, `statistics.json` describes the data of updates of the type `statistics`. A
-schema file for another purpose has an `x-role`. The role `form` describes a source format that the bridge converts to
-updates, `envelope` describes the envelope of updates, and `message` describes one of the bridge's own messages. A file
-with the role `definitions` contains definitions that other files use. The validators are compiled only once, when the
-catalog is loaded.
+schema file that does not describe an update type has an `x-role`. The role `form` describes a source format that the
+bridge converts to updates, `envelope` describes the envelope of updates, and `message` describes one of the bridge's
+own messages. A file with the role `definitions` contains definitions that other files use. The validators are compiled
+only once, when the catalog is loaded.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ ROLES = (None, "definitions")
 PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
 """The roles that packaged schema files can have.
 
-An operator's file can have only one of ROLES, because each of the other roles needs code in the bridge.
+An operator's file can only have a role from ROLES, because all other roles need code in the bridge.
 """
 
 LONGEST_IDENTITY = 200

@@ -29,8 +29,9 @@ def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
     """Returns the first message to a client that asked for ids.
 
-    This message is followed by the updates after `id`. Of these updates, the first `replayed` follow immediately.
-    `complete` is False if the id in the client's request is unknown, or older than the oldest update in the log.
+    This message is followed by the updates after `id`. `replayed` is the number of these updates that follow
+    immediately. `complete` is False if the id in the client's request is unknown, or older than the oldest update in
+    the log.
     """
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 

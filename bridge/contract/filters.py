@@ -1,7 +1,7 @@
 """Parses the query of a client's request: a filter for updates, and the id after which updates start.
 
 A filter consists of update types, and of members with their values. A filter matches an update if the update's type is
-one of the types, and if the update's data has one of the values for every member of the filter. The schemas declare the
+one of the types, and if each member of the filter has one of its values in the update's data. The schemas declare the
 types of each member. A value in a query is parsed as every type that the member can have: `5` is an integer, and also a
 string if a schema declares the member as a string.
 
@@ -31,8 +31,8 @@ MAX_VALUES = 256
 """The maximum number of update types and values in a query.
 
 A filter of one integer takes 0.8 KB of memory, and a filter of 256 integers takes 16 KB. The largest filter takes 72
-KB: it comes from the longest request line if each value is a single four-byte character. Every query is parsed within
-half a millisecond.
+KB. This filter comes from a request line of the maximum length in which each value is a single four-byte character.
+Every query is parsed within half a millisecond.
 """
 
 MAX_FIELDS = 2 * MAX_VALUES
@@ -264,7 +264,7 @@ class QueryParser:
 _TYPED = 80
 """A hint is based on at most this many characters at the start of a name or value.
 
-A text that is much longer than any name is not similar to any name, but the start of the text may be.
+A text that is much longer than all names is similar to none of them, but its start may be similar to one.
 """
 
 
@@ -281,7 +281,7 @@ class SimilarNames:
     """
 
     _NEIGHBOURS = 128
-    """In alphabetical order, a search considers at most this number of names before the text, and as many after it."""
+    """A search considers only this many names before the text in alphabetical order, and as many after the text."""
 
     _COMPARED = 8
 

@@ -78,9 +78,9 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     """Yields each event as soon as its last line has arrived, so that a pipe can stay open.
 
     An invalid document ends at the end of its line. If a bracket is never closed, the document ends before the next
-    line that begins with an object at a place where JSON allows no object. Therefore, an unclosed bracket does not hide
-    later events. Binary data at the start of the input counts as one event, which ends before the next line that is an
-    object or an array.
+    line on which an object begins where JSON does not allow one. Therefore, an unclosed bracket does not hide later
+    events. Binary data at the start of the input counts as one event, which ends before the next line that is an object
+    or an array.
     """
     partial = _Partial()
     binary: bytearray | None = None
@@ -137,7 +137,7 @@ class _Partial:
         return bool(self._open)
 
     def ends_before(self, line: bytes) -> bool:
-        """Returns whether the line begins another document: it begins with an object where JSON allows no value."""
+        """Returns whether the line begins with an object where JSON allows no value, and so begins another document."""
         if not line.startswith(b"{") or not self._open:
             return False
         in_array = self._open[-1] == ord("[")

@@ -1,4 +1,4 @@
-"""Errors of commands. Each error is one line on standard error, without a password, and has an exit code."""
+"""Errors of commands. Each error has an exit code, and is printed on standard error as one line without passwords."""
 
 import re
 import sys

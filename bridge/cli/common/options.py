@@ -23,7 +23,7 @@ Callback = TypeVar("Callback", bound=Callable[..., object])
 def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
     """Returns the file that the option names.
 
-    If the option names two files, raises an error, because the second file would silently replace the first file.
+    Raises an error if the option names two files, because the second file would silently replace the first file.
     """
     if len(names) > 1:
         raise click.BadParameter("give only one file")

@@ -1,6 +1,6 @@
 """Standard output and standard error of the commands.
 
-A character is escaped if the encoding of the stream does not have it.
+If the encoding of the stream does not have a character, the character is escaped.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Converts schemas of draft 2020-12 for the AsyncAPI document, in which schemas use a superset of draft 7.
 
 In draft 2020-12, a reference names the `$id` and the anchor of the target. In the AsyncAPI document, a reference names
-the place of the target in the document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept. Any other
-keyword has no meaning in draft 2020-12, but may have a meaning in draft 7.
+the place of the target in the document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept. A keyword
+without a meaning in draft 2020-12 may have a meaning in draft 7.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, d
 
 
 def _find(schema: object, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
-    """Records the place of `schema` and of each subschema under every URI that a reference to it may use."""
+    """Maps each URI that a reference may use for `schema` or for one of its subschemas to the place of this schema."""
     if isinstance(schema, dict):
         if "$id" in schema:
             base = _base(schema, base)
@@ -67,7 +67,7 @@ def _converted_object(schema: Mapping[str, Any], base: str, places: Mapping[str,
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, str, Steps, object]]:
-    """Yields each direct subschema with its path for draft 2020-12, and with its keyword and path for draft 7."""
+    """Yields each direct subschema with its path in draft 2020-12, and with its keyword and further path in draft 7."""
     for steps, part in subschemas(schema):
         keyword, *within = steps
         if keyword in BY_NAME and within == ["$ref"]:
@@ -95,7 +95,7 @@ def _base(schema: Mapping[str, Any], base: str) -> str:
 
 
 def _seems_reference(value: object) -> bool:
-    """Whether a value, such as an example, contains a member at any depth that tools would resolve as a reference."""
+    """Whether a value, such as an example, contains, at any depth, a member that tools would resolve as a reference."""
     if isinstance(value, dict):
         return isinstance(value.get("$ref"), str) or any(map(_seems_reference, value.values()))
     return isinstance(value, list) and any(map(_seems_reference, value))

@@ -62,7 +62,7 @@ class File:
 
     @property
     def examples(self) -> Sequence[object]:
-        """The schema's examples, without validation."""
+        """The schema's examples, which are not validated here."""
         examples: Sequence[object] = self.schema.get("examples", [])
         return examples
 
