@@ -35,8 +35,8 @@ class Timing:
     """Interval between the answer to a request of the topology check and the next request.
 
     The requests of the topology check are few and small, and detect an exchange that was deleted and declared again.
-    The broker's answers also show aio-pika that the connection is alive. Without these answers, aio-pika could take a
-    connection under load for dead: the broker then sends no heartbeats, and aio-pika does not see the deliveries.
+    The broker's answers also show aio-pika that the connection is alive. Without these answers, aio-pika could consider
+    a busy connection dead, because a broker under load sends no heartbeats, and aio-pika does not see the deliveries.
     """
 
     check_timeout_s: float = 20.0
@@ -76,7 +76,7 @@ class Timing:
     """
 
     stable_s: float = 5.0
-    """If a lost connection had lasted this long, the bridge waits only for the shortest pause to reconnect."""
+    """If a connection had lasted this long when it was lost, the bridge reconnects after the shortest pause."""
 
     confirm_warning_s: float = 30.0
     """A rejected event that is not confirmed for this long is reported in the log and in `/readyz`."""
@@ -128,7 +128,7 @@ class Timing:
     trim_delay_s: float = 1.0
     """Time from the end of many connections to the call of `malloc_trim`.
 
-    Connections usually close in groups, and one call is enough for a group.
+    Connections usually close in groups, and one call of `malloc_trim` is enough for a group.
     """
 
 

@@ -61,7 +61,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   function receive(socket, message) {
     const { type, data, id } = message;
     const isBack = !current;
-    // If two sockets are open, the first one that gets a message stays: the other would only repeat the message.
+    // If two sockets are open, the first one that gets a message is kept: the other would only repeat the message.
     discard(socket === next ? current : next);
     [current, next] = [socket, undefined];
     // A script sees no pings, so a silent connection may be dead. A second connection finds out whether the first one
@@ -99,7 +99,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     const request = (diagnosis = new AbortController());
     setTimeout(() => request.abort(), 10_000);
     const cause = await causeOf(address, request.signal).catch(() => reason);
-    // The next failure reports the cause. If the client has connected before that, the cause is not reported.
+    // The next failure reports the cause, unless the client connects first.
     if (unopened && request === diagnosis) reason = cause;
   }
 

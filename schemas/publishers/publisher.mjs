@@ -9,7 +9,7 @@ import { randomUUID } from "node:crypto";
 
 import amqp from "amqplib";
 
-const MAX_KNOWN = 10_000; // Rejects are recognized only for this many of the newest events.
+const MAX_KNOWN = 10_000; // The program remembers this many of its newest events, and recognizes only their rejects.
 // At most this many rejects wait for this program. Without this limit, waiting rejects could fill the broker.
 const MAX_QUEUED = 1_000;
 

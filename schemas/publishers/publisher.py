@@ -15,7 +15,7 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
-MAX_KNOWN = 10_000  # Rejects are recognized only for this many of the newest events.
+MAX_KNOWN = 10_000  # The program remembers this many of its newest events, and recognizes only their rejects.
 # At most this many rejects wait for this program. Without this limit, waiting rejects could fill the broker.
 MAX_QUEUED = 1_000
 

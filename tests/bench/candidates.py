@@ -33,7 +33,7 @@ NAMES = {
 SHIPPED = Path(__file__).parents[2] / ".venv/shipped/bin/python"
 """The interpreter of an environment in which `make bench` installs only the package.
 
-An environment for tests also has greenlet and rich, which structlog would load: each bridge would need 6 MB more.
+In an environment for tests, structlog would also load greenlet and rich, and each bridge would need 6 MB more.
 """
 
 INTERPRETER = "BENCH_PYTHON"

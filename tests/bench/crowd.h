@@ -1,4 +1,4 @@
-// The WebSocket clients: opens and ends their connections, and counts what arrives.
+// Opens and ends the connections of the WebSocket clients, and counts what arrives.
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -98,7 +98,7 @@ static int is_resume(const struct frames *frame) {
   return frame->kept > sizeof RESUME - 1 && !memcmp(frame->payload, RESUME, sizeof RESUME - 1);
 }
 
-// Reads the message `resume`. It is the first message to a client that resumes, and it is not an update.
+// Reads the message `resume`. This message is the first one to a client that resumes, and is not an update.
 static void on_resume(struct client *client, const struct frames *frame) {
   const uint8_t *replayed = memmem(frame->payload, frame->kept, REPLAYED, sizeof REPLAYED - 1);
   resumes++;

@@ -1,4 +1,4 @@
-"""The clients: the load generator as a child process, and its results."""
+"""Runs the load generator (the clients) as a child process, and reads its results."""
 
 import contextlib
 import json

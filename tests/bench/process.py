@@ -68,7 +68,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def await_true(what: str, holds: Callable[[], bool], limit_s: float, poll_s: float = _POLL_S) -> None:
     """Returns as soon as `holds` returns True.
 
-    If this takes longer than `limit_s`, raises Failed with a message that names `what`.
+    If `holds` does not return True within `limit_s` seconds, raises Failed with a message that names `what`.
     """
     deadline = time.monotonic() + limit_s
     while not holds():

@@ -2,8 +2,8 @@
 
 Each attack is a function in `attacks.js`, which runs in a page like any script. The table `CASES` has the result of
 each attack, and the rule by which the bridge refuses it. No attack gets a connection. Most requests that a browser
-sends without the header Origin are not refused by any rule. Instead, the headers of the bridge's response forbid the
-browser to show the response to the page.
+sends without the header Origin are not refused by any rule. For requests that no rule refuses, the headers of the
+bridge's response tell the browser not to let the page read the response.
 """
 
 import asyncio
@@ -168,7 +168,7 @@ class Watch:
 
 
 async def attack(page: Page, name: str, url: str, place: str = "page") -> str:
-    """Runs an attack, and returns its result. Raises TimeoutError if the attack never ends."""
+    """Runs an attack, and returns its result. Raises TimeoutError if the attack does not end in time."""
     async with asyncio.timeout(LIMIT_S):
         saw = await page.evaluate("([place, attack, url]) => places[place](attack, url)", [place, name, url])
     assert isinstance(saw, str)
@@ -194,8 +194,8 @@ async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge,
     if "[::1]" in case.url and "::1" not in dict(attacked.addresses):
         pytest.skip("this machine has no IPv6")
     port = port_of(attacked)
-    # For each place, the page has a different host name and so runs in a different process: after a dozen failures,
-    # Chromium delays all sockets of a process.
+    # For each place, the page has a different host name and so runs in a different process, because after a dozen
+    # failed connections, Chromium delays all sockets of a process.
     await tab.goto(f"http://{case.place}-{ATTACKER}:{site.port}/")
     watch = Watch(attacked)
     saw = await attack(tab, case.attack, case.url.format(port=port), case.place)

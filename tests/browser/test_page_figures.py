@@ -179,7 +179,7 @@ async def test_hidden_page_requests_nothing(live: Live, watched: Bridge) -> None
     await live.page.clock.run_for(4_000)
     live.page.on("request", lambda request: requests.append(request.url))
     await live.page.clock.run_for(60_000)
-    # If the page had sent any other request, the answer would have come before the answer to this request.
+    # If the page had sent any other request, that request would have been answered before this one.
     await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
     assert [url for url in requests if not url.endswith("/healthz") and "/updates" not in url] == []
     await live.page.evaluate("""() => {

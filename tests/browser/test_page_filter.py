@@ -125,7 +125,7 @@ async def test_page_can_be_filtered_without_a_description(live: Live, watched: B
 async def test_page_shows_that_after_is_not_a_member(live: Live, watched: Bridge) -> None:
     """The page itself adds `after` to each query.
 
-    Without a description of the members, the page accepts `after` as a member, and so sends `after` twice.
+    If the page can't read which members updates have, it accepts `after` as a member, and so sends `after` twice.
     """
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query=f"?systemId={HEK}")

@@ -217,7 +217,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await live.has(2)
     await live.page.keyboard.press("Escape")
     await expect(live.page.locator("#connections")).not_to_have_text("unknown", timeout=LIMIT_MS)
-    # The test's script makes the elements visible that otherwise appear only if there is a problem.
+    # The test's script shows the elements that otherwise appear only if there is a problem.
     await live.page.evaluate("""() => {
         for (const id of ["why", "figures-note", "more"]) document.getElementById(id).hidden = false
         for (const id of ["why", "figures-note", "refusal", "mistake"])

@@ -21,7 +21,7 @@ STILL_THERE = "still there?"
 PING = 9
 
 CONCURRENCY = 64
-"""The number of cases that run at the same time. Most of the time is spent in cases that wait for one second."""
+"""The number of cases that run at the same time. The run spends most of its time in cases that wait for one second."""
 
 TIMEOUT_S = 10.0
 """The timeout that replaces the cases' own timeouts of 0.5 or 1 s, because the machine may be busy."""

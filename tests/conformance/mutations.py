@@ -64,7 +64,8 @@ class Mutator:
     def cases(self) -> Iterator[Case]:
         """Yields cases without end."""
         validated = [(vector.valid, vector.validated) for vector in vectors.everything() if vector.validated]
-        # Valid values are mutated more often than invalid values, because their mutations find more disagreements.
+        # Valid values are mutated more often than invalid values, because mutations of valid values find more
+        # disagreements.
         weights = [5 if valid else 1 for valid, _ in validated]
         bases = [(schema, parse(text)) for _, (schema, text) in validated]
         while True:

@@ -32,7 +32,7 @@ CHARACTERS: list[str] = [
     "\u017f",
     "\u212a",
 ]
-"""Unusual characters. Some look like ASCII digits, letters or a minus sign, but are not ASCII."""
+"""Unusual characters. Some of them look like ASCII digits, letters or a minus sign, but are not ASCII."""
 
 DATE_TIME_PARTS = [
     (0, 4, "0000 0001 1899 1900 2000 2023 2024 2100 9999".split()),

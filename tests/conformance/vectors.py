@@ -83,7 +83,10 @@ class Vector:
         return self.schema, self.event.body
 
     def agrees(self, pointers: Set[str]) -> bool:
-        """Whether a validator agrees: no violation in a valid vector, or a violation at the pointer of an invalid one.
+        """Returns whether a validator that finds violations at these pointers agrees with the vector.
+
+        In a valid vector, the validator must find no violation. In an invalid vector, it must find a violation: at the
+        vector's pointer, if the vector has one.
 
         If the event is rejected as a placeholder, the violations may also be below the pointer.
         """

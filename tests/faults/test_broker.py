@@ -47,7 +47,7 @@ IMPATIENT = Timing(connect_timeout_s=1.0)
 """With these time constants, a node has one second to answer, instead of five."""
 
 GIVEN_UP_LIMIT_S = 15.0
-"""The bridge must give up a silent node within this time, even on a busy machine.
+"""The bridge must give up on a silent node within this time, even on a busy machine.
 
 aio-pika by itself would wait for 30 s.
 """
@@ -120,7 +120,7 @@ async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after
     async with running(mortal_broker.url, **flags) as bridge:
         client = await RawClient.open(port_of(bridge))
         async with observer(mortal_broker.url) as amqp:
-            # The bridge can't publish the rejected event, so it does not acknowledge the events after it.
+            # Because the bridge can't publish the rejected event, it does not acknowledge the later events.
             await publish(amqp, exchange, b"invalid", killmail(1), killmail(2), delivery_mode=2)
         assert [await next_id(client), await next_id(client)] == [1, 2]
         await asyncio.to_thread(mortal_broker.kill)
@@ -230,7 +230,7 @@ async def test_broker_that_sends_nothing_is_named_in_readyz() -> None:
 
 
 async def test_broker_that_sends_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
-    """Promise: the bridge gives up a silent broker in time, even if the broker does not answer the TLS shutdown."""
+    """Promise: the bridge gives up on a silent broker in time, even if the broker does not answer the TLS shutdown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     chain, key = certificate(tmp_path, "broker")
     context.load_cert_chain(chain, key)

@@ -271,7 +271,7 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
 
 
 AGAIN_LIMIT_S = 45.0
-"""When the stream has a majority again, the bridge must have read the whole stream within this time."""
+"""After the stream has a majority again, the bridge must read the whole stream within this time."""
 
 WITHOUT_AN_ANSWER = Timing(check_interval_s=0.3, check_timeout_s=3.0)
 

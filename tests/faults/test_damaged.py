@@ -68,7 +68,7 @@ def cut_to(size: int) -> Callable[[bytes], bytes]:
 
 
 def without_its_end(frame: bytes) -> bytes:
-    """Changes the length of the last string in the frame to one byte more than the string has."""
+    """Changes the length field of the last string in the frame, so that it counts one byte too many."""
     payload = payload_of(frame)
     assert payload.endswith(b"\x00"), "the routing key is empty"
     return with_payload(frame, payload[:-1] + b"\x01")

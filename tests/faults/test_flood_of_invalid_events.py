@@ -37,10 +37,10 @@ INVALID_EVENTS: dict[str, Callable[[int], bytes]] = {
     "too-large": lambda number: orjson.dumps(killmail(number, padding="x" * MAX_MESSAGE_BYTES)),
     "placeholder": lambda number: orjson.dumps({"killID": number, "killmail": None, "zkb": {}}),
 }
-"""For each reason of rejection, a function that returns an invalid event with a given number."""
+"""For each reason for a rejection, a function that returns an invalid event with a given number."""
 
 LINES_EACH = 14
-"""The maximum number of log lines for each reason of rejection: one for each power of two up to COUNT."""
+"""The maximum number of log lines for each reason for a rejection: one for each power of two up to COUNT."""
 
 LINES = 20
 """The maximum number of log lines that are not about rejected events."""

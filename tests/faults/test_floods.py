@@ -2,7 +2,7 @@
 
 Other clients hardly notice the flood.
 
-The writes of a flooding client block, because the kernel buffers only a few bytes of them.
+A client that floods must wait when it writes, because the kernel buffers only a few bytes for it.
 """
 
 import asyncio
@@ -97,7 +97,7 @@ def head(opcode: int, length: int, *, fin: bool = True) -> bytes:
 
 
 def may_be_read(frame_bytes: int, seconds: float) -> int:
-    """Returns how many bytes the bridge may read from one client in `seconds` if each frame has `frame_bytes`.
+    """Returns how many bytes the bridge may read from one client in `seconds` if each frame is `frame_bytes` long.
 
     The result allows for one more period at the start, one more at the end, and one more read, which is processed as a
     whole.
@@ -107,7 +107,10 @@ def may_be_read(frame_bytes: int, seconds: float) -> int:
 
 
 class Flooder:
-    """A client that floods the bridge. It uses a blocking socket in a thread, so it hardly disturbs the measurement."""
+    """A client that floods the bridge.
+
+    The client uses a blocking socket in a thread, so it hardly disturbs the measurement.
+    """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.socket()

@@ -48,7 +48,7 @@ async def answering(port: int, count: int) -> list[Answering]:
 
 
 def all_pinged(clients: list[Answering], before: list[int]) -> bool:
-    """Whether each client has got more pings than its number in `before`."""
+    """Whether each client has got pings since `before`, which has the number of pings for each client at that time."""
     return all(client.pings > count for client, count in zip(clients, before, strict=True))
 
 

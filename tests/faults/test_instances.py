@@ -110,7 +110,7 @@ class Client:
     async def ended(self) -> None:
         """Waits until the connection has ended.
 
-        After the end, the client has all updates that the bridge has sent to it.
+        The client then has all updates that the bridge has sent to it.
         """
         await self._collector.lost
 
@@ -217,7 +217,7 @@ async def test_killed_bridge_with_acknowledgements_in_flight_repeats_at_most_the
 ) -> None:
     """The clients of the next bridge also get the events that the killed bridge had sent but not acknowledged.
 
-    No more events than the prefetch arrive twice, and no confirmed event is missing.
+    The number of events that arrive twice is at most the prefetch, and no confirmed event is missing.
     """
     variables = named(exchange, queue)
     async with AsyncExitStack() as stack:

@@ -88,7 +88,7 @@ async def _has_updates(port: int) -> bool:
 async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_and_not_lost(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """If the bridge does not read its connection, the connection is closed.
+    """If the bridge does not read from its connection, the connection is closed.
 
     On the next connection, the bridge takes only as many messages as fit into memory.
     """

@@ -49,7 +49,7 @@ async def noticed(stage: Scene) -> None:
 
 @pytest.mark.slow
 async def test_suspended_broker_is_noticed_before_its_heartbeats_are_missed(node_broker: PrivateNode) -> None:
-    """Promise: when a broker that hangs continues, the bridge consumes again at once."""
+    """Promise: as soon as a broker that was hanging works again, the bridge consumes again."""
     async with scene(node_broker.url, None, TIMING) as stage:
         fault = await stage.fault()
         node_broker.pause()

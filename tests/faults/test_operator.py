@@ -150,7 +150,7 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
 
 
 async def test_missing_permission_to_read_the_queue_ends_the_start(node_broker: PrivateNode) -> None:
-    """Promise: without the permission to consume, the bridge ends at the start, as without any other permission."""
+    """Promise: if the permission to consume, or any other permission, is missing, the bridge ends at the start."""
     exchange, queue = unique("exchange"), unique("queue")
     url = await node_broker.user(read=f"^{exchange}$")
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": "off"}

@@ -1,4 +1,7 @@
-"""The bridge declares classic queues, whatever the default queue type is. It warns if a queue has a delivery limit."""
+"""The bridge declares classic queues, whatever the default queue type is.
+
+The bridge warns if a queue has a delivery limit.
+"""
 
 import json
 from collections.abc import AsyncIterator
@@ -62,7 +65,10 @@ OF_ONE: FieldTable = {"x-max-length": 1, "x-overflow": "reject-publish"}
 async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """Each time the connection is lost, a held event returns to its queue. The queue counts how often it returns."""
+    """Each time the connection is lost, a held event returns to its queue.
+
+    The queue counts how often the event returns.
+    """
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=QUORUM)
     # The queue is full until the test purges it. The test does not delete the full queue, because the broker would then

@@ -53,9 +53,9 @@ async def test_queue_that_may_not_be_read_is_named(
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
     node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
-    """Promise: the command requeues all events whose exchange the user has the permission to write to.
+    """Promise: the command requeues all events from exchanges to which the user may write.
 
-    The other events stay in the queue, in their order. The error names their exchange only once.
+    The other events stay in the queue, in their order. The error names the exchange of these events only once.
     """
     rejects, free, closed = unique("rejects"), unique("free"), unique("closed")
     for exchange in (free, closed):

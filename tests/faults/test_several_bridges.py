@@ -124,7 +124,7 @@ async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broke
 async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
     broker: Broker, exchange: str, queue: str, by: signal.Signals
 ) -> None:
-    """With BRIDGE_HISTORY=stream, a client can resume on any bridge, with the last id that it got from another.
+    """With BRIDGE_HISTORY=stream, a client can resume on any bridge, with the last id that it got from another bridge.
 
     The client gets every confirmed update exactly once, in order, and every resume is complete.
     """
@@ -154,7 +154,7 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
 async def test_clients_that_resume_miss_nothing_while_a_bridge_hangs(broker: Broker, exchange: str, queue: str) -> None:
     """If a bridge is suspended, the load balancer notices it and disconnects the bridge's clients.
 
-    The disconnected clients get the updates that they missed from another bridge.
+    Another bridge sends the disconnected clients the updates that they missed.
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,

@@ -38,7 +38,7 @@ def logged(process: BridgeProcess, phrase: str) -> list[dict[str, object]]:
 async def test_two_bridges_on_one_named_queue_report_it_until_one_is_gone(
     broker: Broker, exchange: str, queue: str
 ) -> None:
-    """Promise: both bridges report the other consumer within two checks, in the log, in `/readyz` and in a metric."""
+    """Promise: each bridge reports the other consumer within two checks, in the log, in `/readyz` and in a metric."""
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue}
     async with bridge_process(broker.url, **variables) as first:
         await first.consuming()

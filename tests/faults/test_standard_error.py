@@ -1,4 +1,4 @@
-"""If nobody reads the log, or it can't be written, the bridge runs and stops as usual and counts the dropped lines."""
+"""If the log can't be written, or nobody reads it, the bridge runs and stops as usual and counts the dropped lines."""
 
 import asyncio
 import fcntl

@@ -169,9 +169,8 @@ class FrameReader:
             return len(head) - held
         self._check_header(head[0], head[1])
         length = head[1] & _LENGTH
-        # The bridge accepts a length that is encoded in more bytes than necessary. RFC 6455, section 5.2, forbids an
-        # unnecessarily long encoding of the length, but the library websockets accepts it too, and no Autobahn case
-        # tests it.
+        # The bridge accepts a length that is encoded in more bytes than necessary. RFC 6455, section 5.2, forbids
+        # unnecessarily long encodings, but the library websockets also accepts them, and no Autobahn case tests them.
         extended = {126: 2, 127: 8}.get(length, 0)
         size = 2 + extended + 4
         if len(head) < size:

@@ -21,7 +21,7 @@ VERSION = "13"
 _MAX_CHARACTERS = 64
 """The bridge passes at most this many characters of a header's value to the library.
 
-A valid key has only 24 characters, so a key that is cut to this length stays invalid.
+A valid key has 24 characters. A key that is cut still has more than that, so it stays invalid.
 """
 
 

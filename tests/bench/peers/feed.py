@@ -12,7 +12,7 @@ from tests.bench.amqp import Channel
 
 
 def main() -> None:
-    """Runs the program. A reader that is too slow for its output makes the program wait, because the pipe is full."""
+    """Runs the program. If the reader of the output is too slow, the pipe fills up, and the program waits."""
     with Channel(os.environ["AMQP"], timeout_s=None) as channel:
         for body in channel.consume(os.environ["EXCHANGE"]):
             update = b'{"type":"killmail","data":%b,"timestamp":%d}\n' % (body, time.time() * 1000)

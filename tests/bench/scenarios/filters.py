@@ -19,7 +19,7 @@ SYSTEMS = 100
 ELSEWHERE = 40_000_000
 """The lowest id of the solar systems that have no updates.
 
-Each filter also names one of these systems, so that all filters differ but match the same updates.
+Each filter also names one of the systems without updates, so that all filters differ but match the same updates.
 """
 
 RATE = 10
