@@ -173,7 +173,7 @@ class QueuedOutput(io.RawIOBase):
         return b"".join(batch)
 
     def _write_out(self, batch: bytes) -> bytes:
-        """Blocks until the batch is written. Returns the part that can't be written."""
+        """Blocks until the batch is written. Returns the part of the batch that can't be written."""
         newline = b"\n" if self._torn else b""
         data = newline + batch
         done = 0

@@ -63,8 +63,8 @@ class Readiness:
             if self._rejects.waiting:
                 missing.append("rejected events can't be published, and are held")
             elif status.state is State.WORKING:
-                # Without a working source, no event is rejected, and the broker is probably unreachable for both
-                # connections.
+                # Without a working source, no event is rejected, and the broker is probably unreachable for the
+                # publisher of rejected events too.
                 if self._rejects.unpublishable:
                     missing.append("rejected events can't be published; none is held")
                 elif self._rejects.status.state is State.CONNECTING:

@@ -100,7 +100,7 @@ class Relay:
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
-        If the bridge fails on an event, the event is rejected. If rejecting the event fails too, its delivery stays
+        If the bridge fails on an event, the event is rejected. If the rejection of an event fails, its delivery stays
         unsettled, so that a queue delivers the event again. If relaying one delivery fails, the other deliveries are
         still relayed.
         """

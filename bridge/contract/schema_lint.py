@@ -63,7 +63,7 @@ class SchemaWarning:
 
 
 def not_read(name: str, *, alone: bool = False) -> str | None:
-    """Returns why a file is not read although its name resembles that of a schema file, or None for other names.
+    """Returns why a file with a name like a schema file's is not read, or None for any other file.
 
     `alone` is True if the folder has no schema file. In a folder without a schema file, a backup (`event.json.bak`) may
     be the intended file.

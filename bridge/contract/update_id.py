@@ -1,4 +1,4 @@
-"""The id of an update. With an id, a client can ask for all updates after the update that has this id.
+"""The id of an update. A client can ask for all updates after the update with a given id.
 
 An id has a sequence and a tag, such as `1234-9f86d081`. The sequence grows from one update to the next. The tag
 distinguishes updates that have the same sequence, but are from different logs. Two ids belong to the same update only

@@ -86,7 +86,7 @@ class DemoPublisher:
         if self._durable:
             await ensure_exchange(amqp, self._exchange)
             return
-        # After an outage, the bridge may have declared the exchange before the publisher, as a durable exchange.
+        # After an outage, the bridge may declare the exchange before the publisher does, and make it durable.
         with suppress(aiormq.exceptions.ChannelPreconditionFailed):
             channel = await amqp.channel()
             await channel.exchange_declare(self._exchange, exchange_type="fanout", auto_delete=True)

@@ -99,7 +99,7 @@ export function watchHealth(page, onHealth) {
 // Describes why a bridge is not ready. `words` has two texts, and the page shows `ago` between them. `ago` is a
 // duration that changes over time. `why` has further details of the problem.
 export function troubleOf({ broker, rejects, missing }) {
-  // `last_error` remains set after a recovery, so it is used only for a part that does not work.
+  // `last_error` remains set after a recovery, so it is used only while the state is not `working`.
   const why = [[broker, rejects].find((status) => status && status.state !== "working")?.last_error];
   switch (broker.state) {
     case "lost":

@@ -73,8 +73,9 @@ function open() {
   });
   connection = opened;
 
-  // Scripts can't read the response to a refused handshake. A plain GET gets the same response as a refused handshake,
-  // except that Origin is not checked. If a GET or HEAD request goes to the page's own host, browsers send no Origin.
+  // Scripts can't read the response to a refused handshake. A plain GET gets the response that a refused handshake
+  // would get, but its Origin is not checked. If a GET or HEAD request goes to the page's own host, browsers send no
+  // Origin.
   async function askWhy() {
     const url = `${location.protocol}//${place}`;
     const preflight = await fetch(url, { method: "OPTIONS" }).catch(() => undefined);

@@ -7,7 +7,7 @@ holds at most one record.
 
 Although `ssl.SSLSocket` needs no buffers, the bridge does not use this class, for two reasons. With `ssl.SSLSocket`,
 OpenSSL would keep reading while a client sends key updates, and block the event loop. With `ssl.SSLSocket`, OpenSSL
-would fail if a key update arrived while a record waits to be sent.
+would fail if a key update arrived while a record waited to be sent.
 """
 
 import asyncio
@@ -289,7 +289,7 @@ class TlsTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypts and sends the data, and holds the part that the socket does not take.
 
-        To limit the size of the held part, write the data in pieces. Does nothing after the bridge's side has ended.
+        To limit how much data is held, write the data in pieces. Does nothing after the bridge's side has ended.
         """
         if self._ends or not data or self._state is not _State.OPEN:
             return
