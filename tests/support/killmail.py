@@ -13,7 +13,7 @@ EXAMPLE: dict[str, Any] = {
     "shipTypeId": 587,
     "attackerCount": 15,
 }
-"""The example of an update's data in the specification."""
+"""The specification's example of the data of an update."""
 
 
 def killmail(killmail_id: int, **members: Any) -> dict[str, Any]:

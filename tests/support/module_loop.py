@@ -1,7 +1,7 @@
 """Fixtures for a module with one bridge for all its tests. The bridge runs in the event loop of the module.
 
-The fixtures in `tests/conftest.py` belong to the event loop of one test. A module replaces them with the fixtures of
-this file, under the same names:
+The fixtures in `tests/conftest.py` belong to the event loop of one test. A module that uses this file replaces the
+fixtures of `tests/conftest.py` with fixtures of the same names:
 
     pytestmark = module_loop.MARK
     amqp, exchange = module_loop.amqp, module_loop.exchange
@@ -59,7 +59,7 @@ async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The common name of the exchange and the queue for rejected events, for one test.
+    """A name that one test uses both for the exchange and for the queue of rejected events.
 
     The bridge declares the exchange and the queue.
     """

@@ -37,7 +37,7 @@ class Usage(Exception):
 
 
 def named(arguments: Iterable[str], root: Path) -> list[str]:
-    """Returns the modules that the arguments name, relative to the root and without duplicates."""
+    """Returns the paths, relative to the root, of the modules that the arguments name, without duplicates."""
     for argument in arguments:
         path = (root / argument).resolve()
         problem = "does not exist" if not path.exists() else "is not a module of the bridge"
@@ -85,9 +85,9 @@ def unit_tests_of(modules: Iterable[str], root: Path) -> list[str]:
 
 
 def functions(text: str) -> dict[str, tuple[int, list[str]]]:
-    """For each function, returns the number of its first line, and its lines.
+    """Returns the lines of each function, with the number of the function's first line.
 
-    The keys are the function's own name and its name in mutmut.
+    The result has two keys for each function: the function's own name, and its name in mutmut.
     """
     body = ast.parse(text).body
     scopes = [("x_", body), *((f"xǁ{node.name}ǁ", node.body) for node in body if isinstance(node, ast.ClassDef))]
@@ -138,7 +138,7 @@ def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
 def mutmut(tree: Path, *arguments: str) -> subprocess.Popen[str]:
     """Starts mutmut in a copy of the tree, as a process group.
 
-    Programs that the tests start import the mutated modules too.
+    The mutated modules are also imported by the programs that the tests start.
     """
     path = f"{tree / 'mutants'}{os.pathsep}{TOOL}"
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}

@@ -44,7 +44,7 @@ class Island:
     async def connect_from_outside(self, port: int, source: str = FAR) -> socket.socket:
         """Connects from an address of the other machine to a port of this machine.
 
-        `source` is an address as `settle` returns it.
+        `source` is an address that `settle` has returned.
         """
         to = NEAR_V6 if ":" in source else NEAR
         if source.startswith("fe80:"):

@@ -20,8 +20,11 @@ from tests.support.broker.session import say, unavailable
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"
 CHROMIUM = "chromium-headless-shell"
-"""The command of Chromium's headless shell, which is also the name of its Debian package. The headless shell draws no
-windows, because drawing windows takes as much processor time as the pages themselves."""
+"""The command of Chromium's headless shell, which is also the name of its Debian package.
+
+The tests prefer the headless shell because it draws no windows: drawing windows takes as much processor time as the
+pages themselves.
+"""
 
 WHOLE_CHROMIUM = "chromium"
 """Chromium with windows, used if the headless shell is not installed."""

@@ -2,8 +2,9 @@
 
 The program needs Debian's Python, because PyPI has no wheel of the AMQP 1.0 client proton.
 
-`python3 proton_sender.py URL ADDRESS KIND BODY`, where KIND is `data` for a data section or `value` for proton's
-default section for a text. The exit code is 0 if the broker has accepted the message.
+The command is `python3 proton_sender.py URL ADDRESS KIND BODY`. KIND is `data` if the body is sent in a data section,
+or `value` if it is sent in the section that proton uses for texts by default. The exit code is 0 if the broker has
+accepted the message.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The examples of `schemas/publishers`: the module in Python, and a program in Node with the packages that it needs."""
+"""Loads the example publisher in Python, and prepares a folder for programs that use the example in Node."""
 
 import importlib.util
 import shutil

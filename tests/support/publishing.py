@@ -62,7 +62,7 @@ async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.E
     while True:
         channel = await connection.channel()
         await channel.exchange_delete(exchange)
-        # If the exchange already exists with another kind, a bridge has declared it again.
+        # The declaration fails if a bridge has meanwhile declared the exchange again, with another type.
         with suppress(ChannelPreconditionFailed):
             await channel.declare_exchange(exchange, kind, durable=True)
             await channel.close()

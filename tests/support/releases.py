@@ -44,7 +44,7 @@ NAMES = (OWN, *DEBIAN, UNIT, UNIT_NEWEST, NEWEST)
 NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent"}
 """With this value of DOCKER_HOST, the tests find no container engine.
 
-They use a private node of the RabbitMQ release instead.
+Without an engine, the tests use a private node of the RabbitMQ release.
 """
 
 BROKER_VARIABLES = ("TEST_AMQP_URL", "TEST_RABBITMQ_IMAGE")
@@ -65,13 +65,13 @@ OTHER_SUBJECTS = (
 )
 """Files of tests/integration for which the broker's release does not matter.
 
-They test a container engine, proxies or a package.
+These files test a container engine, proxies or a package.
 """
 
 WORKERS = (f"--numprocesses={1 if 'TEST_AMQP_URL' in os.environ else 3}", "--dist=loadfile")
 """The options that set the number of pytest workers.
 
-There are three, each with its own broker, or only one if TEST_AMQP_URL names the broker.
+There are three workers, each with its own broker, or only one worker if TEST_AMQP_URL names the broker.
 """
 
 PART = (
@@ -85,7 +85,7 @@ PART = (
 )
 """The test files that `--part` runs, because releases of RabbitMQ differ most in what these files test.
 
-The slowest test file comes first. If a worker began it last, the run would take longer.
+The slowest test file comes first. If a worker began the slowest file last, the run would take longer.
 """
 
 TOO_LONG = (
@@ -332,7 +332,10 @@ def counted(junit: str) -> Counts:
 
 
 def outcome_of(case: ET.Element) -> str:
-    """Returns the outcome of a test as a word. As in pytest, a strict expected failure that passes is a failure."""
+    """Returns the outcome of a test as a word.
+
+    As in pytest, a test fails if it is marked as a strict expected failure and passes.
+    """
     if case.find("failure") is not None or case.find("error") is not None:
         return "failed"
     skipped = case.find("skipped")

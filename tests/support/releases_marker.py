@@ -1,7 +1,7 @@
 """A pytest plugin.
 
-It selects the tests that use a broker, and marks the tests that fail on a broker release because of a bug of the
-bridge.
+The plugin selects the tests that use a broker, and marks the tests that fail on some broker releases because of a bug
+in the bridge.
 
 With `--uses-broker`, pytest runs only the tests that use a broker. `@pytest.mark.fails_on("4.3", reason="...")` makes a
 test a strict expected failure if the broker in use has one of the releases. The junit XML file gets a property for each

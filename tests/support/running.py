@@ -41,7 +41,7 @@ cli.main(sys.argv[2:], prog_name="edk-bridge", obj=Timing(**json.loads(sys.argv[
 
 
 def timed_command(timing: Timing) -> tuple[str, ...]:
-    """Returns the command that runs the bridge from this checkout with other time constants."""
+    """Returns the command that runs the bridge from this checkout with changed time constants."""
     if timing == DEFAULT:
         return COMMAND
     return sys.executable, "-P", "-c", TIMED_SCRIPT, json.dumps(dataclasses.asdict(timing))
@@ -68,7 +68,7 @@ async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 
 @asynccontextmanager
 async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
-    """Like `running`, but does not wait until the bridge is ready.
+    """Runs a bridge as `running` does, but does not wait until the bridge is ready.
 
     At the end, checks that no metric series was added while the bridge ran. If a counter first appears with the value
     1, Prometheus does not see the increase from 0.
@@ -174,7 +174,7 @@ async def bridge_process(
         *arguments,
         env=environment,
         stderr=asyncio.subprocess.PIPE,
-        # The bridge starts in this folder, because the folder has no `.env` of the developer.
+        # The bridge starts in this folder, so that it does not read the developer's `.env`.
         cwd=Path(__file__).parent,
     )
     running_process = BridgeProcess(process)

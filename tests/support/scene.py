@@ -154,7 +154,8 @@ class Watched:
         while not self._stopping:
             status, _ = await self.state()
             now_s = time.monotonic()
-            # The events that were confirmed some time ago, and are newer than all events that the client received.
+            # The events that were confirmed more than SLACK_S ago, and are newer than all events that the client has
+            # received.
             newest = max(self.arrived, default=0)
             waiting = [at for number, at in self._fetcher.confirmed.items() if number > newest and now_s - at > SLACK_S]
             if status == 200 and waiting:

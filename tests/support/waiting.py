@@ -15,7 +15,7 @@ nothing, because only a failing test waits until the limit."""
 async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:
     """Waits until `holds` returns a true value, and returns that value.
 
-    If the time limit passes first, raises AssertionError with the text `what`.
+    Raises AssertionError with the text `what` if `holds` returns no true value within the time limit.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_s

@@ -395,7 +395,7 @@ class Lifecycle:
         self.bridge = bridge
         self.steps: list[str] = []
         self.drained_s = -1.0
-        """The number of seconds that were left for closing the clients when this began."""
+        """The number of seconds that were left for closing the clients when the bridge began to close them."""
         self.may_end: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
         """For each task, an asyncio event. When the test sets this event, the task ends."""
         self.failures: dict[str, BaseException] = {}

@@ -23,7 +23,7 @@ TYPOS = Path(sys.executable).with_name("typos")
 MAKEFILE = (ROOT / "Makefile").read_text()
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 MISSPELLED = "rec" + "ieve"
-"""A misspelled word. It is written in two parts because `make lint` also checks the spelling of this file."""
+"""A misspelled word. The word is written in two parts because `make lint` also checks the spelling of this file."""
 
 
 def yaml(path: Path) -> Any:
@@ -54,7 +54,8 @@ def test_hooks_of_pre_commit_are_the_commands_of_make_lint() -> None:
     [local] = yaml(ROOT / ".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
     assert [hook["entry"].split() for hook in local["hooks"]] == lint_commands()
-    # Without this setting, pre-commit would append the names of the changed files, and a command would check only them.
+    # Without this setting, pre-commit would append the names of the changed files, and a command would check only these
+    # files.
     assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in local["hooks"])
 
 

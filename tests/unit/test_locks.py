@@ -78,7 +78,7 @@ def test_each_package_is_pinned_with_hashes_and_names_no_location(lock: Path) ->
     ],
 )
 def test_line_that_names_a_location_is_found(line: str) -> None:
-    """pip does not refuse a line that names a location. It refuses only a line without a version or a hash."""
+    """pip refuses a line without a version or a hash, but it does not refuse a line that names a location."""
     assert not PINNED.fullmatch(line)
 
 

@@ -1,4 +1,7 @@
-"""Tests of output through a thread. It writes lines in order, and drops and counts the lines that do not fit."""
+"""Tests of output through a thread.
+
+The thread writes lines in order. Lines that do not fit into the queue are dropped and counted.
+"""
 
 from __future__ import annotations
 

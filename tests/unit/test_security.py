@@ -1,4 +1,4 @@
-"""Tests that each setting and test that SECURITY.md names exists.
+"""Tests that SECURITY.md names only settings and tests that exist.
 
 A missing test would leave a claim of SECURITY.md without proof.
 """

@@ -48,7 +48,10 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ScriptedSessions:
-    """Scripted sessions. The test lists how each of them ends. The last of the scripted sessions requests a stop."""
+    """Scripted sessions.
+
+    The test lists how each of the sessions ends. The last of the scripted sessions requests a stop.
+    """
 
     def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
         self.status = Status()

@@ -26,7 +26,7 @@ ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
 class Returning:
     """A fake of a broker that has just started. A passive declaration fails, and an active declaration succeeds.
 
-    A real RabbitMQ answers like `Returning` only for about 50 ms after it starts, so a test can't rely on it.
+    A real RabbitMQ gives these answers only for about 50 ms after it starts, so a test can't rely on getting them.
     """
 
     def __init__(self, words: str) -> None:

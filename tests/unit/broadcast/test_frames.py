@@ -1,4 +1,4 @@
-"""Tests that each byte of a frame is correct, also compared with the frames of the websockets library."""
+"""Tests that each byte of a frame is correct, and that the websockets library makes the same frames."""
 
 from __future__ import annotations
 

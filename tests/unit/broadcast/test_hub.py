@@ -42,7 +42,8 @@ ONE_PIECE = CATCH_UP_BYTES - 4
 LITTLE_ROOM = 1
 """The requested buffer size of a socket.
 
-The kernel makes the buffer 4608 bytes large instead. In this buffer, written data takes up more room than its own size.
+The kernel makes the buffer larger than requested: 4608 bytes. In this buffer, written data takes up more room than its
+own size.
 """
 
 
@@ -999,7 +1000,7 @@ LOG_BYTES = 40_000
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """In any order, publishes updates, makes connections congested, and drains them.
+    """Publishes updates, makes connections congested, and drains connections, in any order.
 
     Checks that each client receives the published updates in order.
     """

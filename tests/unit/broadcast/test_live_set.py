@@ -265,10 +265,9 @@ def test_connections_may_be_discarded_during_an_iteration() -> None:
 
 @given(st.lists(st.integers(0, 11), max_size=60))
 def test_live_set_agrees_with_a_set_after_any_adds_and_discards(numbers: list[int]) -> None:
-    """Each number adds a peer.
+    """Each number stands for a peer, and adds this peer to the set.
 
-    If the peer is already in the set, the number removes it, and then removes it again, as if its connection were
-    closed and then lost.
+    If the peer is already in the set, the peer is removed twice, as if its connection were closed and then lost.
     """
     live: LiveSet[Peer] = LiveSet()
     peers = [Peer(None if number % 4 == 3 else 100 + number) for number in range(12)]

@@ -1,4 +1,4 @@
-"""Tests how the log's index finds ids, and finds and counts matching updates, also across its segments."""
+"""Tests that the log's index finds ids, and counts and finds matching updates, in one or more segments."""
 
 from __future__ import annotations
 

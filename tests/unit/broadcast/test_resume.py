@@ -86,7 +86,10 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
 
 
 def with_id(number: int, kind: str = "a", tag: int = TAG, own_messages: int = 0) -> dict[str, Any]:
-    """Returns an update after some of the bridge's own messages, each of which also takes a position."""
+    """Returns an update with an id.
+
+    The sequence number in the id also counts the bridge's own messages before the update.
+    """
     return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, tag))}
 
 
@@ -1136,7 +1139,7 @@ class ModelClient:
         self.wanted = wanted
         self.last = ""
         self.numbers: list[int] = []
-        """The updates that the client has received since its last `resume` that was incomplete."""
+        """The updates that the client has received since its last incomplete `resume`."""
         self.begin: int | None = None
         """The client must receive all updates after this place in the stream.
 
@@ -1170,8 +1173,8 @@ class ModelClient:
                 elif asked == "":
                     self.numbers, self.begin = [], self.place
                 else:
-                    # The id in `resume` may be newer than the client's id. In this case, no update between the two ids
-                    # may match the client's filter.
+                    # If the id in `resume` is newer than the client's id, no update between the two ids may match the
+                    # client's filter.
                     assert self.place is not None
                     assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
             elif message["type"] == "gap":
@@ -1387,8 +1390,8 @@ class AnyTurn(RuleBasedStateMachine):
     """Updates, markers, gaps and clients arrive in any order, with and without flushes in between.
 
     The data of an update is its position in the log. The time in a `resume` message is the position up to which updates
-    had been flushed when the message was made. Each `resume` counts the updates whose positions are lower than the time
-    in this `resume`.
+    had been flushed when the message was made. A `resume` must count the updates whose data is less than the time in
+    this `resume`.
     """
 
     @initialize(

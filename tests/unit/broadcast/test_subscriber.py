@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 LITTLE_ROOM = 1
-"""The requested buffer size of a socket. The kernel uses 4608 bytes instead."""
+"""The requested buffer size of a socket. The kernel makes the buffer larger than requested: 4608 bytes."""
 
 TAG = 7
 
@@ -309,7 +309,7 @@ class Client:
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Clients with and without ids. Any events can happen to their connections.
+    """Clients with and without ids. Any event can happen to the connections of the clients.
 
     The model applies TRANSITIONS to each event that the hub traces. The update with the number n has the sequence
     number n.

@@ -45,7 +45,7 @@ def test_split_returns_where_the_write_stopped(ids: bool, sizes: list[int], firs
     assert offset == 0
     taken = int(share * len(run))
     stopped, offset = subscription.split(positions, 0, taken)
-    # The socket has not taken all later frames and the rest of one frame. This rest is not empty.
+    # The socket has not taken the end of one frame, which is not empty, nor any of the later frames.
     rest = frame(stopped)[offset:]
     assert rest + b"".join(map(frame, range(stopped + 1, end))) == run[taken:]
     assert rest
@@ -60,8 +60,8 @@ def test_pieces_are_bounded_and_add_up_to_the_frames_after_any_partial_write(
     subscription, frame = subscription_of(index, ids=ids)
     position = offset = 0
     read = bytearray()
-    # The frames are read in a few hundred pieces at most. Reading them byte by byte would take a second without testing
-    # more.
+    # The frames are read in a few hundred pieces at most. Reading the frames byte by byte would take a second without
+    # testing more.
     max_bytes = max(max_bytes, sum(sizes) // 200)
     while position < len(sizes):
         piece = subscription.read(position, offset, len(sizes), max_bytes)

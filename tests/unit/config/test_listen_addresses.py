@@ -21,7 +21,10 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def machine(*own: str) -> Callable[[Network], str | None]:
-    """Returns a function. For a network, this function returns the machine's first address of the same IP version."""
+    """Returns a function.
+
+    The returned function takes a network, and returns the machine's first address of the same IP version.
+    """
     return lambda network: next((each for each in own if ipaddress.ip_address(each).version == network.version), None)
 
 

@@ -154,7 +154,7 @@ KEYWORDS = {
 
 
 def valid_by(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Generates data that matches a schema with the keywords of the packaged schemas."""
+    """Generates data that matches a schema. The schema may use only the keywords that the packaged schemas use."""
     assert schema.keys() <= KEYWORDS
     if "$ref" in schema:
         return valid_by(SCHEMAS[schema["$ref"].removeprefix("urn:edk-bridge:schema:")])

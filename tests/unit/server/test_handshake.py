@@ -1,4 +1,4 @@
-"""Tests of each answer to a handshake, and of when a client is aborted, with a fake transport and a fake clock."""
+"""Tests how each handshake is answered and when a client is aborted, with a fake transport and a fake clock."""
 
 from __future__ import annotations
 

@@ -533,7 +533,8 @@ async def test_evicted_handshake_is_released_once(
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
     harness = serve(max_per_address=1)
     await harness.connect()
-    # The second client evicts the first one. The connection of the first client is lost only afterwards.
+    # The second client evicts the first one. The connection of the first client is lost only after this client was
+    # evicted.
     second = await harness.connect()
     assert len(harness.server._address_limit) == 1
     second.send(request(3000))
@@ -640,7 +641,7 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
 async def test_line_contains_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
     harness = serve()
     await harness.upgrade()
-    # There was no tick since the first client connected. Nevertheless, the time of a client that connects much later is
+    # Although there was no tick since the first client connected, the time of a client that connects much later is
     # correct.
     await harness.clock.advance(100 + CLOCK_RESOLUTION_S)
     await harness.upgrade()
@@ -989,7 +990,7 @@ async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
         await client.leave()
     await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert len(released) == 1
-    # For the clients that connect next, the server counts from 0 again.
+    # Whether memory is released again depends only on the clients since the last release.
     clients = [await harness.upgrade() for _ in range(4)]
     for client in clients:
         await client.leave()

@@ -200,7 +200,10 @@ async def test_deliveries_may_arrive_before_consume_ok(
 async def test_newest_connection_has_the_highest_priority_whatever_the_clock_shows(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
-    """A broker may not notice at once that an old connection has ended. It must not send half of the events there."""
+    """A broker may not notice at once that an old connection has ended.
+
+    The broker must not send half of the events to the old connection.
+    """
     connections = [FakeAmqp() for _ in range(3)]
     running.broker.connections += connections
     running.begin()

@@ -104,9 +104,9 @@ async def test_reduced_prefetch_lasts_for_one_session(stage: Stage) -> None:
 
 
 async def test_one_delivery_at_a_time_is_always_read() -> None:
-    """The prefetch can't be 0, which means no limit.
+    """The prefetch can't be 0, because 0 means that there is no limit.
 
-    The bridge can't stop reading either, because the broker would then close the connection.
+    The bridge must not stop reading, because the broker would then close the connection.
     """
     stage = Stage(1)
     stage.begin_session()

@@ -293,7 +293,7 @@ async def test_probe_that_fails_proves_nothing(stream: Stream, answer: object) -
 
 
 async def test_end_is_probed_while_deliveries_arrive(stream: Stream, clock: VirtualTime) -> None:
-    """The next message that a probe gets proves that all smaller offsets were published earlier."""
+    """When a probe gets the next message, all smaller offsets are known to have been published earlier."""
     stream.read(stream.newest)
     async with stream.detecting() as detecting:
         for _ in range(100):

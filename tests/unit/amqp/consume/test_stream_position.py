@@ -31,7 +31,7 @@ def observe(position: StreamPosition, *offsets: int) -> list[Verdict]:
 
 @pytest.fixture
 def position() -> StreamPosition:
-    """A stream position that has read the offsets 5 to 10, and has lost its connection."""
+    """The position of a reader that has read the offsets 5 to 10, and has lost its connection."""
     position = StreamPosition(window=5)
     assert position.begin_session(10) == 5
     observe(position, *range(5, 11))
@@ -205,7 +205,8 @@ def test_every_message_is_new_once_and_in_order_however_often_it_is_interrupted(
 ) -> None:
     """Each session reads some messages.
 
-    The first of them may be up to a chunk before the requested offset. The last session reads all messages.
+    The first message of a session may be up to a chunk before the requested offset. The last session reads all
+    messages.
     """
     stream = [sum(steps[: at + 1]) for at in range(len(steps))]
     position = StreamPosition(window=10**6)

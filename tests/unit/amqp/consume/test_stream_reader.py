@@ -1,4 +1,4 @@
-"""Tests of the gaps that a bridge reports, for events that may be missing from the stream, and from markers."""
+"""Tests which gaps a bridge reports, because events may be missing, or because a marker contains a gap."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def stage(clock: VirtualTime) -> Reader:
 
 
 def assert_gap(gap: Gap | None, since_s: float, until_s: float, reason: str) -> None:
-    """Checks the reason of a gap, and its times except for rounding errors."""
+    """Checks the reason for a gap, and its times, which may have rounding errors."""
     assert gap is not None
     assert gap.since_s == pytest.approx(since_s)
     assert gap.until_s == pytest.approx(until_s)
@@ -282,7 +282,7 @@ async def test_stream_that_was_declared_again_has_a_gap_if_the_old_one_was_read(
 
 
 async def test_stream_that_is_declared_again_while_it_is_read_is_reported_by_its_reader(stage: Reader) -> None:
-    """A declaration of the stream must not report a gap before the reader knows whether it missed events."""
+    """If the stream is declared again, no gap is reported before the reader knows if it missed events."""
     await stage.begin()
     stage.reader.position.observe(10, 1)
     queue = await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)

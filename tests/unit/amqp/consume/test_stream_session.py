@@ -25,7 +25,7 @@ STREAM = StreamConfig("history", 3600.0, 2**20, window=100)
 BASE = 2**40
 """The first offset in these tests.
 
-It is large, because the library encodes a small offset in fewer bytes than a broker does.
+The offset is large, because the library encodes a small offset in fewer bytes than a broker does.
 """
 
 

@@ -191,7 +191,7 @@ async def test_stray_cancellation_ends_the_check() -> None:
 
 
 async def test_answer_is_reported_with_the_time_of_its_request(clock: VirtualTime) -> None:
-    """A bridge that was frozen for a while then reads an answer that the broker sent long ago."""
+    """After a freeze, a bridge reads an answer that the broker sent long ago."""
     amqp = FakeAmqp().on(EXCHANGE, HANGS).on(BIND, HANGS)
     began_s = clock.monotonic()
 
@@ -211,7 +211,10 @@ async def test_answer_is_reported_with_the_time_of_its_request(clock: VirtualTim
 
 @pytest.mark.parametrize("late", [EXCHANGE, QUEUE, BIND])
 async def test_everything_existed_at_the_time_of_the_earliest_request(clock: VirtualTime, late: str) -> None:
-    """All requests must be answered. For example, an exchange that was replaced exists, but its binding is gone."""
+    """All requests must be answered.
+
+    For example, after an exchange was deleted and declared again, the exchange exists, but its binding is gone.
+    """
     amqp = FakeAmqp().on(late, None, HANGS)
     began_s = clock.monotonic()
     async with watched(amqp) as watching:

@@ -1,4 +1,7 @@
-"""Tests of the errors of a Publisher. While the broker refuses the publisher, each call raises this refusal."""
+"""Tests of the errors of a Publisher.
+
+While the broker refuses the publisher, each call raises an error with the reason for the refusal.
+"""
 
 from __future__ import annotations
 

@@ -430,8 +430,8 @@ async def test_end_of_a_session_leaves_room_for_the_next_one(
 ) -> None:
     """When a session ends, the publisher gives up the rejected events that the broker will deliver again.
 
-    Of the other rejected events, the publisher keeps the newest ones, up to MAX_HELD_BYTES in total, but always at
-    least one.
+    The publisher keeps the newest rejected events that the broker will not deliver again. They may take MAX_HELD_BYTES
+    in total, but at least one of them is always kept.
     """
     rejects, channel, full = unconfirmed
     before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]

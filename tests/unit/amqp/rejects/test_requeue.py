@@ -108,7 +108,7 @@ async def test_unusable_exchange_is_requested_once(answer: Exception, words: str
 
 
 async def test_channel_that_the_broker_has_closed_is_not_used_again() -> None:
-    """A message that is published on a closed channel would end the whole connection."""
+    """Publishing a message on a closed channel would end the whole connection."""
     requeuer = Requeuer((amqp := FakeAmqp().on(PUBLISH, REFUSED)).amqp, "guest")
     for _ in range(3):
         assert "may not write" in await kept_by(amqp, requeuer=requeuer)

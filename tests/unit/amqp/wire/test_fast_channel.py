@@ -265,7 +265,10 @@ AT_EXCHANGE = PAYLOAD.index(b"\x09killmails")
 
 
 def promising(payload: bytes, at: int, length: int) -> bytes:
-    """Returns the payload, with the length octet at the index `at` replaced by `length`. This octet begins a string."""
+    """Returns the payload, with the length octet at the index `at` replaced by `length`.
+
+    The length octet is the first octet of a string.
+    """
     return payload[:at] + bytes([length]) + payload[at + 1 :]
 
 

@@ -1,4 +1,7 @@
-"""Deliveries are settled in any order. They are acknowledged in runs, but only after they are settled."""
+"""Deliveries are settled in any order.
+
+Consecutive deliveries are acknowledged together, but only after all of them are settled.
+"""
 
 from __future__ import annotations
 

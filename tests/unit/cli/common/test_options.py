@@ -1,4 +1,4 @@
-"""Tests of the options of commands: their settings, and the help of commands with groups of settings."""
+"""Tests how the options of a command become settings, and how the help of the command groups these options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tests which request heads are parsed and which are refused, in pieces of any size, and compared with h11."""
+"""Tests which request heads are parsed and which are refused.
+
+The heads arrive in pieces of any size, and the results are compared with those of h11.
+"""
 
 from __future__ import annotations
 

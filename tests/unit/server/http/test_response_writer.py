@@ -21,7 +21,7 @@ RESPONSE = b"x" * (10 * LEAST)
 class Response:
     """A response.
 
-    It counts the bytes that the client's kernel has acknowledged, and how often the response was aborted.
+    This class counts the bytes that the client's kernel has acknowledged, and how often the response was aborted.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

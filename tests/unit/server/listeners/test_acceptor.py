@@ -47,7 +47,7 @@ class RecordingAcceptor(Acceptor):
         self.clients: list[socket.socket] = []
 
     def connect(self, count: int = 1) -> None:
-        """Connects clients. The kernel completes their TCP handshakes even before the bridge accepts the clients."""
+        """Connects clients. The kernel completes the TCP handshakes even before the bridge accepts the clients."""
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
     async def turns(self) -> None:
@@ -262,7 +262,7 @@ async def test_close_while_descriptors_are_exhausted_leaves_no_timer_and_no_wait
 
 
 class ScriptedListener(socket.socket):
-    """A listening socket whose `accept` returns a scripted client with its name, or raises a scripted error."""
+    """A listening socket whose `accept` returns a scripted client and its address, or raises an error."""
 
     def __init__(self, *outcomes: tuple[socket.socket, tuple[object, ...]] | OSError) -> None:
         super().__init__()

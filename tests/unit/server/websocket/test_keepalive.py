@@ -250,7 +250,8 @@ def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monk
         assert [line["log_level"] for line in logged] == ["error"] * MAX_LINES
         tick_until(keepalive, clock, PING_S + MINUTE_S)
     assert len(logged) == 2 * MAX_LINES
-    # The suppressed failures are those of the first pass beyond MAX_LINES, and all failures of the next 59 passes.
+    # The suppressed failures are the failures of the first pass that exceed MAX_LINES, and all failures of the next 59
+    # passes.
     assert logged[MAX_LINES]["suppressed"] == 3 + 59 * (MAX_LINES + 3)
 
 
@@ -314,7 +315,7 @@ async def test_run_pings_many_clients_in_many_turns_of_the_loop(monkeypatch: pyt
 FREEZES_S = (15.1, 60.0, 3600.0)
 """How long the bridge is frozen, in seconds since the last pass.
 
-The next pass is due 5 s after the last one, and counts as late two ticks after that.
+The next pass is due 5 s after the last one, and counts as late if its delay is longer than two ticks.
 """
 
 
@@ -379,8 +380,8 @@ def test_client_with_pongs_read_in_the_next_turn_stays_in_turns_of_any_length(
     keepalive = Keepalive([client], clock, idle_s, ping_s, ignore)
     pinged_at = 0.0
     for _ in range(500):
-        # Before each pass, the bridge reads the data that arrived during the slow turn. It records the time of the
-        # previous pass as the time of this data.
+        # Before each pass, the bridge reads the data that arrived during the slow turn. The bridge records the time of
+        # the previous pass as the time of this data.
         if client.pinged_at > pinged_at:
             pinged_at = client.pinged_at
             client.last_received_at = clock.now_s

@@ -1,4 +1,4 @@
-"""Tests that packages are installed only if this needs no password, and that their services are not started."""
+"""Tests that packages are installed only if no password is needed, and that their services do not start."""
 
 import os
 import subprocess
