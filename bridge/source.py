@@ -1,4 +1,4 @@
-"""The interface of a source of events: the consumer of RabbitMQ or, in a demo without a broker, a feed."""
+"""The interface of a source of events, which is RabbitMQ's consumer or, in a demo without a broker, a feed."""
 
 from collections.abc import Callable
 from typing import Protocol

@@ -26,7 +26,7 @@ class Timing:
     """If opening or closing a connection times out, aio-pika gets this additional time to release the connection."""
 
     setup_timeout_s: float = 20.0
-    """Time from the opening of the connection to the first delivery, for all requests in between."""
+    """Time for all requests between the opening of the connection and the first delivery."""
 
     amqp_close_timeout_s: float = 2.0
     """Time to close an AMQP connection. A suspended broker never answers, and aio-pika waits for its answer."""
@@ -114,7 +114,7 @@ class Timing:
     """If no file descriptor is free, the bridge checks at this interval whether one has become free."""
 
     accept_grace_s: float = 0.2
-    """When a bridge that shares its port stops, TCP handshakes that have begun get this time to complete.
+    """If a bridge shares its port, TCP handshakes that have begun when it stops get this time to complete.
 
     A TCP handshake takes one round trip.
     """

@@ -105,7 +105,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Adds what a worker has reported about its brokers. A worker that crashed has reported nothing."""
+    """Collects what a worker has reported about its brokers. A worker that crashed has reported nothing."""
     found = getattr(node, "workeroutput", {}).get("origins", ())
     origins.extend(origin for origin in found if origin not in origins)
 

@@ -27,7 +27,7 @@ class Figure:
     name: str
     digits: int = 0
     against: str | None = None
-    """If this is the name of a candidate, the table shows the ratio to the named candidate's figure of the same round.
+    """If this names a candidate, the table shows the ratio to that candidate's figure in the same round.
 
     The speed of the machine has little effect on such a ratio.
     """

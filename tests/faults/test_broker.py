@@ -74,7 +74,7 @@ async def not_ready(bridge: Bridge) -> dict[str, Any]:
 
 
 async def ready_again(bridge: Bridge, since_s: float) -> None:
-    """Waits until the bridge is ready, and checks that this took no longer than RECOVERY_LIMIT_S after `since_s`."""
+    """Waits until the bridge is ready, and checks that at most RECOVERY_LIMIT_S has passed since `since_s`."""
     await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
     took_s = time.monotonic() - since_s
     assert took_s <= RECOVERY_LIMIT_S, f"{took_s:.1f} s"

@@ -25,7 +25,10 @@ TURN_S = 0.05
 """Each turn of the event loop takes this long, as if the bridge had thousands of clients and only a part of a core."""
 
 LIMIT_S = 0.5
-"""The time limit for the broker's answers. To a bridge with a slow loop, each answer seems to take longer."""
+"""The time limit for the broker's answers.
+
+To a bridge with a slow loop, each answer seems to take longer than this limit.
+"""
 
 TIMING = Timing(connect_timeout_s=LIMIT_S, setup_timeout_s=LIMIT_S, check_timeout_s=LIMIT_S, check_interval_s=0.1)
 

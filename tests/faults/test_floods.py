@@ -99,8 +99,8 @@ def head(opcode: int, length: int, *, fin: bool = True) -> bytes:
 def may_be_read(frame_bytes: int, seconds: float) -> int:
     """Returns how many bytes the bridge may read from one client in `seconds` if each frame is `frame_bytes` long.
 
-    The result allows for one more period at the start, one more at the end, and one more read, which is processed as a
-    whole.
+    The result includes an additional period at the start, another at the end, and one additional read, because the
+    bridge processes each read as a whole.
     """
     of_a_frame = frame_bytes / (frame_bytes + FRAME_COST_BYTES)
     return int((seconds / PERIOD_S + 2) * CLIENT_BUDGET_BYTES * of_a_frame) + MAX_READ_BYTES

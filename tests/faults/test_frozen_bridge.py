@@ -20,7 +20,7 @@ FREEZE_S = 1.8
 """The duration of a freeze. A freeze is longer than the idle timeout plus one tick of tolerance."""
 
 CROWD = 1200
-"""If the read limit for all clients together counted pongs, the pongs of this many clients would exceed it."""
+"""If pongs counted towards the read limit for all clients together, the pongs of this many clients would exceed it."""
 
 
 class Answering(Collector):

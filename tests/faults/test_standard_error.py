@@ -50,7 +50,8 @@ HELD = "another-program-has-written-this"
 class Running:
     """A running bridge.
 
-    The test chooses the bridge's standard error, and its port, so that it need not read the port from the log.
+    The test chooses where the bridge's standard error goes. The test also chooses the port, so that the test need not
+    read it from the log.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:

@@ -14,7 +14,7 @@ from tests.bench.publish import SYSTEM
 
 FILTERS = 500
 SYSTEMS = 100
-"""If each client asks for one solar system, the updates are in this many solar systems in turn."""
+"""If each client asks for one solar system, the updates come from this many solar systems in turn."""
 
 ELSEWHERE = 40_000_000
 """The lowest id of the solar systems that have no updates.
