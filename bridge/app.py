@@ -204,7 +204,7 @@ class Bridge:
         )
 
     async def wait_for_refusal(self) -> None:
-        """Waits until the broker refuses in a way that ends the program, and raises BrokerRefusal."""
+        """Waits for a refusal by the broker that must end the program, and raises it as a BrokerRefusal."""
         assert self._source_task is not None
         assert self._rejects_task is not None
         both = (self._source_task, self._rejects_task)
@@ -269,7 +269,7 @@ clients."""
 
 
 def _init_labels(metrics: Metrics, schemas: catalog.Catalog) -> None:
-    # If the bridge closes a connection because it stops, the client does not count as evicted.
+    # A client whose connection is closed because the bridge stops does not count as evicted.
     evictions = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
     metrics.init_labels(schemas.types, Reason, evictions, Rule)
 

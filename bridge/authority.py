@@ -19,7 +19,10 @@ MAX_HOST_CHARACTERS = 255
 """The maximum length of a host name, including its dots (RFC 1035, section 2.3.4)."""
 
 MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
-"""The maximum length of an origin (a scheme, a host and a port). A longer text is not parsed as an origin."""
+"""The maximum length of an origin (a scheme, a host and a port).
+
+A text that exceeds this maximum is not parsed as an origin.
+"""
 
 IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
 """A pattern that matches all IPv6 addresses and some other texts.

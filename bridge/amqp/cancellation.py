@@ -13,8 +13,9 @@ class CancellationGuard:
     `requested` is True if the cancellation of the task was requested after the guard was created.
 
     A request to cancel the task does not count if it was made before the guard was created. `Task.cancelling` also
-    counts such earlier requests, if the task has continued after them. The guard keeps no reference to the task. With a
-    reference to the task, an error that the task raises would keep its own traceback in memory.
+    counts a request from before the guard was created, if the task continued after the request. The guard keeps no
+    reference to the task. If the guard referred to the task, an error that the task raises would keep its own traceback
+    in memory.
     """
 
     __slots__ = ("_earlier",)

@@ -52,7 +52,7 @@ class CloseCause:
 
 
 def task_close_cause(task: asyncio.Task[object]) -> CloseCause:
-    """Returns the cause for the end of a task that used a channel."""
+    """Returns why a task that used a channel has ended."""
     error = None if task.cancelled() else task.exception()
     return CloseCause("the channel was closed", broker_stayed_up=False) if error is None else CloseCause.of(error)
 

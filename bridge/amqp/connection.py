@@ -1,7 +1,7 @@
 """Connects to the first RabbitMQ node that accepts a connection, and closes each connection within a bounded time.
 
 The bridge uses plain connections, not the robust connections of aio-pika. A robust connection declares the same
-exclusive queue again while the broker still keeps the old connection open. A robust connection also reconnects after
+exclusive queue again while the broker still keeps the old connection open. A robust connection reconnects even after
 the task that uses it is cancelled. When a connection is lost, the code that opened it opens a new connection.
 """
 

@@ -38,8 +38,8 @@ _CONNECT_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed")
 def os_error_text(error: OSError | UnicodeError) -> str:
     """Returns the operating system's text for an error, without addresses.
 
-    The errors of uvloop have the operating system's text. For the errors of asyncio, asyncio writes its own text, which
-    contains the address of each attempt.
+    The errors that uvloop raises have the operating system's text. The errors that asyncio raises have asyncio's own
+    text, which contains the address of each attempt.
     """
     codes = dict.fromkeys(_CONNECT_FAILED.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or error_text(error)
@@ -55,7 +55,7 @@ Only the connection limit can resolve itself; for the other causes, the operator
 
 
 def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
-    """Returns the error for a failed attempt to connect to a node: BrokerRefusal if only an operator can help."""
+    """Returns the error to raise after a failed attempt to connect: a BrokerRefusal if only an operator can help."""
     if isinstance(error, aiormq.exceptions.ProbableAuthenticationError):
         return BrokerRefusal(f"{node} {_login_refused_text(url, error_text(error))}")
     if isinstance(error, aiormq.exceptions.AuthenticationError):
@@ -91,7 +91,7 @@ def _login_refused_text(url: URL, text: str) -> str:
 
 
 def _mechanism_missing_text(url: URL, error: aiormq.exceptions.AuthenticationError) -> str:
-    """Returns advice for a broker that does not offer the SASL mechanism which `auth` in the URL asks for."""
+    """Returns advice to give if the broker does not offer the SASL mechanism that `auth` in the URL asks for."""
     asked = url.query.get("auth", "plain").lower()
     offered = printable(str(error.args[0])) if error.args else "nothing"
     if asked == "external":
@@ -138,7 +138,7 @@ PLAIN_EOF_TEXT = (
 )
 """The error text for a connection without TLS that ends at once.
 
-TLS ports, HTTP ports and proxies whose broker is down close a plain AMQP connection at once.
+A plain AMQP connection is closed at once by a TLS port, by an HTTP port, and by a proxy whose broker is down.
 """
 
 

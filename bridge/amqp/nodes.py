@@ -79,11 +79,11 @@ class NodesFile(Sequence[Node]):
     def __getitem__(self, index: slice) -> Sequence[Node]: ...
 
     def __getitem__(self, index: int | slice) -> Node | Sequence[Node]:
-        """Returns one node or a slice of the nodes that the last read of the file found."""
+        """Returns one node or a slice of the nodes that were in the file when it was last read."""
         return self._nodes[index]
 
     def __len__(self) -> int:
-        """Returns the number of nodes that the last read of the file found."""
+        """Returns the number of nodes that were in the file when it was last read."""
         return len(self._nodes)
 
 

@@ -37,7 +37,7 @@ def no_reply_error(limit_s: float) -> ConnectionError:
 
 @asynccontextmanager
 async def lag_tolerant_timeout(limit_s: float, on_expiry: Callable[[], object] | None = None) -> AsyncIterator[None]:
-    """Like `asyncio.timeout`, but a long turn of the event loop counts for no more than a hundredth of the limit.
+    """Sets a limit like `asyncio.timeout`, but counts a long turn of the loop as at most a hundredth of the limit.
 
     `on_expiry` is called when the limit is reached. Raises TimeoutError.
     """
@@ -50,7 +50,7 @@ async def lag_tolerant_timeout(limit_s: float, on_expiry: Callable[[], object] |
 
 
 async def lag_tolerant_sleep(delay_s: float) -> None:
-    """Like `asyncio.sleep`, but a long turn of the event loop counts for no more than a third of the delay."""
+    """Sleeps like `asyncio.sleep`, but counts a long turn of the event loop as at most a third of the delay."""
     for _ in range(3):  # three ticks instead of a hundred, because thousands of tasks may sleep at the same time
         await asyncio.sleep(delay_s / 3)
 

@@ -1,6 +1,7 @@
 """The exchanges, the queue and the bindings that must exist at the broker before events arrive.
 
-The bridge never changes an existing exchange or queue, because the exchanges belong to the fetchers.
+The exchanges belong to the fetchers, so the bridge never changes an existing exchange. It does not change an existing
+queue either.
 """
 
 import re
@@ -99,10 +100,10 @@ async def set_up(
     """Finds or declares the exchanges and the queue, and binds the queue to the exchanges.
 
     `known` contains the exchanges as the last session found them. `prepare` finds or declares the queue. `on_created`
-    is called if an exchange or the queue was missing, even if a later step fails. Events published while the exchange
-    or the queue was missing never reached the bridge's queue. Raises BrokerRefusal if a permission is missing or an
-    exchange would never deliver to the bridge. Raises ConnectionError if an exchange is missing and only the exchange's
-    owner can declare it.
+    is called if an exchange or the queue was missing, even if a later step fails. Events that were published while the
+    exchange or the queue was missing have never reached the bridge's queue. Raises BrokerRefusal if a permission is
+    missing or an exchange would never deliver to the bridge. Raises ConnectionError if an exchange is missing and only
+    the exchange's owner can declare it.
     """
     inaccessible = []
     try:
@@ -233,7 +234,7 @@ async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> b
 async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
     """Declares a missing exchange with the properties that it had before.
 
-    With other properties, the exchange's owner could never declare the exchange again.
+    If the bridge chose different properties, the exchange's owner could never declare the exchange again.
     """
 
     async def declare(channel: Channel) -> object:

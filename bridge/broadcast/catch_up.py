@@ -2,8 +2,8 @@
 
 Each connection has a cursor, which is its position in the log. A connection gets the log in pieces, starting at its
 cursor. The total size of all pieces in one turn of the loop is limited, so that the live connections are not delayed. A
-connection is closed when its cursor falls off the tail of the log. Slow clients need no other rule, because the size of
-the log limits the memory for all clients together.
+connection is closed when its cursor falls off the tail of the log. No separate limit for slow clients is needed,
+because the size of the log limits the memory for all clients together.
 """
 
 from collections import OrderedDict
@@ -93,14 +93,14 @@ class CatchUp:
         The cursors are compared with the log's tail only when the tail passes this position.
         """
         self._evicting = False
-        """True if there are more connections that are too slow, which a later turn will evict."""
+        """True if some of the connections that are too slow are left for a later turn to evict."""
         self.sent_bytes = 0
         """The number of bytes written to sockets and handed to transports."""
 
     # Methods that the hub calls when connections enter and leave states
 
     def add_catching_up(self, connection: Subscriber) -> None:
-        """Adds a connection that is now CATCHING_UP. It reads from its cursor."""
+        """Adds a connection that is now CATCHING_UP. The connection reads the log from its cursor."""
         self.catching_up.add(connection)
         self._slowest = min(self._slowest, connection.cursor)
 
@@ -113,7 +113,8 @@ class CatchUp:
         """Adds a connection that is now LAGGING.
 
         The connection starts to read at the next flush, or, if `begin_at_flush` is called, at the current flush.
-        `_slowest` stays a lower bound, because it was at most the flushed position when it was set.
+        `_slowest` stays a lower bound of all cursors: it never exceeds the flushed position, at which this cursor
+        starts.
         """
         connection.cursor = self._update_log.flushed
         connection.offset = 0
@@ -141,7 +142,7 @@ class CatchUp:
         connection.cursor = self._update_log.flush_start
 
     def finish_frame(self, connection: Subscriber) -> None:
-        """If a CLOSING connection has received only a part of a frame, sends it the rest."""
+        """Sends a CLOSING connection the rest of a frame if only a part of the frame was sent."""
         if not connection.offset:
             return
         if connection.cursor < self._update_log.tail:
@@ -182,8 +183,8 @@ class CatchUp:
     def _consume(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
-        # Each connection that is waiting now gets one piece. Connections that are added during this turn get their
-        # piece in the next turn.
+        # In this turn, each connection that was already waiting gets at most one piece. Connections that are added
+        # during this turn get their piece in the next turn.
         for _ in range(len(due)):
             if not due or index.work_bytes >= limit_bytes:
                 return
@@ -296,7 +297,7 @@ class CatchUp:
             connection.frame_ended()
 
     def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
-        """Sends frames through the connection's transport. If the transport raises an error, closes the connection."""
+        """Sends frames through the connection's transport. Closes the connection if the transport fails."""
         try:
             if connection.send(*frames):
                 self.sent_bytes += sum(map(len, frames))

@@ -54,7 +54,7 @@ class FlushListener(Protocol):
     def on_flush(self) -> None:
         """Called at the end of each flush.
 
-        Each published update has then been written, or is left to connections that read from their cursors.
+        By then, each published update has been written, or is left for the connections that read from their cursors.
         """
 
 

@@ -23,8 +23,8 @@ NAMED_QUEUE_ARGUMENTS: FieldTable = {
 }
 """The arguments of a named queue that the bridge declares.
 
-The queue expires after a week without a consumer. The size limit keeps a queue that no bridge uses any more from
-filling the broker's disk. The limit leaves room for the killmails of a few days. The queue is classic even if the
+The queue expires after a week without a consumer. Because of the size limit, a queue that no bridge uses any more does
+not fill the broker's disk. The limit leaves room for the killmails of a few days. The queue is classic even if the
 virtual host's default is another type, because on RabbitMQ 4, a quorum queue drops an event that was returned 20 times.
 """
 

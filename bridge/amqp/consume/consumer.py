@@ -91,7 +91,7 @@ class Consumer:
         self._stalls = RepeatedFailures(LONGEST_PAUSE_S)
         self._early_losses = EarlyLosses()
         self._created = False
-        """True if the bridge had to declare an exchange or a queue, and no session has reported this yet."""
+        """True if the bridge had to declare an exchange or a queue and has not reported this declaration yet."""
         self._known_exchanges: dict[str, Exchange] = {}
         """The exchanges that the last session found.
 
@@ -257,7 +257,7 @@ class Consumer:
         return CloseCause(STOPPED) if self._stopping.is_set() else task_close_cause(ended[0])
 
     def _may_deliver(self, session: ConsumerSession) -> bool:
-        """False at the prefetch limit and during a pause: the broker then sends nothing, even if there is no stall."""
+        """False at the prefetch limit and while reading is paused, because the broker then sends nothing anyway."""
         return session.outstanding < self._flow_control.prefetch and not self._flow_control.paused
 
     async def _restore_prefetch(self, session: ConsumerSession, found: Topology) -> None:
@@ -297,7 +297,8 @@ class Consumer:
             after_s = round(time.monotonic() - status.since_s, 1)
             gap = self._created if reader is None else reader.gap_possible
             if self._created:
-                # Events published before the queue or the exchange was declared never reached any queue of the bridge.
+                # Events that were published before the queue or the exchange was declared have never reached any queue
+                # of the bridge.
                 self.gaps.report_loss(status.error or "")
             if status.state is not State.WORKING:
                 _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)

@@ -47,7 +47,7 @@ class DeliveryCounts:
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings for `/readyz` on events that were delivered too often."""
+        """The warnings for `/readyz` about events that were delivered too often."""
         return [self._warning(max(self.counts.values()))] if self.counts else []
 
     @staticmethod

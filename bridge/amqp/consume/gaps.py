@@ -29,7 +29,7 @@ class GapReporter:
         self._complete_until_s = max(self._complete_until_s, until_s)
 
     def report_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
-        """Reports a gap that began when all events were last known to be delivered, and that ends now."""
+        """Reports a gap that ends now and began at the last time when all events were known to be delivered."""
         self.report(gap_until_now(self._complete_until_s, reason, slug))
 
     def report(self, gap: Gap) -> None:
@@ -40,7 +40,7 @@ class GapReporter:
         self._handler.on_gap(gap)
 
     def forward(self, gap: Gap) -> None:
-        """Reports, but does not count, a gap that was found by another bridge or by this bridge before its restart."""
+        """Reports a gap found by another bridge, or by this bridge before its restart. The gap is not counted."""
         _log.warning("events may have been missed, according to the stream", **gap.report())
         self._handler.on_gap(gap)
 

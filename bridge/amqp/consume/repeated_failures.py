@@ -80,5 +80,5 @@ class EarlyLosses(RepeatedFailures):
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings for `/readyz` on connections that are repeatedly closed early."""
+        """The warnings for `/readyz` about connections that are repeatedly closed early."""
         return [str(self.place)] if self.count > 1 else []

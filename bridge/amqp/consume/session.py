@@ -145,7 +145,7 @@ class ConsumerSession:
         self._acknowledgement_due = False
         self._handler = handler
         self._deliveries: list[Delivery] = []
-        """The deliveries from the current read that the session has not passed to the handler yet."""
+        """The deliveries that arrived in the current read and were not passed to the handler yet."""
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -176,7 +176,7 @@ class ConsumerSession:
             raise
         except aiormq.exceptions.ChannelAccessRefused as error:
             if "in exclusive use" in error_text(error):
-                raise  # retried, because the consumer that uses the queue exclusively may stop
+                raise  # the bridge will try again, because the consumer that uses the queue exclusively may stop
             raise topology.permission_error(error, f"grant read on the queue {queue!r}") from error
         self._consumer_tag = consuming.consumer_tag or ""
 
@@ -212,8 +212,8 @@ class ConsumerSession:
                     await self.all_settled.wait()
         self.acknowledge()
         if self.outstanding:
-            # Only rejected events can be unsettled at this point. If they came from an exclusive queue or a stream,
-            # these events are lost.
+            # Only rejected events can be unsettled at this point. Events that came from an exclusive queue or a stream
+            # are then lost.
             _log.warning(
                 "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=redelivers
             )
@@ -229,7 +229,7 @@ class ConsumerSession:
     ) -> None:
         """Takes a delivery from the fast channel.
 
-        After the end of the session, drops the delivery without an acknowledgement.
+        A delivery that arrives after the end of the session is dropped without an acknowledgement.
         """
         if not self._delivering:
             if not self.current:
@@ -252,9 +252,9 @@ class ConsumerSession:
     def on_read_end(self) -> None:
         """Passes the deliveries to the handler and acknowledges them, in the turn of the loop in which they arrived.
 
-        A single update is sent at once. Under load, each read has several deliveries, and their updates are sent in
-        fewer writes. If the acknowledgement had its own turn of the loop, each update would take 40 µs longer (0.5 % of
-        the time that an update takes with 1000 clients in the paced run of `make bench`).
+        A single update is sent at once. Under load, each read contains several deliveries, so that one write can send
+        several updates. If the acknowledgement had its own turn of the loop, each update would take 40 µs longer (0.5 %
+        of the time that an update takes with 1000 clients in the paced run of `make bench`).
         """
         self._forward_deliveries()
         self.acknowledge()

@@ -33,8 +33,10 @@ class Verdict(Enum):
     NEW = auto()
     ALREADY_READ = auto()
     OTHER_STREAM = auto()
-    """The delivery comes from another stream than before. The session must end; the next session reads the new stream
-    from its start."""
+    """The delivery does not come from the stream that was read before.
+
+    The session must end; the next session reads the new stream from its start.
+    """
     POSSIBLE_GAP = auto()
     """More offsets are missing before this delivery than the broker's own entries can explain.
 

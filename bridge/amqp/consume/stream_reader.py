@@ -96,7 +96,7 @@ class StreamReader:
         self._timing = timing
         self._created_s = time.monotonic()
         self._instance = secrets.token_hex(8)
-        """The first half of the tokens of this bridge's own markers."""
+        """The first half of the token in each of this bridge's own markers."""
         self._reported_tokens: deque[str] = deque(maxlen=TOKENS)
         """The tokens of the last markers that reported a gap.
 
@@ -172,7 +172,7 @@ class StreamReader:
     # Messages of the stream
 
     def on_marker(self, body: bytes) -> None:
-        """If a marker reports a gap, reports this gap to the handler."""
+        """Passes the gap in a marker on to the handler, unless the handler already has this gap."""
         marker = stream_markers.decode(body)
         if marker is None or marker.gap is None or marker.token in self._reported_tokens:
             return

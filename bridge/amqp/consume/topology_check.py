@@ -7,7 +7,7 @@ nothing.
 Each check has its own channel, because the broker closes a channel when it refuses a request on it. A cluster node that
 is cut off from the majority answers some requests and leaves other requests without an answer (seen with RabbitMQ 4.3).
 A session on such a node may still deliver, so a missing answer to one check does not end the session. Until the broker
-answers that check again, the bridge does no more than warn.
+answers the check again, the bridge only warns.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ class TopologyCheck:
         self._checks = tuple(self._checks_of(topology))
         self._stopping = False
         self._silent_ticks = 0
-        """How long the broker has not answered any request, in hundredths of `check_timeout_s`."""
+        """For how long the broker has answered none of the requests, in hundredths of `check_timeout_s`."""
 
     async def run(self) -> None:
         """Runs until cancelled. Raises the broker's error if a part of the topology is missing or has changed.
@@ -130,7 +130,7 @@ class TopologyCheck:
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings for `/readyz` on parts of the topology that can't be checked."""
+        """The warnings for `/readyz` about parts of the topology that can't be checked."""
         warnings = []
         if self._topology.unverified_bindings:
             warnings.append(

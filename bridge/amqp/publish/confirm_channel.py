@@ -31,7 +31,7 @@ _LOST = "the connection was lost"
 
 
 class Unconfirmed(Exception):
-    """The broker did not confirm a message, but it may have received it. The error's text is the reason."""
+    """The broker did not confirm a message, but may have received the message. The error's text is the reason."""
 
     def __init__(self, reason: str, channel: Channel) -> None:
         super().__init__(reason)

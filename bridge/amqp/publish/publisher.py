@@ -175,7 +175,7 @@ class Publisher:
         return await self.publish_valid(body, outcome.type)
 
     async def publish_valid(self, body: bytes, update_type: str) -> bool:
-        """Like `broadcast`, but for an event that is known to be valid: never raises InvalidUpdate."""
+        """Publishes an event that is known to be valid, as `broadcast` does, but never raises InvalidUpdate."""
         properties = commands.Basic.Properties(
             content_type="application/json", message_type=update_type, delivery_mode=PERSISTENT
         )

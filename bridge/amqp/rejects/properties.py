@@ -1,8 +1,8 @@
 """Converts the properties of an event to those of a rejected event (with the reason in headers), and back.
 
-The properties of a rejected event must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties did not fit,
-the broker would close the connection at each attempt to publish the event. Headers that don't fit are omitted, and an
-additional header names them. This module does no I/O, except that it reads the clock.
+The properties of a rejected event must fit into one frame (AMQP 0-9-1, section 4.2.6.1). If the properties did not fit
+into one frame, the broker would close the connection at each attempt to publish the event. Headers that don't fit are
+omitted, and an additional header names them. This module does no I/O, except that it reads the clock.
 """
 
 import uuid

@@ -36,8 +36,8 @@ from bridge.timing import DEFAULT, Timing
 MAX_HELD_BYTES = 24 * 1024 * 1024
 """The total size of held events, in bytes, at which the bridge stops reading from the broker.
 
-Events that are still held from lost sessions may take up as much memory in addition. The event that makes the total
-exceed the limit is still accepted, whatever its size.
+Events that are still held from ended sessions may take up the same amount of memory again. The event that makes the
+total exceed the limit is still accepted, whatever its size.
 """
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
@@ -288,7 +288,7 @@ class RejectPublisher:
         log(held if self.waiting else none_held, error=reason, waiting=self.waiting)
 
     async def _warn_while_unconfirmed(self) -> None:
-        """While a confirm is missing, repeats the warning, because in between, other events may report a success."""
+        """Repeats the warning while a confirm is missing, because the confirm of another event ends the warning."""
         limit_s = self._timing.confirm_warning_s
         while True:
             await lag_tolerant_sleep(limit_s)

@@ -43,7 +43,7 @@ class BrokerLost(BridgeError):
 def broker_lost(error: BaseException, cancellation: CancellationGuard) -> BrokerLost:
     """Returns a BrokerLost for one of CONNECTION_ERRORS.
 
-    If the task was cancelled (Ctrl-C), raises CancelledError again instead.
+    Raises a CancelledError again if somebody has cancelled the task (with Ctrl-C, for example).
     """
     if isinstance(error, asyncio.CancelledError):
         if cancellation.requested:

@@ -45,7 +45,7 @@ class Requeuer:
         self._channels: dict[str, Channel | NotRequeued] = {}
         self._exchange_locks: dict[str, asyncio.Lock] = {}
         self._usable: set[str] = set()
-        """The exchanges that have accepted their first event, so that other events can follow on the same channel."""
+        """The exchanges that have accepted their first event: other events can follow on the same channel."""
         self._message_ids = MessageIdLocks()
 
     async def publish(self, reject: Reject) -> None:
@@ -57,9 +57,9 @@ class Requeuer:
             raise NotRequeued("they have no x-reject-exchange header, so no bridge has published them")
         exchange = reject.header("exchange")
         _check_expiration(reject)
-        # No other event is published to an exchange until its first event is confirmed. If the broker closes the
-        # channel (for example because a permission is missing), any further message on that channel would make the
-        # broker close the whole connection.
+        # No second event is published to an exchange until the first event for this exchange is confirmed. If the
+        # broker closes the channel (for example because a permission is missing), any further message on that channel
+        # would make the broker close the whole connection.
         async with self._exchange_locks.setdefault(exchange, asyncio.Lock()):
             channel = await self._channel(exchange)
             if exchange not in self._usable:
@@ -95,7 +95,7 @@ class Requeuer:
                 refusal = _channel_refusal(exchange, channel)
                 if refusal is None:
                     raise lost from error
-                # Later events of the same exchange must not use the closed channel.
+                # Later events for the same exchange must not use the closed channel.
                 self._channels[exchange] = refusal
                 raise refusal from error
             except Exception as error:  # pamqp may raise any error for a value that it can't encode

@@ -2,7 +2,7 @@
 
 While all attempts fail, the queue repeats them one at a time; after a success, all waiting attempts follow soon.
 
-The number of waiting attempts changes neither how soon the bridge notices the end of an outage nor the load on the
+The number of waiting attempts affects neither how soon the bridge notices the end of an outage nor the load on the
 broker during the outage. This module itself publishes nothing.
 """
 
@@ -36,7 +36,7 @@ class RetryQueue:
     async def wait(self, own: Backoff) -> None:
         """Waits until a failed attempt may be repeated.
 
-        `own` is the backoff of this one attempt, with pauses of at most MAX_OWN_PAUSE_S.
+        `own` is the backoff of only this attempt, with pauses of at most MAX_OWN_PAUSE_S.
         """
         await asyncio.sleep(own.pause_s())
         self._waiting += 1

@@ -45,7 +45,7 @@ def install_lenient_decoders() -> None:
 
 
 def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
-    """Returns a decoder like `strict` that skips an unreadable value of `size(value)` bytes and returns None."""
+    """Returns a decoder like `strict`, except that it skips the `size(value)` bytes of an unreadable value."""
 
     def decoder(value: bytes) -> tuple[int, object]:
         try:

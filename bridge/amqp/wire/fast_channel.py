@@ -50,7 +50,7 @@ class Receiver(Protocol):
         """Called for each delivery, in the order in which the deliveries arrive."""
 
     def on_read_end(self) -> None:
-        """If a read from the socket contained deliveries, called after all these deliveries were passed on."""
+        """Called after a read that contained deliveries, when all these deliveries have been passed on."""
 
 
 class Transport(Protocol):
@@ -181,8 +181,8 @@ class FastChannel:
             ACK.pack(METHOD, self.number, ACK_LENGTH, ACK_METHOD, tag, multiple, FRAME_END)
             for tag, multiple in acknowledgements
         ]
-        # Acknowledgements may be sent between frames that aiormq sends, but not after the last frame of the connection,
-        # which aiormq sends.
+        # Acknowledgements may be sent between the frames that aiormq sends, but not after aiormq's last frame on the
+        # connection.
         if frames and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(frames))
 

@@ -169,7 +169,7 @@ def short_string(data: bytes) -> tuple[int, str]:
 
 
 def string(data: bytes) -> tuple[int, str]:
-    """Like `short_string`, but raises IndexError if the string is incomplete."""
+    """Does the same as `short_string`, but raises IndexError if the string is incomplete."""
     size, text = short_string(data)
     if size > len(data):
         raise IndexError(f"a string of {size - 1} bytes in {len(data) - 1}")

@@ -2,7 +2,7 @@
 
 Many tags are acknowledged at once, but no tag is acknowledged before its delivery is settled.
 
-This module does no I/O. It only calculates with delivery tags, which count from 1 on each channel. No list of tags is
+This module does no I/O. The calculations use only delivery tags, which count from 1 on each channel. No list of tags is
 longer than the prefetch of the channel.
 """
 
@@ -57,8 +57,8 @@ class Settlement:
         else:
             run = [tag for tag in self._settled if tag < first_open]
             ahead = [tag for tag in self._settled if tag > first_open]
-        # The broker closes the channel if a tag is acknowledged twice. The tag to send is therefore the last tag of the
-        # run that was not acknowledged yet.
+        # The broker closes the channel if a tag is acknowledged twice. The acknowledgement of a run therefore names the
+        # highest tag that was not acknowledged before.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
         # A rejected event that can't be published stays unsettled. Tags after an unsettled event are acknowledged one
         # by one: if they waited for this event, they would use up the prefetch, and the broker would stop delivering.
