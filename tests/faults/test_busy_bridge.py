@@ -27,7 +27,7 @@ TURN_S = 0.05
 LIMIT_S = 0.5
 """The time limit for the broker's answers.
 
-To a bridge with a slow loop, each answer seems to take longer than this limit.
+To a bridge with a slow loop, each answer seems to take longer than it really does.
 """
 
 TIMING = Timing(connect_timeout_s=LIMIT_S, setup_timeout_s=LIMIT_S, check_timeout_s=LIMIT_S, check_interval_s=0.1)
