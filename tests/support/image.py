@@ -51,7 +51,7 @@ def no_engine(reason: str) -> NoReturn:
 def built() -> Iterator[str]:
     """Builds the image with the documented command.
 
-    At the end, removes the image and the intermediate images of its build.
+    Removes the image and the intermediate images of its build at the end.
     """
     if shutil.which("docker") is None:
         no_engine("there is no docker command to build the image")

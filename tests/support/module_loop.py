@@ -27,7 +27,7 @@ MARK = pytest.mark.asyncio(loop_scope="module")
 
 @asynccontextmanager
 async def own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
-    """Yields a name for an exchange, a queue or both. At the end, deletes the exchange and the queue of this name."""
+    """Yields a name for an exchange, a queue or both. Deletes the exchange and the queue of this name at the end."""
     name = unique(kind)
     yield name
     channel = await amqp.channel()

@@ -59,7 +59,8 @@ class Island:
 
         Returns the address for `connect_from_outside`.
 
-        If `source` is `fe80::`, adds no address and returns the link-local address that the other machine already has.
+        With `fe80::` as `source`, no address is added, and the link-local address that the other machine already has is
+        returned.
         """
         loop = asyncio.get_running_loop()
         if source == "fe80::":

@@ -24,7 +24,7 @@ def python_publisher() -> ModuleType:
 
 
 def node_program(folder: Path, text: str) -> None:
-    """Writes a text to `main.mjs`, in a folder with the example in Node and with the benchmark's Node packages.
+    """Writes a program to `main.mjs`, and puts the example in Node and the Node packages into the same folder.
 
     Without Node, the test is skipped on a developer's machine, and fails in CI.
     """

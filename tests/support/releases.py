@@ -303,7 +303,7 @@ def version_of_python() -> str:
 def output_of(command: Sequence[str]) -> str:
     """Returns the output of a command.
 
-    If the command fails or takes too long, raises Unavailable with the last output line.
+    Raises Unavailable, with the last output line, if the command fails or takes too long.
     """
     limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # `timeout` also ends child processes
     try:

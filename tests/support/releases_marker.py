@@ -4,8 +4,8 @@ The plugin selects the tests that use a broker, and marks the tests that fail on
 in the bridge.
 
 With `--uses-broker`, pytest runs only the tests that use a broker. `@pytest.mark.fails_on("4.3", reason="...")` makes a
-test a strict expected failure if the broker in use has one of the releases. The junit XML file gets a property for each
-broker version that the tests use.
+test a strict expected failure if the broker in use is of one of the given releases. The junit XML file gets a property
+for each broker version that the tests use.
 """
 
 import socket

@@ -70,8 +70,8 @@ async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
     """Runs a bridge as `running` does, but does not wait until the bridge is ready.
 
-    At the end, checks that no metric series was added while the bridge ran. If a counter first appears with the value
-    1, Prometheus does not see the increase from 0.
+    Checks at the end that no metric series was added while the bridge ran. If a counter first appears with the value 1,
+    Prometheus does not see the increase from 0.
     """
     texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
     texts |= {name: str(value) for name, value in flags.items()}

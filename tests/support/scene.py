@@ -225,7 +225,7 @@ class Fault:
     def lines(self, bridge: Watched, *events: str) -> list[dict[str, object]]:
         """Returns the bridge's log lines since the fault began.
 
-        If `events` are given, returns only the lines whose event is one of them.
+        If `events` are given, only the lines with one of these events are returned.
         """
         lines = bridge.process.lines[self.lines_before[bridge.name] :]
         return [line for line in lines if not events or line["event"] in events]

@@ -1,4 +1,4 @@
-"""Tests that lock files pin each package by version and hashes, and that each package of the bridge has a reason."""
+"""Tests that lock files pin each package by version and hashes, and that each package of the bridge is known."""
 
 from __future__ import annotations
 

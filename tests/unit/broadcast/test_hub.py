@@ -1,4 +1,7 @@
-"""Tests of each rule of the hub, and of events in any order. Each client gets all updates in order, or is closed."""
+"""Tests each rule of the hub, and the results of events in any order.
+
+Each client gets all updates in order, or is closed.
+"""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Stage(Scene):
         self.hub.flush()
 
     def start(self) -> None:
-        """Publishes some updates after which clients can resume, and then ends the replay."""
+        """Publishes some updates, so that clients can resume after one of them, and ends the replay."""
         self.send(2 * SEGMENT_UPDATES)
         self.hub.end_replay()
 

@@ -1,4 +1,4 @@
-"""Tests of the warnings about schema files: their causes, their texts, and files without a warning."""
+"""Tests what causes a warning about a schema file, what the warning says, and which files cause no warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages with the same id are published one by one, and messages with different ids at the same time."""
+"""Messages with the same id are published one by one, but messages with different ids can overlap."""
 
 from __future__ import annotations
 

@@ -415,7 +415,7 @@ def test_nonblocking_pipe_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().read(size)
 
     def wait(*streams: Any) -> Any:
-        """Whenever the reader waits, writes the next piece. After the last piece, closes the file."""
+        """Writes the next piece whenever the reader waits. Closes the file after the last piece."""
         nonlocal waits
         waits += 1
         if pieces:

@@ -1,4 +1,4 @@
-"""Tests that a client is throttled if it exceeds its own budget, and all clients if the common budget is used up."""
+"""Tests that a client that exceeds its own budget is throttled, and that a common budget limits all clients."""
 
 from __future__ import annotations
 
