@@ -1,7 +1,7 @@
 """The errors that end the program, each with an exit code, and functions that hide passwords in errors.
 
-All other errors are defined in the packages where they occur. For example, `server` defines the errors for refused
-clients.
+Each error that is not in this module is defined in the package where it occurs. For example, `server` defines the
+errors for refused clients.
 """
 
 import re

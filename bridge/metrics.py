@@ -241,7 +241,7 @@ class Metrics(Collector):
     def gauge(self, name: str, text: str, value: Callable[[], float], **labels: str) -> None:
         """Adds a gauge with a function that returns its value at a scrape.
 
-        To add the gauge for other label values, call this method again.
+        Call this method once for each set of label values.
         """
         gauge = self._gauges.get(name)
         if gauge is None:

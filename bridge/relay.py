@@ -1,7 +1,7 @@
 """Connects the broker's side to the clients' side: turns deliveries into updates or rejected events.
 
 The relay passes an accepted event to the hub, and settles its delivery after the flush. The relay passes a rejected
-event to the publisher of rejects, and its delivery is settled when the broker has confirmed the rejected event.
+event to the publisher of rejects, and the event's delivery is settled when the broker has confirmed the rejected event.
 """
 
 import time
@@ -80,7 +80,7 @@ class Relay:
         """
         self._exchanges = exchanges
         # A delivery may come from an exchange that is not configured. If all configured exchanges carry the same type,
-        # the type of a delivery from another exchange is known too.
+        # the type of a delivery from an exchange that is not configured is known too.
         types = set(exchanges.values())
         self._only_type = types.pop() if len(types) == 1 else None
         self._pipeline = pipeline
@@ -178,8 +178,8 @@ class Relay:
         return _UPDATE
 
     def _record_id(self, delivery: Delivery) -> None:
-        # Another bridge may have broadcast this event, because it has other schemas, or because it started earlier.
-        # Clients of another bridge may resume at this bridge with the event's id.
+        # A bridge with other schemas, or a bridge that started earlier, may have broadcast this event. Clients of
+        # another bridge may resume at this bridge with the event's id.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
             self._flush_due = True

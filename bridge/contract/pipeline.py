@@ -22,7 +22,7 @@ from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope,
 MAX_PROBLEMS = 1000
 """The maximum number of violations that `Pipeline.problems` lists for an event."""
 ENVELOPE_BYTES = 1024
-"""The members of the envelope can make an update larger than its event by this number of bytes."""
+"""The number of bytes by which the members of the envelope can make an update larger than its event."""
 AMQP_1_0 = "amqp-1.0"
 """The `type` that RabbitMQ gives to a message published over AMQP 1.0 without a data section."""
 
@@ -117,7 +117,7 @@ class Pipeline:
         self._enveloping = frozenset(
             name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
         )
-        """The update types whose data can look like an envelope, because some member names are the same."""
+        """The update types whose data can look like an envelope, because some of its members have the same names."""
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
@@ -212,9 +212,9 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # The data of some types can look like an envelope, because it has members with the same names. If the data
-            # of the event's type can look like an envelope, a member "type" with an unknown update type counts as part
-            # of the data.
+            # The data of some types can look like an envelope, because it has members with the names of an envelope's
+            # members. If the data of the event's type can look like an envelope, a member "type" with an unknown update
+            # type counts as part of the data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)

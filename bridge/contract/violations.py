@@ -29,7 +29,7 @@ If a string is longer than `PARSED_BYTES`, only its start and its end are examin
 """
 
 SAMPLED_BYTES = 64
-"""To decide whether an array contains bytes, this number of its items are examined."""
+"""The number of items that are examined to decide whether an array contains bytes."""
 
 BYTES = "looks like the bytes of a Buffer: publish the JSON itself"
 _LISTED = "an array of {}: publish each item as a separate event (jq -c '.[]' writes one item on each line)"

@@ -70,7 +70,7 @@ _LABELS = frozenset(
         *("metadata", "source", "version", "id", "uuid", "key", "pattern", "timestamp", "time", "ts", "status"),
     }
 )
-"""Common names of the other members of an envelope."""
+"""Common names of the members of an envelope that do not hold its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def wrapped(
     """Returns the wrapper around the event in a document, or None if the document has no known wrapper.
 
     The document itself is not an event. `pointer` is the JSON Pointer to the document. `declared` are the members that
-    the document's schema names. A declared member is never a part of a wrapper. `members` are the names of other
+    the document's schema names. A declared member is never a part of a wrapper. `members` are the names of undeclared
     members that an event may have.
     """
     if isinstance(document, list):

@@ -21,9 +21,9 @@ _START_TIMEOUT_S = 90.0
 BUSY_WAIT = {"RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": "short"}
 """With `short`, RabbitMQ starts faster than with `none`, which is the image's default.
 
-RabbitMQ loads a thousand modules at its start. With `none`, Erlang's schedulers sleep between these modules, so a start
-takes 6 s instead of 3 s on two virtual cores. With `short`, an idle broker uses no more processor time than with
-`none`.
+RabbitMQ loads a thousand modules at its start. With `none`, Erlang's schedulers go to sleep after each module that
+RabbitMQ loads, so a start takes 6 s instead of 3 s on two virtual cores. With `short`, an idle broker uses no more
+processor time than with `none`.
 """
 
 # The demo removes its own container, so testcontainers need not start its cleanup container Ryuk from another image.

@@ -60,7 +60,8 @@ class Feed:
     ) -> None:
         """`rate` is the number of killmails per second.
 
-        `on_start` is called before the first killmail. The other parameters are the same as those of a consumer.
+        `on_start` is called before the first killmail. All parameters except `rate` and `on_start` are the same as
+        those of a consumer.
         """
         # The feed does not depend on a broker's answers, so the feed's status is never out of date.
         self.status = Status(answer_valid_s=inf)

@@ -135,8 +135,8 @@ function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// On a wide screen, the rate and the bridge's figures are expanded. On a narrow screen, the figures would push the
-// updates off the screen, so both are collapsed.
+// On a wide screen, the rate and the bridge's figures are expanded. On a narrow screen, the rate and the figures are
+// collapsed, because they would push the updates off the screen.
 const overview = document.getElementById("overview");
 const wide = matchMedia("(min-width: 48rem)");
 wide.addEventListener("change", fold);

@@ -37,8 +37,8 @@ reset, and the response would be lost.
 PERIODS = 4
 """The number of consecutive timers that make up the timeout of a handshake.
 
-The event loop reads from clients at least once during each timer, so the timeout is longer if turns of the loop are
-slow. With a single timer, a turn of 5 s would make the bridge refuse all clients that connected during this turn,
+The event loop reads from clients at least once while each timer runs, so slow turns of the loop make the timeout
+longer. With a single timer, a turn of 5 s would make the bridge refuse all clients that connected during this turn,
 before it has read their requests.
 """
 
@@ -134,8 +134,8 @@ class Handshake(asyncio.BufferedProtocol):
     def _on_connected(
         self, client: socket.socket, connecting: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]"
     ) -> None:
-        # The result of the task refers to this handshake. If the handshake also kept its reference to the task, only
-        # the garbage collector could free both.
+        # The result of the task refers to this handshake. If the handshake kept its reference to the task, only the
+        # garbage collector could free the handshake and the task.
         self._connecting = None
         if self._transport is not None:
             return

@@ -57,7 +57,10 @@ With this policy, the page's scripts can't turn text into markup or code, and in
 
 
 def allows_cross_origin(path: str) -> bool:
-    """Whether pages of other origins may read this path. Other origins may read only the documents of the contract."""
+    """Whether pages of other origins may read this path.
+
+    Pages of other origins may read only the documents of the contract.
+    """
     return path == ASYNCAPI or path.startswith(SCHEMAS)
 
 

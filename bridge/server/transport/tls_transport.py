@@ -399,7 +399,7 @@ class TlsTransport(asyncio.Transport):
         self._loop.call_soon(self._call_protocol, made, error)
 
     def _call_protocol(self, made: bool, error: OSError | None) -> None:
-        # The protocol and the callback refer to this transport. If the transport also kept references to the protocol
+        # The protocol and the callback refer to this transport. If the transport kept its references to the protocol
         # and the callback, only the garbage collector could free these objects.
         protocol, on_failed = self._protocol, self._on_failed
         self._protocol = self._on_failed = None

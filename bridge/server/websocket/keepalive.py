@@ -93,8 +93,8 @@ class Keepalive:
 
         All times in this class are only as precise as this time between two passes.
         """
-        # The idle timeout is extended by one tick, because `last_received_at` is the time of the last pass before the
-        # client sent something.
+        # The idle timeout is extended by one tick, because `last_received_at` may be one tick too early: it is the time
+        # of the last pass before the client's data arrived.
         self._evict_after_s = idle_timeout_s + self.tick_s
         self._passed_at = clock.now_s
         """The time of the last pass."""
@@ -107,8 +107,8 @@ class Keepalive:
         self._closing: dict[Pingable, tuple[float, int | None]] = {}
         """Closing connections.
 
-        Maps each closing connection to the time at which its current close timeout started, and the number of bytes
-        that its client had acknowledged by then.
+        Maps each closing connection to the start time of its current close timeout, and to the number of bytes that its
+        client had acknowledged at that time.
         """
         self._pings_due: deque[Pingable] = deque()
         """Connections that were silent at the last pass, and have not been pinged yet."""
