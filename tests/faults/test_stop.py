@@ -1,4 +1,4 @@
-"""The bridge stops under load: what clients that read still get, and how clients that don't read delay it."""
+"""The bridge stops under load: what reading clients still get, and how long other clients delay the stop."""
 
 import asyncio
 import resource
@@ -38,7 +38,7 @@ SHUTDOWN_TIMEOUT_S, GRACE_S = 4, 1
 PAUSE_S = 0.02
 """The pause between two events.
 
-Fifty events per second are enough load, because all thousand clients run in this one process.
+A rate of fifty events per second is enough load, because all thousand clients run in this one process.
 """
 
 FILES = 4096

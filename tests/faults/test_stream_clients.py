@@ -19,7 +19,7 @@ from tests.support.running import consumer_of, port_of, running, sample, started
 from tests.support.waiting import eventually
 
 SETTLED_S = 6.0
-"""A stream that is at least this old survives when its broker is killed.
+"""If the broker is killed, it keeps a stream that is at least this many seconds old.
 
 RabbitMQ 3.10 never finds its first stream again if the broker is killed a second after it declared the stream.
 """

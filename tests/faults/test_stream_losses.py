@@ -40,7 +40,7 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""A new stream that is at least this old survives when its broker is killed."""
+"""If the broker is killed, it keeps a stream that is at least this many seconds old."""
 
 SIZE, TOGETHER = 4000, 20
 """The size of an event in bytes, and the number of events in a batch. The broker keeps or drops each batch as a
@@ -91,7 +91,7 @@ async def test_events_that_the_stream_drops_before_they_are_read_are_a_gap(
 
 
 class Withheld:
-    """While `now` is true, withholds the deliveries on the first channel of one connection."""
+    """Withholds the deliveries on the first channel of one connection while `now` is true."""
 
     def __init__(self) -> None:
         self.now = False
@@ -121,7 +121,7 @@ class Withheld:
 async def test_stalled_stream_is_reread_from_the_last_event(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The proxy withholds deliveries, as RabbitMQ 3.10.8 and 4.0.5 sometimes do after dropping segments."""
+    """The proxy withholds deliveries. RabbitMQ 3.10.8 and 4.0.5 sometimes do so after they have dropped segments."""
     recorder, withheld = Recorder(), Withheld()
     timing = Timing(stall_check_s=1.5, check_interval_s=0.5)
     with capture_logs() as logged:

@@ -142,7 +142,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
 
 
 async def test_stream_that_is_named_as_a_queue_is_refused(broker: Broker, amqp: AbstractConnection) -> None:
-    """A bridge that read a stream as a queue would start at the stream's end, and miss the events of an outage."""
+    """If a bridge read a stream like a queue, it would start at the end and miss the events of an outage."""
     exchange, queue = unique("exchange"), unique("stream")
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=KEPT)

@@ -151,7 +151,7 @@ async def test_exchange_that_is_deleted_is_declared_again(stage: Scene, observin
 async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_another(
     stage: Scene, observing: AbstractConnection
 ) -> None:
-    """Promise: `/readyz` names an exchange that accepts the binding but would never deliver an event."""
+    """Promise: `/readyz` names an exchange that accepts the binding but never delivers an event to the queue."""
     fault = await stage.fault()
     await remade(observing, stage.exchange, aio_pika.ExchangeType.DIRECT)
     for bridge in stage.bridges.values():

@@ -105,7 +105,7 @@ async def test_rejected_event_with_a_property_that_can_not_be_published_is_publi
 async def test_rejected_event_with_names_that_are_not_utf8_does_not_block_others(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Promise: any name that the broker can deliver is still short enough to publish after it has been decoded."""
+    """Promise: decoding never makes a name from the broker too long to be published again."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects, prefetch=1):
         publish_raw(broker.url, exchange, b"invalid", TYPE, b"\xfa" + b"\xff" * 250, routing_key=b"\xff" * 250)
         [message] = await take(amqp, rejects, 1)

@@ -23,7 +23,7 @@ TICK_S = PING_INTERVAL_S / 4
 GONE_LIMIT_S = 15.0
 """The longest time from the eviction until the client's descriptor is free.
 
-It is 10 s for the answer to the close frame, plus a reserve.
+The limit consists of 10 s for the answer to the close frame and a reserve.
 """
 
 
