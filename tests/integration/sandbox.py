@@ -16,7 +16,7 @@ ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 
 
 def main(calls: list[str], command: list[str]) -> None:
-    """Replaces this process by the command. Raises OSError if a restriction is not available."""
+    """Replaces this process with the command. Raises OSError if a restriction is not available."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option in (PR_SET_NO_NEW_PRIVS, PR_SET_MDWE):
         if libc.prctl(option, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):

@@ -29,8 +29,8 @@ async def listener(
 ) -> AsyncIterator[tuple[int, Path, list[bytes]]]:
     """Runs a TLS server with a self-signed certificate. Yields the server's port, certificate and received bytes.
 
-    If `trusts` is a file of trusted certificates, the server requires a client certificate. A `silent` server aborts
-    each connection.
+    If `trusts` is a file of trusted certificates, the server requires a client certificate. With `silent`, the server
+    aborts each connection.
     """
     chain, key = certificate(folder, "broker")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

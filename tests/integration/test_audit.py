@@ -1,4 +1,4 @@
-"""`make audit` with a fake service: the audit fails if there is a vulnerability, and if the service fails."""
+"""`make audit` with a fake service: the audit fails if a package has a vulnerability or the service fails."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def make_audit(url: str, folder: Path) -> tuple[int, str]:
     The test runs the command without make, because make might rebuild .venv, in which this test runs.
     """
     flags = f"-s osv --osv-url {url} --cache-dir {folder}"
-    # If `make` runs the tests, its variables would make this second `make` print the folders that it enters.
+    # If `make` runs the tests, its variables would cause the inner `make` to print the folders that it enters.
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
         ["make", "--dry-run", "audit", f"FLAGS={flags}"],

@@ -164,7 +164,10 @@ EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Server:
-    """A server that is not a bridge. The server serves the example, and gives the same answer to all other requests."""
+    """A server that is not a bridge.
+
+    The server serves the example, and answers all other requests with one fixed response.
+    """
 
     def __init__(self) -> None:
         self.port = 0

@@ -42,7 +42,7 @@ SHORT_S = 0.7
 socket."""
 
 ENOUGH_S = 3.0
-"""A silence limit that leaves a test time to act before the client reconnects."""
+"""A silence limit that is long enough for a test to act before the client reconnects."""
 
 Following = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -356,7 +356,7 @@ async def test_updates_for_a_slow_program_in_node_wait_in_the_bridge(
         texts = [bridge.emit("x" * 2**16) for _ in range(500)]
         transport = bridge.connections[0].transport
         until = asyncio.get_running_loop().time() + 3 * SHORT_S
-        # The pause is longer than the silence limit: while the socket is paused, pings are not read either.
+        # The test waits longer than the silence limit, although the client reads no pings while its socket is paused.
         await eventually("the silence limit has passed", lambda: asyncio.get_running_loop().time() > until)
         assert transport.get_write_buffer_size() > 2**20
         assert len(await updates_of(follower)) == 1

@@ -38,7 +38,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 def marked(mark: str) -> list[int]:
-    """Returns the processes that have this text in their environment: children inherit it, even in another session."""
+    """Returns the processes that have this text in their environment.
+
+    Children inherit the text, even in another session.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:

@@ -1,7 +1,8 @@
 """Writes that bypass the transports: the test compares the bytes that the clients receive.
 
 The bridge runs as a process, with the same event loop as an operator's bridge. The bytes that a client receives must
-begin with a whole frame. The bytes of each client must also be a contiguous part of the bytes of the first client.
+begin with a whole frame. The bytes that each client receives must also be a contiguous part of the bytes that the first
+client receives.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Crowd:
 
 @asynccontextmanager
 async def encrypted(port: int, chain: Path, receive_bytes: int | None = None) -> AsyncIterator[Client]:
-    """Connects a client over TLS that has sent its handshake and has not read anything."""
+    """Connects a client over TLS. The client has sent its handshake and has not read anything."""
     client_socket = new_socket(receive_bytes)
     context = ssl.create_default_context(cafile=chain)
     await asyncio.get_running_loop().sock_connect(client_socket, ("127.0.0.1", port))

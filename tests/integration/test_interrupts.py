@@ -27,8 +27,8 @@ main()
 """
 """A program that prints a line when it first imports a module that the handler of Ctrl-C does not need.
 
-When the program prints its line, the handler must exist. Interrupts before this line may arrive before any code of the
-bridge runs."""
+When the program prints its line, the handler must exist. An earlier interrupt may arrive before any code of the bridge
+runs."""
 
 DELAYS_MS = (0, 1, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 700)
 
@@ -50,7 +50,10 @@ async def silent_port() -> AsyncIterator[int]:
 
 
 async def interrupted(delay_ms: int | None, *arguments: str) -> tuple[int | None, str]:
-    """Returns the exit code and all output of a command. If there is a delay, the command gets SIGINT after that."""
+    """Returns the exit code and all output of a command.
+
+    If `delay_ms` is not None, the command gets SIGINT after this delay.
+    """
     process = await asyncio.create_subprocess_exec(
         *("env", "--default-signal=INT", sys.executable, "-c", START, *arguments),
         env=plain_environment(),
@@ -107,8 +110,8 @@ async def test_interrupted_command_that_only_prints_ends_quietly_or_has_ended(ar
     _, complete = await interrupted(None, *arguments)
     for delay_ms in DELAYS_MS:
         code, output = await interrupted(delay_ms, *arguments)
-        # When Python shuts down, it removes its signal handler some time before the process ends. A shell also reports
-        # 130 if SIGINT kills the process.
+        # When Python shuts down, it removes its signal handler some time before the process ends. If SIGINT kills a
+        # process, a shell reports the exit code 130.
         assert code in (0, 130, -signal.SIGINT), output
         assert complete.startswith(output), delay_ms
 

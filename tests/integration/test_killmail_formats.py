@@ -27,8 +27,8 @@ async def test_each_format_becomes_the_same_update_and_the_duplicate_window_has_
     others = [esi(1, MANY), redisq(esi(2)), packaged(redisq(esi(3))), r2z2(esi(4)), wrapped(packaged(redisq(esi(5))))]
     async with running(broker.url, exchanges=f"{exchange}=killmail", queue=queue, duplicate_window=5) as bridge:
         client = await RawClient.open(port_of(bridge))
-        # The window of duplicates holds the first killmail and four others. The fifth other killmail evicts the first
-        # killmail from the window.
+        # The window of duplicates holds the first killmail and four others. One more killmail evicts the first killmail
+        # from the window.
         await publish(amqp, exchange, *same, *others[:4], *same, others[4], EXAMPLE)
         updates = [orjson.loads(await client.text()) for _ in range(7)]
         assert {update["type"] for update in updates} == {"killmail"}

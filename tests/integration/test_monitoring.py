@@ -169,7 +169,10 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
 
 
 def test_each_single_figure_has_its_own_thresholds_and_no_decimals() -> None:
-    """By default, Grafana shows 80 and more as bad. Prometheus extrapolates increases, so they have decimals."""
+    """By default, Grafana shows any value of 80 or more as bad.
+
+    Prometheus extrapolates increases, so they have decimals.
+    """
     found = [panel for panel in orjson.loads(DASHBOARD.read_bytes())["panels"] if panel["type"] == "stat"]
     assert found
     for panel in found:

@@ -106,7 +106,7 @@ async def test_refused_clients_that_stay_connected_do_not_count(broker: Broker, 
         await eventually("the bridge consumes", lambda: process.logged("consuming"))
         external, internal = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
         before = sockets(pid)
-        # There are more refused connections than the limit for connections and its reserve would allow.
+        # The number of refused connections is larger than the connection limit plus its reserve.
         refused = [await net.connect_from_outside(port, external) for _ in range(400)]
         assert (await first_line(net, port, internal)).startswith(b"HTTP/1.1 101 ")
         await eventually("all refused sockets are closed", lambda: sockets(pid) == before)

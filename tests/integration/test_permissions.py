@@ -127,8 +127,10 @@ def user_of(case: Case) -> str:
 
 
 READS_EXCHANGE = "reads-exchange"
-"""A user with the permissions of `read-queue`, and with the permission to read from the exchange. From RabbitMQ 4.3 on,
-a user needs at least one permission on an exchange to see it."""
+"""A user with the permissions of `read-queue`, plus the permission to read from the exchange.
+
+From RabbitMQ 4.3 on, a user needs at least one permission on an exchange to see it.
+"""
 
 
 @pytest.fixture(scope="module")

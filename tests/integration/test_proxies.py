@@ -73,7 +73,7 @@ async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIt
     for before, after in changes:
         assert before in text, before
         text = text.replace(before, after)
-    # Not every machine allows a process as many file descriptors as 10,000 connections need.
+    # On some machines, a process can't have as many file descriptors as 10,000 connections need.
     (folder / FILES[kind]).write_text(text.replace("maxconn 10000", "maxconn 400"))
     async with program_running(_command(kind, folder), folder, PORT):
         yield
@@ -151,7 +151,7 @@ async def connect(net: Island, address: str) -> tuple[asyncio.StreamReader, asyn
 
 
 def handshake(*headers: str, host: str = NAME) -> bytes:
-    """A handshake whose Host header omits the default port, as browsers send it."""
+    """A handshake whose Host header omits the default port, as in browsers."""
     return request(PORT, host=host, headers=headers).replace(b":443\r\n", b"\r\n", 1)
 
 
@@ -358,8 +358,8 @@ async def test_load_balancer_of_the_readme_selects_the_bridges_that_are_ready(
         )
         (tmp_path / "haproxy.cfg").write_text(configuration)
         async with program_running([program("haproxy"), "-db", "-f", "haproxy.cfg"], tmp_path, port):
-            # When the test checks whether HAProxy listens, HAProxy may already assign this connection to a bridge, so
-            # the first two clients may get the same bridge.
+            # To check whether HAProxy listens, the test opens a connection. HAProxy may assign this connection to a
+            # bridge, so the first two clients may get the same bridge.
             clients = list[RawClient]()
             while any(sample(bridge, "bridge_connections", transport="websocket") == 0 for bridge in (first, second)):
                 assert len(clients) < 10

@@ -71,7 +71,7 @@ class Command:
         self.process.stdin.write(data)
 
     async def ended(self) -> Ended:
-        """Waits for the end of the process. Standard output must be empty, standard error must have no traceback."""
+        """Waits for the end of the process. Standard output must be empty. Standard error must have no traceback."""
         async with asyncio.timeout(LIMIT_S):
             code = await self.process.wait()
             await self._reading

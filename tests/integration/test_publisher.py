@@ -344,7 +344,7 @@ async def test_silent_broker_raises_not_confirmed(exchange: str) -> None:
 
 
 async def raises_at_once_and_again(url: str, exchange: str, words: str) -> None:
-    """Checks that each update raises an error with `words` and without the password."""
+    """Checks that each attempt to publish an update raises an error that contains `words` but not the password."""
     async with Publisher(url, exchange) as publisher:
         for _ in range(2):
             with pytest.raises(BrokerRefusal) as refused:

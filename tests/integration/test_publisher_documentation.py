@@ -33,7 +33,7 @@ from tests.support.waiting import LIMIT_S, eventually
 URL = "amqp://guest:guest@localhost:5672/"
 REJECTED = b"schema-violation /timestamp: the member 'timestamp' is missing"
 CLOSES, IN_FLIGHT = 10, 20
-"""The number of closes, and the number of events in flight.
+"""How often the test closes the example's connection, and how many events are in flight.
 
 With these numbers, RabbitMQ 4.3 would refuse some events if the example did not unbind its queue.
 """

@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 REQUEUE = "to publish an event again: edk-bridge rejects requeue -- "
 
 CLEARED = re.compile(r"[^\r\n]*\r\x1b\[K")
-"""Matches a line of terminal output that was erased again."""
+"""Matches a line of terminal output that the command has erased."""
 
 
 async def command(broker: Broker, rejects: str, *arguments: str) -> Ended:

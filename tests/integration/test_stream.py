@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 BYTES = 2**20
 
 KEPT_S = 6.0
-"""A new stream that is at least this old survives when its broker is killed."""
+"""If the broker is killed, it keeps a stream that is at least this many seconds old."""
 
 
 def stream_of(name: str, window: int = 1000) -> StreamConfig:
@@ -141,7 +141,7 @@ async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap
 
 
 async def test_connection_that_the_broker_closes_with_a_reason_causes_no_gap(node_broker: PrivateNode) -> None:
-    """A broker that gives a reason when it closes a connection is still running."""
+    """If a broker gives a reason when it closes a connection, it is still running."""
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with (
         observer(node_broker.url) as amqp,
@@ -261,7 +261,7 @@ async def test_stream_that_was_replaced_during_an_outage_is_read_from_its_beginn
 async def test_events_that_the_stream_dropped_before_the_bridge_read_them_cause_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The stream exceeds its limit of bytes during an outage. The gap is reported before the remaining events."""
+    """The stream exceeds its size limit during an outage. The gap is reported before the remaining events."""
     recorder, stream = Recorder(), stream_of(queue)
     size, count, together = 4000, 1000, 20
     async with proxy(broker.url) as broker_proxy, reading(broker_proxy.url, exchange, stream, recorder) as consumer:
@@ -270,7 +270,7 @@ async def test_events_that_the_stream_dropped_before_the_bridge_read_them_cause_
         await publish(amqp, exchange, b"before")
         await has(recorder, [b"before"])
         await broker_proxy.close()
-        # The events are not published all at once, because the stream keeps and drops a batch as a whole.
+        # The events are not published all at once, because the stream keeps or drops each batch as a whole.
         for first in range(0, count, together):
             await publish(amqp, exchange, *(b"%0*d" % (size, number) for number in range(first, first + together)))
         await broker_proxy.open()
@@ -290,7 +290,7 @@ async def test_events_that_the_stream_dropped_before_the_bridge_read_them_cause_
 async def test_events_above_the_maximum_age_are_dropped(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The broker drops whole segments, and only when it starts a new segment."""
+    """The broker drops only whole segments, and only when it starts a new segment."""
     stream = StreamConfig(queue, 1.0, BYTES, 10**6)
     recorder = Recorder()
     async with reading(broker.url, exchange, stream, recorder):

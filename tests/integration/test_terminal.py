@@ -18,7 +18,7 @@ from tests.support.killmail import EXAMPLE
 from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
-"""Matches the output of a spinner that was erased again."""
+"""Matches the output of a spinner that the command has erased."""
 START = ("-c", TAIL_SCRIPT.format(pauses=IMPATIENT))
 
 
@@ -30,7 +30,7 @@ async def bridge() -> AsyncIterator[ScriptedBridge]:
 
 
 def plain(terminal: OnTerminal) -> list[str]:
-    """Returns the lines that stay on a terminal, without colors."""
+    """Returns the lines that remain visible on a terminal, without their colors."""
     left = ERASED.sub(b"", terminal.shown)
     return re.sub(rb"\x1b\[[0-9;]*m", b"", left).decode().replace("\r\n", "\n").splitlines()
 

@@ -116,7 +116,7 @@ async def test_thousands_of_events_reach_a_hundred_clients_in_order(
 
         def first_has_all() -> bool:
             nonlocal frames
-            # Parsing all frames takes long, so the test first waits for the last frame.
+            # Parsing all frames takes a long time, so the test first waits for the last frame.
             if b'"killmailId":%d,' % (count - 1) not in clients[0].received[-400:]:
                 return False
             frames = server_frames(bytes(clients[0].received))
