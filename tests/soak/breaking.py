@@ -1,4 +1,4 @@
-"""Causes one fault after the other in the connection to the broker, and in a broker that the soak has started."""
+"""Causes one fault after another: in the connection to the broker, and in the broker itself if the soak started it."""
 
 import asyncio
 from collections import Counter

@@ -66,7 +66,7 @@ class Half(Reader):
 
 
 class Stretches:
-    """Checks that the updates of each client are a stretch of the updates of a healthy client."""
+    """Checks that each client got a contiguous part of the updates that a healthy client got."""
 
     def __init__(self, reference: Healthy) -> None:
         self._reference = reference

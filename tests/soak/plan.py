@@ -9,7 +9,7 @@ from enum import Enum
 from itertools import cycle, islice
 
 WARM_UP = 0.1
-"""The share of the run, at its start, in which memory is not compared.
+"""The first part of the run, as a fraction of its length, in which memory is not compared.
 
 The first clients load modules and fill caches."""
 
@@ -28,8 +28,8 @@ class Fault(Enum):
 CONNECTION_FAULTS = tuple(fault for fault in Fault if fault is not Fault.KILLED)
 """The faults of the connection, in the order of their use.
 
-Proxy.cut also ends the broker's side of a half-open connection. The cut therefore comes two faults after the half-open
-connection, when the broker has noticed that the half-open connection ended.
+Proxy.cut also ends the broker's side of a half-open connection. The cut comes two faults after the half-open
+connection, so that the broker first notices by itself that the connection is dead.
 """
 
 
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def warm_up_s(self) -> float:
-        """The time after which memory is compared and faults begin."""
+        """The time at which the faults and the comparison of memory begin."""
         return WARM_UP * self.seconds
 
     @property
@@ -75,7 +75,7 @@ DUPLICATE_WINDOW = 8192
 """The number of identities that the bridge remembers.
 
 The broker may take 30 s to notice a half-open connection. The window must exceed the number of events in these 30 s:
-1500 at the steady rate, and two bursts. The window is small, because it must be full before memory is compared.
+1500 at the steady rate, and two bursts. The window must also be small, so that it is full before memory is compared.
 """
 
 LOG_BYTES = 4 * 2**20

@@ -38,7 +38,7 @@ UNLIMITED = (
 )
 """The command of a bridge that logs each eviction.
 
-From the log of the bridge, the test learns that a client that reads nothing was evicted.
+The test learns from the bridge's log when a client that reads nothing is evicted.
 """
 
 STILL_S = 1.0

@@ -29,14 +29,17 @@ class Received:
 
     client: str
     counts: Sequence[int]
-    """How often each update arrived, by its number. Updates beyond the end of the array never arrived."""
+    """How often each update arrived.
+
+    The index is the number of the update. Updates beyond the end of the array never arrived.
+    """
     end: str = ""
     """How the client's connection ended during the run, or an empty string."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A number, counted while only the healthy clients are connected: before the others come, and after they leave."""
+    """A number that is counted twice: before other clients join the healthy ones, and after they have left."""
 
     what: str
     before: int

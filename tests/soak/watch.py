@@ -61,7 +61,7 @@ class Watch:
         self.own_cpu = (_own_cpu_s() - own_s) / took_s
 
     async def counts(self) -> tuple[int, int]:
-        """Returns the present numbers of tasks and descriptors."""
+        """Returns the current numbers of tasks and descriptors."""
         tasks = int(await metric(self._port, "bridge_tasks"))
         # The connection of this request may stay open for a few milliseconds.
         seen = [descriptors(self._pid)]

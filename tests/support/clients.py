@@ -147,7 +147,7 @@ class RawClient:
                 return close_code(payload)
 
     async def read_available(self) -> bytes:
-        """Returns the bytes that have arrived, at least one byte."""
+        """Waits until bytes arrive, and returns them."""
         async with asyncio.timeout(READ_LIMIT_S):
             data = await self._reader.read(2**18)
         assert data, "the server has ended the connection"
@@ -295,7 +295,7 @@ async def read_all(streams: Streams) -> bytes:
 def distrust(port: int) -> None:
     """Starts a TLS handshake as a client that does not trust the certificate.
 
-    asyncio's client would send no TLS alert.
+    The client does not use asyncio, which would send no TLS alert.
     """
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         ssl.create_default_context().wrap_socket(sock, server_hostname="127.0.0.1")

@@ -46,7 +46,7 @@ class Recorder:
         self.holds = False
         """If true, no delivery is settled."""
         self.settleable_at_session_end: list[list[bool]] = []
-        """For each ended session, the values of `current` at the end of the session, one for each delivery."""
+        """One list for each ended session: the values of `current` of all deliveries at the end of that session."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -86,7 +86,7 @@ class ConfirmingFetcher:
             self._running.result()
 
     async def stop(self) -> None:
-        """Publishes no new event, and waits until all published events are confirmed."""
+        """Stops publishing new events, and waits until all published events are confirmed."""
         self._stopping = True
         async with asyncio.timeout(FURTHER_LIMIT_S):
             await self._running
@@ -244,7 +244,10 @@ class ResumingClient:
             self._writer.transport.abort()
 
     def verify(self) -> None:
-        """Raises the error that ended the client, if there is one, such as a message that no client should get."""
+        """Raises the error that ended the client, if there is one.
+
+        A message that no client should get ends the client with an error.
+        """
         if self._running.done():
             self._running.result()
 
@@ -332,7 +335,7 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
 
 @asynccontextmanager
 async def resuming_clients(port: int, count: int, **query: str) -> AsyncIterator[list[ResumingClient]]:
-    """Starts clients that have received their first `resume`.
+    """Starts clients, and waits until each has received its first `resume`.
 
     At the end, the test must call the method `verify` of each client.
     """

@@ -71,7 +71,7 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 HANGS: Final = object()
-"""Scripts a request that the broker never answers."""
+"""Stands in a script for an answer that never arrives."""
 
 REFUSED = aiormq.exceptions.ChannelAccessRefused("ACCESS_REFUSED - access refused")
 """The broker's error for a missing permission."""
@@ -96,7 +96,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.paused: list[bool] = []
-        """One value for each call that pauses or resumes reading: True for a pause."""
+        """One value for each call: True if the call pauses reading, and False if it resumes reading."""
         self.closing = False
 
     def is_closing(self) -> bool:
@@ -215,7 +215,8 @@ class FakeChannel:
 class FakeAmqp:
     """One connection.
 
-    `script` maps the text of a request to its answers in turn. The last answer is also used for all later requests.
+    `script` maps the text of a request to the sequence of its answers. The last answer is also used for all later
+    requests.
 
     If an answer is an exception, it is raised. If an answer is a function, it is called to get the answer. If an answer
     is HANGS, the request never returns. A request that is not in the script succeeds.

@@ -49,7 +49,7 @@ class Turns:
         self.scheduled.append((callback, arguments))
 
     def turn(self) -> int:
-        """Runs the calls that are already scheduled, but no calls that they schedule in turn.
+        """Runs the calls that are already scheduled, but not the calls that these calls schedule.
 
         Returns the number of calls.
         """
@@ -139,7 +139,7 @@ class FakeSubscriber:
         return b"".join(self.writes)
 
     def write(self, data: bytes) -> None:
-        """Called by a flush, which writes to a live connection with TLS without calling `send`."""
+        """A flush calls this method, instead of `send`, for a live connection with TLS."""
         self.send(data)
         if self.congested:
             self.hub.congested(self)
@@ -411,7 +411,7 @@ class FakeDelivery(Delivery):
 
 
 class FakeFlowControl:
-    """Records each report of a reject publisher on whether it is full."""
+    """Records the reports of a reject publisher: True if the publisher is full, and False if it is not."""
 
     def __init__(self) -> None:
         self.full: list[bool] = []
@@ -444,7 +444,7 @@ class ManualClock:
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
 
     async def settle(self) -> None:
-        """Runs the due calls of the event loop, and the calls that they schedule in turn. The clock does not move."""
+        """Runs the due calls of the event loop, and the calls that these calls schedule. The clock does not move."""
         for _ in range(10):
             await asyncio.sleep(0)
 

@@ -136,7 +136,7 @@ class Fleet:
         self.ports = ports
         self.balancer = balancer
         self.processes: list[BridgeProcess] = []
-        """All processes of bridges so far, also those that have ended."""
+        """All processes of bridges so far, including those that have ended."""
         self._amqp_url = amqp_url
         self._settings = settings
         self._running: dict[int, tuple[BridgeProcess, AsyncExitStack]] = {}

@@ -207,7 +207,7 @@ async def in_node(
 
 
 class InPython(logging.Handler):
-    """A running task with the Python example."""
+    """The Python example, running as a task."""
 
     def __init__(self, client: ModuleType, url: str, silence_s: float, after: str) -> None:
         super().__init__(logging.INFO)
@@ -301,7 +301,7 @@ async def in_tail(*arguments: str, pauses: str = IMPATIENT) -> AsyncIterator[InT
 
 
 def paused(script: str, pauses_s: Mapping[str, float]) -> str:
-    """Returns a copy of a script with other pauses."""
+    """Returns a copy of a script with PAUSES_S and `pauses_s` in place of the script's own pauses."""
     for name, pause_s in (PAUSES_S | dict(pauses_s)).items():
         script, count = re.subn(rf"const {name}_MS = [0-9_]+;", f"const {name}_MS = {pause_s * 1000};", script)
         assert count == 1, name
@@ -400,7 +400,7 @@ class ScriptedBridge:
         self._broadcast(_message("gap", data), self._muted | self._not_resumed)
 
     def say(self, text: bytes) -> None:
-        """Sends any message to all clients that are not muted."""
+        """Sends a message of any kind to all clients that are not muted."""
         self._broadcast(text, self._muted)
 
     def _broadcast(self, text: bytes, excluded: Set[ServerConnection]) -> None:

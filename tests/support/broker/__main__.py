@@ -1,7 +1,7 @@
 """`python -m tests.support.broker [--hosts=N] COMMAND ...` runs a command with one broker for all its workers.
 
-The broker has a virtual host for each of N workers. If TEST_AMQP_URL is set, or an outer call of this command has
-started a broker, this call starts no broker.
+The broker has a virtual host for each of N workers. This command does not start a broker if TEST_AMQP_URL is set, or if
+an outer call of the command has started one.
 """
 
 import json
@@ -21,7 +21,7 @@ HOSTS_FLAG = "--hosts="
 
 
 def _with_hosts(broker: Broker, hosts: Sequence[str]) -> None:
-    """Makes virtual hosts with all permissions for the user guest. Raises RuntimeError."""
+    """Creates virtual hosts, and gives the user guest all permissions in them. Raises RuntimeError."""
     rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
     definitions = json.dumps(
         {"vhosts": [{"name": host} for host in hosts], "permissions": [{"vhost": host, **rights} for host in hosts]}
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         broker = find_for_tests(None)
     except NoBroker as error:
         say(str(error))
-        return _run(arguments)  # without a broker, each test skips or fails with this reason
+        return _run(arguments)  # without a broker, each test is skipped or fails with this reason
     except RuntimeError as error:
         say(str(error))
         return 1

@@ -70,7 +70,7 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 def _as_root() -> list[str] | None:
-    """Returns the arguments that run a command as root, such as `sudo`, or None if this user can't do so."""
+    """Returns the words before a command that make it run as root, or None if this user can't run it as root."""
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")

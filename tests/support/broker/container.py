@@ -26,7 +26,7 @@ class Container(container.Container):
         self._container.get_wrapped_container().kill()
 
     def run(self, *command: str) -> None:
-        """Runs a command in the container. If the command fails, raises RuntimeError with its output."""
+        """Runs a command in the container. Raises RuntimeError with the output of a command that fails."""
         code, output = self._container.get_wrapped_container().exec_run([*command])
         if code:
             raise RuntimeError(output.decode(errors="replace"))

@@ -79,7 +79,7 @@ class NamedBroker:
 def find_broker(url: str | None, image: str, say: Callable[[str], None]) -> Broker:
     """Returns the broker at the URL, or starts a container of `image` or a private node.
 
-    `say` prints a line for each step that takes long. Raises NoBroker.
+    `say` prints a line for each step that takes a long time. Raises NoBroker.
     """
     if url:
         return NamedBroker(url)

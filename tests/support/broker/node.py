@@ -20,7 +20,7 @@ from bridge.demo.amqp_probe import LOOPBACK, await_amqp
 from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.ports import free_port
 
-# The start script in the packages of Debian and of RabbitMQ. On Debian, the rabbitmq-server on the PATH is another
+# The start script in the packages of Debian and of RabbitMQ. On Debian, the rabbitmq-server on the PATH is a different
 # script, which switches to another user.
 _PACKAGED_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_LIMIT_S = 60.0
@@ -131,7 +131,7 @@ class PrivateNode:
         return await asyncio.to_thread(self.command, *arguments)
 
     def command(self, *arguments: str) -> str:
-        """Like `ctl`, for a fixture without an event loop."""
+        """Returns the output of `rabbitmqctl`, as `ctl` does, for a fixture without an event loop."""
         return self._run(self._rabbitmqctl, "--quiet", *arguments)
 
     async def define(self, definitions: Mapping[str, object]) -> None:
@@ -144,7 +144,7 @@ class PrivateNode:
         await self.ctl("import_definitions", str(file))
 
     async def user(self, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
-        """Creates a user with these permissions, which exists until the node stops.
+        """Creates a user who has these permissions and exists until the node stops.
 
         Returns the node's URL for this user.
         """
@@ -159,7 +159,7 @@ class PrivateNode:
         return f"amqp://{name}:{PASSWORD}@{LOOPBACK}:{self.port}/"
 
     async def script(self, script: Path, *arguments: str, **variables: str) -> str:
-        """Like `ctl`, for an operator's script, which finds `rabbitmqctl` in the variable RABBITMQCTL."""
+        """Runs an operator's script, which finds `rabbitmqctl` in the variable RABBITMQCTL, and returns its output."""
         return await asyncio.to_thread(self._run, script, *arguments, RABBITMQCTL=str(self._rabbitmqctl), **variables)
 
     def _run(self, command: Path, *arguments: str, **variables: str) -> str:

@@ -13,7 +13,7 @@ __all__ = ["LOOPBACK", "free_port", "why_not_free"]
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
 _returned: set[int] = set()
-"""The ports that are already reserved, because a node may listen on its port only later, or start again."""
+"""The returned ports stay reserved, because a node may start to listen later, or may be started again."""
 
 
 def free_port() -> int:

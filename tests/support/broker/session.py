@@ -80,7 +80,7 @@ def _note(broker: Broker) -> None:
 
 
 def broker_or_reason() -> Broker | None:
-    """Returns a broker for a program that is not a test, or prints why there is none, and returns None."""
+    """Returns a broker for a program that is not a test. Prints the reason and returns None if there is no broker."""
     try:
         return find_broker(URL, IMAGE, say)
     except NoBroker as error:
@@ -107,5 +107,5 @@ def needs(command: str) -> pytest.MarkDecorator:
 
 
 def say(line: str) -> None:
-    """Prints a line about a step that takes long, for the person who watches the tests."""
+    """Prints a line about a slow step, for the person who watches the tests."""
     sys.stderr.write(f"{line}\n")
