@@ -117,7 +117,7 @@ class Pipeline:
         self._enveloping = frozenset(
             name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
         )
-        """The update types whose data can look like an envelope, because some of its members have the same names."""
+        """The update types whose data can look like an envelope, because data and envelope share member names."""
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
