@@ -155,7 +155,7 @@ async def test_origin_that_is_not_allowed_is_reported_as_a_possible_cause(
     assert reason == f"{nothing}, or it refuses pages of {page} (BRIDGE_ALLOWED_ORIGINS)"
 
 
-# What the diagnosis sends
+# The requests of a diagnosis
 
 RESET = b""
 """The server closes the connection without a response."""

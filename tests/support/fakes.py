@@ -165,7 +165,7 @@ class FakeSubscriber:
             self.closing_frame()
 
     def closing_frame(self) -> None:
-        """Called when the close frame is sent, after all other data."""
+        """Called when the close frame is sent, which comes after all other data."""
 
     def frame_ended(self) -> None:
         assert not self.offset

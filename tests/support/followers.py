@@ -119,7 +119,9 @@ async def in_page(
     after: str = "",
     permissions: Sequence[str] | None = None,
 ) -> AsyncIterator[InBrowser]:
-    """Follows a bridge in the page at `page_url`, which has `page_files`. The browser trusts any certificate.
+    """Follows a bridge from the page at `page_url`, which must be made of `page_files`.
+
+    The browser trusts any certificate.
 
     With `permissions`, the page has exactly these permissions. Without `permissions`, the browser would ask the user.
     """
