@@ -1,7 +1,7 @@
 """Converts hosts and origins to a canonical form, so that settings can be compared with headers.
 
-Settings and headers are both converted. A setting therefore matches a header even if the two are spelled differently:
-with upper case letters, a default port, a non-ASCII name, or a slash at the end.
+Settings and headers are both converted. A setting therefore matches a header even if the two are spelled differently,
+for example with upper case letters, a default port, a non-ASCII name, or a slash at the end.
 """
 
 from __future__ import annotations

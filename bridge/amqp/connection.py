@@ -81,8 +81,8 @@ async def _connect(
     loop = asyncio.get_running_loop()
 
     def abort_soon() -> None:
-        # If `connect` is cancelled, aiormq closes the connection properly before `connect` ends. With TLS and a silent
-        # broker, closing takes 30 s.
+        # If `connect` is cancelled, aiormq closes the connection properly before `connect` ends. With TLS, closing
+        # takes 30 s if the broker is silent.
         loop.call_later(timing.give_up_s, factory.abort)
 
     try:

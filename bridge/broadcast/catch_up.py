@@ -264,7 +264,7 @@ class CatchUp:
             connection.frame_ended()
 
     def on_partial_write(self, connection: Subscriber, positions: Sequence[int], offset: int, taken: int) -> None:
-        """Continues after a socket took only `taken` bytes of the frames at `positions`.
+        """Continues sending after a socket took only `taken` bytes of the frames at `positions`.
 
         `offset` says at which byte of the first frame the write began. If the socket took only a part of a frame, the
         transport sends the next piece of this frame, and reports when the socket has room again. All further frames

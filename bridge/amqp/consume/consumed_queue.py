@@ -81,8 +81,8 @@ class ExclusiveQueue:
         if name is None or amqp.closing.done():
             return
         unbinding = topology.unbind(amqp, name, self._exchanges, self._timing.unbind_timeout_s)
-        # Unbinding runs in its own task, because after a lost connection aiormq cancels each task that waits for the
-        # broker.
+        # Unbinding runs in its own task, because aiormq cancels all tasks that wait for the broker when the connection
+        # is lost.
         await asyncio.wait([asyncio.create_task(unbinding, name="unbind the queue")])
 
 

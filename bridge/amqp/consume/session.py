@@ -168,7 +168,8 @@ class ConsumerSession:
             consuming = await self._channel.basic_consume(queue, _on_bypassed_delivery, arguments=arguments)
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             if "x-priority" in error_text(error):
-                # If a stream is consumed like a queue, it delivers only messages that are published from now on.
+                # A stream that is consumed like a queue delivers only messages that are published after the consumer
+                # has started.
                 raise BrokerRefusal(
                     f"the queue {queue!r} is a stream, from which BRIDGE_QUEUE would get only new events; set "
                     f"BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM={queue} instead of BRIDGE_QUEUE"

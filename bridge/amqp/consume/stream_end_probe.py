@@ -45,7 +45,7 @@ class StreamEndProbe:
 
     @classmethod
     async def listen(cls, amqp: Connection, stream: str, retry_s: float) -> "StreamEndProbe":
-        """Starts to consume at the end of `stream`. A marker that takes longer than `retry_s` is published again.
+        """Starts to consume at the end of `stream`. A marker that is not confirmed within `retry_s` is published again.
 
         Raises BrokerRefusal if the queue is not a stream or the user has no permission to read it.
         """
@@ -71,8 +71,9 @@ class StreamEndProbe:
 
         All messages that were published before the call have lower offsets.
 
-        Each attempt to publish the marker calls `gap`. The marker reports the gap that `gap` returns. Raises
-        BrokerRefusal if the permission to publish is missing, and ConnectionError if the broker accepts no messages.
+        `gap` is called before each attempt to publish the marker, and the marker reports the gap that `gap` returns.
+        Raises BrokerRefusal if the permission to publish is missing, and ConnectionError if the broker accepts no
+        messages.
         """
         self._token = token.encode()
         publishing = asyncio.create_task(self._publish(token, gap), name="mark the stream's end")

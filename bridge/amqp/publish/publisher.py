@@ -124,7 +124,7 @@ class Publisher:
         self._running: asyncio.Task[None] | None = None
         """The task that keeps the channel open.
 
-        If the broker refuses, this task ends, and the next update starts a new one.
+        If the broker refuses the publisher, this task ends, and the next update starts a new task.
         """
 
     async def __aenter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 Only this module of `bridge.amqp` touches the internals of pamqp, aiormq and aio-pika. A comment at each workaround says
 why it is needed, and for which version of the library. `test_compat.py` has a test for each workaround. The test of a
-workaround fails as soon as the library no longer needs it.
+workaround fails as soon as the workaround is no longer needed.
 """
 
 import asyncio
@@ -76,9 +76,9 @@ class Connection(PikaConnection):
 # Heartbeats (aiormq 7.2)
 
 # aiormq closes a connection if the broker sends no frame for three heartbeats. If a machine is paused, the bridge and
-# the broker on it freeze together, and the broker sends nothing while it is frozen. When the bridge and the broker run
-# again, aiormq would close the connection at once. When a connection is closed, the broker deletes the connection's
-# exclusive queue with all its events.
+# the broker on it freeze together, and the broker sends nothing while it is frozen. Without a workaround, aiormq would
+# close the connection as soon as the bridge and the broker run again. When a connection is closed, the broker deletes
+# the connection's exclusive queue with all its events.
 
 LATE_INTERVALS = 2
 """The number of intervals by which a heartbeat check may be late.
