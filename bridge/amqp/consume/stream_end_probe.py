@@ -45,7 +45,7 @@ class StreamEndProbe:
 
     @classmethod
     async def listen(cls, amqp: Connection, stream: str, retry_s: float) -> "StreamEndProbe":
-        """Starts to consume at the end of `stream`. A marker that is not confirmed within `retry_s` is published again.
+        """Starts to consume at the end of `stream`. A marker that is not delivered is published again after `retry_s`.
 
         Raises BrokerRefusal if the queue is not a stream or the user has no permission to read it.
         """
