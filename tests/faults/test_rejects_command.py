@@ -44,7 +44,7 @@ async def test_queue_that_may_not_be_read_is_named(
     ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
     assert ended.code == 3
     assert ended.errors[-1].startswith(f"edk-bridge: the queue '{rejects}' can't be read: ACCESS_REFUSED")
-    assert ended.errors[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
+    assert ended.errors[-1].endswith("grant read on this queue to the user of BRIDGE_AMQP_URL")
     assert PASSWORD not in "".join(ended.errors)
     assert await numbers_in(node, rejects) == [0, 1, 2]
     await removed(node, rejects)

@@ -133,8 +133,8 @@ class RejectQueue:
                 return await request
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
-                f"the queue {self.name!r} can't be read: {error_text(error)}; grant the user of BRIDGE_AMQP_URL read "
-                "on it"
+                f"the queue {self.name!r} can't be read: {error_text(error)}; grant read on this queue to the user of "
+                "BRIDGE_AMQP_URL"
             ) from error
         except TimeoutError as error:
             raise BrokerLost(f"the broker does not answer within {RPC_TIMEOUT_S:g} s") from error
@@ -166,7 +166,7 @@ async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[R
             ) from error
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
-                f"the queue {name!r} can't be inspected: {error_text(error)}; grant the user of BRIDGE_AMQP_URL read "
-                "on it, or name another user in --amqp-url"
+                f"the queue {name!r} can't be inspected: {error_text(error)}; grant read on this queue to the user of "
+                "BRIDGE_AMQP_URL, or name another user in --amqp-url"
             ) from error
         yield RejectQueue(amqp, channel, name, declared.message_count or 0)
