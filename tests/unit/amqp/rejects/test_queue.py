@@ -289,7 +289,7 @@ async def test_queue_that_can_not_be_opened_raises_the_matching_error(
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        (REFUSED, BrokerRefusal, "the queue 'rejects' can't be read: ACCESS_REFUSED.*; grant the user"),
+        (REFUSED, BrokerRefusal, "the queue 'rejects' can't be read: ACCESS_REFUSED.*; grant read on this queue"),
         (HANGS, BrokerLost, f"the broker does not answer within {RPC_TIMEOUT_S:g} s"),
         (OSError("reset"), BrokerLost, "the connection to the broker was lost: reset"),
         (asyncio.CancelledError(), BrokerLost, "the connection to the broker was lost$"),
