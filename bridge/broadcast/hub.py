@@ -355,7 +355,10 @@ class Hub:
     # Transitions
 
     def _compile(self, trace: Trace | None) -> Mapping[State, Mapping[ConnectionEvent, _Calls]]:
-        """Returns the table of transitions with this hub's methods. If `trace` is None, tracing takes no time."""
+        """Returns the table of transitions, with the functions to call in place of the actions.
+
+        If `trace` is None, tracing takes no time.
+        """
         catch_up = self._catch_up
         enter: Mapping[State, _Call] = {
             State.CATCHING_UP: catch_up.add_catching_up,

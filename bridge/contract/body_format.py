@@ -324,7 +324,8 @@ _TEXTS = (
 )
 """Patterns for the start of a text.
 
-White space before the start is ignored. Each pattern has a description of the format.
+White space before the start is ignored. Each pattern is paired with a text that names the format and says what to
+publish instead.
 """
 
 

@@ -148,7 +148,7 @@ class After(NamedTuple):
 
 
 FROM_NOW_ON = After("", None)
-"""The start for a client that receives only updates from now on."""
+"""The starting point of a client that gets no updates from before it connected."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 // a WebSocket client. The program sends each line of standard input to all clients as one text frame, with one send()
 // per client.
 //
-// The program checks no handshake: the load generator always sends the sample key of RFC 6455, section 1.3, so the
-// answer is constant.
+// The program does not check handshakes: the load generator always sends the sample key of RFC 6455, section 1.3, so
+// the answer is constant.
 
 #include <arpa/inet.h>
 #include <errno.h>

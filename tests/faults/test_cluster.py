@@ -250,8 +250,8 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
         confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)
-        # One of the bridges also ends. The clients of the ended bridge resume on the other bridges, which ran while the
-        # leaders were killed.
+        # One of the bridges also ends. The clients of the bridge that ended resume on the other bridges, which kept
+        # running while the leaders were killed.
         await bridges.end(0)
         await fetcher.further(BETWEEN)
         await bridges.start(0)

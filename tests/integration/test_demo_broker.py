@@ -1,4 +1,4 @@
-"""Private brokers, which start, restart with their data after a kill, and leave nothing behind."""
+"""Private brokers start, restart with their data after a kill, and leave nothing behind."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Followers of a real bridge and a real broker get each update once, although connections break.
+"""With a real bridge and a real broker, followers get each update exactly once, even if connections break.
 
 The followers are the examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`.
 """

@@ -71,7 +71,7 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 HANGS: Final = object()
-"""Stands in a script for an answer that never arrives."""
+"""In a script, represents an answer that never arrives."""
 
 REFUSED = aiormq.exceptions.ChannelAccessRefused("ACCESS_REFUSED - access refused")
 """The broker's error for a missing permission."""

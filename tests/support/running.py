@@ -159,7 +159,8 @@ async def bridge_process(
 ) -> AsyncIterator[BridgeProcess]:
     """Runs a bridge as a process on a free port of 127.0.0.1. Kills the bridge at the end if it still runs.
 
-    `command` is the command before the arguments of the bridge. `command` may be a program that executes the bridge.
+    `command` is the start of the command line, to which `serve` and the arguments are appended. `command` may be a
+    program that executes the bridge.
     """
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
     environment |= {

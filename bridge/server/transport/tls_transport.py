@@ -348,7 +348,10 @@ class TlsTransport(asyncio.Transport):
     # The end
 
     def write_eof(self) -> None:
-        """Ends the bridge's side after all data is sent. Data that the client sends later is discarded."""
+        """Ends the bridge's side of the connection after all data is sent.
+
+        Data that the client sends later is discarded.
+        """
         if not self._ends:
             self._ends = True
             if not self._unsent and self._state is _State.OPEN:
