@@ -117,8 +117,9 @@ async def test_policy_in_the_documentation_removes_the_delivery_limit(node_broke
             command = adapted(code_block("bridge/amqp/README.md", "Queue types"), ("rabbitmqctl", '"$RABBITMQCTL"'))
             await node_broker.script(Path("/bin/sh"), "-ec", command)
             columns = ("name", "effective_policy_definition")
-            [queue] = json.loads(await node_broker.ctl("list_queues", "--formatter", "json", *columns))
-            assert dict(queue["effective_policy_definition"]) == {"delivery-limit": -1}
+            queues = json.loads(await node_broker.ctl("list_queues", "--formatter", "json", *columns))
+            policies = {queue["name"]: queue["effective_policy_definition"] for queue in queues}
+            assert dict(policies["killmails.bridge"]) == {"delivery-limit": -1}
         finally:
             await channel.queue_delete("killmails.bridge")
             await node_broker.ctl("clear_policy", "bridge")
