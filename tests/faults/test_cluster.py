@@ -353,6 +353,9 @@ async def test_bridges_on_the_last_running_node_consume_with_a_warning_until_the
 async def test_stream_is_read_again_when_its_majority_is_back(cluster: Cluster) -> None:
     """The test kills two of the three nodes, and then starts one of the two again."""
     first, second, third = cluster.members
+    if tuple(map(int, version_of(first.url).split(".")))[:2] >= (4, 3):
+        # Then no stream can be published to or deleted. This happens if the cluster has only just been formed.
+        pytest.skip("the stream coordinator of RabbitMQ 4.3 may stay unavailable after two of three nodes were killed")
     async with names(cluster) as (exchange, stream):
         flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": stream}
         async with running(cluster.url, reject_exchange="off", **flags) as bridge:
