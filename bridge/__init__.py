@@ -30,7 +30,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept any nam
         # Names are imported on first use, because every module of the bridge imports this package first, and most
         # modules need no broker. The faster this import is, the sooner Ctrl-C ends the command quietly.
         if name == "__version__":
-            from importlib.metadata import version  # noqa: PLC0415 - it takes 20 ms
+            from importlib.metadata import version  # noqa: PLC0415 - this import takes 20 ms
 
             globals()[name] = version("edk-bridge")
             return globals()[name]

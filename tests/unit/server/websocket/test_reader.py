@@ -153,7 +153,7 @@ BROKEN = [
     ("empty last fragment within a character", frame(TEXT, b"\xe2", fin=False) + frame(CONT), 1007),
     ("bad byte after a ping in between", frame(TEXT, b"\xe2", fin=False) + frame(PING) + frame(CONT, b"a"), 1007),
     ("bad byte in a later piece", frame(TEXT, b"a" * (2 * TEXT_PIECE_BYTES + 1) + b"\xff"), 1007),
-]  # fmt: skip
+]  # fmt: skip  # one case in each line
 
 
 def cases(table: list[tuple[str, bytes, list[Incoming]]]) -> pytest.MarkDecorator:
