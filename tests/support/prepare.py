@@ -32,8 +32,12 @@ WHOLE_CHROMIUM = "chromium"
 HAPROXY = "haproxy"
 """The command of HAProxy, which is also the name of its Debian package."""
 
+STRACE = "strace"
+"""The command that shows the system calls of a process, which is also the name of its Debian package."""
+
 PROGRAMS = {
     HAPROXY: HAPROXY,
+    STRACE: STRACE,
     "nginx": "nginx-light",
     "caddy": "caddy",
     "promtool": "prometheus",
