@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -51,7 +52,8 @@ static unsigned opening, refused, cut;
 static uint64_t frames_total, disorder, doubled, complete, pings, resumes, incomplete, complete_us;
 static uint64_t first_us, last_us; // times of the first update and of the last one
 static uint64_t stalled_us; // time of the last bytes for a stalled client
-static struct latency latency;
+static struct latency latency, window;
+static volatile sig_atomic_t in_window;
 static char **paths; // client n requests the path n modulo their count
 static unsigned paths_count;
 static uint8_t buffer[1 << 18];
@@ -117,8 +119,11 @@ static void on_update(struct client *client, const struct frames *frame) {
   else if (client->updates && number < client->last)
     disorder++;
   client->last = number;
+  uint64_t delay_us = arrived_us > number ? arrived_us - number : 0;
   if (number)
-    latency_add(&latency, arrived_us > number ? arrived_us - number : 0);
+    latency_add(&latency, delay_us);
+  if (number && in_window)
+    latency_add(&window, delay_us);
   if (++client->updates == (ask.caught_up ? client->promised : ask.frames))
     on_complete_client();
   frames_total++;

@@ -36,7 +36,10 @@ class Seen:
     open_s: float
     refused_back: int
     back_s: float
-    """The time until all connections were open again, or 0 if no connection was dropped."""
+    """The time until all connections were open again, or 0 if no connection was dropped.
+
+    If the connections were dropped several times, this is the mean.
+    """
     resumes: int
     """The number of `resume` messages."""
     incomplete: int
@@ -58,6 +61,9 @@ class Seen:
     p99_us: float
     p999_us: float
     max_us: float
+    window_frames: int
+    """The number of updates that arrived in a window."""
+    window_p99_us: float
     readers: Ends
     stalled: Ends
 
@@ -74,9 +80,9 @@ class Crowd:
         self._process = running
         self._flag = flag
 
-    def ready(self) -> None:
-        """Returns when each connection is open or refused."""
-        await_true("all clients are connected", lambda: self._flag.exists() or self._ended(), OPEN_LIMIT_S, 0.01)
+    def ready(self, limit_s: float = OPEN_LIMIT_S) -> None:
+        """Returns when each connection is open or refused. Raises Failed if this takes longer than the limit."""
+        await_true("all clients are connected", lambda: self._flag.exists() or self._ended(), limit_s, 0.01)
         if self._ended():
             raise Failed("the load generator ended")
 
@@ -84,6 +90,15 @@ class Crowd:
         """Drops all connections at once. A call of `ready` then waits until the connections are open again."""
         self._flag.unlink()
         self._process.send_signal(signal.SIGUSR1)
+
+    @contextlib.contextmanager
+    def window(self) -> Iterator[None]:
+        """Counts the delays of the updates that arrive in this context separately too."""
+        self._process.send_signal(signal.SIGUSR2)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGUSR2)
 
     def seen(self) -> Seen:
         """Waits for the results of the load generator. The connections stay open."""

@@ -13,6 +13,8 @@
 //   --paths FILE   the paths to request instead of /updates, one per line, by the clients in turn
 //   --caught-up    print when each client has the number of updates that its `resume` message announced
 //   --ready FILE   create FILE when all are open, and again when all are open again
+//
+// SIGUSR2 begins or ends a window. The delays of updates that arrive in a window are also counted separately.
 
 #define _GNU_SOURCE
 #include <signal.h>
@@ -24,6 +26,7 @@
 #define STALLED_QUIET_US 3000000
 
 static volatile sig_atomic_t stopped, dropped;
+static uint64_t drops;
 
 static uint64_t cpu_us(void) {
   struct rusage used;
@@ -35,6 +38,8 @@ static uint64_t cpu_us(void) {
 static void on_signal(int number) {
   if (number == SIGUSR1)
     dropped = 1;
+  else if (number == SIGUSR2)
+    in_window = !in_window;
   else
     stopped = 1;
 }
@@ -65,16 +70,18 @@ static uint64_t drop_and_return(void) {
       enqueue(i);
     }
   open_all();
+  drops++;
   return now_us() - began;
 }
 
-// Returns how long the clients took to connect again, or 0 if no client was dropped.
+// Returns how long the clients took to connect again, or 0 if no client was dropped. If they were dropped several times,
+// this is the mean.
 static uint64_t read_on(unsigned readers) {
   uint64_t ready_us = now_us(), done_us = 0, back_us = 0;
   while (!stopped && (ask.hold || ask.frames || ask.caught_up)) {
     turn(20);
     if (dropped && ask.reconnect)
-      back_us = drop_and_return();
+      back_us += drop_and_return();
     if (ask.hold)
       continue;
     uint64_t now = now_us(), heard_us = last_us > ready_us ? last_us : ready_us;
@@ -83,7 +90,7 @@ static uint64_t read_on(unsigned readers) {
     if ((done_us && now - done_us > LINGER_US) || now > heard_us + ask.quiet_us)
       break;
   }
-  return back_us;
+  return drops ? back_us / drops : 0;
 }
 
 static void read_stalled(void) {
@@ -128,6 +135,7 @@ static void print_updates(uint64_t cpu) {
   printf(",\"p50_us\":%lu,\"p90_us\":%lu,\"p99_us\":%lu,\"p999_us\":%lu,\"max_us\":%lu", latency_quantile(&latency, .5),
          latency_quantile(&latency, .9), latency_quantile(&latency, .99), latency_quantile(&latency, .999),
          latency.largest);
+  printf(",\"window_frames\":%lu,\"window_p99_us\":%lu", window.count, latency_quantile(&window, .99));
 }
 
 static void parse(int count, char **words) {
@@ -198,6 +206,7 @@ static void prepare(void) {
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGINT, &action, NULL);
   sigaction(SIGUSR1, &action, NULL);
+  sigaction(SIGUSR2, &action, NULL);
 }
 
 int main(int count, char **words) {
