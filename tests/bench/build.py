@@ -44,6 +44,14 @@ def bun() -> Path:
     return program
 
 
+def installed(program: str) -> str:
+    """Returns the path of a program whose Debian package has the same name. Raises Failed if it is not installed."""
+    path = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    if path is None:
+        raise Failed(f"{program} is missing; run: {apt.by_hand([program])}")
+    return path
+
+
 def _run(*command: str, cwd: Path | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, env=os.environ, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,7 +1,8 @@
 """How each measured program is started, and how the benchmark detects that the program is ready.
 
 A candidate gets the broker in the environment variable AMQP, the exchange in EXCHANGE and the port to listen on in
-PORT. The bridge gets these three values in its own variables.
+PORT. For TLS, it also gets the file names of a certificate and a key in CERTIFICATE and KEY. The bridge gets these
+values in its own variables.
 """
 
 import contextlib
@@ -16,19 +17,20 @@ from pathlib import Path
 
 from tests.bench import process
 from tests.bench.amqp import Channel
-from tests.bench.build import BUILT, NODE, bun
+from tests.bench.build import BUILT, NODE, bun, installed
 from tests.bench.process import Failed, started
 from tests.bench.publish import Events
 from tests.support.broker.ports import LOOPBACK, free_port
 
 READY_LIMIT_S = 30.0
-OURS, FLOOR = "ours", "floor"
+OURS, FLOOR, NAIVE, BUN, BUN_PUBLISH, NGINX = "ours", "floor", "naive", "bun", "bun-publish", "nginx"
 NAMES = {
     FLOOR: "a loop in C that sends to each client and does nothing else",
     OURS: "this bridge",
-    "naive": "the simplest program with aio-pika and websockets",
-    "bun": "the simplest program on Bun with amqplib, which sends to each client",
-    "bun-publish": "the same, with Bun's topics instead of a loop",
+    NAIVE: "the simplest program with aio-pika and websockets",
+    BUN: "the simplest program on Bun with amqplib, which sends to each client",
+    BUN_PUBLISH: "the same, with Bun's topics instead of a loop",
+    NGINX: "this bridge without TLS, behind nginx with TLS",
 }
 SHIPPED = Path(__file__).parents[2] / ".venv/shipped/bin/python"
 """The interpreter of an environment in which `make bench` installs only the package.
@@ -82,21 +84,23 @@ class Server:
 
     pid: int
     port: int
+    proxies: tuple[int, ...] = ()
+    """The process ids of programs in front of the server. The server's figures include theirs."""
 
     def cpu_us(self) -> float:
         """Returns the processor time that the server has used so far, in microseconds."""
-        return process.cpu_us(self.pid)
+        return process.cpu_us(self.pid, *self.proxies)
 
     def rss_kb(self, field: str = "VmRSS") -> float:
         """Returns the server's resident memory in kilobytes.
 
         With the field `VmHWM`, this is the largest resident memory so far.
         """
-        return process.rss_kb(self.pid, field)
+        return process.rss_kb(self.pid, *self.proxies, field=field)
 
     def settle(self) -> None:
         """Returns when the server is idle."""
-        process.settle(self.pid)
+        process.settle(self.pid, *self.proxies)
 
 
 def named(word: str) -> Candidate:
@@ -109,12 +113,14 @@ def named(word: str) -> Candidate:
         return Candidate(name, shlex.split(command))
     if name == FLOOR:
         return Candidate(name, [BUILT / "floor"])
-    if name == OURS:
+    if name == NGINX:
+        installed(name)
+    if name in (OURS, NGINX):
         return Candidate(name, [*PYTHON, "bridge", "serve"])
-    if name == "naive":
+    if name == NAIVE:
         return Candidate(name, [*PYTHON, "tests.bench.peers.naive"])
-    if name in ("bun", "bun-publish"):
-        return Candidate(name, [bun(), "--no-install", NODE / "bun.ts"], {"TOPICS": "1"} if name != "bun" else {})
+    if name in (BUN, BUN_PUBLISH):
+        return Candidate(name, [bun(), "--no-install", NODE / "bun.ts"], {"TOPICS": "1"} if name != BUN else {})
     raise ValueError(f"unknown candidate {word!r}; known: {', '.join(NAMES)}, or NAME=COMMAND")
 
 
@@ -153,9 +159,16 @@ def _ready(server: Server, place: Place) -> bool:
     """
     if not os.path.exists(f"/proc/{server.pid}/exe"):  # noqa: PTH110 - the link of a zombie can't be followed
         raise Failed(f"the process ended; {place.log} has its output")
-    try:
-        socket.create_connection((LOOPBACK, server.port), timeout=1).close()
-    except OSError:
+    if not listens(server.port):
         return False
     with Channel(place.amqp) as channel:
         return channel.routed(place.exchange, Events().next())
+
+
+def listens(port: int) -> bool:
+    """Returns whether a program accepts connections at this port."""
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

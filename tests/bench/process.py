@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -77,37 +77,37 @@ def await_true(what: str, holds: Callable[[], bool], limit_s: float, poll_s: flo
         time.sleep(poll_s)
 
 
-def cpu_us(pid: int) -> float:
-    """Returns the processor time of a process and its children, in microseconds.
+def cpu_us(*pids: int) -> float:
+    """Returns the processor time of the processes and their children, in microseconds.
 
     The time of threads that have ended is not included.
     """
-    return sum(int(text.split()[0]) for one in _tree(pid) for text in _texts(one, "task/*/schedstat")) / 1000
+    return sum(int(text.split()[0]) for one in _tree(pids) for text in _texts(one, "task/*/schedstat")) / 1000
 
 
-def rss_kb(pid: int, field: str = "VmRSS") -> float:
-    """Returns the resident memory of a process and its children, in kilobytes.
+def rss_kb(*pids: int, field: str = "VmRSS") -> float:
+    """Returns the resident memory of the processes and their children, in kilobytes.
 
     With the field `VmHWM`, this is the largest resident memory so far.
     """
-    lines = (line for one in _tree(pid) for text in _texts(one, "status") for line in text.splitlines())
+    lines = (line for one in _tree(pids) for text in _texts(one, "status") for line in text.splitlines())
     return sum(float(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def settle(pid: int) -> None:
-    """Returns when the process is idle and its memory does not change, or after SETTLE_LIMIT_S."""
+def settle(*pids: int) -> None:
+    """Returns when the processes are idle and their memory does not change, or after SETTLE_LIMIT_S."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
-    quiet, cpu, rss = 0, cpu_us(pid), rss_kb(pid)
+    quiet, cpu, rss = 0, cpu_us(*pids), rss_kb(*pids)
     while quiet < 10 and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        new_cpu, new_rss = cpu_us(pid), rss_kb(pid)
+        new_cpu, new_rss = cpu_us(*pids), rss_kb(*pids)
         is_idle = new_cpu - cpu < _QUIET_SHARE * _POLL_S * 1e6 and abs(new_rss - rss) < 64
         quiet = quiet + 1 if is_idle else 0
         cpu, rss = new_cpu, new_rss
 
 
-def _tree(pid: int) -> list[int]:
-    found = [pid]
+def _tree(pids: Iterable[int]) -> list[int]:
+    found = list(pids)
     for one in found:
         found += [int(child) for text in _texts(one, "task/*/children") for child in text.split()]
     return found

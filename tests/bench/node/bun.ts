@@ -1,15 +1,16 @@
 // The simplest bridge on Bun, with its WebSocket server and amqplib. With TOPICS=1, the program publishes each update
 // to a topic of Bun, which can merge several writes into one. Without TOPICS=1, the program itself sends each update to
-// each client. The program does not validate events.
+// each client. The program does not validate events. CERTIFICATE and KEY name the files for TLS.
 import { connect } from "amqplib";
 
-const { AMQP, EXCHANGE, PORT, TOPICS } = process.env;
+const { AMQP, CERTIFICATE, EXCHANGE, KEY, PORT, TOPICS } = process.env;
 const TOPIC = "updates";
 const clients = new Set<Bun.ServerWebSocket>();
 
 const server = Bun.serve({
   hostname: "127.0.0.1",
   port: Number(PORT),
+  tls: CERTIFICATE ? { cert: Bun.file(CERTIFICATE), key: Bun.file(KEY!) } : undefined,
   fetch(request, server) {
     return server.upgrade(request) ? undefined : new Response("only WebSocket", { status: 426 });
   },
