@@ -34,7 +34,7 @@ help:
 	@echo 'make test-all    all tests, with branch coverage (WORKERS=5 SLOW_WORKERS=4 with four cores)'
 	@echo 'make test-releases  the tests on several releases of RabbitMQ and Python, as a table (FLAGS="--only 4.3 --part")'
 	@echo 'make soak        ten minutes with all kinds of faults at the same time (FLAGS="--minutes 1")'
-	@echo 'make bench       compare the cost of an update with other programs (FLAGS="paced --quick"); all takes an hour'
+	@echo 'make bench       compare the cost of an update with other programs (FLAGS="paced --quick"); all takes half an hour'
 	@echo 'make mutants     mutation testing of changed modules: list surviving mutants (FLAGS="bridge/broadcast/resume.py")'
 	@echo 'make lint        style, spelling and types only'
 	@echo 'make format      fix the style of the code'

@@ -9,15 +9,17 @@ import argparse
 import resource
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 from tests.bench import build, machine
 from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
-from tests.bench.cases import Case, Row, faults, head, lines
+from tests.bench.cases import Case, Row, faults, misses
 from tests.bench.process import Failed
 from tests.bench.scenarios import connect, filters, idle, memory, requests, resume, sends, slow, stalled
+from tests.bench.table import README, columns, document, filled, has_targets, head, lines
 from tests.support.broker.find import Broker
 from tests.support.broker.session import broker_or_reason, say
 from tests.support.running import unique
@@ -25,6 +27,7 @@ from tests.support.running import unique
 SCENARIOS = {
     "paced": sends.paced,
     "saturated": sends.saturated,
+    "tls": sends.tls,
     "memory": memory.cases,
     "slow": slow.cases,
     "connect": connect.cases,
@@ -35,10 +38,11 @@ SCENARIOS = {
     "stalled": stalled.cases,
 }
 SPARE_DESCRIPTORS = 200
+Results = dict[str, list[Row]]
 CANDIDATES = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
 LEGEND = (
     f"{CANDIDATES}. A figure is the median of all rounds. A ratio is the median of the ratios within each round. Less "
-    "is better, except for rates per second."
+    "is better, except for rates per second and their ratios."
 )
 EPILOG = f"""{CANDIDATES}. The COMMAND of another candidate is started with the variables AMQP, EXCHANGE and PORT. The
 variables BRIDGE_AMQP_URL, BRIDGE_EXCHANGES, BRIDGE_HOST and BRIDGE_PORT say the same."""
@@ -60,14 +64,20 @@ def candidates_of(words: Iterable[str]) -> list[Candidate]:
     return found
 
 
-def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) -> tuple[dict[str, list[Row]], bool]:
-    """Returns the rows of each candidate, and whether the bridge could be measured in every round."""
-    taking = [candidate for candidate in candidates if case.takes(candidate)]
-    rows: dict[str, list[Row]] = {candidate.name: [] for candidate in taking}
+def measure(case: Case, place: Place, candidates: list[Candidate], override: int | None) -> tuple[Results, bool]:
+    """Returns the rows of each candidate, and whether the bridge could be measured in every round.
+
+    `override` replaces the case's numbers of rounds.
+    """
+    taking = [each for each in candidates if case.takes(each.name)]
+    rounds = {each.name: case.rounds_of(each.name, override) for each in taking}
+    rows: Results = {each.name: [] for each in taking}
     whole = True
-    for number in range(1, rounds + 1):
+    for number in range(1, max(rounds.values(), default=0) + 1):
         for candidate in taking:
-            say(f"{case.title}; round {number} of {rounds}: {candidate.name}")
+            if number > rounds[candidate.name]:
+                continue
+            say(f"{case.title}; round {number} of {rounds[candidate.name]}: {candidate.name}")
             try:
                 rows[candidate.name].append(case.measure(place, candidate))
             except Failed as reason:
@@ -78,38 +88,49 @@ def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) 
     return rows, whole
 
 
-def run(place: Place, cases: list[Case], candidates: list[Candidate], rounds: int) -> bool:
-    """Prints the table, line by line. Returns False if the bridge had a fault, or could not be measured."""
-    wrong: list[str] = []
-    names = [candidate.name for candidate in candidates]
+def run(
+    place: Place, scenarios: Mapping[str, list[Case]], candidates: list[Candidate], override: int | None
+) -> tuple[list[str], list[str], list[str]]:
+    """Prints the tables, line by line.
+
+    Returns the tables, and sentences about faults of the bridge and about missed targets.
+    """
+    tables, wrong, missed = [], [], []
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    out(head(names))
-    for case in cases:
-        if case.clients + SPARE_DESCRIPTORS > descriptors:
-            say(f"without {case.title}: a process can have only {descriptors} file descriptors here; raise `ulimit -n`")
-            continue
-        rows, whole = measure(case, place, candidates, case.rounds or rounds)
-        out(lines(case, names, rows))
-        wrong += faults(case, rows) if whole else [f"{case.title}: {OURS} could not be measured"]
-    for sentence in wrong:
-        out(f"\nWRONG: {sentence}")
-    return not wrong
+    for scenario, cases in scenarios.items():
+        names, targets = columns(cases, [candidate.name for candidate in candidates]), has_targets(cases)
+        table = [head(scenario, cases, names)]
+        out(table[0])
+        for case in cases:
+            if case.clients + SPARE_DESCRIPTORS > descriptors:
+                say(f"without {case.title}: a process has only {descriptors} file descriptors; raise `ulimit -n`")
+                continue
+            began = time.monotonic()
+            rows, whole = measure(case, place, candidates, override)
+            say(f"{case.title}: took {time.monotonic() - began:.0f} s")
+            table.append(lines(case, names, rows, targets))
+            out(table[-1])
+            wrong += faults(case, rows) if whole else [f"{case.title}: {OURS} could not be measured"]
+            missed += misses(case, rows)
+        out("")
+        tables.append("\n".join(table))
+    return tables, wrong, missed
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
-    known = (
-        "paced, saturated, memory, slow, connect (also a storm of reconnects), idle (also the start), filters, resume, "
-        "requests, stalled; default: all"
-    )
+    known = f"{', '.join(SCENARIOS)}; default: all"
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
     parser.add_argument(
         "--candidates", default=",".join(NAMES), help="the candidates, separated by commas; default: %(default)s"
     )
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="another candidate")
-    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; default: %(default)s")
+    parser.add_argument("--rounds", type=int, help="number of rounds; default: 1 to 5, depending on the scenario")
     parser.add_argument("--quick", action="store_true", help="fewer clients and updates, for a test of the benchmark")
+    parser.add_argument(
+        "--write", action="store_true", help="also write the figures into README.md; only for a run of everything"
+    )
     asked = parser.parse_intermixed_args(words)
     # A positional argument that contains = declares a candidate.
     asked.also += [word for word in asked.scenarios if "=" in word]
@@ -121,29 +142,44 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown candidate: {', '.join(unknown)}; known: {', '.join(NAMES)}, and --also NAME=COMMAND")
     if unknown := [word for word in asked.also if not all(word.partition("="))]:
         parser.error(f"--also {unknown[0]}: expected NAME=COMMAND")
-    if asked.rounds < 1:
+    if asked.rounds is not None and asked.rounds < 1:
         parser.error(f"--rounds {asked.rounds}: expected 1 or more")
     if not asked.candidates and not asked.also:
         parser.error("--candidates is empty: name one, or add one with --also NAME=COMMAND")
+    if asked.write and (
+        asked.quick or asked.rounds or (asked.scenarios, asked.candidates) != (list(SCENARIOS), list(NAMES))
+    ):
+        parser.error("--write needs a run of all scenarios and candidates, without --quick and --rounds")
     return asked
 
 
 def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
-    """Runs the requested scenarios on a separate exchange, and deletes the exchange at the end."""
+    """Runs the requested scenarios on a separate exchange, and deletes the exchange at the end.
+
+    Returns False if the bridge had a fault, or could not be measured.
+    """
     build.build()
     place = Place(broker.url, unique("bench"), build.BUILT / "servers.log")
     place.log.write_bytes(b"")
     version = machine.broker_version(broker.url)
     candidates = candidates_of([*asked.candidates, *asked.also])
-    out(f"{machine.line(version)}\n\n{LEGEND}\n")
+    description = machine.line(version)
+    out(f"{description}\n\n{LEGEND}\n")
     with Channel(broker.url) as channel:
         channel.declare(place.exchange)
     try:
-        cases = [case for name in asked.scenarios for case in SCENARIOS[name](asked.quick)]
-        return run(place, cases, candidates, asked.rounds)
+        scenarios = {name: SCENARIOS[name](asked.quick) for name in asked.scenarios}
+        tables, wrong, missed = run(place, scenarios, candidates, asked.rounds)
     finally:
         with Channel(broker.url) as channel:
             channel.delete(place.exchange)
+    for sentence in missed:
+        out(f"MISSED: {sentence}")
+    for sentence in wrong:
+        out(f"WRONG: {sentence}")
+    if asked.write and not wrong:
+        README.write_text(filled(README.read_text(), document(description, missed, tables)))
+    return not wrong
 
 
 def interrupted(_number: int, _frame: object) -> NoReturn:

@@ -13,11 +13,13 @@ import pytest
 from pamqp import frame
 from pamqp.body import ContentBody
 
+from tests.bench.__main__ import SCENARIOS, parsed
 from tests.bench.amqp import Publication
-from tests.bench.candidates import FLOOR, OURS, Candidate
-from tests.bench.cases import CUT, LOST, Case, Figure, faults, lines
+from tests.bench.candidates import FLOOR, NAIVE, NAMES, NGINX, OURS
+from tests.bench.cases import CUT, LOST, Case, Figure, faults, misses
 from tests.bench.publish import SYSTEM
 from tests.bench.scenarios import filters, stalled
+from tests.bench.table import BEGINS, ENDS, README, columns, document, filled, has_targets, head, lines
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "tests" / "bench" / "peers"
@@ -86,8 +88,92 @@ def test_large_event_of_the_benchmark_is_published_in_frames_that_the_broker_acc
 
 def test_stalled_clients_are_measured_only_for_the_bridge_and_with_one_update_only_if_it_stalls_them() -> None:
     cases = stalled.cases(quick=False)
-    assert len({case.title for case in cases}) == len(cases) == 2 * len(stalled.SIZES) * len(stalled.CLIENTS)
+    assert len({case.title for case in cases}) == len(cases) == 2 * len(stalled.SIZES)
     for case in cases:
-        assert case.takes(Candidate(OURS, []))
-        assert not case.takes(Candidate("naive", []))
-        assert any(figure.key == "one_mb" for figure in case.figures) == case.title.endswith(("256 KB", "3.9 MB"))
+        assert case.takes(OURS)
+        assert not case.takes(NAIVE)
+        assert any("one_mb" in figure.key for figure in case.figures) == case.title.endswith(("256 KB", "3.9 MB"))
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "missed"),
+    [
+        (Figure("rate", "rate", at_least=2), 2.0, False),
+        (Figure("rate", "rate", at_least=2), 1.9, True),
+        (Figure("rate", "rate", at_most=2), 2.0, False),
+        (Figure("rate", "rate", at_most=2), 2.1, True),
+        (Figure("rate", "rate"), 100.0, False),
+        (Figure("other", "not measured", at_most=2), 100.0, False),
+    ],
+)
+def test_target_is_missed_beyond_its_limit(figure: Figure, value: float, missed: bool) -> None:
+    assert figure.missed({OURS: [{"rate": value}], NAIVE: [{"rate": 50}]}) == missed
+
+
+def test_missed_target_is_reported_with_its_value_and_its_limit() -> None:
+    case = Case("storm", (Figure("s", "s until back", 1, at_most=2),), lambda place, candidate: {}, 10)
+    assert misses(case, {OURS: [{"s": 3}]}) == ["storm: s until back: 3.0, target at most 2"]
+    assert misses(case, {OURS: [{"s": 1}]}) == []
+
+
+def test_slow_program_has_one_round_unless_the_command_line_asks_for_more() -> None:
+    case = Case("paced", (), lambda place, candidate: {}, 10, rounds=3)
+    assert [case.rounds_of(name, None) for name in (OURS, NAIVE)] == [3, 1]
+    assert [case.rounds_of(name, 2) for name in (OURS, NAIVE)] == [2, 2]
+
+
+def test_only_cases_with_tls_measure_the_proxy() -> None:
+    cases = {name: make(False) for name, make in SCENARIOS.items()}
+    assert [name for name, each in cases.items() if NGINX in columns(each, list(NAMES))] == ["tls"]
+
+
+def test_head_has_a_column_for_targets_only_if_there_are_any() -> None:
+    limited = Case("storm", (Figure("s", "s", at_most=2),), lambda place, candidate: {}, 10)
+    assert head("x", [limited], [OURS]).splitlines() == [
+        "### x",
+        "",
+        "|  |  | ours | target of ours |",
+        "| --- | --- | ---: | --- |",
+    ]
+    assert head("x", [CASE], [OURS]).splitlines()[2:] == ["|  |  | ours |", "| --- | --- | ---: |"]
+    assert lines(limited, [OURS], {OURS: [{"s": 1}]}, targets=True) == "| storm | s | 1 | at most 2 |"
+
+
+def test_document_begins_with_the_machine_and_the_missed_targets() -> None:
+    assert document("machine", ["a", "b"], ["table"]) == "machine\n\nThese targets are missed:\n\n- a\n- b\n\ntable"
+    assert document("machine", [], ["table"]) == "machine\n\nAll targets are reached.\n\ntable"
+
+
+def test_figures_replace_only_the_text_between_the_markers() -> None:
+    text = f"before\n{BEGINS}\nold\n{ENDS}\nafter"
+    assert filled(text, "new\\1") == f"before\n{BEGINS}\n\nnew\\1\n\n{ENDS}\nafter"
+    with pytest.raises(ValueError, match="no place"):
+        filled("without markers", "new")
+
+
+def labels(table: str) -> list[list[str]]:
+    """Returns the columns of a table, and the first two cells of each row."""
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
+    return [cells[0], *(row[:2] for row in cells[1:])]
+
+
+def test_committed_tables_have_all_rows_and_columns_of_a_whole_run() -> None:
+    committed = README.read_text().partition(BEGINS)[2].partition(ENDS)[0]
+    found = re.findall(r"^### (\w+)\n\n((?:\|.*\n)+)", committed, re.MULTILINE)
+    expected = []
+    for name, make in SCENARIOS.items():
+        cases = make(False)
+        names, targets = columns(cases, list(NAMES)), has_targets(cases)
+        table = "\n".join([head(name, cases, names), *(lines(case, names, {}, targets) for case in cases)])
+        expected.append((name, labels(table)))
+    assert [(name, labels(table)) for name, table in found] == expected, "run `make bench FLAGS=--write`"
+
+
+@pytest.mark.parametrize("words", [["paced"], ["--quick"], ["--rounds", "1"], ["--candidates", "ours"]], ids=" ".join)
+def test_part_of_a_run_is_not_written_into_the_readme(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed([*words, "--write"])
+    assert "--write needs a run of all" in capsys.readouterr().err
+    assert parsed(["--write"]).write

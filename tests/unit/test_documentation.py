@@ -27,7 +27,7 @@ NOT_RUN: dict[tuple[str, str, int], str] = {
     ("docker/README.md", "systemd", 2): "needs a running systemd and the root user",
     ("schemas/clients/README.md", "Command line", 1): "needs curl 8.11; the machines of the tests have an older one",
     ("README.md", "Tests", 0): "runs all tests, and so this one",
-    ("tests/bench/README.md", "How it was measured", 0): "takes an hour; test_bench.py runs a short benchmark",
+    ("tests/bench/README.md", "How it was measured", 0): "takes half an hour; test_bench.py runs a short benchmark",
 }
 """The examples that no test can run, with the reason for each example."""
 

@@ -23,7 +23,7 @@ def cases(quick: bool) -> list[Case]:
     ]
     title = f"memory: {clients} clients connect, idle and leave, {ROUNDS} times"
     measure = functools.partial(_measure, clients=clients)
-    return [Case(title, figures, measure, clients, not_for=frozenset({FLOOR}), rounds=1)]
+    return [Case(title, figures, measure, clients, not_for=frozenset({FLOOR}))]
 
 
 def _measure(place: Place, candidate: Candidate, *, clients: int) -> Row:

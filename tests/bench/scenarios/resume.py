@@ -38,15 +38,14 @@ def cases(quick: bool) -> list[Case]:
         Figure(CUT, "clients disconnected"),
         Figure(REFUSED, "clients refused"),
     ]
-    measure = functools.partial(_measure, updates=200 if quick else 400)
+    measure = functools.partial(_measure, updates=200 if quick else 300)
     title = f"resume: {LIVE} live clients get {RATE} updates per second, others a full replay of {LOG}"
-    title += f"; limit of the additional delay {LIMIT_MS} ms"
     return [Case(title, figures, measure, LIVE + max(SIZES), only_ours=True)]
 
 
 def _figures(size: int) -> list[Figure]:
     return [
-        Figure(f"later_{size}", f"additional delay during {size} replay{'s' * (size > 1)}, ms", 1),
+        Figure(f"later_{size}", f"additional delay during {size} replay{'s' * (size > 1)}, ms", 1, at_most=LIMIT_MS),
         Figure(f"caught_{size}", f"s until {'it is' if size == 1 else 'all are'} complete", 2),
     ]
 
