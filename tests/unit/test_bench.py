@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,15 +19,10 @@ from tests.bench.cases import CUT, LOST, Case, Figure, faults, misses
 from tests.bench.publish import SYSTEM
 from tests.bench.scenarios import filters, stalled
 from tests.bench.table import BEGINS, ENDS, README, columns, document, filled, has_targets, head, lines
+from tests.support.loaded_modules import packages
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "tests" / "bench" / "peers"
-LOCK = ROOT / "requirements.lock"
-
-
-def canonical(distribution: str) -> str:
-    """Returns the name of a distribution as lock files contain it (PEP 503)."""
-    return re.sub("[-_.]+", "-", distribution).lower()
 
 
 CASE = Case(
@@ -45,9 +39,7 @@ ROWS = {
 
 def test_peers_in_python_need_only_packages_of_the_bridge() -> None:
     peers = ", ".join(f"tests.bench.peers.{file.stem}" for file in PEERS.glob("[!_]*.py"))
-    shipped = {line.partition("==")[0] for line in LOCK.read_text().splitlines() if "==" in line} | {"edk-bridge"}
-    others = [name for name, owners in packages_distributions().items() if shipped.isdisjoint(map(canonical, owners))]
-    code = f"import sys; sys.modules.update(dict.fromkeys({others!r})); import {peers}"
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(packages()[1])!r})); import {peers}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from bridge.cli.common.output import echo
 from bridge.config import settings
@@ -200,7 +199,7 @@ def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
     return given | opposites
 
 
-def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
+def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
     """Returns the update types (from the packaged schemas and BRIDGE_SCHEMAS) that begin with the typed text."""
     folders = [catalog.PACKAGED]
     if own := context.params.get("schemas") or os.environ.get("BRIDGE_SCHEMAS"):
@@ -210,7 +209,7 @@ def complete_type(context: click.Context, option: click.Parameter, begun: str) -
     except (catalog.SchemaError, OSError):
         # While a shell completes a word, no error can be printed. The command itself prints the error when it runs.
         return []
-    return [CompletionItem(name) for name in types if name.startswith(begun)]
+    return [name for name in types if name.startswith(begun)]
 
 
 def warn_of_schemas(schemas: catalog.Catalog) -> None:
