@@ -2,8 +2,11 @@
 
 import os
 import platform
+import re
+import ssl
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +17,12 @@ from tests.bench.process import Failed
 
 _PACKAGES = ("uvloop", "aio-pika", "websockets")
 
+_PROGRAMS: dict[str, tuple[Callable[[], str | Path], str, str]] = {
+    "Bun": (build.bun, "--version", r"\d[\d.]+"),
+    "nginx": (lambda: build.installed("nginx"), "-v", r"(?<=nginx/)[\d.]+"),
+    "HAProxy": (lambda: build.installed("haproxy"), "-v", r"(?<=version )[\d.]+"),
+}
+"""For each program, a function that returns its path, the option that prints its version, and the version's pattern."""
 
 BROKER_LIMIT_S = 10.0
 
@@ -34,10 +43,10 @@ def line(broker: str) -> str:
     """Returns the processor, the kernel, the versions and the command. `broker` is the version of RabbitMQ."""
     words = [
         f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        f"Python {platform.python_version()}",
+        f"Python {platform.python_version()} with {' '.join(ssl.OPENSSL_VERSION.split()[:2])}",
         *(f"{package} {version(package)}" for package in _PACKAGES),
         f"RabbitMQ {broker}",
-        *_bun(),
+        *_programs(),
         f"`{' '.join(['python -m tests.bench', *sys.argv[1:]])}`",
     ]
     return "; ".join(words)
@@ -49,9 +58,14 @@ def _processor() -> str:
     return next(models, platform.machine())
 
 
-def _bun() -> list[str]:
-    try:
-        said = subprocess.run([build.bun(), "--version"], capture_output=True, text=True, check=True)
-    except (Failed, OSError, subprocess.CalledProcessError):
-        return []
-    return [f"Bun {said.stdout.strip()}"]
+def _programs() -> list[str]:
+    """Returns the names and versions of the programs that are installed."""
+    found = []
+    for name, (path, option, pattern) in _PROGRAMS.items():
+        try:
+            said = subprocess.run([path(), option], capture_output=True, text=True, check=True)
+        except (Failed, OSError, subprocess.CalledProcessError):
+            continue
+        if match := re.search(pattern, said.stdout + said.stderr):
+            found.append(f"{name} {match[0]}")
+    return found
