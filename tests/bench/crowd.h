@@ -38,7 +38,7 @@ struct client {
 
 static struct {
   int port, epoll;
-  unsigned clients, stalled, inflight, reconnect, hold, caught_up;
+  unsigned clients, stalled, inflight, reconnect, hold, caught_up, reset;
   uint64_t frames, quiet_us;
   const char *ready, *paths;
 // The default of `quiet_us` is longer than the maximum time that the server gets to settle (SETTLE_LIMIT_S in
@@ -187,6 +187,9 @@ static void begin(struct client *client) {
   // The buffer size must be set before the connection is opened, because the TCP handshake announces a window of this
   // size.
   if (client->stalled && setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small))
+    fail("setsockopt");
+  struct linger at_once = {1, 0}; // the kernel then resets the connection instead of closing it
+  if (ask.reset && setsockopt(client->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once))
     fail("setsockopt");
   client->state = CONNECTING;
   client->answered = client->code = 0;

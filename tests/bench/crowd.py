@@ -127,7 +127,8 @@ def crowd(
     The `paths` are distributed in turn: each client requests one of them. Without paths, each client requests all
     updates.
     """
-    words = [f"--{name.replace('_', '-')}" + ("" if text is True else f" {text}") for name, text in options.items()]
+    given = {name.replace("_", "-"): value for name, value in options.items() if value is not False}
+    words = [f"--{name}" + ("" if value is True else f" {value}") for name, value in given.items()]
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, place.log.open("ab") as log:
         flag = Path(directory) / "ready"
         command: list[str | Path] = [

@@ -10,6 +10,7 @@
 //   --stalled K    K additional clients with a small receive buffer; they read nothing until the others are done
 //   --hold         read until SIGTERM, and then print
 //   --reconnect    as --hold; at SIGUSR1, drop all connections and open them again
+//   --reset        reset each connection when it is closed
 //   --paths FILE   the paths to request instead of /updates, one per line, by the clients in turn
 //   --caught-up    print when each client has the number of updates that its `resume` message announced
 //   --ready FILE   create FILE when all are open, and again when all are open again
@@ -151,6 +152,10 @@ static void parse(int count, char **words) {
     }
     if (!strcmp(words[i], "--caught-up")) {
       ask.caught_up = 1;
+      continue;
+    }
+    if (!strcmp(words[i], "--reset")) {
+      ask.reset = 1;
       continue;
     }
     if (!strcmp(words[i], "--reconnect")) {

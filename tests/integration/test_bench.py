@@ -1,6 +1,7 @@
 """The benchmark runs, and its load generator counts correctly."""
 
 import asyncio
+import functools
 import os
 import shlex
 import shutil
@@ -13,13 +14,16 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from tests.bench.amqp import Channel
 from tests.bench.build import build
-from tests.bench.candidates import INTERPRETER, OURS, Place, Server, named
+from tests.bench.candidates import INTERPRETER, NGINX, OURS, Place, Server, named
+from tests.bench.cases import CUT, LOST, MISPLACED, REFUSED
 from tests.bench.crowd import Seen, crowd
-from tests.bench.scenarios import stalled
+from tests.bench.scenarios import sends, stalled
 from tests.support.broker.find import Broker
 from tests.support.broker.session import unavailable
 from tests.support.killmail import killmail
+from tests.support.prepare import HAPROXY, program
 from tests.support.process_stats import MB
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +72,63 @@ async def test_load_generator_uses_the_paths_in_turn_and_counts_resumes_separate
     assert (caught_up.resumes, caught_up.incomplete) == (6, 3)
     for each in (seen, caught_up):
         assert (each.frames, each.lost, each.extra, each.misplaced, each.refused) == (KEPT * CLIENTS, 0, 0, 0, 0)
+        assert each.window_frames == 0
     assert caught_up.caught_s > 0
+
+
+async def test_load_generator_counts_the_updates_in_a_window(tmp_path: Path) -> None:
+    build()
+    place = Place("amqp://localhost", "none", tmp_path / "log")
+    in_window = asyncio.Event()
+
+    async def broadcast(client: ServerConnection) -> None:
+        await in_window.wait()
+        await replay(client)
+
+    async with serve(broadcast, "127.0.0.1", 0, compression=None) as running:
+        server = Server(os.getpid(), next(iter(running.sockets)).getsockname()[1])
+        loop = asyncio.get_running_loop()
+
+        def until() -> Seen:
+            with crowd(place, server, CLIENTS, frames=KEPT) as clients:
+                clients.ready()
+                with clients.window():
+                    loop.call_soon_threadsafe(in_window.set)
+                    return clients.seen()
+
+        seen = await asyncio.to_thread(until)
+    assert seen.window_frames == seen.frames == KEPT * CLIENTS
+    assert seen.window_p99_us == seen.p99_us
+
+
+async def test_load_generator_resets_its_connections(tmp_path: Path) -> None:
+    build()
+    place = Place("amqp://localhost", "none", tmp_path / "log")
+    errors: list[BaseException | None] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        try:
+            await reader.read()
+            errors.append(None)
+        except ConnectionResetError as error:
+            errors.append(error)
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as running:
+        server = Server(os.getpid(), running.sockets[0].getsockname()[1])
+
+        def until(reset: bool) -> Seen:
+            with crowd(place, server, CLIENTS, hold=True, reset=reset) as clients:
+                clients.ready()
+                return clients.stop()
+
+        for reset in (True, False):
+            await asyncio.to_thread(until, reset)
+            await eventually("all connections ended", lambda: len(errors) == CLIENTS)
+            assert all(isinstance(error, ConnectionResetError) == reset for error in errors), errors
+            errors.clear()
 
 
 CANDIDATES = ("floor", "ours", "naive")
@@ -124,3 +184,18 @@ async def test_benchmark_of_stalled_clients_measures_their_memory_and_their_evic
         assert 0 < row["one_mb"] < row["full_mb"], row
     else:
         assert "one_mb" not in row
+
+
+@pytest.mark.parametrize("name", [OURS, NGINX])
+async def test_benchmark_with_tls_measures_the_bridge_with_and_without_a_proxy(
+    broker: Broker, exchange: str, tmp_path: Path, name: str
+) -> None:
+    program(HAPROXY)
+    program("nginx")
+    place = Place(broker.url, exchange, tmp_path / "log")
+    with Channel(broker.url) as channel:
+        channel.declare(exchange)
+    measure = functools.partial(sends.measure, clients=CLIENTS, updates=KEPT, rate=0, secure=True)
+    row = await asyncio.to_thread(measure, place, named(name))
+    assert [row[fault] for fault in (LOST, MISPLACED, CUT, REFUSED)] == [0, 0, 0, 0], row
+    assert all(row[key] > 0 for key in ("cpu_us", "handshake_us", "kb")), row

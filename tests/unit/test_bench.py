@@ -12,10 +12,12 @@ import pytest
 from pamqp import frame
 from pamqp.body import ContentBody
 
+from tests.bench import build, machine
 from tests.bench.__main__ import SCENARIOS, parsed
 from tests.bench.amqp import Publication
 from tests.bench.candidates import FLOOR, NAIVE, NAMES, NGINX, OURS
 from tests.bench.cases import CUT, LOST, Case, Figure, faults, misses
+from tests.bench.process import Failed
 from tests.bench.publish import SYSTEM
 from tests.bench.scenarios import filters, stalled
 from tests.bench.table import BEGINS, ENDS, README, columns, document, filled, has_targets, head, lines
@@ -169,3 +171,22 @@ def test_part_of_a_run_is_not_written_into_the_readme(words: list[str], capsys: 
         parsed([*words, "--write"])
     assert "--write needs a run of all" in capsys.readouterr().err
     assert parsed(["--write"]).write
+
+
+def test_missing_program_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(
+        Failed, match=re.escape("no-such-program is missing; run: sudo apt-get install no-such-program")
+    ):
+        build.installed("no-such-program")
+
+
+def test_line_of_the_machine_has_only_programs_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(program: str = "bun") -> Path:
+        raise Failed(f"{program} is missing")
+
+    monkeypatch.setattr(build, "installed", missing)
+    line = machine.line("3.10.8")
+    assert "; RabbitMQ 3.10.8; " in line
+    assert " with OpenSSL " in line
+    assert "nginx" not in line
+    assert "HAProxy" not in line

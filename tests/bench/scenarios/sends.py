@@ -32,7 +32,7 @@ def paced(quick: bool) -> list[Case]:
         Case(
             f"paced: {clients} clients, {rate} updates per second",
             figures,
-            functools.partial(_measure, clients=clients, updates=updates, rate=rate),
+            functools.partial(measure, clients=clients, updates=updates, rate=rate),
             clients,
             rounds=3 if clients < 5000 else 2,
         )
@@ -54,7 +54,7 @@ def saturated(quick: bool) -> list[Case]:
         Case(
             f"saturated: {clients} client{'s' * (clients > 1)}, {updates} updates at once",
             figures,
-            functools.partial(_measure, clients=clients, updates=updates, rate=0),
+            functools.partial(measure, clients=clients, updates=updates, rate=0),
             clients,
             rounds=2,
         )
@@ -92,7 +92,7 @@ def tls(quick: bool) -> list[Case]:
         Case(
             title,
             figures,
-            functools.partial(_measure, clients=count, updates=number, rate=rate, secure=True),
+            functools.partial(measure, clients=count, updates=number, rate=rate, secure=True),
             2 * count,
             not_for=frozenset({FLOOR, NAIVE}),
             rounds=2,
@@ -105,9 +105,13 @@ def tls(quick: bool) -> list[Case]:
     ]
 
 
-def _measure(
+def measure(
     place: Place, candidate: Candidate, *, clients: int, updates: int, rate: float, secure: bool = False
 ) -> Row:
+    """Returns the figures of one candidate. The clients use TLS if `secure` is true.
+
+    `rate` is the number of updates per second, or 0 for full speed.
+    """
     with (serving_tls if secure else serving)(candidate, place) as server:
         ready_kb, ready_us = server.rss_kb(), server.cpu_us()
         with crowd(place, server, clients, frames=updates) as readers:
