@@ -88,6 +88,19 @@ def measure(case: Case, place: Place, candidates: list[Candidate], override: int
     return rows, whole
 
 
+def obstacle(case: Case) -> str | None:
+    """Returns why this machine can't run the case, or None."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if case.clients + SPARE_DESCRIPTORS > descriptors:
+        return f"a process has only {descriptors} file descriptors; raise `ulimit -n`"
+    try:
+        for program in case.needs:
+            build.installed(program)
+    except Failed as reason:
+        return str(reason)
+    return None
+
+
 def run(
     place: Place, scenarios: Mapping[str, list[Case]], candidates: list[Candidate], override: int | None
 ) -> tuple[list[str], list[str], list[str]]:
@@ -96,14 +109,13 @@ def run(
     Returns the tables, and sentences about faults of the bridge and about missed targets.
     """
     tables, wrong, missed = [], [], []
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     for scenario, cases in scenarios.items():
         names, targets = columns(cases, [candidate.name for candidate in candidates]), has_targets(cases)
         table = [head(scenario, cases, names)]
         out(table[0])
         for case in cases:
-            if case.clients + SPARE_DESCRIPTORS > descriptors:
-                say(f"without {case.title}: a process has only {descriptors} file descriptors; raise `ulimit -n`")
+            if reason := obstacle(case):
+                say(f"without {case.title}: {reason}")
                 continue
             began = time.monotonic()
             rows, whole = measure(case, place, candidates, override)
@@ -164,15 +176,21 @@ def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
     version = machine.broker_version(broker.url)
     candidates = candidates_of([*asked.candidates, *asked.also])
     description = machine.line(version)
+    scenarios = {name: SCENARIOS[name](asked.quick) for name in asked.scenarios}
+    if asked.write and (
+        len(candidates) < len(NAMES) or any(obstacle(case) for each in scenarios.values() for case in each)
+    ):
+        raise Failed("--write needs everything, but this machine can't run all candidates and scenarios")
+    began = time.monotonic()
     out(f"{description}\n\n{LEGEND}\n")
     with Channel(broker.url) as channel:
         channel.declare(place.exchange)
     try:
-        scenarios = {name: SCENARIOS[name](asked.quick) for name in asked.scenarios}
         tables, wrong, missed = run(place, scenarios, candidates, asked.rounds)
     finally:
         with Channel(broker.url) as channel:
             channel.delete(place.exchange)
+    description += f". This run took {(time.monotonic() - began) / 60:.0f} minutes."
     for sentence in missed:
         out(f"MISSED: {sentence}")
     for sentence in wrong:

@@ -87,6 +87,8 @@ class Case:
     """The number of rounds. The command line can override it."""
     tls: bool = False
     """Whether the clients use TLS. Only such a case measures the proxy."""
+    needs: Sequence[str] = ()
+    """The programs without which the case is left out. A program's Debian package has the same name."""
 
     def takes(self, name: str) -> bool:
         """Whether the case can measure the candidate of this name."""

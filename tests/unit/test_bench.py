@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pamqp import frame
 from pamqp.body import ContentBody
 
 from tests.bench import build, machine
-from tests.bench.__main__ import SCENARIOS, parsed
+from tests.bench.__main__ import SCENARIOS, SPARE_DESCRIPTORS, obstacle, parsed
 from tests.bench.amqp import Publication
 from tests.bench.candidates import FLOOR, NAIVE, NAMES, NGINX, OURS
 from tests.bench.cases import CUT, LOST, Case, Figure, faults, misses
@@ -190,3 +191,16 @@ def test_line_of_the_machine_has_only_programs_that_are_installed(monkeypatch: p
     assert " with OpenSSL " in line
     assert "nginx" not in line
     assert "HAProxy" not in line
+
+
+def test_case_is_left_out_if_the_machine_has_too_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1000, 1000))
+    below, above = (Case("", (), CASE.measure, 1000 - SPARE_DESCRIPTORS + more) for more in (0, 1))
+    assert obstacle(below) is None
+    assert obstacle(above) == "a process has only 1000 file descriptors; raise `ulimit -n`"
+
+
+def test_case_is_left_out_if_the_machine_lacks_a_program() -> None:
+    case = Case("tls", (), CASE.measure, 10, needs=("sh", "no-such-program"))
+    assert str(obstacle(case)).startswith("no-such-program is missing")
+    assert obstacle(Case("tls", (), CASE.measure, 10, needs=("sh",))) is None

@@ -97,6 +97,7 @@ def tls(quick: bool) -> list[Case]:
             not_for=frozenset({FLOOR, NAIVE}),
             rounds=2,
             tls=True,
+            needs=("haproxy", "openssl"),
         )
         for title, figures, count, number, rate in (
             (f"TLS, paced: {clients} clients, 20 updates per second", paced, clients, updates, 20),
