@@ -12,6 +12,8 @@ READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.pyth
 AUDIT := .venv/audit/.ready
 # WebSocket libraries for the tests.
 LIBRARIES := .venv/libraries/.ready
+# matplotlib for the pictures of the benchmark.
+PLOTS := .venv/plots/.ready
 # mutmut and its dependencies. mutmut runs the tests with the packages of .venv.
 MUTANTS := .venv/mutants/.ready
 # The bridge as users install it, without the packages of the tests, so that the benchmark measures what users run.
@@ -23,7 +25,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup prepare demo test test-quick test-all test-rest test-releases soak bench lint style types unit unit-first unit-second format contract readme picture lock audit mutants clean
+.PHONY: help setup prepare demo test test-quick test-all test-rest test-releases soak bench curves lint style types unit unit-first unit-second format contract readme picture lock audit mutants clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
@@ -35,6 +37,7 @@ help:
 	@echo 'make test-releases  the tests on several releases of RabbitMQ and Python, as a table (FLAGS="--only 4.3 --part")'
 	@echo 'make soak        ten minutes with all kinds of faults at the same time (FLAGS="--minutes 1")'
 	@echo 'make bench       compare the cost of an update with other programs (FLAGS="paced --quick"); all takes half an hour'
+	@echo 'make curves      draw the pictures of the benchmark anew, from their committed points'
 	@echo 'make mutants     mutation testing of changed modules: list surviving mutants (FLAGS="bridge/broadcast/resume.py")'
 	@echo 'make lint        style, spelling and types only'
 	@echo 'make format      fix the style of the code'
@@ -136,8 +139,11 @@ prepare: $(READY)
 soak: $(READY)
 	@$(BIN)/python -m tests.soak $(FLAGS)
 
-bench: $(READY) $(SHIPPED)
+bench: $(READY) $(SHIPPED) $(if $(findstring curves,$(FLAGS)),$(PLOTS))
 	@$(BIN)/python -m tests.bench $(FLAGS)
+
+curves: $(READY) $(PLOTS)
+	@.venv/plots/bin/python -m tests.bench.curves.picture
 
 $(SHIPPED): requirements.lock pyproject.toml $(shell find bridge schemas -type f -not -name '*.pyc')
 	@$(PYTHON) -m venv --clear $(@D)
@@ -182,6 +188,7 @@ lock: $(READY)
 	: | $(COMPILE) - --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 	: | $(COMPILE) - --group audit --constraint requirements-dev.lock --output-file requirements-audit.lock
 	: | $(COMPILE) - --group libraries --constraint requirements-dev.lock --output-file requirements-libraries.lock
+	: | $(COMPILE) - --group plots --constraint requirements-dev.lock --output-file requirements-plots.lock
 	: | $(COMPILE) - --group mutants --constraint requirements-dev.lock --constraint requirements-audit.lock \
 	  --output-file requirements-mutants.lock
 	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements*.lock
@@ -197,6 +204,11 @@ $(AUDIT): requirements-audit.lock
 $(LIBRARIES): requirements-libraries.lock
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/pip install -qq --require-hashes --no-deps -r requirements-libraries.lock
+	@touch $@
+
+$(PLOTS): requirements-plots.lock
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install -qq --require-hashes --no-deps -r requirements-plots.lock
 	@touch $@
 
 mutants: $(READY) $(MUTANTS)

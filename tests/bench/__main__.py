@@ -17,10 +17,12 @@ from tests.bench import build, machine
 from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, misses
+from tests.bench.curves import run as curves
 from tests.bench.process import Failed
 from tests.bench.scenarios import connect, filters, idle, memory, requests, resume, sends, slow, stalled
 from tests.bench.table import README, columns, document, filled, has_targets, head, lines
 from tests.support.broker.find import Broker
+from tests.support.broker.node import PrivateNode
 from tests.support.broker.session import broker_or_reason, say
 from tests.support.running import unique
 
@@ -37,6 +39,10 @@ SCENARIOS = {
     "requests": requests.cases,
     "stalled": stalled.cases,
 }
+CURVES = "curves"
+"""Measures the curves in the documentation and nothing else. The word is followed by the names of some curves, or by
+none."""
+
 SPARE_DESCRIPTORS = 200
 Results = dict[str, list[Row]]
 CANDIDATES = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
@@ -132,7 +138,7 @@ def run(
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
-    known = f"{', '.join(SCENARIOS)}; default: all"
+    known = f"{', '.join(SCENARIOS)}; default: all; or {CURVES} alone, or with the names of curves after it"
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
     parser.add_argument(
         "--candidates", default=",".join(NAMES), help="the candidates, separated by commas; default: %(default)s"
@@ -143,10 +149,17 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--write", action="store_true", help="also write the figures into README.md; only for a run of everything"
     )
+    parser.set_defaults(curves=[])
     asked = parser.parse_intermixed_args(words)
     # A positional argument that contains = declares a candidate.
     asked.also += [word for word in asked.scenarios if "=" in word]
     asked.scenarios = [word for word in asked.scenarios if "=" not in word] or list(SCENARIOS)
+    if asked.scenarios[0] == CURVES:
+        asked.curves = asked.scenarios[1:] or list(curves.NAMES)
+        if unknown := [word for word in asked.curves if word not in curves.NAMES]:
+            parser.error(f"unknown curve: {', '.join(unknown)}; known: {', '.join(curves.NAMES)}")
+        asked.scenarios, asked.candidates = [], []
+        return asked
     if unknown := [word for word in asked.scenarios if word not in SCENARIOS]:
         parser.error(f"unknown scenario: {', '.join(unknown)}; known: {', '.join(SCENARIOS)}")
     asked.candidates = [word for word in asked.candidates.split(",") if word]
@@ -186,6 +199,9 @@ def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
     with Channel(broker.url) as channel:
         channel.declare(place.exchange)
     try:
+        if asked.curves:
+            pid = broker.pid if isinstance(broker, PrivateNode) else None
+            return curves.run(place, pid, description, asked.curves, out)
         tables, wrong, missed = run(place, scenarios, candidates, asked.rounds)
     finally:
         with Channel(broker.url) as channel:

@@ -61,6 +61,11 @@ class Channel:
         self._send(commands.Exchange.Delete(exchange=exchange))
         self._expect(commands.Exchange.DeleteOk)
 
+    def delete_queue(self, queue: str) -> None:
+        """Deletes the queue or the stream if it exists."""
+        self._send(commands.Queue.Delete(queue=queue))
+        self._expect(commands.Queue.DeleteOk)
+
     def write(self, frames: bytes) -> None:
         """Sends encoded frames."""
         self._socket.sendall(frames)

@@ -18,8 +18,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-LOCKS = tuple(ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev", "-audit", "-libraries", "-mutants"))
-SHIPPED, BUILD, DEV, AUDIT, LIBRARIES, MUTANTS = LOCKS
+LOCKS = tuple(
+    ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev", "-audit", "-libraries", "-mutants", "-plots")
+)
+SHIPPED, BUILD, DEV, AUDIT, LIBRARIES, MUTANTS, PLOTS = LOCKS
 PYTHON = ROOT / ".venv/audit/bin/python"
 """The Python of the environment that make creates for pip-audit."""
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3

@@ -1,8 +1,8 @@
 """`python -m tests.support.generated contract|readme`: writes the committed files and tables that are made from code.
 
-`contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics and the
-states of a connection into the README files of their folders. In a README file, each generated table is between two
-markers. The text around a table is written by hand.
+`contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics, the
+states of a connection, and the models of the benchmark's curves into the README files of their folders. In a README
+file, each generated table is between two markers. The text around a table is written by hand.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from bridge.config import settings
 from bridge.config.settings import PREFIX, SETTINGS, Group, Settings, shown_default
 from bridge.contract import catalog
 from bridge.contract.documents import asyncapi
+from tests.bench.curves import capacity, texts
+from tests.bench.curves.points import CURVES, read
 from tests.support.prepare import NODE, prepare_node
 from tests.support.running import NOWHERE
 
@@ -28,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS_README = ROOT / "bridge/config/README.md"
 BROADCAST_README = ROOT / "bridge/broadcast/README.md"
 MONITORING_README = ROOT / "docker/monitoring/README.md"
+BENCH_README = ROOT / "tests/bench/README.md"
 
 
 class MetricRow(NamedTuple):
@@ -127,11 +131,21 @@ def _descriptions(head: str, choices: type[Enum]) -> str:
     return _table((head, "meaning"), [(f"`{each.name}`", each.value) for each in choices])
 
 
+def capacity_table() -> str:
+    """Returns the table of the bridges that many clients need, from the committed points of all curves."""
+    return capacity.table({curve.name: read(curve) for curve in CURVES})
+
+
 Parts = Mapping[str, Callable[[], str]]
 
 DOCUMENTS: Mapping[Path, Parts] = {
     SETTINGS_README: {"settings": settings_table},
     MONITORING_README: {"metrics": metrics_table},
+    BENCH_README: {
+        **{f"curve {curve.name}": partial(texts.section, curve) for curve in CURVES},
+        "machines": texts.machines,
+        "capacity": capacity_table,
+    },
     BROADCAST_README: {
         "states": states_table,
         "diagram": state_diagram,

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.audit import AUDIT, BUILD, DEV, LOCKS, MUTANTS, ROOT
+from tests.support.audit import AUDIT, BUILD, DEV, LOCKS, MUTANTS, PLOTS, ROOT
 from tests.support.audit import SHIPPED as SHIPPED_LOCK
 from tests.unit.test_architecture import MODULES, imports
 
@@ -87,7 +87,7 @@ def test_tests_use_the_same_versions_as_the_bridge(lock: Path) -> None:
     assert pins(lock).items() <= pins(DEV).items()
 
 
-@pytest.mark.parametrize("lock", [BUILD, DEV, AUDIT, MUTANTS], ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", [BUILD, DEV, AUDIT, MUTANTS, PLOTS], ids=lambda lock: lock.name)
 def test_no_package_is_locked_in_two_versions(lock: Path) -> None:
     """`make audit` looks up one version of each package."""
     assert all(pins(lock).get(name, version) == version for other in LOCKS for name, version in pins(other).items())

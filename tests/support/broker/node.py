@@ -100,6 +100,11 @@ class PrivateNode:
         """Whether the node was started and still runs."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """The process whose children are the node's processes, or None if the node does not run."""
+        return self._process.pid if self._process else None
+
     def kill(self) -> None:
         """Ends the node at once, as `kill -9` does. The node's data stays."""
         process, self._process = self._process, None
