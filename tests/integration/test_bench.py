@@ -15,10 +15,13 @@ from websockets.asyncio.server import ServerConnection, serve
 from tests.bench.amqp import Channel
 from tests.bench.build import build
 from tests.bench.candidates import INTERPRETER, NGINX, OURS, Place, Server, named
-from tests.bench.cases import CUT, LOST, MISPLACED, REFUSED
+from tests.bench.cases import CUT, FAULTS, LOST, MISPLACED, REFUSED
 from tests.bench.crowd import Seen, crowd
+from tests.bench.curves import sweeps
+from tests.bench.curves.points import CURVES
 from tests.bench.scenarios import sends, stalled
 from tests.support.broker.find import Broker
+from tests.support.broker.node import PrivateNode
 from tests.support.broker.session import unavailable
 from tests.support.killmail import killmail
 from tests.support.prepare import HAPROXY, program
@@ -199,3 +202,43 @@ async def test_benchmark_with_tls_measures_the_bridge_with_and_without_a_proxy(
     row = await asyncio.to_thread(measure, place, named(name))
     assert [row[fault] for fault in (LOST, MISPLACED, CUT, REFUSED)] == [0, 0, 0, 0], row
     assert all(row[key] > 0 for key in ("cpu_us", "handshake_us", "kb")), row
+
+
+FEW = 20
+
+
+@pytest.mark.parametrize(
+    ("name", "series", "x"),
+    [
+        ("clients", "floor", FEW),
+        ("sizes", OURS, 300_000),
+        ("filters", OURS, 3),
+        ("rates", OURS, 100),
+        ("resumes", OURS, 5),
+        ("bridges", "stream", 2),
+    ],
+)
+async def test_curve_is_measured_at_a_small_number(
+    node_broker: PrivateNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, series: str, x: int
+) -> None:
+    for number in ("READERS", "MANY_READERS", "SILENT"):
+        monkeypatch.setattr(sweeps, number, FEW)
+    for counted in sweeps.UPDATES:
+        monkeypatch.setitem(sweeps.UPDATES, counted, 5)
+    build()
+    place = Place(node_broker.url, "bench", tmp_path / "log")
+    with Channel(node_broker.url) as channel:
+        channel.declare(place.exchange)
+    measure, _ = sweeps.sweeps(node_broker.pid)[name]
+    try:
+        point = await asyncio.to_thread(measure, place, series, x)
+    finally:
+        with Channel(node_broker.url) as channel:
+            channel.delete(place.exchange)
+    [curve] = [curve for curve in CURVES if curve.name == name]
+    assert all(point[figure.key] > 0 for figure in curve.figures), point
+    assert not [key for key in FAULTS if point[key]], point
+    if name == "sizes":
+        assert point["enqueued_share"] > 0
+    if name == "resumes":
+        assert point["replayed"] > 1000

@@ -29,6 +29,12 @@ Measure = Callable[[Place, str, int], Point]
 READERS = 100
 """The number of clients that get updates, if something else than the number of clients grows."""
 
+MANY_READERS = 1000
+"""The number of clients that get updates, if the number of updates per second grows."""
+
+UPDATES = {"clients": 25, "sizes": 40, "filters": 80, "bridges": 300}
+"""The number of updates that are published for a point of each curve."""
+
 MAX_CONNECTIONS = 18_000
 """The limit of connections of the measured bridges."""
 
@@ -69,7 +75,7 @@ def sweeps(broker_pid: int | None) -> Mapping[str, tuple[Measure, Sequence[int]]
 
 def clients(place: Place, series: str, count: int) -> Point:
     """Measures `count` clients. The series is a candidate."""
-    updates = 25
+    updates = UPDATES["clients"]
     kernel_kb = _kernel_kb()
     with _serving(place, series) as server:
         ready_kb = server.rss_kb()
@@ -90,7 +96,7 @@ def clients(place: Place, series: str, count: int) -> Point:
 
 def sizes(place: Place, series: str, size: int) -> Point:
     """Measures updates of `size` bytes."""
-    updates = 40
+    updates = UPDATES["sizes"]
     with _serving(place, series) as server, crowd(place, server, READERS, frames=updates) as readers:
         readers.ready()
         server.settle()
@@ -101,7 +107,7 @@ def sizes(place: Place, series: str, size: int) -> Point:
 
 def filters(place: Place, series: str, count: int) -> Point:
     """Measures `count` different filters that match nothing, in addition to the filter of the readers."""
-    updates = 80
+    updates = UPDATES["filters"]
     wanted = [f"/updates?systemId={SYSTEM}"]
     others = [f"/updates?systemId={ELSEWHERE + number}" for number in range(count)]
     with (
@@ -122,7 +128,7 @@ def filters(place: Place, series: str, count: int) -> Point:
 def rates(place: Place, series: str, rate: int) -> Point:
     """Measures `rate` updates per second, or as many as possible if the rate is 0."""
     updates = min(6000, max(12, 6 * rate)) if rate else 6000
-    with _serving(place, series) as server, crowd(place, server, 1000, frames=updates) as readers:
+    with _serving(place, series) as server, crowd(place, server, MANY_READERS, frames=updates) as readers:
         readers.ready()
         server.settle()
         seen, used_us = _broadcast(place, server, readers, updates, rate)
@@ -165,7 +171,7 @@ def bridges(place: Place, series: str, count: int, *, broker_pid: int | None) ->
     """Measures the broker with `count` bridges. Each has a queue, or all read a stream."""
     if broker_pid is None:
         raise Failed("the processor time of a broker that the benchmark did not start is not known")
-    updates = 300
+    updates = UPDATES["bridges"]
     with contextlib.ExitStack() as stack:
         settings = {}
         if series == "stream":
