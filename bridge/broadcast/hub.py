@@ -322,7 +322,7 @@ class Hub:
             live = subscription.live
             # At this point, only connections whose sockets took all frames are still live.
             self._sent_bytes += len(frames) * len(live.connections)
-            if live.via_transport:
+            if live.tls_connections:
                 self._encrypt(subscription, frames)
             metrics.written += len(live) * updates
             metrics.enqueued += subscription.lagging_count * updates
@@ -330,14 +330,14 @@ class Hub:
     def _encrypt(self, subscription: SharedSubscription, frames: bytes) -> None:
         catch_up, live = self._catch_up, subscription.live
         if len(frames) <= CATCH_UP_BYTES:
-            connections = len(live.via_transport)
-            failed = live.encrypt(frames)
+            connections = len(live.tls_connections)
+            failed = self._writer.encrypt(live, frames)
             self._sent_bytes += len(frames) * (connections - len(failed))
             for connection, error in failed:
                 catch_up.fail(connection, error)
             return
         room_bytes = ENCRYPT_BYTES
-        for connection in tuple(live.via_transport):
+        for connection in tuple(live.tls_connections):
             self._dispatch(connection, ConnectionEvent.POSTPONED)
             # Once ENCRYPT_BYTES have been encrypted, the remaining connections get the frames in later turns, because
             # encrypting for hundreds of clients takes long.

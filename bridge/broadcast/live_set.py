@@ -7,22 +7,47 @@ as a bare loop in C. A flush that reads only the array takes 1.1 to 1.2 times as
 
 A flush writes directly to the sockets, without using the transports. Bypassing the transport is correct only while the
 transport holds no bytes and owns the descriptor. A congested or closing connection must therefore not be in a live set.
-For a connection with TLS, the live set holds the transport's method that encrypts and sends. The set does not hold the
-descriptor of a connection with TLS, because a write to the descriptor would not be encrypted.
+For a connection with TLS, the live set holds the transport, which encrypts the frames. A flush encrypts them for
+hundreds of connections, and then writes the records of all these connections at once.
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from bridge.broadcast.socket_writes import IoSubmitWriter, try_write_all
+from bridge.broadcast.socket_writes import BATCH_SOCKETS, IoSubmitWriter, try_write_all, try_write_each
 
 _log = structlog.get_logger("bridge.broadcast")
 
 MIN_BATCHED_SOCKETS = 64
 """The minimum number of sockets for which one system call for all writes is faster than one call for each socket."""
+
+ENCRYPTED_BYTES = 2**19
+"""The maximum size of the frames that are encrypted before their records are written, for all connections together.
+
+With frames of 700 bytes, encrypting for hundreds of connections before the writes takes a tenth less time than for 64
+connections. With frames of 16 KiB, larger sizes are not faster, because the records no longer fit into the processor's
+caches.
+"""
+
+
+class TlsSocket(Protocol):
+    """The transport of a connection with TLS."""
+
+    def fileno(self) -> int:
+        """Returns the descriptor of the socket."""
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Returns the records to write to the socket, or nothing if the transport can't send now.
+
+        Before any other method of the transport is called, the caller must write the records to the socket. If the
+        socket does not take all of them, the caller must pass them to `keep`.
+        """
+
+    def keep(self, records: bytes, taken: int) -> None:
+        """Holds records from `encrypt`, of which the socket took only `taken` bytes, until the socket has room."""
 
 
 class Slot(Protocol):
@@ -33,11 +58,8 @@ class Slot(Protocol):
         """The descriptor of the connection's socket, or None if the connection uses TLS."""
 
     @property
-    def write(self) -> Callable[[bytes], None]:
-        """Encrypts and sends frames. This method is used only if the connection uses TLS.
-
-        The transport keeps the bytes that the socket does not take.
-        """
+    def tls_socket(self) -> TlsSocket:
+        """The transport that encrypts. This property is used only if the connection uses TLS."""
 
     slot: int
     """The index of the connection in its live set, or -1 if the connection is in no live set.
@@ -52,7 +74,7 @@ P = TypeVar("P", bound=Slot)
 class LiveSet(Generic[P]):
     """A set of connections, in no particular order."""
 
-    __slots__ = ("connections", "descriptors", "via_transport", "writes")
+    __slots__ = ("connections", "descriptors", "tls_connections", "tls_sockets")
 
     def __init__(self) -> None:
         self.connections: list[P] = []
@@ -64,29 +86,29 @@ class LiveSet(Generic[P]):
         # descriptor, and each read of such an object would be a cache miss. These cache misses would take 2 % of the
         # time in the paced benchmark.
         self.descriptors = array("i")
-        self.via_transport: list[P] = []
+        self.tls_connections: list[P] = []
         """The connections with TLS."""
-        self.writes: list[Callable[[bytes], None]] = []
-        """The method `write` of each connection in `via_transport`, in the same order."""
+        self.tls_sockets: list[TlsSocket] = []
+        """The transport of each connection in `tls_connections`, in the same order."""
 
     def __len__(self) -> int:
-        return len(self.connections) + len(self.via_transport)
+        return len(self.connections) + len(self.tls_connections)
 
     def __contains__(self, connection: P) -> bool:
         return connection.slot >= 0
 
     def __iter__(self) -> Iterator[P]:
         """Iterates over a copy, so that the caller can discard connections during the iteration."""
-        return iter((*self.connections, *self.via_transport))
+        return iter((*self.connections, *self.tls_connections))
 
     def add(self, connection: P) -> None:
         """Adds a connection that is not in the set."""
         descriptor = connection.descriptor
         if descriptor is None:
-            write = connection.write
-            connection.slot = len(self.via_transport)
-            self.via_transport.append(connection)
-            self.writes.append(write)
+            tls_socket = connection.tls_socket
+            connection.slot = len(self.tls_connections)
+            self.tls_connections.append(connection)
+            self.tls_sockets.append(tls_socket)
         else:
             connection.slot = len(self.connections)
             self.connections.append(connection)
@@ -104,31 +126,18 @@ class LiveSet(Generic[P]):
             if last is not connection:
                 self.connections[slot], self.descriptors[slot] = last, descriptor
         else:
-            last, write = self.via_transport.pop(), self.writes.pop()
+            last, tls_socket = self.tls_connections.pop(), self.tls_sockets.pop()
             if last is not connection:
-                self.via_transport[slot], self.writes[slot] = last, write
+                self.tls_connections[slot], self.tls_sockets[slot] = last, tls_socket
         if last is not connection:
             last.slot = slot
 
-    def encrypt(self, frames: bytes) -> list[tuple[P, Exception]]:
-        """Sends frames to all connections with TLS. Returns the connections that raised an error, with the errors.
-
-        If a transport can't send all frames at once, its connection leaves the set during the call of `encrypt`.
-        """
-        failed: list[tuple[P, Exception]] = []
-        for connection, write in zip(tuple(self.via_transport), tuple(self.writes), strict=True):
-            try:
-                write(frames)
-            except Exception as error:  # an error in one connection must not affect the others
-                failed.append((connection, error))
-        return failed
-
 
 class BroadcastWriter:
-    """Writes the same bytes to the sockets of live sets."""
+    """Writes the same frames to the sockets of live sets."""
 
     def __init__(self) -> None:
-        self._write_batched: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
+        self._batched: _BatchedWrites | None = None
 
     def write(self, lives: Sequence[LiveSet[P]], frames: bytes) -> list[tuple[P, int]]:
         """Writes the frames to every socket of the live sets.
@@ -142,9 +151,7 @@ class BroadcastWriter:
         if len(descriptors) < MIN_BATCHED_SOCKETS:
             short = try_write_all(descriptors, frames)
         else:
-            if self._write_batched is None:
-                self._write_batched = _batched_writes()
-            short = self._write_batched(descriptors, frames)
+            short = self._batched_writes().write(descriptors, frames)
         if not short:
             return []
         # Connections are looked up only for partial writes. A lookup during the writes would cost time for each
@@ -153,11 +160,72 @@ class BroadcastWriter:
         slots = {descriptor: slot for slot, descriptor in enumerate(descriptors)}
         return [(connections[slots[descriptor]], taken) for descriptor, taken in short]
 
+    def encrypt(self, live: LiveSet[P], frames: bytes) -> list[tuple[P, Exception]]:
+        """Encrypts the frames for all connections with TLS of a live set, and writes them to the sockets.
 
-def _batched_writes() -> "Callable[[array[int], bytes], list[tuple[int, int]]]":
-    """Returns the fastest way to write to many sockets on this system."""
-    try:
-        return IoSubmitWriter().write
-    except OSError as error:
-        _log.info("io_submit is not available; each write is a system call", error=str(error))
-        return try_write_all
+        Returns the connections that raised an error, with the errors. If a socket does not take all bytes, its
+        connection leaves the set during the call.
+        """
+        failed: list[tuple[P, Exception]] = []
+        # The lists are copied, because a connection that leaves the set changes them.
+        connections, tls_sockets = tuple(live.tls_connections), tuple(live.tls_sockets)
+        step = encrypted_connections(frames)
+        for start in range(0, len(connections), step):
+            batch = slice(start, start + step)
+            self._encrypt(connections[batch], tls_sockets[batch], frames, failed)
+        return failed
+
+    def _encrypt(
+        self,
+        connections: Sequence[P],
+        tls_sockets: Sequence[TlsSocket],
+        frames: bytes,
+        failed: list[tuple[P, Exception]],
+    ) -> None:
+        records: list[bytes] = []
+        for connection, tls_socket in zip(connections, tls_sockets, strict=True):
+            try:
+                records.append(tls_socket.encrypt(frames))
+            except Exception as error:  # an error in one connection must not affect the others
+                records.append(b"")
+                failed.append((connection, error))
+        if not all(records):
+            sending = [(each, record) for each, record in zip(tls_sockets, records, strict=True) if record]
+            tls_sockets, records = [each for each, _ in sending], [record for _, record in sending]
+        descriptors = array("i", [tls_socket.fileno() for tls_socket in tls_sockets])
+        if len(descriptors) < MIN_BATCHED_SOCKETS:
+            short = try_write_each(descriptors, records)
+        else:
+            short = self._batched_writes().write_each(descriptors, records)
+        for index, taken in short:
+            tls_sockets[index].keep(records[index], taken)
+
+    def _batched_writes(self) -> "_BatchedWrites":
+        """Returns the fastest way to write to many sockets on this system."""
+        if self._batched is None:
+            try:
+                self._batched = IoSubmitWriter()
+            except OSError as error:
+                _log.info("io_submit is not available; each write is a system call", error=str(error))
+                self._batched = _SingleWrites()
+        return self._batched
+
+
+def encrypted_connections(frames: bytes) -> int:
+    """Returns for how many connections the frames are encrypted before the records are written."""
+    return max(1, min(BATCH_SOCKETS, ENCRYPTED_BYTES // max(1, len(frames))))
+
+
+class _BatchedWrites(Protocol):
+    def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:
+        """See `IoSubmitWriter.write`."""
+
+    def write_each(self, descriptors: "array[int]", records: Sequence[bytes]) -> list[tuple[int, int]]:
+        """See `IoSubmitWriter.write_each`."""
+
+
+class _SingleWrites:
+    """Writes with one system call for each socket."""
+
+    write = staticmethod(try_write_all)
+    write_each = staticmethod(try_write_each)

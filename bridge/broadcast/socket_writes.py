@@ -1,4 +1,6 @@
-"""Writes the same bytes to many sockets directly, without using their asyncio transports.
+"""Writes to many sockets directly, without using their asyncio transports.
+
+All sockets get the same bytes, or each socket gets its own bytes, which are encrypted with its own key.
 
 `IoSubmitWriter` needs two system calls for hundreds of sockets. The system call `io_submit(2)`, which was made for
 files, takes a list of writes. For sockets, `io_submit` writes immediately to one socket after the other, and does not
@@ -18,8 +20,9 @@ import socket
 import struct
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import repeat
 from weakref import finalize
 
 BATCH_SOCKETS = 512
@@ -44,8 +47,8 @@ DESCRIPTOR_OFFSET = 20
 IOCB_CMD_PWRITEV = 8
 """The operation in each control block.
 
-The address in a control block is that of a vector, which in turn points to the bytes to write. All control blocks share
-one vector, so this vector is all that changes when there are new bytes to write.
+The address in a control block is that of a vector, which in turn points to the bytes to write. If all sockets get the
+same bytes, all control blocks share one vector, so this vector is all that changes when there are new bytes to write.
 """
 
 IO_EVENT = struct.Struct("=QQqq")
@@ -81,8 +84,34 @@ def try_write_all(descriptors: Iterable[int], frames: bytes) -> list[tuple[int, 
     return short
 
 
+def try_write_each(descriptors: Iterable[int], records: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Writes its own bytes to every socket.
+
+    Returns the indexes of the sockets that did not take all bytes, each with the number of bytes that the socket took.
+    """
+    taken = map(try_write, descriptors, records)
+    return [
+        (index, size) for index, (size, record) in enumerate(zip(taken, records, strict=True)) if size != len(record)
+    ]
+
+
 class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
+
+
+class _ControlBlocks:
+    """The control blocks of `BATCH_SOCKETS` writes."""
+
+    def __init__(self, vectors: Iterable[int]) -> None:
+        """`vectors` has the address of the vector of each write."""
+        iocbs = bytearray(IOCB.size * BATCH_SOCKETS)
+        for number, vector in zip(range(BATCH_SOCKETS), vectors, strict=False):
+            IOCB.pack_into(iocbs, IOCB.size * number, number, 0, 0, IOCB_CMD_PWRITEV, 0, 0, vector, 1, 0, 0, 0, 0)
+        first = _address(iocbs)
+        self.pointers = (ctypes.c_void_p * BATCH_SOCKETS)(
+            *(first + IOCB.size * number for number in range(BATCH_SOCKETS))
+        )
+        self.descriptors = memoryview(iocbs).cast("i")[DESCRIPTOR_OFFSET // 4 :: IOCB.size // 4]
 
 
 class IoSubmitWriter:
@@ -103,15 +132,14 @@ class IoSubmitWriter:
         # it anyway.
         finalize(self, self._call, destroy, self._context).atexit = False
         self._vector = _Vector()
-        iocbs, events = bytearray(IOCB.size * BATCH_SOCKETS), bytearray(IO_EVENT.size * BATCH_SOCKETS)
-        for number in range(BATCH_SOCKETS):
-            fields = (number, 0, 0, IOCB_CMD_PWRITEV, 0, 0, ctypes.addressof(self._vector), 1, 0, 0, 0, 0)
-            IOCB.pack_into(iocbs, IOCB.size * number, *fields)
-        first = _address(iocbs)
-        self._iocbs = (ctypes.c_void_p * BATCH_SOCKETS)(
-            *(first + IOCB.size * number for number in range(BATCH_SOCKETS))
-        )
-        self._descriptors = memoryview(iocbs).cast("i")[DESCRIPTOR_OFFSET // 4 :: IOCB.size // 4]
+        self._alike = _ControlBlocks(repeat(ctypes.addressof(self._vector)))
+        """The writes of `write`, which share one vector."""
+        vectors = array("Q", bytes(ctypes.sizeof(_Vector) * BATCH_SOCKETS))
+        first, size = vectors.buffer_info()[0], ctypes.sizeof(_Vector)
+        self._each = _ControlBlocks(range(first, first + size * BATCH_SOCKETS, size))
+        """The writes of `write_each`, which have a vector each."""
+        self._bases, self._sizes = memoryview(vectors)[0::2], memoryview(vectors)[1::2]
+        events = bytearray(IO_EVENT.size * BATCH_SOCKETS)
         self._events = ctypes.c_void_p(_address(events))
         words = memoryview(events).cast("q")
         self._numbers, self._results = words[0 :: IO_EVENT.size // 8], words[2 :: IO_EVENT.size // 8]
@@ -125,7 +153,7 @@ class IoSubmitWriter:
         self._probe()
 
     def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:
-        """Writes to every socket.
+        """Writes the same bytes to every socket.
 
         Returns the sockets that did not take all bytes, each with the number of bytes that it took.
         """
@@ -136,10 +164,30 @@ class IoSubmitWriter:
         short: list[tuple[int, int]] = []
         for start in range(0, len(descriptors), BATCH_SOCKETS):
             batch = descriptors[start : start + BATCH_SOCKETS]
-            if self._broken:
-                short += try_write_all(batch, frames)
-            else:
-                self._write(batch, frames, short)
+            done, incomplete = self._submit_batch(self._alike, batch, self._complete)
+            short += [(batch[number], taken) for number, taken in incomplete]
+            if done < len(batch):
+                short += try_write_all(batch[done:], frames)
+        return short
+
+    def write_each(self, descriptors: "array[int]", records: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Writes its own bytes to every socket.
+
+        Returns the indexes of the sockets that did not take all bytes, each with the number of bytes that the socket
+        took.
+        """
+        short: list[tuple[int, int]] = []
+        for start in range(0, len(descriptors), BATCH_SOCKETS):
+            batch, written = descriptors[start : start + BATCH_SOCKETS], records[start : start + BATCH_SOCKETS]
+            count = len(batch)
+            sizes = array("q", map(len, written))
+            # The array of pointers keeps the bytes in memory during the call.
+            pointers = (ctypes.c_char_p * count)(*written)
+            self._bases[:count] = memoryview(pointers).cast("B").cast("Q")
+            self._sizes[:count] = memoryview(sizes).cast("B").cast("Q")
+            done, incomplete = self._submit_batch(self._each, batch, memoryview(sizes))
+            incomplete += [(done + index, taken) for index, taken in try_write_each(batch[done:], written[done:])]
+            short += [(start + number, taken) for number, taken in incomplete]
         return short
 
     def _probe(self) -> None:
@@ -150,28 +198,37 @@ class IoSubmitWriter:
             if self.write(array("i", [near.fileno()]), b"x") or self._broken:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    def _write(self, batch: "array[int]", frames: bytes, short: list[tuple[int, int]]) -> None:
-        count = len(batch)
-        self._descriptors[:count] = memoryview(batch)
-        done = max(0, self._call(self._submit, self._context, ctypes.c_long(count), self._iocbs))
-        if done < count:
-            # The kernel stopped at the first socket to which it could not write.
-            short += try_write_all(batch[done:], frames)
-        submitted, known = batch[:done], len(short)
-        while done:
-            least = ctypes.c_long(done)
+    def _submit_batch(
+        self, blocks: _ControlBlocks, batch: "array[int]", sizes: "memoryview[int]"
+    ) -> tuple[int, list[tuple[int, int]]]:
+        """Makes at most `BATCH_SOCKETS` writes, whose vectors the caller has set. `sizes` has the size of each write.
+
+        Returns the number of writes that were made, and the writes that are not complete: their numbers, and how many
+        bytes each socket took. The caller must make the other writes itself.
+        """
+        if self._broken:
+            return 0, []
+        blocks.descriptors[: len(batch)] = memoryview(batch)
+        # The kernel stops at the first socket to which it can't write.
+        submitted = max(0, self._call(self._submit, self._context, ctypes.c_long(len(batch)), blocks.pointers))
+        short: list[tuple[int, int]] = []
+        left = submitted
+        while left:
+            least = ctypes.c_long(left)
             ended = self._call(self._get_events, self._context, least, least, self._events, None)
             if ended < 0 and ctypes.get_errno() == errno.EINTR:
                 continue
             if ended < 0:
-                short[known:] = self._abort(submitted)
-                return
-            if self._results[:ended] != self._complete[:ended]:
+                self._abort(batch[:submitted])
+                return submitted, [(number, 0) for number in range(submitted)]
+            # The usual case is tested first: all results arrive at once, in order, and all writes are complete.
+            if self._results[:ended] != sizes[:ended]:
                 results = zip(self._numbers[:ended], self._results[:ended], strict=True)
-                short += [(batch[number], max(0, taken)) for number, taken in results if taken != len(frames)]
-            done -= ended
+                short += [(number, max(0, taken)) for number, taken in results if taken != sizes[number]]
+            left -= ended
+        return submitted, short
 
-    def _abort(self, descriptors: "array[int]") -> list[tuple[int, int]]:
+    def _abort(self, descriptors: "array[int]") -> None:
         """Shuts down the sockets, because it is unknown how many bytes each socket took.
 
         The clients of these sockets then reconnect, and so miss no bytes.
@@ -180,7 +237,6 @@ class IoSubmitWriter:
         for descriptor in descriptors:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
-        return [(descriptor, 0) for descriptor in descriptors]
 
 
 def _address(memory: bytearray) -> int:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pytest
 
     from bridge.broadcast.hub import FlushListener, Trace
+    from bridge.broadcast.live_set import TlsSocket
     from bridge.broadcast.subscriber import Subscription
     from bridge.contract.pipeline import Rejected
     from bridge.contract.update_id import UpdateId
@@ -138,11 +139,25 @@ class FakeSubscriber:
     def received(self) -> bytes:
         return b"".join(self.writes)
 
-    def write(self, data: bytes) -> None:
-        """A flush calls this method, instead of `send`, for a live connection with TLS."""
+    @property
+    def tls_socket(self) -> TlsSocket:
+        return self
+
+    def fileno(self) -> int:
+        return -1
+
+    def encrypt(self, data: bytes) -> bytes:
+        """A flush calls this method, instead of `send`, for a live connection with TLS.
+
+        The fake sends the data itself, so there are no records to write.
+        """
         self.send(data)
         if self.congested:
             self.hub.congested(self)
+        return b""
+
+    def keep(self, records: bytes, taken: int) -> None:
+        raise AssertionError("the fake returns no records")
 
     def send(self, *frames: bytes | memoryview) -> int:
         assert self.closed is None or self.finishes, "a closed connection gets only the rest of a frame"
@@ -341,6 +356,17 @@ class FakeTransport(asyncio.Transport):
         if self.full and not self._paused:
             self._paused = True
             self.get_protocol().pause_writing()
+
+    def fileno(self) -> int:
+        return -1
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Writes the data itself, so there are no records to write."""
+        self.write(data)
+        return b""
+
+    def keep(self, records: bytes, taken: int) -> None:
+        raise AssertionError("the fake returns no records")
 
     def drain(self, *, full: bool = False) -> None:
         """Lets the client read everything. With `full`, the next write fills the transport again."""

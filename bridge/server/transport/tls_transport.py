@@ -58,6 +58,10 @@ class _State(Enum):
     LOST = "the socket is closed, or about to be"
 
 
+_OPEN = _State.OPEN
+"""In Python 3.11, each access to an enum member runs Python code, and a flush compares the state of each connection."""
+
+
 class TlsTransport(asyncio.Transport):
     """The server's side of a TLS connection over an accepted socket.
 
@@ -291,8 +295,32 @@ class TlsTransport(asyncio.Transport):
 
         To limit how much data is held, write the data in pieces. Does nothing after the bridge's side has ended.
         """
-        if self._ends or not data or self._state is not _State.OPEN:
-            return
+        if not self._ends and data and self._state is _State.OPEN and self._encrypt(data):
+            self._send_encrypted()
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Encrypts data for a caller that writes the records to the socket itself, without delay.
+
+        If the socket does not take all of the records, the caller must pass them to `keep`. Returns no records if the
+        connection has ended, or if the transport holds older records and keeps the new ones after them.
+        """
+        if self._ends or self._state is not _OPEN or not self._encrypt(data):
+            return b""
+        if self._unsent:
+            self._send_encrypted()
+        return _OUTGOING.read()
+
+    def keep(self, records: bytes, taken: int) -> None:
+        """Holds records from `encrypt`, of which the socket took only `taken` bytes, until the socket has room."""
+        if self._state is not _State.LOST:
+            self._keep_unsent(memoryview(records)[taken:])
+
+    def fileno(self) -> int:
+        """Returns the descriptor of the socket, or -1 if the socket is closed."""
+        return self._socket.fileno()
+
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> bool:
+        """Puts the encrypted data into OpenSSL's outgoing buffer. On an error, closes the socket and returns False."""
         try:
             written = self._tls.write(data)
             while written < len(data):
@@ -300,8 +328,8 @@ class TlsTransport(asyncio.Transport):
         except OSError as error:
             _OUTGOING.read()
             self._close_socket(error)
-            return
-        self._send_encrypted()
+            return False
+        return True
 
     def _send_encrypted(self) -> None:
         """Sends the bytes in OpenSSL's outgoing buffer."""

@@ -9,10 +9,12 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame
 from bridge.broadcast.hub import Hub
+from bridge.broadcast.live_set import TlsSocket
 from bridge.broadcast.subscriber import State, Subscription
 from bridge.server.access.read_limiter import READ_BUFFER, ReadLimiter
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
@@ -135,10 +137,9 @@ class Connection(asyncio.BufferedProtocol):
             transport.set_write_buffer_limits(high=0, low=0)
 
     @property
-    def write(self) -> Callable[[bytes], None]:
-        """The function that writes through the transport. With TLS, this function encrypts and sends at once."""
-        assert self._transport is not None
-        return self._transport.write
+    def tls_socket(self) -> TlsSocket:
+        """The transport. With TLS, the transport encrypts the frames that a flush writes to the socket."""
+        return cast("TlsSocket", self._transport)
 
     @property
     def peer(self) -> str:

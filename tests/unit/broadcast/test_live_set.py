@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.broadcast import live_set, socket_writes
-from bridge.broadcast.live_set import BroadcastWriter, LiveSet
-from bridge.broadcast.socket_writes import try_write
+from bridge.broadcast.live_set import ENCRYPTED_BYTES, BroadcastWriter, LiveSet, TlsSocket, encrypted_connections
+from bridge.broadcast.socket_writes import BATCH_SOCKETS, try_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from array import array
+    from collections.abc import Iterator, Sequence
 
 FRAMES = bytes(range(256)) * 1000
 """Frames that are too large in total for a single write to a socket with a small buffer."""
@@ -25,20 +26,24 @@ FRAMES = bytes(range(256)) * 1000
 class Peer:
     """A slot without a connection."""
 
-    def __init__(self, descriptor: int | None, live: LiveSet[Peer] | None = None) -> None:
+    def __init__(self, descriptor: int | None) -> None:
         self.descriptor = descriptor
         self.slot = -1
-        self.written: list[bytes] = []
-        self.fault: Exception | None = None
-        self.leaves = False
-        self._live = live
 
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-        if self.fault is not None:
-            raise self.fault
-        if self.leaves and self._live is not None:
-            self._live.discard(self)
+    @property
+    def tls_socket(self) -> TlsSocket:
+        raise AssertionError("the connection does not use TLS")
+
+
+class TlsPeer(Peer):
+    """A slot that uses TLS, without a connection."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    @property
+    def tls_socket(self) -> TlsSocket:
+        return cast("TlsSocket", self)
 
 
 class Client(Peer):
@@ -73,6 +78,35 @@ class Client(Peer):
         self.far.close()
 
 
+class TlsClient(Client):
+    """A slot with a real socket, whose transport encrypts by adding angle brackets."""
+
+    def __init__(self, live: LiveSet[Peer], *, little_room: bool = False) -> None:
+        super().__init__(little_room=little_room)
+        self._live = live
+        self.descriptor = None
+        self.kept: list[bytes] = []
+        self.fault: Exception | None = None
+        self.is_closed = False
+
+    @property
+    def tls_socket(self) -> TlsSocket:
+        return self
+
+    def fileno(self) -> int:
+        assert not self.is_closed
+        return self.near.fileno()
+
+    def encrypt(self, data: bytes) -> bytes:
+        if self.fault is not None:
+            raise self.fault
+        return b"" if self.is_closed else b"<" + data + b">"
+
+    def keep(self, records: bytes, taken: int) -> None:
+        self.kept.append(records[taken:])
+        self._live.discard(self)
+
+
 class LiveSockets(LiveSet[Peer]):
     """A live set of connections with real sockets."""
 
@@ -84,8 +118,17 @@ class LiveSockets(LiveSet[Peer]):
     def write(self, frames: bytes) -> list[tuple[Peer, int]]:
         return self._writer.write([self], frames)
 
+    def encrypt(self, frames: bytes) -> list[tuple[Peer, Exception]]:
+        return self._writer.encrypt(self, frames)
+
     def client(self, *, little_room: bool = False) -> Client:
         client = Client(little_room=little_room)
+        self._stack.callback(client.end)
+        self.add(client)
+        return client
+
+    def tls_client(self, *, little_room: bool = False) -> TlsClient:
+        client = TlsClient(self, little_room=little_room)
         self._stack.callback(client.end)
         self.add(client)
         return client
@@ -204,29 +247,99 @@ def test_discarded_connection_is_not_written_to(sockets: LiveSockets) -> None:
     assert [client.read() for client in clients] == [b"", b"frames", b"frames"]
 
 
-def test_connection_with_tls_is_in_the_set_and_its_descriptor_is_not_written_to(sockets: LiveSockets) -> None:
-    client, encrypted = sockets.client(), Peer(None)
-    sockets.add(encrypted)
-    assert sockets.via_transport == [encrypted]
+def test_connection_with_tls_is_in_the_set_and_plain_frames_are_not_written_to_its_socket(
+    sockets: LiveSockets,
+) -> None:
+    client, encrypted = sockets.client(), sockets.tls_client()
+    assert sockets.tls_connections == [encrypted]
     assert (len(sockets), set(sockets)) == (2, {client, encrypted})
     assert encrypted in sockets
     assert sockets.write(b"frames") == []
-    assert encrypted.written == []
+    assert (client.read(), encrypted.read()) == (b"frames", b"")
+    assert sockets.encrypt(b"frames") == []
+    assert (client.read(), encrypted.read()) == (b"", b"<frames>")
     sockets.discard(encrypted)
-    assert not sockets.via_transport
+    assert not sockets.tls_connections
     assert encrypted not in sockets
 
 
-def test_all_connections_with_tls_are_written_to_although_some_fail_and_some_leave() -> None:
+# Writing with TLS
+
+
+def test_every_tls_socket_gets_its_own_records(sockets: LiveSockets) -> None:
+    clients = [sockets.tls_client() for _ in range(10)]
+    for frames in (b"first", b"2", b"third"):
+        assert sockets.encrypt(frames) == []
+    assert [client.read() for client in clients] == [b"<first><2><third>"] * 10
+    assert [client.kept for client in clients] == [[]] * 10
+
+
+def test_empty_set_is_encrypted_for() -> None:
     live: LiveSet[Peer] = LiveSet()
-    leaving, failing, *others = peers = [Peer(None, live) for _ in range(5)]
-    leaving.leaves = True
+    assert BroadcastWriter().encrypt(live, b"frames") == []
+
+
+def test_transport_keeps_the_records_that_its_socket_does_not_take(sockets: LiveSockets) -> None:
+    before, slow, full, gone, after = clients = [sockets.tls_client(little_room=at in (1, 2)) for at in range(5)]
+    full.fill()
+    gone.far.close()
+    frames = FRAMES[:50_000]
+    assert sockets.encrypt(frames) == []
+    received = slow.read()
+    assert 0 < len(received) < len(frames)
+    assert [received + kept for kept in slow.kept] == [b"<" + frames + b">"]
+    assert [full.kept, gone.kept] == [[b"<" + frames + b">"]] * 2
+    assert [client in sockets for client in clients] == [True, False, False, False, True]
+    assert sockets.encrypt(b"next") == []
+    assert before.read() == after.read() == b"<" + frames + b"><next>"
+    assert [len(client.kept) for client in clients] == [0, 1, 1, 1, 0]
+
+
+def test_all_connections_with_tls_are_written_to_although_some_fail_and_some_are_closed(sockets: LiveSockets) -> None:
+    closed, failing, *others = [sockets.tls_client() for _ in range(6)]
+    closed.is_closed = True
     failing.fault = fault = RuntimeError("a bug")
-    for peer in peers:
-        live.add(peer)
-    assert live.encrypt(b"frames") == [(failing, fault)]
-    assert [peer.written for peer in peers] == [[b"frames"]] * 5
-    assert set(live) == {failing, *others}
+    assert sockets.encrypt(b"frames") == [(failing, fault)]
+    assert [client.read() for client in others] == [b"<frames>"] * 4
+    assert closed.read() == failing.read() == b""
+    assert [client.kept for client in (closed, failing, *others)] == [[]] * 6
+
+
+@pytest.mark.parametrize("frames_bytes", [1, 10, ENCRYPTED_BYTES, 2 * ENCRYPTED_BYTES])
+def test_at_most_the_maximum_is_encrypted_before_the_records_are_written(
+    sockets: LiveSockets, monkeypatch: pytest.MonkeyPatch, frames_bytes: int
+) -> None:
+    """The sockets would take any number of bytes, because the test replaces the writes."""
+    clients = [sockets.tls_client() for _ in range(5)]
+    encrypted = 0
+    batches = []
+
+    def write_each(descriptors: array[int], records: Sequence[bytes]) -> list[tuple[int, int]]:
+        nonlocal encrypted
+        batches.append((encrypted, len(descriptors)))
+        encrypted = 0
+        return []
+
+    def encrypt(data: bytes) -> bytes:
+        nonlocal encrypted
+        encrypted += len(data)
+        return data
+
+    monkeypatch.setattr(live_set, "ENCRYPTED_BYTES", 20)
+    monkeypatch.setattr(live_set, "try_write_each", write_each)
+    monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000)
+    for client in clients:
+        monkeypatch.setattr(client, "encrypt", encrypt)
+    assert sockets.encrypt(bytes(frames_bytes)) == []
+    sizes = {1: [5], 10: [2, 2, 1]}.get(frames_bytes, [1] * 5)
+    assert batches == [(frames_bytes * size, size) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("frames_bytes", "connections"), [(0, BATCH_SOCKETS), (1, BATCH_SOCKETS), (16384, 32), (ENCRYPTED_BYTES + 1, 1)]
+)
+def test_number_of_connections_to_encrypt_for_is_bounded(frames_bytes: int, connections: int) -> None:
+    assert encrypted_connections(bytes(frames_bytes)) == connections
 
 
 def test_single_socket_is_written_to(sockets: LiveSockets) -> None:
@@ -247,7 +360,7 @@ def test_single_socket_is_written_to(sockets: LiveSockets) -> None:
 
 def test_connections_may_be_discarded_during_an_iteration() -> None:
     live: LiveSet[Peer] = LiveSet()
-    peers = [Peer(None if number % 3 == 0 else number) for number in range(9)]
+    peers = [TlsPeer() if number % 3 == 0 else Peer(number) for number in range(9)]
     for peer in peers:
         live.add(peer)
     seen = []
@@ -258,7 +371,7 @@ def test_connections_may_be_discarded_during_an_iteration() -> None:
     assert len(live) == 0
     for peer in peers:
         live.add(peer)
-    for peer in tuple(live.via_transport):
+    for peer in tuple(live.tls_connections):
         live.discard(peer)
     assert len(live) == 6
 
@@ -270,7 +383,7 @@ def test_live_set_agrees_with_a_set_after_any_adds_and_discards(numbers: list[in
     If the peer is already in the set, the peer is removed twice, as if its connection were closed and then lost.
     """
     live: LiveSet[Peer] = LiveSet()
-    peers = [Peer(None if number % 4 == 3 else 100 + number) for number in range(12)]
+    peers = [TlsPeer() if number % 4 == 3 else Peer(100 + number) for number in range(12)]
     model: set[Peer] = set()
     for number in numbers:
         peer = peers[number]
@@ -289,5 +402,5 @@ def test_live_set_agrees_with_a_set_after_any_adds_and_discards(numbers: list[in
         assert list(live.descriptors) == [each.descriptor for each in direct]
         encrypted = [each for each in live if each.descriptor is None]
         assert [each.slot for each in encrypted] == list(range(len(encrypted)))
-        assert live.writes == [each.write for each in encrypted]
+        assert live.tls_sockets == [each.tls_socket for each in encrypted]
         assert {each.slot for each in peers if each not in model} <= {-1}

@@ -84,6 +84,30 @@ def test_descriptors_may_change_from_one_write_to_the_next(pairs: Pairs) -> None
     assert some.write(array("i"), b"nobody") == []
 
 
+def test_each_socket_gets_its_own_bytes_although_some_sockets_do_not_take_theirs(pairs: Pairs) -> None:
+    records = [str(number).encode() * (1 + number % 3) for number in range(COUNT)]
+    some = IoSubmitWriter()
+    full = [0, BATCH_SOCKETS - 1, BATCH_SOCKETS, COUNT - 1]
+    for number in full:
+        fill(pairs.near[number])
+    assert some.write_each(pairs.descriptors, records) == [(number, 0) for number in full]
+    received = [end.recv(1000) for number, end in enumerate(pairs.far) if number not in full]
+    assert received == [record for number, record in enumerate(records) if number not in full]
+    assert some.write_each(pairs.descriptors[1:2], [b"one"]) == []
+    assert some.write_each(array("i"), []) == []
+    assert some.write(pairs.descriptors[1:3], b"same") == []
+    assert [end.recv(1000) for end in pairs.far[1:3]] == [b"onesame", b"same"]
+
+
+@pytest.mark.parametrize("bad", [0, 1, BATCH_SOCKETS - 1, BATCH_SOCKETS, COUNT - 1])
+def test_invalid_descriptor_does_not_keep_other_sockets_from_getting_their_own_bytes(pairs: Pairs, bad: int) -> None:
+    records = [str(number).encode() for number in range(COUNT)]
+    pairs.descriptors[bad] = -1
+    assert IoSubmitWriter().write_each(pairs.descriptors, records) == [(bad, 0)]
+    received = [end.recv(1000) for number, end in enumerate(pairs.far) if number != bad]
+    assert received == [record for number, record in enumerate(records) if number != bad]
+
+
 def test_context_of_the_kernel_is_freed_with_the_object() -> None:
     def contexts() -> int:
         """Counts the AIO contexts that the kernel has for this process.
@@ -150,6 +174,15 @@ def test_lost_results_shut_down_their_sockets_and_no_client_misses_bytes(pairs: 
     for far in pairs.far[BATCH_SOCKETS : 2 * BATCH_SOCKETS]:
         assert far.recv(1000) in (b"", b"first")
         assert far.recv(1000) == b""
+
+
+def test_lost_results_of_different_records_shut_down_their_sockets(pairs: Pairs) -> None:
+    some = IoSubmitWriter()
+    some._call = Faulty(some, 1, errno.EFAULT)  # type: ignore[assignment]  # an error that can't be caused on Linux
+    records = [b"a record"] * COUNT
+    assert some.write_each(pairs.descriptors, records) == [(number, 0) for number in range(BATCH_SOCKETS)]
+    for far in pairs.far[BATCH_SOCKETS:]:
+        assert far.recv(1000) == b"a record"
 
 
 def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:

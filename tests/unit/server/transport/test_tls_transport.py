@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import socket
 import ssl
 import struct
@@ -290,6 +291,75 @@ async def test_write_detects_a_client_that_is_gone(connected: Pair) -> None:
     connected.transport.resume_reading()
     assert isinstance(connected.protocol.error, OSError)
     assert connected.protocol.calls == ["lost"]
+
+
+# Records that a flush writes
+
+
+async def test_records_of_a_flush_are_written_by_the_caller(connected: Pair) -> None:
+    records = connected.transport.encrypt(b"update")
+    assert connected.client.read() == b""
+    assert os.write(connected.transport.fileno(), records) == len(records)
+    assert connected.client.read() == b"update"
+    connected.transport.write(b"ping")
+    assert connected.client.read() == b"ping"
+    assert connected.protocol.calls == []
+
+
+@pytest.mark.parametrize("taken", [0, 1, 10])
+async def test_records_that_the_socket_does_not_take_are_sent_first(connected: Pair, taken: int) -> None:
+    transport, protocol = connected.transport, connected.protocol
+    records = transport.encrypt(b"update")
+    os.write(transport.fileno(), records[:taken])
+    transport.keep(records, taken)
+    assert protocol.calls == ["pause"]
+    assert transport.get_write_buffer_size() == len(records) - taken
+    assert transport.encrypt(b", next") == b""
+    transport.write(b", last")
+    read = bytearray()
+
+    def all_arrived() -> bool:
+        nonlocal read
+        read += connected.client.read()
+        return len(read) == 18
+
+    await eventually("all data has arrived", all_arrived)
+    assert read == b"update, next, last"
+    await eventually("the transport resumes writing", lambda: protocol.calls == ["pause", "resume"])
+
+
+async def test_ended_transport_returns_no_records_and_keeps_none(connected: Pair) -> None:
+    transport = connected.transport
+    records = transport.encrypt(b"update")
+    transport.abort()
+    transport.keep(records, 0)
+    assert transport.encrypt(b"late") == b""
+    assert (transport.fileno(), transport.get_write_buffer_size()) == (-1, 0)
+    await connected.lost()
+    assert connected.protocol.calls == ["lost"]
+
+
+async def test_transport_whose_side_has_ended_returns_no_records(connected: Pair) -> None:
+    connected.transport.write_eof()
+    assert connected.transport.encrypt(b"late") == b""
+    assert connected.client.read() == b""
+
+
+async def test_kept_records_of_a_client_that_is_gone_end_the_connection(connected: Pair) -> None:
+    connected.transport.pause_reading()
+    records = connected.transport.encrypt(b"update")
+    connected.client.socket.close()
+    connected.transport.keep(records, 0)
+    await connected.lost()
+    assert isinstance(connected.protocol.error, OSError)
+
+
+async def test_failed_encryption_closes_the_socket_and_returns_no_records(connected: Pair) -> None:
+    with suppress(ssl.SSLError):
+        connected.transport._tls.unwrap()
+    assert connected.transport.encrypt(b"update") == b""
+    await connected.lost()
+    assert isinstance(connected.protocol.error, ssl.SSLError)
 
 
 # The end
