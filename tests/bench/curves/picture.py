@@ -17,6 +17,9 @@ COLORS = ("#0969da", "#8c959f")
 
 PANEL_INCHES = (4.2, 3.2)
 
+LINEAR_SPAN = 20
+"""If the largest x is at most this many times the smallest one, the axes are linear, and otherwise logarithmic."""
+
 STYLE = {
     # Text stays text, so that the picture is small and a test can read the models.
     "svg.fonttype": "none",
@@ -44,8 +47,10 @@ def draw(curve: Curve, measured: Measured) -> None:
 
 
 def _panel(axes: Axes, curve: Curve, figure: Figure, measured: Measured) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    is_wide = _spans(curve, figure, measured) > LINEAR_SPAN
+    if is_wide:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     axes.minorticks_off()
     axes.set_xlabel(curve.x_name)
     axes.set_title(figure.name, fontsize=10, loc="left")
@@ -63,7 +68,17 @@ def _panel(axes: Axes, curve: Curve, figure: Figure, measured: Measured) -> None
     axes.yaxis.set_major_formatter("{x:,.10g}")
     axes.legend(fontsize=8, frameon=False, loc="upper left")
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** (0.12 * len(curve.series)))  # room for the legend
+    room = 0.12 * len(curve.series)  # the share of the height for the legend
+    if is_wide:
+        axes.set_ylim(low, high * (high / low) ** room)
+    else:
+        axes.set_ylim(0, high * (1 + room))
+
+
+def _spans(curve: Curve, figure: Figure, measured: Measured) -> float:
+    """Returns the quotient of the largest x and the smallest one."""
+    xs = [x for series in curve.series for x, _ in measured.values(series, figure.key)]
+    return max(xs) / min(xs)
 
 
 def _between(low: float, high: float, count: int = 60) -> Iterable[float]:

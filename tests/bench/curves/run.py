@@ -1,6 +1,7 @@
 """Measures curves, writes their points and pictures, and prints their models."""
 
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -27,12 +28,14 @@ def run(place: Place, broker_pid: int | None, machine: str, names: Iterable[str]
         if curve.name not in names:
             continue
         measure, places = how[curve.name]
+        began = time.monotonic()
         try:
             measured = Measured(machine, measured_series(place, curve, measure, places, wrong))
         except Failed as reason:
             say(f"without {curve.title}: {reason}")
             wrong.append(f"{curve.title}: could not be measured")
             continue
+        say(f"{curve.title}: took {time.monotonic() - began:.0f} s")
         points.write(curve, measured)
         out(f"{curve.title}\n\n{texts.models(curve, measured)}\n\n{texts.values(curve, measured)}\n")
     draw(names)
