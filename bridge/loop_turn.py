@@ -1,0 +1,81 @@
+"""Measures the turns of the event loop, and says when the work of a turn must continue in a later turn.
+
+A turn is the time from one look of the event loop at its sockets to the next one. While a turn lasts, no other client
+and no delivery is served. Work for thousands of connections is therefore written as an iterator of short steps, and
+`LoopTurn.spread` runs these steps in as many turns as they need.
+
+A turn is measured in the processor time of this thread, because other programs on the same machine must not change the
+size of a piece of work.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+from bridge.metrics import Metrics
+
+TURN_S = 0.02
+"""The processor time after which the steps of a turn continue in the next turn, in seconds.
+
+A turn may take longer by the step that was running, and by the work that runs without steps. Together, a turn stays
+below 0.05 s.
+"""
+
+
+class LoopTurn:
+    """The current turn of the event loop, and the longest turn so far."""
+
+    def __init__(
+        self,
+        call_soon: Callable[..., object],
+        clock: Callable[[], float] = time.perf_counter,
+        processor_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`call_soon` is a method of the event loop. Both clocks return seconds."""
+        self._call_soon = call_soon
+        self._clock = clock
+        self._processor_clock = processor_clock
+        self._begun = False
+        self._began_s = self._processor_began_s = 0.0
+        self.longest_s = 0.0
+        """The processor time of the longest turn that was measured, in seconds."""
+
+    def begin(self) -> None:
+        """Call `begin` before work that may take long. Measures the turn from the first call to the next turn."""
+        if not self._begun:
+            self._begun = True
+            self._began_s = self._clock()
+            self._processor_began_s = self._processor_clock()
+            self._call_soon(self._end)
+
+    def is_over(self, limit_s: float = TURN_S) -> bool:
+        """Whether the turn has taken at least `limit_s` seconds of processor time."""
+        self.begin()
+        # The processor time is never longer than the elapsed time. Reading the processor's clock is a system call.
+        if self._clock() - self._began_s < limit_s:
+            return False
+        return self._processor_clock() - self._processor_began_s >= limit_s
+
+    def spread(self, steps: Iterator[object]) -> None:
+        """Runs the steps of an iterator: now, until the turn is over, and the rest in later turns.
+
+        At least one step runs in each turn. An exception of a step ends the iterator.
+        """
+        self.begin()
+        for _ in steps:
+            if self.is_over():
+                self._call_soon(self.spread, steps)
+                return
+
+    def _end(self) -> None:
+        self._begun = False
+        if self._clock() - self._began_s > self.longest_s:
+            self.longest_s = max(self.longest_s, self._processor_clock() - self._processor_began_s)
+
+
+def register_turn_metrics(metrics: Metrics, turn: LoopTurn) -> None:
+    """Adds a gauge for the longest turn."""
+    metrics.gauge(
+        "bridge_loop_turn_seconds_max",
+        "Processor time of the longest turn of the event loop since the start. During a turn, no client is served.",
+        lambda: turn.longest_s,
+    )
