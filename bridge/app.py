@@ -36,6 +36,7 @@ from bridge.contract.documents import asyncapi
 from bridge.contract.filters import QueryParser
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import ConfigurationError, redact
+from bridge.loop_turn import LoopTurn, register_turn_metrics
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, UnflushedDeliveries, now_ms
@@ -79,6 +80,8 @@ class Bridge:
         update_log = UpdateLog(settings.log_bytes)
         index = ReplayIndex(update_log, None if reads_stream else secrets.randbits(32))
         unflushed = UnflushedDeliveries(metrics)
+        turn = LoopTurn(asyncio.get_running_loop().call_soon)
+        register_turn_metrics(metrics, turn)
         self._hub = Hub(
             index,
             metrics,
@@ -86,6 +89,7 @@ class Bridge:
             now_ms,
             flush_listener=unflushed,
             source=self,
+            turn=turn,
             replaying=reads_stream,
             trace=HubLog() if logs.traces(HUB_LOGGER) else None,
         )
@@ -112,6 +116,7 @@ class Bridge:
             unflushed,
             self._rejects,
             metrics,
+            turn,
             replaying=reads_stream,
         )
         consumer_config = ConsumerConfig(

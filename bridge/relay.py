@@ -5,6 +5,7 @@ event to the publisher of rejects, and the event's delivery is settled when the 
 """
 
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -21,11 +22,19 @@ from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 from bridge.contract.update_id import UpdateId
+from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 
 _LOGGER = "bridge.relay"
 
 _log = structlog.get_logger(_LOGGER)
+
+LONG_READ = 8
+LONG_BODY_BYTES = 65536
+"""The turn of a read is measured if the read has LONG_READ deliveries, or a body of more than LONG_BODY_BYTES bytes.
+
+Shorter reads take less than 1 ms before the flush. Measuring a turn takes 0.002 ms.
+"""
 
 _UPDATE = "update"
 """The outcome if a delivery has become an update."""
@@ -40,17 +49,19 @@ class UnflushedDeliveries:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._deliveries: list[Delivery] = []
+        self._positions: list[int] = []
+        """For each delivery, the position that the log must be flushed up to. The positions never decrease."""
 
-    def add(self, delivery: Delivery) -> None:
-        """Adds a delivery.
-
-        Call `add` after the delivery's update is published, because publishing may flush earlier updates.
-        """
+    def add(self, delivery: Delivery, position: int) -> None:
+        """Adds a delivery. `position` is the head of the log after the delivery's update was published."""
         self._deliveries.append(delivery)
+        self._positions.append(position)
 
-    def on_flush(self) -> None:
-        """Settles all deliveries that wait for the flush."""
-        settled, self._deliveries = self._deliveries, []
+    def on_flush(self, flushed: int) -> None:
+        """Settles all deliveries whose updates are below the position `flushed`."""
+        count = bisect_right(self._positions, flushed)
+        settled = self._deliveries[:count]
+        del self._deliveries[:count], self._positions[:count]
         now_s = time.monotonic()
         observe = self._metrics.receipt_to_flush.observe
         for delivery in settled:
@@ -70,6 +81,7 @@ class Relay:
         unflushed: UnflushedDeliveries,
         rejects: RejectPublisher,
         metrics: Metrics,
+        turn: LoopTurn,
         *,
         replaying: bool = False,
     ) -> None:
@@ -88,6 +100,7 @@ class Relay:
         self._hub = hub
         self._rejects = rejects
         self._metrics = metrics
+        self._turn = turn
         self._unflushed = unflushed
         self._rejected: Counter[Reason] = Counter()
         self._replaying = replaying
@@ -98,12 +111,14 @@ class Relay:
         """The number of events that were published before the bridge's start and can't become an update."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
-        """Relays the deliveries of one read, and broadcasts their updates in one flush.
+        """Relays the deliveries of one read (at least one), and broadcasts their updates in one flush.
 
         If the bridge fails on an event, the event is rejected. If the rejection of an event fails, its delivery stays
         unsettled, so that a queue delivers the event again. If relaying one delivery fails, the other deliveries are
         still relayed.
         """
+        if len(deliveries) >= LONG_READ or max([len(each.body) for each in deliveries]) > LONG_BODY_BYTES:
+            self._turn.begin()
         relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
             try:
@@ -169,9 +184,7 @@ class Relay:
             self._metrics.duplicates[outcome.type] += 1
             delivery.settle()
             return "duplicate"
-        # The delivery is added after `publish`, because `publish` may flush earlier updates, and this flush must not
-        # settle the delivery.
-        self._unflushed.add(delivery)
+        self._unflushed.add(delivery, self._hub.head)
         if not self._replaying:
             self._metrics.updates[outcome.type] += 1
             self._metrics.last_update_ms = received_ms

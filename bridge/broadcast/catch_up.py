@@ -16,6 +16,7 @@ from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.resume import Resume
 from bridge.broadcast.socket_writes import try_write
 from bridge.broadcast.subscriber import ConnectionEvent, Dispatch, State, Subscriber
+from bridge.loop_turn import LoopTurn
 
 CATCH_UP_BYTES = 16384
 """The maximum size of one piece, in bytes."""
@@ -39,6 +40,12 @@ TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
 
 The maximum work takes 5 ms for the rank URGENT, and 1 ms for each other rank. A single large update may exceed the
 maximum.
+"""
+
+CATCH_UP_TURN_S = 0.03
+"""The processor time after which a turn sends no further pieces, in seconds.
+
+This time is longer than `TURN_S`, so that connections catch up even while each turn is full of other work.
 """
 
 MIN_COST_BYTES = 2048
@@ -69,6 +76,7 @@ class CatchUp:
         resume: Resume,
         schedule: Callable[..., object],
         dispatch: Dispatch,
+        turn: LoopTurn,
     ) -> None:
         """`schedule` is the method `call_soon` of the event loop."""
         self._index = index
@@ -76,6 +84,7 @@ class CatchUp:
         self._resume = resume
         self._schedule = schedule
         self._dispatch = dispatch
+        self._turn_clock = turn
         self.catching_up: set[Subscriber] = set()
         """The connections in the state CATCHING_UP. Only `CatchUp` changes the set `catching_up`."""
         self.lagging: set[Subscriber] = set()
@@ -110,14 +119,9 @@ class CatchUp:
         self._due[_rank(connection)].pop(connection, None)
 
     def add_lagging(self, connection: Subscriber) -> None:
-        """Adds a connection that is now LAGGING.
-
-        The connection starts to read at the next flush, or, if `begin_at_flush` is called, at the current flush.
-        `_slowest` stays a lower bound of all cursors: it never exceeds the flushed position, at which this cursor
-        starts.
-        """
-        connection.cursor = self._update_log.flushed
+        """Adds a connection that is now LAGGING. The connection reads the log from its cursor."""
         connection.offset = 0
+        self._slowest = min(self._slowest, connection.cursor)
         connection.subscription.lagging_count += 1
         self.lagging.add(connection)
 
@@ -136,10 +140,6 @@ class CatchUp:
         """Removes a connection that is no longer CLOSING or has received the rest of its frame."""
         self.closing.discard(connection)
         self._urgent.pop(connection, None)
-
-    def begin_at_flush(self, connection: Subscriber) -> None:
-        """Moves the cursor of a LAGGING connection back to the start of the current flush."""
-        connection.cursor = self._update_log.flush_start
 
     def finish_frame(self, connection: Subscriber) -> None:
         """Sends a CLOSING connection the rest of a frame if only a part of the frame was sent."""
@@ -184,13 +184,15 @@ class CatchUp:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
         # In this turn, each connection that was already waiting gets at most one piece. Connections that are added
-        # during this turn get their piece in the next turn.
+        # during this turn get their piece in the next turn. Each rank gets at least one piece in a turn.
         for _ in range(len(due)):
             if not due or index.work_bytes >= limit_bytes:
                 return
             index.work_bytes += MIN_COST_BYTES
             connection, _ = due.popitem(last=False)
             self.send_next(connection)
+            if self._turn_clock.is_over(CATCH_UP_TURN_S):
+                return
 
     # Pieces
 
@@ -319,18 +321,16 @@ class CatchUp:
 
     def _evict_some(self) -> None:
         tail = self._update_log.tail
-        for connection in [connection for connection in self.closing if connection.cursor < tail]:
-            self._dispatch(connection, ConnectionEvent.OVERTAKEN)
         # RESUMING connections are not evicted. If the tail of the log passes the cursor of a RESUMING connection, this
         # connection begins again at a later position.
-        reading = (*self.catching_up, *self.lagging)
+        reading = (*self.closing, *self.catching_up, *self.lagging)
         overtaken = [connection for connection in reading if connection.cursor < tail]
         for connection in overtaken[:MAX_EVICTIONS_PER_TURN]:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
         self._evicting = len(overtaken) > MAX_EVICTIONS_PER_TURN
         if self._evicting:
             self._schedule(self._evict_some)
-        cursors = (connection.cursor for connection in (*reading, *self.closing))
+        cursors = (connection.cursor for connection in reading)
         self._slowest = min((cursor for cursor in cursors if cursor >= tail), default=self._update_log.flushed)
 
 

@@ -22,14 +22,15 @@ from bridge.broadcast.catch_up import CATCH_UP_BYTES, CatchUp
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.hub_log import LOGGER
-from bridge.broadcast.live_set import BroadcastWriter
+from bridge.broadcast.live_set import BroadcastWriter, LiveSet
 from bridge.broadcast.replay import FilterInput, ReplayIndex, UpdateFilter
 from bridge.broadcast.resume import Resume
 from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State, Subscriber, Transition
-from bridge.broadcast.subscriptions import Batch, SharedSubscription, Subscriptions
+from bridge.broadcast.subscriptions import Batch, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
+from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger(LOGGER)
@@ -41,20 +42,15 @@ Larger writes would not be faster, because at this size the kernel already spend
 system call.
 """
 
-ENCRYPT_BYTES = 2**20
-"""The maximum number of bytes that a large flush (more than CATCH_UP_BYTES) encrypts at once, for all clients together.
-
-Encrypting 1 MiB takes 4 ms.
-"""
-
 
 class FlushListener(Protocol):
     """An object that is called after each flush."""
 
-    def on_flush(self) -> None:
-        """Called at the end of each flush.
+    def on_flush(self, flushed: int) -> None:
+        """Called at the end of each flush, and while a long flush has more to send.
 
-        By then, each published update has been written, or is left for the connections that read from their cursors.
+        By then, each update below the position `flushed` has been written, or is left for the connections that read
+        from their cursors.
         """
 
 
@@ -75,6 +71,7 @@ It contains the call that leaves the old state, the next state, and all further 
 
 # In Python 3.11, each access to an enum member runs Python code, which takes longer than the transition itself.
 _CONGESTED, _DRAINED, _PARTIAL_WRITE = ConnectionEvent.CONGESTED, ConnectionEvent.DRAINED, ConnectionEvent.PARTIAL_WRITE
+_LIVE = State.LIVE
 
 
 class Trace(Protocol):
@@ -98,6 +95,7 @@ class Hub:
         now_ms: Callable[[], int],
         flush_listener: FlushListener,
         source: Source,
+        turn: LoopTurn,
         *,
         replaying: bool = False,
         trace: Trace | None = None,
@@ -113,6 +111,7 @@ class Hub:
         self.schedule = schedule
         """Calls a function in the next turn of the loop. Connections also call `schedule`, so that they need no
         reference to the loop."""
+        self._turn = turn
         self._after_flush = flush_listener.on_flush
         if trace is not None:
             self._after_flush = partial(self._trace_flush, trace, flush_listener)
@@ -121,12 +120,19 @@ class Hub:
         self._flush_bytes = min(FLUSH_BYTES, log.max_bytes // 4)
         self._flush_updates = log.max_bytes // 2 // ENTRY_BYTES
         self._unflushed_bytes = 0
+        """The size of the published frames that no round has begun to send."""
+        self._round_bytes = 0
+        """The size of the frames of the current round."""
+        self._flushing: Iterator[None] | None = None
+        """The steps of the current flush, or None if there is no flush."""
+        self._on_stopped: Callable[[], None] | None = None
+        """Set by `drain`, until all updates are flushed."""
         self._subscriptions = Subscriptions(index)
         self._writer = BroadcastWriter()
         self._resume = Resume(
             index, now_ms, schedule, self._dispatch, self.flush, self._on_resumed, replaying=replaying
         )
-        self._catch_up = catch_up = CatchUp(index, self._resume, schedule, self._dispatch)
+        self._catch_up = catch_up = CatchUp(index, self._resume, schedule, self._dispatch, turn)
         self._stopping = False
         self._sent_bytes = 0
         """The number of bytes sent to live connections."""
@@ -134,7 +140,7 @@ class Hub:
             State.PENDING: self._resume.pending.forget,
             State.RESUMING: catch_up.discard_resuming,
             State.CATCHING_UP: catch_up.discard_catching_up,
-            State.LIVE: _discard_live,
+            State.LIVE: self._discard_live,
             State.LAGGING: catch_up.discard_lagging,
             State.CLOSING: catch_up.discard_closing,
         }
@@ -171,6 +177,11 @@ class Hub:
     def newest_id(self) -> UpdateId:
         """The id of the newest entry of the log."""
         return self._index.before(self._update_log.head)
+
+    @property
+    def head(self) -> int:
+        """The position in the log of the next update."""
+        return self._update_log.head
 
     @property
     def logged_updates(self) -> int:
@@ -221,12 +232,14 @@ class Hub:
         """Tells the hub that the transport of a congested connection is empty again."""
         self._dispatch(connection, _DRAINED)
 
-    def drain(self) -> None:
-        """Closes all connections: at once if they have all updates, otherwise as soon as they have caught up."""
+    def drain(self, on_stopped: Callable[[], None]) -> None:
+        """Closes all connections: at once if they have all updates, otherwise as soon as they have caught up.
+
+        Closing many connections takes several turns of the loop. Calls `on_stopped` when all connections that have all
+        updates are closed.
+        """
+        self._on_stopped = on_stopped
         self.flush()
-        self._stopping = True
-        for connection in tuple(self._connections()):
-            self._dispatch(connection, ConnectionEvent.STOP)
 
     def _connections(self) -> Iterator[Subscriber]:
         live = chain.from_iterable(subscription.live for subscription in self._subscriptions)
@@ -258,9 +271,22 @@ class Hub:
 
     def _make_room(self, size_bytes: int) -> None:
         """Flushes the log if the log might otherwise drop a frame before the frame is flushed."""
-        unflushed = self._update_log.head - self._update_log.flushed
-        if self._unflushed_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
-            self.flush()
+        log = self._update_log
+        unflushed_bytes, unflushed = self._unflushed_bytes + size_bytes, log.head - log.flushed
+        if unflushed_bytes <= self._flush_bytes and unflushed < self._flush_updates:
+            return
+        self.flush()
+        # If the current flush has more to send, updates wait in the log. If they fill half of the log, they are sent in
+        # this turn, however long it takes: frames that fall off the log would be lost for healthy clients.
+        while self._flushing is not None and self._waiting_bytes + size_bytes > log.max_bytes // 2:
+            next(self._flushing, None)
+
+    @property
+    def _waiting_bytes(self) -> int:
+        """The memory that the log takes for the updates that the current flush has not sent to all connections."""
+        log = self._update_log
+        entries = log.head - log.flush_start
+        return self._round_bytes + self._unflushed_bytes + ENTRY_BYTES * (entries + 1)
 
     def send_own_message(self, payload: bytes) -> None:
         """Sends one of the bridge's own messages to the connections that get ids.
@@ -289,68 +315,122 @@ class Hub:
     # The flush
 
     def flush(self) -> None:
-        """Sends all live connections the updates that were published since the last flush."""
-        self._unflushed_bytes = 0
-        log = self._update_log
-        if self._resume.pending.replaying:
-            log.skip()
-            self._catch_up.skip_flushed()
-        while log.flushed < log.head:
-            frames = log.flush(self._flush_bytes)
-            batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
-            for batch in batches:
-                self._broadcast(batch)
-            for subscription in later:
-                self._postpone(subscription)
-        self._catch_up.evict_too_slow()
-        self._resume.release()
-        self._after_flush()
+        """Sends all live connections the updates that were published since the last flush.
 
-    def _trace_flush(self, trace: Trace, flush_listener: FlushListener) -> None:
+        A flush to many connections takes several turns of the loop. Updates that are published meanwhile are sent after
+        it, in the same way.
+        """
+        if self._flushing is None:
+            self._flushing = self._flush_steps()
+            self._turn.spread(self._flushing)
+
+    def _flush_steps(self) -> Iterator[None]:
+        """Flushes the log in rounds. In each round, all live connections get the same piece of the log."""
+        log, catch_up = self._update_log, self._catch_up
+        try:
+            if self._resume.pending.replaying:
+                log.skip()
+                self._unflushed_bytes = 0
+                catch_up.skip_flushed()
+            while True:
+                if log.flushed < log.head:
+                    yield from self._round()
+                    self._round_bytes = 0
+                catch_up.evict_too_slow()
+                self._resume.release()
+                self._after_flush(log.flushed)
+                if log.flushed < log.head:
+                    yield
+                    continue
+                if self._on_stopped is None:
+                    return
+                on_stopped, self._on_stopped = self._on_stopped, None
+                try:
+                    yield from self._stop_steps()
+                finally:
+                    on_stopped()
+        finally:
+            self._flushing = None
+
+    def _round(self) -> Iterator[None]:
+        log, metrics = self._update_log, self._metrics
+        frames = log.flush(self._index.run_end(log.flushed), self._flush_bytes)
+        self._unflushed_bytes -= len(frames)
+        self._round_bytes = len(frames)
+        batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
+        for batch in batches:
+            for subscription in batch.subscriptions:
+                subscription.live.begin_round(batch.updates)
+                metrics.enqueued += subscription.lagging_count * batch.updates
+        for subscription in later:
+            subscription.live.begin_round(0)
+        for number, batch in enumerate(batches):
+            if number:
+                yield
+            yield from self._broadcast(batch)
+        for subscription in later:
+            for members in (subscription.live.sockets, subscription.live.tls_sockets):
+                while (connection := members.next_unserved) is not None:
+                    self._dispatch(connection, ConnectionEvent.POSTPONED)
+                    self._catch_up.schedule(connection)
+                    yield
+
+    def _trace_flush(self, trace: Trace, flush_listener: FlushListener, flushed: int) -> None:
         live = sum(len(subscription.live) for subscription in self._subscriptions)
-        trace.on_flush(self._update_log.flushed, live)
-        flush_listener.on_flush()
+        trace.on_flush(flushed, live)
+        flush_listener.on_flush(flushed)
 
-    def _broadcast(self, batch: Batch) -> None:
+    def _broadcast(self, batch: Batch) -> Iterator[None]:
         subscriptions, frames, positions, updates = batch
-        for connection, taken in self._writer.write([subscription.live for subscription in subscriptions], frames):
-            self._dispatch(connection, _PARTIAL_WRITE)
-            self._sent_bytes += taken
-            self._catch_up.on_partial_write(connection, positions, 0, taken)
         metrics = self._metrics
-        for subscription in subscriptions:
-            live = subscription.live
-            # At this point, only connections whose sockets took all frames are still live.
-            self._sent_bytes += len(frames) * len(live.connections)
-            if live.tls_connections:
-                self._encrypt(subscription, frames)
-            metrics.written += len(live) * updates
-            metrics.enqueued += subscription.lagging_count * updates
+        lives = [subscription.live for subscription in subscriptions]
+        for sockets, short, more in self._writer.write(lives, frames):
+            complete = sockets - len(short)
+            self._sent_bytes += len(frames) * complete
+            metrics.written += complete * updates
+            metrics.enqueued += len(short) * updates
+            for connection, taken in short:
+                self._dispatch(connection, _PARTIAL_WRITE)
+                self._sent_bytes += taken
+                self._catch_up.on_partial_write(connection, positions, 0, taken)
+            if more:
+                yield
+        for live in lives:
+            if live.tls_sockets.connections:
+                yield from self._encrypt(live, frames, updates)
 
-    def _encrypt(self, subscription: SharedSubscription, frames: bytes) -> None:
-        catch_up, live = self._catch_up, subscription.live
-        if len(frames) <= CATCH_UP_BYTES:
-            connections = len(live.tls_connections)
-            failed = self._writer.encrypt(live, frames)
+    def _encrypt(self, live: LiveSet[Subscriber], frames: bytes, updates: int) -> Iterator[None]:
+        catch_up, members, metrics = self._catch_up, live.tls_sockets, self._metrics
+        if len(frames) > CATCH_UP_BYTES:
+            # If the connection had to hold the frames, it would hold more than one piece.
+            while (connection := members.next_unserved) is not None:
+                self._dispatch(connection, ConnectionEvent.POSTPONED)
+                catch_up.send_next(connection)
+                if connection.state is _LIVE:
+                    metrics.enqueued -= updates
+                    metrics.written += updates
+                yield
+            return
+        while members.next_unserved is not None:
+            already = members.served
+            connections, failed = self._writer.encrypt(live, frames)
             self._sent_bytes += len(frames) * (connections - len(failed))
             for connection, error in failed:
                 catch_up.fail(connection, error)
-            return
-        room_bytes = ENCRYPT_BYTES
-        for connection in tuple(live.tls_connections):
-            self._dispatch(connection, ConnectionEvent.POSTPONED)
-            # Once ENCRYPT_BYTES have been encrypted, the remaining connections get the frames in later turns, because
-            # encrypting for hundreds of clients takes long.
-            if len(frames) <= room_bytes:
-                room_bytes -= len(frames)
-                catch_up.send_next(connection)
-            else:
-                catch_up.schedule(connection)
+            # Only connections whose transports sent all frames are still in the set.
+            complete = members.served - already
+            metrics.written += complete * updates
+            metrics.enqueued += (connections - complete - len(failed)) * updates
+            if members.next_unserved is not None:
+                yield
 
-    def _postpone(self, subscription: SharedSubscription) -> None:
-        for connection in subscription.live:
-            self._dispatch(connection, ConnectionEvent.POSTPONED)
-            self._catch_up.schedule(connection)
+    def _stop_steps(self) -> Iterator[None]:
+        self._stopping = True
+        for connection in tuple(self._connections()):
+            # The connection may have ended during an earlier step.
+            if connection.state in _JOINED:
+                self._dispatch(connection, ConnectionEvent.STOP)
+                yield
 
     # Transitions
 
@@ -368,7 +448,6 @@ class Hub:
         actions: Mapping[Action, _Call] = {
             Action.SEND: catch_up.send_next,
             Action.SCHEDULE: catch_up.schedule,
-            Action.BEGIN_AT_FLUSH: catch_up.begin_at_flush,
             Action.CLOSE_STOPPING: self._close_stopping,
             Action.CLOSE_IF_STOPPING: self._close_if_stopping,
             Action.CLOSE_TOO_SLOW: self._close_too_slow,
@@ -423,6 +502,14 @@ class Hub:
 
     # Actions
 
+    def _discard_live(self, connection: Subscriber) -> None:
+        live = connection.subscription.live
+        if live.discard(connection):
+            connection.cursor = self._update_log.flushed
+        else:
+            connection.cursor = self._update_log.flush_start
+            self._metrics.enqueued += live.round_updates
+
     def _close_stopping(self, connection: Subscriber) -> None:
         connection.close(CloseReason.STOPPING)
 
@@ -435,7 +522,7 @@ class Hub:
 
     def _count_dropped(self, connection: Subscriber) -> None:
         # If the connection has a filter, the bridge does not know which updates the connection would have received.
-        if connection.subscription.filter is None:
+        if connection.subscription.filter is None and connection.cursor < self._update_log.flushed:
             self._metrics.dropped += self._index.count(None, connection.cursor, self._update_log.flushed)[0]
 
     def _unsubscribe(self, connection: Subscriber) -> None:
@@ -451,10 +538,6 @@ _JOINED = frozenset({State.PENDING, State.RESUMING, State.CATCHING_UP, State.LIV
 
 def _add_live(connection: Subscriber) -> None:
     connection.subscription.live.add(connection)
-
-
-def _discard_live(connection: Subscriber) -> None:
-    connection.subscription.live.discard(connection)
 
 
 def _reset(connection: Subscriber) -> None:

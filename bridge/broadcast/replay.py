@@ -302,6 +302,15 @@ class ReplayIndex:
         non_updates = {position for segment in segments for position in segment.non_updates}
         return [position for position in range(start, end) if position not in non_updates]
 
+    def run_end(self, start: int) -> int:
+        """Returns where a flush from `start` ends at the latest: an own message is flushed alone."""
+        head = self.update_log.head
+        if start > self._last_non_update:
+            return head
+        messages = (each for segment in self._segments[self._index(start) :] for each in segment.own_messages)
+        first = min((position for position in messages if position >= start), default=head)
+        return first + 1 if first == start else first
+
     def has_own_message(self, start: int, end: int) -> bool:
         """Whether any position from `start` up to, but not including, `end` holds one of the bridge's own messages."""
         if start > self._last_non_update:

@@ -80,6 +80,7 @@ class Resume:
 
     def start(self, connection: Subscriber, after: After) -> None:
         """Finds the position of a new connection, or makes the connection wait."""
+        self._flush_all()
         if self.pending.defer(connection, after):
             self._dispatch(connection, ConnectionEvent.DEFER)
         else:
@@ -104,6 +105,7 @@ class Resume:
 
         Call this method every few seconds.
         """
+        self._flush_all()
         self.pending.tick(source_is_live)
         self.release()
 
@@ -122,14 +124,16 @@ class Resume:
         for connection, after in ready:
             self._begin(connection, after)
 
+    def _flush_all(self) -> None:
+        # Updates are counted from the cursor to the flushed position. The cursor may be the head of the log, so the log
+        # is flushed first. A flush to many connections ends in a later turn.
+        if self._update_log.flushed < self._update_log.head:
+            self._flush()
+
     # The position
 
     def _begin(self, connection: Subscriber, after: After) -> None:
         log = self._update_log
-        if log.flushed < log.head:
-            # Updates are counted from the cursor to the flushed position. The cursor may be the head of the log, so the
-            # log is flushed first.
-            self._flush()
         if after == FROM_NOW_ON:
             position: int | None = log.flushed
         else:
@@ -219,12 +223,23 @@ class PendingResumes:
     def defer(self, connection: Subscriber, after: After) -> bool:
         """Adds a connection if it must wait. Returns whether the connection must wait."""
         awaited = after.id
-        if not self.replaying and (awaited is None or not self._index.is_ahead(awaited)):
-            return False
-        sequence = 0 if awaited is None else awaited.sequence
+        sequence = None if awaited is None else self._awaited_sequence(awaited)
+        if sequence is None:
+            if not self.replaying:
+                return False
+            sequence = 0
         self._next_sequence = min(self._next_sequence, sequence) if self.waits else sequence
         self.waits[connection] = _Wait(after, awaited)
         return True
+
+    def _awaited_sequence(self, awaited: UpdateId) -> int | None:
+        """Returns the sequence number that the log must reach before an update is flushed, or None if it is flushed."""
+        index = self._index
+        if index.is_ahead(awaited):
+            return awaited.sequence
+        log = index.update_log
+        is_flushed = log.flushed == log.head or (index.after(awaited) or 0) <= log.flushed
+        return None if is_flushed else 0
 
     def forget(self, connection: Subscriber) -> None:
         """Removes a connection if it is waiting."""
@@ -237,9 +252,9 @@ class PendingResumes:
         ready: list[tuple[Subscriber, After]] = []
         next_sequence: int | None = None
         for connection, wait in self.waits.items():
-            awaited = wait.awaited
-            if awaited is not None and self._index.is_ahead(awaited):
-                next_sequence = awaited.sequence if next_sequence is None else min(next_sequence, awaited.sequence)
+            sequence = None if wait.awaited is None else self._awaited_sequence(wait.awaited)
+            if sequence is not None:
+                next_sequence = sequence if next_sequence is None else min(next_sequence, sequence)
                 continue
             ready.append((connection, wait.after))
             if len(ready) == MAX_RELEASES_PER_TURN:

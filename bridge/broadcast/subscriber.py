@@ -24,7 +24,10 @@ class State(_Choice):
     """The states of a connection. The value of each member of this enum is a description."""
 
     NEW = "not in the hub yet"
-    PENDING = "waits for an update that another instance has already sent, or for the end of the bridge's own replay"
+    PENDING = (
+        "waits for an update that another instance has already sent, for its flush, or for the end of the bridge's own "
+        "replay"
+    )
     RESUMING = (
         "the position in the log is known; the bridge counts the updates to replay, and has not sent `resume` yet"
     )
@@ -59,7 +62,6 @@ class Action(_Choice):
 
     SEND = "send the next piece"
     SCHEDULE = "send the next piece in a later turn of the loop"
-    BEGIN_AT_FLUSH = "set the cursor to the start of the flush"
     CLOSE_STOPPING = "close the connection with 1001"
     CLOSE_IF_STOPPING = "close the connection with 1001 if the bridge stops"
     CLOSE_TOO_SLOW = "close the connection with 4008"
@@ -118,12 +120,13 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
     },
     State.LIVE: {
         ConnectionEvent.PARTIAL_WRITE: Transition(State.LAGGING),
-        ConnectionEvent.POSTPONED: Transition(State.LAGGING, (Action.BEGIN_AT_FLUSH,)),
+        ConnectionEvent.POSTPONED: Transition(State.LAGGING),
         ConnectionEvent.CONGESTED: Transition(State.LAGGING),
         ConnectionEvent.DRAINED: Transition(State.LIVE),
         ConnectionEvent.STOP: Transition(State.LIVE, (Action.CLOSE_STOPPING,)),
-        ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
-        ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+        # During a flush, the connection may not have been sent the updates of this flush.
+        ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE)),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE)),
     },
     State.LAGGING: {
         ConnectionEvent.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),

@@ -74,13 +74,13 @@ class UpdateLog:
             position += 1
         return b"".join(run), position
 
-    def flush(self, max_bytes: int) -> bytes:
+    def flush(self, end: int, max_bytes: int) -> bytes:
         """Returns the next frames for the live connections, and counts these frames as flushed.
 
-        Call this method only if there are frames that are not flushed yet. See `read` for where the piece ends.
+        `end` must be greater than `flushed`. See `read` for where the piece ends.
         """
         self.flush_start = self.flushed
-        frames, self.flushed = self.read(self.flushed, self.head, max_bytes)
+        frames, self.flushed = self.read(self.flushed, end, max_bytes)
         return frames
 
     def skip(self) -> None:

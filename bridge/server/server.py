@@ -275,7 +275,8 @@ class Server:
 
         Aborts the clients that remain after `timeout_s`.
         """
-        self._hub.drain()
+        stopped = asyncio.Event()
+        self._hub.drain(stopped.set)
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -283,6 +284,8 @@ class Server:
                     await self._stopping_accept
                 await self._no_clients.wait()
         except TimeoutError:
+            # Without this wait, clients could be aborted before the hub has closed them with code 1001.
+            await stopped.wait()
             if self._acceptor is not None:
                 self._acceptor.close()
             clients: list[Handshake | Connection] = [*self._connections, *self._handshakes]

@@ -26,6 +26,7 @@ from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import UpdateLog
 from bridge.contract import envelope
 from bridge.contract.filters import After
+from bridge.loop_turn import TURN_S, LoopTurn
 from bridge.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -66,6 +67,27 @@ class Turns:
             if not self.turn():
                 return
         raise AssertionError("the loop always has scheduled calls")
+
+
+def ignore(*_: object) -> None:
+    """Does nothing. A test passes this function as a callback that it does not need."""
+
+
+class FakeTurn(LoopTurn):
+    """A turn that ends after `steps` questions, and each later turn after one. If `steps` is None, no turn ends."""
+
+    def __init__(self, call_soon: Callable[..., object]) -> None:
+        super().__init__(call_soon)
+        self.steps: int | None = None
+
+    def begin(self) -> None:
+        """Does not measure the turn, because the test runs each turn."""
+
+    def is_over(self, limit_s: float = TURN_S) -> bool:
+        if self.steps is None:
+            return False
+        self.steps = max(0, self.steps - 1)
+        return not self.steps
 
 
 class Hours:
@@ -536,13 +558,13 @@ def update(number: int, kind: str = "a", size: int = 0) -> bytes:
 
 
 class FakeFlushListener:
-    """Counts the flushes."""
+    """Records the flushed position of each call."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.positions: list[int] = []
 
-    def on_flush(self) -> None:
-        self.count += 1
+    def on_flush(self, flushed: int) -> None:
+        self.positions.append(flushed)
 
 
 class FakeSource:
@@ -573,6 +595,7 @@ class Scene:
         self.metrics = Metrics() if metrics is None else metrics
         self.flushes = FakeFlushListener()
         self.source = FakeSource()
+        self.turn = FakeTurn(self.turns.call_soon)
         self.hub = Hub(
             self.index,
             self.metrics,
@@ -580,6 +603,7 @@ class Scene:
             now_ms,
             self.flushes if flush_listener is None else flush_listener,
             self.source,
+            self.turn,
             replaying=replaying,
             trace=trace,
         )

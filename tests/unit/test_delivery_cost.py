@@ -57,7 +57,17 @@ LARGE = 200_000
 IN_C = "C"
 
 SILENT = {
-    *("bisect_left", "bytes.join", "deque.append", "deque.popleft", "dict.get", "int.from_bytes", "isinstance", "iter"),
+    *(
+        "bisect_left",
+        "bisect_right",
+        "bytes.join",
+        "deque.append",
+        "deque.popleft",
+        "dict.get",
+        "int.from_bytes",
+        "isinstance",
+        "iter",
+    ),
     *("len", "list.append", "max", "min", "next", "set.add", "set.remove", "Struct.pack", "Struct.unpack_from"),
     *("tuple.__new__", "Draft202012Validator.is_valid", "dumps", "loads"),
     # The kernel maps the code of these clocks into the process (vDSO).
@@ -94,7 +104,9 @@ class DeliveryScene(Scene):
         super().__init__(2**23, metrics=metrics, flush_listener=unflushed)
         pipeline = Pipeline(catalog.load([catalog.PACKAGED]), 2 * LARGE)
         window = DuplicateWindow(WARM_UP // 2)
-        relay = Relay({"killmails": "killmail"}, pipeline, window, self.hub, unflushed, FakeRejects(), metrics)
+        relay = Relay(
+            {"killmails": "killmail"}, pipeline, window, self.hub, unflushed, FakeRejects(), metrics, self.turn
+        )
         self.transport = DiscardingTransport()
         self._fast_channel = FastChannel()
         self._fast_channel.attach(self.transport)

@@ -96,6 +96,7 @@ def test_steps_that_fit_into_the_turn_run_at_once(clocks: Clocks) -> None:
 
 def test_steps_that_do_not_fit_run_in_order_in_later_turns(clocks: Clocks) -> None:
     done: list[int] = []
+    clocks.turn.begin()
     clocks.turn.spread(clocks.steps(10, TURN_S * 0.4, done))
     sizes = [len(done)]
     while len(done) < 10:
@@ -108,10 +109,20 @@ def test_steps_that_do_not_fit_run_in_order_in_later_turns(clocks: Clocks) -> No
 
 def test_each_turn_runs_at_least_one_step(clocks: Clocks) -> None:
     done: list[int] = []
+    clocks.turn.begin()
     clocks.turn.spread(clocks.steps(3, TURN_S * 5, done))
     assert done == [0]
     clocks.turns.settle()
     assert done == [0, 1, 2]
+
+
+def test_first_step_does_not_count_in_a_turn_that_has_not_begun(clocks: Clocks) -> None:
+    done: list[int] = []
+    clocks.turn.spread(clocks.steps(1, 0.0, done))
+    assert len(clocks.turns.scheduled) == 1
+    clocks.turns.settle()
+    clocks.turn.spread(iter(()))
+    assert not clocks.turns.scheduled, "work of a single step does not even begin the turn"
 
 
 def test_step_that_raises_ends_the_steps(clocks: Clocks) -> None:

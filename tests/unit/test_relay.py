@@ -11,6 +11,7 @@ import structlog
 
 from bridge import relay as relay_module
 from bridge.amqp.status import Gap, GapSlug
+from bridge.broadcast import live_set
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
@@ -43,6 +44,7 @@ class RelayScene(Scene):
             unflushed,
             self.rejects,
             metrics,
+            self.turn,
             replaying=replaying,
         )
         self.metrics.init_labels(["killmail"], [], [], [])
@@ -303,6 +305,20 @@ def test_early_flush_settles_only_the_deliveries_of_its_updates(scene: RelayScen
     found = scene.deliver_read(*(killmail(number, more="x" * 20_000) for number in range(4)))
     assert scene.settled_before_flushes == [[0, 0, 0, 0], [1, 1, 1, 0]]
     assert [delivery.settled for delivery in found] == [1, 1, 1, 1]
+
+
+def test_delivery_that_arrives_during_a_long_flush_is_settled_after_its_own_flush(
+    scene: RelayScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_set, "ENCRYPTED_BYTES", 1)
+    scene.join()
+    scene.turn.steps = 1
+    first, second = scene.deliver(killmail(1)), scene.deliver(killmail(2))
+    assert (first.settled, second.settled) == (0, 0)
+    scene.turns.turn()
+    assert (first.settled, second.settled) == (1, 0)
+    scene.turns.settle()
+    assert (first.settled, second.settled) == (1, 1)
 
 
 def test_rejected_events_are_logged_at_the_first_and_at_each_doubling(scene: RelayScene) -> None:

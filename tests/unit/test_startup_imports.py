@@ -19,8 +19,8 @@ from tests.support.waiting import LIMIT_S
 from tests.unit.test_architecture import imports
 
 BRIDGE = """
-bridge: __main__ app authority backoff errors interrupts logs metrics queued_output readiness relay source systemd
-  terminal timing
+bridge: __main__ app authority backoff errors interrupts logs loop_turn metrics queued_output readiness relay source
+  systemd terminal timing
 bridge.amqp: cancellation close_cause connection connection_errors nodes status supervisor timeouts topology
 bridge.amqp.consume: consumed_queue consumer delivery_counts flow_control gaps repeated_failures session stall_detector
   stream_end_probe stream_markers stream_position stream_reader stream_session topology_check

@@ -19,12 +19,12 @@ from bridge.broadcast.catch_up import CATCH_UP_BYTES, MAX_EVICTIONS_PER_TURN, MA
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import FrameEncoder
-from bridge.broadcast.hub import ENCRYPT_BYTES, FLUSH_BYTES
+from bridge.broadcast.hub import FLUSH_BYTES
 from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import UpdateId
 from tests.support.examples import examples
-from tests.support.fakes import FakeSubscriber, Scene, SocketSubscriber
+from tests.support.fakes import FakeSubscriber, Scene, SocketSubscriber, ignore, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +48,19 @@ LITTLE_ROOM = 1
 The kernel makes the buffer larger than requested: 4608 bytes. In this buffer, written data takes up more room than its
 own size.
 """
+
+
+TAG = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """A filter that matches updates of one type."""
+
+    kind: str
+
+    def matches(self, update_type: str, data: object) -> bool:
+        return update_type == self.kind
 
 
 def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
@@ -85,7 +98,7 @@ class RecordingListener:
         self.subscriber: FakeSubscriber | None = None
         self.seen: list[bytes] = []
 
-    def on_flush(self) -> None:
+    def on_flush(self, flushed: int) -> None:
         assert self.subscriber is not None
         self.seen.append(self.subscriber.received)
 
@@ -256,6 +269,186 @@ def test_listener_is_called_for_a_flush_by_the_hub_before_the_next_update_is_log
     assert [len(each) for each in listener.seen[:2]] == [11 * 60, 17 * 60]
 
 
+# Flushes of several turns
+
+
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a flush look at the clock after each connection."""
+    monkeypatch.setattr(live_set, "GROUP_SOCKETS", 1)
+    monkeypatch.setattr(live_set, "ENCRYPTED_BYTES", 1)
+
+
+@pytest.fixture
+def crowd(scene: Scene, small_groups: None) -> list[SocketSubscriber]:
+    """Clients of a scene in which each turn sends to two clients, and later turns to one."""
+    scene.turn.steps = 2
+    return [scene.join_with_socket() for _ in range(5)]
+
+
+def received(clients: list[SocketSubscriber]) -> list[bytes]:
+    """Returns what each client has received so far."""
+    for client in clients:
+        client.read()
+    return [client.received for client in clients]
+
+
+def test_flush_continues_in_the_next_turns(scene: Scene, crowd: list[SocketSubscriber]) -> None:
+    frames = scene.publish(b"update")
+    counts = [sum(map(bool, received(crowd)))]
+    while scene.turns.scheduled:
+        assert scene.turns.turn() == 1
+        counts.append(sum(map(bool, received(crowd))))
+    assert counts[:4] == [2, 3, 4, 5]
+    assert received(crowd) == [frames] * 5
+    assert scene.sends() == (5, 0, 0)
+    assert scene.hub.sent_bytes == 5 * len(frames)
+
+
+def test_flush_of_connections_with_tls_continues_in_the_next_turns(scene: Scene, small_groups: None) -> None:
+    clients = [scene.join() for _ in range(5)]
+    scene.turn.steps = 2
+    frames = scene.publish(b"update")
+    assert [len(client.writes) for client in clients] == [1, 1, 0, 0, 0]
+    scene.turns.settle()
+    assert [client.writes for client in clients] == [[frames]] * 5
+    assert scene.sends() == (5, 0, 0)
+
+
+def test_flush_to_many_filters_continues_in_the_next_turns(scene: Scene) -> None:
+    clients = [scene.join_with_socket(wanted=Only(kind)) for kind in "aabcd"]
+    frames = {kind: scene.publish(kind) for kind in "bcda"}
+    scene.turns.settle()
+    first = received(clients)
+    assert first == [frames[kind] for kind in "aabcd"]
+    scene.turn.steps = 1
+    scene.hub.publish(b"x", ("a", {}))
+    scene.hub.publish(b"y", ("b", {}))
+    scene.hub.flush()
+    x, y = text_frame(b"x"), text_frame(b"y")
+    assert received(clients) == first, "the first batch is that of the clients without a filter"
+    scene.turns.turn()
+    assert received(clients) == [one + other for one, other in zip(first, [x, x, b"", b"", b""], strict=True)]
+    scene.turns.settle()
+    assert received(clients) == [one + other for one, other in zip(first, [x, x, y, b"", b""], strict=True)]
+
+
+def test_update_that_arrives_during_a_flush_follows_in_order(scene: Scene, crowd: list[SocketSubscriber]) -> None:
+    frames = scene.publish(b"first")
+    frames += scene.publish(b"second")
+    assert sum(map(bool, received(crowd))) == 2
+    scene.turns.settle()
+    assert received(crowd) == [frames] * 5
+
+
+def test_listener_gets_the_flushed_position_after_each_round(scene: Scene, crowd: list[SocketSubscriber]) -> None:
+    scene.publish(b"first")
+    assert scene.flushes.positions == []
+    scene.publish(b"second")
+    scene.turns.settle()
+    assert scene.flushes.positions == [1, 2]
+
+
+def test_connection_that_joins_during_a_flush_gets_only_later_updates(
+    scene: Scene, crowd: list[SocketSubscriber]
+) -> None:
+    scene.publish(b"first")
+    late = scene.join_with_socket()
+    frames = scene.publish(b"second")
+    scene.turns.settle()
+    assert late.read() == frames
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_connection_that_is_congested_during_a_flush_reads_what_it_has_not_been_sent(
+    scene: Scene, crowd: list[SocketSubscriber], which: int
+) -> None:
+    frames = scene.publish(b"first")
+    scene.hub.congested(crowd[which])
+    frames += scene.publish(b"second")
+    scene.turns.settle()
+    scene.hub.drained(crowd[which])
+    scene.turns.settle()
+    assert received(crowd) == [frames] * 5
+    assert (scene.hub.lagging, sum(scene.sends())) == (0, 10)
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_connection_that_leaves_during_a_flush_does_not_affect_others(
+    scene: Scene, crowd: list[SocketSubscriber], which: int
+) -> None:
+    frames = scene.publish(b"first")
+    scene.hub.leave(crowd[which])
+    frames += scene.publish(b"second")
+    scene.turns.settle()
+    del crowd[which]
+    assert received(crowd) == [frames] * 4
+    written, _, dropped = scene.sends()
+    assert written + dropped == 9
+
+
+def test_own_message_during_a_flush_keeps_its_place(scene: Scene, small_groups: None) -> None:
+    clients = [scene.join(after="") for _ in range(3)]
+    scene.turns.settle()
+    scene.turn.steps = 1
+    scene.publish("a")
+    scene.hub.send_own_message(b'{"type":"gap"}')
+    scene.publish("b")
+    scene.turns.settle()
+    expected = text_frame(b'{"type":"gap"}')
+    for client in clients:
+        before, after = client.received.split(expected)
+        assert (b'"a"' in before, b'"b"' in after) == (True, True)
+
+
+def test_client_that_resumes_after_an_update_that_is_not_flushed_yet_gets_it_only_once(small_groups: None) -> None:
+    with closing(Scene(shared=True)) as scene:
+        crowd = [scene.join_with_socket() for _ in range(3)]
+        scene.turn.steps = 1
+        scene.publish_with_ids(UpdateId(1, TAG))
+        scene.publish_with_ids(UpdateId(2, TAG))
+        client = scene.join(str(UpdateId(2, TAG)))
+        assert (client.state, client.received) == (State.PENDING, b"")
+        scene.publish_with_ids(UpdateId(3, TAG))
+        scene.turns.settle()
+        assert received(crowd) == [b"".join(text_frame(update(number)) for number in (1, 2, 3))] * 3
+        assert client.state is State.LIVE
+        assert [f'"n":{number},'.encode() in client.received for number in (1, 2, 3)] == [False, False, True]
+
+
+def test_drain_closes_the_connections_in_several_turns_after_the_flush(
+    scene: Scene, crowd: list[SocketSubscriber]
+) -> None:
+    stopped: list[bool] = []
+    scene.hub.publish(b"last")
+    scene.hub.drain(lambda: stopped.append(True))
+    gone = crowd.pop()
+    assert not any(client.closed for client in crowd)
+    counts = []
+    while not stopped:
+        scene.turns.turn()
+        counts.append(sum(client.closed is CloseReason.STOPPING for client in crowd))
+        if counts[-1] == 1:
+            scene.hub.leave(gone)
+    scene.turns.settle()
+    assert sorted(set(counts)) == [0, 1, 2, 3, 4]
+    assert [apart(each)[0] for each in received(crowd)] == [text_frame(b"last")] * 4
+
+
+def test_updates_that_fill_half_of_the_log_during_a_flush_are_sent_at_once(small_groups: None) -> None:
+    with closing(Scene(log_bytes=20_000)) as scene:
+        crowd = [scene.join_with_socket() for _ in range(3)]
+        scene.turn.steps = 1
+        frames = b"".join(scene.publish(b"%03d" % number + b"x" * 100) for number in range(25))
+        assert scene.flushes.positions == []
+        for number in range(200):
+            frames += scene.publish(b"%03d" % number + b"x" * 100)
+        assert scene.flushes.positions != []
+        scene.turns.settle()
+        assert received(crowd) == [frames] * 3
+        assert scene.sends()[1:] == (0, 0)
+
+
 # Lagging connections
 
 
@@ -342,11 +535,11 @@ def test_client_that_reads_on_gets_a_large_update_whole(scene: Scene) -> None:
     assert (subscriber.ended_frames, scene.hub.lagging) == (1, 0)
 
 
-def test_large_update_is_encrypted_for_many_clients_in_later_turns(scene: Scene) -> None:
-    at_once = ENCRYPT_BYTES // 100_010
-    subscribers = [scene.join() for _ in range(at_once + 5)]
+def test_large_update_is_encrypted_for_many_clients_in_several_turns(scene: Scene) -> None:
+    subscribers = [scene.join() for _ in range(15)]
+    scene.turn.steps = 10
     frames = scene.publish(b"x" * 100_000)
-    assert [each.received == frames for each in subscribers].count(True) == at_once
+    assert [each.received == frames for each in subscribers].count(True) == 10
     scene.turns.settle()
     assert all(each.received == frames for each in subscribers)
     assert scene.hub.lagging == 0
@@ -692,14 +885,14 @@ def test_partly_written_update_is_counted_as_enqueued_and_later_ones_as_dropped(
 def test_drain_closes_live_connections_after_the_published_updates(scene: Scene) -> None:
     subscriber = scene.join()
     scene.hub.publish(b"last")
-    scene.hub.drain()
+    scene.hub.drain(ignore)
     assert subscriber.received == text_frame(b"last")
     assert subscriber.closed is CloseReason.STOPPING
 
 
 def test_drain_closes_a_lagging_connection_after_it_caught_up(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
-    scene.hub.drain()
+    scene.hub.drain(ignore)
     assert subscriber.closed is None
     subscriber.drain()
     scene.turns.turn()
@@ -712,7 +905,7 @@ def test_drain_closes_a_lagging_connection_after_it_caught_up(scene: Scene) -> N
 
 def test_drain_closes_a_connection_after_its_transport_sent_the_last_write(scene: Scene) -> None:
     subscriber = scene.lagging()
-    scene.hub.drain()
+    scene.hub.drain(ignore)
     assert subscriber.closed is None
     subscriber.drain()
     scene.turns.turn()
@@ -723,7 +916,7 @@ def test_drain_closes_connections_with_a_descriptor_after_the_missed_updates(sce
     ready, slow = scene.join_with_socket(), scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(b"x" * 50_000)
     frames += scene.publish(b"last")
-    scene.hub.drain()
+    scene.hub.drain(ignore)
     assert (ready.closed, slow.closed) == (CloseReason.STOPPING, None)
     read_on(scene, slow)
     assert slow.closed is CloseReason.STOPPING
@@ -959,7 +1152,7 @@ def test_bytes_that_a_socket_does_not_take_are_counted_when_they_are_sent(scene:
     assert scene.hub.sent_bytes == 2 * len(frames)
 
 
-@pytest.mark.parametrize("size", [100, CATCH_UP_BYTES, ENCRYPT_BYTES // 3], ids=["small", "pieces", "later turns"])
+@pytest.mark.parametrize("size", [100, CATCH_UP_BYTES, 2**18], ids=["small", "piece", "pieces"])
 def test_bytes_of_large_updates_are_counted_with_and_without_a_descriptor(size: int) -> None:
     with closing(Scene(log_bytes=2**24)) as scene:
         subscribers = [scene.join() for _ in range(5)]
@@ -1016,12 +1209,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
         """Each client, with the number of frames that were flushed before the client joined."""
         self._many = live_set.MIN_BATCHED_SOCKETS
+        self._group = live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES
         self.counted = True
         """False once the test can no longer know how many bytes were sent to each client."""
 
-    @initialize(many=st.sampled_from([1, 3, 1000]))
-    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
+    @initialize(many=st.sampled_from([1, 3, 1000]), group=st.sampled_from([1, 3, 512]))
+    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, group: int) -> None:
         live_set.MIN_BATCHED_SOCKETS = many
+        live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = group, group * 1000
 
     @property
     def with_sockets(self) -> list[SocketSubscriber]:
@@ -1037,6 +1232,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         self.scene.hub.flush()
+
+    @rule(steps=st.sampled_from([None, 1, 2, 5]))
+    def end_turns_after(self, steps: int | None) -> None:
+        self.scene.turn.steps = steps
 
     @rule(full=st.booleans())
     def join(self, *, full: bool) -> None:
@@ -1123,6 +1322,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         live_set.MIN_BATCHED_SOCKETS = self._many
+        live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = self._group
         with closing(self.scene):
             self.settle()
             assert self.scene.hub.lagging == 0

@@ -116,10 +116,15 @@ class LiveSockets(LiveSet[Peer]):
         self._writer = BroadcastWriter()
 
     def write(self, frames: bytes) -> list[tuple[Peer, int]]:
-        return self._writer.write([self], frames)
+        self.begin_round(1)
+        return [each for _, short, _ in self._writer.write([self], frames) for each in short]
 
     def encrypt(self, frames: bytes) -> list[tuple[Peer, Exception]]:
-        return self._writer.encrypt(self, frames)
+        self.begin_round(1)
+        failed = []
+        while self.tls_sockets.next_unserved is not None:
+            failed += self._writer.encrypt(self, frames)[1]
+        return failed
 
     def client(self, *, little_room: bool = False) -> Client:
         client = Client(little_room=little_room)
@@ -156,7 +161,7 @@ def test_every_socket_gets_all_bytes_and_none_is_returned(sockets: LiveSockets) 
 
 def test_empty_set_is_written_to() -> None:
     live: LiveSet[Peer] = LiveSet()
-    assert BroadcastWriter().write([live], b"frames") == []
+    assert list(BroadcastWriter().write([live], b"frames")) == []
 
 
 def test_socket_that_takes_a_part_is_returned_with_the_size_of_the_part(sockets: LiveSockets) -> None:
@@ -251,7 +256,7 @@ def test_connection_with_tls_is_in_the_set_and_plain_frames_are_not_written_to_i
     sockets: LiveSockets,
 ) -> None:
     client, encrypted = sockets.client(), sockets.tls_client()
-    assert sockets.tls_connections == [encrypted]
+    assert sockets.tls_sockets.connections == [encrypted]
     assert (len(sockets), set(sockets)) == (2, {client, encrypted})
     assert encrypted in sockets
     assert sockets.write(b"frames") == []
@@ -259,7 +264,7 @@ def test_connection_with_tls_is_in_the_set_and_plain_frames_are_not_written_to_i
     assert sockets.encrypt(b"frames") == []
     assert (client.read(), encrypted.read()) == (b"", b"<frames>")
     sockets.discard(encrypted)
-    assert not sockets.tls_connections
+    assert not sockets.tls_sockets.connections
     assert encrypted not in sockets
 
 
@@ -276,7 +281,7 @@ def test_every_tls_socket_gets_its_own_records(sockets: LiveSockets) -> None:
 
 def test_empty_set_is_encrypted_for() -> None:
     live: LiveSet[Peer] = LiveSet()
-    assert BroadcastWriter().encrypt(live, b"frames") == []
+    assert BroadcastWriter().encrypt(live, b"frames") == (0, [])
 
 
 def test_transport_keeps_the_records_that_its_socket_does_not_take(sockets: LiveSockets) -> None:
@@ -371,7 +376,7 @@ def test_connections_may_be_discarded_during_an_iteration() -> None:
     assert len(live) == 0
     for peer in peers:
         live.add(peer)
-    for peer in tuple(live.tls_connections):
+    for peer in tuple(live.tls_sockets.connections):
         live.discard(peer)
     assert len(live) == 6
 
@@ -399,8 +404,8 @@ def test_live_set_agrees_with_a_set_after_any_adds_and_discards(numbers: list[in
         assert [each in live for each in peers] == [each in model for each in peers]
         direct = [each for each in live if each.descriptor is not None]
         assert [each.slot for each in direct] == list(range(len(direct)))
-        assert list(live.descriptors) == [each.descriptor for each in direct]
+        assert list(live.sockets.values) == [each.descriptor for each in direct]
         encrypted = [each for each in live if each.descriptor is None]
         assert [each.slot for each in encrypted] == list(range(len(encrypted)))
-        assert live.tls_sockets == [each.tls_socket for each in encrypted]
+        assert live.tls_sockets.values == [each.tls_socket for each in encrypted]
         assert {each.slot for each in peers if each not in model} <= {-1}

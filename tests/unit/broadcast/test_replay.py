@@ -138,6 +138,22 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
     assert not index.has_own_message(4, 6)
 
 
+def test_flush_ends_before_an_own_message_and_after_it() -> None:
+    index = shared(holding(100), 5)
+    assert index.run_end(0) == 5
+    index.append_own_message(b"one")
+    index.append_own_message(b"two")
+    index.append(b"frame", id_at(7))
+    assert [index.run_end(start) for start in range(8)] == [5, 5, 5, 5, 5, 6, 7, 8]
+
+
+def test_ids_without_an_update_are_flushed_with_other_updates() -> None:
+    index = shared(holding(100), 5)
+    index.record_id(id_at(5))
+    index.append(b"frame", id_at(6))
+    assert [index.run_end(start) for start in range(7)] == [7] * 7
+
+
 # Ids at the boundaries of segments, and at the tail
 
 

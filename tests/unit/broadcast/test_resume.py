@@ -30,7 +30,7 @@ from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
-from tests.support.fakes import NOW_MS, TAG, FakeSubscriber, Scene, SocketSubscriber, update
+from tests.support.fakes import NOW_MS, TAG, FakeSubscriber, Scene, SocketSubscriber, ignore, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -627,7 +627,7 @@ def test_client_that_leaves_while_it_waits_is_forgotten() -> None:
 def test_pending_client_is_closed_when_the_bridge_stops() -> None:
     scene = Scene(shared=True, replaying=True)
     client = scene.join("99-00000001")
-    scene.hub.drain()
+    scene.hub.drain(ignore)
     assert client.closed is CloseReason.STOPPING
 
 
@@ -636,7 +636,7 @@ def test_client_that_resumes_when_the_bridge_stops_gets_everything_before_it_is_
     client, live_one = scene.join("1-0000abcd"), scene.join("")
     scene.turns.turn()
     late = scene.join("1-0000abcd", Only("a"))
-    scene.hub.drain()
+    scene.hub.drain(ignore)
     assert live_one.closed is CloseReason.STOPPING
     assert late.closed is CloseReason.STOPPING, "the client has received nothing yet, so it misses nothing"
     scene.turns.settle()
@@ -1039,6 +1039,7 @@ class CountingIndex(ReplayIndex):
     def append_sequences(self, *numbers: int) -> None:
         for number in numbers:
             self.append(b"frame", UpdateId(number, 1))
+        self.update_log.skip()
 
 
 @pytest.fixture
@@ -1232,6 +1233,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.bridges = [self.started(), self.started()]
         self.clients: list[ModelClient] = []
         self._limits = live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES
+        self._group = live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES
 
     def started(self) -> Bridge:
         bridge = Bridge(Scene(LOG_BYTES, shared=True, replaying=True), max(0, len(self.stream) - 200))
@@ -1248,9 +1250,16 @@ class AnyOrder(RuleBasedStateMachine):
                 bridge.scene.hub.publish(self.payloads[place], (kind, {}), each)
         bridge.fed = max(bridge.fed, end)
 
-    @initialize(many=st.sampled_from([1, 3, 1000]), segment=st.sampled_from([1, 3, 256]))
-    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int) -> None:
+    @initialize(
+        many=st.sampled_from([1, 3, 1000]), segment=st.sampled_from([1, 3, 256]), group=st.sampled_from([1, 3, 512])
+    )
+    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int, group: int) -> None:
         live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = many, segment
+        live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = group, group * 1000
+
+    @rule(which=st.integers(0, 1), steps=st.sampled_from([None, 1, 2, 5]))
+    def end_turns_after(self, which: int, steps: int | None) -> None:
+        self.bridges[which].scene.turn.steps = steps
 
     @rule(kind=st.sampled_from(["a", "b", "marker", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
     def publish(self, kind: str, times: int, size: int) -> None:
@@ -1343,6 +1352,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = self._limits
+        live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = self._group
         for bridge in self.bridges:
             self.feed_to(bridge, len(self.stream))
             bridge.scene.hub.flush()

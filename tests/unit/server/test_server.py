@@ -23,6 +23,7 @@ from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import QueryParser
 from bridge.contract.update_id import UpdateId
+from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 from bridge.server import memory
 from bridge.server import server as server_module
@@ -125,7 +126,8 @@ class Harness:
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
         log = UpdateLog(LOG_BYTES)
         index = ReplayIndex(log, None)
-        self.hub = Hub(index, self.metrics, loop.call_soon, lambda: 0, FakeFlushListener(), FakeSource())
+        turn = LoopTurn(loop.call_soon)
+        self.hub = Hub(index, self.metrics, loop.call_soon, lambda: 0, FakeFlushListener(), FakeSource(), turn)
         register_hub_metrics(self.metrics, self.hub, log)
         access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
         self.server = Server(
