@@ -21,7 +21,7 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
 from bridge.authority import format_authority
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.hub import Hub
+from bridge.broadcast.hub import FLUSH_BYTES, TLS_FLUSH_BYTES, Hub
 from bridge.broadcast.hub_log import LOGGER as HUB_LOGGER
 from bridge.broadcast.hub_log import HubLog
 from bridge.broadcast.hub_metrics import register_hub_metrics
@@ -90,6 +90,7 @@ class Bridge:
             flush_listener=unflushed,
             source=self,
             turn=turn,
+            flush_bytes=FLUSH_BYTES if self._tls is None else TLS_FLUSH_BYTES,
             replaying=reads_stream,
             trace=HubLog() if logs.traces(HUB_LOGGER) else None,
         )

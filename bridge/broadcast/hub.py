@@ -42,6 +42,13 @@ Larger writes would not be faster, because at this size the kernel already spend
 system call.
 """
 
+TLS_FLUSH_BYTES = CATCH_UP_BYTES - 2048
+"""The maximum size of one write to a connection with TLS, in bytes.
+
+The transport holds all records that the socket does not take, so they must not be larger than one piece. The room of 2
+KiB is for ids: a connection with ids gets the same updates in larger frames.
+"""
+
 
 class FlushListener(Protocol):
     """An object that is called after each flush."""
@@ -97,10 +104,13 @@ class Hub:
         source: Source,
         turn: LoopTurn,
         *,
+        flush_bytes: int = FLUSH_BYTES,
         replaying: bool = False,
         trace: Trace | None = None,
     ) -> None:
-        """`schedule` is the event loop's `call_soon`. `now_ms` returns the time in Unix milliseconds.
+        """`flush_bytes` is the maximum size of one write to a connection, except that a single frame may be larger.
+
+        `schedule` is the event loop's `call_soon`. `now_ms` returns the time in Unix milliseconds.
 
         If `replaying` is True, all updates that arrive before `end_replay` is called are older than the bridge's start.
         These replayed updates fill the log, and only clients that resume get them.
@@ -117,7 +127,7 @@ class Hub:
             self._after_flush = partial(self._trace_flush, trace, flush_listener)
         self._source = source
         # These limits ensure that no frame falls off the tail of the log before it is flushed.
-        self._flush_bytes = min(FLUSH_BYTES, log.max_bytes // 4)
+        self._flush_bytes = min(flush_bytes, log.max_bytes // 4)
         self._flush_updates = log.max_bytes // 2 // ENTRY_BYTES
         self._unflushed_bytes = 0
         """The size of the published frames that no round has begun to send."""

@@ -20,7 +20,7 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
-from bridge.broadcast.hub import Hub
+from bridge.broadcast.hub import FLUSH_BYTES, Hub
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import UpdateLog
@@ -586,6 +586,7 @@ class Scene:
         metrics: Metrics | None = None,
         flush_listener: FlushListener | None = None,
         trace: Trace | None = None,
+        flush_bytes: int = FLUSH_BYTES,
         now_ms: Callable[[], int] = lambda: NOW_MS,
     ) -> None:
         """If `shared` is true, each update already has its id, as updates from a stream do."""
@@ -604,6 +605,7 @@ class Scene:
             self.flushes if flush_listener is None else flush_listener,
             self.source,
             self.turn,
+            flush_bytes=flush_bytes,
             replaying=replaying,
             trace=trace,
         )

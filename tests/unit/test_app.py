@@ -17,6 +17,7 @@ from bridge import __version__, app
 from bridge.amqp.status import State
 from bridge.app import BROKER_SHARE, MIN_PER_ADDRESS, Bridge, serve
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.hub import FLUSH_BYTES, TLS_FLUSH_BYTES
 from bridge.config import settings
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.contract.update_id import UpdateId
@@ -24,6 +25,7 @@ from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
 from bridge.server.access.rules import Rule
 from bridge.server.listeners import descriptors
 from bridge.timing import DEFAULT
+from tests.support.certificates import certificate
 from tests.support.fakes import FakeDelivery, FakeSubscriber
 from tests.support.metrics import series, value
 from tests.support.running import consumer_of
@@ -229,6 +231,15 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
     assert bridge._hub._source.is_live
     consumer_of(bridge).status.enter(State.LOST, "gone")
     assert not bridge._hub._source.is_live
+
+
+@pytest.mark.parametrize(("encrypted", "flush_bytes"), [(False, FLUSH_BYTES), (True, TLS_FLUSH_BYTES)])
+async def test_write_to_a_client_with_tls_is_at_most_one_piece(
+    build: Callable[..., Bridge], tmp_path: Path, *, encrypted: bool, flush_bytes: int
+) -> None:
+    chain, key = certificate(tmp_path, "localhost")
+    bridge = build(**({"tls_certificate": chain, "tls_key": key} if encrypted else {}))
+    assert bridge._hub._flush_bytes == flush_bytes
 
 
 @pytest.mark.parametrize(("history", "replaying"), [("memory", False), ("stream", True)])

@@ -19,7 +19,7 @@ from bridge.broadcast.catch_up import CATCH_UP_BYTES, MAX_EVICTIONS_PER_TURN, MA
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import FrameEncoder
-from bridge.broadcast.hub import FLUSH_BYTES
+from bridge.broadcast.hub import FLUSH_BYTES, TLS_FLUSH_BYTES
 from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import UpdateId
@@ -553,6 +553,20 @@ def test_connection_with_tls_that_raises_is_closed_and_others_get_their_updates(
     scene.turns.settle()
     assert subscribers[1].closed is CloseReason.INTERNAL
     assert all(each.received == frames for each in subscribers if each is not subscribers[1])
+
+
+@pytest.mark.parametrize("after", [None, ""], ids=["without ids", "with ids"])
+def test_flush_of_many_updates_over_tls_is_written_in_single_pieces_without_lag(after: str | None) -> None:
+    """No write is larger than a piece, so that a transport never has to hold more than one."""
+    with closing(Scene(flush_bytes=TLS_FLUSH_BYTES)) as scene:
+        subscriber = scene.join(after=after)
+        scene.turns.settle()
+        before = len(subscriber.writes)
+        scene.publish(*["killmail"] * 50, size=600)
+        sizes = [len(write) for write in subscriber.writes[before:]]
+        assert len(sizes) > 1
+        assert TLS_FLUSH_BYTES - 1000 < sizes[0] <= max(sizes) <= CATCH_UP_BYTES
+        assert (scene.hub.lagging, scene.metrics.enqueued) == (0, 0)
 
 
 def test_clients_that_stop_in_the_same_frames_each_continue_where_they_stopped(scene: Scene) -> None:
