@@ -31,5 +31,11 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     # OpenSSL 3 disables renegotiation by default, but some builds and configurations may enable it. If renegotiation
     # were enabled, each small record of a client could start another expensive handshake.
     context.options |= ssl.OP_NO_RENEGOTIATION
+    # The client chooses the cipher: a browser knows whether its processor has instructions for AES. On such a processor
+    # it prefers AES-128, which costs the bridge less than OpenSSL's first choice, AES-256.
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    # A client keeps one connection open, so it does not need the second of the two tickets that OpenSSL would send. One
+    # ticket less saves up to a fifth of the handshake's processor time.
+    context.num_tickets = 1
     load_certificate(context, certificate, key)
     return context

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -58,14 +58,23 @@ def shake(context: ssl.SSLContext, line: socket.socket) -> None:
         context.wrap_socket(line, server_side=True).close()
 
 
-def shown(context: ssl.SSLContext, ciphers: str | None = None) -> bytes:
-    """Returns the certificate that a client gets, as PEM. The client's `ciphers` select the key type."""
-    client_context = ssl.create_default_context()
-    if ciphers is not None:
-        client_context.maximum_version = ssl.TLSVersion.TLSv1_2
-        client_context.set_ciphers(ciphers)
-    client_context.check_hostname = False
-    client_context.verify_mode = ssl.CERT_NONE
+class Shown(NamedTuple):
+    """What a client learns from a handshake."""
+
+    certificate: bytes
+    """The certificate, as PEM."""
+    cipher: str
+
+
+def client_without_checks() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def connected(context: ssl.SSLContext, client_context: ssl.SSLContext) -> Shown:
+    """Makes a handshake with the server's and the client's context."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(5)
@@ -74,11 +83,21 @@ def shown(context: ssl.SSLContext, ciphers: str | None = None) -> bytes:
         server.start()
         try:
             with client_context.wrap_socket(theirs) as client:
-                certificate = client.getpeercert(binary_form=True)
+                certificate, cipher = client.getpeercert(binary_form=True), client.cipher()
         finally:
             server.join(5)
     assert certificate is not None
-    return ssl.DER_cert_to_PEM_cert(certificate).encode()
+    assert cipher is not None
+    return Shown(ssl.DER_cert_to_PEM_cert(certificate).encode(), cipher[0])
+
+
+def shown(context: ssl.SSLContext, ciphers: str | None = None) -> bytes:
+    """Returns the certificate that a client gets, as PEM. The client's `ciphers` select the key type."""
+    client_context = client_without_checks()
+    if ciphers is not None:
+        client_context.maximum_version = ssl.TLSVersion.TLSv1_2
+        client_context.set_ciphers(ciphers)
+    return connected(context, client_context).certificate
 
 
 def test_client_gets_the_certificate(files: Files) -> None:
@@ -161,6 +180,21 @@ def test_old_protocols_are_off_and_clients_need_no_certificate(files: Files) -> 
     assert context.verify_mode is ssl.CERT_NONE
     assert context.options & ssl.OP_NO_RENEGOTIATION
     assert context.options & ssl.OP_NO_COMPRESSION
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_client_chooses_the_cipher(files: Files, first: int) -> None:
+    files.hold("a", "a")
+    ciphers = ["ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-ECDSA-AES128-GCM-SHA256"]
+    client_context = client_without_checks()
+    client_context.maximum_version = ssl.TLSVersion.TLSv1_2
+    client_context.set_ciphers(":".join([ciphers[first], ciphers[1 - first]]))
+    assert connected(Tls(files.certificate, files.key).context, client_context).cipher == ciphers[first]
+
+
+def test_client_gets_one_ticket(files: Files) -> None:
+    files.hold("a", "a")
+    assert Tls(files.certificate, files.key).context.num_tickets == 1
 
 
 def test_encrypted_key_is_an_error_and_not_a_prompt(files: Files) -> None:
