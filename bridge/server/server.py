@@ -7,7 +7,7 @@ and is closed at the end.
 import asyncio
 import socket
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ import structlog
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
 from bridge.contract.filters import SubscribeRequest
+from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 from bridge.server.access.address_limit import AddressLimit
 from bridge.server.access.read_limiter import ReadLimiter
@@ -73,6 +74,7 @@ class Server:
         router: Router,
         limits: Limits,
         metrics: Metrics,
+        turn: LoopTurn,
         tls: Tls | None = None,
         timing: Timing = DEFAULT,
     ) -> None:
@@ -80,6 +82,7 @@ class Server:
         self._access = access
         self._limits = limits
         self._metrics = metrics
+        self._turn = turn
         self._tls = tls
         self._timing = timing
         loop = asyncio.get_running_loop()
@@ -109,12 +112,13 @@ class Server:
             hub, self._clock, self._read_limiter, self._client_log.evicted, self._on_connection_lost
         )
         self._keepalive = Keepalive(
-            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._on_tick, timing
+            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._on_tick, turn, timing
         )
         self._keepalive_task: asyncio.Task[None] | None = None
         self._acceptor: Acceptor | None = None
         self._stopping_accept: asyncio.Task[None] | None = None
         self._draining = False
+        self._aborting = False
         self._no_clients = asyncio.Event()
         self._no_clients.set()
         metrics.gauge(
@@ -223,7 +227,9 @@ class Server:
         over_address_limit = self._address_limit.over_limit(address)
         self._hub.join(connection, subscribe.filter, subscribe.after)
         limits = self._limits
-        if self._draining:
+        if self._aborting:
+            connection.abort()
+        elif self._draining:
             connection.close(CloseReason.STOPPING)
         # Closing connections count toward the limit too, because each of them still has a descriptor.
         elif len(self._connections) > limits.max_connections:
@@ -268,7 +274,7 @@ class Server:
         loop = asyncio.get_running_loop()
         if self._acceptor is not None:
             self._stopping_accept = loop.create_task(self._acceptor.stop(), name="stop accepting")
-        loop.call_later(self._timing.request_grace_s, self._abort, self._handshakes)
+        loop.call_later(self._timing.request_grace_s, self._abort_handshakes)
 
     async def drain(self, timeout_s: float) -> None:
         """Closes each client with code 1001 after the client has received all updates.
@@ -291,12 +297,19 @@ class Server:
             clients: list[Handshake | Connection] = [*self._connections, *self._handshakes]
             if clients:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
-            self._abort(clients)
-            # An abort takes one turn of the event loop, and can't be delayed by anything.
+            self._aborting = True
+            self._turn.spread(self._abort_steps(clients))
+            # The aborts take a few turns of the event loop, and can't be delayed by anything.
             await self._no_clients.wait()
         if self._keepalive_task is not None:
             self._keepalive_task.cancel()
 
-    def _abort(self, clients: Iterable[Handshake | Connection]) -> None:
-        for client in tuple(clients):
-            client.abort()
+    def _abort_handshakes(self) -> None:
+        self._turn.spread(self._abort_steps(tuple(self._handshakes)))
+
+    def _abort_steps(self, clients: Iterable[Handshake | Connection]) -> Iterator[None]:
+        for client in clients:
+            # A client that ended its handshake during an earlier step is now a connection.
+            if client in self._handshakes or client in self._connections:
+                client.abort()
+                yield

@@ -23,7 +23,6 @@ from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import QueryParser
 from bridge.contract.update_id import UpdateId
-from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 from bridge.server import memory
 from bridge.server import server as server_module
@@ -37,7 +36,15 @@ from bridge.server.server import CLOCK_RESOLUTION_S, Limits, Server
 from bridge.server.websocket.keepalive import PING_PAUSE_S
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
-from tests.support.fakes import FakeConnector, FakeFlushListener, FakeSource, FakeTransport, ManualClock, deliver
+from tests.support.fakes import (
+    FakeConnector,
+    FakeFlushListener,
+    FakeSource,
+    FakeTransport,
+    FakeTurn,
+    ManualClock,
+    deliver,
+)
 from tests.support.metrics import series, value
 
 if TYPE_CHECKING:
@@ -126,7 +133,7 @@ class Harness:
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
         log = UpdateLog(LOG_BYTES)
         index = ReplayIndex(log, None)
-        turn = LoopTurn(loop.call_soon)
+        self.turn = turn = FakeTurn(loop.call_soon)
         self.hub = Hub(index, self.metrics, loop.call_soon, lambda: 0, FakeFlushListener(), FakeSource(), turn)
         register_hub_metrics(self.metrics, self.hub, log)
         access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
@@ -136,6 +143,7 @@ class Harness:
             Router(access, QUERIES, PAGES, "/updates"),
             Limits(max_connections, overflow, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
             self.metrics,
+            turn,
             tls,
         )
         self._series = series(self.metrics)
@@ -968,6 +976,27 @@ async def test_drain_aborts_clients_that_are_not_gone_at_its_deadline(serve: Cal
     await draining
     assert events(logged, "clients did not close in time") == [{"log_level": "warning", "clients": 2, "timeout_s": 5.0}]
     assert harness.gauges() == (0, 0)
+
+
+@pytest.mark.parametrize("upgraded", [True, False], ids=["connections", "handshakes"])
+async def test_drain_aborts_many_clients_in_several_turns(serve: Callable[..., Harness], *, upgraded: bool) -> None:
+    harness = serve()
+    clients = [await (harness.upgrade() if upgraded else harness.connect()) for _ in range(5)]
+    draining = asyncio.create_task(harness.server.drain(0.0))
+    await asyncio.sleep(0)
+    harness.turn.steps = 2
+    await harness.clock.settle()
+    await draining
+    assert [each.ended for each in clients] == [["abort"]] * 5
+    assert harness.gauges() == (0, 0)
+
+
+async def test_client_that_is_upgraded_while_clients_are_aborted_is_aborted_too(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.upgrade()
+    harness.server._aborting = True
+    late = await harness.upgrade()
+    assert (client.ended, late.ended) == ([], ["abort"])
 
 
 # Memory

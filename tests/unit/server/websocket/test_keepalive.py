@@ -11,8 +11,15 @@ from structlog.testing import capture_logs
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S
 from bridge.server.websocket.connection import Clock
-from bridge.server.websocket.keepalive import LATE_TICKS, MIN_READ_BYTES_PER_S, PING_PAUSE_S, Keepalive
+from bridge.server.websocket.keepalive import (
+    CHECKED_CONNECTIONS,
+    LATE_TICKS,
+    MIN_READ_BYTES_PER_S,
+    PING_PAUSE_S,
+    Keepalive,
+)
 from bridge.timing import DEFAULT
+from tests.support.fakes import FakeTurn, Turns
 from tests.support.virtual_time import VirtualTime
 
 IDLE_S, PING_S = 120.0, 30.0
@@ -59,7 +66,7 @@ def client(clock: Clock) -> Client:
 
 @pytest.fixture
 def keepalive(client: Client, clock: Clock) -> Keepalive:
-    return Keepalive([client], clock, IDLE_S, PING_S, ignore)
+    return Keepalive([client], clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon))
 
 
 def look(keepalive: Keepalive, now_s: float) -> None:
@@ -145,7 +152,7 @@ def test_client_that_is_removed_during_a_pass_does_not_affect_the_others(clock: 
     for client in watched:
         client.closed_at = -CLOSE_TIMEOUT_S
         client.abort = watched.clear  # type: ignore[method-assign]  # the first abort removes all connections
-    Keepalive(watched, clock, IDLE_S, PING_S, ignore).tick(1)
+    Keepalive(watched, clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon)).tick(1)
     assert not watched
 
 
@@ -153,7 +160,7 @@ def test_client_that_is_removed_during_a_pass_does_not_affect_the_others(clock: 
     ("idle_s", "ping_s", "tick_s"), [(120, 30, 5.0), (120, 2, 0.5), (1, 0.5, 0.125), (30, 28, 1.0), (10, 9.95, 0.05)]
 )
 def test_tick_is_five_seconds_or_less_if_the_timeouts_are_short(idle_s: float, ping_s: float, tick_s: float) -> None:
-    assert Keepalive([], Clock(0.0), idle_s, ping_s, ignore).tick_s == tick_s
+    assert Keepalive([], Clock(0.0), idle_s, ping_s, ignore, FakeTurn(Turns().call_soon)).tick_s == tick_s
 
 
 def test_closing_client_is_not_aborted_while_it_reads(keepalive: Keepalive, client: Client, clock: Clock) -> None:
@@ -184,7 +191,7 @@ def test_closing_client_is_aborted_in_time_if_the_kernel_reports_nothing(
 def test_client_that_answers_each_ping_before_the_next_pass_is_never_closed(idle_s: float, ping_s: float) -> None:
     clock = Clock(0.0)
     client = Client(clock)
-    keepalive = Keepalive([client], clock, idle_s, ping_s, ignore)
+    keepalive = Keepalive([client], clock, idle_s, ping_s, ignore, FakeTurn(Turns().call_soon))
     now_s = 0.0
     while now_s < 10 * idle_s:
         now_s += keepalive.tick_s
@@ -198,7 +205,7 @@ def test_client_that_answers_each_ping_before_the_next_pass_is_never_closed(idle
 def test_client_is_never_closed_before_its_time(answered_s: float) -> None:
     clock = Clock(0.0)
     client = Client(clock)
-    keepalive = Keepalive([client], clock, IDLE_S, PING_S, ignore)
+    keepalive = Keepalive([client], clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon))
     now_s = 0.0
     while (now_s, "idle") not in client.said:
         if now_s < answered_s <= now_s + keepalive.tick_s:
@@ -215,7 +222,7 @@ async def test_run_ticks_with_the_time_of_the_loop_until_it_is_cancelled() -> No
     client.last_received_at = loop.time()
     closed = asyncio.Event()
     client.close = lambda *_, **__: closed.set()  # type: ignore[method-assign]  # the test waits for this call
-    running = asyncio.create_task(Keepalive([client], clock, 0.2, 0.1, ignore).run())
+    running = asyncio.create_task(Keepalive([client], clock, 0.2, 0.1, ignore, FakeTurn(Turns().call_soon)).run())
     async with asyncio.timeout(5):
         await closed.wait()
     running.cancel()
@@ -235,7 +242,7 @@ def test_connection_that_raises_is_aborted_and_the_others_are_checked(
     clients = [Client(clock) for _ in range(3)]
     broken = clients[1]
     monkeypatch.setattr(broken, fails, fail)
-    tick_until(Keepalive(clients, clock, IDLE_S, PING_S, ignore), clock, at_s)
+    tick_until(Keepalive(clients, clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon)), clock, at_s)
     assert broken.said[-1] == (at_s, "abort")
     others = [client.said for client in clients if client is not broken]
     assert others == [others[0]] * 2
@@ -244,7 +251,9 @@ def test_connection_that_raises_is_aborted_and_the_others_are_checked(
 
 def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "ping", fail)
-    keepalive = Keepalive([Client(clock) for _ in range(MAX_LINES + 3)], clock, IDLE_S, PING_S, ignore)
+    keepalive = Keepalive(
+        [Client(clock) for _ in range(MAX_LINES + 3)], clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon)
+    )
     with capture_logs() as logged:
         tick_until(keepalive, clock, PING_S)
         assert [line["log_level"] for line in logged] == ["error"] * MAX_LINES
@@ -255,13 +264,81 @@ def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monk
     assert logged[MAX_LINES]["suppressed"] == 3 + 59 * (MAX_LINES + 3)
 
 
+# Passes of several turns
+
+
+@pytest.fixture
+def turns() -> Turns:
+    return Turns()
+
+
+def test_many_idle_clients_are_closed_in_several_turns(clock: Clock, turns: Turns) -> None:
+    clients = [Client(clock) for _ in range(3 * CHECKED_CONNECTIONS + 1)]
+    turn, late_passes = FakeTurn(turns.call_soon), list[bool]()
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, late_passes.append, turn)
+    tick_until(keepalive, clock, IDLE_S)
+    late_passes.clear()
+    turn.steps = 1
+    keepalive.tick(IDLE_S + keepalive.tick_s)
+    closed = [sum(client.closed_at is not None for client in clients)]
+    while turns.scheduled:
+        assert late_passes == []
+        turns.turn()
+        closed.append(sum(client.closed_at is not None for client in clients))
+    assert closed == [CHECKED_CONNECTIONS * number for number in (1, 2, 3)] + [len(clients)]
+    assert late_passes == [False]
+
+
+def test_no_pass_begins_before_the_previous_one_is_complete(clock: Clock, turns: Turns) -> None:
+    clients = [Client(clock) for _ in range(2 * CHECKED_CONNECTIONS)]
+    turn, late_passes = FakeTurn(turns.call_soon), list[bool]()
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, late_passes.append, turn)
+    turn.steps = 1
+    keepalive.tick(5)
+    keepalive.tick(10)
+    assert clock.now_s == 10
+    turns.settle()
+    assert late_passes == [False]
+    keepalive.tick(15)
+    turns.settle()
+    assert late_passes == [False, False]
+
+
+def test_group_of_pings_is_sent_in_several_turns(clock: Clock, turns: Turns) -> None:
+    clients = [Client(clock) for _ in range(5)]
+    turn = FakeTurn(turns.call_soon)
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore, turn)
+    for now_s in range(5, 35, 5):
+        keepalive.tick(now_s)
+    turn.steps = 2
+    keepalive.send_pings()
+    assert sum(bool(client.said) for client in clients) == 2
+    turns.settle()
+    assert [client.said for client in clients] == [[(30, "ping")]] * 5
+
+
+def test_pings_that_a_late_pass_drops_are_not_sent(clock: Clock, turns: Turns) -> None:
+    clients = [Client(clock) for _ in range(3)]
+    turn = FakeTurn(turns.call_soon)
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore, turn)
+    for now_s in range(5, 35, 5):
+        keepalive.tick(now_s)
+    turn.steps = 1
+    keepalive.send_pings()
+    for client in clients:
+        client.last_received_at = 60
+    keepalive.tick(60)
+    turns.settle()
+    assert sum(bool(client.said) for client in clients) == 1
+
+
 # Tests of the pings that one pass sends
 
 
 @pytest.mark.parametrize("count", [1, 7, 1000])
 def test_pings_of_a_pass_are_spread_evenly_until_the_next(clock: Clock, count: int) -> None:
     clients = [Client(clock) for _ in range(count)]
-    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore)
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon))
     for now_s in range(5, 35, 5):
         keepalive.tick(now_s)
     assert all(client.said == [] for client in clients), "only a turn of the loop may be between two groups"
@@ -300,7 +377,7 @@ async def test_run_pings_many_clients_in_many_turns_of_the_loop(monkeypatch: pyt
     for each in crowd:
         monkeypatch.setattr(each, "ping", lambda: sent_at.append(time.now_s))
     began_s = time.now_s
-    running = asyncio.create_task(Keepalive(crowd, clock, IDLE_S, PING_S, ignore).run())
+    running = asyncio.create_task(Keepalive(crowd, clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon)).run())
     await asyncio.sleep(35.0 - PING_PAUSE_S / 2)
     running.cancel()
     assert len(sent_at) == len(crowd)
@@ -360,7 +437,7 @@ def test_client_is_evicted_only_once_passes_are_no_longer_late() -> None:
     """In this test, each turn of the event loop takes 5 s, and the idle timeout is 4 s."""
     clock = Clock(0.0)
     client = Client(clock)
-    keepalive = Keepalive([client], clock, 4.0, 1.0, ignore)
+    keepalive = Keepalive([client], clock, 4.0, 1.0, ignore, FakeTurn(Turns().call_soon))
     for now_s in range(5, 500, 5):
         look(keepalive, now_s)
     assert client.said == [(float(now_s), "ping") for now_s in range(5, 500, 5)]
@@ -377,7 +454,7 @@ def test_client_with_pongs_read_in_the_next_turn_stays_in_turns_of_any_length(
 ) -> None:
     clock = Clock(0.0)
     client = Client(clock)
-    keepalive = Keepalive([client], clock, idle_s, ping_s, ignore)
+    keepalive = Keepalive([client], clock, idle_s, ping_s, ignore, FakeTurn(Turns().call_soon))
     pinged_at = 0.0
     for _ in range(500):
         # Before each pass, the bridge reads the data that arrived during the slow turn. The bridge records the time of
@@ -415,14 +492,14 @@ def test_clock_that_stands_still_with_the_bridge_counts_nothing(
 
 def test_on_tick_is_called_with_true_after_a_late_pass(clock: Clock) -> None:
     late_passes: list[bool] = []
-    keepalive = Keepalive([], clock, IDLE_S, PING_S, late_passes.append)
+    keepalive = Keepalive([], clock, IDLE_S, PING_S, late_passes.append, FakeTurn(Turns().call_soon))
     for now_s in (5, 20, 36, 41):
         keepalive.tick(now_s)
     assert late_passes == [False, False, True, False]
 
 
 def test_late_passes_are_logged_ten_times_a_minute(clock: Clock) -> None:
-    keepalive = Keepalive([], clock, 0.4, 0.2, ignore)
+    keepalive = Keepalive([], clock, 0.4, 0.2, ignore, FakeTurn(Turns().call_soon))
     with capture_logs() as logged:
         for number in range(MAX_LINES + 5):
             keepalive.tick(1.0 + number)
@@ -432,7 +509,7 @@ def test_late_passes_are_logged_ten_times_a_minute(clock: Clock) -> None:
 
 def test_pings_that_wait_when_the_bridge_stops_running_are_scheduled_again(clock: Clock) -> None:
     clients = [Client(clock) for _ in range(100)]
-    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore)
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore, FakeTurn(Turns().call_soon))
     tick_until(keepalive, clock, 29)
     keepalive.tick(30)
     keepalive.send_pings(keepalive.tick_s)
