@@ -72,7 +72,7 @@ def tls(quick: bool) -> list[Case]:
         Figure("cpu_us", "CPU µs per send", 2),
         Figure("cpu_us", "ratio to bun", 2, BUN, at_most=1.2),
         Figure("cpu_us", "ratio to nginx", 2, NGINX, at_most=0.5),
-        Figure("p99_ms", "publish to receipt, p99 ms", 1),
+        Figure("p99_ms", "publish to receipt through HAProxy, p99 ms", 1),
         Figure("kb", "KB per connection", 1),
         Figure("handshakes", "handshakes per second, 256 at a time"),
         Figure("handshake_us", "CPU µs per handshake"),
