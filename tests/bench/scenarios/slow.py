@@ -29,7 +29,7 @@ FIGURES = (
 
 def cases(quick: bool) -> list[Case]:
     """Returns one case. Each measurement starts the server twice: once without stalled clients and once with them."""
-    clients, alone, stalled = (50, 300, 1000) if quick else (500, 1000, 2400)
+    clients, alone, stalled = (50, 300, 1000) if quick else (500, 500, 1600)
     title = f"slow: {clients} clients read, {clients} do not, {RATE} updates of 2 KB per second"
     measure = functools.partial(_measure, clients=clients, alone=alone, stalled=stalled)
     return [Case(title, FIGURES, measure, 2 * clients, not_for=frozenset({FLOOR}))]
