@@ -19,7 +19,7 @@ from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, misses
 from tests.bench.curves import run as curves
 from tests.bench.process import Failed
-from tests.bench.scenarios import connect, filters, idle, memory, requests, resume, sends, slow, stalled
+from tests.bench.scenarios import connect, filters, idle, memory, requests, resume, sends, slow, stalled, turns
 from tests.bench.table import README, columns, document, filled, has_targets, head, lines
 from tests.support.broker.find import Broker
 from tests.support.broker.node import PrivateNode
@@ -38,6 +38,7 @@ SCENARIOS = {
     "resume": resume.cases,
     "requests": requests.cases,
     "stalled": stalled.cases,
+    "turns": turns.cases,
 }
 CURVES = "curves"
 """Measures the curves in the documentation and nothing else. The word is followed by the names of some curves, or by

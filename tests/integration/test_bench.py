@@ -15,11 +15,11 @@ from websockets.asyncio.server import ServerConnection, serve
 from tests.bench.amqp import Channel
 from tests.bench.build import build
 from tests.bench.candidates import INTERPRETER, NGINX, OURS, Place, Server, named
-from tests.bench.cases import CUT, FAULTS, LOST, MISPLACED, REFUSED
+from tests.bench.cases import CUT, FAULTS, LOST, MISPLACED, REFUSED, Case, faults
 from tests.bench.crowd import Seen, crowd
 from tests.bench.curves import sweeps
 from tests.bench.curves.points import CURVES
-from tests.bench.scenarios import sends, stalled
+from tests.bench.scenarios import sends, stalled, turns
 from tests.support.broker.find import Broker
 from tests.support.broker.node import PrivateNode
 from tests.support.broker.session import unavailable
@@ -242,3 +242,17 @@ async def test_curve_is_measured_at_a_small_number(
         assert point["enqueued_share"] > 0
     if name == "resumes":
         assert point["replayed"] > 1000
+
+
+@pytest.mark.parametrize("case", turns.cases(quick=True), ids=lambda case: case.title)
+async def test_benchmark_of_long_turns_measures_a_wait_and_no_fault(
+    broker: Broker, exchange: str, tmp_path: Path, case: Case
+) -> None:
+    build()
+    place = Place(broker.url, exchange, tmp_path / "log")
+    with Channel(broker.url) as channel:
+        channel.declare(exchange)
+    row = await asyncio.to_thread(case.measure, place, named(OURS))
+    assert faults(case, {OURS: [row]}) == []
+    assert row["wait_ms"] > 0, row
+    assert row.get("ms") != 0, "a metric that covered no turn is not a measurement"
