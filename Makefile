@@ -37,6 +37,7 @@ help:
 	@echo 'make test-releases  the tests on several releases of RabbitMQ and Python, as a table (FLAGS="--only 4.3 --part")'
 	@echo 'make soak        ten minutes with all kinds of faults at the same time (FLAGS="--minutes 1")'
 	@echo 'make bench       compare the cost of an update with other programs (FLAGS="paced --quick"); all takes half an hour'
+	@echo '                 FLAGS=guard compares ratios with the committed ones, in three minutes'
 	@echo 'make curves      draw the pictures of the benchmark anew, from their committed points'
 	@echo 'make mutants     mutation testing of changed modules: list surviving mutants (FLAGS="bridge/broadcast/resume.py")'
 	@echo 'make lint        style, spelling and types only'

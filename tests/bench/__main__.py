@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
-from tests.bench import build, machine
+from tests.bench import build, guard, machine
 from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, misses
@@ -43,6 +43,9 @@ SCENARIOS = {
 CURVES = "curves"
 """Measures the curves in the documentation and nothing else. The word is followed by the names of some curves, or by
 none."""
+
+GUARD = "guard"
+"""Compares ratios with the committed ones. This word stands first, because the guard has its own options."""
 
 SPARE_DESCRIPTORS = 200
 Results = dict[str, list[Row]]
@@ -139,7 +142,7 @@ def run(
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
-    known = f"{', '.join(SCENARIOS)}; default: all; or {CURVES} alone, or with the names of curves after it"
+    known = f"{', '.join(SCENARIOS)}; default: all; or {CURVES} alone, or with the names of curves after it; or {GUARD}"
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
     parser.add_argument(
         "--candidates", default=",".join(NAMES), help="the candidates, separated by commas; default: %(default)s"
@@ -224,7 +227,8 @@ def interrupted(_number: int, _frame: object) -> NoReturn:
 
 def main() -> int:
     """Runs the program and returns its exit code."""
-    asked = parsed()
+    guarding = sys.argv[1:2] == [GUARD]
+    asked = guard.parsed(sys.argv[2:]) if guarding else parsed()
     signal.signal(signal.SIGTERM, interrupted)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # child processes inherit this limit
@@ -232,7 +236,7 @@ def main() -> int:
     if broker is None:
         return 1
     try:
-        return 0 if on_broker(broker, asked) else 1
+        return 0 if (guard.run(broker, asked, out) if guarding else on_broker(broker, asked)) else 1
     except Failed as error:
         say(str(error))
         return 1

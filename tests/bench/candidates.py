@@ -98,9 +98,9 @@ class Server:
         """
         return process.rss_kb(self.pid, *self.proxies, field=field)
 
-    def settle(self) -> None:
-        """Returns when the server is idle."""
-        process.settle(self.pid, *self.proxies)
+    def settle(self, polls: int = 10) -> None:
+        """Returns when the server is idle for some polls."""
+        process.settle(self.pid, *self.proxies, polls=polls)
 
 
 def named(word: str) -> Candidate:

@@ -94,11 +94,11 @@ def rss_kb(*pids: int, field: str = "VmRSS") -> float:
     return sum(float(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def settle(*pids: int) -> None:
-    """Returns when the processes are idle and their memory does not change, or after SETTLE_LIMIT_S."""
+def settle(*pids: int, polls: int = 10) -> None:
+    """Returns when the processes are idle and their memory does not change for some polls, or after SETTLE_LIMIT_S."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
     quiet, cpu, rss = 0, cpu_us(*pids), rss_kb(*pids)
-    while quiet < 10 and time.monotonic() < deadline:
+    while quiet < polls and time.monotonic() < deadline:
         time.sleep(_POLL_S)
         new_cpu, new_rss = cpu_us(*pids), rss_kb(*pids)
         is_idle = new_cpu - cpu < _QUIET_SHARE * _POLL_S * 1e6 and abs(new_rss - rss) < 64

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
+from tests.bench import guard
 from tests.bench.amqp import Channel
 from tests.bench.build import build
 from tests.bench.candidates import INTERPRETER, NGINX, OURS, Place, Server, named
@@ -256,3 +257,10 @@ async def test_benchmark_of_long_turns_measures_a_wait_and_no_fault(
     assert faults(case, {OURS: [row]}) == []
     assert row["wait_ms"] > 0, row
     assert row.get("ms") != 0, "a metric that covered no turn is not a measurement"
+
+
+async def test_guard_measures_all_ratios(broker: Broker, tmp_path: Path) -> None:
+    build()
+    ratios = await asyncio.to_thread(guard.measure, Place(broker.url, "", tmp_path / "log"), guard.QUICK)
+    assert set(ratios) == set(guard.RATIOS)
+    assert all(ratio > 0 for ratio in ratios.values())
