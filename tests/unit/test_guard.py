@@ -9,6 +9,7 @@ import pytest
 
 from tests.bench import guard
 from tests.bench.guard import LIMIT_DEVIATIONS, MIN_NOISE, RATIOS, Committed
+from tests.support.broker.find import NamedBroker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,3 +68,17 @@ def test_noise_needs_two_runs(runs: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_guard_runs_without_options() -> None:
     asked = guard.parsed([])
     assert (asked.quick, asked.record) == (False, 0)
+
+
+@pytest.mark.parametrize(("ratio", "passes"), [(1.0, True), (9.0, False)])
+def test_run_fails_if_a_ratio_is_worse_than_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ratio: float, passes: bool
+) -> None:
+    monkeypatch.setattr(guard.build, "build", lambda: None)
+    monkeypatch.setattr(guard.build, "BUILT", tmp_path)
+    monkeypatch.setattr(guard, "measure", lambda place: dict.fromkeys(RATIOS, ratio))
+    monkeypatch.setattr(guard, "load", lambda: guard.committed(RUNS))
+    printed: list[str] = []
+    assert guard.run(NamedBroker("amqp://localhost"), guard.parsed([]), printed.append) is passes
+    assert len(printed) == (1 if passes else 1 + len(RATIOS))
+    assert all(line.startswith("\nWRONG: ") for line in printed[1:])
