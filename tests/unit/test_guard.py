@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bench import guard
+from tests.bench import build, guard
 from tests.bench.guard import LIMIT_DEVIATIONS, MIN_NOISE, RATIOS, Committed
 from tests.support.broker.find import NamedBroker
 
@@ -74,8 +74,8 @@ def test_guard_runs_without_options() -> None:
 def test_run_fails_if_a_ratio_is_worse_than_its_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ratio: float, passes: bool
 ) -> None:
-    monkeypatch.setattr(guard.build, "build", lambda: None)
-    monkeypatch.setattr(guard.build, "BUILT", tmp_path)
+    monkeypatch.setattr(build, "build", lambda: None)
+    monkeypatch.setattr(build, "BUILT", tmp_path)
     monkeypatch.setattr(guard, "measure", lambda place: dict.fromkeys(RATIOS, ratio))
     monkeypatch.setattr(guard, "load", lambda: guard.committed(RUNS))
     printed: list[str] = []
