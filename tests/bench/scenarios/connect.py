@@ -58,11 +58,11 @@ def cases(quick: bool) -> list[Case]:
                 Figure(MISPLACED, "updates duplicated or out of order"),
                 Figure(REFUSED, "clients refused"),
             ),
-            functools.partial(_storm, clients=clients, updates=120 if quick else 240),
+            functools.partial(_storm, clients=clients, updates=120 if quick else 160),
             clients + WATCHERS,
             # The program `floor` accepts clients one after another, and its broadcast waits for the slowest client.
             not_for=frozenset({FLOOR}),
-            rounds=3,
+            rounds=2,
         ),
         Case(
             f"overload: {many} clients connect and get {RATE} updates per second",

@@ -5,7 +5,7 @@ The measurement is repeated in one process.
 
 import functools
 
-from tests.bench.candidates import FLOOR, Candidate, Place, serving
+from tests.bench.candidates import FLOOR, NAIVE, Candidate, Place, serving
 from tests.bench.cases import Case, Figure, Row
 from tests.bench.crowd import crowd
 
@@ -23,7 +23,7 @@ def cases(quick: bool) -> list[Case]:
     ]
     title = f"memory: {clients} clients connect, idle and leave, {ROUNDS} times"
     measure = functools.partial(_measure, clients=clients)
-    return [Case(title, figures, measure, clients, not_for=frozenset({FLOOR}))]
+    return [Case(title, figures, measure, clients, not_for=frozenset({FLOOR, NAIVE}))]
 
 
 def _measure(place: Place, candidate: Candidate, *, clients: int) -> Row:

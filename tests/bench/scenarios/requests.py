@@ -27,7 +27,7 @@ _LIMIT_S = 10.0
 
 def cases(quick: bool) -> list[Case]:
     """Returns the cases, which measure only the bridge: the other programs do not interpret requests."""
-    count, types, updates = (20, 2000, 60) if quick else (300, 2000, 400)
+    count, types, updates = (20, 2000, 60) if quick else (150, 2000, 200)
     return [
         Case(
             "requests: each at the largest accepted size",

@@ -27,7 +27,7 @@ def paced(quick: bool) -> list[Case]:
         Figure("p99_ms", "publish to receipt, p99 ms", 1),
         *_RELIABLE,
     )
-    sizes = [(1000, 20, 60)] if quick else [(1000, 20, 200), (8000, 2, 40)]
+    sizes = [(1000, 20, 60)] if quick else [(1000, 20, 200), (8000, 2, 30)]
     return [
         Case(
             f"paced: {clients} clients, {rate} updates per second",
@@ -67,7 +67,7 @@ def tls(quick: bool) -> list[Case]:
 
     The first case also measures the TLS handshakes, all of them without a resumed session, and the memory.
     """
-    clients, updates, flood = (200, 60, 4000) if quick else (1000, 200, 20_000)
+    clients, updates, flood = (200, 60, 4000) if quick else (1000, 200, 10_000)
     paced = (
         Figure("cpu_us", "CPU µs per send", 2),
         Figure("cpu_us", "ratio to bun", 2, BUN, at_most=1.2),
