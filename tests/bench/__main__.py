@@ -33,6 +33,7 @@ SCENARIOS = {
     "memory": memory.cases,
     "slow": slow.cases,
     "connect": connect.cases,
+    "overload": connect.overload,
     "idle": idle.cases,
     "filters": filters.cases,
     "resume": resume.cases,
