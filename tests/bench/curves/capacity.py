@@ -51,7 +51,7 @@ class Fleet:
     round_s: float
     """The time to send the waiting updates to all clients of a bridge."""
     core_share: float
-    """The share of a core that each bridge uses."""
+    """The share of a core that each bridge uses at most."""
 
 
 def costs(measured: Mapping[str, Measured]) -> Costs:
@@ -110,7 +110,7 @@ def table(measured: Mapping[str, Measured]) -> str:
         ["updates per second", *(f"{rate:g}" for _, rate in cases)],
         ["bridges", *(f"{each.bridges:,}" for each in fleets)],
         ["clients of each bridge", *(f"{each.clients:,}" for each in fleets)],
-        ["CPU of each bridge, % of a core", *(f"{100 * each.core_share:.0f}" for each in fleets)],
+        ["CPU of each bridge, at most, % of a core", *(f"{100 * each.core_share:.0f}" for each in fleets)],
         ["longest delay in the bridge, ms", *(f"{2000 * each.round_s:.0f}" for each in fleets)],
         ["memory of each bridge and its sockets, MB", *(f"{1024 * each:.0f}" for each in memory_gb)],
         ["s until the clients of a restarted bridge are back", *_seconds(found, fleets)],
