@@ -141,6 +141,7 @@ class Server:
 
     def on_accept(self, client: socket.socket, address: str) -> None:
         """Takes over an accepted socket, and starts its handshake or refuses the client."""
+        self._turn.begin()
         if (refusal := self._access.check_peer(address)) is not None:
             self._refuse(client, address, refusal)
         elif (shared_address := self._address_limit.acquire(address)) is None:
@@ -251,6 +252,7 @@ class Server:
             client.close_if_eof()
 
     def _on_connection_lost(self, connection: Connection) -> None:
+        self._turn.begin()
         self._connections.pop(connection, None)
         if not self._connections:
             # A dict whose items were all removed keeps the memory of its largest size until `clear()` is called.
