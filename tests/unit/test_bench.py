@@ -14,10 +14,10 @@ from pamqp import frame
 from pamqp.body import ContentBody
 
 from tests.bench import build, machine
-from tests.bench.__main__ import SCENARIOS, SPARE_DESCRIPTORS, obstacle, parsed
+from tests.bench.__main__ import SCENARIOS, SPARE_DESCRIPTORS, obstacle, parsed, run
 from tests.bench.amqp import Publication
-from tests.bench.candidates import FLOOR, NAIVE, NAMES, NGINX, OURS
-from tests.bench.cases import CUT, LOST, Case, Figure, faults, misses
+from tests.bench.candidates import FLOOR, NAIVE, NAMES, NGINX, OURS, Candidate, Place
+from tests.bench.cases import CUT, LOST, Case, Figure, Row, faults, misses
 from tests.bench.process import Failed
 from tests.bench.publish import SYSTEM
 from tests.bench.scenarios import filters, stalled
@@ -204,3 +204,25 @@ def test_case_is_left_out_if_the_machine_lacks_a_program() -> None:
     case = Case("tls", (), CASE.measure, 10, needs=("sh", "no-such-program"))
     assert str(obstacle(case)).startswith("no-such-program is missing")
     assert obstacle(Case("tls", (), CASE.measure, 10, needs=("sh",))) is None
+
+
+def test_run_returns_tables_faults_and_missed_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    results = iter([{"s": 3.0, LOST: 1}, {"s": 5.0}])
+    case = Case("storm", (Figure("s", "s until back", 1, at_most=2),), lambda place, candidate: next(results), 10)
+    candidates = [Candidate(OURS, []), Candidate(NAIVE, [])]
+    tables, wrong, missed = run(Place("amqp://localhost", "none", Path("log")), {"connect": [case]}, candidates, None)
+    assert tables == [head("connect", [case], [OURS, NAIVE]) + "\n| storm | s until back | 3.0 | 5.0 | at most 2 |"]
+    assert wrong == ["storm, round 1: 1 updates lost"]
+    assert missed == ["storm: s until back: 3.0, target at most 2"]
+    assert capsys.readouterr().out == f"{tables[0]}\n\n"
+
+
+def test_run_reports_that_the_bridge_could_not_be_measured() -> None:
+    def fail(place: Place, candidate: Candidate) -> Row:
+        raise Failed(f"{candidate.name} ended")
+
+    case = Case("storm", (Figure("s", "s until back"),), fail, 10)
+    candidates = [Candidate(OURS, []), Candidate(NAIVE, [])]
+    tables, wrong, missed = run(Place("amqp://localhost", "none", Path("log")), {"connect": [case]}, candidates, 2)
+    assert tables[0].endswith("\n| storm | s until back |  |  |")
+    assert (wrong, missed) == (["storm: ours could not be measured"], [])
