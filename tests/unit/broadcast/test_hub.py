@@ -838,6 +838,32 @@ def test_many_connections_that_fall_off_together_are_closed_a_few_in_a_turn() ->
     assert late.closed is CloseReason.TOO_SLOW, "a connection that joins later can be closed too"
 
 
+def test_many_closing_connections_whose_frame_is_dropped_are_reset_a_few_in_a_turn() -> None:
+    with closing(Scene(200_000)) as scene:
+        clients = [scene.join_with_socket(LITTLE_ROOM) for _ in range(MAX_EVICTIONS_PER_TURN + 3)]
+        scene.publish(b"x" * 100_000)
+        for client in clients:
+            client.close(CloseReason.IDLE)
+        scene.publish(b"y" * 150_000)
+        assert sum(client.was_reset for client in clients) == MAX_EVICTIONS_PER_TURN
+        scene.turns.settle()
+        assert all(client.was_reset for client in clients)
+
+
+def test_connections_catch_up_one_by_one_in_turns_that_are_full_of_other_work(scene: Scene) -> None:
+    slow = [scene.join(full=True) for _ in range(3)]
+    scene.publish(b"first")
+    scene.publish(b"second")
+    for client in slow:
+        client.drain()
+    scene.turn.steps = 1
+    served = []
+    while scene.hub.lagging:
+        scene.turns.turn()
+        served.append(sum(len(client.writes) == 2 for client in slow))
+    assert served == [1, 2, 3]
+
+
 def test_connection_that_drains_between_the_append_and_the_flush_is_closed() -> None:
     scene = Scene(log_bytes=ROOM)
     subscriber = scene.lagging(SMALL)

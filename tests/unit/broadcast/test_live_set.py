@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.broadcast import live_set, socket_writes
-from bridge.broadcast.live_set import ENCRYPTED_BYTES, BroadcastWriter, LiveSet, TlsSocket, encrypted_connections
+from bridge.broadcast.live_set import (
+    ENCRYPTED_BYTES,
+    GROUP_BYTES,
+    GROUP_SOCKETS,
+    BroadcastWriter,
+    LiveSet,
+    TlsSocket,
+    encrypted_connections,
+    group_sockets,
+)
 from bridge.broadcast.socket_writes import BATCH_SOCKETS, try_write
 
 if TYPE_CHECKING:
@@ -277,6 +286,23 @@ def test_every_tls_socket_gets_its_own_records(sockets: LiveSockets) -> None:
         assert sockets.encrypt(frames) == []
     assert [client.read() for client in clients] == [b"<first><2><third>"] * 10
     assert [client.kept for client in clients] == [[]] * 10
+
+
+@pytest.mark.parametrize(
+    ("frames_bytes", "sockets"),
+    [(0, GROUP_SOCKETS), (GROUP_BYTES // GROUP_SOCKETS, GROUP_SOCKETS), (GROUP_BYTES // 2, 2), (2 * GROUP_BYTES, 1)],
+)
+def test_number_of_sockets_to_write_to_is_bounded(frames_bytes: int, sockets: int) -> None:
+    assert group_sockets(bytes(frames_bytes)) == sockets
+
+
+def test_large_frames_are_written_to_few_sockets_at_once(sockets: LiveSockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_set, "GROUP_BYTES", 15)
+    for _ in range(7):
+        sockets.client()
+    sockets.begin_round(1)
+    groups = BroadcastWriter().write([sockets], b"12345")
+    assert [(count, more) for count, _, more in groups] == [(3, True), (3, True), (1, False)]
 
 
 def test_empty_set_is_encrypted_for() -> None:
