@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,18 @@ class Crowd:
         self._process = running
         self._flag = flag
 
-    def ready(self, limit_s: float = OPEN_LIMIT_S) -> None:
-        """Returns when each connection is open or refused. Raises Failed if this takes longer than the limit."""
-        await_true("all clients are connected", lambda: self._flag.exists() or self._ended(), limit_s, 0.01)
+    def ready(self) -> None:
+        """Returns when each connection is open or refused. Raises Failed after OPEN_LIMIT_S."""
+        await_true("all clients are connected", lambda: self._flag.exists() or self._ended(), OPEN_LIMIT_S, 0.01)
         if self._ended():
             raise Failed("the load generator ended")
+
+    def all_open(self, limit_s: float) -> bool:
+        """Returns whether each connection is open or refused within the limit, which is in seconds."""
+        deadline = time.monotonic() + limit_s
+        while not self._flag.exists() and not self._ended() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._flag.exists()
 
     def drop(self) -> None:
         """Drops all connections at once. A call of `ready` then waits until the connections are open again."""

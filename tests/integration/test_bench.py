@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import orjson
@@ -264,3 +265,27 @@ async def test_guard_measures_all_ratios(broker: Broker, tmp_path: Path) -> None
     ratios = await asyncio.to_thread(guard.measure, Place(broker.url, "", tmp_path / "log"), guard.QUICK)
     assert set(ratios) == set(guard.RATIOS)
     assert all(ratio > 0 for ratio in ratios.values())
+
+
+async def test_clients_that_are_not_connected_in_time_are_not_counted(tmp_path: Path) -> None:
+    build()
+    place = Place("amqp://localhost", "none", tmp_path / "log")
+    asked = threading.Semaphore(0)
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.release()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as running:
+        server = Server(os.getpid(), running.sockets[0].getsockname()[1])
+
+        def until() -> tuple[bool, Seen]:
+            with crowd(place, server, CLIENTS, hold=True) as clients:
+                assert all(asked.acquire(timeout=30) for _ in range(CLIENTS))
+                return clients.all_open(0.0), clients.stop()
+
+        complete, seen = await asyncio.to_thread(until)
+    assert not complete
+    assert (seen.readers.connected, seen.refused) == (0, 0)
