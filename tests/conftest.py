@@ -5,6 +5,7 @@ No fixture affects a test that does not ask for the fixture.
 
 import asyncio
 import re
+import resource
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import cache
@@ -214,3 +215,19 @@ def node() -> str:
     if missing:
         unavailable(f"not installed: {', '.join(missing)} (Node); `make prepare` installs them")
     return command
+
+
+FILES = 4096
+"""The limit on open files for tests with a thousand clients. Two ends of each connection may be in one process."""
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Raises the limit on open files for this process and its children, so that all clients can connect."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        pytest.skip(f"this machine allows only {hard} open files")
+    raised = soft if soft == resource.RLIM_INFINITY else max(soft, FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

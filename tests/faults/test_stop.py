@@ -1,12 +1,10 @@
 """The bridge stops under load: what reading clients still get, and how long other clients delay the stop."""
 
 import asyncio
-import resource
 import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import aio_pika
 import orjson
@@ -40,21 +38,6 @@ PAUSE_S = 0.02
 
 A rate of fifty events per second is enough load, because all thousand clients run in this one process.
 """
-
-FILES = 4096
-"""The limit on open files. For a thousand clients, this process and the bridge need a thousand sockets each."""
-
-
-@pytest.fixture
-def many_files() -> Iterator[None]:
-    """Raises the limit on open files for this process and its children, so that all clients can connect."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < FILES:
-        pytest.skip(f"this machine allows only {hard} open files")
-    raised = soft if soft == resource.RLIM_INFINITY else max(soft, FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def metric(port: int, name: str) -> float:

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
     from tests.support.broker.find import Broker
 
+pytestmark = pytest.mark.usefixtures("many_files")
+
 CLIENTS, AT_ONCE = 1000, 100
 UPDATES = 10
 
 EXPECTED = {
-    "epoll_pwait": 1,  # waits for the delivery
     "read": 1,  # reads the delivery
     "io_submit": 2,  # writes to 512 sockets, and to the other 488
     "io_getevents": 2,  # reads the results
@@ -43,8 +44,13 @@ EXPECTED = {
 }
 """The system calls of each delivery."""
 
-ACKNOWLEDGEMENT = "write"
-"""The last system call of a delivery."""
+OF_THE_LOOP = {"epoll_pwait", "getpid"}
+"""Calls of each turn of the event loop. On a busy machine, timers cause more turns, so these calls do not count here.
+
+`tests/unit/test_delivery_cost.py` checks that a delivery takes no further turn."""
+
+ACKNOWLEDGEMENT = r"\0<\0P"
+"""The class and method ids of `basic.ack`, as strace shows them. An acknowledgement is the last call of a delivery."""
 
 
 @asynccontextmanager
@@ -69,9 +75,9 @@ def by_delivery(file: Path) -> list[Counter[str]]:
     """Returns the number of system calls of each name, for each complete delivery in the file of strace."""
     found = [Counter[str]()]
     for line in file.read_text().splitlines():
-        if match := re.match(r"\d+ +(\w+)\(", line):
+        if (match := re.match(r"\d+ +(\w+)\(", line)) and match[1] not in OF_THE_LOOP:
             found[-1][match[1]] += 1
-            if match[1] == ACKNOWLEDGEMENT:
+            if match[1] == "write" and ACKNOWLEDGEMENT in line:
                 found.append(Counter())
     return found[:-1]
 
@@ -81,7 +87,7 @@ def has(file: Path, deliveries: int) -> bool:
     return len(by_delivery(file)) >= deliveries
 
 
-async def test_delivery_to_1000_clients_takes_seven_system_calls(
+async def test_delivery_to_1000_clients_takes_six_system_calls(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off", **UNPINGED}
@@ -93,12 +99,13 @@ async def test_delivery_to_1000_clients_takes_seven_system_calls(
             clients += await asyncio.gather(*(RawClient.open(port) for _ in range(AT_ONCE)))
         file = tmp_path / "trace"
         async with traced(bridge.process.pid, file):
-            for number in range(1, UPDATES + 1):
+            for number in range(1, UPDATES + 2):
                 await publish(amqp, exchange, killmail(number))
                 await asyncio.gather(*(client.text() for client in clients))
                 await eventually("the delivery is acknowledged", functools.partial(has, file, number))
         for client in clients:
             await client.close()
-    # A timer may run beside any single delivery, so the fewest calls of each name count.
-    deliveries = by_delivery(file)[:UPDATES]
+    # The first delivery also prepares the writes. A timer may run beside any other delivery, so the fewest calls of
+    # each name count.
+    deliveries = by_delivery(file)[1 : UPDATES + 1]
     assert functools.reduce(operator.and_, deliveries) == EXPECTED, deliveries

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from types import FrameType
 
+pytestmark = pytest.mark.usefixtures("many_files")
+
 CLIENTS = 1000
 FEWER = BATCH_SOCKETS + 300
 """A number of clients whose updates take as many system calls as those of CLIENTS.
@@ -240,6 +242,12 @@ async def test_delivery_calls_no_other_function_that_can_make_a_system_call(scen
     counts = calls(scene, scene.delivery())
     others = {name: count for (file, name), count in counts.items() if file == IN_C and name not in SILENT}
     assert others == {}, "does the function make a system call? If not, add it to SILENT"
+
+
+async def test_delivery_takes_no_further_turn_of_the_loop(scene: DeliveryScene) -> None:
+    scene.turns.settle()
+    scene.feed(scene.delivery())
+    assert scene.turns.turn() == 0
 
 
 async def test_delivery_calls_no_function_for_each_client(scene: DeliveryScene, smaller_scene: DeliveryScene) -> None:
