@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple, TypeAlias
 
@@ -101,8 +102,11 @@ def parse_authority(text: str) -> Authority | None:
 
     Returns None if the text is malformed.
     """
-    if len(text) > MAX_HOST_CHARACTERS + len(".:65535"):
-        return None
+    return None if len(text) > MAX_HOST_CHARACTERS + len(".:65535") else _parse_authority(text)
+
+
+@lru_cache(maxsize=256)
+def _parse_authority(text: str) -> Authority | None:
     form = _AUTHORITY.fullmatch(text)
     if form is None:
         return None

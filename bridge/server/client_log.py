@@ -18,8 +18,9 @@ from bridge.server.access.log_limiter import LogLimiter
 from bridge.server.access.read_limiter import Throttleable
 from bridge.server.access.rules import Rule
 from bridge.server.http.request import Request
-from bridge.server.router import Answer, Refused, Upgrade
+from bridge.server.router import Answer, Refused
 from bridge.server.websocket.connection import Connection
+from bridge.server.websocket.upgrade import Upgrade
 
 LOGGER = "bridge.server"
 
@@ -105,7 +106,8 @@ class ClientLog:
 
     def advise(self, request: Request, subscribe: SubscribeRequest, peer: str) -> None:
         """Logs each mistake in an accepted handshake, with a hint."""
-        if not self._warned_of_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
+        offers = "sec-websocket-protocol" in request.headers and not self._warned_of_subprotocol
+        if offers and (subprotocols := request.lists("sec-websocket-protocol")):
             self._warned_of_subprotocol = True
             _log.warning(
                 "client requested a subprotocol",

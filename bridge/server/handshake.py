@@ -10,7 +10,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 
@@ -21,11 +20,12 @@ from bridge.server.access.rules import Refusal, Rule
 from bridge.server.http.request import BadRequest, Request, RequestReader
 from bridge.server.http.response import Response, refusal_response, serialize
 from bridge.server.http.response_writer import ResponseWriter
-from bridge.server.router import Answer, Refused, Router, Upgrade
-from bridge.server.tls import Tls
+from bridge.server.router import Answer, Refused, Router
 from bridge.server.transport import tcp
-from bridge.server.transport.compat import as_transport
-from bridge.server.transport.tls_transport import TlsTransport
+from bridge.server.transport.socket_transport import SocketTransport
+from bridge.server.transport.tcp import PeerName
+from bridge.server.websocket.upgrade import Upgrade
+from bridge.server.websocket.upgrade_cache import UpgradeCache
 
 MAX_DISCARDED_BYTES = 2**18
 """If a client sends more than this number of bytes after its request, for example a body, the client is disconnected.
@@ -34,13 +34,21 @@ Up to this number of bytes are read and discarded. If the socket were closed wit
 reset, and the response would be lost.
 """
 
-PERIODS = 4
-"""The number of consecutive timers that make up the timeout of a handshake.
 
-The event loop reads from clients at least once while each timer runs, so slow turns of the loop make the timeout
-longer. With a single timer, a turn of 5 s would make the bridge refuse all clients that connected during this turn,
-before it has read their requests.
-"""
+class MakeTransport(Protocol):
+    """A function that makes the transport of an accepted socket."""
+
+    def __call__(
+        self,
+        client: socket.socket,
+        peername: PeerName,
+        protocol: asyncio.BufferedProtocol,
+        on_failed: Callable[[OSError], None],
+    ) -> SocketTransport:
+        """Returns a transport, which takes over the socket.
+
+        If there is a TLS handshake and it fails, the transport calls `on_failed` instead of `connection_lost`.
+        """
 
 
 class HandshakeLog(Protocol):
@@ -70,15 +78,14 @@ class HandshakeContext:
     """The collaborators that all handshakes of a server share."""
 
     router: Router
+    upgrade_cache: UpgradeCache
     log: HandshakeLog
-    tls: Tls | None
-    """The server's TLS configuration, or None for a server without TLS."""
+    make_transport: MakeTransport
     timeout_s: float
     """The maximum time from accepting the socket to the complete request.
 
     The timeout is also the period in which a client must read enough of its response.
     """
-    tls_shutdown_s: float
     on_upgraded: "Callable[[Handshake, asyncio.Transport, Request, SubscribeRequest, bytes], None]"
     """Called when a client's request is upgraded to a connection, with the bytes that the client sent after the
     request."""
@@ -89,68 +96,52 @@ class HandshakeContext:
 class Handshake(asyncio.BufferedProtocol):
     """Reads one request within the timeout, and writes the response to the client."""
 
-    def __init__(self, context: HandshakeContext, client: socket.socket, address: str) -> None:
-        """Takes over an accepted socket.
+    __slots__ = (
+        "_answered",
+        "_began_at",
+        "_connected",
+        "_context",
+        "_discarded_bytes",
+        "_peer",
+        "_reader",
+        "_transport",
+        "_writer",
+        "address",
+    )
 
-        `address` is the client's IP address, which has passed the check of addresses.
+    def __init__(self, context: HandshakeContext, client: socket.socket, peername: PeerName) -> None:
+        """Takes over an accepted socket. Call `begin` to read the request.
+
+        The address in `peername` has passed the check of addresses.
         """
-        self.address = address
+        self.address = peername.address
         self._context = context
-        self._reader: RequestReader | None = RequestReader()
-        self._transport: asyncio.Transport | None = None
+        self._reader: RequestReader | None = None
+        """The reader of a request of which the first part has arrived, or None."""
         self._answered = False
         self._discarded_bytes = 0
         self._writer: ResponseWriter | None = None
-        loop = asyncio.get_running_loop()
         self._began_at = 0.0
-        self._peer = address
+        self._peer = self.address
         """The client's name in debug lines."""
         if context.log.tracing:
-            self._began_at = loop.time()
-            self._peer = tcp.socket_peer_name(client) or address
-        self._timer: asyncio.TimerHandle | None = None
-        self._periods = PERIODS
-        self._begin_period()
-        self._tls_transport: TlsTransport | None = None
-        """The transport, if its TLS handshake is not complete."""
-        self._connecting: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = None
-        """The task that creates the transport, if there is no TLS."""
-        if context.tls is None:
-            self._connecting = loop.create_task(loop.connect_accepted_socket(lambda: self, client))
-            self._connecting.add_done_callback(partial(self._on_connected, client))
-            return
+            self._began_at = asyncio.get_running_loop().time()
+            self._peer = peername.text
+        self._connected = False
+        """Whether the TLS handshake is complete, or there is none."""
+        self._transport: SocketTransport | None = context.make_transport(client, peername, self, self._on_tls_failed)
+
+    def begin(self) -> None:
+        """Starts reading. A request that has already arrived is answered at once."""
+        assert self._transport is not None
         try:
-            self._tls_transport = TlsTransport(
-                loop, client, context.tls.context, self, self._on_tls_failed, context.tls_shutdown_s
-            )
+            self._transport.begin()
         except OSError as error:
-            client.close()
-            loop.call_soon(self._on_tls_failed, error)
-        else:
-            self._tls_transport.begin()
-
-    # The creation of a transport for the socket
-
-    def _on_connected(
-        self, client: socket.socket, connecting: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]"
-    ) -> None:
-        # The result of the task refers to this handshake. If the handshake kept its reference to the task, only the
-        # garbage collector could free the handshake and the task.
-        self._connecting = None
-        if self._transport is not None:
-            return
-        # No transport owns the socket, so no `connection_lost` follows.
-        client.close()
-        error = None if connecting.cancelled() else connecting.exception()
-        if isinstance(error, ConnectionError):
-            self._context.log.abandoned(self._peer)
-        elif error is not None:
             self._refuse_unread(Rule.LOST, printable(str(error)) or type(error).__name__)
-        self._end()
+            self.abort()
 
     def _on_tls_failed(self, error: OSError) -> None:
         """Called if the TLS handshake fails, if the client has disconnected, or after `abort`."""
-        self._tls_transport = None
         left = isinstance(error, (ConnectionError, ssl.SSLEOFError)) or error.errno == errno.ENOTCONN
         if left and not self._answered:
             self._context.log.abandoned(self._peer)
@@ -164,12 +155,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = as_transport(transport)
-        self._tls_transport = None
-        if self._answered:
-            # The handshake has ended, by `abort` or the timeout, in the same turn of the loop that created the
-            # transport.
-            self._transport.abort()
+        self._connected = True
 
     # Reading the request and answering it
 
@@ -182,15 +168,24 @@ class Handshake(asyncio.BufferedProtocol):
             if self._discarded_bytes > MAX_DISCARDED_BYTES:
                 self.abort()
             return
-        assert self._reader is not None
+        data = bytes(READ_BUFFER[:nbytes])
+        is_first = self._reader is None
+        if self._reader is None:
+            if (known := self._context.upgrade_cache.get(data)) is not None:
+                self._answer(*known)
+                return
+            self._reader = RequestReader()
         try:
-            read = self._reader.feed(READ_BUFFER[:nbytes])
+            read = self._reader.feed(data)
         except BadRequest as error:
             self._answer(error.request, self._context.router.refuse(error))
-        else:
-            if read is not None:
-                request, rest = read
-                self._answer(request, self._context.router.route(request), rest)
+            return
+        if read is not None:
+            request, rest = read
+            answer = self._context.router.route(request)
+            if isinstance(answer, Upgrade) and is_first and not rest:
+                self._context.upgrade_cache.add(data, request, answer)
+            self._answer(request, answer, rest)
 
     def _answer(self, request: Request | None, answer: Answer, rest: bytes = b"") -> None:
         """Carries out the router's decision. `rest` holds the bytes after the head of the request."""
@@ -229,30 +224,22 @@ class Handshake(asyncio.BufferedProtocol):
     def _end_reading(self) -> None:
         self._answered = True
         self._reader = None
-        self._stop_timers()
 
     # The timeout
 
-    def _begin_period(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._context.timeout_s / PERIODS, self._end_period)
-
-    def _end_period(self) -> None:
-        self._periods -= 1
-        if self._periods:
-            self._begin_period()
-        else:
-            self._on_timeout()
-
-    def _on_timeout(self) -> None:
+    def on_timeout(self) -> None:
+        """Refuses the client if its request is not complete."""
+        if self._answered:
+            return
         seconds = self._context.timeout_s
-        missing = "TLS handshake" if self._transport is None and self._context.tls else "request"
+        missing = "request" if self._connected else "TLS handshake"
         text = f"No complete {missing} within {seconds:g} seconds."
-        if self._transport is None:
+        if self._connected:
+            refusal = Refusal(HTTPStatus.REQUEST_TIMEOUT, text, Rule.TIMEOUT, text)
+            self._answer(None, Refused(refusal_response(refusal), refusal))
+        else:
             self._refuse_unread(Rule.TIMEOUT, text)
             self.abort()
-            return
-        refusal = Refusal(HTTPStatus.REQUEST_TIMEOUT, text, Rule.TIMEOUT, text)
-        self._answer(None, Refused(refusal_response(refusal), refusal))
 
     # The end
 
@@ -260,40 +247,36 @@ class Handshake(asyncio.BufferedProtocol):
         """Returns None, so that the transport closes itself."""
 
     def abort(self) -> None:
-        """Ends the handshake at once with a reset. Data that arrives from the client after `abort` is ignored."""
+        """Ends the handshake with a reset. Data that arrives from the client after `abort` is ignored."""
         self._answered = True
-        self._stop_timers()
         if self._transport is not None:
-            # Without a reset, the kernel would keep the unread part of the response in memory, for a connection that no
-            # limit counts.
-            tcp.reset_on_close(self._transport.get_extra_info("socket"))
+            self._reset_on_close(self._transport)
             self._transport.abort()
-        elif self._tls_transport is not None:
-            self._tls_transport.abort()
-        elif self._connecting is not None:
-            self._connecting.cancel()
+
+    def _reset_on_close(self, transport: SocketTransport) -> None:
+        # Without a reset, the kernel would keep the unread part of the response in memory, for a connection that no
+        # limit counts.
+        if self._connected:
+            tcp.reset_on_close(transport.get_extra_info("socket"))
 
     def evict(self, rule: Rule) -> None:
-        """Ends the handshake at once, to make room for a new client."""
+        """Ends the handshake with a reset, and frees its descriptor at once, because a new client already has one."""
         if not self._answered:
             self._trace(None, rule)
-        self.abort()
+        self._answered = True
+        if self._transport is not None:
+            self._reset_on_close(self._transport)
+            self._transport.close_at_once()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._answered:
             self._context.log.abandoned(self._peer)
         self._end()
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()
+        self._context.on_closed(self)
         # Transport and handshake refer to each other. With references in both directions, only the garbage collector
         # could free transport and handshake.
         self._transport = self._writer = None
-
-    def _end(self) -> None:
-        self._stop_timers()
-        self._context.on_closed(self)
-
-    def _stop_timers(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._writer is not None:
-            self._writer.stop()

@@ -8,12 +8,13 @@ from http import HTTPStatus
 from typing import TypeAlias
 
 from bridge.config.paths import PROBED
-from bridge.contract.filters import BadQuery, QueryParser, SubscribeRequest
+from bridge.contract.filters import BadQuery, QueryParser
 from bridge.server.access.rules import Access, Refusal, Rule
 from bridge.server.http.pages import Pages, allows_cross_origin
 from bridge.server.http.request import BadRequest, Request
 from bridge.server.http.response import Header, Response, refusal_response, revalidated, text_response
 from bridge.server.websocket import upgrade
+from bridge.server.websocket.upgrade import Upgrade
 
 READ_METHODS = frozenset({"GET", "HEAD"})
 
@@ -26,15 +27,6 @@ PREFLIGHT = (
 headers for at most two hours."""
 
 _WITH_OPTIONS, _WITHOUT_OPTIONS = "GET, HEAD, OPTIONS", "GET, HEAD"
-
-
-@dataclass(frozen=True, slots=True)
-class Upgrade:
-    """The request becomes a WebSocket connection."""
-
-    response: bytes
-    """The response with status 101."""
-    subscribe: SubscribeRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +83,10 @@ class Router:
             end = "" if str(error).endswith("?") else "."
             text = f"This query can't be answered: {error}{end}"
             return _refused(Refusal(HTTPStatus.BAD_REQUEST, text, Rule.QUERY, text), cors)
-        response = upgrade.accept(request, self._endpoint, cors)
-        return _refused(response, cors) if isinstance(response, Refusal) else Upgrade(response, subscribe)
+        if (refusal := upgrade.check(request, self._endpoint)) is not None:
+            return _refused(refusal, cors)
+        [key] = request.headers["sec-websocket-key"]
+        return Upgrade(upgrade.switching_protocols(key, cors), subscribe, cors)
 
     def _route_page(self, request: Request, path: str) -> Response:
         if request.method in READ_METHODS:

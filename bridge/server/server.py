@@ -6,8 +6,7 @@ and is closed at the end.
 
 import asyncio
 import socket
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,11 +27,17 @@ from bridge.server.http.response import refusal_response, serialize
 from bridge.server.listeners.acceptor import Acceptor
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.memory import HeapTrimmer
+from bridge.server.pending_handshakes import PendingHandshakes
 from bridge.server.router import Refused, Router
 from bridge.server.tls import Tls
-from bridge.server.transport import tcp
+from bridge.server.transport.poller import make_poller
+from bridge.server.transport.socket_transport import SocketTransport
+from bridge.server.transport.tcp import PeerName
+from bridge.server.transport.tcp_transport import TcpTransport
+from bridge.server.transport.tls_transport import TlsTransport
 from bridge.server.websocket.connection import Clock, Connection, ConnectionContext
 from bridge.server.websocket.keepalive import Keepalive
+from bridge.server.websocket.upgrade_cache import UpgradeCache
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.server")
@@ -91,18 +96,14 @@ class Server:
         self._read_limiter = ReadLimiter(loop.time, loop.call_at, self._client_log.throttled)
         self._address_limit = AddressLimit(limits.max_connections_per_address)
         self._heap_trimmer = HeapTrimmer(loop.call_later, timing.trim_delay_s)
-        self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
-        """The handshakes, oldest first.
-
-        The type is OrderedDict, because a plain dict has to skip all removed entries whenever it looks for its first
-        entry.
-        """
+        self._poller = make_poller(loop, turn.begin)
+        self._handshakes: PendingHandshakes[Handshake] = PendingHandshakes(loop.call_later, limits.handshake_timeout_s)
         self._handshake_context = HandshakeContext(
             router,
+            UpgradeCache(),
             self._client_log,
-            tls,
+            self._make_transport,
             limits.handshake_timeout_s,
-            timing.tls_shutdown_s,
             self._on_upgraded,
             self._on_handshake_closed,
         )
@@ -132,45 +133,61 @@ class Server:
         """
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
-        self._acceptor = Acceptor(listeners, self.on_accept, self._metrics, self._timing)
+        self._acceptor = Acceptor(listeners, self.on_accept, self._turn.begin, self._metrics, self._timing)
         self._acceptor.open()
         self._keepalive_task = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
 
     # Accepted clients, which are then admitted or refused
 
-    def on_accept(self, client: socket.socket, address: str) -> None:
+    def on_accept(self, client: socket.socket, peername: PeerName) -> None:
         """Takes over an accepted socket, and starts its handshake or refuses the client."""
-        self._turn.begin()
+        address = peername.address
         if (refusal := self._access.check_peer(address)) is not None:
-            self._refuse(client, address, refusal)
+            self._refuse(client, peername, refusal)
         elif (shared_address := self._address_limit.acquire(address)) is None:
-            self._trace_refusal(client, address, Rule.ADDRESS_LIMIT)
+            self._trace_refusal(peername, Rule.ADDRESS_LIMIT)
             self._client_log.refused(Rule.ADDRESS_LIMIT, address, "This address has too many connections.")
             client.close()
         elif not self._admit():
             self._address_limit.release(address)
-            self._trace_refusal(client, address, Rule.FULL)
+            self._trace_refusal(peername, Rule.FULL)
             client.close()
         else:
             self._no_clients.clear()
-            self._handshakes[Handshake(self._handshake_context, client, shared_address)] = None
+            handshake = Handshake(self._handshake_context, client, PeerName(shared_address, peername.port))
+            self._handshakes.add(handshake)
+            handshake.begin()
+            self._handshakes.start_timer()
 
-    def _refuse(self, client: socket.socket, address: str, refusal: Refusal) -> None:
+    def _make_transport(
+        self,
+        client: socket.socket,
+        peername: PeerName,
+        protocol: asyncio.BufferedProtocol,
+        on_failed: Callable[[OSError], None],
+    ) -> SocketTransport:
+        if self._tls is None:
+            return TcpTransport(self._poller, client, peername, protocol)
+        return TlsTransport(
+            self._poller, client, peername, protocol, self._tls.context, on_failed, self._timing.tls_shutdown_s
+        )
+
+    def _refuse(self, client: socket.socket, peername: PeerName, refusal: Refusal) -> None:
         """Refuses a client with an external address at once.
 
         The bridge reads nothing from a refused external client, and no limit counts this client.
         """
         response = None if self._tls is not None else refusal_response(refusal)
-        self._trace_refusal(client, address, refusal.rule if response is None else Refused(response, refusal))
-        self._client_log.refused(refusal.rule, address, refusal.detail)
+        self._trace_refusal(peername, refusal.rule if response is None else Refused(response, refusal))
+        self._client_log.refused(refusal.rule, peername.address, refusal.detail)
         with client, suppress(OSError):  # the client has already disconnected
             if response is not None:
                 client.send(serialize(response), socket.MSG_DONTWAIT)
 
-    def _trace_refusal(self, client: socket.socket, address: str, decision: Decision) -> None:
+    def _trace_refusal(self, peername: PeerName, decision: Decision) -> None:
         if self._client_log.tracing:
-            self._client_log.handshake(tcp.socket_peer_name(client) or address, None, decision, 0.0)
+            self._client_log.handshake(peername.text, None, decision, 0.0)
 
     def _admit(self) -> bool:
         """Returns whether the server has capacity for another client.
@@ -184,17 +201,16 @@ class Server:
         if clients <= self._limits.max_connections:
             self._client_log.has_capacity()
         if len(self._handshakes) >= MAX_HANDSHAKES:
-            oldest = next(iter(self._handshakes))
-            self._client_log.refused(Rule.PENDING, oldest.address, "Too many clients had not sent a complete request.")
             self._evict_oldest_handshake(Rule.PENDING)
         return True
 
     def _evict_oldest_handshake(self, rule: Rule) -> bool:
-        if not self._handshakes:
+        oldest = self._handshakes.oldest
+        if oldest is None:
             return False
-        oldest = next(iter(self._handshakes))
-        # The evicted handshake no longer counts toward the limits. The evicted handshake's socket is closed in this
-        # turn of the event loop or in the next turn.
+        if rule is Rule.PENDING:
+            self._client_log.refused(rule, oldest.address, "Too many clients had not sent a complete request.")
+        # The evicted handshake no longer counts toward the limits.
         self._on_handshake_closed(oldest)
         oldest.evict(rule)
         return True
@@ -204,7 +220,7 @@ class Server:
     def _on_handshake_closed(self, handshake: Handshake) -> None:
         # An evicted handshake is removed from the dict before its socket closes.
         if handshake in self._handshakes:
-            del self._handshakes[handshake]
+            self._handshakes.remove(handshake)
             self._on_left(handshake.address)
 
     def _on_upgraded(
@@ -215,7 +231,7 @@ class Server:
         subscribe: SubscribeRequest,
         rest: bytes,
     ) -> None:
-        del self._handshakes[handshake]
+        self._handshakes.remove(handshake)
         address = handshake.address
         self._client_log.advise(request, subscribe, address)
         now_s = asyncio.get_running_loop().time()
@@ -305,6 +321,7 @@ class Server:
             await self._no_clients.wait()
         if self._keepalive_task is not None:
             self._keepalive_task.cancel()
+        self._poller.close()
 
     def _abort_handshakes(self) -> None:
         self._turn.spread(self._abort_steps(tuple(self._handshakes)))

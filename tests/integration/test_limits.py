@@ -20,6 +20,7 @@ from bridge.server import server
 from bridge.server.access.log_limiter import MAX_LINES
 from bridge.server.http.request import MAX_HEAD_BYTES
 from bridge.server.listeners.descriptors import MAX_OVERFLOW
+from bridge.server.transport.tcp import PeerName
 from tests.support import module_loop
 from tests.support.broker.find import Broker
 from tests.support.clients import PENDING, RawClient, distrust, read_all, request, silent_clients
@@ -150,14 +151,14 @@ async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker
 
 async def test_bridge_that_is_repeatedly_full_logs_this_ten_times_a_minute(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
-        server, address = bridge._server, "127.0.0.1"
+        server, peername = bridge._server, PeerName("127.0.0.1", 54321)
         with capture_logs() as logged:
             for _ in range(3 * MAX_LINES):
                 server._client_log._dropped = 0
                 server._connections.update(dict.fromkeys(range(1 + MAX_OVERFLOW)))  # type: ignore[arg-type]  # only counted
                 ours, theirs = socket.socketpair()
                 with theirs:
-                    server.on_accept(ours, address)
+                    server.on_accept(ours, peername)
                 server._connections.clear()
                 server._admit()
         events = Counter(line["event"] for line in logged)

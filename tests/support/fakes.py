@@ -1,6 +1,6 @@
 """Fakes for unit tests: a loop that the test turns, a clock, a subscriber, a transport, a delivery.
 
-None of the fakes sleeps. Only `ManualClock` and `FakeConnector` need a running event loop. `SocketSubscriber` has a
+None of the fakes sleeps. Only `ManualClock` needs a running event loop. `SocketSubscriber` has a
 real socket.
 """
 
@@ -28,6 +28,7 @@ from bridge.contract import envelope
 from bridge.contract.filters import After
 from bridge.loop_turn import TURN_S, LoopTurn
 from bridge.metrics import Metrics
+from bridge.server.transport.tcp import PeerName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -335,20 +336,21 @@ class FakeTransport(asyncio.Transport):
         self,
         call_soon: Callable[..., object],
         *,
-        peername: tuple[object, ...] | None = ("127.0.0.1", 54321),
+        peername: tuple[str, int] = ("127.0.0.1", 54321),
         encrypted: bool = False,
         sock: socket.socket | None = None,
     ) -> None:
         if sock is None:
             sock = socket.socket()
             sock.close()
-        super().__init__({"peername": peername, "socket": sock} | ({"sslcontext": object()} if encrypted else {}))
+        super().__init__(
+            {"peername": PeerName(*peername), "socket": sock} | ({"sslcontext": object()} if encrypted else {})
+        )
         self._call_soon = call_soon
         self._protocol: asyncio.BaseProtocol | None = None
         self._paused = False
         self.full = False
         self.written: list[bytes] = []
-        self.high: int | None = None
         self.ended: list[str] = []
         """The calls that ended the transport (eof, close, abort), in order."""
         self.reading = True
@@ -356,6 +358,15 @@ class FakeTransport(asyncio.Transport):
         """The number of bytes that the kernel has not taken yet."""
         self.takes_nothing = False
         """True if the socket takes no bytes, so that all writes wait."""
+        self.begin_error: OSError | None = None
+
+    def close_at_once(self) -> None:
+        self.abort()
+
+    def begin(self) -> None:
+        if self.begin_error is not None:
+            raise self.begin_error
+        self.get_protocol().connection_made(self)
 
     def get_write_buffer_size(self) -> int:
         return self.waiting_bytes
@@ -366,9 +377,6 @@ class FakeTransport(asyncio.Transport):
     def get_protocol(self) -> asyncio.BaseProtocol:
         assert self._protocol is not None
         return self._protocol
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self.high = high
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         assert "eof" not in self.ended, "nothing may be written after the end of our side"
@@ -510,31 +518,6 @@ class ManualClock:
         """
         self.now_s += seconds
         await self.settle()
-
-
-class FakeConnector:
-    """Replaces the event loop's `connect_accepted_socket`: makes a FakeTransport for each accepted socket."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.completes = True
-        """If false, each connection waits until the test sets the result or the error of its future in `pending`."""
-        self.pending: list[asyncio.Future[None]] = []
-        self.transports: list[FakeTransport] = []
-        monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", self._connect)
-
-    async def _connect(
-        self, protocol_factory: Callable[[], asyncio.BaseProtocol], client: socket.socket
-    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        loop = asyncio.get_running_loop()
-        if not self.completes:
-            self.pending.append(loop.create_future())
-            await self.pending[-1]
-        transport = FakeTransport(loop.call_soon, sock=client)
-        protocol = protocol_factory()
-        transport.set_protocol(protocol)
-        self.transports.append(transport)
-        protocol.connection_made(transport)
-        return transport, protocol
 
 
 def deliver(transport: FakeTransport, data: bytes) -> None:

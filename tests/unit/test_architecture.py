@@ -165,7 +165,7 @@ ALLOWED = {
     ),
     "server.access": ("config", "contract"),
     "server.http": ("config", "contract", "contract.documents", "server.access", "server.transport"),
-    "server.listeners": ("config",),
+    "server.listeners": ("config", "server.transport"),
     "server.transport": (),
     "server.websocket": (
         "broadcast",

@@ -35,24 +35,24 @@ bridge.config: amqp_urls kubernetes listen_addresses networks parsers paths sett
 bridge.contract: body_format catalog deduplication envelope filterable filters keywords killmail_formats pipeline
   schema_errors schema_lint similar text update_id violations wrappers
 bridge.contract.documents: asyncapi draft07 messages
-bridge.server: client_log handshake memory router server tls
+bridge.server: client_log handshake memory pending_handshakes router server tls
 bridge.server.access: address_limit log_limiter read_limiter rules
 bridge.server.http: pages request response response_writer
 bridge.server.listeners: acceptor descriptors sockets
-bridge.server.transport: compat tcp tls_transport
-bridge.server.websocket: connection keepalive reader upgrade
+bridge.server.transport: compat poller socket_transport tcp tcp_transport tls_transport
+bridge.server.websocket: connection keepalive reader upgrade upgrade_cache
 """
 """The modules of the bridge, by folder. Some of them serve a setting: TLS, a stream as history, or a log as text."""
 
 DIRECT = """
-aio_pika aio_pika.abc aiormq array asyncio atexit base64 binascii bisect click codecs collections collections.abc
+abc aio_pika aio_pika.abc aiormq array asyncio atexit base64 binascii bisect click codecs collections collections.abc
 contextlib ctypes dataclasses datetime difflib dotenv.parser email.utils enum errno fractions functools gc hashlib
 heapq html http httptools idna importlib importlib.metadata io ipaddress itertools json jsonschema_rs logging math
 orjson os pamqp.commands pamqp.common pamqp.decode pamqp.encode pamqp.frame pamqp.header pathlib platform
 prometheus_client prometheus_client.core prometheus_client.gc_collector prometheus_client.process_collector
 prometheus_client.registry random re resource secrets select signal socket ssl stat struct structlog structlog.typing
-sys threading time types typing urllib.parse uuid uvloop weakref websockets.datastructures websockets.exceptions
-websockets.frames websockets.http11 websockets.server websockets.speedups websockets.utils yarl zlib
+sys threading time types typing urllib.parse uuid uvloop weakref
+websockets.frames websockets.speedups yarl zlib
 """
 """The modules of Python and of libraries that the modules of the bridge import themselves."""
 
@@ -71,7 +71,7 @@ LIBRARIES = {
     "propcache": "imported by yarl",
     "structlog": "logs",
     "uvloop": "the event loop",
-    "websockets": "answers handshakes",
+    "websockets": "unmasks frames, and makes frames",
     "yarl": "the broker's URL, for aiormq",
 }
 """What each library is for. A library also imports modules that the bridge does not use, such as the web server of

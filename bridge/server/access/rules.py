@@ -16,6 +16,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -56,6 +57,9 @@ Each element of `Forwarded` has at most the four pairs `for`, `by`, `host` and `
 
 MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
 """The maximum total length of all forwarding headers of a request."""
+
+MAX_KNOWN_PEERS = 1024
+"""The number of peer addresses whose check is remembered, because most clients connect more than once."""
 
 DETAIL_CHARACTERS = 200
 
@@ -122,7 +126,7 @@ class Rule(StrEnum):
     FULL = "full"
     """The bridge has not reached its limit of connections."""
     LOST = "lost"
-    """The event loop can use the accepted socket."""
+    """The kernel can watch the accepted socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +154,19 @@ class Access:
         self._networks = _Ranges(networks)
         self.hosts = hosts
         self.origins = origins
+        self._admits_peer = lru_cache(MAX_KNOWN_PEERS)(self._is_internal)
 
     def admits_peer(self, address: str) -> bool:
         """Returns whether a socket's peer address is internal. The zone of an IPv6 address is ignored."""
+        return self._admits_peer(address)
+
+    def _is_internal(self, address: str) -> bool:
         parsed = parse_address(address)
         return parsed is not None and parsed in self._networks
 
     def check_peer(self, address: str) -> Refusal | None:
         """Returns why a client with this address is refused, or None if the address is allowed."""
-        return None if self.admits_peer(address) else _refused(_PEER, Rule.PEER, address)
+        return None if self._admits_peer(address) else _refused(_PEER, Rule.PEER, address)
 
     def check_request(self, headers: Headers, target: str, *, requires_host: bool = True) -> Refusal | None:
         """Returns why a request's forwarding headers, `Host` or target are refused, or None for an allowed request.
@@ -227,6 +235,8 @@ class Access:
 
     def _check_forwarded(self, headers: Headers) -> Refusal | None:
         given = [(name, value) for name in FORWARDING for value in headers.get(name, ())]
+        if not given:
+            return None
         # The limits are checked before any forwarding header is parsed. Parsing only the first addresses is not an
         # option, because the last address may be external.
         if (

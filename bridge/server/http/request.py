@@ -91,27 +91,20 @@ class Request:
     version: str
     """The version of HTTP, which is 1.0 or 1.1."""
     headers: dict[str, list[str]]
-
-    @property
-    def path(self) -> str:
-        """The target's path as the client sent it, or `*` for an OPTIONS request about the server as a whole."""
-        return self._path_and_query[0]
-
-    @property
-    def query(self) -> str:
-        """The part of the target after the `?`, percent-encoded."""
-        return self._path_and_query[1]
-
-    @property
-    def _path_and_query(self) -> tuple[str, str]:
-        absolute = _ABSOLUTE.match(self.target)
-        path, _, query = self.target[absolute.end() if absolute else 0 :].partition("?")
-        return path or "/", query
+    path: str
+    """The target's path as the client sent it, or `*` for an OPTIONS request about the server as a whole."""
+    query: str
+    """The part of the target after the `?`, percent-encoded."""
 
     def lists(self, name: str) -> list[str]:
         """The first MAX_MEMBERS members of a comma-separated header, in lower case (RFC 9110, section 5.6.1)."""
         values = ",".join(self.headers.get(name, ())).lower().split(",", MAX_MEMBERS)[:MAX_MEMBERS]
         return [member for value in values if (member := value.strip(" \t"))]
+
+    def has_member(self, name: str, member: str) -> bool:
+        """Whether a comma-separated header has a member. `member` is in lower case."""
+        values = self.headers.get(name)
+        return values is not None and (values[0].lower() == member or member in self.lists(name))
 
 
 INTERPRETED = {
@@ -201,7 +194,7 @@ def parse(head: bytes) -> Request:
         raise _malformed(head)
     method, target, version = (part.decode("ascii") for part in line.groups())
     collected = _HeaderCollector()
-    request = Request(method, target, version, collected.headers)
+    request = Request(method, target, version, collected.headers, *_split(target))
 
     def refused(rule: Rule, status: HTTPStatus, text: str) -> BadRequest:
         return BadRequest(_refusal(rule, status, text), request)
@@ -228,6 +221,15 @@ def parse(head: bytes) -> Request:
     if has_body and method in {"GET", "HEAD", "OPTIONS"}:
         raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, _BODY)
     return request
+
+
+def _split(target: str) -> tuple[str, str]:
+    """Returns the path and the query of a target."""
+    start = 0
+    if not target.startswith("/") and (absolute := _ABSOLUTE.match(target)):
+        start = absolute.end()
+    path, _, query = target[start:].partition("?")
+    return path or "/", query
 
 
 def _is_target(method: str, target: str) -> bool:

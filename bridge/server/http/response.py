@@ -82,7 +82,7 @@ def serialize(response: Response, *, has_body: bool = True) -> bytes:
     headers: list[Header] = []
     if has_content:
         headers += ("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))
-    headers.append(("Date", _date(int(time.time()))))
+    headers.append(("Date", date_header()))
     headers.append(("Cache-Control", "no-cache" if response.etag is not None else "no-store"))
     if response.etag is not None:
         headers.append(("ETag", response.etag))
@@ -96,7 +96,11 @@ def serialize(response: Response, *, has_body: bool = True) -> bytes:
     return head + response.body if has_body and has_content else head
 
 
+def date_header() -> str:
+    """Returns the current time in the form that RFC 9110, section 6.6.1, requires."""
+    return _date(int(time.time()))
+
+
 @functools.lru_cache(maxsize=1)
 def _date(now_s: int) -> str:
-    """Formats a time as RFC 9110, section 6.6.1, requires."""
     return formatdate(now_s, usegmt=True)

@@ -23,6 +23,7 @@ import structlog
 
 from bridge.metrics import Metrics
 from bridge.server.listeners.sockets import BACKLOG, drop_connection_requests
+from bridge.server.transport.tcp import PeerName
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.server")
@@ -33,10 +34,11 @@ SPARE_DESCRIPTORS = 16
 The reserved descriptors are for the connection to the broker and for files.
 """
 
-ACCEPTS_PER_TURN = 8
-"""The maximum number of clients that the bridge accepts in one turn of the event loop.
+BUDGET_S = 0.002
+"""The maximum time in one turn of the event loop for accepting clients, including handshakes that complete at once.
 
-The handshakes of eight clients delay the connected clients by 2 ms.
+The last handshake of a turn may exceed this maximum. With a maximum number of clients instead of a time, a bridge whose
+turns are long would accept too few clients.
 """
 
 
@@ -46,20 +48,27 @@ class Acceptor:
     def __init__(
         self,
         listeners: Sequence[socket.socket],
-        on_accept: Callable[[socket.socket, str], None],
+        on_accept: Callable[[socket.socket, PeerName], None],
+        begin_turn: Callable[[], None],
         metrics: Metrics,
         timing: Timing = DEFAULT,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`on_accept` is called with the socket and the address of each client, and takes over the socket."""
+        """`on_accept` is called with the socket and the name of each client, and takes over the socket.
+
+        `begin_turn` is called before the work of a turn. `clock` measures the time that a turn takes, in seconds.
+        """
         self._listeners = listeners
         self._on_accept = on_accept
+        self._begin_turn = begin_turn
         self._metrics = metrics
+        self._clock = clock
         self._check_s = timing.descriptor_check_s
         self._grace_s = timing.accept_grace_s
         self._exhausted_since_s: float | None = None
         self._check: asyncio.TimerHandle | None = None
         """The timer of the next check for free descriptors, or None unless descriptors are exhausted."""
-        self._held: tuple[socket.socket, str] | None = None
+        self._held: tuple[socket.socket, PeerName] | None = None
         """A client whose accepted socket got a spare descriptor, because all other descriptors are in use."""
 
     def open(self) -> None:
@@ -79,22 +88,16 @@ class Acceptor:
         try:
             if any(filtered):
                 await asyncio.sleep(self._grace_s)
+            for listener in self._listeners:
+                await self._accept_waiting(listener)
         finally:
             self.close()
 
     def close(self) -> None:
-        """Stops accepting clients, like `stop`, but without a delay.
-
-        If no descriptors are left, the clients that wait in the kernel's queue get a reset.
-        """
+        """Closes the listeners at once. The clients that wait in the kernel's queue get a reset."""
         self._pause()
         for listener in self._listeners:
-            if listener.fileno() >= 0:
-                if self._check is None:
-                    # The number of accepted clients is limited to BACKLOG, because clients may connect faster than the
-                    # bridge can accept.
-                    self._accept(listener, BACKLOG)
-                listener.close()
+            listener.close()
         if self._check is not None:
             self._check.cancel()
         if self._held is not None:
@@ -109,22 +112,36 @@ class Acceptor:
             if listener.fileno() >= 0:
                 asyncio.get_running_loop().remove_reader(listener)
 
-    def _accept(self, listener: socket.socket, max_clients: int = ACCEPTS_PER_TURN) -> None:
+    async def _accept_waiting(self, listener: socket.socket) -> None:
+        """Accepts the clients that wait in the kernel's queue, a few in each turn of the event loop."""
+        # The number of accepted clients is limited, because clients may connect faster than the bridge can accept.
+        left = BACKLOG
+        while left and self._check is None and (accepted := self._accept(listener, left)):
+            left -= accepted
+            await asyncio.sleep(0)
+
+    def _accept(self, listener: socket.socket, max_clients: int = BACKLOG) -> int:
+        """Accepts clients within the budget of a turn. Returns their number, or 0 if no client waits."""
+        self._begin_turn()
         floor = _descriptor_floor()
-        for _ in range(max_clients):
+        ends_at = self._clock() + BUDGET_S
+        for accepted in range(max_clients):
             try:
                 client, name = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # the queue is empty, or the first client in the queue has disconnected
+                return accepted  # the queue is empty, or the first client in the queue has disconnected
             except OSError:
                 self._on_descriptors_exhausted()  # no descriptor is left, or the kernel has no memory for the socket
-                return
+                return accepted
             # According to POSIX, a new descriptor has the lowest free number.
             if client.fileno() >= floor:
-                self._held = client, name[0]
+                self._held = client, PeerName(*name[:2])
                 self._on_descriptors_exhausted()
-                return
-            self._on_accept(client, name[0])
+                return accepted
+            self._on_accept(client, PeerName(*name[:2]))
+            if self._clock() >= ends_at:
+                return accepted + 1
+        return max_clients
 
     # Waiting while no descriptor is available for clients
 

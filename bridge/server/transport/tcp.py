@@ -1,9 +1,9 @@
 """Reads the state of a TCP connection from the kernel, and sets how the connection ends (tcp(7), socket(7))."""
 
-import asyncio
 import socket
 import struct
 from contextlib import suppress
+from typing import NamedTuple
 
 _ENDED = frozenset({7, 8})
 """The kernel's states TCP_CLOSE, which follows a reset, and TCP_CLOSE_WAIT (tcp_states.h)."""
@@ -16,6 +16,19 @@ _HAS_TCP_INFO = hasattr(socket, "TCP_INFO")
 
 RESET = struct.pack("ii", 1, 0)
 """The value of the socket option SO_LINGER with which `close` resets the connection."""
+
+
+class PeerName(NamedTuple):
+    """The address and the port of a client's socket."""
+
+    address: str
+    """The IP address, as the kernel formats it."""
+    port: int
+
+    @property
+    def text(self) -> str:
+        """The address and the port, for logs."""
+        return f"{self.address} port {self.port}"
 
 
 def has_ended(client: socket.socket) -> bool:
@@ -38,27 +51,6 @@ def acknowledged_bytes(client: socket.socket) -> int | None:
     size = _BYTES_ACKED_AT + _BYTES_ACKED.size
     info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
     return int(_BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)[0]) if len(info) == size else None
-
-
-def peer_name(transport: asyncio.BaseTransport) -> str | None:
-    """Returns the client's address and port, for logs, or None if the transport is closed."""
-    name = transport.get_extra_info("peername")
-    return _peer_text(*name[:2]) if name else None
-
-
-def socket_peer_name(client: socket.socket) -> str | None:
-    """Makes a system call, and returns the client's address and port for logs.
-
-    Returns None if the client has disconnected.
-    """
-    try:
-        return _peer_text(*client.getpeername()[:2])
-    except OSError:
-        return None
-
-
-def _peer_text(address: str, port: int) -> str:
-    return f"{address} port {port}"
 
 
 def reset_on_close(client: socket.socket | None) -> None:

@@ -18,6 +18,10 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any
 
+from bridge.server.transport.poller import Poller
+from bridge.server.transport.socket_transport import SocketTransport
+from bridge.server.transport.tcp import PeerName
+
 RECORD_BYTES = 16384
 """The largest payload of a TLS record (RFC 8446, section 5.1)."""
 
@@ -53,49 +57,35 @@ module runs. The incoming buffer is empty whenever a transport begins to decrypt
 
 class _State(Enum):
     HANDSHAKE = "the TLS handshake is not complete"
-    OPEN = "the connection is open in both directions"
-    ENDED = "this side has ended; later data from the client is discarded"
-    LOST = "the socket is closed, or about to be"
+    OPEN = "the bridge's side is open"
+    ENDED = "the bridge's side has ended; later data from the client is discarded"
 
 
 _OPEN = _State.OPEN
 """In Python 3.11, each access to an enum member runs Python code, and a flush compares the state of each connection."""
 
 
-class TlsTransport(asyncio.Transport):
-    """The server's side of a TLS connection over an accepted socket.
-
-    The protocol is an `asyncio.BufferedProtocol`. The write buffer limit is 0, so the protocol is paused as soon as the
-    socket does not take all data.
-    """
+class TlsTransport(SocketTransport):
+    """The server's side of a TLS connection over an accepted socket."""
 
     __slots__ = (
-        "_client_ended",
-        "_closing",
         "_discarded_bytes",
-        "_ends",
-        "_loop",
         "_on_failed",
-        "_peername",
-        "_protocol",
-        "_reading",
-        "_reads_again",
         "_shutdown_timeout_s",
-        "_socket",
         "_state",
         "_surplus_bytes",
         "_timer",
         "_tls",
         "_unread",
-        "_unsent",
     )
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         client: socket.socket,
-        context: ssl.SSLContext,
+        peername: PeerName,
         protocol: asyncio.BufferedProtocol,
+        context: ssl.SSLContext,
         on_failed: Callable[[OSError], None],
         shutdown_timeout_s: float,
     ) -> None:
@@ -103,107 +93,45 @@ class TlsTransport(asyncio.Transport):
 
         `on_failed` is called once if the handshake fails. If the handshake succeeds, the protocol's `connection_made`
         is called, and its `connection_lost` is called when the connection ends. `close` waits up to
-        `shutdown_timeout_s` for the client to end its side. Raises OSError if the client has already disconnected.
+        `shutdown_timeout_s` for the client to end its side.
         """
-        self._loop = loop
-        self._protocol: asyncio.BufferedProtocol | None = protocol
+        super().__init__(poller, client, peername, protocol)
         self._on_failed: Callable[[OSError], None] | None = on_failed
         self._shutdown_timeout_s = shutdown_timeout_s
-        self._unsent = memoryview(b"")
-        """Encrypted data that the socket has not accepted yet."""
         self._unread = b""
         """Data that was read from the socket, but not decrypted because reading is paused."""
-        self._ends = False
-        """Whether `write_eof` was called, which ends the bridge's side as soon as the socket has taken all data."""
-        self._client_ended = False
-        self._closing = False
-        self._reading = False
-        self._reads_again = False
-        """Whether the socket must be read again because the last read returned data."""
         self._discarded_bytes = 0
         self._surplus_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._state = _State.HANDSHAKE
-        self._peername = client.getpeername()
-        client.setblocking(False)
-        with suppress(OSError):  # the client's socket is not a TCP socket
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = client
         self._tls = context.wrap_bio(_INCOMING, _OUTGOING, server_side=True)
 
     def begin(self) -> None:
-        """Begins the TLS handshake."""
-        self._loop.add_reader(self._socket, self._on_readable)
-        self._reading = True
-
-    # The interface of asyncio's transports
+        self._begin_watching()
+        self._on_readable()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Returns the value for the name `socket`, `peername` or `sslcontext`, as asyncio does.
 
         Callers may use the returned socket only to read or set its options.
         """
-        match name:
-            case "socket":
-                return self._socket
-            case "peername":
-                return self._peername
-            case "sslcontext":
-                return self._tls.context
-        return default
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        assert isinstance(protocol, asyncio.BufferedProtocol)
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        assert self._protocol is not None
-        return self._protocol
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def get_write_buffer_size(self) -> int:
-        return len(self._unsent)
-
-    def can_write_eof(self) -> bool:
-        return True
+        return self._tls.context if name == "sslcontext" else super().get_extra_info(name, default)
 
     # Reading
 
-    def is_reading(self) -> bool:
-        return self._reading
-
-    def pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._socket)
-
     def resume_reading(self) -> None:
-        if not self._reading and not self._client_ended and self._state is not _State.LOST:
-            self._reading = True
-            self._loop.add_reader(self._socket, self._on_readable)
-            # The event loop does not report bytes that were already read from the descriptor.
-            self._loop.call_soon(self._decrypt_unread)
+        was_reading = self.is_reading()
+        super().resume_reading()
+        if self.is_reading() and not was_reading:
+            # The kernel does not report bytes that were already read from the descriptor.
+            self._poller.call_soon(self._decrypt_unread)
 
     def _decrypt_unread(self) -> None:
-        if self._reading and self._state is _State.OPEN and (self._unread or self._tls.pending()):
+        if self.is_reading() and self._state is _State.OPEN and (self._unread or self._tls.pending()):
             raw, self._unread = self._unread, b""
             self._decrypt(raw)
 
     def _on_readable(self) -> None:
-        """Called when the socket is readable."""
-        if not self._reads_again:
-            self._receive()
-
-    def _receive_again(self) -> None:
-        # uvloop 0.23 reports data and a reset together only once, and then stops polling the socket, so a second read
-        # is needed to notice the reset.
-        self._reads_again = False
-        if self._reading:
-            self._receive()
-
-    def _receive(self) -> None:
         try:
             count = self._socket.recv_into(_RAW_BUFFER)
         except (BlockingIOError, InterruptedError):
@@ -211,9 +139,6 @@ class TlsTransport(asyncio.Transport):
         except OSError as error:
             self._close_socket(error)
             return
-        if count:
-            self._reads_again = True
-            self._loop.call_soon(self._receive_again)
         if self._state is _State.ENDED:
             self._discarded_bytes += count
             if not count or self._discarded_bytes > MAX_DISCARDED_BYTES:
@@ -234,7 +159,7 @@ class TlsTransport(asyncio.Transport):
         try:
             if self._state is _State.HANDSHAKE:
                 self._do_handshake()
-            while self._reading and self._state is _State.OPEN:
+            while self.is_reading() and self._state is _State.OPEN:
                 count = self._read()
                 if not count:
                     self._end_by_client()
@@ -244,9 +169,7 @@ class TlsTransport(asyncio.Transport):
         except OSError as error:
             self._close_socket(error)
         except Exception as error:
-            message = "the protocol of a TLS connection raised an exception"
-            self._loop.call_exception_handler({"message": message, "exception": error, "transport": self})
-            self._close_socket(None)
+            self._fail(error)
         finally:
             self._unread = _INCOMING.read()
         self._surplus_bytes = max(0, self._surplus_bytes + len(raw) - len(self._unread) - data_bytes)
@@ -259,7 +182,7 @@ class TlsTransport(asyncio.Transport):
         finally:
             self._send_encrypted()
         self._surplus_bytes = 0
-        if self._state is _State.HANDSHAKE:
+        if not self._lost:
             self._state = _State.OPEN
             self._on_failed = None
             assert self._protocol is not None
@@ -273,20 +196,9 @@ class TlsTransport(asyncio.Transport):
         finally:
             # OpenSSL may have answered a key update, or sent an alert.
             self._send_encrypted()
-        if count and self._state is _State.OPEN:
+        if count and not self._lost:
             self._protocol.buffer_updated(count)
         return count
-
-    def _end_by_client(self) -> None:
-        self._client_ended = True
-        assert self._protocol is not None
-        self._protocol.eof_received()
-        if self._unsent and self._ends:
-            # The client has ended its side of the connection, but still reads the response.
-            self._closing = True
-            self.pause_reading()
-        else:
-            self._close_socket(None)
 
     # Writing
 
@@ -295,7 +207,7 @@ class TlsTransport(asyncio.Transport):
 
         To limit how much data is held, write the data in pieces. Does nothing after the bridge's side has ended.
         """
-        if not self._ends and data and self._state is _State.OPEN and self._encrypt(data):
+        if not self._ends and data and self._state is _OPEN and self._encrypt(data):
             self._send_encrypted()
 
     def encrypt(self, data: bytes) -> bytes:
@@ -312,12 +224,12 @@ class TlsTransport(asyncio.Transport):
 
     def keep(self, records: bytes, taken: int) -> None:
         """Holds records from `encrypt`, of which the socket took only `taken` bytes, until the socket has room."""
-        if self._state is not _State.LOST:
-            self._keep_unsent(memoryview(records)[taken:])
+        if not self._lost:
+            self._hold(records[taken:])
 
     def fileno(self) -> int:
-        """Returns the descriptor of the socket, or -1 if the socket is closed."""
-        return self._socket.fileno()
+        """Returns the descriptor of the socket, or -1 if the connection has ended."""
+        return -1 if self._lost else self._socket.fileno()
 
     def _encrypt(self, data: bytes | bytearray | memoryview) -> bool:
         """Puts the encrypted data into OpenSSL's outgoing buffer. On an error, closes the socket and returns False."""
@@ -334,71 +246,21 @@ class TlsTransport(asyncio.Transport):
     def _send_encrypted(self) -> None:
         """Sends the bytes in OpenSSL's outgoing buffer."""
         encrypted = _OUTGOING.read()
-        if self._unsent:
-            if encrypted:
-                self._unsent = memoryview(b"".join((self._unsent, encrypted)))
-        elif encrypted and self._state is not _State.LOST:
-            try:
-                taken = self._socket.send(encrypted)
-            except (BlockingIOError, InterruptedError):
-                taken = 0
-            except OSError as error:
-                self._close_socket(error)
-                return
-            if taken < len(encrypted):
-                self._keep_unsent(memoryview(encrypted)[taken:])
-
-    def _keep_unsent(self, encrypted: memoryview) -> None:
-        # The unsent rest is copied, because a view would keep the whole of a large response in memory.
-        self._unsent = encrypted if len(encrypted) <= 2 * RECORD_BYTES else memoryview(bytes(encrypted))
-        self._loop.add_writer(self._socket, self._on_writable)
-        if self._state is _State.OPEN and self._protocol is not None:
-            self._protocol.pause_writing()
-
-    def _on_writable(self) -> None:
-        try:
-            taken = self._socket.send(self._unsent)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._close_socket(error)
-            return
-        self._unsent = self._unsent[taken:]
-        if self._unsent:
-            return
-        self._loop.remove_writer(self._socket)
-        if self._ends:
-            self._end()
-        elif self._state is _State.OPEN:
-            assert self._protocol is not None
-            self._protocol.resume_writing()
+        if encrypted and not self._lost:
+            self._send(encrypted)
 
     # The end
-
-    def write_eof(self) -> None:
-        """Ends the bridge's side of the connection after all data is sent.
-
-        Data that the client sends later is discarded.
-        """
-        if not self._ends:
-            self._ends = True
-            if not self._unsent and self._state is _State.OPEN:
-                self._end()
 
     def close(self) -> None:
         """Ends the bridge's side when all data is sent, and waits up to `shutdown_timeout_s` for the client's end."""
         if not self._closing:
             self._closing = True
             self.write_eof()
-            if self._state is not _State.LOST:
-                self._timer = self._loop.call_later(self._shutdown_timeout_s, self.abort)
-
-    def abort(self) -> None:
-        """Closes the socket at once, and discards all data that is not sent yet."""
-        self._close_socket(None)
+            if not self._lost:
+                self._timer = asyncio.get_running_loop().call_later(self._shutdown_timeout_s, self.abort)
 
     def _end(self) -> None:
-        if self._client_ended:
+        if self._client_ended or self._state is not _State.OPEN:
             self._close_socket(None)
             return
         self._state = _State.ENDED
@@ -408,34 +270,21 @@ class TlsTransport(asyncio.Transport):
         alert = _OUTGOING.read()
         with suppress(OSError):
             self._socket.send(alert)
-            self._socket.shutdown(socket.SHUT_WR)
+        self._shut_down()
         self._unread = b""
         self.resume_reading()
 
     def _close_socket(self, error: OSError | None) -> None:
-        """Closes the socket, and calls the protocol in the next turn of the loop."""
-        if self._state is _State.LOST:
-            return
-        made = self._state is not _State.HANDSHAKE
-        self._state = _State.LOST
-        self._closing = True
-        self._unsent, self._unread = memoryview(b""), b""
+        self._unread = b""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._reading = False
-        self._socket.close()
-        self._loop.call_soon(self._call_protocol, made, error)
+        super()._close_socket(error)
 
-    def _call_protocol(self, made: bool, error: OSError | None) -> None:
-        # The protocol and the callback refer to this transport. If the transport kept its references to the protocol
-        # and the callback, only the garbage collector could free these objects.
-        protocol, on_failed = self._protocol, self._on_failed
-        self._protocol = self._on_failed = None
-        if made:
-            assert protocol is not None
-            protocol.connection_lost(error)
-        elif on_failed is not None:
-            on_failed(error or ConnectionAbortedError("the connection was aborted"))
+    def _finish(self, error: OSError | None) -> None:
+        if self._state is _State.HANDSHAKE:
+            self._protocol = None
+            on_failed, self._on_failed = self._on_failed, None
+            if on_failed is not None:
+                on_failed(error or ConnectionAbortedError("the connection was aborted"))
+        super()._finish(error)

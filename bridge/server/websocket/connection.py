@@ -132,9 +132,6 @@ class Connection(asyncio.BufferedProtocol):
         transport.set_protocol(self)
         if transport.get_extra_info("sslcontext") is None:
             self.descriptor = transport.get_extra_info("socket").fileno()
-            # Without a write buffer, the transport writes to the socket at once, and pauses the protocol if the socket
-            # does not take all bytes. `TlsTransport` always has the write buffer limit 0.
-            transport.set_write_buffer_limits(high=0, low=0)
 
     @property
     def tls_socket(self) -> TlsSocket:
@@ -144,7 +141,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def peer(self) -> str:
         """The client's address and port, for logs."""
-        return (None if self._transport is None else tcp.peer_name(self._transport)) or "gone"
+        return "gone" if self._transport is None else self._transport.get_extra_info("peername").text
 
     @property
     def acknowledged_bytes(self) -> int | None:
@@ -245,12 +242,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._context.read_limiter.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        filled = nbytes == len(self._context.read_limiter.buffer)
-        if self.received(READ_BUFFER[:nbytes]) and filled and self._transport is not None:
-            # libuv may read a socket up to 32 times in a turn of the event loop, as long as data is available. Without
-            # a pause, a client with many tiny frames would delay all other clients by 0.1 to 0.4 s.
-            self._transport.pause_reading()
-            self._context.hub.schedule(self.resume_reading)
+        self.received(READ_BUFFER[:nbytes])
 
     def resume_reading(self) -> None:
         """Starts reading from the client again."""
@@ -267,8 +259,8 @@ class Connection(asyncio.BufferedProtocol):
             if stream is not None and tcp.has_ended(stream):
                 self.abort()
 
-    def received(self, data: memoryview | bytes) -> bool:
-        """Handles bytes from the client. Returns False if these bytes cause the client to be throttled."""
+    def received(self, data: memoryview | bytes) -> None:
+        """Handles bytes from the client, and throttles the client if it sends too much."""
         self.last_received_at = self._context.clock.now_s
         reader = self._frame_reader or FrameReader()
         if found := reader.feed(data):
@@ -280,11 +272,9 @@ class Connection(asyncio.BufferedProtocol):
                 case Close(code):
                     self._closed_by_client(code)
         self._frame_reader = None if reader.idle else reader
-        if self._transport is None or self._charge(len(data), reader):
-            return True
-        # A closing client is throttled too, because it could otherwise use the whole processor.
-        self._transport.pause_reading()
-        return False
+        if self._transport is not None and not self._charge(len(data), reader):
+            # A closing client is throttled too, because it could otherwise use the whole processor.
+            self._transport.pause_reading()
 
     def _charge(self, read_bytes: int, reader: FrameReader) -> bool:
         """Charges the client for received data, except for pongs that answer pings of the bridge."""

@@ -1,28 +1,45 @@
 """Checks WebSocket handshakes, and makes the 101 response (RFC 6455, section 4.2).
 
-The library websockets checks the key and the version, and computes the accept value. This module checks the other
-headers as leniently as RFC 6455, section 4.2.1, allows: `Upgrade` and `Connection` may be lists. The bridge never
+The checks are as lenient as RFC 6455, section 4.2.1, allows: `Upgrade` and `Connection` may be lists. The bridge never
 negotiates an extension or a subprotocol.
 
-The module does no input or output. The package `bridge.server.access` decides which clients may connect.
+The library websockets could make the response too. Its objects for the response take ten times as long as the rest of
+the handshake, and each client pays for this when the bridge restarts.
+
+The module does no input or output, except that it reads the time. The package `bridge.server.access` decides which
+clients may connect.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha1
 from http import HTTPStatus
 
-from websockets.datastructures import Headers
-
+from bridge.contract.filters import SubscribeRequest
 from bridge.server.access.rules import Refusal, Rule
 from bridge.server.http.request import Request
-from bridge.server.transport.compat import accept_handshake
+from bridge.server.http.response import date_header
 
 VERSION = "13"
 
-_MAX_CHARACTERS = 64
-"""The bridge passes at most this many characters of a header's value to the library.
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""A constant of RFC 6455, section 1.3."""
 
-A valid key has 24 characters. A key that is cut still has more than that, so it stays invalid.
-"""
+KEY_CHARACTERS = 24
+
+_SWITCHING = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The request becomes a WebSocket connection."""
+
+    response: bytes
+    """The response with status 101."""
+    subscribe: SubscribeRequest
+    headers: tuple[tuple[str, str], ...]
+    """The additional headers of the response."""
 
 
 def is_upgrade(request: Request) -> bool:
@@ -30,39 +47,49 @@ def is_upgrade(request: Request) -> bool:
     return (
         request.method == "GET"
         and request.version == "1.1"
-        and "websocket" in request.lists("upgrade")
-        and "upgrade" in request.lists("connection")
+        and request.has_member("upgrade", "websocket")
+        and request.has_member("connection", "upgrade")
     )
 
 
-def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ()) -> bytes | Refusal:
-    """Returns the 101 response with the additional `headers`, or a `Refusal` that says why the request is refused."""
+def check(request: Request, path: str) -> Refusal | None:
+    """Returns why a request can't be upgraded, or None for a valid handshake."""
     if not is_upgrade(request):
         return _upgrade_required(
             f"{path} is a WebSocket endpoint: connect to it with a WebSocket client.{_hint(request)}"
         )
-    response, fault = accept_handshake(request.target, _library_headers(request))
-    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-        for header, value in headers:
-            response.headers[header] = value
-        return response.serialize()
-    # The library's error texts quote what the client sent, so the bridge writes its own texts.
-    if fault == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
+    keys = request.headers.get("sec-websocket-key", ())
+    versions = request.headers.get("sec-websocket-version", ())
+    if len(keys) != 1 or not is_key(keys[0]):
+        return _malformed("Sec-WebSocket-Key")
+    if not versions:
+        return _malformed("Sec-WebSocket-Version")
+    if versions != [VERSION]:
         return _upgrade_required(f"{path} supports only version {VERSION} of WebSocket (RFC 6455).")
+    return None
+
+
+def switching_protocols(key: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
+    """Returns the 101 response to a valid key, with additional headers."""
+    # RFC 6455, section 4.2.2, defines the value that proves to the client that the server speaks WebSocket.
+    accept = b64encode(sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
+    added = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return f"{_SWITCHING}{accept}\r\nDate: {date_header()}\r\n{added}\r\n".encode("ascii")
+
+
+def is_key(key: str) -> bool:
+    """Whether a key is the Base64 form of 16 bytes (RFC 6455, section 4.1)."""
+    try:
+        return len(key) == KEY_CHARACTERS and len(b64decode(key, validate=True)) == 16
+    except ValueError:
+        return False
+
+
+def _malformed(header: str) -> Refusal:
     text = (
-        "This is not a valid WebSocket handshake (RFC 6455, section 4.1): "
-        f"{fault or 'a header'} is missing, repeated or malformed."
+        f"This is not a valid WebSocket handshake (RFC 6455, section 4.1): {header} is missing, repeated or malformed."
     )
     return Refusal(HTTPStatus.BAD_REQUEST, text, Rule.UPGRADE, text)
-
-
-def _library_headers(request: Request) -> Headers:
-    """Returns only the headers that the library must check, so that the library does not parse other headers."""
-    headers = Headers([("Upgrade", "websocket"), ("Connection", "Upgrade")])
-    for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version"):
-        for value in request.headers.get(name.lower(), ()):
-            headers[name] = value[:_MAX_CHARACTERS]
-    return headers
 
 
 def _upgrade_required(text: str) -> Refusal:
@@ -73,7 +100,7 @@ def _upgrade_required(text: str) -> Refusal:
 
 def _hint(request: Request) -> str:
     """Returns advice for the operator if the request seems to be a handshake that a proxy has changed."""
-    if not ("sec-websocket-key" in request.headers or "websocket" in request.lists("upgrade")):
+    if not ("sec-websocket-key" in request.headers or request.has_member("upgrade", "websocket")):
         return ""
     if request.method != "GET":
         return f" A WebSocket handshake must use GET, not {request.method}."

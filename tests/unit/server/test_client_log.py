@@ -18,7 +18,8 @@ from bridge.server.access.rules import Refusal, Rule
 from bridge.server.client_log import LOGGER, ClientLog, Decision
 from bridge.server.http.request import parse
 from bridge.server.http.response import refusal_response, text_response
-from bridge.server.router import Refused, Upgrade
+from bridge.server.router import Refused
+from bridge.server.websocket.upgrade import Upgrade
 from tests.support.clients import request
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ CONNECTION = cast("Connection", StubConnection())
 @pytest.mark.parametrize(
     ("decision", "fields"),
     [
-        (Upgrade(b"", SubscribeRequest(None, None)), {"outcome": "101"}),
+        (Upgrade(b"", SubscribeRequest(None, None), ()), {"outcome": "101"}),
         (
-            Upgrade(b"", SubscribeRequest(FILTER, After.parse("7-0000000a"))),
+            Upgrade(b"", SubscribeRequest(FILTER, After.parse("7-0000000a")), ()),
             {
                 "outcome": "101",
                 "types": ["a", "killmail"],
@@ -68,11 +69,11 @@ CONNECTION = cast("Connection", StubConnection())
             },
         ),
         (
-            Upgrade(b"", SubscribeRequest(UpdateFilter(None, FILTER.members), After.parse(""))),
+            Upgrade(b"", SubscribeRequest(UpdateFilter(None, FILTER.members), After.parse("")), ()),
             {"outcome": "101", "filter": "systemId=1,2", "after": ""},
         ),
         (
-            Upgrade(b"", SubscribeRequest(UpdateFilter(frozenset({"a"}), ()), None)),
+            Upgrade(b"", SubscribeRequest(UpdateFilter(frozenset({"a"}), ()), None), ()),
             {"outcome": "101", "types": ["a"]},
         ),
         (text_response(HTTPStatus.NOT_FOUND, "Nothing."), {"outcome": "response", "status": 404}),

@@ -6,34 +6,39 @@ import asyncio
 import gc
 import socket
 import struct
-import weakref
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import pytest
-from websockets.server import ServerProtocol
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import QueryParser, SubscribeRequest
 from bridge.metrics import Metrics
 from bridge.server.access.rules import Access, Rule
-from bridge.server.handshake import MAX_DISCARDED_BYTES, PERIODS, Handshake, HandshakeContext
+from bridge.server.handshake import MAX_DISCARDED_BYTES, Handshake, HandshakeContext
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request, parse
 from bridge.server.http.response import Response, text_response
 from bridge.server.http.response_writer import MIN_READ_BYTES_PER_S
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
-from bridge.server.router import Answer, Refused, Router, Upgrade
+from bridge.server.pending_handshakes import PERIODS, PendingHandshakes
+from bridge.server.router import Answer, Refused, Router
 from bridge.server.tls import Tls
-from bridge.server.transport import compat, tcp
+from bridge.server.transport import tcp
+from bridge.server.transport.poller import Poller, make_poller
+from bridge.server.transport.socket_transport import SocketTransport
+from bridge.server.transport.tcp import PeerName
+from bridge.server.transport.tls_transport import TlsTransport
+from bridge.server.websocket.upgrade import Upgrade
+from bridge.server.websocket.upgrade_cache import UpgradeCache
 from bridge.timing import DEFAULT
 from tests.support.certificates import certificate
 from tests.support.clients import request
-from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
+from tests.support.fakes import FakeTransport, ManualClock, deliver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 
@@ -41,6 +46,7 @@ QUERIES = QueryParser(catalog.load([catalog.PACKAGED]))
 PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
 TIMEOUT_S = 10.0
 ADDRESS = "10.0.0.7"
+PEERNAME = PeerName(ADDRESS, 54321)
 UPDATES = request(3000)
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -51,6 +57,13 @@ class RecordingServer:
     def __init__(self) -> None:
         self.access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
         self.tls: Tls | None = None
+        self.poller: Poller = make_poller(asyncio.get_running_loop(), lambda: None)
+        self.pending: PendingHandshakes[Handshake] = PendingHandshakes(asyncio.get_running_loop().call_later, TIMEOUT_S)
+        self.transports: list[FakeTransport] = []
+        """The fake transport of each client without TLS."""
+        self.register_error: OSError | None = None
+        """The error that the kernel reports when it is asked to watch a socket."""
+        self.upgrade_cache = UpgradeCache()
         self.tracing = False
         self.upgrades: list[tuple[Handshake, asyncio.Transport, SubscribeRequest, bytes]] = []
         self.requests: list[Request] = []
@@ -66,8 +79,38 @@ class RecordingServer:
     def context(self) -> HandshakeContext:
         router = Router(self.access, QUERIES, PAGES, "/updates")
         return HandshakeContext(
-            router, self, self.tls, TIMEOUT_S, DEFAULT.tls_shutdown_s, self._on_upgraded, self.ended.append
+            router, self.upgrade_cache, self, self._make_transport, TIMEOUT_S, self._on_upgraded, self._on_closed
         )
+
+    def accept(self, client: socket.socket) -> Handshake:
+        """Begins the handshake of an accepted socket."""
+        handshake = Handshake(self.context(), client, PEERNAME)
+        self.pending.add(handshake)
+        handshake.begin()
+        self.pending.start_timer()
+        return handshake
+
+    def _make_transport(
+        self,
+        client: socket.socket,
+        peername: PeerName,
+        protocol: asyncio.BufferedProtocol,
+        on_failed: Callable[[OSError], None],
+    ) -> SocketTransport:
+        if self.tls is not None:
+            return TlsTransport(
+                self.poller, client, peername, protocol, self.tls.context, on_failed, DEFAULT.tls_shutdown_s
+            )
+        transport = FakeTransport(asyncio.get_running_loop().call_soon, peername=peername, sock=client)
+        transport.set_protocol(protocol)
+        transport.begin_error = self.register_error
+        self.transports.append(transport)
+        return cast("SocketTransport", transport)
+
+    def _on_closed(self, handshake: Handshake) -> None:
+        if handshake in self.pending:
+            self.pending.remove(handshake)
+        self.ended.append(handshake)
 
     def _on_upgraded(
         self,
@@ -77,6 +120,7 @@ class RecordingServer:
         subscribe: SubscribeRequest,
         rest: bytes,
     ) -> None:
+        self.pending.remove(handshake)
         self.upgrades.append((handshake, transport, subscribe, rest))
         self.requests.append(request)
 
@@ -90,27 +134,13 @@ class RecordingServer:
         self.traced.append((peer, request, decision, duration_s))
 
 
-class PeerSocket(socket.socket):
-    """A socket that is not connected, but claims to have a peer."""
-
-    def getpeername(self) -> tuple[str, int]:
-        return "127.0.0.1", 54321
-
-
 class Client:
     """A client's handshake, and the bridge's socket for this client."""
 
-    def __init__(self, server: RecordingServer, connector: FakeConnector, number: int = 0) -> None:
-        """`number` is the number of clients that connected earlier."""
-        self.server = server
-        self._connector = connector
-        self._number = number
-        self.socket = PeerSocket()
-        self.handshake = Handshake(server.context(), self.socket, ADDRESS)
-
-    @property
-    def transport(self) -> FakeTransport:
-        return self._connector.transports[self._number]
+    def __init__(self, server: RecordingServer) -> None:
+        self.socket = socket.socket()
+        self.handshake = server.accept(self.socket)
+        self.transport = server.transports[-1]
 
     def send(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -139,12 +169,11 @@ class Harness:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock(monkeypatch)
-        self.connector = FakeConnector(monkeypatch)
         self.server = RecordingServer()
         self.clients: list[Client] = []
 
     async def connect(self) -> Client:
-        self.clients.append(Client(self.server, self.connector, len(self.clients)))
+        self.clients.append(Client(self.server))
         await self.clock.settle()
         return self.clients[-1]
 
@@ -161,6 +190,7 @@ async def harness(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Harness]:
     yield harness
     for client in harness.clients:
         client.socket.close()
+    harness.server.poller.close()
 
 
 def get(target: str = "/updates", *lines: str) -> bytes:
@@ -751,20 +781,6 @@ async def test_client_aborted_by_the_bridge_is_not_reported_as_one_that_left(har
     assert harness.server.left == []
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(), ConnectionAbortedError("gone"), BrokenPipeError()], ids=repr)
-async def test_client_that_leaves_before_it_has_a_transport_is_reported_as_such(
-    harness: Harness, error: OSError
-) -> None:
-    harness.connector.completes = False
-    client = await harness.connect()
-    harness.connector.pending[0].set_exception(error)
-    await harness.clock.settle()
-    assert harness.server.left == [ADDRESS]
-    assert harness.server.refusals == []
-    assert client.socket.fileno() == -1
-    assert harness.server.ended == [client.handshake]
-
-
 async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
     protocol: asyncio.BufferedProtocol = (await harness.connect()).handshake
     # If `eof_received` returns None, the transport closes itself.
@@ -823,7 +839,7 @@ async def connect_over_tls(harness: Harness, tmp_path: Path) -> tuple[Handshake,
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     near, far = socket.socketpair()
     far.setblocking(False)
-    handshake = Handshake(harness.server.context(), near, ADDRESS)
+    handshake = harness.server.accept(near)
     await harness.clock.settle()
     return handshake, near, far
 
@@ -872,24 +888,13 @@ async def test_client_that_leaves_during_its_tls_handshake_is_not_refused(
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
         near, _ = listener.accept()
-        handshake = Handshake(harness.server.context(), near, ADDRESS)
+        handshake = harness.server.accept(near)
         await harness.clock.settle()
         if how == "resets":
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp.RESET)
     await harness.clock.settle()
     assert (harness.server.left, harness.server.refusals) == ([ADDRESS], [])
     assert harness.server.ended == [handshake]
-
-
-async def test_client_of_tls_that_is_gone_already_is_not_refused(harness: Harness, tmp_path: Path) -> None:
-    harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
-    near = socket.socket()  # not connected, like a socket after a reset
-    handshake = Handshake(harness.server.context(), near, ADDRESS)
-    assert harness.server.ended == [], "the server does not know the handshake yet"
-    await harness.clock.settle()
-    assert (harness.server.left, harness.server.refusals) == ([ADDRESS], [])
-    assert harness.server.ended == [handshake]
-    assert near.fileno() == -1
 
 
 async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_nothing(
@@ -904,50 +909,15 @@ async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_noth
     assert harness.server.refusals == []
 
 
-# Accepted sockets that have no transport yet
+# Accepted sockets that the kernel cannot watch
 
 
-async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(harness: Harness) -> None:
-    harness.connector.completes = False
+async def test_client_whose_socket_cannot_be_watched_is_refused_as_lost(harness: Harness) -> None:
+    harness.server.register_error = OSError("out of memory")
     client = await harness.connect()
-    harness.connector.pending[0].set_exception(OSError("out of memory"))
-    await harness.clock.settle()
     assert harness.server.refusals == [("lost", ADDRESS, "out of memory")]
-    assert client.socket.fileno() == -1
+    assert client.transport.ended == ["abort"]
     assert harness.server.ended == [client.handshake]
-
-
-async def test_client_that_never_gets_a_transport_is_aborted_at_the_timeout(harness: Harness) -> None:
-    harness.connector.completes = False
-    client = await harness.connect()
-    await harness.clock.advance(TIMEOUT_S)
-    assert harness.server.refusals == [("timeout", ADDRESS, "No complete request within 10 seconds.")]
-    assert client.socket.fileno() == -1
-    assert harness.server.ended == [client.handshake]
-
-
-async def test_abort_of_a_client_without_a_transport_closes_the_socket_and_refuses_nothing(harness: Harness) -> None:
-    harness.connector.completes = False
-    client = await harness.connect()
-    client.handshake.abort()
-    await harness.clock.settle()
-    assert client.socket.fileno() == -1
-    assert harness.server.ended == [client.handshake]
-    assert harness.server.refusals == []
-
-
-async def test_transport_made_after_the_abort_is_aborted(harness: Harness) -> None:
-    harness.connector.completes = False
-    client = await harness.connect()
-    client.handshake.abort()
-    late = FakeTransport(asyncio.get_running_loop().call_soon)
-    late.set_protocol(client.handshake)
-    client.handshake.connection_made(late)
-    await harness.clock.settle()
-    assert late.ended == ["abort"]
-    # Calling `on_closed` again does no harm, because a server removes each handshake only once.
-    assert set(harness.server.ended) == {client.handshake}
-    assert harness.server.refusals == []
 
 
 # The trace
@@ -966,7 +936,7 @@ async def test_decision_is_traced_with_the_time_since_the_accept(
     await harness.clock.advance(1.5)
     client.send(sent)
     [(peer, traced, answer, duration_s)] = harness.server.traced
-    assert (peer, duration_s) == ("127.0.0.1 port 54321", 1.5)
+    assert (peer, duration_s) == (f"{ADDRESS} port 54321", 1.5)
     assert isinstance(answer, kind)
     assert (None if traced is None else traced.method) == method
 
@@ -985,7 +955,7 @@ async def test_eviction_is_traced_unless_the_request_is_answered(harness: Harnes
     waiting = await harness.connect()
     waiting.handshake.evict(Rule.PENDING)
     assert [(peer, decision) for peer, _, decision, _ in harness.server.traced] == [
-        ("127.0.0.1 port 54321", Rule.PENDING)
+        (f"{ADDRESS} port 54321", Rule.PENDING)
     ]
     answered = await harness.connect()
     answered.send(HEALTH)
@@ -995,10 +965,8 @@ async def test_eviction_is_traced_unless_the_request_is_answered(harness: Harnes
 
 async def test_failed_transport_is_traced_as_a_refusal(harness: Harness) -> None:
     harness.server.tracing = True
-    harness.connector.completes = False
+    harness.server.register_error = OSError("out of memory")
     await harness.connect()
-    harness.connector.pending[0].set_exception(OSError("out of memory"))
-    await harness.clock.settle()
     assert [decision for _, _, decision, _ in harness.server.traced] == [Rule.LOST]
 
 
@@ -1007,7 +975,7 @@ async def test_client_that_leaves_is_reported_with_its_port_while_tracing(harnes
     client = await harness.connect()
     client.transport.close()
     await harness.clock.settle()
-    assert harness.server.left == ["127.0.0.1 port 54321"]
+    assert harness.server.left == [f"{ADDRESS} port 54321"]
 
 
 async def test_without_tracing_no_decision_is_traced(harness: Harness) -> None:
@@ -1020,34 +988,25 @@ async def test_without_tracing_no_decision_is_traced(harness: Harness) -> None:
 
 @pytest.mark.parametrize("request_", [UPDATES, HEALTH, UPDATES[:-1]], ids=["101", "200", "no answer"])
 async def test_handshake_that_is_over_leaves_nothing_to_the_garbage_collector(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, request_: bytes
+    harness: Harness, request_: bytes
 ) -> None:
-    protocols: list[weakref.ref[ServerProtocol]] = []
-
-    class Watched(ServerProtocol):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            protocols.append(weakref.ref(self))
-
-    monkeypatch.setattr(compat, "ServerProtocol", Watched)
+    gc.collect()
     gc.disable()
     try:
-        handshake = Handshake(harness.server.context(), socket.socket(), ADDRESS)
-        await harness.clock.settle()
-        [transport] = harness.connector.transports
+        handshake = harness.server.accept(socket.socket())
+        [transport] = harness.server.transports
         deliver(transport, request_)
-        assert [protocol() for protocol in protocols] in ([], [None])
         if harness.server.upgrades:
             transport.set_protocol(asyncio.Protocol())
         transport.abort()
         await harness.clock.settle()
         # Only this test's transport still has a reference to the socket, so the test closes the socket.
         transport.get_extra_info("socket").close()
-        harness.connector.transports.clear()
+        harness.server.transports.clear()
+        harness.server.upgrade_cache = UpgradeCache()
         harness.server.upgrades.clear()
         harness.server.ended.clear()
-        over = weakref.ref(handshake)
         del handshake, transport
-        assert over() is None
+        assert not any(isinstance(each, Handshake) for each in gc.get_objects())
     finally:
         gc.enable()

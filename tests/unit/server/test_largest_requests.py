@@ -16,7 +16,8 @@ from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, RequestReader
 from bridge.server.http.response import serialize
-from bridge.server.router import Refused, Router, Upgrade
+from bridge.server.router import Refused, Router
+from bridge.server.websocket.upgrade import Upgrade
 from tests.support.largest_requests import REQUESTS
 
 if TYPE_CHECKING:

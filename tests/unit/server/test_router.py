@@ -17,7 +17,8 @@ from bridge.server.access.rules import Access, Rule
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import BadRequest, Request, parse
 from bridge.server.http.response import Response
-from bridge.server.router import Refused, Router, Upgrade
+from bridge.server.router import Refused, Router
+from bridge.server.websocket.upgrade import Upgrade
 from tests.support.clients import request
 
 ROUTER = Router(

@@ -37,7 +37,6 @@ from bridge.server.websocket.keepalive import PING_PAUSE_S
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import (
-    FakeConnector,
     FakeFlushListener,
     FakeSource,
     FakeTransport,
@@ -51,12 +50,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from bridge.server.tls import Tls
+from bridge.server.transport.poller import Poller
+from bridge.server.transport.tcp import PeerName
 
 QUERIES = QueryParser(catalog.load([catalog.PACKAGED]))
 PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
 LOG_BYTES = 2**20
 HANDSHAKE_TIMEOUT_S = 10.0
 A, B, EXTERNAL = "10.0.0.1", "10.0.0.2", "8.8.8.8"
+PORT = 54321
 CLOSED_BY_CLIENT = Frame(Opcode.CLOSE, b"").serialize(mask=True)
 
 
@@ -69,9 +71,7 @@ class Client:
 
     @property
     def transport(self) -> FakeTransport:
-        [transport] = [
-            each for each in self._harness.connector.transports if each.get_extra_info("socket") is self.socket
-        ]
+        [transport] = [each for each in self._harness.transports if each.get_extra_info("socket") is self.socket]
         return transport
 
     @property
@@ -124,7 +124,8 @@ class Harness:
         tls: Tls | None = None,
     ) -> None:
         self.clock = ManualClock(monkeypatch)
-        self.connector = FakeConnector(monkeypatch)
+        self.transports: list[FakeTransport] = []
+        monkeypatch.setattr(server_module, "TcpTransport", self._make_transport)
         self.metrics = Metrics()
         self.metrics.init_labels([], [], [reason.slug for reason in CloseReason], Rule)
         loop = asyncio.get_running_loop()
@@ -149,10 +150,18 @@ class Harness:
         self._series = series(self.metrics)
         self.sockets: list[socket.socket] = []
 
+    def _make_transport(
+        self, _: Poller, client: socket.socket, peername: PeerName, protocol: asyncio.BufferedProtocol
+    ) -> FakeTransport:
+        transport = FakeTransport(asyncio.get_running_loop().call_soon, peername=peername, sock=client)
+        transport.set_protocol(protocol)
+        self.transports.append(transport)
+        return transport
+
     async def connect(self, address: str = A) -> Client:
         """Connects a client, which sends nothing yet."""
         self.sockets.append(socket.socket())
-        self.server.on_accept(self.sockets[-1], address)
+        self.server.on_accept(self.sockets[-1], PeerName(address, PORT))
         await self.clock.settle()
         return Client(self, self.sockets[-1])
 
@@ -231,7 +240,7 @@ async def test_external_peer_is_refused_and_uses_no_capacity(serve: Callable[...
     if gone:
         theirs.close()
     with theirs, capture_logs() as logged:
-        harness.server.on_accept(ours, EXTERNAL)
+        harness.server.on_accept(ours, PeerName(EXTERNAL, PORT))
         assert ours.fileno() == -1
         if not gone:
             answer = theirs.recv(10_000)
@@ -249,7 +258,7 @@ async def test_external_peer_is_closed_before_tls_and_without_an_answer(serve: C
     harness = serve(tls=cast("Tls", SimpleNamespace(context=object())))
     ours, theirs = socket.socketpair()
     with theirs:
-        harness.server.on_accept(ours, EXTERNAL)
+        harness.server.on_accept(ours, PeerName(EXTERNAL, PORT))
         assert ours.fileno() == -1
         assert theirs.recv(10_000) == b""
     assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
@@ -278,10 +287,11 @@ async def test_refusal_before_the_request_is_a_debug_line(
     with capture_logs() as logged:
         for each in clients:
             harness.sockets.append(socket.socket())
-            harness.server.on_accept(harness.sockets[-1], each)
+            harness.server.on_accept(harness.sockets[-1], PeerName(each, PORT))
             await harness.clock.settle()
     lines = events(logged, "handshake")
-    assert [(line["peer"], line["rule"], line.get("status")) for line in lines] == refused
+    expected = [(f"{address} port {PORT}", rule, status) for address, rule, status in refused]
+    assert [(line["peer"], line["rule"], line.get("status")) for line in lines] == expected
     assert {(line["outcome"], line["duration_ms"]) for line in lines} == {("refused", 0)}
 
 
@@ -294,7 +304,7 @@ async def test_eviction_of_the_oldest_handshake_is_a_debug_line(
     await harness.connect(A)
     with capture_logs() as logged:
         await harness.connect(B)
-    assert [(line["peer"], line["rule"]) for line in events(logged, "handshake")] == [(A, "pending")]
+    assert [(line["peer"], line["rule"]) for line in events(logged, "handshake")] == [(f"{A} port {PORT}", "pending")]
 
 
 async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(serve: Callable[..., Harness]) -> None:
@@ -433,7 +443,7 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
             "log_level": "info",
             "reason": "full",
             "code": 1013,
-            "peer": "127.0.0.1 port 54321",
+            "peer": f"{A} port {PORT}",
             "connected_s": 0,
             "max_connections": 2,
         }
@@ -456,7 +466,7 @@ async def test_clients_beyond_the_overflow_are_dropped_and_logged_once(
     with capture_logs() as logged:
         dropped = [await harness.connect(B) for _ in range(2)]
     assert [each.dropped for each in (*refused, *dropped)] == [False] * 3 + [True] * 2
-    assert len(harness.connector.transports) == 3
+    assert len(harness.transports) == 3
     assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
     # Dropped clients were never counted towards the limit, so they do not free a place when they end.
@@ -562,7 +572,7 @@ async def test_clients_accepted_in_one_turn_of_the_loop_each_evict_another_hands
     waiting = [await harness.connect() for _ in range(3)]
     harness.sockets += [socket.socket() for _ in range(2)]
     for each in harness.sockets[-2:]:
-        harness.server.on_accept(each, B)
+        harness.server.on_accept(each, PeerName(B, PORT))
     await harness.clock.settle()
     assert [each.ended for each in waiting] == [["abort"], ["abort"], []]
     assert harness.gauges() == (0, 3)
@@ -674,7 +684,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
         flood(client)
     assert not client.transport.reading
     assert harness.metric("bridge_client_throttles_total") == 1
-    assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
+    assert events(logged, "client throttled") == [{"log_level": "info", "peer": f"{A} port {PORT}"}]
     with capture_logs() as logged:
         for _ in range(MAX_LINES):
             # After four periods, the client has paid off its debt.
@@ -791,7 +801,7 @@ async def test_client_that_connects_to_the_listener_is_served(serve: Callable[..
     with socket.create_connection(harness.listen()):
         await harness.clock.settle()
         assert harness.gauges() == (0, 1)
-        [transport] = harness.connector.transports
+        [transport] = harness.transports
         harness.sockets.append(transport.get_extra_info("socket"))
         deliver(transport, request(3000))
         assert harness.gauges() == (1, 0)
@@ -855,10 +865,10 @@ async def test_stop_listening_keeps_connections_and_gives_handshakes_a_grace_per
 async def test_client_that_waits_to_be_accepted_is_answered_after_stop_listening(serve: Callable[..., Harness]) -> None:
     harness = serve()
     with socket.create_connection(harness.listen()):
-        assert harness.connector.transports == [], "the loop has not turned"
+        assert harness.transports == [], "the loop has not turned"
         harness.server.stop_listening()
         await harness.clock.settle()
-        [transport] = harness.connector.transports
+        [transport] = harness.transports
         client = Client(harness, transport.get_extra_info("socket"))
         harness.sockets.append(client.socket)
         client.send(request(3000, "/healthz"))

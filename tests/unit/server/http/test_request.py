@@ -101,7 +101,7 @@ def test_body_of_no_length_is_none(method: bytes) -> None:
 
 
 def test_request_in_http_1_0_needs_no_header() -> None:
-    assert parse(get(version=b"1.0")) == Request("GET", "/updates", "1.0", {})
+    assert parse(get(version=b"1.0")) == Request("GET", "/updates", "1.0", {}, "/updates", "")
 
 
 def test_lists_are_divided_at_commas_over_all_headers() -> None:

@@ -20,7 +20,8 @@ from structlog.testing import capture_logs
 
 from bridge.metrics import Metrics
 from bridge.server.listeners import acceptor as module
-from bridge.server.listeners.acceptor import ACCEPTS_PER_TURN, SPARE_DESCRIPTORS, Acceptor
+from bridge.server.listeners.acceptor import BUDGET_S, SPARE_DESCRIPTORS, Acceptor
+from bridge.server.transport.tcp import PeerName
 from bridge.timing import DEFAULT, Timing
 from tests.support.fakes import ManualClock
 from tests.support.metrics import value
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 TIMING = Timing(descriptor_check_s=0.01)
+CLIENTS = 24
 
 
 class RecordingAcceptor(Acceptor):
@@ -42,9 +44,16 @@ class RecordingAcceptor(Acceptor):
         self.listener.bind(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.name = self.listener.getsockname()
-        self.accepted: list[tuple[socket.socket, str]] = []
-        super().__init__([self.listener], lambda *client: self.accepted.append(client), self.metrics, TIMING)
+        self.accepted: list[tuple[socket.socket, PeerName]] = []
+        self.now_s = 0.0
+        self.handshake_s = 0.0
+        """The time that each handshake takes."""
+        super().__init__([self.listener], self._take, lambda: None, self.metrics, TIMING, lambda: self.now_s)
         self.clients: list[socket.socket] = []
+
+    def _take(self, client: socket.socket, peername: PeerName) -> None:
+        self.now_s += self.handshake_s
+        self.accepted.append((client, peername))
 
     def connect(self, count: int = 1) -> None:
         """Connects clients. The kernel completes the TCP handshakes even before the bridge accepts the clients."""
@@ -90,9 +99,8 @@ def left(count: int) -> Iterator[None]:
 async def test_client_is_accepted_with_its_address(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
     await eventually("the client is accepted", lambda: acceptor.accepted)
-    [(client, address)] = acceptor.accepted
-    assert address == "127.0.0.1"
-    assert client.getpeername() == acceptor.clients[0].getsockname()
+    [(client, peername)] = acceptor.accepted
+    assert peername == client.getpeername() == acceptor.clients[0].getsockname()
 
 
 async def test_close_closes_the_listening_socket(acceptor: RecordingAcceptor) -> None:
@@ -103,11 +111,11 @@ async def test_close_closes_the_listening_socket(acceptor: RecordingAcceptor) ->
 async def test_clients_that_wait_are_accepted_before_the_listening_socket_is_closed() -> None:
     acceptor = RecordingAcceptor()
     acceptor.open()
-    acceptor.connect(3 * ACCEPTS_PER_TURN)
+    acceptor.connect(CLIENTS)
     assert acceptor.accepted == [], "the loop has not turned"
     await acceptor.stop()
     assert acceptor.listener.fileno() == -1
-    assert len(acceptor.accepted) == 3 * ACCEPTS_PER_TURN
+    assert len(acceptor.accepted) == CLIENTS
     for (accepted, _), client in zip(acceptor.accepted, acceptor.clients, strict=True):
         accepted.sendall(b"answer")
         assert client.recv(10) == b"answer"
@@ -183,14 +191,25 @@ async def test_stop_that_is_cancelled_closes_the_listening_socket(monkeypatch: p
     assert acceptor.listener.fileno() == -1
 
 
-async def test_many_clients_are_accepted_a_few_in_each_turn(acceptor: RecordingAcceptor) -> None:
-    acceptor.connect(3 * ACCEPTS_PER_TURN)
+async def test_clients_are_accepted_until_the_time_of_the_turn_is_used_up(acceptor: RecordingAcceptor) -> None:
+    acceptor.handshake_s = BUDGET_S / 7.5
+    acceptor.connect(CLIENTS)
     most, before = 0, 0
-    while before < 3 * ACCEPTS_PER_TURN:
+    while before < CLIENTS:
         await asyncio.sleep(0)
         most = max(most, len(acceptor.accepted) - before)
         before = len(acceptor.accepted)
-    assert most == ACCEPTS_PER_TURN
+    assert most == 8
+
+
+async def test_one_client_is_accepted_in_a_turn_however_long_its_handshake_takes(acceptor: RecordingAcceptor) -> None:
+    acceptor.handshake_s = 10 * BUDGET_S
+    acceptor.connect(2)
+    counts = set()
+    while len(acceptor.accepted) < 2:
+        await asyncio.sleep(0)
+        counts.add(len(acceptor.accepted))
+    assert counts - {0} == {1, 2}
 
 
 async def test_clients_are_accepted_while_there_are_descriptors_to_spare(acceptor: RecordingAcceptor) -> None:
@@ -286,8 +305,8 @@ class Accepting:
         monkeypatch.setattr(module, "_descriptor_floor", lambda: self.floor)
         self.metrics = Metrics()
         self.listeners = listeners
-        self.accepted: list[tuple[socket.socket, str]] = []
-        self.acceptor = Acceptor(listeners, lambda *client: self.accepted.append(client), self.metrics)
+        self.accepted: list[tuple[socket.socket, PeerName]] = []
+        self.acceptor = Acceptor(listeners, lambda *client: self.accepted.append(client), lambda: None, self.metrics)
         self.acceptor.open()
 
     @property
@@ -316,7 +335,7 @@ async def test_client_held_while_descriptors_are_exhausted_is_accepted_with_its_
         assert accepting.accepted == []
         accepting.floor = math.inf
         await accepting.clock.advance(DEFAULT.descriptor_check_s)
-        assert accepting.accepted == [(client, name[0])]
+        assert accepting.accepted == [(client, name[:2])]
         # A client is accepted only once.
         accepting.floor = 0
         accepting.listeners[0].outcomes.append(OSError(errno.EMFILE, "too many open files"))
@@ -334,7 +353,7 @@ async def test_client_with_the_last_descriptor_that_is_not_spare_is_accepted_at_
         accepting = Accepting(monkeypatch, listener)
         accepting.floor = client.fileno() + 1
         accepting.acceptor._accept(listener)
-        assert accepting.accepted == [(client, "10.0.0.7")]
+        assert accepting.accepted == [(client, ("10.0.0.7", 54321))]
         assert accepting.exhaustions == 0
         accepting.acceptor.close()
 

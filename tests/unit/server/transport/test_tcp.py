@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import TYPE_CHECKING
 
@@ -46,13 +45,6 @@ def test_end_of_the_client_shows_without_a_read(pair: tuple[socket.socket, socke
     assert tcp.has_ended(ours)
 
 
-def test_socket_has_the_name_of_its_peer_until_it_is_closed(pair: tuple[socket.socket, socket.socket]) -> None:
-    ours, client = pair
-    assert tcp.socket_peer_name(ours) == f"127.0.0.1 port {client.getsockname()[1]}"
-    ours.close()
-    assert tcp.socket_peer_name(ours) is None
-
-
 def test_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     ours.close()
@@ -85,10 +77,5 @@ def test_reset_of_a_socket_that_is_closed_or_missing_does_nothing(pair: tuple[so
     tcp.reset_on_close(None)
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [(("10.0.0.7", 54321), "10.0.0.7 port 54321"), (("fd00::7", 54321, 0, 0), "fd00::7 port 54321"), (None, None)],
-    ids=["IPv4", "IPv6", "gone"],
-)
-def test_name_of_a_peer_is_its_address_and_port(name: tuple[object, ...] | None, shown: str | None) -> None:
-    assert tcp.peer_name(asyncio.BaseTransport({"peername": name})) == shown
+def test_text_of_a_peer_is_its_address_and_port() -> None:
+    assert tcp.PeerName("fd00::7", 54321).text == "fd00::7 port 54321"

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.server.tls import Tls
+from bridge.server.transport.poller import make_poller
+from bridge.server.transport.tcp import PeerName
 from bridge.server.transport.tls_transport import MAX_DISCARDED_BYTES, MAX_SURPLUS_BYTES, RECORD_BYTES, TlsTransport
 from tests.support.certificates import certificate
 from tests.support.waiting import eventually
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.both_loops
 
 SHUTDOWN_S = 0.3
+PEERNAME = PeerName("127.0.0.1", 54321)
 MUCH = bytes(range(256)) * 4096
 """Data of 1 MiB. While the client does not read, the sockets can't take this much."""
 
@@ -131,8 +134,10 @@ class Pair:
         self.protocol = Recorder()
         self.failures: list[OSError] = []
         self.context = context
-        loop = asyncio.get_running_loop()
-        self.transport = TlsTransport(loop, near, self.context, self.protocol, self.failures.append, SHUTDOWN_S)
+        self.poller = make_poller(asyncio.get_running_loop(), lambda: None)
+        self.transport = TlsTransport(
+            self.poller, near, PEERNAME, self.protocol, self.context, self.failures.append, SHUTDOWN_S
+        )
         self.client = Client(far)
         self.transport.begin()
 
@@ -181,7 +186,7 @@ async def test_transport_has_the_methods_that_a_connection_uses(connected: Pair)
     transport = connected.transport
     assert transport.get_extra_info("sslcontext") is connected.context
     assert transport.get_extra_info("socket").fileno() >= 0
-    assert transport.get_extra_info("peername") == ""
+    assert transport.get_extra_info("peername") == PEERNAME
     assert transport.get_extra_info("cipher", "none") == "none"
     assert transport.get_protocol() is connected.protocol
     assert transport.can_write_eof()
@@ -192,6 +197,7 @@ async def test_transport_has_the_methods_that_a_connection_uses(connected: Pair)
     await eventually("the other protocol reads", lambda: other.received == b"x")
     transport.set_protocol(connected.protocol)
     transport.abort()
+    await connected.lost()
     assert transport.get_extra_info("socket").fileno() == -1
     assert transport.is_closing()
 
@@ -517,11 +523,6 @@ async def test_aborted_handshake_fails(pair: Pair) -> None:
 async def test_close_during_the_handshake_is_its_end_in_time(pair: Pair) -> None:
     pair.transport.close()
     await eventually("the handshake fails", lambda: pair.failures)
-
-
-async def test_socket_that_is_not_connected_any_more_is_an_error(context: ssl.SSLContext) -> None:
-    with socket.socket() as near, pytest.raises(OSError, match="not connected"):
-        TlsTransport(asyncio.get_running_loop(), near, context, Recorder(), lambda _: None, SHUTDOWN_S)
 
 
 def libssl() -> str | None:
