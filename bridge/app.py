@@ -297,6 +297,7 @@ def _stream_config(settings: Settings) -> StreamConfig | None:
 
 def _limits(settings: Settings) -> Limits:
     capacity = descriptors.connection_capacity(settings.max_connections)
+    descriptors.grow_descriptor_table(capacity)
     per_address = settings.max_connections_per_address
     if per_address is None:
         per_address = max(MIN_PER_ADDRESS, capacity.connections // 10)

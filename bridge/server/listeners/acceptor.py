@@ -34,7 +34,7 @@ SPARE_DESCRIPTORS = 16
 The reserved descriptors are for the connection to the broker and for files.
 """
 
-BUDGET_S = 0.002
+BUDGET_S = 0.001
 """The maximum time in one turn of the event loop for accepting clients, including handshakes that complete at once.
 
 The last handshake of a turn may exceed this maximum. With a maximum number of clients instead of a time, a bridge whose

@@ -3,8 +3,12 @@
 Each client takes one descriptor, and most shells allow 1024 descriptors for a process.
 """
 
+import fcntl
+import os
 import resource
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -34,6 +38,17 @@ def raise_nofile_limit() -> None:
     """Raises the soft limit of file descriptors to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def grow_descriptor_table(capacity: Capacity) -> None:
+    """Makes the kernel allocate its table of this process's descriptors for all connections at once.
+
+    Otherwise the kernel doubles the table while clients connect. In a process with several threads, each doubling stops
+    the process for 10 to 20 ms, because the kernel waits until no processor uses the old table.
+    """
+    highest = capacity.connections + capacity.overflow + OWN_DESCRIPTORS - 1
+    with Path(os.devnull).open("rb") as file, suppress(OSError):  # the limit is lower than OWN_DESCRIPTORS
+        os.close(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, highest))
 
 
 def connection_capacity(max_connections: int) -> Capacity:

@@ -17,7 +17,7 @@ from typing import Protocol
 READ, WRITE = 1, 4
 """The events that a socket is watched for. The values are those of EPOLLIN and EPOLLOUT (`sys/epoll.h`)."""
 
-BUDGET_S = 0.002
+BUDGET_S = 0.001
 """The maximum time in one turn for the ready sockets, and the maximum time for the calls of `call_soon`.
 
 The last call of a turn may exceed its maximum.
