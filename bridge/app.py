@@ -82,6 +82,7 @@ class Bridge:
         unflushed = UnflushedDeliveries(metrics)
         turn = LoopTurn(asyncio.get_running_loop().call_soon)
         register_turn_metrics(metrics, turn)
+        flow_control = FlowControl(settings.prefetch)
         self._hub = Hub(
             index,
             metrics,
@@ -90,13 +91,13 @@ class Bridge:
             flush_listener=unflushed,
             source=self,
             turn=turn,
+            flow_control=flow_control,
             flush_bytes=FLUSH_BYTES if self._tls is None else TLS_FLUSH_BYTES,
             replaying=reads_stream,
             trace=HubLog() if logs.traces(HUB_LOGGER) else None,
         )
         register_hub_metrics(metrics, self._hub, update_log)
         nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)
-        flow_control = FlowControl(settings.prefetch)
         self._rejects = RejectPublisher(
             nodes,
             settings.reject_exchange,

@@ -61,6 +61,13 @@ class FlushListener(Protocol):
         """
 
 
+class FlowControl(Protocol):
+    """Controls how fast updates arrive."""
+
+    def set_behind(self, behind: bool) -> None:
+        """Called with True if too many updates wait for a flush, and with False when they are sent."""
+
+
 class Source(Protocol):
     """The source of the updates."""
 
@@ -103,6 +110,7 @@ class Hub:
         flush_listener: FlushListener,
         source: Source,
         turn: LoopTurn,
+        flow_control: FlowControl,
         *,
         flush_bytes: int = FLUSH_BYTES,
         replaying: bool = False,
@@ -126,6 +134,9 @@ class Hub:
         if trace is not None:
             self._after_flush = partial(self._trace_flush, trace, flush_listener)
         self._source = source
+        self._flow_control = flow_control
+        self._behind = False
+        """Whether `flow_control` was told that too many updates wait."""
         # These limits ensure that no frame falls off the tail of the log before it is flushed.
         self._flush_bytes = min(flush_bytes, log.max_bytes // 4)
         self._flush_updates = log.max_bytes // 2 // ENTRY_BYTES
@@ -282,12 +293,16 @@ class Hub:
     def _make_room(self, size_bytes: int) -> None:
         """Flushes the log if the log might otherwise drop a frame before the frame is flushed."""
         log = self._update_log
+        # If the current flush has more to send, updates wait in the log. If they fill a quarter of the log, the source
+        # pauses.
+        if self._flushing is not None and self._waiting_bytes + size_bytes > log.max_bytes // 4:
+            self._set_behind(True)
         unflushed_bytes, unflushed = self._unflushed_bytes + size_bytes, log.head - log.flushed
         if unflushed_bytes <= self._flush_bytes and unflushed < self._flush_updates:
             return
         self.flush()
-        # If the current flush has more to send, updates wait in the log. If they fill half of the log, they are sent in
-        # this turn, however long it takes: frames that fall off the log would be lost for healthy clients.
+        # If the updates that wait fill half of the log nevertheless, they are sent in this turn, however long it takes:
+        # frames that fall off the log would be lost for healthy clients.
         while self._flushing is not None and self._waiting_bytes + size_bytes > log.max_bytes // 2:
             next(self._flushing, None)
 
@@ -297,6 +312,11 @@ class Hub:
         log = self._update_log
         entries = log.head - log.flush_start
         return self._round_bytes + self._unflushed_bytes + ENTRY_BYTES * (entries + 1)
+
+    def _set_behind(self, behind: bool) -> None:
+        if behind != self._behind:
+            self._behind = behind
+            self._flow_control.set_behind(behind)
 
     def send_own_message(self, payload: bytes) -> None:
         """Sends one of the bridge's own messages to the connections that get ids.
@@ -361,6 +381,7 @@ class Hub:
                     on_stopped()
         finally:
             self._flushing = None
+            self._set_behind(False)
 
     def _round(self) -> Iterator[None]:
         log, metrics = self._update_log, self._metrics

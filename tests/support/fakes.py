@@ -467,10 +467,16 @@ class FakeDelivery(Delivery):
 
 
 class FakeFlowControl:
-    """Records the reports of a reject publisher: True if the publisher is full, and False if it is not."""
+    """Records the reports of a reject publisher and of a hub."""
 
     def __init__(self) -> None:
         self.full: list[bool] = []
+        """True if the publisher is full, and False if it is not."""
+        self.behind: list[bool] = []
+        """True if too many updates wait, and False if they are sent."""
+
+    def set_behind(self, behind: bool) -> None:
+        self.behind.append(behind)
 
     def set_full(self, full: bool) -> None:
         self.full.append(full)
@@ -580,6 +586,7 @@ class Scene:
         self.flushes = FakeFlushListener()
         self.source = FakeSource()
         self.turn = FakeTurn(self.turns.call_soon)
+        self.flow_control = FakeFlowControl()
         self.hub = Hub(
             self.index,
             self.metrics,
@@ -588,6 +595,7 @@ class Scene:
             self.flushes if flush_listener is None else flush_listener,
             self.source,
             self.turn,
+            self.flow_control,
             flush_bytes=flush_bytes,
             replaying=replaying,
             trace=trace,

@@ -1,4 +1,4 @@
-"""Limits the number of unsettled deliveries, and the bytes of held rejected events."""
+"""Limits the unsettled deliveries, the bytes of held rejected events, and the updates that wait for a flush."""
 
 import asyncio
 from typing import Protocol
@@ -19,7 +19,7 @@ class PausableChannel(Protocol):
 
 
 class FlowControl:
-    """Limits the unsettled deliveries and the held events of one consumer.
+    """Limits the unsettled deliveries, the held events and the waiting updates of one consumer.
 
     One FlowControl serves all sessions of the consumer.
 
@@ -27,6 +27,9 @@ class FlowControl:
     the bridge stops reading from the broker. After about 15 s without reading, the broker closes the connection. In the
     next session, the prefetch is reduced until memory is free again, so that the broker sends no more deliveries than
     the bridge can read.
+
+    If updates arrive faster than the hub can send them, the bridge stops reading from the broker until the hub has sent
+    them, which takes at most some seconds.
     """
 
     def __init__(self, max_prefetch: int) -> None:
@@ -35,15 +38,19 @@ class FlowControl:
         self.prefetch = max_prefetch
         """The prefetch of the current session, or of the next session if there is no current session."""
         self.paused = False
-        """True while the bridge reads nothing from the broker."""
+        """True while the bridge reads nothing from the broker because of held events."""
         self.prefetch_restorable = asyncio.Event()
         """An asyncio event. It is set when there is enough memory again to raise a reduced prefetch to the maximum."""
         self._full = False
+        self._behind = False
+        """True while updates wait for a flush."""
         self._channel: PausableChannel | None = None
 
     def begin_session(self, channel: PausableChannel) -> None:
         """Called when a session has begun to consume."""
         self._channel = channel
+        if self._behind:
+            channel.pause_reading()
 
     def set_full(self, full: bool) -> None:
         """Called with True if there is no memory for more held events, and with False if there is memory again."""
@@ -55,10 +62,19 @@ class FlowControl:
                 self.prefetch_restorable.set()
         elif self.max_prefetch > 1:
             self.paused = full
-            if full:
-                self._channel.pause_reading()
-            else:
-                self._channel.resume_reading()
+            self._pause_or_resume(self._channel)
+
+    def set_behind(self, behind: bool) -> None:
+        """Called with True if too many updates wait for a flush, and with False when they are sent."""
+        self._behind = behind
+        if self._channel is not None:
+            self._pause_or_resume(self._channel)
+
+    def _pause_or_resume(self, channel: PausableChannel) -> None:
+        if self.paused or self._behind:
+            channel.pause_reading()
+        else:
+            channel.resume_reading()
 
     def on_prefetch_restored(self) -> None:
         """Called when the broker has applied the maximum prefetch again.
@@ -74,8 +90,9 @@ class FlowControl:
         """Called at the end of a session, with its number of unsettled deliveries. Sets the next session's prefetch."""
         self.prefetch = max(1, outstanding) if self.paused else self.max_prefetch
         self.prefetch_restorable.clear()
-        if self.paused and self._channel is not None:
+        if self.paused:
             _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
+        if (self.paused or self._behind) and self._channel is not None:
             self._channel.resume_reading()  # lets aiormq read why the broker closes the connection
         self.paused = self._full = False
         self._channel = None

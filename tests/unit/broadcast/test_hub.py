@@ -449,6 +449,31 @@ def test_updates_that_fill_half_of_the_log_during_a_flush_are_sent_at_once(small
         assert scene.sends()[1:] == (0, 0)
 
 
+def test_source_pauses_while_the_updates_that_wait_for_a_flush_fill_a_quarter_of_the_log(small_groups: None) -> None:
+    with closing(Scene(log_bytes=20_000)) as scene:
+        crowd = [scene.join_with_socket() for _ in range(3)]
+        scene.turn.steps = 1
+        frames = scene.publish(b"first")
+        while not scene.flow_control.behind:
+            assert scene.log.head < 100
+            frames += scene.publish(b"x" * 100)
+        size = sum(len(scene.log.frame(at)) + ENTRY_BYTES for at in range(scene.log.head))
+        assert scene.log.max_bytes // 8 < size < scene.log.max_bytes // 2
+        frames += scene.publish(b"x" * 100)
+        assert scene.flow_control.behind == [True]
+        scene.turns.settle()
+        assert scene.flow_control.behind == [True, False]
+        assert received(crowd) == [frames] * 3
+
+
+def test_source_does_not_pause_for_updates_that_are_sent_at_once(scene: Scene) -> None:
+    scene.join_with_socket()
+    for _ in range(100):
+        scene.hub.publish(b"x" * 1000)
+    scene.hub.flush()
+    assert scene.flow_control.behind == []
+
+
 # Lagging connections
 
 

@@ -37,6 +37,7 @@ from bridge.server.websocket.keepalive import PING_PAUSE_S
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import (
+    FakeFlowControl,
     FakeFlushListener,
     FakeSource,
     FakeTransport,
@@ -135,7 +136,16 @@ class Harness:
         log = UpdateLog(LOG_BYTES)
         index = ReplayIndex(log, None)
         self.turn = turn = FakeTurn(loop.call_soon)
-        self.hub = Hub(index, self.metrics, loop.call_soon, lambda: 0, FakeFlushListener(), FakeSource(), turn)
+        self.hub = Hub(
+            index,
+            self.metrics,
+            loop.call_soon,
+            lambda: 0,
+            FakeFlushListener(),
+            FakeSource(),
+            turn,
+            FakeFlowControl(),
+        )
         register_hub_metrics(self.metrics, self.hub, log)
         access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
         self.server = Server(

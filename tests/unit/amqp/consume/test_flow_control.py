@@ -103,6 +103,40 @@ async def test_reduced_prefetch_lasts_for_one_session(stage: Stage) -> None:
     assert stage.flow_control.prefetch == MAX_PREFETCH
 
 
+async def test_reading_pauses_while_updates_wait(stage: Stage) -> None:
+    stage.begin_session()
+    stage.flow_control.set_behind(True)
+    stage.flow_control.set_behind(False)
+    assert (stage.paused, stage.flow_control.paused) == ([True, False], False)
+
+
+@pytest.mark.parametrize("first", ["held events", "updates"])
+async def test_reading_resumes_when_neither_events_are_held_nor_updates_wait(stage: Stage, first: str) -> None:
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    stage.flow_control.set_behind(True)
+    if first == "updates":
+        stage.flow_control.set_behind(False)
+    else:
+        stage.flow_control.set_full(False)
+    assert set(stage.paused) == {True}
+    stage.flow_control.set_full(False)
+    stage.flow_control.set_behind(False)
+    assert stage.paused[-1] is False
+
+
+async def test_session_that_begins_while_updates_wait_is_paused(stage: Stage) -> None:
+    stage.flow_control.set_behind(True)
+    stage.begin_session()
+    assert stage.paused == [True]
+    with capture_logs() as logged:
+        stage.flow_control.end_session(3)
+    assert (logged, stage.flow_control.prefetch) == ([], MAX_PREFETCH)
+    assert stage.paused == [True, False], "the broker's last frames are read"
+    stage.flow_control.set_behind(False)
+    assert stage.paused == [True, False]
+
+
 async def test_one_delivery_at_a_time_is_always_read() -> None:
     """The prefetch can't be 0, because 0 means that there is no limit.
 
