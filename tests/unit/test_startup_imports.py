@@ -46,7 +46,7 @@ bridge.server.websocket: connection keepalive reader upgrade upgrade_cache
 
 DIRECT = """
 abc aio_pika aio_pika.abc aiormq array asyncio atexit base64 binascii bisect click codecs collections collections.abc
-contextlib ctypes dataclasses datetime difflib dotenv.parser email.utils enum errno fractions functools gc hashlib
+contextlib ctypes dataclasses datetime difflib dotenv.parser email.utils enum errno fcntl fractions functools gc hashlib
 heapq html http httptools idna importlib importlib.metadata io ipaddress itertools json jsonschema_rs logging math
 orjson os pamqp.commands pamqp.common pamqp.decode pamqp.encode pamqp.frame pamqp.header pathlib platform
 prometheus_client prometheus_client.core prometheus_client.gc_collector prometheus_client.process_collector
