@@ -154,8 +154,13 @@ class Server:
             self._trace_refusal(peername, Rule.FULL)
             client.close()
         else:
+            try:
+                handshake = Handshake(self._handshake_context, client, PeerName(shared_address, peername.port))
+            except Exception:
+                self._address_limit.release(address)
+                client.close()
+                raise
             self._no_clients.clear()
-            handshake = Handshake(self._handshake_context, client, PeerName(shared_address, peername.port))
             self._handshakes.add(handshake)
             handshake.begin()
             self._handshakes.start_timer()

@@ -80,6 +80,9 @@ class SocketTransport(asyncio.Transport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         assert isinstance(protocol, asyncio.BufferedProtocol)
         self._protocol = protocol
+        if self._unsent:
+            # The earlier protocol was paused, for example because the socket did not take the whole response.
+            protocol.pause_writing()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         assert self._protocol is not None

@@ -47,6 +47,10 @@ that exceeds this maximum is reset.
 The bytes are read because closing a socket with unread bytes resets the connection, and a reset may destroy data that
 was sent to the client."""
 
+MAX_HELD_ANSWER_BYTES = 2**16
+"""The maximum number of bytes of answers to key updates that are held, because the client reads nothing. A client that
+exceeds this maximum is disconnected."""
+
 _RAW_BUFFER = memoryview(bytearray(RAW_READ_BYTES))
 """The buffer that all transports share for bytes from a socket."""
 
@@ -70,6 +74,7 @@ class TlsTransport(SocketTransport):
 
     __slots__ = (
         "_discarded_bytes",
+        "_held_answer_bytes",
         "_on_failed",
         "_shutdown_timeout_s",
         "_state",
@@ -102,6 +107,7 @@ class TlsTransport(SocketTransport):
         """Data that was read from the socket, but not decrypted because reading is paused."""
         self._discarded_bytes = 0
         self._surplus_bytes = 0
+        self._held_answer_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._state = _State.HANDSHAKE
         self._tls = context.wrap_bio(_INCOMING, _OUTGOING, server_side=True)
@@ -132,6 +138,10 @@ class TlsTransport(SocketTransport):
             self._decrypt(raw)
 
     def _on_readable(self) -> None:
+        if self._state is _OPEN and (self._unread or self._tls.pending()):
+            # A client that was throttled may have more data in the socket, but the data that was read before is first.
+            self._decrypt_unread()
+            return
         try:
             count = self._socket.recv_into(_RAW_BUFFER)
         except (BlockingIOError, InterruptedError):
@@ -195,7 +205,12 @@ class TlsTransport(SocketTransport):
             count: int = self._tls.read(len(buffer), buffer)  # type: ignore[assignment]  # with a buffer it is a number
         finally:
             # OpenSSL may have answered a key update, or sent an alert.
+            held_bytes = len(self._unsent)
             self._send_encrypted()
+            if held_bytes:
+                self._held_answer_bytes += len(self._unsent) - held_bytes
+                if self._held_answer_bytes > MAX_HELD_ANSWER_BYTES:
+                    self._close_socket(ConnectionAbortedError("too many TLS messages without reading the answers"))
         if count and not self._lost:
             self._protocol.buffer_updated(count)
         return count

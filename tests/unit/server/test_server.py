@@ -240,6 +240,21 @@ def events(logged: list[Any], event: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "event"} for line in logged if line["event"] == event]
 
 
+async def test_client_whose_transport_cannot_be_made_uses_no_capacity(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    harness = serve()
+    monkeypatch.setattr(server_module, "TcpTransport", fail)
+    client = socket.socket()
+    with pytest.raises(MemoryError):
+        harness.server.on_accept(client, PeerName(A, PORT))
+    assert client.fileno() == -1
+    assert (harness.gauges(), len(harness.server._address_limit)) == ((0, 0), 0)
+
+
 # Access
 
 

@@ -698,6 +698,15 @@ async def test_protocol_that_ends_the_connection_in_a_read_reads_nothing_more(pa
     assert pair.protocol.calls == ["lost"]
 
 
+async def test_protocol_that_takes_over_a_transport_with_held_data_is_paused(pair: Pair) -> None:
+    pair.fill()
+    other = Recorder()
+    pair.transport.set_protocol(other)
+    assert other.calls == ["pause"]
+    pair.transport.set_protocol(pair.protocol)
+    pair.protocol.calls.clear()
+
+
 async def test_close_at_once_frees_the_descriptor_before_the_protocol_is_called(pair: Pair) -> None:
     pair.fill()
     pair.transport.close_at_once()

@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.server.tls import Tls
-from bridge.server.transport.poller import make_poller
+from bridge.server.transport.poller import READ, make_poller
 from bridge.server.transport.tcp import PeerName
-from bridge.server.transport.tls_transport import MAX_DISCARDED_BYTES, MAX_SURPLUS_BYTES, RECORD_BYTES, TlsTransport
+from bridge.server.transport.tls_transport import (
+    MAX_DISCARDED_BYTES,
+    MAX_HELD_ANSWER_BYTES,
+    MAX_SURPLUS_BYTES,
+    RECORD_BYTES,
+    TlsTransport,
+)
 from tests.support.certificates import certificate
 from tests.support.waiting import eventually
 
@@ -575,6 +581,51 @@ async def test_key_updates_while_data_is_held_are_answered_and_nothing_is_lost(c
     await eventually("all data has arrived", all_arrived)
     connected.client.send(b" and after")
     await eventually("the data is read", lambda: connected.protocol.received == b"between and after")
+
+
+@key_updates
+async def test_client_that_requests_key_updates_and_reads_nothing_is_disconnected(connected: Pair) -> None:
+    connected.transport.write(MUCH)
+
+    def is_cut() -> bool:
+        # Data between the key updates keeps them from being a surplus.
+        with suppress(OSError):
+            for _ in range(100):
+                send_key_updates(connected.client, 1, requested=True)
+                connected.client.tls.write(b"x")
+            connected.client.socket.send(connected.client.outgoing.read())
+        return "lost" in connected.protocol.calls
+
+    await eventually("the client is disconnected", is_cut)
+    assert isinstance(connected.protocol.error, ConnectionAbortedError)
+    assert connected.transport._held_answer_bytes > MAX_HELD_ANSWER_BYTES
+
+
+async def test_protocol_that_takes_over_a_transport_with_held_data_is_paused(connected: Pair) -> None:
+    connected.transport.write(MUCH)
+    other = Recorder()
+    connected.transport.set_protocol(other)
+    assert other.calls == ["pause"]
+    await eventually(
+        "all data has arrived", lambda: connected.client.read() == b"" and other.calls == ["pause", "resume"]
+    )
+    connected.transport.set_protocol(connected.protocol)
+
+
+async def test_data_that_was_read_before_is_decrypted_before_the_socket_is_read_again(connected: Pair) -> None:
+    connected.protocol.on_data = connected.transport.pause_reading
+    for _ in range(3):
+        connected.client.send(b"x" * 1000)
+    await eventually("some data is read", lambda: connected.protocol.received)
+    assert connected.transport._unread
+    kept = len(connected.transport._unread)
+    connected.client.send(b"y" * 1000)
+    connected.transport._watch(READ)  # like `resume_reading`, before the call that it schedules
+    connected.transport.on_ready(READ)
+    assert len(connected.transport._unread) < kept
+    connected.protocol.on_data = lambda: None
+    connected.transport.resume_reading()
+    await eventually("all data is read", lambda: len(connected.protocol.received) == 4000)
 
 
 async def test_data_in_records_of_any_size_is_no_surplus(connected: Pair) -> None:
