@@ -57,6 +57,9 @@ class UnflushedDeliveries:
         self._deliveries.append(delivery)
         self._positions.append(position)
 
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
     def on_flush(self, flushed: int) -> None:
         """Settles all deliveries whose updates are below the position `flushed`."""
         count = bisect_right(self._positions, flushed)
@@ -182,7 +185,12 @@ class Relay:
         if duplicate:
             self._record_id(delivery)
             self._metrics.duplicates[outcome.type] += 1
-            delivery.settle()
+            if self._unflushed:
+                # The update of the original may wait for a flush. After a lost session, this delivery may be the only
+                # one that the broker would deliver again.
+                self._unflushed.add(delivery, self._hub.head)
+            else:
+                delivery.settle()
             return "duplicate"
         self._unflushed.add(delivery, self._hub.head)
         if not self._replaying:

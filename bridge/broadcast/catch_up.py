@@ -175,6 +175,8 @@ class CatchUp:
 
     def _turn(self) -> None:
         self._turn_is_scheduled = False
+        # Without this call, the next turn could count as a part of this turn.
+        self._turn_clock.begin()
         for due, budget_bytes in zip(self._due, TURN_BUDGETS_BYTES, strict=True):
             self._consume(budget_bytes, due)
         if any(self._due) and not self._turn_is_scheduled:

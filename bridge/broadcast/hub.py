@@ -298,9 +298,8 @@ class Hub:
         if self._flushing is not None and self._waiting_bytes + size_bytes > log.max_bytes // 4:
             self._set_behind(True)
         unflushed_bytes, unflushed = self._unflushed_bytes + size_bytes, log.head - log.flushed
-        if unflushed_bytes <= self._flush_bytes and unflushed < self._flush_updates:
-            return
-        self.flush()
+        if unflushed_bytes > self._flush_bytes or unflushed >= self._flush_updates:
+            self.flush()
         # If the updates that wait fill half of the log nevertheless, they are sent in this turn, however long it takes:
         # frames that fall off the log would be lost for healthy clients.
         while self._flushing is not None and self._waiting_bytes + size_bytes > log.max_bytes // 2:
@@ -323,6 +322,7 @@ class Hub:
 
         The message keeps its place among the updates.
         """
+        self._make_room(len(payload))
         self.flush()
         self._index.append_own_message(payload)
         self.flush()
@@ -364,7 +364,11 @@ class Hub:
                 catch_up.skip_flushed()
             while True:
                 if log.flushed < log.head:
-                    yield from self._round()
+                    try:
+                        yield from self._round()
+                    except Exception:
+                        _log.exception("flush failed; the connections that it did not reach are reset")
+                        self._reset_unserved()
                     self._round_bytes = 0
                 catch_up.evict_too_slow()
                 self._resume.release()
@@ -379,6 +383,11 @@ class Hub:
                     yield from self._stop_steps()
                 finally:
                     on_stopped()
+        except Exception:
+            # `drain` must not wait for a flush that has failed.
+            if self._on_stopped is not None:
+                self._on_stopped()
+            raise
         finally:
             self._flushing = None
             self._set_behind(False)
@@ -423,12 +432,29 @@ class Hub:
             for connection, taken in short:
                 self._dispatch(connection, _PARTIAL_WRITE)
                 self._sent_bytes += taken
-                self._catch_up.on_partial_write(connection, positions, 0, taken)
+                try:
+                    self._catch_up.on_partial_write(connection, positions, 0, taken)
+                except Exception:  # an error of one connection must not affect other connections
+                    _log.exception("connection reset after a failed write", peer=connection.peer)
+                    self._drop(connection)
             if more:
                 yield
         for live in lives:
             if live.tls_sockets.connections:
                 yield from self._encrypt(live, frames, updates)
+
+    def _reset_unserved(self) -> None:
+        """Resets the connections that have not been sent the frames of the current round. Their clients resume."""
+        for subscription in self._subscriptions:
+            for members in (subscription.live.sockets, subscription.live.tls_sockets):
+                while (connection := members.next_unserved) is not None:
+                    self._drop(connection)
+
+    def _drop(self, connection: Subscriber) -> None:
+        """Ends a connection without a close frame, which could become a part of another frame."""
+        self._dispatch(connection, ConnectionEvent.LEAVE)
+        with suppress(Exception):
+            connection.reset()
 
     def _encrypt(self, live: LiveSet[Subscriber], frames: bytes, updates: int) -> Iterator[None]:
         catch_up, members, metrics = self._catch_up, live.tls_sockets, self._metrics

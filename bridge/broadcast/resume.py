@@ -184,6 +184,8 @@ class _Wait:
     """The update for which the connection waits, or None if it only waits until the bridge has read back the stream."""
     ticked: bool = False
     """Whether the connection waited at the last tick."""
+    expired: bool = False
+    """Whether the connection no longer waits for the arrival of the update, but only for its flush."""
 
 
 class PendingResumes:
@@ -252,7 +254,8 @@ class PendingResumes:
         ready: list[tuple[Subscriber, After]] = []
         next_sequence: int | None = None
         for connection, wait in self.waits.items():
-            sequence = None if wait.awaited is None else self._awaited_sequence(wait.awaited)
+            waits = wait.awaited is not None and not (wait.expired and self._index.is_ahead(wait.awaited))
+            sequence = self._awaited_sequence(wait.awaited) if waits and wait.awaited is not None else None
             if sequence is not None:
                 next_sequence = sequence if next_sequence is None else min(next_sequence, sequence)
                 continue
@@ -274,6 +277,6 @@ class PendingResumes:
         counts = source_is_live and not self.replaying
         for wait in self.waits.values():
             if counts and wait.ticked:
-                wait.awaited = None
+                wait.expired = True
                 self._next_sequence = 0
             wait.ticked = counts

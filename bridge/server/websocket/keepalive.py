@@ -158,6 +158,13 @@ class Keepalive:
 
     def _pass(self, now_s: float, late: bool) -> Iterator[None]:
         self._passing = True
+        try:
+            yield from self._check_all(now_s)
+        finally:
+            self._passing = False
+        self._on_tick(late)
+
+    def _check_all(self, now_s: float) -> Iterator[None]:
         closing, self._closing = self._closing, {}
         connections = tuple(self._connections)
         for start in range(0, len(connections), CHECKED_CONNECTIONS):
@@ -172,8 +179,6 @@ class Keepalive:
                     self._check_idle(connection, now_s)
                 except Exception:  # a failure of one connection must not stop the checks of the other connections
                     self._abort(connection)
-        self._passing = False
-        self._on_tick(late)
 
     def send_pings(self, left_s: float = 0.0) -> None:
         """Pings a group of silent connections.
