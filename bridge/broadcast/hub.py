@@ -386,7 +386,8 @@ class Hub:
         except Exception:
             # `drain` must not wait for a flush that has failed.
             if self._on_stopped is not None:
-                self._on_stopped()
+                on_stopped, self._on_stopped = self._on_stopped, None
+                on_stopped()
             raise
         finally:
             self._flushing = None

@@ -226,6 +226,15 @@ class BroadcastWriter:
             yield max_sockets - room, self._write(group, frames), False
 
     def _write(self, group: Sequence[tuple[Members[P, int], slice]], frames: bytes) -> list[tuple[P, int]]:
+        try:
+            return self._write_group(group, frames)
+        except Exception:
+            # It is unknown what these sockets have taken. The caller resets all connections that are not served.
+            for members, slots in group:
+                members.served = slots.start
+            raise
+
+    def _write_group(self, group: Sequence[tuple[Members[P, int], slice]], frames: bytes) -> list[tuple[P, int]]:
         members, slots = group[0]
         if len(group) == 1 and slots.stop - slots.start == len(members.values):
             descriptors: array[int] = members.values  # type: ignore[assignment]  # `sockets` has its values in an array
@@ -256,7 +265,12 @@ class BroadcastWriter:
         slots = members.take(encrypted_connections(frames))
         # The slices are copies, because a connection that leaves the set changes the lists.
         connections = members.connections[slots]
-        self._encrypt(connections, members.values[slots], frames, failed)
+        try:
+            self._encrypt(connections, members.values[slots], frames, failed)
+        except Exception:
+            # Connections that left the set during the call were in this group, so the group still begins here.
+            members.served = slots.start
+            raise
         return len(connections), failed
 
     def _encrypt(

@@ -321,6 +321,19 @@ def test_delivery_that_arrives_during_a_long_flush_is_settled_after_its_own_flus
     assert (first.settled, second.settled) == (1, 1)
 
 
+def test_duplicate_of_an_unflushed_update_is_settled_with_the_update(
+    scene: RelayScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_set, "ENCRYPTED_BYTES", 1)
+    scene.join()
+    scene.turn.steps = 1
+    original, duplicate = scene.deliver(killmail(1)), scene.deliver(killmail(1), redelivered=True)
+    assert (original.settled, duplicate.settled) == (0, 0)
+    scene.turns.settle()
+    assert (original.settled, duplicate.settled) == (1, 1)
+    assert scene.deliver(killmail(1)).settled == 1
+
+
 def test_rejected_events_are_logged_at_the_first_and_at_each_doubling(scene: RelayScene) -> None:
     with structlog.testing.capture_logs() as logged:
         for _ in range(9):

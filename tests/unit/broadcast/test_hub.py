@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from structlog.testing import capture_logs
 
 from bridge.broadcast import live_set
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, MAX_EVICTIONS_PER_TURN, MAX_PARTS_PER_TURN
@@ -474,6 +476,135 @@ def test_source_does_not_pause_for_updates_that_are_sent_at_once(scene: Scene) -
     assert scene.flow_control.behind == []
 
 
+@pytest.mark.parametrize("own_messages", [False, True], ids=["ids", "own messages"])
+def test_log_drops_no_update_of_a_suspended_round(small_groups: None, *, own_messages: bool) -> None:
+    with closing(Scene(log_bytes=40_000, shared=True)) as scene:
+        crowd = [scene.join_with_socket() for _ in range(3)]
+        scene.turn.steps = 1
+        scene.publish_with_ids(UpdateId(1, TAG))
+        scene.turns.settle()
+        scene.hub.publish(update(2, size=25_000), ("a", {}), UpdateId(2, TAG))
+        scene.hub.flush()
+        assert scene.flushes.positions[-1] == 1
+        for number in range(3, 40_000 // 2 // ENTRY_BYTES):
+            if own_messages:
+                scene.hub.send_own_message(b"{}")
+            else:
+                scene.hub.record_id(UpdateId(number, TAG))
+            assert scene.log.tail <= scene.flushes.positions[-1], "the log drops only flushed frames"
+        assert scene.log.tail > 1
+        scene.turns.settle()
+        assert received(crowd) == [text_frame(update(1)) + text_frame(update(2, size=25_000))] * 3
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("a fault")
+
+
+@pytest.fixture
+def resets(monkeypatch: pytest.MonkeyPatch) -> list[FakeSubscriber]:
+    """The connections that the hub has reset. The hub may reset a connection at any time."""
+    resets: list[FakeSubscriber] = []
+
+    def reset(connection: FakeSubscriber) -> None:
+        resets.append(connection)
+
+    for kind in (FakeSubscriber, SocketSubscriber):
+        monkeypatch.setattr(kind, "reset", reset)
+    return resets
+
+
+def test_failed_round_resets_the_connections_without_its_frames_and_no_other(
+    scene: Scene, crowd: list[SocketSubscriber], resets: list[FakeSubscriber], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tls = scene.join()
+    stopped: list[bool] = []
+    frames = scene.publish(b"first")
+    with monkeypatch.context() as patched, capture_logs() as logged:
+        patched.setattr(live_set, "try_write_all", fail)
+        patched.setattr(scene.hub._writer, "_batched_writes", fail)
+        scene.turns.turn()
+    assert [line["event"] for line in logged] == ["flush failed; the connections that it did not reach are reset"]
+    reached = [client for client in crowd if client not in resets]
+    assert received(crowd).count(frames) == len(reached) == 2
+    assert with_tls in resets
+    assert len(scene.hub) == 2
+    assert scene.flushes.positions == [1]
+    frames += scene.publish(b"second")
+    scene.turns.settle()
+    assert received(reached) == [frames] * 2
+    scene.hub.drain(lambda: stopped.append(True))
+    scene.turns.settle()
+    assert stopped == [True]
+
+
+def test_failed_round_resets_the_connections_with_tls_whose_group_failed(
+    scene: Scene, small_groups: None, resets: list[FakeSubscriber], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [scene.join() for _ in range(4)]
+    scene.turn.steps = 2
+    scene.publish(b"first")
+    with monkeypatch.context() as patched:
+        patched.setattr(live_set, "try_write_each", fail)
+        scene.turns.turn()
+    assert sorted(map(clients.index, resets)) == [2, 3]
+    assert (len(scene.hub), scene.flushes.positions) == (2, [1])
+
+
+def test_failed_round_during_a_drain_does_not_delay_the_end(
+    scene: Scene, crowd: list[SocketSubscriber], resets: list[FakeSubscriber], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[bool] = []
+    scene.publish(b"last")
+    scene.hub.drain(lambda: stopped.append(True))
+    with monkeypatch.context() as patched:
+        patched.setattr(live_set, "try_write_all", fail)
+        patched.setattr(scene.hub._writer, "_batched_writes", fail)
+        scene.turns.turn()
+    scene.turns.settle()
+    assert stopped == [True]
+    closed = [client for client in crowd if client.closed is CloseReason.STOPPING]
+    assert len(closed) == len(crowd) - len(resets) == 2
+
+
+def test_connection_that_fails_after_a_partial_write_is_reset_and_others_get_their_updates(
+    scene: Scene, resets: list[FakeSubscriber], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [scene.join_with_socket(LITTLE_ROOM if number == 1 else None) for number in range(3)]
+    monkeypatch.setattr(scene.hub._catch_up, "on_partial_write", fail)
+    with capture_logs() as logged:
+        frames = scene.publish(b"x" * 20_000)
+    assert [line["event"] for line in logged] == ["connection reset after a failed write"]
+    assert resets == [clients[1]]
+    assert clients[1].state is State.CLOSED
+    del clients[1]
+    frames += scene.publish(b"second")
+    assert received(clients) == [frames] * 2
+
+
+class FailingListener:
+    """Raises an error at each flush."""
+
+    def on_flush(self, flushed: int) -> None:
+        raise RuntimeError("a fault")
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_flush_with_a_failing_listener_does_not_delay_the_end_and_the_next_flush_is_sent(*, draining: bool) -> None:
+    scene = Scene(flush_listener=FailingListener())
+    client = scene.join()
+    stopped: list[bool] = []
+    flush = partial(scene.hub.drain, lambda: stopped.append(True)) if draining else scene.hub.flush
+    scene.hub.publish(b"first")
+    with pytest.raises(RuntimeError):
+        flush()
+    assert stopped == [True] * draining
+    scene.hub.publish(b"second")
+    with pytest.raises(RuntimeError):
+        scene.hub.flush()
+    assert client.received == text_frame(b"first") + text_frame(b"second")
+
+
 # Lagging connections
 
 
@@ -887,6 +1018,15 @@ def test_connections_catch_up_one_by_one_in_turns_that_are_full_of_other_work(sc
         scene.turns.turn()
         served.append(sum(len(client.writes) == 2 for client in slow))
     assert served == [1, 2, 3]
+
+
+def test_turn_that_sends_pieces_is_measured_from_its_begin(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = scene.lagging(b"second")
+    writes_before: list[int] = []
+    monkeypatch.setattr(scene.turn, "begin", lambda: writes_before.append(len(slow.writes)))
+    slow.drain()
+    scene.turns.turn()
+    assert (writes_before, len(slow.writes)) == ([1], 2)
 
 
 def test_connection_that_drains_between_the_append_and_the_flush_is_closed() -> None:

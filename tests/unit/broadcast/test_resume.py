@@ -598,6 +598,25 @@ def test_client_that_is_ahead_of_everything_gets_an_incomplete_resume_at_the_sec
     scene.hub.tick()
 
 
+def test_client_whose_update_arrives_before_the_second_tick_does_not_get_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live_set, "GROUP_SOCKETS", 1)
+    with closing(Scene(shared=True)) as scene:
+        for _ in range(2):
+            scene.join_with_socket()
+        scene.publish_with_ids(*ids(1))
+        client = scene.join(str(ids(3)[0]))
+        scene.hub.tick()
+        scene.turn.steps = 1
+        scene.publish_with_ids(*ids(2))
+        scene.publish_with_ids(*ids(3))
+        scene.hub.tick()
+        assert scene.hub.pending == 1
+        scene.turns.settle()
+        assert messages(client.received) == [resumed(True, 0, str(ids(3)[0]))]
+
+
 def test_no_wait_ends_while_the_source_is_not_live() -> None:
     scene = Scene(shared=True)
     client = scene.join("99-00000001")
@@ -1063,6 +1082,19 @@ def test_client_stays_pending_when_the_source_goes_away_between_two_ticks(pendin
     pending.tick(source_is_live=True)
     assert pending.ready() == [(one, AHEAD)]
     assert len(pending) == 0
+
+
+def test_client_waits_after_the_ticks_for_the_flush_of_an_update_that_has_arrived(
+    pending: PendingResumes, index: CountingIndex
+) -> None:
+    one = client()
+    assert pending.defer(one, AHEAD)
+    pending.tick(source_is_live=True)
+    index.append(b"frame", AHEAD.id)
+    pending.tick(source_is_live=True)
+    assert pending.ready() == []
+    index.update_log.skip()
+    assert pending.ready() == [(one, AHEAD)]
 
 
 def test_ticks_do_not_count_while_older_updates_are_read_back(index: CountingIndex) -> None:

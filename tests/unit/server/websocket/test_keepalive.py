@@ -249,6 +249,22 @@ def test_connection_that_raises_is_aborted_and_the_others_are_checked(
     assert others[0][-1][1] == {"ping": "ping", "close": "idle"}[fails]
 
 
+def test_pass_follows_a_pass_that_failed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, other = Client(clock), Client(clock)
+    late_passes: list[bool] = []
+    turn = FakeTurn(Turns().call_soon)
+    keepalive = Keepalive([broken, other], clock, IDLE_S, PING_S, late_passes.append, turn)
+    broken.close(CloseReason.TOO_SLOW)
+    with monkeypatch.context() as patched:
+        patched.setattr(broken, "abort", fail)
+        with pytest.raises(RuntimeError):
+            tick_until(keepalive, clock, CLOSE_TIMEOUT_S)
+    late_passes.clear()
+    tick_until(keepalive, clock, CLOSE_TIMEOUT_S + 1)
+    assert late_passes == [False]
+    assert broken.said[-1] == (clock.now_s, "abort")
+
+
 def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "ping", fail)
     keepalive = Keepalive(
