@@ -1,11 +1,11 @@
-"""Measures the turns of the event loop, and says when the work of a turn must continue in a later turn.
+"""Measures the turns of the event loop, and decides when the work of a turn must continue in a later turn.
 
-A turn is the time from one look of the event loop at its sockets to the next one. While a turn lasts, no other client
-and no delivery is served. Work for thousands of connections is therefore written as an iterator of short steps, and
-`LoopTurn.spread` runs these steps in as many turns as they need.
+A turn is the time between two polls of the event loop. During a turn, no other client and no delivery is served. Work
+for thousands of connections is therefore written as an iterator of short steps. `LoopTurn.spread` runs these steps in
+as many turns as they need.
 
-A turn is measured in the processor time of this thread, because other programs on the same machine must not change the
-size of a piece of work.
+A turn is measured in the processor time of this thread. The amount of work in a turn therefore does not depend on other
+programs of the same machine.
 """
 
 import time
@@ -16,8 +16,7 @@ from bridge.metrics import Metrics
 TURN_S = 0.02
 """The processor time after which the steps of a turn continue in the next turn, in seconds.
 
-A turn may take longer by the step that was running, and by the work that runs without steps. Together, a turn stays
-below 0.05 s.
+The last step, and work that is not divided into steps, make a turn longer. Even then, a turn should stay below 0.05 s.
 """
 
 
@@ -61,8 +60,8 @@ class LoopTurn:
     def spread(self, steps: Iterator[object]) -> None:
         """Runs the steps of an iterator: now, until the turn is over, and the rest in later turns.
 
-        At least one step runs in each turn. If `begin` was not called before, the time of the first step does not
-        count, so that work of a single step costs nothing. An exception of a step ends the iterator.
+        At least one step runs in each turn. If `begin` was not called before, the first step is not measured, so that
+        work of a single step needs no clock. An exception of a step ends the iterator.
         """
         for _ in steps:
             if self.is_over():
@@ -80,9 +79,10 @@ class LoopTurn:
 
 
 def register_turn_metrics(metrics: Metrics, turn: LoopTurn) -> None:
-    """Adds a gauge for the longest turn."""
+    """Adds a gauge for the longest measured turn."""
     metrics.gauge(
         "bridge_loop_turn_seconds_max",
-        "Processor time of the longest turn of the event loop since the start. During a turn, no client is served.",
+        "Processor time of the longest measured turn of the event loop since the start. "
+        "During a turn, no client is served.",
         lambda: turn.longest_s,
     )

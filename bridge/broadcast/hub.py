@@ -45,8 +45,8 @@ system call.
 TLS_FLUSH_BYTES = CATCH_UP_BYTES - 2048
 """The maximum size of one write to a connection with TLS, in bytes.
 
-The transport holds all records that the socket does not take, so they must not be larger than one piece. The room of 2
-KiB is for ids: a connection with ids gets the same updates in larger frames.
+The transport holds all records that the socket does not take, so these records must not be larger than one piece. 2 KiB
+are reserved for ids, because a connection with ids gets the same updates in larger frames.
 """
 
 
@@ -56,8 +56,8 @@ class FlushListener(Protocol):
     def on_flush(self, flushed: int) -> None:
         """Called at the end of each flush, and while a long flush has more to send.
 
-        By then, each update below the position `flushed` has been written, or is left for the connections that read
-        from their cursors.
+        By then, all updates below the position `flushed` have been written to the live connections. The other
+        connections read these updates from the log.
         """
 
 
@@ -65,7 +65,7 @@ class FlowControl(Protocol):
     """Controls how fast updates arrive."""
 
     def set_behind(self, behind: bool) -> None:
-        """Called with True if too many updates wait for a flush, and with False when they are sent."""
+        """Called with True if too many updates wait for a flush, and with False when these updates are sent."""
 
 
 class Source(Protocol):
@@ -293,15 +293,15 @@ class Hub:
     def _make_room(self, size_bytes: int) -> None:
         """Flushes the log if the log might otherwise drop a frame before the frame is flushed."""
         log = self._update_log
-        # If the current flush has more to send, updates wait in the log. If they fill a quarter of the log, the source
-        # pauses.
+        # If the current flush has more to send, new updates wait in the log. If the waiting updates fill a quarter of
+        # the log, the source pauses.
         if self._flushing is not None and self._waiting_bytes + size_bytes > log.max_bytes // 4:
             self._set_behind(True)
         unflushed_bytes, unflushed = self._unflushed_bytes + size_bytes, log.head - log.flushed
         if unflushed_bytes > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
-        # If the updates that wait fill half of the log nevertheless, they are sent in this turn, however long it takes:
-        # frames that fall off the log would be lost for healthy clients.
+        # If the waiting updates fill half of the log nevertheless, they are sent in this turn, however long the turn
+        # gets. Otherwise, frames would fall off the log, and healthy clients would lose these frames.
         while self._flushing is not None and self._waiting_bytes + size_bytes > log.max_bytes // 2:
             next(self._flushing, None)
 
@@ -348,7 +348,7 @@ class Hub:
         """Sends all live connections the updates that were published since the last flush.
 
         A flush to many connections takes several turns of the loop. Updates that are published meanwhile are sent after
-        it, in the same way.
+        this flush, in the same way.
         """
         if self._flushing is None:
             self._flushing = self._flush_steps()
@@ -367,7 +367,7 @@ class Hub:
                     try:
                         yield from self._round()
                     except Exception:
-                        _log.exception("flush failed; the connections that it did not reach are reset")
+                        _log.exception("flush failed; resetting the unserved connections")
                         self._reset_unserved()
                     self._round_bytes = 0
                 catch_up.evict_too_slow()
@@ -460,7 +460,7 @@ class Hub:
     def _encrypt(self, live: LiveSet[Subscriber], frames: bytes, updates: int) -> Iterator[None]:
         catch_up, members, metrics = self._catch_up, live.tls_sockets, self._metrics
         if len(frames) > CATCH_UP_BYTES:
-            # If the connection had to hold the frames, it would hold more than one piece.
+            # A transport must not hold more than one piece, so these frames are sent in pieces.
             while (connection := members.next_unserved) is not None:
                 self._dispatch(connection, ConnectionEvent.POSTPONED)
                 catch_up.send_next(connection)

@@ -33,13 +33,13 @@ caches.
 """
 
 GROUP_SOCKETS = 2 * BATCH_SOCKETS
-"""The maximum number of sockets to which a flush writes without a look at the clock.
+"""The maximum number of sockets to which a flush writes without reading the clock.
 
-Writing a small update to these sockets takes 1 ms. Each look at the clock takes 0.002 ms.
+Writing a small update to these sockets takes 1 ms. Reading the clock takes 0.002 ms.
 """
 
 GROUP_BYTES = 2**22
-"""The maximum number of bytes that a flush writes without a look at the clock, for all sockets of a group together.
+"""The maximum number of bytes that a flush writes without reading the clock, for all sockets of a group together.
 
 Writing 4 MiB takes 2 to 4 ms.
 """
@@ -205,9 +205,9 @@ class BroadcastWriter:
     def write(self, lives: Sequence[LiveSet[P]], frames: bytes) -> Iterator[tuple[int, list[tuple[P, int]], bool]]:
         """Writes the frames to each socket of the live sets that is not served, one group of sockets after the other.
 
-        Yields, for each group, the number of its sockets, the connections whose sockets took only a part of the frames,
-        each with the size of this part in bytes, and whether another group may follow. While the iterator is suspended,
-        connections may be added to the live sets, or discarded.
+        Yields three values for each group: the number of its sockets, the partial writes, and whether another group may
+        follow. A partial write is a connection and the number of bytes that its socket took. While the iterator is
+        suspended, connections may be added to the live sets, or discarded.
         """
         max_sockets = group_sockets(frames)
         room = max_sockets
@@ -310,7 +310,7 @@ class BroadcastWriter:
 
 
 def group_sockets(frames: bytes) -> int:
-    """Returns how many sockets are written to without a look at the clock."""
+    """Returns the maximum number of sockets in a group: a flush writes to a group without reading the clock."""
     return max(1, min(GROUP_SOCKETS, GROUP_BYTES // max(1, len(frames))))
 
 

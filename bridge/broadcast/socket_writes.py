@@ -48,7 +48,7 @@ IOCB_CMD_PWRITEV = 8
 """The operation in each control block.
 
 The address in a control block is that of a vector, which in turn points to the bytes to write. If all sockets get the
-same bytes, all control blocks share one vector, so this vector is all that changes when there are new bytes to write.
+same bytes, all control blocks share one vector. For new bytes, only this vector changes.
 """
 
 IO_EVENT = struct.Struct("=QQqq")

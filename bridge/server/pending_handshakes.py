@@ -17,8 +17,8 @@ PERIODS = 10
 """A handshake times out after this number of whole periods of the timer.
 
 The event loop reads from clients at least once in each period, so slow turns of the loop make the timeout longer. With
-a single period, a turn of 5 s would make the bridge refuse all clients that connected during this turn, before it has
-read their requests.
+a single period, a turn of 5 s would time out all clients that connected during this turn. The bridge would refuse these
+clients before reading their requests.
 """
 
 

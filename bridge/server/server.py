@@ -322,7 +322,7 @@ class Server:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
             self._aborting = True
             self._turn.spread(self._abort_steps(clients))
-            # The aborts take a few turns of the event loop, and can't be delayed by anything.
+            # The aborts take a few turns of the event loop. No client can delay them.
             await self._no_clients.wait()
         if self._keepalive_task is not None:
             self._keepalive_task.cancel()

@@ -1,8 +1,9 @@
 """`python -m tests.bench guard`: compares ratios of costs with the committed ratios, in three minutes.
 
-The speed of a machine changes from minute to minute, so the guard compares no times. Servers run at the same time, and
-each gets a piece of work of about a second, in turn. A ratio divides the processor times of two servers in the same
-round. The guard takes the median over all rounds. If the machine is slow for a while, both servers are slow.
+The speed of a machine changes from minute to minute, so the guard compares no times. All servers run at the same time.
+In each round, one server after the other gets a piece of work of about a second. A ratio divides the processor times of
+two servers in the same round. The guard takes the median over all rounds. If the machine is slow for a while, both
+servers are slow.
 
 `guard.json` has the committed ratios and their noise, which is the standard deviation over several runs. The guard
 fails if a ratio is worse than the committed one by more than LIMIT_DEVIATIONS times its noise.

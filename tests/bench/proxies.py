@@ -1,8 +1,8 @@
 """Runs servers with TLS, and the two proxies that this needs.
 
 The load generator does not speak TLS. It connects to an HAProxy, which opens one TLS connection to the server for each
-client. Figures do not include HAProxy. nginx can stand in front of the bridge, as the server's part that speaks TLS.
-Figures include nginx.
+client. Delays include HAProxy, but processor time and memory do not. nginx can run in front of the bridge, and
+terminates TLS. All figures then include nginx.
 """
 
 import contextlib

@@ -28,8 +28,8 @@ class FlowControl:
     next session, the prefetch is reduced until memory is free again, so that the broker sends no more deliveries than
     the bridge can read.
 
-    If updates arrive faster than the hub can send them, the bridge stops reading from the broker until the hub has sent
-    them, which takes at most some seconds.
+    If updates arrive faster than the hub can send them, the bridge stops reading from the broker. The bridge continues
+    when the hub has sent these updates, after some seconds at most.
     """
 
     def __init__(self, max_prefetch: int) -> None:
@@ -65,7 +65,7 @@ class FlowControl:
             self._pause_or_resume(self._channel)
 
     def set_behind(self, behind: bool) -> None:
-        """Called with True if too many updates wait for a flush, and with False when they are sent."""
+        """Called with True if too many updates wait for a flush, and with False when these updates are sent."""
         self._behind = behind
         if self._channel is not None:
             self._pause_or_resume(self._channel)

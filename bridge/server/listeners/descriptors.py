@@ -43,8 +43,8 @@ def raise_nofile_limit() -> None:
 def grow_descriptor_table(capacity: Capacity) -> None:
     """Makes the kernel allocate its table of this process's descriptors for all connections at once.
 
-    Otherwise the kernel doubles the table while clients connect. In a process with several threads, each doubling stops
-    the process for 10 to 20 ms, because the kernel waits until no processor uses the old table.
+    Otherwise, the kernel doubles the table while clients connect. If the process has several threads, the kernel then
+    waits until no processor uses the old table. Each doubling therefore stops the process for 10 to 20 ms.
     """
     highest = capacity.connections + capacity.overflow + OWN_DESCRIPTORS - 1
     with Path(os.devnull).open("rb") as file, suppress(OSError):  # the limit is lower than OWN_DESCRIPTORS

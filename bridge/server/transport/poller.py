@@ -1,7 +1,8 @@
 """Watches the sockets of all clients, and calls their transports within a time budget in each turn of the event loop.
 
-The event loop itself watches only one descriptor: the kernel's object epoll, which is readable while any client's
-socket is ready (epoll(7)). A watched socket needs no object of the event loop, which takes 0.5 KB and 5 microseconds.
+The event loop itself watches only the descriptor of the epoll instance, which is readable while any client's socket is
+ready (epoll(7)). A watched socket therefore needs no object of the event loop. Such an object takes 0.5 KB and 5
+microseconds.
 
 The budget keeps turns short: if thousands of clients send, disconnect or are aborted at once, the poller serves some of
 them in each turn. Between two turns, the event loop runs everything else, for example deliveries from the broker.
@@ -113,9 +114,9 @@ class EpollPoller:
         self._owners: dict[int, Pollable] = {}
         """Maps the descriptor of each watched socket to its owner."""
         self._ready: Iterator[tuple[int, int]] = iter(())
-        """The descriptors and events that the kernel has reported, but that had no time in an earlier turn.
+        """The descriptors and events that the kernel has reported, and that no turn has handled yet.
 
-        Without this rest, sockets that are always ready could keep the poller from serving other sockets.
+        Without these events, sockets that are always ready could keep the poller from serving other sockets.
         """
         self.call_soon = _Calls(loop, begin_turn, budget_s, clock).call_soon
         loop.add_reader(self._epoll.fileno(), self._on_ready)

@@ -215,8 +215,8 @@ class SocketTransport(asyncio.Transport):
     def _close_socket(self, error: OSError | None) -> None:
         """Stops reading and writing. The poller then calls the protocol, and closes the socket.
 
-        The socket stays open until the protocol has been called, because the kernel may give the number of a closed
-        descriptor to the next client, and the hub writes to descriptors.
+        The socket stays open until the protocol has been called, because the hub writes to descriptors. The kernel may
+        give the number of a closed descriptor to the next client.
         """
         if self._lost:
             return

@@ -1,9 +1,9 @@
 """Pings clients that are silent, and closes clients that do not answer.
 
 Each tick makes one pass over all connections, so no connection has its own timer. A pass over 10,000 connections takes
-about two milliseconds. A ping takes as long as checking fifty connections. A pass does not send all its pings at once,
-but spreads them over the time until the next pass, so that the pass itself is short. A pass that has to close thousands
-of connections takes several turns of the event loop.
+about two milliseconds. A ping takes as long as checking fifty connections. To stay short, a pass does not send all its
+pings at once. It spreads the pings over the time until the next pass. A pass that has to close thousands of connections
+takes several turns of the event loop.
 
 While the bridge does not run, for example in a paused container or with a blocked event loop, it reads no pongs. The
 first pass after a pause of the bridge is late, and a late pass does not close clients. If the clock also stops during a
@@ -41,7 +41,7 @@ If a client reads more slowly than this minimum, the bridge aborts its connectio
 """
 
 CHECKED_CONNECTIONS = 64
-"""The number of connections that a pass checks without a look at the clock. Closing all of them takes 3 ms."""
+"""The number of connections that a pass checks without reading the clock. Closing all these connections takes 3 ms."""
 
 PING_PAUSE_S = 0.05
 """The time between two groups of pings. With 20,000 pings in a tick of 5 s, a group has 200 pings and takes 2 ms to

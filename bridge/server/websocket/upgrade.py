@@ -3,8 +3,8 @@
 The checks are as lenient as RFC 6455, section 4.2.1, allows: `Upgrade` and `Connection` may be lists. The bridge never
 negotiates an extension or a subprotocol.
 
-The library websockets could make the response too. Its objects for the response take ten times as long as the rest of
-the handshake, and each client pays for this when the bridge restarts.
+The library websockets could make the response too, but its objects take ten times as long as the rest of the handshake.
+This time matters when the bridge restarts and all clients connect again.
 
 The module does no input or output, except that it reads the time. The package `bridge.server.access` decides which
 clients may connect.

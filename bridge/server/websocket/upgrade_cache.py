@@ -1,8 +1,8 @@
 """Remembers the requests that were upgraded recently, so that an equal request needs no parsing and no checks.
 
 When a bridge restarts, all its clients connect at once. The requests of clients that run the same program, and want the
-same updates, differ only in their random key. The check of a request depends only on its bytes and on the settings, so
-that the answer to an equal request is equal too, except for the key.
+same updates, differ only in their random key. The decision about a request depends only on its bytes and on the
+settings. Equal requests therefore get equal responses, except for the value that is computed from the key.
 
 The module is pure.
 """
@@ -25,7 +25,7 @@ class UpgradeCache:
         self._known: dict[bytes, tuple[Request, Upgrade]] = {}
 
     def get(self, data: bytes) -> tuple[Request, Upgrade] | None:
-        """Returns the request and the upgrade for `data` if a request with other keys but equal bytes was added.
+        """Returns the request and the upgrade for `data` if a request was added that differs at most in its key.
 
         The header `Sec-WebSocket-Key` of the returned request is that of the earlier request.
         """

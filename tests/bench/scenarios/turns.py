@@ -36,7 +36,7 @@ CLIENTS, STALLED, QUICK = 16_000, 5000, 500
 """The numbers of clients. Stalled clients are fewer, because each of them fills 128 KB in the kernel."""
 
 PING_S = 2
-"""The interval of pings, in seconds. It is longer than a look at all clients takes."""
+"""The interval of pings, in seconds. It is longer than a pass over all clients takes."""
 
 _LIMIT_S = 60.0
 _PROBE_STEP_S = 0.005

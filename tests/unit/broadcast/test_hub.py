@@ -524,7 +524,7 @@ def test_failed_round_resets_the_connections_without_its_frames_and_no_other(
         patched.setattr(live_set, "try_write_all", fail)
         patched.setattr(scene.hub._writer, "_batched_writes", fail)
         scene.turns.turn()
-    assert [line["event"] for line in logged] == ["flush failed; the connections that it did not reach are reset"]
+    assert [line["event"] for line in logged] == ["flush failed; resetting the unserved connections"]
     reached = [client for client in crowd if client not in resets]
     assert received(crowd).count(frames) == len(reached) == 2
     assert with_tls in resets

@@ -28,7 +28,7 @@ def test_constant_in_the_text_is_that_of_the_code(phrase: str) -> None:
 
 
 def test_updates_of_256_kb_and_not_of_64_kb_are_too_large_for_a_socket() -> None:
-    assert "none of the sends of 64 KB left a rest, and all sends of 256 KB did" in TEXT
+    assert "All sends of 64 KB were complete, and none of the sends of 256 KB was." in TEXT
     shares = dict(MEASURED["sizes"].values("ours", "enqueued_share"))
     assert (shares[64_000], shares[256_000]) == (0, 1)
 
