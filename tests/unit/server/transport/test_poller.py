@@ -327,7 +327,7 @@ async def test_sockets_that_stay_ready_are_served_in_turn(epoll: Harness, served
     """Clients that send without a pause must not keep the poller from serving other clients."""
     watched = [Watched(epoll) for _ in range(7)]
     for number, each in enumerate(watched):
-        each.handle = lambda number=number: epoll.call(number, BUDGET_S / served_per_turn)  # type: ignore[misc]  # as above
+        each.handle = lambda number=number: epoll.call(number, BUDGET_S / served_per_turn)  # type: ignore[misc]  # mypy can't infer it
         each.far.send(b"x")
     await eventually("14 turns", lambda: len(epoll.turns) > 14)
     assert {*chain(*epoll.turns[:14])} == {*range(7)}
@@ -337,7 +337,7 @@ async def test_sockets_that_stay_ready_are_served_in_turn(epoll: Harness, served
 async def test_socket_that_becomes_ready_is_served_although_others_stay_ready(epoll: Harness) -> None:
     busy = [Watched(epoll) for _ in range(3)]
     for number, each in enumerate(busy):
-        each.handle = lambda number=number: epoll.call(number, BUDGET_S)  # type: ignore[misc]  # as above
+        each.handle = lambda number=number: epoll.call(number, BUDGET_S)  # type: ignore[misc]  # mypy can't infer it
         each.far.send(b"x")
     await eventually("ten turns", lambda: len(epoll.turns) > 10)
     late = Watched(epoll)
