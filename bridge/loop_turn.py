@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from bridge.metrics import Metrics
 
-TURN_S = 0.02
+TURN_S = 0.005
 """The processor time after which the steps of a turn continue in the next turn, in seconds.
 
 The last step, and work that is not divided into steps, make a turn longer. Even then, a turn should stay below 0.05 s.

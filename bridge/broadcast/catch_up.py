@@ -42,7 +42,7 @@ The maximum work takes 5 ms for the rank URGENT, and 1 ms for each other rank. A
 maximum.
 """
 
-CATCH_UP_TURN_S = 0.03
+CATCH_UP_TURN_S = 0.01
 """The processor time after which a turn sends no further pieces, in seconds.
 
 This time is longer than `TURN_S`, so that connections catch up even while each turn is full of other work.
