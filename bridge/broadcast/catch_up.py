@@ -305,6 +305,9 @@ class CatchUp:
         try:
             if connection.send(*frames):
                 self.sent_bytes += sum(map(len, frames))
+            elif connection.state in _READING:
+                # Without this event, each flush would write to a connection whose transport has failed.
+                self._dispatch(connection, ConnectionEvent.LEAVE)
         except Exception as error:  # a transport may raise any error
             self.fail(connection, error)
 

@@ -47,9 +47,19 @@ class Turns:
 
     def __init__(self) -> None:
         self.scheduled: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self.timers: list[Callable[[], None]] = []
 
     def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         self.scheduled.append((callback, arguments))
+
+    def call_later(self, _: float, callback: Callable[[], None]) -> None:
+        self.timers.append(callback)
+
+    def end_timers(self) -> None:
+        """Runs the timers that are set, but not the timers that these timers set."""
+        timers, self.timers = self.timers, []
+        for callback in timers:
+            callback()
 
     def turn(self) -> int:
         """Runs the calls that are already scheduled, but not the calls that these calls schedule.
@@ -68,6 +78,11 @@ class Turns:
             if not self.turn():
                 return
         raise AssertionError("the loop always has scheduled calls")
+
+
+def call_now(_: float, callback: Callable[[], None]) -> None:
+    """Replaces the event loop's `call_later` with no delay. The windows of a `JoinStorm` then end at once."""
+    callback()
 
 
 def ignore(*_: object) -> None:
@@ -285,16 +300,18 @@ class SocketSubscriber(FakeSubscriber):
         assert not self.held, "bytes that the transport does not take stay in the log"
         if super().send(*frames) == 0:
             return 0
-        self.write(self.writes[-1])
+        if not self.write(self.writes[-1]):
+            return 0
         return -1 if self.congested else len(self.writes[-1])
 
-    def write(self, data: bytes) -> None:
-        """Writes through the transport, after the bytes that it still holds."""
+    def write(self, data: bytes) -> bool:
+        """Writes through the transport, after the bytes that it still holds. Returns False if the transport fails."""
         self.held += data
-        self._push()
+        works = self._push()
         if self.held and not self.congested:
             self.congested = True
             self.hub.congested(self)
+        return works
 
     def closing_frame(self) -> None:
         assert self.closed is not None
@@ -311,14 +328,16 @@ class SocketSubscriber(FakeSubscriber):
         if not self.held:
             super().drain()
 
-    def _push(self) -> None:
+    def _push(self) -> bool:
         try:
             self.held = self.held[os.write(self._near.fileno(), self.held) :]
         except BlockingIOError:
-            return
+            pass
         except OSError:
             self.held = b""
             self._call_soon(self._lost)
+            return False
+        return True
 
     def _lost(self) -> None:
         self.gone = True
@@ -577,8 +596,12 @@ class Scene:
         trace: Trace | None = None,
         flush_bytes: int = FLUSH_BYTES,
         now_ms: Callable[[], int] = lambda: NOW_MS,
+        storms: bool = False,
     ) -> None:
-        """If `shared` is true, each update already has its id, as updates from a stream do."""
+        """If `shared` is true, each update already has its id, as updates from a stream do.
+
+        With `storms`, many connections that join are a storm until `turns.end_timers` is called.
+        """
         self.turns = Turns()
         self.log = UpdateLog(log_bytes)
         self.index = ReplayIndex(self.log, None if shared else TAG)
@@ -591,6 +614,7 @@ class Scene:
             self.index,
             self.metrics,
             self.turns.call_soon,
+            self.turns.call_later if storms else call_now,
             now_ms,
             self.flushes if flush_listener is None else flush_listener,
             self.source,

@@ -161,6 +161,8 @@ class Connection(asyncio.BufferedProtocol):
         for part in frames:
             # The frames are written separately, because `writelines` would copy all frames into one buffer.
             self._transport.write(part)
+        if self._transport.is_closing():
+            return 0
         return -1 if self.congested else sum(map(len, frames))
 
     def ping(self) -> None:

@@ -132,6 +132,11 @@ def test_send_returns_zero_after_closing(scene: OneClient) -> None:
     assert scene.transport.written == []
 
 
+def test_send_returns_zero_when_the_transport_fails(scene: OneClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene.transport, "write", lambda _: scene.transport.abort())
+    assert scene.connection.send(UPDATE) == 0
+
+
 def test_send_returns_zero_when_the_connection_is_lost(scene: OneClient) -> None:
     scene.connection.connection_lost(None)
     assert scene.connection.send(UPDATE) == 0
