@@ -87,6 +87,7 @@ class Bridge:
             index,
             metrics,
             asyncio.get_running_loop().call_soon,
+            asyncio.get_running_loop().call_later,
             now_ms,
             flush_listener=unflushed,
             source=self,

@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.join_storm import JoinStorm
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.resume import Resume
 from bridge.broadcast.socket_writes import try_write
@@ -31,8 +32,8 @@ updates.
 URGENT, RETURNING, FILTERING = range(3)
 """The ranks of connections, in the order in which a turn serves them.
 
-URGENT connections were live before they fell behind. RETURNING connections resume without a filter. FILTERING
-connections resume with a filter, so the bridge has to search longer for their updates.
+URGENT connections were live before they fell behind. RETURNING connections resume without a filter, or were held while
+many clients joined. FILTERING connections resume with a filter, so the bridge has to search longer for their updates.
 """
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
@@ -75,10 +76,11 @@ class CatchUp:
         index: ReplayIndex,
         resume: Resume,
         schedule: Callable[..., object],
+        call_later: Callable[[float, Callable[[], None]], object],
         dispatch: Dispatch,
         turn: LoopTurn,
     ) -> None:
-        """`schedule` is the method `call_soon` of the event loop."""
+        """`schedule` and `call_later` are the methods `call_soon` and `call_later` of the event loop."""
         self._index = index
         self._update_log = index.update_log
         self._resume = resume
@@ -95,6 +97,9 @@ class CatchUp:
         self._urgent: OrderedDict[Subscriber, None] = OrderedDict()
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (self._urgent, OrderedDict(), OrderedDict())
         """The connections that wait for their next piece, by rank."""
+        self.join_storm = JoinStorm(call_later, self._release_held)
+        self._held: OrderedDict[Subscriber, None] = OrderedDict()
+        """The connections that get no piece until the storm ends."""
         self._turn_is_scheduled = False
         self._slowest = 0
         """No cursor is lower than this position.
@@ -117,6 +122,7 @@ class CatchUp:
         """Removes a connection that is no longer CATCHING_UP."""
         self.catching_up.discard(connection)
         self._due[_rank(connection)].pop(connection, None)
+        self._held.pop(connection, None)
 
     def add_lagging(self, connection: Subscriber) -> None:
         """Adds a connection that is now LAGGING. The connection reads the log from its cursor."""
@@ -129,7 +135,8 @@ class CatchUp:
         """Removes a connection that is no longer LAGGING."""
         connection.subscription.lagging_count -= 1
         self.lagging.discard(connection)
-        self._urgent.pop(connection, None)
+        for queue in (self._urgent, self._due[RETURNING], self._held):
+            queue.pop(connection, None)
 
     def discard_resuming(self, connection: Subscriber) -> None:
         """Removes a connection that is no longer RESUMING."""
@@ -151,6 +158,18 @@ class CatchUp:
         self._slowest = min(self._slowest, connection.cursor)
         self.closing.add(connection)
         self.schedule(connection)
+
+    def hold(self, connection: Subscriber) -> None:
+        """Holds a LAGGING or CATCHING_UP connection, which has just joined, until the storm ends."""
+        self._held[connection] = None
+
+    def _release_held(self) -> None:
+        for connection in self._held:
+            # Thousands of connections of the rank URGENT would delay the live connections.
+            self._due[max(_rank(connection), RETURNING)][connection] = None
+        self._held.clear()
+        if not self._turn_is_scheduled:
+            self._schedule_turn()
 
     def skip_flushed(self) -> None:
         """Moves all cursors to the flushed position, so that no connection receives any earlier updates."""
@@ -219,6 +238,9 @@ class CatchUp:
                 return
             self._dispatch(connection, ConnectionEvent.RESUME_SENT)
             self._send_message(connection, message)
+            if self.join_storm.is_on:
+                self.hold(connection)
+                return
         elif connection.cursor < log.tail:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
             return

@@ -106,6 +106,7 @@ class Hub:
         index: ReplayIndex,
         metrics: Metrics,
         schedule: Callable[..., object],
+        call_later: Callable[[float, Callable[[], None]], object],
         now_ms: Callable[[], int],
         flush_listener: FlushListener,
         source: Source,
@@ -118,7 +119,8 @@ class Hub:
     ) -> None:
         """`flush_bytes` is the maximum size of one write to a connection, except that a single frame may be larger.
 
-        `schedule` is the event loop's `call_soon`. `now_ms` returns the time in Unix milliseconds.
+        `schedule` and `call_later` are the event loop's `call_soon` and `call_later`. `now_ms` returns the time in Unix
+        milliseconds.
 
         If `replaying` is True, all updates that arrive before `end_replay` is called are older than the bridge's start.
         These replayed updates fill the log, and only clients that resume get them.
@@ -153,7 +155,7 @@ class Hub:
         self._resume = Resume(
             index, now_ms, schedule, self._dispatch, self.flush, self._on_resumed, replaying=replaying
         )
-        self._catch_up = catch_up = CatchUp(index, self._resume, schedule, self._dispatch, turn)
+        self._catch_up = catch_up = CatchUp(index, self._resume, schedule, call_later, self._dispatch, turn)
         self._stopping = False
         self._sent_bytes = 0
         """The number of bytes sent to live connections."""
@@ -217,8 +219,13 @@ class Hub:
         """Adds a connection. If `after` is None, the connection gets only the updates from now on, without ids."""
         if connection.state is State.NEW:
             connection.subscription = self._subscriptions.join(update_filter, ids=after is not None)
+            must_hold = self._catch_up.join_storm.on_join()
             if after is not None:
                 self._resume.start(connection, after)
+                return
+            if must_hold:
+                connection.cursor = self._update_log.flushed
+                self._dispatch(connection, ConnectionEvent.HOLD)
                 return
         # If the connection has already joined, this event resets the connection, because the table has no row for a
         # second join.
@@ -260,6 +267,7 @@ class Hub:
         updates are closed.
         """
         self._on_stopped = on_stopped
+        self._catch_up.join_storm.end()
         self.flush()
 
     def _connections(self) -> Iterator[Subscriber]:
@@ -394,10 +402,11 @@ class Hub:
             self._set_behind(False)
 
     def _round(self) -> Iterator[None]:
-        log, metrics = self._update_log, self._metrics
+        log, metrics, catch_up = self._update_log, self._metrics, self._catch_up
         frames = log.flush(self._index.run_end(log.flushed), self._flush_bytes)
         self._unflushed_bytes -= len(frames)
         self._round_bytes = len(frames)
+        catch_up.join_storm.on_flush(len(frames))
         batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
         for batch in batches:
             for subscription in batch.subscriptions:
@@ -413,7 +422,7 @@ class Hub:
             for members in (subscription.live.sockets, subscription.live.tls_sockets):
                 while (connection := members.next_unserved) is not None:
                     self._dispatch(connection, ConnectionEvent.POSTPONED)
-                    self._catch_up.schedule(connection)
+                    catch_up.schedule(connection)
                     yield
 
     def _trace_flush(self, trace: Trace, flush_listener: FlushListener, flushed: int) -> None:
@@ -506,6 +515,7 @@ class Hub:
         actions: Mapping[Action, _Call] = {
             Action.SEND: catch_up.send_next,
             Action.SCHEDULE: catch_up.schedule,
+            Action.HOLD: catch_up.hold,
             Action.CLOSE_STOPPING: self._close_stopping,
             Action.CLOSE_IF_STOPPING: self._close_if_stopping,
             Action.CLOSE_TOO_SLOW: self._close_too_slow,

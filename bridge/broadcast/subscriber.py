@@ -33,7 +33,9 @@ class State(_Choice):
     )
     CATCHING_UP = "the client has received `resume`, and gets the log from its cursor; it was never live"
     LIVE = "at the head of the log, with an empty socket; each flush writes to it"
-    LAGGING = "was live, until its socket was full or a flush was postponed; reads the log from there"
+    LAGGING = (
+        "was live until its socket was full or a flush was postponed, or joined in a storm; reads the log from there"
+    )
     CLOSING = "its close frame is sent, or due after the rest of a frame"
     CLOSED = "its socket is closed, or about to be"
 
@@ -42,6 +44,7 @@ class ConnectionEvent(_Choice):
     """The events of a connection. The value of each member of this enum is a description."""
 
     JOIN = "the connection joins without ids"
+    HOLD = "the connection joins without ids, during a storm (many connections join at once)"
     START = "the connection joins with ids from now on, at once or after its wait"
     RESUME = "the connection joins after an id, at once or after its wait"
     DEFER = "the connection joins with ids, and must wait"
@@ -62,6 +65,7 @@ class Action(_Choice):
 
     SEND = "send the next piece"
     SCHEDULE = "send the next piece in a later turn of the loop"
+    HOLD = "send the next piece after the storm"
     CLOSE_STOPPING = "close the connection with 1001"
     CLOSE_IF_STOPPING = "close the connection with 1001 if the bridge stops"
     CLOSE_TOO_SLOW = "close the connection with 4008"
@@ -86,6 +90,7 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         # the transport.
         ConnectionEvent.CONGESTED: Transition(State.NEW),
         ConnectionEvent.JOIN: Transition(State.LIVE),
+        ConnectionEvent.HOLD: Transition(State.LAGGING, (Action.HOLD,)),
         ConnectionEvent.START: Transition(State.RESUMING, (Action.SEND,)),
         ConnectionEvent.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
         ConnectionEvent.DEFER: Transition(State.PENDING),

@@ -27,8 +27,8 @@ bridge.amqp.consume: consumed_queue consumer delivery_counts flow_control gaps r
 bridge.amqp.publish: confirm_channel message_id_locks
 bridge.amqp.rejects: properties publisher retry_queue
 bridge.amqp.wire: compat fast_channel properties settlement trace
-bridge.broadcast: catch_up close_reasons frames framing hub hub_log hub_metrics live_set replay resume socket_writes
-  subscriber subscriptions update_log
+bridge.broadcast: catch_up close_reasons frames framing hub hub_log hub_metrics join_storm live_set replay resume
+  socket_writes subscriber subscriptions update_log
 bridge.cli: serve
 bridge.cli.common: colors errors options output
 bridge.config: amqp_urls kubernetes listen_addresses networks parsers paths settings sources text_files tls warnings

@@ -16,12 +16,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from structlog.testing import capture_logs
 
-from bridge.broadcast import live_set
-from bridge.broadcast.catch_up import CATCH_UP_BYTES, MAX_EVICTIONS_PER_TURN, MAX_PARTS_PER_TURN
+from bridge.broadcast import join_storm, live_set
+from bridge.broadcast.catch_up import (
+    CATCH_UP_BYTES,
+    MAX_EVICTIONS_PER_TURN,
+    MAX_PARTS_PER_TURN,
+    MIN_COST_BYTES,
+    RETURNING,
+    TURN_BUDGETS_BYTES,
+)
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import FrameEncoder
 from bridge.broadcast.hub import FLUSH_BYTES, TLS_FLUSH_BYTES
+from bridge.broadcast.join_storm import MAX_HELD_BYTES, MAX_JOINS
 from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import UpdateId
@@ -921,6 +929,176 @@ def test_connection_that_raises_is_closed_and_others_get_their_updates(scene: Sc
     assert len(scene.hub) == 4
 
 
+# Storms
+
+
+@pytest.fixture
+def stormy() -> Iterator[Scene]:
+    with closing(Scene(storms=True)) as scene:
+        yield scene
+
+
+def storm(scene: Scene, connections: int = 3) -> list[SocketSubscriber]:
+    """Begins a storm with as many held connections."""
+    for _ in range(MAX_JOINS):
+        scene.join()
+    return [scene.join_with_socket() for _ in range(connections)]
+
+
+def test_held_connections_get_all_updates_since_their_join_after_the_storm(stormy: Scene) -> None:
+    first, second = storm(stormy, 2)
+    frames = [stormy.publish(b"one")]
+    third = stormy.join_with_socket()
+    frames += [stormy.publish(b"two"), stormy.publish(b"three")]
+    stormy.turns.settle()
+    assert received([first, second, third]) == [b"", b"", b""]
+    stormy.turns.end_timers()
+    stormy.turns.end_timers()
+    stormy.turns.settle()
+    assert received([first, second, third]) == [b"".join(frames)] * 2 + [b"".join(frames[1:])]
+    frames.append(stormy.publish(b"four"))
+    assert received([first, second, third]) == [b"".join(frames)] * 2 + [b"".join(frames[1:])]
+
+
+def test_live_connections_get_each_update_at_once_during_a_storm(stormy: Scene) -> None:
+    live = stormy.join_with_socket()
+    storm(stormy)
+    frames = stormy.publish(b"update")
+    assert received([live]) == [frames]
+
+
+def test_connection_that_joins_during_a_storm_does_not_get_earlier_updates(stormy: Scene) -> None:
+    storm(stormy)
+    stormy.publish(b"earlier")
+    stormy.hub.publish(b"not flushed")
+    late = stormy.join_with_socket()
+    stormy.hub.flush()
+    stormy.turns.end_timers()
+    stormy.turns.end_timers()
+    stormy.turns.settle()
+    assert received([late]) == [text_frame(b"not flushed")]
+
+
+def test_updates_for_held_connections_count_as_enqueued(stormy: Scene) -> None:
+    storm(stormy, 3)
+    stormy.publish(b"update")
+    assert stormy.sends() == (MAX_JOINS, 3, 0)
+    assert stormy.hub.lagging == 3
+    stormy.turns.end_timers()
+    stormy.turns.end_timers()
+    stormy.turns.settle()
+    assert stormy.sends() == (MAX_JOINS, 3, 0)
+    assert stormy.hub.lagging == 0
+
+
+def test_held_connection_that_leaves_gets_nothing(stormy: Scene) -> None:
+    held = storm(stormy)
+    stormy.publish(b"update")
+    stormy.hub.leave(held[1])
+    stormy.turns.end_timers()
+    stormy.turns.end_timers()
+    stormy.turns.settle()
+    frames = text_frame(b"update")
+    assert received(held) == [frames, b"", frames]
+    assert stormy.sends() == (MAX_JOINS, 3, 1)
+
+
+def test_held_connections_are_released_before_the_log_drops_their_updates() -> None:
+    with closing(Scene(65_536, storms=True)) as scene:
+        held = storm(scene)
+        frames = b""
+        while not any(received(held)):
+            assert len(frames) < MAX_HELD_BYTES + 2000
+            frames += scene.publish(b"x" * 1000)
+            scene.turns.settle()
+        assert received(held) == [frames] * 3
+
+
+def test_held_connections_are_closed_when_the_bridge_stops(stormy: Scene) -> None:
+    held = storm(stormy)
+    stormy.publish(b"update")
+    stormy.hub.drain(ignore)
+    stormy.turns.settle()
+    close = close_frame(CloseReason.STOPPING.code, CloseReason.STOPPING.phrase)
+    assert received(held) == [text_frame(b"update") + close] * 3
+    assert len(stormy.hub) == 0
+
+
+def test_resumed_connection_gets_its_resume_message_at_once_and_the_updates_after_the_storm() -> None:
+    with closing(Scene(shared=True, storms=True)) as scene:
+        scene.publish_with_ids(UpdateId(1, TAG), UpdateId(2, TAG))
+        storm(scene)
+        clients = [scene.join_with_socket(after=after) for after in ("", str(UpdateId(1, TAG)))]
+        scene.turns.settle()
+        assert [each.received.count(b'"resume"') for each in clients if each.read()] == [1, 1]
+        scene.publish_with_ids(UpdateId(3, TAG))
+        scene.turns.settle()
+        assert [client.read() for client in clients] == [b"", b""]
+        assert [client.state for client in clients] == [State.CATCHING_UP] * 2
+        scene.turns.end_timers()
+        scene.turns.end_timers()
+        scene.turns.settle()
+        framing = FrameEncoder(scene.index)
+        frames = [framing.frame(position, ids=True) for position in range(3)]
+        assert [client.read() for client in clients] == [frames[2], b"".join(frames[1:])]
+
+
+def test_resumed_connection_that_leaves_during_a_storm_is_forgotten() -> None:
+    with closing(Scene(shared=True, storms=True)) as scene:
+        storm(scene, 1)
+        client = scene.join_with_socket(after="")
+        scene.turns.settle()
+        client.read()
+        scene.publish("a")
+        scene.hub.leave(client)
+        scene.turns.end_timers()
+        scene.turns.end_timers()
+        scene.turns.settle()
+        assert client.read() == b""
+        assert client.state is State.CLOSED
+
+
+def test_full_connection_of_a_storm_gets_its_updates_when_it_has_room(stormy: Scene) -> None:
+    storm(stormy)
+    client = FakeSubscriber(stormy.hub)
+    client.congested = True
+    stormy.hub.join(client)
+    frames = stormy.publish(b"update")
+    stormy.turns.end_timers()
+    stormy.turns.end_timers()
+    stormy.turns.settle()
+    assert client.received == b""
+    client.drain()
+    stormy.turns.settle()
+    assert client.received == frames
+
+
+def test_live_connections_are_not_delayed_when_a_storm_ends(stormy: Scene) -> None:
+    storm(stormy, 2000)
+    stormy.publish(b"update")
+    stormy.turns.end_timers()
+    stormy.turns.end_timers()
+    before = stormy.hub.lagging
+    stormy.turns.turn()
+    pieces = TURN_BUDGETS_BYTES[RETURNING] // MIN_COST_BYTES
+    assert before - pieces <= stormy.hub.lagging < before
+
+
+# A connection whose transport fails
+
+
+def test_connection_whose_transport_fails_leaves_at_once(scene: Scene) -> None:
+    client, other = scene.join_with_socket(), scene.join_with_socket()
+    client.vanish()
+    frames = scene.publish(b"update")
+    assert client.state is State.CLOSED
+    assert received([other]) == [frames]
+    # Without this, each flush until the transport reports the loss would write to the connection.
+    assert len(scene.hub) == 1
+    scene.turns.settle()
+    assert client.gone
+
+
 # A connection whose next update is no longer in the log
 
 
@@ -1166,7 +1344,7 @@ def test_connection_continues_in_the_next_turn_after_its_transport_took_the_rest
 ) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     # behaves like a transport that accepts all data at once
-    monkeypatch.setattr(subscriber, "write", lambda data: None)
+    monkeypatch.setattr(subscriber, "write", lambda _: True)
     scene.publish(b"a" * 20_000, b"b")
     assert not subscriber.congested
     assert scene.hub.lagging == 1
@@ -1408,19 +1586,22 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scene = Scene(log_bytes=LOG_BYTES)
+        self.scene = Scene(log_bytes=LOG_BYTES, storms=True)
         self.frames: list[bytes] = []
         """All published frames."""
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
         """Each client, with the number of frames that were flushed before the client joined."""
         self._many = live_set.MIN_BATCHED_SOCKETS
         self._group = live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES
+        self._max_joins = join_storm.MAX_JOINS
         self.counted = True
         """False once the test can no longer know how many bytes were sent to each client."""
 
-    @initialize(many=st.sampled_from([1, 3, 1000]), group=st.sampled_from([1, 3, 512]))
-    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, group: int) -> None:
-        live_set.MIN_BATCHED_SOCKETS = many
+    @initialize(
+        many=st.sampled_from([1, 3, 1000]), group=st.sampled_from([1, 3, 512]), joins=st.sampled_from([1, 3, 512])
+    )
+    def limits_are_small_or_large(self, many: int, group: int, joins: int) -> None:
+        live_set.MIN_BATCHED_SOCKETS, join_storm.MAX_JOINS = many, joins
         live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = group, group * 1000
 
     @property
@@ -1490,6 +1671,10 @@ class AnyOrder(RuleBasedStateMachine):
     def turn(self) -> None:
         self.scene.turns.turn()
 
+    @rule()
+    def end_window(self) -> None:
+        self.scene.turns.end_timers()
+
     @rule(which=st.integers(0, 9))
     def leave(self, which: int) -> None:
         for subscriber, _ in self.subscribers[which : which + 1]:
@@ -1512,7 +1697,7 @@ class AnyOrder(RuleBasedStateMachine):
         open_ones = [
             subscriber
             for subscriber, _ in self.subscribers
-            if subscriber.closed is None and not (isinstance(subscriber, SocketSubscriber) and subscriber.gone)
+            if subscriber.closed is None and subscriber.state is not State.CLOSED
         ]
         assert len(self.scene.hub) == len(open_ones)
 
@@ -1526,7 +1711,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.scene.log.size_bytes <= LOG_BYTES or len(self.scene.log) == 1
 
     def teardown(self) -> None:
-        live_set.MIN_BATCHED_SOCKETS = self._many
+        live_set.MIN_BATCHED_SOCKETS, join_storm.MAX_JOINS = self._many, self._max_joins
         live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = self._group
         with closing(self.scene):
             self.settle()
@@ -1550,6 +1735,8 @@ class AnyOrder(RuleBasedStateMachine):
             assert not self.counted or self.scene.hub.sent_bytes == received_bytes
 
     def settle(self) -> None:
+        while self.scene.turns.timers:
+            self.scene.turns.end_timers()
         self.scene.turns.settle()
         self.scene.hub.flush()
         self.scene.turns.settle()

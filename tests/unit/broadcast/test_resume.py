@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bridge.broadcast import live_set, replay
+from bridge.broadcast import join_storm, live_set, replay
 from bridge.broadcast import resume as resume_module
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, MIN_COST_BYTES, RETURNING, TURN_BUDGETS_BYTES
 from bridge.broadcast.close_reasons import CloseReason
@@ -1271,11 +1271,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
         self.clients: list[ModelClient] = []
-        self._limits = live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES
+        self._limits = live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES, join_storm.MAX_JOINS
         self._group = live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES
 
     def started(self) -> Bridge:
-        bridge = Bridge(Scene(LOG_BYTES, shared=True, replaying=True), max(0, len(self.stream) - 200))
+        bridge = Bridge(Scene(LOG_BYTES, shared=True, replaying=True, storms=True), max(0, len(self.stream) - 200))
         self.feed_to(bridge, len(self.stream))
         bridge.scene.hub.end_replay()
         return bridge
@@ -1290,10 +1290,13 @@ class AnyOrder(RuleBasedStateMachine):
         bridge.fed = max(bridge.fed, end)
 
     @initialize(
-        many=st.sampled_from([1, 3, 1000]), segment=st.sampled_from([1, 3, 256]), group=st.sampled_from([1, 3, 512])
+        many=st.sampled_from([1, 3, 1000]),
+        segment=st.sampled_from([1, 3, 256]),
+        group=st.sampled_from([1, 3, 512]),
+        joins=st.sampled_from([1, 3, 512]),
     )
-    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int, group: int) -> None:
-        live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = many, segment
+    def limits_are_small_or_large(self, many: int, segment: int, group: int, joins: int) -> None:
+        live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES, join_storm.MAX_JOINS = many, segment, joins
         live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = group, group * 1000
 
     @rule(which=st.integers(0, 1), steps=st.sampled_from([None, 1, 2, 5]))
@@ -1377,6 +1380,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.bridges[which].scene.turns.turn()
 
     @rule(which=st.integers(0, 1))
+    def end_window(self, which: int) -> None:
+        self.bridges[which].scene.turns.end_timers()
+
+    @rule(which=st.integers(0, 1))
     def gap(self, which: int) -> None:
         bridge = self.bridges[which]
         reason = f"gap {len(bridge.gaps)}"
@@ -1391,7 +1398,7 @@ class AnyOrder(RuleBasedStateMachine):
             client.check(self.stream)
 
     def teardown(self) -> None:
-        live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = self._limits
+        live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES, join_storm.MAX_JOINS = self._limits
         live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = self._group
         for bridge in self.bridges:
             self.feed_to(bridge, len(self.stream))

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from structlog.testing import capture_logs
 
-from bridge.broadcast import live_set
+from bridge.broadcast import join_storm, live_set
 from bridge.broadcast.catch_up import CATCH_UP_BYTES
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.join_storm import MAX_JOINS
 from bridge.broadcast.replay import SEGMENT_UPDATES
 from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State
 from bridge.contract.filters import After
@@ -64,7 +65,7 @@ class Stage(Scene):
     """A scene with one client, which a test puts into a state."""
 
     def __init__(self) -> None:
-        super().__init__(200_000, shared=True, replaying=True)
+        super().__init__(200_000, shared=True, replaying=True, storms=True)
         self.events = record(self)
         self.next = 1
 
@@ -120,11 +121,17 @@ class Stage(Scene):
                 self.hub.leave(client)
                 return client
 
+    def join_in_storm(self, client: FakeSubscriber) -> None:
+        for _ in range(MAX_JOINS):
+            self.join()
+        self.hub.join(client)
+
     def trigger(self, client: FakeSubscriber, event: ConnectionEvent) -> None:
         """Causes an event of the client's connection."""
         known, ahead = str(UpdateId(1, TAG)), str(UpdateId(self.next + 1, TAG))
         triggers: dict[ConnectionEvent, Callable[[], object]] = {
             ConnectionEvent.JOIN: lambda: self.hub.join(client),
+            ConnectionEvent.HOLD: lambda: self.join_in_storm(client),
             ConnectionEvent.DEFER: lambda: self.hub.join(client, None, After.parse(ahead)),
             ConnectionEvent.RESUME_SENT: self.turns.turn,
             ConnectionEvent.CAUGHT_UP: self.turns.settle,
@@ -317,16 +324,17 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scene = Scene(60_000, shared=True, trace=self)
+        self.scene = Scene(60_000, shared=True, trace=self, storms=True)
         self.clients: dict[FakeSubscriber, Client] = {}
         self.next = 1
         self.stopped = False
         self._many = live_set.MIN_BATCHED_SOCKETS
         self._group = live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES
+        self._max_joins = join_storm.MAX_JOINS
 
-    @initialize(many=st.sampled_from([1, 1000]), group=st.sampled_from([1, 3, 512]))
-    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, group: int) -> None:
-        live_set.MIN_BATCHED_SOCKETS = many
+    @initialize(many=st.sampled_from([1, 1000]), group=st.sampled_from([1, 3, 512]), joins=st.sampled_from([1, 3, 512]))
+    def limits_are_small_or_large(self, many: int, group: int, joins: int) -> None:
+        live_set.MIN_BATCHED_SOCKETS, join_storm.MAX_JOINS = many, joins
         live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = group, group * 1000
 
     def on_transition(self, connection: Any, *, before: State, event: ConnectionEvent) -> None:
@@ -411,6 +419,10 @@ class AnyOrder(RuleBasedStateMachine):
     def turn(self) -> None:
         self.scene.turns.turn()
 
+    @rule()
+    def end_window(self) -> None:
+        self.scene.turns.end_timers()
+
     @precondition(lambda self: len(self.clients) > 3)
     @rule()
     def stop(self) -> None:
@@ -459,10 +471,11 @@ class AnyOrder(RuleBasedStateMachine):
                 assert connection.received == b""
 
     def teardown(self) -> None:
-        live_set.MIN_BATCHED_SOCKETS = self._many
+        live_set.MIN_BATCHED_SOCKETS, join_storm.MAX_JOINS = self._many, self._max_joins
         live_set.GROUP_SOCKETS, live_set.ENCRYPTED_BYTES = self._group
         with closing(self.scene):
             for _ in range(400):
+                self.scene.turns.end_timers()
                 self.scene.hub.flush()
                 self.scene.turns.settle()
                 self.scene.hub.tick()

@@ -140,6 +140,7 @@ class Harness:
             index,
             self.metrics,
             loop.call_soon,
+            loop.call_later,
             lambda: 0,
             FakeFlushListener(),
             FakeSource(),
