@@ -73,7 +73,8 @@ async def openssl_server(folder: Path, trusts: Path, version: str) -> AsyncItera
             line = await process.stdout.readline()
         yield int(line.rpartition(b":")[2]), chain
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 

@@ -45,13 +45,14 @@ async def connected(bridge: Bridge) -> None:
 
 @asynccontextmanager
 async def program(*command: str | Path, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
-    """Runs a program that never ends by itself; yields its output."""
+    """Runs a program, yields its output, and ends the program if it has not ended."""
     process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
         yield process.stdout
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 

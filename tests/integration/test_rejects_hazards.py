@@ -67,7 +67,8 @@ async def test_list_with_a_slow_reader_still_answers_heartbeats(
         # Only the heartbeats of both sides wake the process. A blocked process would not wake.
         await eventually("its event loop runs", lambda: waits_of(process.pid) > before + 4)
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
         os.close(ours)
         os.close(theirs)
