@@ -152,7 +152,9 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
     State.CLOSED: {
-        # The transport may still report events after the connection has failed.
+        # The transport may still report events after the connection has failed. Until the transport reports the loss,
+        # the connection may also be closed, for example because the client was idle.
+        ConnectionEvent.CLOSE: Transition(State.CLOSED),
         ConnectionEvent.CONGESTED: Transition(State.CLOSED),
         ConnectionEvent.DRAINED: Transition(State.CLOSED),
         ConnectionEvent.LEAVE: Transition(State.CLOSED),
@@ -228,7 +230,8 @@ class Subscriber(Slot, Protocol):
     def send(self, *frames: bytes | memoryview) -> int:
         """Sends frames through the transport.
 
-        Returns the number of bytes written, -1 if some bytes are queued, or 0 if all bytes are dropped.
+        Returns the number of bytes written, -1 if some bytes are queued, or 0 if bytes are dropped, because the
+        connection is closing or its transport has failed.
         """
 
     def frame_ended(self) -> None:

@@ -154,7 +154,8 @@ class Connection(asyncio.BufferedProtocol):
     def send(self, *frames: bytes | memoryview) -> int:
         """Writes frames through the transport.
 
-        Returns the number of bytes written, -1 if some bytes are enqueued, or 0 if all are dropped.
+        Returns the number of bytes written, -1 if some bytes are enqueued, or 0 if bytes are dropped, because the
+        connection is closing or its transport has failed.
         """
         if self._transport is None or (self.closed_at is not None and self._pending_close is None):
             return 0

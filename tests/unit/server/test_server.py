@@ -426,6 +426,26 @@ async def test_client_gets_the_updates_that_match_its_query(serve: Callable[...,
     assert types == ["resume", "event"]
 
 
+async def test_close_frame_of_a_client_whose_connection_failed_at_once_is_no_fault(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = serve()
+    write = FakeTransport.write
+
+    def write_only_the_response(transport: FakeTransport, data: bytes) -> None:
+        if data.startswith(b"HTTP/"):
+            write(transport, data)
+        else:
+            transport.abort()
+
+    monkeypatch.setattr(FakeTransport, "write", write_only_the_response)
+    with capture_logs() as logs:
+        client = await harness.upgrade(query="?after=", rest=CLOSED_BY_CLIENT)
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
+    assert "abort" in client.ended
+    assert len(harness.hub) == 0
+
+
 async def test_frames_right_after_the_request_are_read(serve: Callable[..., Harness]) -> None:
     client = await serve().upgrade(rest=Frame(Opcode.PING, b"here").serialize(mask=True))
     assert client.frames == [(PONG, b"here")]
