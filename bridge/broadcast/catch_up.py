@@ -7,7 +7,7 @@ because the size of the log limits the memory for all clients together.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 
@@ -32,8 +32,8 @@ updates.
 URGENT, RETURNING, FILTERING = range(3)
 """The ranks of connections, in the order in which a turn serves them.
 
-URGENT connections were live before they fell behind. RETURNING connections resume without a filter, or were held while
-many clients joined. FILTERING connections resume with a filter, so the bridge has to search longer for their updates.
+URGENT connections were live before they fell behind. RETURNING connections resume without a filter, or were held during
+a storm. FILTERING connections resume with a filter, so the bridge has to search longer for their updates.
 """
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
@@ -56,6 +56,12 @@ MAX_EVICTIONS_PER_TURN = 64
 """The maximum number of connections that are closed as too slow in one turn of the loop. Closing 64 connections takes 3
 ms."""
 
+MAX_HELD_BYTES = 16384
+"""The maximum memory of the log for the updates that the held connections lack, in bytes.
+
+Larger writes would save little time. If the next flush would exceed this maximum, the held connections get their
+updates before that flush. A small log, or a log that fills fast, therefore does not drop these updates.
+"""
 
 # In Python 3.11, each access to an enum member runs Python code, which takes longer than a comparison with the member.
 _RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP, State.LAGGING, State.CLOSING
@@ -99,7 +105,9 @@ class CatchUp:
         """The connections that wait for their next piece, by rank."""
         self.join_storm = JoinStorm(call_later, self._release_held)
         self._held: OrderedDict[Subscriber, None] = OrderedDict()
-        """The connections that get no piece until the storm ends."""
+        """The LAGGING connections that joined during a storm, and have not been sent their first updates."""
+        self._held_bytes = 0
+        """The memory of the log for the updates that the held connections lack, in bytes."""
         self._turn_is_scheduled = False
         self._slowest = 0
         """No cursor is lower than this position.
@@ -122,7 +130,6 @@ class CatchUp:
         """Removes a connection that is no longer CATCHING_UP."""
         self.catching_up.discard(connection)
         self._due[_rank(connection)].pop(connection, None)
-        self._held.pop(connection, None)
 
     def add_lagging(self, connection: Subscriber) -> None:
         """Adds a connection that is now LAGGING. The connection reads the log from its cursor."""
@@ -160,14 +167,38 @@ class CatchUp:
         self.schedule(connection)
 
     def hold(self, connection: Subscriber) -> None:
-        """Holds a LAGGING or CATCHING_UP connection, which has just joined, until the storm ends."""
+        """Holds a LAGGING connection until the storm ends. The connection must have all flushed updates."""
+        if not self._held:
+            self._held_bytes = 0
         self._held[connection] = None
+
+    def before_flush(self, waiting_bytes: int) -> Iterator[None]:
+        """Returns the steps that must run before the next updates are flushed.
+
+        `waiting_bytes` is the memory of the log for all updates that are not flushed. If the held connections would
+        lack too many updates, the steps send them the flushed updates.
+        """
+        self._held_bytes += waiting_bytes
+        if self._held and self._held_bytes > MAX_HELD_BYTES:
+            yield from self.send_held()
+            # It is unknown how many updates wait by now. If more connections are held already, the next flush sends
+            # them their updates.
+            self._held_bytes = MAX_HELD_BYTES
+
+    def send_held(self) -> Iterator[None]:
+        """Sends each held connection its next piece, in one step for each connection."""
+        # The number of steps is limited, because more connections may join between two steps.
+        for _ in range(len(self._held)):
+            if not self._held:
+                return
+            connection, _ = self._held.popitem(last=False)
+            self.send_next(connection)
+            yield
 
     def _release_held(self) -> None:
         for connection in self._held:
             # Thousands of connections of the rank URGENT would delay the live connections.
-            self._due[max(_rank(connection), RETURNING)][connection] = None
-        self._held.clear()
+            self._due[RETURNING][connection] = None
         if not self._turn_is_scheduled:
             self._schedule_turn()
 
@@ -238,9 +269,6 @@ class CatchUp:
                 return
             self._dispatch(connection, ConnectionEvent.RESUME_SENT)
             self._send_message(connection, message)
-            if self.join_storm.is_on:
-                self.hold(connection)
-                return
         elif connection.cursor < log.tail:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
             return
@@ -256,6 +284,8 @@ class CatchUp:
             # Each connection gets only one piece in a turn, so that a connection that lags far behind does not delay
             # the others.
             self.schedule(connection)
+        elif connection.state is _CATCHING_UP and self.join_storm.is_on:
+            self._dispatch(connection, ConnectionEvent.HOLD)
         else:
             self._dispatch(connection, _CAUGHT_UP)
 

@@ -403,10 +403,10 @@ class Hub:
 
     def _round(self) -> Iterator[None]:
         log, metrics, catch_up = self._update_log, self._metrics, self._catch_up
+        yield from catch_up.before_flush(self._unflushed_bytes + ENTRY_BYTES * (log.head - log.flushed))
         frames = log.flush(self._index.run_end(log.flushed), self._flush_bytes)
         self._unflushed_bytes -= len(frames)
         self._round_bytes = len(frames)
-        catch_up.join_storm.on_flush(len(frames))
         batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
         for batch in batches:
             for subscription in batch.subscriptions:
@@ -493,6 +493,7 @@ class Hub:
 
     def _stop_steps(self) -> Iterator[None]:
         self._stopping = True
+        yield from self._catch_up.send_held()
         for connection in tuple(self._connections()):
             # The connection may have ended during an earlier step.
             if connection.state in _JOINED:

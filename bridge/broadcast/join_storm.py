@@ -5,7 +5,7 @@ them immediately (`TCP_MAX_QUICKACKS` in the kernel's `include/net/tcp.h`). If t
 updates arrive, these writes take more time than the handshakes.
 
 During a storm, the bridge therefore holds the connections that join. When the storm ends, each held connection gets all
-updates since its handshake in one write. Connections that are already live are not affected.
+updates since its handshake in one write.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,15 @@ WINDOW_S = 0.05
 MAX_JOINS = 16
 """The number of connections that may join in a window. A storm begins with the next connection in the same window.
 
-The storm ends with the first window in which at most this number of connections join.
+The storm ends at the end of the first window in which at most this number of connections join.
 """
 
 MAX_WINDOWS = 20
 """The maximum duration of a storm, in windows. This is the longest time for which a connection is held: 1 s."""
 
-MAX_HELD_BYTES = 16384
-"""The size of the updates after which a storm ends, in bytes. Larger writes would save little time.
-
-The log never drops these updates while connections are held, because the smallest log has 64 KiB.
-"""
-
 
 class JoinStorm:
-    """Decides which connections the hub must hold, and for how long."""
+    """Decides when the hub must hold the connections that join."""
 
     def __init__(self, call_later: Callable[[float, Callable[[], None]], object], on_end: Callable[[], None]) -> None:
         """`call_later` is a method of the event loop. `on_end` is called at the end of each storm."""
@@ -41,8 +35,6 @@ class JoinStorm:
         """The number of connections that joined in the current window."""
         self._windows: int | None = None
         """The number of windows since the storm began, or None if there is no storm."""
-        self._held_bytes = 0
-        """The size of the updates that were flushed since the storm began."""
 
     def on_join(self) -> bool:
         """Counts a connection that joins. Returns whether the connection must be held until the storm ends."""
@@ -50,19 +42,13 @@ class JoinStorm:
             self._open_window()
         self._joins += 1
         if self._joins > MAX_JOINS and self._windows is None:
-            self._windows = self._held_bytes = 0
+            self._windows = 0
         return self.is_on
 
     @property
     def is_on(self) -> bool:
         """Whether there is a storm."""
         return self._windows is not None
-
-    def on_flush(self, size_bytes: int) -> None:
-        """Must be called before updates of this size are flushed."""
-        self._held_bytes += size_bytes
-        if self._held_bytes > MAX_HELD_BYTES:
-            self.end()
 
     def end(self) -> None:
         """Ends the storm, if there is one. A new storm may begin with the next connection that joins."""

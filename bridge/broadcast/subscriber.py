@@ -44,7 +44,7 @@ class ConnectionEvent(_Choice):
     """The events of a connection. The value of each member of this enum is a description."""
 
     JOIN = "the connection joins without ids"
-    HOLD = "the connection joins without ids, during a storm (many connections join at once)"
+    HOLD = "during a storm (many connections join at once), the connection joins without ids, or has caught up"
     START = "the connection joins with ids from now on, at once or after its wait"
     RESUME = "the connection joins after an id, at once or after its wait"
     DEFER = "the connection joins with ids, and must wait"
@@ -116,6 +116,7 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
     },
     State.CATCHING_UP: {
         ConnectionEvent.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
+        ConnectionEvent.HOLD: Transition(State.LAGGING, (Action.HOLD, Action.CLOSE_IF_STOPPING)),
         ConnectionEvent.CONGESTED: Transition(State.CATCHING_UP),
         ConnectionEvent.DRAINED: Transition(State.CATCHING_UP, (Action.SCHEDULE,)),
         ConnectionEvent.OVERTAKEN: Transition(State.CATCHING_UP, (Action.CLOSE_TOO_SLOW,)),

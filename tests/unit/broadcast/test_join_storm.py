@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.broadcast.join_storm import MAX_HELD_BYTES, MAX_JOINS, MAX_WINDOWS, WINDOW_S, JoinStorm
+from bridge.broadcast.join_storm import MAX_JOINS, MAX_WINDOWS, WINDOW_S, JoinStorm
 from tests.support.fakes import Turns
 
 
@@ -102,24 +102,11 @@ def test_another_storm_follows_a_long_storm(door: Door) -> None:
         assert door.ends == storms
 
 
-def test_storm_ends_when_held_connections_lack_many_bytes(door: Door) -> None:
+def test_another_storm_may_begin_in_the_window_in_which_a_storm_is_ended(door: Door) -> None:
     door.begin_storm()
-    door.storm.on_flush(MAX_HELD_BYTES)
-    assert door.storm.is_on
-    door.storm.on_flush(1)
+    door.storm.end()
     assert door.ends == 1
-    # The window has not ended, so the next connection begins a new storm, and its bytes are counted from 0.
     assert door.join(1) == 1
-    door.storm.on_flush(MAX_HELD_BYTES)
-    assert door.ends == 1
-
-
-def test_updates_before_a_storm_do_not_count(door: Door) -> None:
-    door.storm.on_flush(10 * MAX_HELD_BYTES)
-    door.begin_storm()
-    door.storm.on_flush(MAX_HELD_BYTES)
-    assert door.storm.is_on
-    assert door.ends == 0
 
 
 def test_end_without_a_storm_does_nothing(door: Door) -> None:

@@ -1412,6 +1412,7 @@ class AnyOrder(RuleBasedStateMachine):
                 client.bridge = 0
         for _ in range(300):
             for bridge in self.bridges:
+                bridge.scene.turns.end_timers()
                 bridge.scene.turns.settle()
             for client in self.clients:
                 connection = client.connection

@@ -124,7 +124,11 @@ class Stage(Scene):
     def join_in_storm(self, client: FakeSubscriber) -> None:
         for _ in range(MAX_JOINS):
             self.join()
-        self.hub.join(client)
+        if client.state is State.NEW:
+            self.hub.join(client)
+        else:
+            self.join()
+            self.turns.settle()
 
     def trigger(self, client: FakeSubscriber, event: ConnectionEvent) -> None:
         """Causes an event of the client's connection."""
