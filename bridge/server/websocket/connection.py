@@ -280,17 +280,23 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _charge(self, read_bytes: int, reader: FrameReader) -> bool:
-        """Charges the client for received data, except for pongs that answer pings of the bridge."""
+        """Charges the client for received data, except for pongs that answer pings of the bridge, and a close frame.
+
+        If such a frame arrives in several reads, the client is charged for all reads except the last.
+        """
         frames = reader.frames
         if answers := min(reader.pongs, self._pongs_due):
             self._pongs_due -= answers
-            # If a pong arrives in several reads, the limiter has already charged the client for all reads except the
-            # last.
-            frames = max(0, frames - answers)
-            read_bytes = max(0, read_bytes - reader.pong_bytes * answers // reader.pongs)
-            if not (frames or read_bytes):
-                return True
-        return self._context.read_limiter.consume(self, read_bytes, frames)
+            frames -= answers
+            read_bytes -= reader.pong_bytes * answers // reader.pongs
+        if reader.close_bytes:
+            # A close frame is the last frame of its connection. If it counted, all clients that a stopping bridge
+            # closes would together exceed the limit.
+            frames -= 1
+            read_bytes -= reader.close_bytes
+        if frames <= 0 and read_bytes <= 0:
+            return True
+        return self._context.read_limiter.consume(self, max(0, read_bytes), max(0, frames))
 
     def _send_pongs(self, pings: list[bytes]) -> None:
         """Sends all pongs in one write, because a write takes ten times as long as reading a ping."""

@@ -87,6 +87,7 @@ class FrameReader:
         "_opcode",
         "_payload",
         "_started",
+        "close_bytes",
         "frames",
         "pong_bytes",
         "pongs",
@@ -118,6 +119,8 @@ class FrameReader:
         """How many pongs the last call of `feed` completed."""
         self.pong_bytes = 0
         """The total size, in bytes, of the pongs that the last call of `feed` completed."""
+        self.close_bytes = 0
+        """The size, in bytes, of the valid close frame that the last call of `feed` completed, or 0."""
 
     @property
     def idle(self) -> bool:
@@ -131,7 +134,7 @@ class FrameReader:
         If n frames of six bytes fit into `data`, the list has at most n + 2 items.
         """
         found: list[Incoming] = []
-        self.frames = self.pongs = self.pong_bytes = 0
+        self.frames = self.pongs = self.pong_bytes = self.close_bytes = 0
         if self._ended:
             return found
         try:
@@ -257,6 +260,7 @@ class FrameReader:
             # websockets treats a close frame between fragments as a violation, but Autobahn's case 7.1.5 expects a
             # clean close.
             found.append(Close(_close_code(apply_mask(masked, mask))))
+            self.close_bytes = CONTROL_HEADER_BYTES + len(masked)
             self._end()
 
     def _end(self) -> None:

@@ -402,7 +402,7 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
     assert scene.transport.written == [pong_frame(b"after")]
 
 
-# Tests of how the read limiter charges pongs
+# Tests of how the read limiter charges pongs and close frames
 
 
 def spent(scene: OneClient) -> int:
@@ -486,6 +486,57 @@ def test_clients_that_answer_the_pings_of_the_bridge_are_not_throttled(scene: On
     scene.says(Opcode.PONG)
     assert scene.transport.reading
     assert len(scene.read_limiter) == 1
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x03\xe8", b"\x03\xe8" + b"x" * 123])
+@pytest.mark.parametrize("own", [False, True])
+def test_close_frame_is_not_charged(scene: OneClient, payload: bytes, *, own: bool) -> None:
+    if own:
+        scene.connection.close(CloseReason.STOPPING)
+    scene.says(Opcode.CLOSE, payload)
+    assert spent(scene) == 0
+    assert scene.transport.ended == ["close"]
+
+
+def test_pong_and_close_frame_in_one_read_are_not_charged(scene: OneClient) -> None:
+    scene.connection.ping()
+    scene.receives(Frame(Opcode.PONG, b"").serialize(mask=True) + Frame(Opcode.CLOSE, b"").serialize(mask=True))
+    assert spent(scene) == 0
+
+
+def test_data_that_arrives_with_a_close_frame_is_charged(scene: OneClient) -> None:
+    other = Frame(Opcode.TEXT, b"hello").serialize(mask=True)
+    close = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
+    scene.receives(other + close + b"after")
+    assert spent(scene) == len(other) + len(b"after") + 2 * FRAME_COST_BYTES
+
+
+def test_data_after_a_close_frame_is_charged(ends: tuple[socket.socket, socket.socket]) -> None:
+    scene, _ = within_a_frame(ends)
+    close = Frame(Opcode.CLOSE, b"").serialize(mask=True)
+    # The transport stays open, because the bridge has not sent the rest of a frame.
+    scene.receives(close)
+    assert spent(scene) == 0
+    scene.receives(close)
+    assert spent(scene) == len(close) + FRAME_COST_BYTES
+
+
+def test_all_reads_of_a_close_frame_but_the_last_are_charged(scene: OneClient) -> None:
+    close = Frame(Opcode.CLOSE, b"\x03\xe8going away").serialize(mask=True)
+    scene.receives(close[:10])
+    scene.receives(close[10:])
+    assert spent(scene) == 10 + 2 * FRAME_COST_BYTES
+
+
+def test_clients_that_leave_at_once_are_not_throttled(scene: OneClient) -> None:
+    # If close frames were charged, the 1,009th close frame would exceed the limit that all clients share in a period.
+    for _ in range(1100):
+        each = OneClient()
+        each.connection._context = replace(each.connection._context, read_limiter=scene.read_limiter)
+        each.connection.close(CloseReason.STOPPING)
+        each.says(Opcode.CLOSE, b"\x03\xe9")
+        assert each.transport.reading
+    assert len(scene.read_limiter) == 0
 
 
 def test_throttled_client_is_not_read_until_it_may_send_more(scene: OneClient) -> None:

@@ -566,3 +566,20 @@ def test_pong_counts_with_its_last_byte() -> None:
     assert (connection.frames, connection.pongs, connection.pong_bytes) == (1, 0, 0)
     connection.feed(pong[-1:])
     assert (connection.frames, connection.pongs, connection.pong_bytes) == (0, 1, len(pong))
+
+
+def test_close_frame_counts_with_its_last_byte_and_once() -> None:
+    connection = FrameReader()
+    close = frame(CLOSE, b"\x03\xe8bye")
+    connection.feed(frame(PING) + close[:-1])
+    assert (connection.frames, connection.close_bytes) == (2, 0)
+    connection.feed(close[-1:] + b"after")
+    assert (connection.frames, connection.close_bytes) == (0, len(close))
+    connection.feed(close)
+    assert (connection.frames, connection.close_bytes) == (0, 0)
+
+
+def test_invalid_close_frame_has_no_size() -> None:
+    connection = FrameReader()
+    connection.feed(frame(CLOSE, b"\x03"))
+    assert (connection.frames, connection.close_bytes) == (1, 0)
