@@ -56,7 +56,8 @@ LEGEND = (
     "is better, except for rates per second and their ratios."
 )
 EPILOG = f"""{CANDIDATES}. The COMMAND of another candidate is started with the variables AMQP, EXCHANGE and PORT. The
-variables BRIDGE_AMQP_URL, BRIDGE_EXCHANGES, BRIDGE_HOST and BRIDGE_PORT say the same."""
+variables BRIDGE_AMQP_URL, BRIDGE_EXCHANGES, BRIDGE_HOST and BRIDGE_PORT say the same. `python -m tests.bench
+{GUARD}` compares ratios with the committed ones. `python -m tests.bench {GUARD} --help` shows its own options."""
 
 
 def out(text: str) -> None:
@@ -143,7 +144,7 @@ def run(
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
-    known = f"{', '.join(SCENARIOS)}; default: all; or {CURVES} alone, or with the names of curves after it; or {GUARD}"
+    known = f"{', '.join(SCENARIOS)}; default: all; or {CURVES} alone, or with the names of curves after it"
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
     parser.add_argument(
         "--candidates", default=",".join(NAMES), help="the candidates, separated by commas; default: %(default)s"

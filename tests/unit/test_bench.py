@@ -181,6 +181,13 @@ def test_missing_program_is_named_with_the_command_that_installs_it() -> None:
         build.installed("no-such-program")
 
 
+def test_help_names_the_guard_only_as_a_command_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("guard") == shown.count("python -m tests.bench guard") == 2
+
+
 def test_line_of_the_machine_has_only_programs_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(program: str = "bun") -> Path:
         raise Failed(f"{program} is missing")
