@@ -6,7 +6,8 @@ two servers in the same round. The guard takes the median over all rounds. If th
 servers are slow.
 
 `guard.json` has the committed ratios and their noise, which is the standard deviation over several runs. The guard
-fails if a ratio is worse than the committed one by more than LIMIT_DEVIATIONS times its noise.
+fails if a ratio is worse than the committed one by more than 4 times its noise. The table shows for each ratio above
+which change the guard fails, and the change since the last run on this machine.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from tests.support.broker.session import say
 from tests.support.running import UNPINGED, unique
 
 FILE = Path(__file__).with_name("guard.json")
+LAST = "guard.json"
+"""The file in `build.BUILT` with the ratios of the last run on this machine. Git ignores it."""
 
 RATE = 20
 """The number of paced updates per second."""
@@ -69,6 +72,9 @@ LIMIT_DEVIATIONS = 4.0
 MIN_NOISE = 0.01
 """The noise of a ratio is at least this share of the ratio, because a few runs can agree by chance."""
 
+LOUD_NOISE = 0.05
+"""A recording with more noise than this gets a warning. The guard would miss changes of up to 20 %."""
+
 RATIOS = {
     "paced": f"a send, {FULL.clients} clients and {RATE} updates per second: the bridge to the floor",
     "saturated": f"a send, {FULL.burst_clients} clients and {FULL.burst} updates at once: the bridge to the floor",
@@ -78,6 +84,9 @@ RATIOS = {
     "tls": "a paced send: with TLS to without TLS",
 }
 """What each ratio compares."""
+
+TO_PLAIN_SEND = frozenset({"ids", "filters", "tls"})
+"""These ratios divide by the plain send, so they also change if only the plain send changes."""
 
 Ratios = Mapping[str, float]
 
@@ -96,6 +105,11 @@ class Committed:
         """The largest ratio that noise explains."""
         return self.ratio * (1 + LIMIT_DEVIATIONS * self.noise)
 
+    @property
+    def best(self) -> float:
+        """The smallest ratio that noise explains."""
+        return self.ratio / (1 + LIMIT_DEVIATIONS * self.noise)
+
 
 def committed(runs: Sequence[Ratios]) -> dict[str, Committed]:
     """Returns the ratios of at least two recorded runs, with their noise."""
@@ -111,23 +125,94 @@ def verdicts(measured: Ratios, known: Mapping[str, Committed]) -> list[str]:
     """Returns a sentence for each ratio that is worse than the committed one by more than its noise."""
     return [
         f"{RATIOS[key]}: the ratio is {measured[key]:.3f}. The committed ratio is {each.ratio:.3f}, and noise explains "
-        f"at most {each.limit:.3f}. Run the guard again. If it fails again, a change has made this slower."
+        f"at most {each.limit:.3f}. Run the guard again. If it fails again, a change has made this slower"
+        f"{_or_plain_send(key, 'cheaper')}."
         for key, each in known.items()
         if measured[key] > each.limit
     ]
 
 
-def table(measured: Ratios, known: Mapping[str, Committed]) -> str:
-    """Returns the table of all ratios, in Markdown."""
-    rows = [
-        f"| {RATIOS[key]} | {measured[key]:.3f} | {each.ratio:.3f} | {each.limit:.3f} |" for key, each in known.items()
+def improvements(measured: Ratios, known: Mapping[str, Committed]) -> list[str]:
+    """Returns a sentence for each ratio that is better than the committed one by more than its noise."""
+    return [
+        f"{RATIOS[key]}: the ratio is {measured[key]:.3f}. The committed ratio is {each.ratio:.3f}, and noise explains "
+        f"at least {each.best:.3f}. A change has made this faster{_or_plain_send(key, 'slower')}. Record again, "
+        "because the guard misses later changes for the worse up to the old limit."
+        for key, each in known.items()
+        if measured[key] < each.best
     ]
-    return "\n".join(["| ratio of CPU | measured | committed | limit |", "| --- | ---: | ---: | ---: |", *rows])
+
+
+def _or_plain_send(key: str, change: str) -> str:
+    """Returns the other possible cause of a change, or an empty text if there is none."""
+    return f", or has made the plain send {change}: see the first ratio" if key in TO_PLAIN_SEND else ""
+
+
+def warnings(known: Mapping[str, Committed]) -> list[str]:
+    """Returns a sentence for each recorded ratio with a noise above LOUD_NOISE."""
+    return [
+        f"{RATIOS[key]}: the noise is {100 * each.noise:.1f} %, so the guard fails only above {_change(each)}. "
+        "Record again on a quiet machine."
+        for key, each in known.items()
+        if each.noise > LOUD_NOISE
+    ]
+
+
+def table(measured: Ratios, known: Mapping[str, Committed], last: Ratios) -> str:
+    """Returns the table of all ratios, in Markdown. `last` has the ratios of the last run, or is empty."""
+    heads = ["ratio of CPU", "measured", "committed", "fails above", "last run here", "change since"]
+    lines = [_line(heads), _line(["---", *("---:" for _ in heads[1:])])]
+    for key, each in known.items():
+        cells = [RATIOS[key], f"{measured[key]:.3f}", f"{each.ratio:.3f}", f"{each.limit:.3f} ({_change(each)})"]
+        before = [f"{last[key]:.3f}", _percent(measured[key] / last[key])] if key in last else ["", ""]
+        lines.append(_line([*cells, *before]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(factor: float) -> str:
+    """Returns a change in per cent, with its sign."""
+    return f"{100 * (factor - 1):+.0f} %"
+
+
+def _change(each: Committed) -> str:
+    """Returns the smallest change that noise does not explain."""
+    return _percent(each.limit / each.ratio)
+
+
+def load_last() -> Ratios:
+    """Returns the ratios of the last run on this machine, or nothing if there was none."""
+    file = build.BUILT / LAST
+    return {key: float(value) for key, value in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def keep(measured: Ratios) -> None:
+    """Keeps the ratios of this run for the next run on this machine."""
+    (build.BUILT / LAST).write_text(json.dumps(measured, indent=2) + "\n")
 
 
 def load() -> dict[str, Committed]:
     """Returns the committed ratios of `guard.json`."""
     return {key: Committed(**each) for key, each in json.loads(FILE.read_text())["ratios"].items()}
+
+
+def other_machine(here: str) -> str:
+    """Returns a sentence with both machines if `guard.json` is from another one, or else an empty text.
+
+    `here` is the processor, the kernel and the version of Python, as `machine.host` returns them.
+    """
+    recorded = str(json.loads(FILE.read_text())["machine"])
+    # The description continues with the version of OpenSSL, or with other versions.
+    if recorded.startswith((f"{here} ", f"{here};")):
+        return ""
+    return (
+        f"{FILE.name} was recorded on another machine, or with other versions. Its limits may be "
+        "wrong here: first record this machine's ratios with --record, and do not commit them.\n"
+        f"recorded: {recorded}\nhere: {here}"
+    )
 
 
 def record(runs: Sequence[Ratios], described: str) -> None:
@@ -285,11 +370,20 @@ def run(broker: Broker, asked: argparse.Namespace, out: Callable[[str], None]) -
     if asked.record:
         runs = [measure(place) for _ in range(asked.record)]
         record(runs, machine.line(machine.broker_version(broker.url)))
-        out(table(runs[-1], load()))
+        known = load()
+        out(table(runs[-1], known, {}))
+        for sentence in warnings(known):
+            out(f"\nNOISY: {sentence}")
         return True
     measured, known = measure(place), load()
-    out(table(measured, known))
+    out(table(measured, known, load_last()))
+    keep(measured)
+    if sentence := other_machine(machine.host()):
+        out(f"\nOTHER MACHINE: {sentence}")
+    for sentence in improvements(measured, known):
+        out(f"\nBETTER: {sentence}")
     wrong = verdicts(measured, known)
     for sentence in wrong:
         out(f"\nWRONG: {sentence}")
+    out("\nThe guard fails." if wrong else "\nThe guard passes.")
     return not wrong

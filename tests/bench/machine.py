@@ -39,11 +39,15 @@ def broker_version(amqp: str) -> str:
         ) from error
 
 
+def host() -> str:
+    """Returns the processor, the kernel and the version of Python. The line starts with this text."""
+    return f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}; Python {platform.python_version()}"
+
+
 def line(broker: str) -> str:
     """Returns the processor, the kernel, the versions and the command. `broker` is the version of RabbitMQ."""
     words = [
-        f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        f"Python {platform.python_version()} with {' '.join(ssl.OPENSSL_VERSION.split()[:2])}",
+        f"{host()} with {' '.join(ssl.OPENSSL_VERSION.split()[:2])}",
         *(f"{package} {version(package)}" for package in _PACKAGES),
         f"RabbitMQ {broker}",
         *_programs(),

@@ -194,6 +194,7 @@ def test_line_of_the_machine_has_only_programs_that_are_installed(monkeypatch: p
 
     monkeypatch.setattr(build, "installed", missing)
     line = machine.line("3.10.8")
+    assert line.startswith(machine.host())
     assert "; RabbitMQ 3.10.8; " in line
     assert " with OpenSSL " in line
     assert "nginx" not in line
