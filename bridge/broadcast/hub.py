@@ -143,9 +143,9 @@ class Hub:
         self._flush_bytes = min(flush_bytes, log.max_bytes // 4)
         self._flush_updates = log.max_bytes // 2 // ENTRY_BYTES
         self._unflushed_bytes = 0
-        """The size of the published frames that no round has begun to send."""
+        """The size of the frames, of updates and own messages, that no round has begun to send."""
         self._round_bytes = 0
-        """The size of the frames of the current round."""
+        """The size of the frames, or of the own message, of the current round."""
         self._flushing: Iterator[None] | None = None
         """The steps of the current flush, or None if there is no flush."""
         self._on_stopped: Callable[[], None] | None = None
@@ -330,9 +330,11 @@ class Hub:
 
         The message keeps its place among the updates.
         """
-        self._make_room(len(payload))
+        frame = text_frame(payload)
+        self._make_room(len(frame))
         self.flush()
-        self._index.append_own_message(payload)
+        self._index.append_own_message(frame)
+        self._unflushed_bytes += len(frame)
         self.flush()
 
     def end_replay(self) -> None:
@@ -405,8 +407,9 @@ class Hub:
         log, metrics, catch_up = self._update_log, self._metrics, self._catch_up
         yield from catch_up.before_flush(self._unflushed_bytes + ENTRY_BYTES * (log.head - log.flushed))
         frames = log.flush(self._index.run_end(log.flushed), self._flush_bytes)
-        self._unflushed_bytes -= len(frames)
-        self._round_bytes = len(frames)
+        # An own message is flushed alone, and its place among the frames is empty.
+        self._round_bytes = len(frames) or len(self._index.own_message_at(log.flush_start))
+        self._unflushed_bytes -= self._round_bytes
         batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
         for batch in batches:
             for subscription in batch.subscriptions:

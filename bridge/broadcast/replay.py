@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import compress, pairwise
 from typing import Generic, Protocol, TypeVar
 
-from bridge.broadcast.frames import payload_of, text_frame
+from bridge.broadcast.frames import payload_of
 from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import UpdateId
@@ -192,14 +192,13 @@ class ReplayIndex:
         self.append(b"", update_id)
         self._segments[-1].non_updates.add(position)
 
-    def append_own_message(self, payload: bytes) -> None:
-        """Adds one of the bridge's own messages for clients with ids.
+    def append_own_message(self, frame: bytes) -> None:
+        """Adds the frame of one of the bridge's own messages for clients with ids.
 
         Clients receive no id with such a message. If such a message was the last message that a client received, the
         client gets the message again after a resume.
         """
         position = self._last_non_update = self.update_log.head
-        frame = text_frame(payload)
         self.append(b"", None if self._tag is not None else self._newest, extra_bytes=len(frame))
         self._segments[-1].non_updates.add(position)
         self._segments[-1].own_messages[position] = frame

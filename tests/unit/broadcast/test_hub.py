@@ -506,6 +506,38 @@ def test_log_drops_no_update_of_a_suspended_round(small_groups: None, *, own_mes
         assert received(crowd) == [text_frame(update(1)) + text_frame(update(2, size=25_000))] * 3
 
 
+def test_log_drops_no_update_while_own_messages_wait(small_groups: None) -> None:
+    with closing(Scene(log_bytes=40_000, shared=True)) as scene:
+        crowd = [scene.join_with_socket() for _ in range(3)]
+        scene.turn.steps = 1
+        scene.publish_with_ids(UpdateId(1, TAG))
+        scene.turns.settle()
+        scene.hub.publish(update(2, size=10_000), ("a", {}), UpdateId(2, TAG))
+        scene.hub.flush()
+        for _ in range(100):
+            scene.hub.send_own_message(b"x" * 500)
+            assert scene.log.tail <= scene.flushes.positions[-1], "the log drops only flushed frames"
+        assert scene.log.tail > 1
+        assert scene.flow_control.behind == [True]
+        scene.turns.settle()
+        assert scene.flow_control.behind == [True, False]
+        assert received(crowd) == [text_frame(update(1)) + text_frame(update(2, size=10_000))] * 3
+
+
+def test_own_messages_that_are_sent_no_longer_wait(scene: Scene, small_groups: None) -> None:
+    for _ in range(3):
+        scene.join(after="")
+    scene.turns.settle()
+    for _ in range(1000):
+        scene.hub.send_own_message(b"x" * 500)
+    scene.turn.steps = 1
+    scene.publish("a")
+    scene.publish("b")
+    assert scene.flushes.positions[-1] == 1000, "the updates wait"
+    assert scene.flow_control.behind == []
+    scene.turns.settle()
+
+
 def fail(*_: object, **__: object) -> None:
     raise RuntimeError("a fault")
 

@@ -65,7 +65,7 @@ def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
         if position % 10 == 3:
             index.record_id(id_at(position))
         elif position % 10 == 7:
-            index.append_own_message(b"own message")
+            index.append_own_message(text_frame(b"own message"))
         else:
             index.append(text_frame(envelope.wrap("a", position, 0)), id_at(position))
             positions.append(position)
@@ -132,7 +132,7 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
     index = shared(holding(100), 5)
     index.record_id(id_at(5))
     assert [*index.updates(5, 6)] == []
-    index.append_own_message(b"own message")
+    index.append_own_message(text_frame(b"own message"))
     assert [*index.updates(4, 7)] == [4]
     assert index.has_own_message(6, 7)
     assert not index.has_own_message(4, 6)
@@ -141,8 +141,8 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
 def test_flush_ends_before_an_own_message_and_after_it() -> None:
     index = shared(holding(100), 5)
     assert index.run_end(0) == 5
-    index.append_own_message(b"one")
-    index.append_own_message(b"two")
+    index.append_own_message(text_frame(b"one"))
+    index.append_own_message(text_frame(b"two"))
     index.append(b"frame", id_at(7))
     assert [index.run_end(start) for start in range(8)] == [5, 5, 5, 5, 5, 6, 7, 8]
 
@@ -206,7 +206,7 @@ def test_segments_are_few_and_are_dropped_with_their_positions(size: int) -> Non
     for position in range(5 * SEGMENT_UPDATES):
         index.append(bytes(size), id_at(position))
         if position % 7 == 0:
-            index.append_own_message(b"")
+            index.append_own_message(text_frame(b""))
         segments, log = index._segments, index.update_log
         assert len(segments) == 1 or segments[1].start >= log.tail
         lengths = [following.start - segment.start for segment, following in pairwise(segments)]
@@ -218,7 +218,7 @@ def test_segment_of_large_frames_ends_at_its_byte_limit(*, own_messages: bool) -
     index, frame = ReplayIndex(UpdateLog(2**24), TAG), text_frame(bytes(1000))
     for _ in range(200):
         if own_messages:
-            index.append_own_message(bytes(1000))
+            index.append_own_message(frame)
         else:
             index.append(frame)
     length = -(-SEGMENT_BYTES // len(frame))
