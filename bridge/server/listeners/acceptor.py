@@ -56,7 +56,8 @@ class Acceptor:
     ) -> None:
         """`on_accept` is called with the socket and the name of each client, and takes over the socket.
 
-        `begin_turn` is called before the work of a turn. `clock` measures the time that a turn takes, in seconds.
+        An exception of `on_accept` is logged. `begin_turn` is called before the work of a turn. `clock` measures the
+        time that a turn takes, in seconds.
         """
         self._listeners = listeners
         self._on_accept = on_accept
@@ -138,10 +139,16 @@ class Acceptor:
                 self._held = client, PeerName(*name[:2])
                 self._on_descriptors_exhausted()
                 return accepted
-            self._on_accept(client, PeerName(*name[:2]))
+            self._hand_over(client, PeerName(*name[:2]))
             if self._clock() >= ends_at:
                 return accepted + 1
         return max_clients
+
+    def _hand_over(self, client: socket.socket, peername: PeerName) -> None:
+        try:
+            self._on_accept(client, peername)
+        except Exception:  # a fault with one client must neither affect other clients nor end `stop`
+            _log.exception("accepted client failed", peer=peername.text)
 
     # Waiting while no descriptor is available for clients
 
@@ -170,7 +177,7 @@ class Acceptor:
         _log.info("file descriptors available; accepting resumed", paused_s=paused_s)
         if self._held is not None:
             held, self._held = self._held, None
-            self._on_accept(*held)
+            self._hand_over(*held)
         self._resume()
 
     def _descriptor_available(self) -> bool:

@@ -132,6 +132,27 @@ async def test_stop_accepts_no_more_clients_than_can_wait(monkeypatch: pytest.Mo
         assert len(accepting.accepted) == backlog
 
 
+@pytest.mark.parametrize("ends", ["stop", "held"])
+async def test_fault_with_one_client_does_not_affect_the_next_one(monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    names = [("10.0.0.7", 54321), ("10.0.0.8", 54321)]
+    with socket.socket() as client, ScriptedListener(*[(client, name) for name in names]) as listener:
+        accepting = Accepting(monkeypatch, listener, fault_of=names[0])
+        with capture_logs() as logged:
+            if ends == "stop":
+                await accepting.acceptor.stop()
+            else:
+                accepting.floor = client.fileno()
+                accepting.acceptor._accept(listener)
+                accepting.floor = math.inf
+                await accepting.clock.advance(DEFAULT.descriptor_check_s)
+                assert accepting.reading == [True]
+                accepting.acceptor._accept(listener)
+                accepting.acceptor.close()
+        assert accepting.accepted == [(client, names[1])]
+        faults = [line for line in logged if line["event"] == "accepted client failed"]
+        assert [line["peer"] for line in faults] == ["10.0.0.7 port 54321"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter what a listener gets")
 async def test_listener_that_shares_its_port_gets_only_clients_in_their_tcp_handshake(
     monkeypatch: pytest.MonkeyPatch,
@@ -299,15 +320,24 @@ class ScriptedListener(socket.socket):
 class Accepting:
     """An acceptor with scripted listeners and a manual clock. `floor` is the number of the lowest spare descriptor."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener, fault_of: tuple[str, int] | None = None
+    ) -> None:
+        """`fault_of` is the address and port of a client that the owner of the acceptor can't take over."""
         self.clock = ManualClock(monkeypatch)
         self.floor = math.inf
         monkeypatch.setattr(module, "_descriptor_floor", lambda: self.floor)
         self.metrics = Metrics()
         self.listeners = listeners
         self.accepted: list[tuple[socket.socket, PeerName]] = []
-        self.acceptor = Acceptor(listeners, lambda *client: self.accepted.append(client), lambda: None, self.metrics)
+        self._fault_of = fault_of
+        self.acceptor = Acceptor(listeners, self._take, lambda: None, self.metrics)
         self.acceptor.open()
+
+    def _take(self, client: socket.socket, peername: PeerName) -> None:
+        if peername == self._fault_of:
+            raise MemoryError
+        self.accepted.append((client, peername))
 
     @property
     def reading(self) -> list[bool]:
