@@ -296,8 +296,15 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         if self._acceptor is not None:
-            self._stopping_accept = loop.create_task(self._acceptor.stop(), name="stop accepting")
+            self._stopping_accept = loop.create_task(self._stop_accepting(self._acceptor), name="stop accepting")
         loop.call_later(self._timing.request_grace_s, self._abort_handshakes)
+
+    async def _stop_accepting(self, acceptor: Acceptor) -> None:
+        try:
+            await acceptor.stop()
+        except Exception:  # `drain` must close the clients even if a listener fails
+            _log.exception("accepting failed; closing the listeners")
+            acceptor.close()
 
     async def drain(self, timeout_s: float) -> None:
         """Closes each client with code 1001 after the client has received all updates.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import sys
@@ -1003,6 +1004,35 @@ async def test_drain_closes_each_client_with_1001_and_ends_when_the_last_is_gone
     assert keepalive is not None
     await harness.clock.settle()
     assert keepalive.cancelled()
+
+
+async def test_drain_closes_each_client_with_1001_although_a_listener_fails(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailingListener(socket.socket):
+        def getsockopt(self, *_: Any) -> Any:
+            raise OSError(errno.EBADF, "a fault")
+
+    listener = FailingListener()
+    listener.setblocking(False)
+    monkeypatch.setattr(server_module, "open_listeners", lambda *_: [listener])
+    harness = serve()
+    harness.server.listen(("127.0.0.1",), 0, reuse_port=False)
+    clients = [await harness.upgrade(), await harness.upgrade(B)]
+    harness.turn.steps = 1
+    with capture_logs() as logged:
+        harness.server.stop_listening()
+        draining = asyncio.create_task(harness.server.drain(5.0))
+        await harness.clock.settle()
+        assert [each.close_code for each in clients] == [1001, 1001]
+        assert not draining.done()
+        for client in clients:
+            client.send(CLOSED_BY_CLIENT)
+        await harness.clock.settle()
+        assert draining.done()
+        await draining
+    assert [line["event"] for line in logged] == ["accepting failed; closing the listeners"]
+    assert listener.fileno() == -1
 
 
 async def test_drain_ends_again_after_there_were_no_clients_for_a_while(serve: Callable[..., Harness]) -> None:
