@@ -51,6 +51,11 @@ MAX_HELD_ANSWER_BYTES = 2**16
 """The maximum number of bytes of answers to key updates that are held, because the client reads nothing. A client that
 exceeds this maximum is disconnected."""
 
+UNREAD_ANSWERS = (
+    "after the TLS handshake, the client requested key updates and did not read the answers; the client is disconnected"
+)
+"""The error of a connection whose answers exceed `MAX_HELD_ANSWER_BYTES`."""
+
 _RAW_BUFFER = memoryview(bytearray(RAW_READ_BYTES))
 """The buffer that all transports share for bytes from a socket."""
 
@@ -210,7 +215,7 @@ class TlsTransport(SocketTransport):
             if held_bytes:
                 self._held_answer_bytes += len(self._unsent) - held_bytes
                 if self._held_answer_bytes > MAX_HELD_ANSWER_BYTES:
-                    self._close_socket(ConnectionAbortedError("too many TLS messages without reading the answers"))
+                    self._close_socket(ConnectionAbortedError(UNREAD_ANSWERS))
         if count and not self._lost:
             self._protocol.buffer_updated(count)
         return count

@@ -598,6 +598,10 @@ async def test_client_that_requests_key_updates_and_reads_nothing_is_disconnecte
 
     await eventually("the client is disconnected", is_cut)
     assert isinstance(connected.protocol.error, ConnectionAbortedError)
+    assert str(connected.protocol.error) == (
+        "after the TLS handshake, the client requested key updates and did not read the answers; "
+        "the client is disconnected"
+    )
     assert connected.transport._held_answer_bytes > MAX_HELD_ANSWER_BYTES
 
 
