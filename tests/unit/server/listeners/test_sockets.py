@@ -188,7 +188,9 @@ def test_taken_port_is_an_error_that_names_address_and_port() -> None:
 
 
 def test_second_address_that_is_taken_leaves_no_first_one_open(machine: Machine) -> None:
-    with opened("127.0.0.2") as [taken]:
+    # Only a listening socket makes a port taken for the bridge, because all its sockets set SO_REUSEADDR. The other
+    # socket keeps other programs from using the port on the first address.
+    with opened("127.0.0.1", "127.0.0.2") as [_, taken]:
         taken.listen()
         port = taken.getsockname()[1]
         machine.refuse(socket.AF_INET6, 0, when="never")
