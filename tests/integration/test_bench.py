@@ -106,6 +106,33 @@ async def test_load_generator_counts_the_updates_in_a_window(tmp_path: Path) -> 
     assert seen.window_p99_us == seen.p99_us
 
 
+@pytest.mark.parametrize("distinct", [False, True])
+async def test_load_generator_sends_equal_requests_unless_they_must_be_distinct(
+    tmp_path: Path, *, distinct: bool
+) -> None:
+    build()
+    place = Place("amqp://localhost", "none", tmp_path / "log")
+    requests: list[bytes] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as running:
+        server = Server(os.getpid(), running.sockets[0].getsockname()[1])
+
+        def opened() -> Seen:
+            with crowd(place, server, CLIENTS, distinct=distinct) as clients:
+                return clients.seen()
+
+        seen = await asyncio.to_thread(opened)
+    assert (seen.readers.connected, len(requests)) == (CLIENTS, CLIENTS)
+    assert len(set(requests)) == (CLIENTS if distinct else 1)
+    assert [request.count(b"User-Agent: ") for request in requests] == [int(distinct)] * CLIENTS
+
+
 async def test_load_generator_resets_its_connections(tmp_path: Path) -> None:
     build()
     place = Place("amqp://localhost", "none", tmp_path / "log")

@@ -12,6 +12,12 @@ RATE = 20
 TIMES_BUN = 1.8
 """The bridge may take at most this many times the time of the program `bun`."""
 
+DISTINCT_SHARE = 2
+"""One in this many of the clients sends a request with other headers.
+
+With all clients, the slowest program would take more than 3 s.
+"""
+
 ALONE_UPDATES = 100
 """The number of updates that the others get before the clients of the storm connect."""
 
@@ -38,6 +44,8 @@ def cases(quick: bool) -> list[Case]:
             (
                 Figure("many", "handshakes per second, 256 at a time"),
                 Figure("many", "ratio to bun", 2, BUN, at_least=_at_least(TIMES_BUN)),
+                Figure("distinct", "handshakes per second, 256 at a time, each request with other headers"),
+                Figure("distinct", "ratio to bun", 2, BUN),
                 Figure("one", "handshakes per second, one at a time"),
                 Figure("one", "ratio to bun", 2, BUN, at_least=_at_least(TIMES_BUN)),
                 Figure(REFUSED, "clients refused"),
@@ -100,12 +108,16 @@ def _handshakes(place: Place, candidate: Candidate, *, clients: int) -> Row:
         with crowd(place, server, clients, inflight=256) as many:
             together = many.seen()
         server.settle()
+        with crowd(place, server, clients // DISTINCT_SHARE, inflight=256, distinct=True) as many:
+            distinct = many.seen()
+        server.settle()
         with crowd(place, server, clients, inflight=1) as one:
             singly = one.seen()
     return {
         "many": clients / together.open_s,
+        "distinct": clients // DISTINCT_SHARE / distinct.open_s,
         "one": clients / singly.open_s,
-        REFUSED: together.refused + singly.refused,
+        REFUSED: together.refused + distinct.refused + singly.refused,
     }
 
 
