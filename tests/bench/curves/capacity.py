@@ -113,7 +113,7 @@ def table(measured: Mapping[str, Measured]) -> str:
         ["CPU of each bridge, at most, % of a core", *(f"{100 * each.core_share:.0f}" for each in fleets)],
         ["longest delay in the bridge, ms", *(f"{2000 * each.round_s:.0f}" for each in fleets)],
         ["memory of each bridge and its sockets, MB", *(f"{1024 * each:.0f}" for each in memory_gb)],
-        ["s until the clients of a restarted bridge are back", *_seconds(found, fleets)],
+        ["s of handshakes after a restart", *_seconds(found, fleets)],
         ["CPU of the broker with queues, % of a core", *_broker(found.queues, fleets)],
         ["CPU of the broker with a stream, % of a core", *_broker(found.stream, fleets)],
         ["network of all bridges, Gbit/s", *(f"{each:.2f}" for each in network)],
@@ -128,5 +128,5 @@ def _broker(line: Line, fleets: list[Fleet]) -> list[str]:
 
 
 def _seconds(found: Costs, fleets: list[Fleet]) -> list[str]:
-    """Returns how long the clients of one bridge need to connect again."""
+    """Returns how long the handshakes of all clients of one bridge take, without anything else."""
     return [f"{each.clients / found.handshakes_a_s:.1f}" for each in fleets]
