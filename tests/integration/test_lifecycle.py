@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import orjson
@@ -184,6 +184,27 @@ async def test_two_bridges_share_a_port_with_reuse_port(broker: Broker, exchange
         port = await first.port()
         async with bridge_process(broker.url, "--port", str(port), **variables) as second:
             assert await second.port() == port
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the loopback addresses from 127.0.0.2 on")
+async def test_bridges_that_share_a_port_answer_on_addresses_of_their_own() -> None:
+    addresses = {"bridge-1": "127.0.0.2", "bridge-2": "127.0.0.3"}
+    async with AsyncExitStack() as stack:
+        port = 0
+        for instance, address in addresses.items():
+            process = await stack.enter_async_context(
+                bridge_process(
+                    UNREACHABLE,
+                    BRIDGE_HOST=f"127.0.0.1,{address}",
+                    BRIDGE_PORT=str(port),
+                    BRIDGE_REUSE_PORT="true",
+                    BRIDGE_INSTANCE=instance,
+                )
+            )
+            port = await process.port()
+        for instance, address in addresses.items():
+            _, body = await get(port, "/readyz", address=address)
+            assert orjson.loads(body)["instance"] == instance
 
 
 async def test_sigterm_while_the_broker_is_silent_ends_with_0() -> None:

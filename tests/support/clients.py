@@ -251,13 +251,14 @@ async def get(
     *headers: str,
     method: str = "GET",
     host: str = "localhost",
+    address: str = "127.0.0.1",
     context: ssl.SSLContext | None = None,
 ) -> tuple[int, bytes]:
     """Sends an HTTP request, over TLS if there is a `context`, and returns the status and the body.
 
     A header `Host` in `headers` replaces the default header.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    reader, writer = await asyncio.open_connection(address, port, ssl=context)
     if not any(header.lower().startswith("host:") for header in headers):
         headers = (f"Host: {host}:{port}", *headers)
     writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", ""]).encode())
