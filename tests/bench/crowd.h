@@ -206,14 +206,14 @@ static void on_connected(struct client *client) {
   int error = 0;
   socklen_t size = sizeof error;
   getsockopt(client->fd, SOL_SOCKET, SO_ERROR, &error, &size);
-  static char request[PATH_LIMIT + 256], agent[64];
+  static char request[PATH_LIMIT + 256], header[64];
   const char *path = paths_count ? paths[(unsigned)(client - all) % paths_count] : "/updates";
   if (ask.distinct)
-    snprintf(agent, sizeof agent, "User-Agent: load/%u\r\n", (unsigned)(client - all));
+    snprintf(header, sizeof header, "Sec-WebSocket-Protocol: load-%u\r\n", (unsigned)(client - all));
   int length = snprintf(request, sizeof request,
                         "GET %s HTTP/1.1\r\nHost: localhost:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
-                        path, ask.port, agent);
+                        path, ask.port, header);
   if (error || send(client->fd, request, (size_t)length, MSG_NOSIGNAL) != length) {
     end(client, error);
     return;

@@ -12,7 +12,7 @@
 //   --reconnect    as --hold; at SIGUSR1, drop all connections and open them again
 //   --reset        reset each connection when it is closed
 //   --paths FILE   the paths to request instead of /updates, one per line, by the clients in turn
-//   --distinct     each client sends another User-Agent; without it, the requests for a path are equal
+//   --distinct     each client sends another Sec-WebSocket-Protocol; without it, the requests for a path are equal
 //   --caught-up    print when each client has the number of updates that its `resume` message announced
 //   --ready FILE   create FILE when all are open, and again when all are open again
 //

@@ -130,7 +130,7 @@ async def test_load_generator_sends_equal_requests_unless_they_must_be_distinct(
         seen = await asyncio.to_thread(opened)
     assert (seen.readers.connected, len(requests)) == (CLIENTS, CLIENTS)
     assert len(set(requests)) == (CLIENTS if distinct else 1)
-    assert [request.count(b"User-Agent: ") for request in requests] == [int(distinct)] * CLIENTS
+    assert [request.count(b"Sec-WebSocket-Protocol: ") for request in requests] == [int(distinct)] * CLIENTS
 
 
 async def test_load_generator_resets_its_connections(tmp_path: Path) -> None:

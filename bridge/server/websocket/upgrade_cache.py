@@ -1,13 +1,16 @@
 """Remembers the requests that were upgraded recently, so that an equal request needs no parsing and no checks.
 
-When a bridge restarts, all its clients connect at once. The requests of clients that run the same program, and want the
-same updates, differ only in their random key. The decision about a request depends only on its bytes and on the
-settings. Equal requests therefore get equal responses, except for the value that is computed from the key.
+When a bridge restarts, all its clients connect at once. The requests of clients that want the same updates differ only
+in their random key and in headers that the bridge ignores, for example `User-Agent` and `Cookie`. The decision about a
+request depends only on the rest of its bytes and on the settings. Equal requests therefore get equal responses, except
+for the value that is computed from the key.
 
 The module is pure.
 """
 
-from bridge.server.http.request import Request
+import re
+
+from bridge.server.http.request import INTERPRETED, MAX_HEADERS, Request
 from bridge.server.websocket.upgrade import KEY_CHARACTERS, Upgrade, is_key, switching_protocols
 
 MAX_REQUESTS = 256
@@ -15,20 +18,34 @@ MAX_REQUESTS = 256
 MAX_REQUEST_BYTES = 2048
 """Requests that exceed this size are not remembered. The cache therefore takes less than 1 MiB."""
 
+_IGNORED = re.compile(
+    rb"\r\n(?!(?:%s):)[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*(?=\r\n)"
+    % b"|".join([b"proxy-connection", *map(re.escape, INTERPRETED)]),
+    re.IGNORECASE,
+)
+"""Matches a valid header that neither the bridge nor llhttp interprets.
+
+An invalid header does not match. It stays a part of the request, so the request is never equal to a valid one.
+"""
+
+_END = b"\r\n\r\n"
 _BEFORE_KEY = b"\r\nSec-WebSocket-Key: "
 
 
 class UpgradeCache:
-    """The requests that were upgraded recently, without their keys."""
+    """The requests that were upgraded recently, without their keys and ignored headers."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[Request, Upgrade]] = {}
 
     def get(self, data: bytes) -> tuple[Request, Upgrade] | None:
-        """Returns the request and the upgrade for `data` if a request was added that differs at most in its key.
+        """Returns the request and the upgrade for `data` if an equal request was added.
 
-        The header `Sec-WebSocket-Key` of the returned request is that of the earlier request.
+        Equal requests differ at most in their keys and in ignored headers. The header `Sec-WebSocket-Key` of the
+        returned request is that of the earlier request.
         """
+        if len(data) > MAX_REQUEST_BYTES or data.count(b"\n") - 2 > MAX_HEADERS:
+            return None
         before, key, after = _split(data)
         known = self._known.get(before + after)
         if known is None or not is_key(key):
@@ -47,8 +64,13 @@ class UpgradeCache:
 
 
 def _split(data: bytes) -> tuple[bytes, str, bytes]:
-    """Returns the bytes before the key, the key, and the bytes after it. The key is empty if it can't be found."""
-    before, name, rest = data.partition(_BEFORE_KEY)
+    """Returns the bytes before the key, the key, and the bytes after it, without ignored headers.
+
+    The key is empty if it can't be found, or if `data` is not exactly one head.
+    """
+    if data.find(_END) != len(data) - len(_END):
+        return data, "", b""
+    before, name, rest = _IGNORED.sub(b"", data).partition(_BEFORE_KEY)
     if rest[KEY_CHARACTERS : KEY_CHARACTERS + 2] != b"\r\n":
         return data, "", b""
     return before + name, rest[:KEY_CHARACTERS].decode("latin-1"), rest[KEY_CHARACTERS:]

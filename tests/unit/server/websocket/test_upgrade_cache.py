@@ -15,7 +15,7 @@ from bridge.contract.filters import QueryParser, SubscribeRequest, UpdateFilter
 from bridge.metrics import Metrics
 from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
-from bridge.server.http.request import BadRequest, Request, RequestReader, parse
+from bridge.server.http.request import MAX_HEADERS, BadRequest, Request, RequestReader, parse
 from bridge.server.router import Router
 from bridge.server.websocket import upgrade as upgrade_module
 from bridge.server.websocket.upgrade import Upgrade
@@ -28,6 +28,8 @@ ACCESS = Access(DEFAULT_NETWORKS, frozenset(), frozenset({"https://kills.example
 KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
 OTHER_KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 """The key of the example in RFC 6455, section 1.3."""
+VARIED = "Sec-WebSocket-Protocol"
+"""A header that the bridge interprets, but that does not change its decision."""
 DATE = "Thu, 01 Jan 1970 00:00:00 GMT"
 OTHER_ACCEPT = b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
 
@@ -142,6 +144,27 @@ def test_request_that_is_added_again_is_stored_once(cache: UpgradeCache) -> None
     assert len(cache._known) == 1
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("User-Agent: a browser", "Cookie: session=1; other=2"),
+        ("user-agent:another browser",),
+        ("Accept-Language: \t en ", "Pragma:", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
+        ("X-Name: \xe4\xf6\xfc",),
+        ("Hosts: evil.example", "X-Host: evil.example", "Originator: a", "Upgrade-Insecure-Requests: 1"),
+        ("Sec-WebSocket-Keys: " + OTHER_KEY,),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_requests_that_differ_in_ignored_headers_are_equal(
+    cache: UpgradeCache, lines: tuple[str, ...], *, first: bool
+) -> None:
+    add(cache, request(KEY, "User-Agent: curl", first=first))
+    assert check(cache, request(OTHER_KEY, *lines, first=first))
+    assert check(cache, request(OTHER_KEY, first=first))
+    assert len(cache._known) == 1
+
+
 # Unknown requests
 
 
@@ -187,6 +210,24 @@ def test_second_key_is_unknown(cache: UpgradeCache, lines: tuple[str, ...], *, f
         request(target="/updates?type=killmail"),
         request(KEY, "Origin: https://evil.example"),
         request(KEY, "X-Real-IP: 8.8.8.8"),
+        request(KEY, "x-forwarded-for: 8.8.8.8"),
+        request(KEY, "Host: localhost"),
+        request(KEY, "Content-Length: 1"),
+        request(KEY, "Transfer-Encoding: chunked"),
+        request(KEY, "User Agent: curl"),
+        request(KEY, "User-Agent : curl"),
+        request(KEY, "User-Agent: a\x00b"),
+        request(KEY, "User-Agent: a\x7fb"),
+        request(KEY, "User-Agent: a\rb"),
+        request(KEY, "User-Agent: a\nHost: b"),
+        request(KEY, "User-Agent: a", " Host: folded"),
+        request(KEY, "User-Agent: a", "\tfolded"),
+        request(KEY, ": no name"),
+        request(KEY, "no colon"),
+        request(KEY, "", "User-Agent: after the head"),
+        request() + b"User-Agent: after the head\r\n\r\n",
+        request() + b"User-Agent: after the head\r\n",
+        request(KEY, *["X: y"] * (MAX_HEADERS - 4)),
         request(first=True),
         request(name="sec-websocket-key"),
         request(name="Sec-WebSocket-Kez"),
@@ -262,38 +303,38 @@ def test_request_without_the_usual_spelling_of_its_key_header_is_not_remembered(
 
 @pytest.mark.parametrize("surplus", [0, 1])
 def test_request_is_remembered_up_to_its_maximum_size(cache: UpgradeCache, surplus: int) -> None:
-    padding = MAX_REQUEST_BYTES + surplus - len(request(KEY, "X: "))
-    data = request(KEY, "X: " + "x" * padding)
+    padding = MAX_REQUEST_BYTES + surplus - len(request(KEY, f"{VARIED}: "))
+    data = request(KEY, f"{VARIED}: " + "x" * padding)
     assert len(data) == MAX_REQUEST_BYTES + surplus
     add(cache, data)
     assert check(cache, data) is (surplus == 0)
 
 
 def test_oldest_request_is_dropped_if_the_cache_is_full(cache: UpgradeCache) -> None:
-    added = [request(KEY, f"X: {number}") for number in range(MAX_REQUESTS)]
+    added = [request(KEY, f"{VARIED}: {number}") for number in range(MAX_REQUESTS)]
     for data in added:
         add(cache, data)
     assert len(cache._known) == MAX_REQUESTS
     assert all(cache.get(data) is not None for data in added)
-    add(cache, request(KEY, "X: another"))
+    add(cache, request(KEY, f"{VARIED}: another"))
     assert len(cache._known) == MAX_REQUESTS
     assert [cache.get(data) is not None for data in added] == [False] + [True] * (MAX_REQUESTS - 1)
-    assert cache.get(request(KEY, "X: another")) is not None
+    assert cache.get(request(KEY, f"{VARIED}: another")) is not None
 
 
 def test_request_that_is_known_already_drops_no_other_request(cache: UpgradeCache) -> None:
-    added = [request(KEY, f"X: {number}") for number in range(MAX_REQUESTS)]
+    added = [request(KEY, f"{VARIED}: {number}") for number in range(MAX_REQUESTS)]
     for data in added:
         add(cache, data)
-    add(cache, request(OTHER_KEY, f"X: {MAX_REQUESTS - 1}"))
+    add(cache, request(OTHER_KEY, f"{VARIED}: {MAX_REQUESTS - 1}"))
     assert cache.get(added[-1]) is not None
     assert len(cache._known) >= MAX_REQUESTS - 1
 
 
 def test_whole_cache_takes_less_than_a_mebibyte(cache: UpgradeCache) -> None:
-    padding = MAX_REQUEST_BYTES - len(request(KEY, "X: "))
+    padding = MAX_REQUEST_BYTES - len(request(KEY, f"{VARIED}: "))
     for number in range(2 * MAX_REQUESTS):
-        add(cache, request(KEY, f"X: {number:0{padding}}"))
+        add(cache, request(KEY, f"{VARIED}: {number:0{padding}}"))
     assert sum(len(known) for known in cache._known) < 2**20
 
 
@@ -307,7 +348,10 @@ keys = st.one_of(
 )
 requests = st.builds(
     lambda lines, target, name, first: request("KEY", *lines, target=target, name=name, first=first),
-    st.lists(st.sampled_from(["X: y", f"Sec-WebSocket-Key: {KEY}", "Origin: https://evil.example"]), max_size=1),
+    st.lists(
+        st.sampled_from(["X: y", f"Sec-WebSocket-Key: {KEY}", "Origin: https://evil.example", "User-Agent: a, b"]),
+        max_size=2,
+    ),
     st.sampled_from(["/ws"] * 3 + ["/ws?type=killmail", "/ws?type=", "/", "http://localhost/ws"]),
     st.sampled_from(["Sec-WebSocket-Key"] * 5 + ["sec-websocket-key", "X"]),
     st.booleans(),
@@ -321,7 +365,10 @@ def changed(draw: st.DrawFn, data: bytes) -> bytes:
     start = draw(st.integers(0, len(data)))
     removed = draw(st.sampled_from([0, 0, 0, 1, 24, 2000]))
     header = b"\r\nSec-WebSocket-Key: "
-    added = draw(st.sampled_from([KEY.encode(), OTHER_KEY.encode(), b"", b"\r\n", b" ", b"=", header]))
+    ignored = [b"\r\nX: y", b"X: y\r\n", b"\r\nCookie:\t", b"\r\n\r\nX: y", b":", b"\n", b"\r", b"\x00", b"\xe9"]
+    headers = [b"\r\nHost: evil.example", b"\r\nProxy-Connection: close", b"\r\nContent-Length: 1", b"Host:"]
+    pieces = [KEY.encode(), OTHER_KEY.encode(), b"", b"\r\n", b" ", b"=", header]
+    added = draw(st.sampled_from([*pieces, *ignored, *headers]))
     return data[:start] + added + data[start + removed :]
 
 
