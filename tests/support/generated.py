@@ -1,7 +1,8 @@
 """`python -m tests.support.generated contract|readme`: writes the committed files and tables that are made from code.
 
 `contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics, the
-states of a connection, and the models of the benchmark's curves into the README files of their folders. In a README
+states of a connection, and the models of the benchmark's curves into the README files of their folders. It also writes
+the costs on the front page. In a README
 file, each generated table is between two markers. The text around a table is written by hand.
 """
 
@@ -22,12 +23,14 @@ from bridge.config import settings
 from bridge.config.settings import PREFIX, SETTINGS, Group, Settings, shown_default
 from bridge.contract import catalog
 from bridge.contract.documents import asyncapi
+from tests.bench import summary
 from tests.bench.curves import capacity, texts
 from tests.bench.curves.points import CURVES, read
 from tests.support.prepare import NODE, prepare_node
 from tests.support.running import NOWHERE
 
 ROOT = Path(__file__).parents[2]
+FRONT_PAGE = ROOT / "README.md"
 SETTINGS_README = ROOT / "bridge/config/README.md"
 BROADCAST_README = ROOT / "bridge/broadcast/README.md"
 MONITORING_README = ROOT / "docker/monitoring/README.md"
@@ -136,9 +139,15 @@ def capacity_table() -> str:
     return capacity.table({curve.name: read(curve) for curve in CURVES})
 
 
+def costs_table() -> str:
+    """Returns the table of costs on the front page, from the tables of the benchmark."""
+    return summary.table(BENCH_README.read_text())
+
+
 Parts = Mapping[str, Callable[[], str]]
 
 DOCUMENTS: Mapping[Path, Parts] = {
+    FRONT_PAGE: {"costs": costs_table},
     SETTINGS_README: {"settings": settings_table},
     MONITORING_README: {"metrics": metrics_table},
     BENCH_README: {
