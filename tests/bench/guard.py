@@ -160,10 +160,10 @@ def warnings(known: Mapping[str, Committed]) -> list[str]:
 
 def table(measured: Ratios, known: Mapping[str, Committed], last: Ratios) -> str:
     """Returns the table of all ratios, in Markdown. `last` has the ratios of the last run, or is empty."""
-    heads = ["ratio of CPU", "measured", "committed", "fails above", "last run here", "change since"]
-    lines = [_line(heads), _line(["---", *("---:" for _ in heads[1:])])]
+    heads = ["ratio", "compares the CPU of", "measured", "committed", "fails above", "last run here", "change since"]
+    lines = [_line(heads), _line(["---", "---", *("---:" for _ in heads[2:])])]
     for key, each in known.items():
-        cells = [RATIOS[key], f"{measured[key]:.3f}", f"{each.ratio:.3f}", f"{each.limit:.3f} ({_change(each)})"]
+        cells = [key, RATIOS[key], f"{measured[key]:.3f}", f"{each.ratio:.3f}", f"{each.limit:.3f} ({_change(each)})"]
         before = [f"{last[key]:.3f}", _percent(measured[key] / last[key])] if key in last else ["", ""]
         lines.append(_line([*cells, *before]))
     return "\n".join(lines)
