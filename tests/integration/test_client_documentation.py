@@ -15,6 +15,7 @@ from playwright.async_api import ConsoleMessage
 from bridge.app import Bridge
 from tests.support.broker.find import Broker
 from tests.support.browser import File, chromium, foreign_site
+from tests.support.clients import RawClient
 from tests.support.documentation import BIN, adapted, code_block, shell
 from tests.support.followers import CLIENTS, page_files
 from tests.support.killmail import killmail
@@ -84,6 +85,33 @@ async def test_example_in_python_prints_updates(
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
         await prints(output, "'killmailId': 1,")
+
+
+RECORD_PAUSE = """
+import asyncio
+
+async def record(pause_s):
+    print("pause", pause_s)
+    raise SystemExit
+
+asyncio.sleep = record
+"""
+"""Makes a program print the length of its first pause, and end instead of the pause."""
+
+
+async def test_example_in_python_pauses_after_a_full_bridge(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as full:
+        client = await RawClient.open(port_of(full))
+        await connected(full)
+        example = local(code_block("schemas/clients/README.md", "Connect", 2), full)
+        (tmp_path / "main.py").write_text(RECORD_PAUSE + example)
+        async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
+            async with asyncio.timeout(LIMIT_S):
+                printed = (await output.read()).decode().splitlines()
+        await client.close()
+    assert len(printed) == 2, printed
+    assert "1013" in printed[0]
+    assert 4 <= float(printed[1].removeprefix("pause ")) <= 8
 
 
 async def test_example_with_the_copied_browser_client_prints_updates(
