@@ -153,12 +153,17 @@ class CountingWriter(IoSubmitWriter):
 
 @contextmanager
 def profiled(on_event: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
-    """Calls `on_event` at each call of a function and at each return, for functions in Python and in C."""
+    """Calls `on_event` at each call of a function and at each return, for functions in Python and in C.
+
+    The garbage collector is off meanwhile, because its callbacks are functions too.
+    """
+    gc.disable()
     sys.setprofile(on_event)
     try:
         yield
     finally:
         sys.setprofile(None)
+        gc.enable()
 
 
 def calls(scene: DeliveryScene, data: bytes) -> Counter[tuple[str, str]]:
