@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 
-from docker.errors import DockerException, ImageNotFound, NotFound  # type: ignore  # without types, and mypy sees docker/
+from docker.errors import DockerException, ImageNotFound, NotFound  # type: ignore  # no types, and mypy may find the folder docker
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
@@ -85,7 +85,7 @@ class Container:
         # The name allows the demo to remove the container even if a signal arrives while the engine is creating it.
         self.name = f"edk-bridge-{secrets.token_hex(6)}"
         self._container = DockerContainer(image).with_name(self.name).with_envs(**environment)
-        self._container.ports[_AMQP_PORT] = (LOOPBACK, port)  # type: ignore[assignment]  # declared too narrow
+        self._container.ports[_AMQP_PORT] = (LOOPBACK, port)  # type: ignore[assignment]  # the library declares only a number
 
     def start(self) -> None:
         """Starts the container, and waits until its broker answers over AMQP.

@@ -90,7 +90,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
                 assert warnings() == []
                 accepted = tunnel.accepted
                 tunnel.cut()
-                await eventually("the bridge is connected again", lambda: tunnel.accepted > accepted + 1)  # noqa: B023 - over before the next turn
+                await eventually("the bridge is connected again", lambda: tunnel.accepted > accepted + 1)  # noqa: B023 - the wait ends within this iteration
                 # The test waits for an answer, because a connection that ends without any answer would cause a
                 # different warning.
                 await eventually(

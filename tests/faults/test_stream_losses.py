@@ -158,7 +158,7 @@ async def test_stream_without_new_messages_is_probed_and_not_reread(
         for count in (1, 5, 1):
             await publish(amqp, exchange, *[b"event"] * count)
             probes = len(answers)
-            await eventually("three probes are answered", lambda: len(answers) >= probes + 3)  # noqa: B023 - over before the next turn
+            await eventually("three probes are answered", lambda: len(answers) >= probes + 3)  # noqa: B023 - the wait ends within this iteration
         assert consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") == 1
     assert len(recorder.bodies) == 7
     assert answers[-1] is None

@@ -213,7 +213,7 @@ async def test_pauses_are_short_again_after_a_connection_that_has_lasted(
         for times in range(1, 16):
             await connected(bridge, times)
             bridge.drop()
-            await eventually("the client is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023 - done before the next iteration
+            await eventually("the client is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023 - the wait ends within this iteration
 
 
 async def test_pauses_grow_again_after_a_connection_that_has_lasted(
@@ -280,7 +280,7 @@ async def test_old_socket_of_the_browser_stays_until_the_bridge_answers_on_the_n
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
         await reported(follower, "connected")
         for times in range(2, 5):
-            await eventually("the client connects again", lambda: len(bridge.asked) >= times)  # noqa: B023 - done before the next iteration
+            await eventually("the client connects again", lambda: len(bridge.asked) >= times)  # noqa: B023 - the wait ends within this iteration
             await connected(bridge, times)
         await has(follower, bridge.emit(1))
         assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]

@@ -130,7 +130,7 @@ async def test_connection_lost_without_a_reason_loses_no_event_and_reports_a_gap
             connections, wanted = broker_proxy.accepted, len(recorder.bodies) + 20
             broker_proxy.cut()
             await working_again(broker_proxy, consumer, connections)
-            await eventually("the prefetch is used up", lambda: len(recorder.bodies) >= wanted)  # noqa: B023 - used only in this turn
+            await eventually("the prefetch is used up", lambda: len(recorder.bodies) >= wanted)  # noqa: B023 - the wait ends within this iteration
         assert len(recorder.bodies) < 400
         recorder.holds = False
         broker_proxy.cut()
@@ -364,7 +364,7 @@ async def test_exchange_that_is_declared_again_is_bound_again(
         await remade(amqp, exchange, aio_pika.ExchangeType.FANOUT)
         for _ in range(2):
             last_answered_s = consumer.status.last_answered_s
-            await eventually("the topology is checked", lambda: consumer.status.last_answered_s != last_answered_s)  # noqa: B023 - used only in this turn
+            await eventually("the topology is checked", lambda: consumer.status.last_answered_s != last_answered_s)  # noqa: B023 - the wait ends within this iteration
         await publish(amqp, exchange, *bodies(5, 10))
         await has(recorder, bodies(0, 10))
 

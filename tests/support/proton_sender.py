@@ -9,8 +9,8 @@ accepted the message.
 
 import sys
 
-from proton import Message  # type: ignore[import-not-found]  # of the system's Python
-from proton.utils import BlockingConnection  # type: ignore[import-not-found]  # the same
+from proton import Message  # type: ignore[import-not-found]  # only the system's Python has the package
+from proton.utils import BlockingConnection  # type: ignore[import-not-found]  # only the system's Python has the package
 
 url, address, kind, body = sys.argv[1:]
 connection = BlockingConnection(url, allowed_mechs="PLAIN", allow_insecure_mechs=True)

@@ -136,7 +136,7 @@ def test_gauge_and_counter_have_a_value_for_each_label() -> None:
     metrics = Metrics()
     for number, transport in enumerate(("websocket", "other"), 1):
         metrics.gauge("bridge_connections", "Open.", lambda number=number: number, transport=transport)  # type: ignore[misc]  # mypy can't infer a lambda's default
-        metrics.counter("bridge_sent_bytes", "Sent.", lambda number=number: 10 * number, transport=transport)  # type: ignore[misc]  # as above
+        metrics.counter("bridge_sent_bytes", "Sent.", lambda number=number: 10 * number, transport=transport)  # type: ignore[misc]  # mypy can't infer a lambda's default
     shown = samples(metrics)
     assert [shown["bridge_connections", (("transport", each),)] for each in ("websocket", "other")] == [1, 2]
     assert [shown["bridge_sent_bytes_total", (("transport", each),)] for each in ("websocket", "other")] == [10, 20]

@@ -485,15 +485,21 @@ def test_source_does_not_pause_for_updates_that_are_sent_at_once(scene: Scene) -
     assert scene.flow_control.behind == []
 
 
+def suspended_round(scene: Scene, size: int) -> list[SocketSubscriber]:
+    """Flushes a small update, and begins to flush an update with `size` bytes of padding. Returns the clients."""
+    crowd = [scene.join_with_socket() for _ in range(3)]
+    scene.turn.steps = 1
+    scene.publish_with_ids(UpdateId(1, TAG))
+    scene.turns.settle()
+    scene.hub.publish(update(2, size=size), ("a", {}), UpdateId(2, TAG))
+    scene.hub.flush()
+    return crowd
+
+
 @pytest.mark.parametrize("own_messages", [False, True], ids=["ids", "own messages"])
 def test_log_drops_no_update_of_a_suspended_round(small_groups: None, *, own_messages: bool) -> None:
     with closing(Scene(log_bytes=40_000, shared=True)) as scene:
-        crowd = [scene.join_with_socket() for _ in range(3)]
-        scene.turn.steps = 1
-        scene.publish_with_ids(UpdateId(1, TAG))
-        scene.turns.settle()
-        scene.hub.publish(update(2, size=25_000), ("a", {}), UpdateId(2, TAG))
-        scene.hub.flush()
+        crowd = suspended_round(scene, 25_000)
         assert scene.flushes.positions[-1] == 1
         for number in range(3, 40_000 // 2 // ENTRY_BYTES):
             if own_messages:
@@ -508,12 +514,7 @@ def test_log_drops_no_update_of_a_suspended_round(small_groups: None, *, own_mes
 
 def test_log_drops_no_update_while_own_messages_wait(small_groups: None) -> None:
     with closing(Scene(log_bytes=40_000, shared=True)) as scene:
-        crowd = [scene.join_with_socket() for _ in range(3)]
-        scene.turn.steps = 1
-        scene.publish_with_ids(UpdateId(1, TAG))
-        scene.turns.settle()
-        scene.hub.publish(update(2, size=10_000), ("a", {}), UpdateId(2, TAG))
-        scene.hub.flush()
+        crowd = suspended_round(scene, 10_000)
         for _ in range(100):
             scene.hub.send_own_message(b"x" * 500)
             assert scene.log.tail <= scene.flushes.positions[-1], "the log drops only flushed frames"

@@ -422,7 +422,7 @@ async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -
     begun_s = []
     running.begin()
     for attempt in range(times + 1):
-        await eventually("there is another attempt", lambda: running.broker.attempts > attempt, limit_s=100)  # noqa: B023 - over before the next turn
+        await eventually("there is another attempt", lambda: running.broker.attempts > attempt, limit_s=100)  # noqa: B023 - the wait ends within this iteration
         begun_s.append(asyncio.get_running_loop().time())
     return [later - earlier for earlier, later in pairwise(begun_s)]
 

@@ -553,7 +553,7 @@ def send_key_updates(client: Client, count: int, *, requested: bool) -> None:
 
 
 key_updates = pytest.mark.skipif(
-    libssl() is None or sys.version_info >= (3, 14), reason="the layout of CPython's SSL object is not known"
+    libssl() is None or sys.version_info >= (3, 14), reason="needs libssl and the SSL object of Python 3.13 or older"
 )
 
 
