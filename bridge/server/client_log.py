@@ -13,13 +13,13 @@ from bridge import logs
 from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
 from bridge.contract.filters import FROM_NOW_ON, SubscribeRequest, UpdateFilter
 from bridge.contract.text import printable
-from bridge.metrics import Metrics, Transport
+from bridge.metrics import Metrics
 from bridge.server.access.log_limiter import LogLimiter
 from bridge.server.access.read_limiter import Throttleable
 from bridge.server.access.rules import Rule
+from bridge.server.connection.client_connection import ClientConnection
 from bridge.server.http.request import Request
 from bridge.server.router import Answer, Refused
-from bridge.server.websocket.connection import Connection
 from bridge.server.websocket.upgrade import Upgrade
 
 LOGGER = "bridge.server"
@@ -41,7 +41,6 @@ class ClientLog:
         self.tracing = logs.traces(LOGGER)
         """Whether lines at level debug are written."""
         self._metrics = metrics
-        self._opened = metrics.opened.labels(Transport.WEBSOCKET)
         self._time = time
         self._limiter = LogLimiter(time)
         self._warned_of_subprotocol = False
@@ -130,9 +129,9 @@ class ClientLog:
 
     # Clients that have a connection
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: ClientConnection) -> None:
         """Counts and logs an opened connection."""
-        self._opened.inc()
+        self._metrics.opened.labels(connection.transport_label).inc()
         if self.tracing:
             _log.debug("connection opened", peer=connection.peer)
 
@@ -142,7 +141,7 @@ class ClientLog:
         if (suppressed := self._limiter.allow("flood")) is not None:
             _log.info("client throttled", peer=client.peer, **suppressed)
 
-    def evicted(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
+    def evicted(self, connection: ClientConnection, reason: CloseReason, details: dict[str, object]) -> None:
         """Counts and logs an eviction. Does nothing if the client is closed because the bridge stops."""
         if reason is CloseReason.STOPPING:
             return
@@ -159,7 +158,7 @@ class ClientLog:
             **suppressed,
         )
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: ClientConnection) -> None:
         """Logs a closed connection, at level debug."""
         if self.tracing:
             connected_s = round(self._time() - connection.opened_at)

@@ -21,6 +21,8 @@ from bridge.server.access.address_limit import AddressLimit
 from bridge.server.access.read_limiter import ReadLimiter
 from bridge.server.access.rules import Access, Refusal, Rule
 from bridge.server.client_log import ClientLog, Decision
+from bridge.server.connection.client_connection import ClientConnection, Clock, ConnectionContext
+from bridge.server.connection.keepalive import Keepalive
 from bridge.server.handshake import Handshake, HandshakeContext
 from bridge.server.http.request import Request
 from bridge.server.http.response import refusal_response, serialize
@@ -35,8 +37,7 @@ from bridge.server.transport.socket_transport import SocketTransport
 from bridge.server.transport.tcp import PeerName
 from bridge.server.transport.tcp_transport import TcpTransport
 from bridge.server.transport.tls_transport import TlsTransport
-from bridge.server.websocket.connection import Clock, Connection, ConnectionContext
-from bridge.server.websocket.keepalive import Keepalive
+from bridge.server.websocket.connection import WebSocketConnection
 from bridge.server.websocket.upgrade_cache import UpgradeCache
 from bridge.timing import DEFAULT, Timing
 
@@ -108,7 +109,7 @@ class Server:
             self._on_handshake_closed,
         )
         # The connections are in a dict, because a dict with 5000 entries takes a third of the memory of a set.
-        self._connections: dict[Connection, None] = {}
+        self._connections: dict[ClientConnection, None] = {}
         self._connection_context = ConnectionContext(
             hub, self._clock, self._read_limiter, self._client_log.evicted, self._on_connection_lost
         )
@@ -242,7 +243,7 @@ class Server:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_RESOLUTION_S:
             self._clock.now_s = now_s
-        connection = Connection(transport, address, self._connection_context)
+        connection = WebSocketConnection(transport, address, self._connection_context)
         self._connections[connection] = None
         self._heap_trimmer.grown_to(len(self._connections))
         self._client_log.opened(connection)
@@ -272,7 +273,7 @@ class Server:
         for client in self._read_limiter:
             client.close_if_eof()
 
-    def _on_connection_lost(self, connection: Connection) -> None:
+    def _on_connection_lost(self, connection: ClientConnection) -> None:
         self._turn.begin()
         self._connections.pop(connection, None)
         if not self._connections:
@@ -324,7 +325,7 @@ class Server:
             await stopped.wait()
             if self._acceptor is not None:
                 self._acceptor.close()
-            clients: list[Handshake | Connection] = [*self._connections, *self._handshakes]
+            clients: list[Handshake | ClientConnection] = [*self._connections, *self._handshakes]
             if clients:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
             self._aborting = True
@@ -338,7 +339,7 @@ class Server:
     def _abort_handshakes(self) -> None:
         self._turn.spread(self._abort_steps(tuple(self._handshakes)))
 
-    def _abort_steps(self, clients: Iterable[Handshake | Connection]) -> Iterator[None]:
+    def _abort_steps(self, clients: Iterable[Handshake | ClientConnection]) -> Iterator[None]:
         for client in clients:
             # A client that ended its handshake during an earlier step is now a connection.
             if client in self._handshakes or client in self._connections:

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.contract.filters import After, SubscribeRequest, UpdateFilter
-from bridge.metrics import Metrics
+from bridge.metrics import Metrics, Transport
 from bridge.server.access.rules import Refusal, Rule
 from bridge.server.client_log import LOGGER, ClientLog, Decision
 from bridge.server.http.request import parse
@@ -25,7 +25,7 @@ from tests.support.clients import request
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bridge.server.websocket.connection import Connection
+    from bridge.server.connection.client_connection import ClientConnection
 
 REFUSAL = Refusal(HTTPStatus.FORBIDDEN, "No.", Rule.HOST, "evil.example")
 FILTER = UpdateFilter(frozenset({"killmail", "a"}), (("systemId", frozenset({1, 2}), frozenset()),))
@@ -49,10 +49,11 @@ class StubConnection:
 
     peer = "10.0.0.7 port 54321"
     opened_at = 990.0
+    transport_label = Transport.WEBSOCKET
     close_code = 1001
 
 
-CONNECTION = cast("Connection", StubConnection())
+CONNECTION = cast("ClientConnection", StubConnection())
 
 
 @pytest.mark.parametrize(

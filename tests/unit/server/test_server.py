@@ -31,10 +31,10 @@ from bridge.server.access.address_limit import MAX_ADDRESS_OVERFLOW
 from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S
 from bridge.server.access.read_limiter import MAX_READ_BYTES, PERIOD_S
 from bridge.server.access.rules import Access, Rule
+from bridge.server.connection.keepalive import PING_PAUSE_S
 from bridge.server.http.pages import Pages
 from bridge.server.router import Router
 from bridge.server.server import CLOCK_RESOLUTION_S, Limits, Server
-from bridge.server.websocket.keepalive import PING_PAUSE_S
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import (

@@ -22,8 +22,9 @@ from bridge.server.access.read_limiter import (
     TOTAL_BUDGET_BYTES,
     ReadLimiter,
 )
+from bridge.server.connection.client_connection import ClientConnection, Clock, ConnectionContext
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
-from bridge.server.websocket.connection import MAX_PONGS_DUE, Clock, Connection, ConnectionContext
+from bridge.server.websocket.connection import MAX_PONGS_DUE, WebSocketConnection
 from tests.support.fakes import FakeTransport, Hours, Scene
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class OneClient(Scene):
         self.read_limiter = ReadLimiter(self.hours.time, self.hours.call_at, lambda _: None)
         self.transport = FakeTransport(self.turns.call_soon, peername=peername, encrypted=encrypted, sock=line)
         self.closed: list[tuple[CloseReason, dict[str, object]]] = []
-        self.lost: list[Connection] = []
-        self.connection = Connection(
+        self.lost: list[ClientConnection] = []
+        self.connection = WebSocketConnection(
             self.transport,
             "127.0.0.1",
             ConnectionContext(

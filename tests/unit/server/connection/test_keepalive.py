@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S
-from bridge.server.websocket.connection import Clock
-from bridge.server.websocket.keepalive import (
+from bridge.server.connection.client_connection import Clock
+from bridge.server.connection.keepalive import (
     CHECKED_CONNECTIONS,
     LATE_TICKS,
     MIN_READ_BYTES_PER_S,
@@ -40,6 +40,10 @@ class Client:
         self.acknowledged_bytes: int | None = 0
         self.said: list[tuple[float, str]] = []
         self.details: dict[str, object] = {}
+
+    @property
+    def last_active_at(self) -> float:
+        return max(self.last_received_at, self.pinged_at)
 
     def ping(self) -> None:
         self.pinged_at = self._clock.now_s

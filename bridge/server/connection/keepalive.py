@@ -21,7 +21,7 @@ import structlog
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.loop_turn import LoopTurn
 from bridge.server.access.log_limiter import LogLimiter
-from bridge.server.websocket.connection import Clock
+from bridge.server.connection.client_connection import Clock
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.server")
@@ -49,11 +49,14 @@ send."""
 
 
 class Pingable(Protocol):
-    """The methods and attributes of a connection that the keepalive uses."""
+    """The methods and attributes of a connection that the keepalive uses. All times are in seconds."""
 
     last_received_at: float
-    pinged_at: float
     closed_at: float | None
+
+    @property
+    def last_active_at(self) -> float:
+        """The time since which the connection counts as silent. A ping is due when it is silent for the interval."""
 
     @property
     def acknowledged_bytes(self) -> int | None:
@@ -195,8 +198,8 @@ class Keepalive:
             if not self._pings_due:
                 return  # a late pass has dropped them
             connection = self._pings_due.popleft()
-            if self._clock.now_s - connection.last_received_at < self._ping_interval_s:
-                continue  # the client has sent something since the last pass
+            if self._clock.now_s - connection.last_active_at < self._ping_interval_s:
+                continue  # the connection is not silent any more
             try:
                 connection.ping()
             except Exception:  # a failure of one connection must not stop the pings of the other connections
@@ -206,7 +209,7 @@ class Keepalive:
         silent_s = now_s - connection.last_received_at
         if silent_s >= self._evict_after_s and now_s - self._awake_since_s >= self._evict_after_s:
             connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
-        elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
+        elif now_s - connection.last_active_at >= self._ping_interval_s:
             self._pings_due.append(connection)
 
     def _await_close(self, connection: Pingable, now_s: float, since_s: float, had_bytes: int | None) -> None:
