@@ -17,12 +17,15 @@ const NO_UPGRADE = "the bridge answers, but a proxy may not pass the upgrade on,
 // `onState("connected", id)` means that all updates after this id follow. In `onState("disconnected", code, reason)`,
 // the `reason` is a text for people, or empty if the reason is unknown. Each failed attempt calls
 // `onState("disconnected", ...)` again. `onMissed(data)` means that some updates are lost; `data` is the data of a
-// `gap`, or of a `resume` that is not complete. `after` is the id to resume from: the `lastId()` of an earlier page,
-// which is the id of the last update or of the last "connected".
-export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}, after = "", silenceMs = 60_000 }) {
+// `gap`, or of a `resume` that is not complete. `onHeartbeat(data)` has the data of a `heartbeat`: an id that the client
+// can store, and whether the bridge has a working broker (`consuming`). `after` is where to begin: the `lastId()` of an
+// earlier page, or "earliest". A connection on which no message arrives for `silenceMs` counts as dead, as the bridge
+// sends a heartbeat every 30 s.
+export function connect(url, options) {
+  const { onUpdate, onState = () => {}, onMissed = () => {}, onHeartbeat = () => {} } = options;
+  const { after = "", silenceMs = 75_000 } = options;
   let lastId = after; // An empty id means "from now on".
-  let current; // The socket whose messages are handled.
-  let next; // The socket that replaces `current` once the bridge has answered on it.
+  let socket;
   let connectedMs = Infinity;
   let failures = 0;
   let unopened = 0; // The number of connections in a row that never opened.
@@ -35,14 +38,13 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     timer = setTimeout(action, ms);
   }
 
-  function discard(socket) {
+  function discard() {
     if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
     socket?.close();
   }
 
   function open() {
     const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
-    let socket;
     try {
       socket = new WebSocket(address);
     } catch (error) {
@@ -52,45 +54,41 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
       return queueMicrotask(() => onState("disconnected", NOT_REACHED, MIXED));
     }
     socket.onopen = () => (socket.hasOpened = true);
-    socket.onmessage = (event) => receive(socket, JSON.parse(event.data));
-    socket.onclose = (event) => lose(socket, event.code, event.reason);
-    next = socket;
-    schedule(() => lose(socket, NOT_REACHED), silenceMs);
+    socket.onmessage = (event) => receive(JSON.parse(event.data));
+    socket.onclose = (event) => lose(event.code, event.reason);
+    awaitMessage();
   }
 
-  function receive(socket, message) {
+  function awaitMessage() {
+    schedule(() => lose(NOT_REACHED), silenceMs);
+  }
+
+  function receive(message) {
+    awaitMessage();
     const { type, data, id } = message;
-    const isBack = !current;
-    // If two sockets are open, the first one that gets a message is kept: the other would only repeat the message.
-    discard(socket === next ? current : next);
-    [current, next] = [socket, undefined];
-    // A script sees no pings, so a silent connection may be dead. A second connection finds out whether the first one
-    // is dead. No update is lost meanwhile.
-    schedule(open, silenceMs);
-    lastId = type === "resume" ? data.id : (id ?? lastId);
+    // A message without `id` is the bridge's own. If its data has an id, nothing from before this id will follow.
+    lastId = id ?? data?.id ?? lastId;
     unopened = 0;
-    if (isBack) connectedMs = performance.now();
-    if (isBack) onState("connected", lastId);
     if (id !== undefined) onUpdate(message);
-    else if (type === "gap" || (type === "resume" && !data.complete)) onMissed(data);
+    else if (type === "resume") {
+      connectedMs = performance.now();
+      onState("connected", lastId);
+      if (!data.complete) onMissed(data);
+    } else if (type === "gap") onMissed(data);
+    else if (type === "heartbeat") onHeartbeat(data);
   }
 
-  function lose(socket, code, phrase = "") {
-    discard(socket);
-    if (socket === current) current = undefined;
-    // If the new socket can't reach the bridge, the old socket is dead too. Any close code other than NOT_REACHED comes
-    // from the bridge.
-    else if (code === NOT_REACHED) current = discard(current);
-    if (socket === next) next = undefined;
-    if (!current && performance.now() - connectedMs >= LASTING_MS) failures = 0;
-    if (!current) connectedMs = Infinity;
+  function lose(code, phrase = "") {
+    discard();
+    if (performance.now() - connectedMs >= LASTING_MS) failures = 0;
+    connectedMs = Infinity;
     if (code === FULL) failures = Math.max(failures, 3);
     const pauseMs = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** failures) * (0.5 + Math.random() / 2);
     failures += 1;
     unopened = code === NOT_REACHED && !socket.hasOpened ? unopened + 1 : 0;
     if (!unopened) reason = phrase;
-    if (!next) schedule(open, pauseMs);
-    if (!current) onState("disconnected", code, reason);
+    schedule(open, pauseMs);
+    onState("disconnected", code, reason);
     // The diagnosis runs only after 2, 4, 8, ... failures in a row, so that a full bridge gets few requests.
     if (unopened > 1 && Number.isInteger(Math.log2(unopened))) diagnose(socket.url);
   }
@@ -106,8 +104,7 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   function stop() {
     clearTimeout(timer);
     diagnosis?.abort();
-    discard(current);
-    discard(next);
+    discard();
   }
 
   open();

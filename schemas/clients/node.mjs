@@ -23,11 +23,13 @@ export class Refused extends Error {}
 
 // `onState("connected", id)` means that all updates after this id follow. `onState("disconnected", reason)` has a close
 // code or a text as its reason. `onMissed(data)` means that some updates are lost; `data` is the data of a `gap`, or of
-// a `resume` that is not complete. `after` is the id to resume from: the id of the last update, or of the last
-// "connected". A connection on which nothing arrives for `silenceMs` counts as dead, as the bridge pings every 30 s. If
-// `signal`, an AbortSignal, is aborted, the connection is closed and the loop throws an AbortError.
+// a `resume` that is not complete. `onHeartbeat(data)` has the data of a `heartbeat`: an id that the program can store,
+// and whether the bridge has a working broker (`consuming`). `after` is where to begin: an id of an earlier run, or
+// "earliest". A connection on which nothing arrives for `silenceMs` counts as dead, as the bridge sends a heartbeat
+// every 30 s. If `signal`, an AbortSignal, is aborted, the connection is closed and the loop throws an AbortError.
 export async function* updates(url, options = {}) {
-  const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
+  const { onState = () => {}, onMissed = () => {}, onHeartbeat = () => {} } = options;
+  const { after = "", silenceMs = 75_000, signal } = options;
   let lastId = after; // An empty id means "from now on".
   for (let failures = 0; ; failures += 1) {
     const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
@@ -51,11 +53,15 @@ export async function* updates(url, options = {}) {
       for await (const [body] of on(socket, "message", { close: ["close"], signal, ...limits })) {
         const message = JSON.parse(body);
         const { type, data, id } = message;
-        lastId = type === "resume" ? data.id : (id ?? lastId);
-        if (type === "resume") connectedMs = performance.now();
-        if (type === "resume") onState("connected", lastId);
+        // A message without `id` is the bridge's own. If its data has an id, nothing from before this id will follow.
+        lastId = id ?? data?.id ?? lastId;
         if (id !== undefined) yield message;
-        else if (type === "gap" || (type === "resume" && !data.complete)) onMissed(data);
+        else if (type === "resume") {
+          connectedMs = performance.now();
+          onState("connected", lastId);
+          if (!data.complete) onMissed(data);
+        } else if (type === "gap") onMissed(data);
+        else if (type === "heartbeat") onHeartbeat(data);
       }
     } catch (error) {
       if (error !== broken || error instanceof Refused) throw error;

@@ -41,9 +41,6 @@ SHORT_S = 0.7
 """A silence limit that is short enough for a test to reach it. A browser on a busy machine may take 0.3 s to open a
 socket."""
 
-ENOUGH_S = 3.0
-"""A silence limit that is long enough for a test to act before the client reconnects."""
-
 Following = Callable[..., AbstractAsyncContextManager[Any]]
 
 
@@ -180,7 +177,89 @@ async def test_missing_updates_are_reported_and_the_kept_ones_follow(
         bridge.send_gap(**gap)
         bridge.say(b'{"type":"of a newer bridge","data":{},"timestamp":1}')
         await has(follower, had, kept, bridge.emit(4))
-        assert [words for words in await follower.reports() if words[0] == "missed"][1:] == [["missed", gap]]
+        [[_, reported_gap]] = [words for words in await follower.reports() if words[0] == "missed"][1:]
+        assert reported_gap == {**gap, "id": f"4-{TAG}"}
+
+
+async def test_gap_is_reported_once(bridge: ScriptedBridge, following: Following) -> None:
+    async with following(bridge.url) as follower:
+        await connected(bridge)
+        before = bridge.emit(1)
+        gap = {"since": "2024-10-22T10:30:00.000Z", "until": "2024-10-22T10:31:00.000Z", "reason": "broker-away"}
+        bridge.send_gap(**gap)
+        await reported(follower, "missed")
+        bridge.drop()
+        await eventually("the client has connected again", lambda: len(bridge.asked) > 1)
+        await has(follower, before, bridge.emit(2))
+        assert bridge.asked[1] == f"after=2-{TAG}"
+        assert [words[0] for words in await follower.reports()].count("missed") == 1
+
+
+async def test_heartbeat_is_reported_and_its_id_replaces_an_older_one(
+    bridge: ScriptedBridge, following: Following
+) -> None:
+    async with following(f"{bridge.url}?type=killmail") as follower:
+        await reported(follower, "connected", f"0-{TAG}")
+        bridge.pass_by()
+        bridge.beat()
+        await reported(follower, "heartbeat", {"id": f"1-{TAG}", "consuming": True})
+        bridge.beat(consuming=False)
+        await reported(follower, "heartbeat", {"id": f"1-{TAG}", "consuming": False})
+        bridge.drop()
+        await reported(follower, "disconnected", 1006)
+        # Without the id of the heartbeat, the client would miss this update: the bridge does not keep older ids.
+        bridge.forget()
+        await has(follower, bridge.emit(1))
+        assert bridge.asked[1] == f"type=killmail&after=1-{TAG}"
+        assert "missed" not in [words[0] for words in await follower.reports()]
+
+
+@pytest.mark.parametrize("data", [b'{"id":"2-%s","new":[1]}' % TAG.encode(), b"{}", b"null", b'"text"', b"[1]"])
+async def test_id_of_an_unknown_own_message_replaces_an_older_one(
+    bridge: ScriptedBridge, following: Following, data: bytes
+) -> None:
+    async with following(bridge.url) as follower:
+        await reported(follower, "connected", f"0-{TAG}")
+        had = bridge.emit(1)
+        bridge.pass_by()
+        bridge.say(b'{"type":"bridge.new","data":%s,"timestamp":1}' % data)
+        bridge.drop()
+        await eventually("the client has connected again", lambda: len(bridge.asked) > 1)
+        assert bridge.asked[1] == (f"after=2-{TAG}" if b"id" in data else f"after=1-{TAG}")
+        await has(follower, had, bridge.emit(3))
+
+
+async def test_client_begins_with_the_newest_updates_and_then_resumes(
+    bridge: ScriptedBridge, following: Following
+) -> None:
+    texts = [bridge.emit(number) for number in range(5)]
+    async with following(f"{bridge.url}?last=2") as follower:
+        await has(follower, *texts[3:])
+        assert bridge.asked == ["last=2&after="]
+        bridge.drop()
+        await reported(follower, "disconnected", 1006)
+        texts.append(bridge.emit(5))
+        await has(follower, *texts[3:])
+        assert bridge.asked[1] == f"last=2&after=5-{TAG}"
+        assert "missed" not in [words[0] for words in await follower.reports()]
+        await bridge.stop()
+        bridge.emit("never received")
+        bridge.forget()
+        texts += [bridge.emit(number) for number in (6, 7, 8)]
+        await bridge.start()
+        # The id is too old, so that the client begins with the newest updates again.
+        await has(follower, *texts[3:6], *texts[7:])
+        await reported(follower, "missed", {"complete": False, "replayed": 2, "id": f"8-{TAG}"})
+
+
+async def test_client_begins_with_everything_that_is_kept(bridge: ScriptedBridge, following: Following) -> None:
+    texts = [bridge.emit(number) for number in range(3)]
+    async with following(bridge.url, after="earliest") as follower:
+        await has(follower, *texts)
+        bridge.drop()
+        await reported(follower, "disconnected", 1006)
+        await has(follower, *texts, bridge.emit(3))
+        assert bridge.asked == ["after=earliest", f"after=3-{TAG}"]
 
 
 async def test_dead_connection_is_detected_and_no_update_is_missed(
@@ -194,6 +273,31 @@ async def test_dead_connection_is_detected_and_no_update_is_missed(
         meanwhile = [bridge.emit(number) for number in range(2, 5)]
         await has(follower, before, *meanwhile)
         await has(follower, before, *meanwhile, bridge.emit(5))
+
+
+async def test_silent_connection_is_reported_as_lost(following: Following) -> None:
+    # This bridge does not ping, because the client in Node sees pings.
+    async with scripted_bridge() as silent, following(silent.url, SHORT_S) as follower:
+        await reported(follower, "connected")
+        await reported(follower, "disconnected")
+        await eventually("the client has connected again", lambda: len(silent.asked) > 1)
+
+
+async def test_connection_with_heartbeats_stays(bridge: ScriptedBridge, following: Following) -> None:
+    async with following(bridge.url, SHORT_S) as follower:
+        await connected(bridge)
+        until = asyncio.get_running_loop().time() + 3 * SHORT_S
+        beats = 0
+
+        async def is_heard() -> bool:
+            return [words[0] for words in await follower.reports()].count("heartbeat") >= beats
+
+        while asyncio.get_running_loop().time() < until:
+            bridge.beat()
+            beats += 1
+            await eventually("the client has the heartbeat", is_heard)
+        await has(follower, bridge.emit(1))
+        assert len(bridge.asked) == 1
 
 
 async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge, following: Following) -> None:
@@ -272,55 +376,6 @@ async def test_temporary_error_is_no_refusal(bridge: ScriptedBridge, following: 
         await eventually("the client has tried again", lambda: len(bridge.asked) > 2)
         bridge.refusal = None
         await reported(follower, "connected")
-
-
-async def test_old_socket_of_the_browser_stays_until_the_bridge_answers_on_the_new_one(
-    bridge: ScriptedBridge, browser: Browser
-) -> None:
-    async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
-        await reported(follower, "connected")
-        for times in range(2, 5):
-            await eventually("the client connects again", lambda: len(bridge.asked) >= times)  # noqa: B023 - the wait ends within this iteration
-            await connected(bridge, times)
-        await has(follower, bridge.emit(1))
-        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
-        assert await follower.last_id() == bridge.last_id
-
-
-async def test_old_socket_of_the_browser_stays_if_it_has_the_first_message(
-    bridge: ScriptedBridge, browser: Browser
-) -> None:
-    async with in_browser(browser, bridge.url, ENOUGH_S, {}) as follower:
-        await reported(follower, "connected")
-        bridge.resumes = False
-        await eventually("a second socket is open", lambda: len(bridge.connections) == 2)
-        [old, new] = bridge.connections
-        text = bridge.emit(1)
-        await has(follower, text)
-        await eventually(
-            "only the old socket is left", lambda: bridge.connections[:1] == [old] and new not in bridge.connections
-        )
-        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
-
-
-async def test_old_socket_of_the_browser_stays_while_the_bridge_is_full(
-    bridge: ScriptedBridge, browser: Browser
-) -> None:
-    async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
-        await reported(follower, "connected")
-        bridge.closing = 1013
-        await eventually("the client has connected again", lambda: len(bridge.asked) > 2)
-        await has(follower, bridge.emit(1))
-        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{TAG}"]]
-
-
-async def test_browser_without_an_answer_reports_the_loss(bridge: ScriptedBridge, browser: Browser) -> None:
-    async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
-        await reported(follower, "connected")
-        bridge.resumes = False
-        await reported(follower, "disconnected", 1006)
-        bridge.resumes = True
-        await has(follower, bridge.emit(1))
 
 
 async def test_first_of_several_failures_is_a_warning_in_python(bridge: ScriptedBridge) -> None:

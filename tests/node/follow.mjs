@@ -1,5 +1,5 @@
 // Follows a bridge with the example for Node, node.mjs, in the same folder. Prints a line for each callback and update:
-// ["update", ...], ["missed", ...], ["connected", id], ["disconnected", why], ["refused", sentence].
+// ["update", ...], ["missed", ...], ["heartbeat", ...], ["connected", id], ["disconnected", why], ["refused", sentence].
 //
 // Without a third argument, a line on standard input ends the program. With "slow" as the third argument, the program
 // reads one update, and then waits for a line on standard input before it reads any others.
@@ -17,7 +17,12 @@ const line = new Promise((resolve) => input.once("line", resolve));
 line.then(() => speed !== "slow" && ending.abort());
 
 try {
-  const callbacks = { onState: say, onMissed: (data) => say("missed", data), signal: ending.signal };
+  const callbacks = {
+    onState: say,
+    onMissed: (data) => say("missed", data),
+    onHeartbeat: (data) => say("heartbeat", data),
+    signal: ending.signal,
+  };
   for await (const update of updates(url, { ...callbacks, ...JSON.parse(options) })) {
     say("update", update);
     if (speed === "slow") await line;

@@ -11,6 +11,7 @@ import logging
 import re
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -41,12 +42,13 @@ _PAGE = """<!doctype html><link rel="icon" href="data:,"><script>
 const reports = [];
 let connection;
 async function follow(url, options) {
-  const { connect } = await import("/browser.js");
+  const { connect } = await import("/EXAMPLE");
   connection = connect(url, {
     ...options,
     onUpdate: (update) => reports.push(["update", update]),
     onState: (...state) => reports.push(state),
     onMissed: (data) => reports.push(["missed", data]),
+    onHeartbeat: (data) => reports.push(["heartbeat", data]),
   });
 }
 </script>"""
@@ -58,8 +60,8 @@ class Follower(Protocol):
     async def reports(self) -> list[list[Any]]:
         """Returns the calls that the client made to its callbacks, each as a list.
 
-        The possible calls are `["update", {...}]`, `["missed", {...}]`, `["connected", id]`, `["disconnected", why]`
-        and `["refused", sentence]`.
+        The possible calls are `["update", {...}]`, `["missed", {...}]`, `["heartbeat", {...}]`, `["connected", id]`,
+        `["disconnected", why]` and `["refused", sentence]`.
         """
 
     async def stop(self) -> None:
@@ -93,20 +95,27 @@ class InBrowser:
 
 @asynccontextmanager
 async def in_browser(
-    browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
+    browser: Browser,
+    url: str,
+    silence_s: float,
+    pauses_s: Mapping[str, float],
+    *,
+    after: str = "",
+    example: str = "browser.js",
 ) -> AsyncIterator[InBrowser]:
     """Follows a bridge in a page that is served from localhost. The page imports the example from a plain script."""
     async with (
-        foreign_site(page_files(pauses_s)) as site,
+        foreign_site(page_files(pauses_s, example)) as site,
         in_page(browser, f"http://localhost:{site.port}/", url, silence_s, after=after) as follower,
     ):
         yield follower
 
 
-def page_files(pauses_s: Mapping[str, float]) -> dict[str, File]:
+def page_files(pauses_s: Mapping[str, float], example: str = "browser.js") -> dict[str, File]:
     """Returns the files of a site with a page that follows a bridge."""
-    script = paused((CLIENTS / "browser.js").read_text(), pauses_s)
-    return {"/": File("text/html", _PAGE), "/browser.js": File("text/javascript", script)}
+    script = paused((CLIENTS / example).read_text(), pauses_s)
+    page_html = _PAGE.replace("EXAMPLE", example)
+    return {"/": File("text/html", page_html), f"/{example}": File("text/javascript", script)}
 
 
 @asynccontextmanager
@@ -198,14 +207,35 @@ class InNode:
 async def in_node(
     node: str, folder: Path, url: str, silence_s: float, pauses_s: Mapping[str, float], *speed: str, after: str = ""
 ) -> AsyncIterator[InNode]:
-    """Runs a program that imports the example. The example is in its own folder, with the packages that it needs."""
+    """Runs a program that imports the example for Node."""
+    options = json.dumps({"silenceMs": silence_s * 1000, "after": after})
+    program = _program(folder, "node.mjs", "follow.mjs", pauses_s)
+    async with node_program(node, program, url, options, *speed) as process:
+        yield InNode(process)
+
+
+@asynccontextmanager
+async def in_node_with_events(
+    node: str, folder: Path, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
+) -> AsyncIterator[InNode]:
+    """Runs a program that imports the example for Server-Sent Events."""
+    options = json.dumps({"silenceMs": silence_s * 1000, "after": after})
+    program = _program(folder, "sse.js", "follow-sse.mjs", pauses_s)
+    async with node_program(node, program, url, options) as process:
+        yield InNode(process)
+
+
+def _program(folder: Path, example: str, program: str, pauses_s: Mapping[str, float]) -> Path:
+    """Copies an example and a program that imports the example, with the packages that they need.
+
+    Returns the path of the program.
+    """
     if not (folder / "node_modules").exists():
         (folder / "node_modules").symlink_to(NODE / "node_modules")
-    (folder / "node.mjs").write_text(paused((CLIENTS / "node.mjs").read_text(), pauses_s))
-    (folder / "follow.mjs").write_text((NODE / "follow.mjs").read_text())
-    options = json.dumps({"silenceMs": silence_s * 1000, "after": after})
-    async with node_program(node, folder / "follow.mjs", url, options, *speed) as process:
-        yield InNode(process)
+    module = Path(example).with_suffix(".mjs")  # Node treats a file with the suffix .js as CommonJS.
+    (folder / module).write_text(paused((CLIENTS / example).read_text(), pauses_s))
+    (folder / program).write_text((NODE / program).read_text())
+    return folder / program
 
 
 class InPython(logging.Handler):
@@ -220,9 +250,9 @@ class InPython(logging.Handler):
         self.task = asyncio.create_task(self._follow(url, silence_s, after))
 
     async def _follow(self, url: str, silence_s: float, after: str) -> None:
-        callbacks = {f"on_{what}": partial(self._record, what) for what in ("connected", "missed")}
+        callbacks = {f"on_{what}": partial(self._record, what) for what in ("connected", "missed", "heartbeat")}
         try:
-            async for update in self._client.updates(url, after, **callbacks, ping_s=silence_s):
+            async for update in self._client.updates(url, after, **callbacks, silence_s=silence_s):
                 self._reports.append(["update", update])
         except self._client.Refused as refusal:
             self._reports.append(["refused", str(refusal)])
@@ -315,15 +345,80 @@ UNKNOWN = f"7-{'0' * 8}"
 """An id that the scripted bridge has never sent."""
 
 
-class ScriptedBridge:
+class ScriptedLog(ABC):
+    """The messages of a scripted bridge, with the ids of a bridge that has no stream.
+
+    The log does not validate updates. Heartbeats are sent only when the test says so.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._log: list[bytes] = []
+        """The messages that can be replayed. A message that matches no filter is empty."""
+
+    @abstractmethod
+    def send(self, text: bytes) -> None:
+        """Sends a message to all clients that are connected."""
+
+    @property
+    def last_id(self) -> str:
+        """The id of the newest message."""
+        return f"{self._number}-{TAG}"
+
+    def emit(self, data: object, update_type: str = "killmail") -> bytes:
+        """Sends an update, and returns the text of the update."""
+        self._number += 1
+        return self._append(message(update_type, data, id=self.last_id))
+
+    def send_gap(self, **data: str) -> None:
+        """Reports a gap. The gap has an id of its own, as an update has."""
+        self._number += 1
+        self._append(message("gap", {**data, "id": self.last_id}))
+
+    def _append(self, text: bytes) -> bytes:
+        self._log.append(text)
+        self.send(text)
+        return text
+
+    def beat(self, *, consuming: bool = True) -> None:
+        """Sends a heartbeat."""
+        self.send(message("heartbeat", {"id": self.last_id, "consuming": consuming}))
+
+    def pass_by(self) -> None:
+        """Appends an update that matches no filter: no client gets the update, but a later heartbeat has its id."""
+        self._number += 1
+        self._log.append(b"")
+
+    def forget(self) -> None:
+        """Drops all messages that can be replayed."""
+        self._log.clear()
+
+    def resume(self, after: str, last: str) -> list[bytes]:
+        """Returns the `resume` message for the parameters of a client, and the messages that the client gets next."""
+        oldest = self._number - len(self._log)
+        known = [f"{number}-{TAG}" for number in range(oldest, self._number + 1)]
+        is_known = after in known
+        if is_known:
+            begin = known.index(after)
+        elif last:
+            begin = max(0, len(self._log) - int(last))
+        else:
+            begin = 0 if after else len(self._log)
+        replayed = [text for text in self._log[begin:] if text]
+        data = {"complete": is_known or after in {"", "earliest"}, "replayed": len(replayed), "id": known[begin]}
+        return [message("resume", data), *replayed]
+
+
+class ScriptedBridge(ScriptedLog):
     """A bridge on 127.0.0.1 that a test controls, for faults that a real bridge shows only by chance.
 
-    The scripted bridge implements the parts of `?after=` that a client sees: `resume`, updates with ids, gaps, close
-    codes, refusals. The scripted bridge does not validate updates, and has no broker. A test can change the attributes
-    of the bridge, which then apply to later clients.
+    The scripted bridge implements the parts of `?after=` and `?last=` that a client sees: `resume`, updates with ids,
+    gaps, heartbeats, close codes, refusals. A test can change the attributes of the bridge, which then apply to later
+    clients.
     """
 
     def __init__(self, ping_interval_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__()
         self.port = 0
         self.asked: list[str] = []
         """The query of each handshake, as received."""
@@ -342,9 +437,6 @@ class ScriptedBridge:
         """The code with which each new connection is closed at once."""
         self.resumes = True
         """If false, a new connection receives nothing, not even `resume`."""
-        self._log: list[bytes] = []
-        """The updates that can be replayed."""
-        self._number = 0
         self._muted: set[ServerConnection] = set()
         self._not_resumed: set[ServerConnection] = set()
         """Connections that have not received `resume`.
@@ -359,11 +451,6 @@ class ScriptedBridge:
     def url(self) -> str:
         """The URL of the bridge's endpoint."""
         return f"{'wss' if self._tls else 'ws'}://127.0.0.1:{self.port}/updates"
-
-    @property
-    def last_id(self) -> str:
-        """The id of the newest update."""
-        return f"{self._number}-{TAG}"
 
     async def start(self) -> None:
         """Starts to listen on a free port, or on the same port as before."""
@@ -389,17 +476,9 @@ class ScriptedBridge:
         self._server.close()
         await self._server.wait_closed()
 
-    def emit(self, data: object, update_type: str = "killmail") -> bytes:
-        """Sends an update to all clients that are not muted, and returns the text of the update."""
-        self._number += 1
-        text = _message(update_type, data, id=self.last_id)
-        self._log.append(text)
+    def send(self, text: bytes) -> None:
+        """Sends a message of the log to all clients that are not muted."""
         self._broadcast(text, self._muted | self._not_resumed)
-        return text
-
-    def send_gap(self, **data: str) -> None:
-        """Reports a gap to all clients that are not muted."""
-        self._broadcast(_message("gap", data), self._muted | self._not_resumed)
 
     def say(self, text: bytes) -> None:
         """Sends a message of any kind to all clients that are not muted."""
@@ -407,10 +486,6 @@ class ScriptedBridge:
 
     def _broadcast(self, text: bytes, excluded: Set[ServerConnection]) -> None:
         broadcast([connection for connection in self.connections if connection not in excluded], text.decode())
-
-    def forget(self) -> None:
-        """Drops all updates that can be replayed."""
-        self._log.clear()
 
     def mute(self) -> None:
         """From now on, sends and reads nothing on the open connections, as if they were dead."""
@@ -449,23 +524,16 @@ class ScriptedBridge:
         await self.ready.wait()
         assert connection.request is not None
         if self.resumes:
-            [after] = parse_qs(urlsplit(connection.request.path).query, keep_blank_values=True)["after"]
-            for text in self._resume(after):
+            query = parse_qs(urlsplit(connection.request.path).query, keep_blank_values=True)
+            [after] = query["after"]
+            [last] = query.get("last", [""])
+            for text in self.resume(after, last):
                 broadcast([connection], text.decode())
         else:
             self._not_resumed.add(connection)
         self.connections.append(connection)
         await connection.wait_closed()
         self.connections.remove(connection)
-
-    def _resume(self, after: str) -> list[bytes]:
-        """Returns the `resume` message for a client, and the updates that the client receives next."""
-        oldest = self._number - len(self._log)
-        known = [f"{number}-{TAG}" for number in range(oldest, self._number + 1)]
-        begin = known.index(after) if after in known else 0 if after else len(self._log)
-        replayed = self._log[begin:]
-        data = {"complete": not after or after in known, "replayed": len(replayed), "id": known[begin]}
-        return [_message("resume", data), *replayed]
 
 
 @asynccontextmanager
@@ -481,5 +549,6 @@ async def scripted_bridge(
         await bridge.stop()
 
 
-def _message(message_type: str, data: object, **more: Any) -> bytes:
+def message(message_type: str, data: object, **more: Any) -> bytes:
+    """Returns the text of a message that is sent now."""
     return orjson.dumps({"type": message_type, "data": data, "timestamp": time.time_ns() // 1_000_000, **more})
