@@ -44,6 +44,14 @@ def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
     return wrap("gap", {"since": since, "until": until, "reason": reason}, timestamp_ms)
 
 
+def close(code: int, reason: str, timestamp_ms: int) -> bytes:
+    """Returns the last message of an event stream, which has no close frame.
+
+    `code` and `reason` are those of a close frame. The client must not adopt an id from this message.
+    """
+    return wrap("close", {"code": code, "reason": reason}, timestamp_ms)
+
+
 def date_time(timestamp_ms: int) -> str:
     """Formats a time in the same format as `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
     seconds, milliseconds = divmod(timestamp_ms, 1000)

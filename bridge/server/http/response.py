@@ -6,7 +6,7 @@ After each response, the bridge ends the connection. The router and the pages ch
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
@@ -91,9 +91,34 @@ def serialize(response: Response, *, has_body: bool = True) -> bytes:
     if not any(name == "Connection" for name, _ in response.headers):
         headers.append(("Connection", "close"))
     headers += response.headers
-    lines = [f"HTTP/1.1 {response.status.value} {response.status.phrase}", *(f"{n}: {value}" for n, value in headers)]
-    head = "".join(f"{line}\r\n" for line in lines).encode("ascii") + b"\r\n"
+    head = _head(response.status, headers)
     return head + response.body if has_body and has_content else head
+
+
+def stream_head(content_type: str, *headers: Header) -> bytes:
+    """Returns the head of a response with status 200 whose body ends with the connection, so that it has no length.
+
+    The head keeps proxies from storing, changing or collecting the body. It has additional `headers`.
+    """
+    return _head(
+        HTTPStatus.OK,
+        (
+            ("Content-Type", content_type),
+            ("Date", date_header()),
+            ("Cache-Control", "no-store, no-transform"),
+            # nginx collects a response by default. This header turns that off for this response.
+            ("X-Accel-Buffering", "no"),
+            *_FOR_BROWSERS,
+            ("Content-Security-Policy", NOT_IN_A_FRAME),
+            ("Connection", "close"),
+            *headers,
+        ),
+    )
+
+
+def _head(status: HTTPStatus, headers: Iterable[Header]) -> bytes:
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers)]
+    return "".join(f"{line}\r\n" for line in lines).encode("ascii") + b"\r\n"
 
 
 def date_header() -> str:

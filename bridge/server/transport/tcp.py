@@ -1,5 +1,6 @@
 """Reads the state of a TCP connection from the kernel, and sets how the connection ends (tcp(7), socket(7))."""
 
+import errno
 import socket
 import struct
 from contextlib import suppress
@@ -13,6 +14,10 @@ _BYTES_ACKED_AT = 120
 """The offset of `tcpi_bytes_acked` in `struct tcp_info`, since Linux 4.1."""
 
 _HAS_TCP_INFO = hasattr(socket, "TCP_INFO")
+
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+
+_TIMEOUTS = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 RESET = struct.pack("ii", 1, 0)
 """The value of the socket option SO_LINGER with which `close` resets the connection."""
@@ -51,6 +56,25 @@ def acknowledged_bytes(client: socket.socket) -> int | None:
     size = _BYTES_ACKED_AT + _BYTES_ACKED.size
     info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
     return int(_BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)[0]) if len(info) == size else None
+
+
+def set_user_timeout(client: socket.socket, timeout_s: float) -> None:
+    """Makes the kernel end the connection if the client's kernel acknowledges none of the sent data for `timeout_s`.
+
+    `timeout_s` is at most 24 days. Does nothing if the socket is closed, or on kernels without TCP_USER_TIMEOUT.
+    """
+    if _USER_TIMEOUT is not None:
+        with suppress(OSError):
+            client.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, max(1, round(timeout_s * 1000)))
+
+
+def is_timeout(error: Exception | None) -> bool:
+    """Whether the kernel ended a connection because its client acknowledged nothing for too long.
+
+    If a router or the bridge's own kernel has reported meanwhile that it can't reach the client, the kernel ends the
+    connection with that error instead of ETIMEDOUT (tcp(7), `sk_err_soft` in the kernel).
+    """
+    return isinstance(error, OSError) and error.errno in _TIMEOUTS
 
 
 def reset_on_close(client: socket.socket | None) -> None:

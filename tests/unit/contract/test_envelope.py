@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract.envelope import ending, gap, resume, unwrap, wrap
+from bridge.contract.envelope import close, ending, gap, resume, unwrap, wrap
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -78,6 +78,10 @@ def test_resume_has_its_members() -> None:
     assert resume(False, 3, "7-00000001", 1697962000000) == (
         b'{"type":"resume","data":{"complete":false,"replayed":3,"id":"7-00000001"},"timestamp":1697962000000}'
     )
+
+
+def test_close_has_its_members_and_no_id() -> None:
+    assert close(1001, "stopping", 7) == (b'{"type":"close","data":{"code":1001,"reason":"stopping"},"timestamp":7}')
 
 
 def test_gap_has_its_members() -> None:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import pytest
 
-from bridge.server.http.response import Response, document_response, revalidated, serialize, text_response
+from bridge.server.http.response import Response, document_response, revalidated, serialize, stream_head, text_response
 
 DOCUMENT = document_response(b"{}", "application/json")
 
@@ -50,6 +50,22 @@ def test_response_without_content_has_no_length() -> None:
     assert written.startswith(b"HTTP/1.1 204 No Content\r\nDate")
     assert b"Content-Length" not in written
     assert b"\r\nAllow: GET\r\n" in written
+
+
+def test_stream_has_no_length_and_is_neither_stored_nor_changed_nor_collected() -> None:
+    assert stream_head("text/event-stream", ("Vary", "Accept, Origin")) == (
+        b"HTTP/1.1 200 OK\r\n"
+        b"Content-Type: text/event-stream\r\n"
+        b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+        b"Cache-Control: no-store, no-transform\r\n"
+        b"X-Accel-Buffering: no\r\n"
+        b"X-Content-Type-Options: nosniff\r\n"
+        b"Cross-Origin-Resource-Policy: same-origin\r\n"
+        b"Content-Security-Policy: frame-ancestors 'none'\r\n"
+        b"Connection: close\r\n"
+        b"Vary: Accept, Origin\r\n"
+        b"\r\n"
+    )
 
 
 def test_document_has_a_tag_of_its_body_and_may_be_kept() -> None:

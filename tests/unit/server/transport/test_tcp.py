@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING
 
@@ -79,3 +80,43 @@ def test_reset_of_a_socket_that_is_closed_or_missing_does_nothing(pair: tuple[so
 
 def test_text_of_a_peer_is_its_address_and_port() -> None:
     assert tcp.PeerName("fd00::7", 54321).text == "fd00::7 port 54321"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this kernel has no TCP_USER_TIMEOUT")
+@pytest.mark.parametrize(("timeout_s", "timeout_ms"), [(120.0, 120_000), (0.1, 100), (0.0001, 1), (86400, 86_400_000)])
+def test_user_timeout_is_set_in_milliseconds_and_never_to_the_default(
+    pair: tuple[socket.socket, socket.socket], timeout_s: float, timeout_ms: int
+) -> None:
+    ours, _ = pair
+    tcp.set_user_timeout(ours, timeout_s)
+    assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == timeout_ms
+
+
+def test_user_timeout_of_a_closed_socket_is_ignored(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    ours.close()
+    tcp.set_user_timeout(ours, 1.0)
+
+
+def test_kernel_without_user_timeout_keeps_its_own(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = pair
+    monkeypatch.setattr(tcp, "_USER_TIMEOUT", None)
+    monkeypatch.setattr(socket.socket, "setsockopt", None)
+    tcp.set_user_timeout(ours, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), True),
+        (OSError(errno.EHOSTUNREACH, "no route to host"), True),
+        (OSError(errno.ENETUNREACH, "network is unreachable"), True),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), False),
+        (RuntimeError("a fault of the bridge"), False),
+        (None, False),
+    ],
+)
+def test_timeout_of_the_kernel_is_told_from_other_ends(error: Exception | None, expected: bool) -> None:
+    assert tcp.is_timeout(error) is expected
