@@ -9,12 +9,6 @@ from typing import Any
 
 import jsonschema_rs
 
-RESERVED = frozenset({"type", "after"})
-"""The parameters of a query that do not name members.
-
-If a member has one of these names, clients can't filter by it.
-"""
-
 SCALARS = frozenset({"integer", "number", "string", "boolean", "null"})
 
 _ANY = SCALARS | {"array", "object"}
@@ -40,7 +34,7 @@ def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> 
     found: dict[str, set[str]] = {}
     for schema_id, schema in schemas.items():
         for name, types in _members(schema, registry.resolver(schema_id), set()):
-            if types != _ANY and name not in RESERVED:
+            if types != _ANY:
                 found.setdefault(name, set()).update(types & SCALARS)
     return {
         name: frozenset(types - {"integer"} if "number" in types else types)

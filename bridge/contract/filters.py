@@ -1,4 +1,4 @@
-"""Parses the query of a client's request: a filter for updates, and the id after which updates start.
+"""Parses the query of a client's request: a filter for updates, where the updates start, and the form of the response.
 
 A filter consists of update types, and of members with their values. A filter matches an update if the update's type is
 one of the types, and if each member of the filter has one of its values in the update's data. The schemas declare the
@@ -14,8 +14,9 @@ import heapq
 import re
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -52,15 +53,32 @@ _NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 
 _NUMBER, _SEVERAL_NUMBERS = re.compile(_NUMBER_PATTERN), re.compile(f"{_NUMBER_PATTERN}(?:,{_NUMBER_PATTERN})*")
 
-PARAMETERS = ("type", "after")
-"""The parameters of a query that are not members of updates."""
+PARAMETERS = ("type", "after", "last", "limit", "wait", "format")
+"""The parameters of a query. If a member has the name of a parameter, a query names it with the prefix `data.`."""
+
+MEMBER_PREFIX = "data."
+"""A name with this prefix always names a member."""
+
+_SINGLE = frozenset(PARAMETERS) - {"type"}
+"""The parameters that can be given only once."""
+
+MAX_LAST = 1000
+MAX_LIMIT = 1000
+MAX_WAIT_S = 30
+
+_NATURAL = re.compile(r"0|[1-9][0-9]{0,8}")
 
 _TYPE = "type types event events eventtype messagetype updatetype topic topics channel channels kinds stream subscribe"
 _AFTER = (
     "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
 )
-_ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
-"""The names that other feeds use for the parameters `type` and `after`.
+_LAST = "backlog history latest newest recent replay tail"
+_LIMIT = "batch max maxresults pagesize perpage top"
+_WAIT = "longpoll poll timeout"
+_FORMAT = "accept output responsetype transport"
+_NAMES = {"type": _TYPE, "after": _AFTER, "last": _LAST, "limit": _LIMIT, "wait": _WAIT, "format": _FORMAT}
+_ALIASES = {alias: name for name, aliases in _NAMES.items() for alias in aliases.split()}
+"""The names that other feeds use for the parameters.
 
 These names are in lower case, with only letters and digits.
 """
@@ -88,6 +106,13 @@ _EXAMPLES = {
     "boolean": "true or false",
     "null": "null",
 }
+
+
+class Format(StrEnum):
+    """The forms of a response over plain HTTP. Each member of this enum is a value of the parameter `format`."""
+
+    SSE = "sse"
+    JSON = "json"
 
 
 class BadQuery(ValueError):
@@ -136,10 +161,14 @@ class After(NamedTuple):
     """The point at which a client's updates with ids start: now, or after an update that the client already has."""
 
     text: str
-    """The decoded value of `after` in the query. If this value is empty, the client gets only updates from now on."""
+    """The decoded value of `after` in the query, or the value of the header `Last-Event-ID`.
+
+    If this value is empty, the client gets only updates from now on. If it is `earliest`, the client gets all updates
+    that are kept.
+    """
     id: UpdateId | None
-    """The id in the text, or None if the text is empty or not an id. A text that is not a valid id counts as an unknown
-    id."""
+    """The id in the text, or None if the text is empty, `earliest`, or not an id. Any other text that is not a valid id
+    counts as an unknown id."""
 
     @classmethod
     def parse(cls, text: str) -> "After":
@@ -150,6 +179,9 @@ class After(NamedTuple):
 FROM_NOW_ON = After("", None)
 """The starting point of a client that gets no updates from before it connected."""
 
+EARLIEST = After("earliest", None)
+"""The starting point of a client that gets all updates that are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class SubscribeRequest:
@@ -159,6 +191,32 @@ class SubscribeRequest:
     """The filter, or None for all updates."""
     after: After | None
     """The point at which the updates with ids start, or None for updates without ids."""
+    last: int | None = None
+    """The number of newest matching updates with which the client begins.
+
+    If `after` has an id, `last` applies only if the id is unknown or too old.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The parsed query of a request."""
+
+    subscribe: SubscribeRequest
+    limit: int | None = None
+    """The maximum number of updates in a JSON response, from 1 to `MAX_LIMIT`, or None if the query names no limit."""
+    wait_s: int | None = None
+    """How long a JSON response waits for the first update, in seconds, or None if the query names no time."""
+    format: Format | None = None
+
+    def resume_after(self, last_event_id: str) -> SubscribeRequest:
+        """Returns the request with the value of the header `Last-Event-ID` in the place of `after` and `last`.
+
+        An empty value changes nothing. Any other text that is not an id counts as an unknown id.
+        """
+        if not last_event_id:
+            return self.subscribe
+        return replace(self.subscribe, after=After.parse(last_event_id), last=None)
 
 
 class QueryParser:
@@ -171,7 +229,7 @@ class QueryParser:
         self._similar_types = SimilarNames(self._types)
         self._similar_names = SimilarNames([*PARAMETERS, *catalog.filterable])
 
-    def parse(self, query: str) -> SubscribeRequest:
+    def parse(self, query: str) -> Query:
         """Parses the percent-encoded part of a request target after the `?`. Raises BadQuery."""
         # The limits are checked before decoding, because decoding takes most of the time.
         if query.count("&") > MAX_FIELDS:
@@ -179,23 +237,59 @@ class QueryParser:
         if query.count("%") > MAX_ESCAPES:
             raise BadQuery(f"the query has more than {MAX_ESCAPES} percent-encoded bytes; give fewer values")
         fields = [field.partition("=") for field in query.split("&") if field]
-        if len(fields) > MAX_VALUES and (count := sum(name != "after" for name, _, _ in fields)) > MAX_VALUES:
+        if len(fields) > MAX_VALUES and (count := sum(name not in _SINGLE for name, _, _ in fields)) > MAX_VALUES:
             raise BadQuery(f"the query has {count} values of types and members; give at most {MAX_VALUES}")
         names, values = [name for name, _, _ in fields], [value for _, _, value in fields]
         if "%" in query or "+" in query:
             names, values = _decoded(names), _decoded(values)
-        given: defaultdict[str, list[str]] = defaultdict(list)
+        types: list[str] = []
+        single: dict[str, str] = {}
+        members: defaultdict[str, list[str]] = defaultdict(list)
         for name, value in zip(names, values, strict=True):
-            given[name].append(value)
-        ids = given.pop("after", [])
-        if len(ids) > 1:
-            raise BadQuery("after is given more than once; give it once, with the id of the last update")
-        after = After.parse(ids[0]) if ids else None
-        types = frozenset(map(self._type, given.pop("type", ())))
-        if not types and not given:
-            return SubscribeRequest(None, after)
-        wanted = tuple((name, *self._parsed(name, values)) for name, values in sorted(given.items()))
-        return SubscribeRequest(UpdateFilter(types or None, wanted), after)
+            if name == "type":
+                types.append(value)
+            elif name in single:
+                raise BadQuery(f"{name} is given more than once; give it once")
+            elif name in _SINGLE:
+                single[name] = value
+            else:
+                members[name.removeprefix(MEMBER_PREFIX)].append(value)
+        update_filter = self._filter(types, members)
+        return self._query(update_filter, single) if single else Query(SubscribeRequest(update_filter, None))
+
+    def _filter(self, types: Sequence[str], members: Mapping[str, Sequence[str]]) -> UpdateFilter | None:
+        if not types and not members:
+            return None
+        wanted = tuple((name, *self._parsed(name, values)) for name, values in sorted(members.items()))
+        return UpdateFilter(frozenset(map(self._type, types)) or None, wanted)
+
+    def _query(self, update_filter: UpdateFilter | None, single: Mapping[str, str]) -> Query:
+        after = After.parse(single["after"]) if "after" in single else None
+        last = self._natural("last", "a whole number", 1, MAX_LAST, single)
+        limit = self._natural("limit", "a whole number", 1, MAX_LIMIT, single)
+        wait_s = self._natural("wait", "a whole number of seconds", 0, MAX_WAIT_S, single)
+        chosen = single.get("format")
+        if chosen is not None and chosen not in set(Format):
+            raise BadQuery(self._invalid_value("format", " or ".join(Format), chosen))
+        if after == EARLIEST and last is not None:
+            raise BadQuery(
+                "after=earliest begins with the oldest updates, and last with the newest ones; give only one of them"
+            )
+        subscribe = SubscribeRequest(update_filter, after, last)
+        return Query(subscribe, limit, wait_s, None if chosen is None else Format(chosen))
+
+    def _natural(self, name: str, what: str, minimum: int, maximum: int, single: Mapping[str, str]) -> int | None:
+        """Returns the value of a parameter, or None if the query does not have the parameter."""
+        text = single.get(name)
+        if text is None:
+            return None
+        if _NATURAL.fullmatch(text) is None or not minimum <= int(text) <= maximum:
+            raise BadQuery(self._invalid_value(name, f"{what} from {minimum} to {maximum}", text))
+        return int(text)
+
+    def _invalid_value(self, name: str, wanted: str, value: str) -> str:
+        said = f"{name} must be {wanted}; got {printable(value, 40)!r}"
+        return f"{said}; {MEMBER_PREFIX}{name}= filters by the member" if name in self._members else said
 
     def _type(self, value: str) -> str:
         if value not in self._types:
@@ -242,17 +336,20 @@ class QueryParser:
         wanted = " or ".join(words for kind, words in _EXAMPLES.items() if kind in types)
         parts = _parts(value)
         are_numbers = len(parts) > 1 and all(_number(part) is not None for part in parts)
-        hint = f"; {_repeat(name, parts)}" if are_numbers else ""
-        return f"{printable(name, 40)} must be {wanted}; got {printable(value, 40)!r}{hint}"
+        shown = parameter(name)
+        hint = f"; {_repeat(shown, parts)}" if are_numbers else ""
+        return f"{printable(shown, 40)} must be {wanted}; got {printable(value, 40)!r}{hint}"
 
     def _unknown(self, name: str) -> str:
         said = f"there is no member {printable(name, 40)!r} to filter by"
         if name in self._types:
             return f"{said}; did you mean type={printable(name, 40)}?"
-        meant = name[:_TYPED].removeprefix("?").removeprefix("data.")
+        if name in PARAMETERS:
+            return f"{said}; for the parameter, omit {MEMBER_PREFIX}"
+        meant = name[:_TYPED].removeprefix("?").removeprefix(MEMBER_PREFIX)
         bare = _BRACKETS.sub("", meant)
-        if bare not in {meant, "after"} and (bare in PARAMETERS or bare in self._members):
-            return f"{said}; {_repeat(bare, ['a', 'b'])}"
+        if bare != meant and (bare == "type" or bare in self._members):
+            return f"{said}; {_repeat('type' if bare == 'type' else parameter(bare), ['a', 'b'])}"
         letters = "".join(filter(str.isalnum, bare)).lower()
         if letters in _CONDITIONS:
             return f"{said}; name the member itself: systemId=30000142"
@@ -300,6 +397,11 @@ class SimilarNames:
         likely = heapq.nsmallest(self._COMPARED, neighbours, key=lambda name: len(letters.symmetric_difference(name)))
         close = difflib.get_close_matches(text, likely, n=1, cutoff=self._CUTOFF)
         return self._names[close[0]] if close else None
+
+
+def parameter(member: str) -> str:
+    """Returns the name by which a query names a member."""
+    return f"{MEMBER_PREFIX}{member}" if member in PARAMETERS or member.startswith(MEMBER_PREFIX) else member
 
 
 def _parts(value: str) -> list[str]:

@@ -11,7 +11,7 @@ import structlog
 
 from bridge import logs
 from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
-from bridge.contract.filters import FROM_NOW_ON, SubscribeRequest, UpdateFilter
+from bridge.contract.filters import EARLIEST, FROM_NOW_ON, SubscribeRequest, UpdateFilter
 from bridge.contract.text import printable
 from bridge.metrics import Metrics
 from bridge.server.access.log_limiter import LogLimiter
@@ -19,7 +19,7 @@ from bridge.server.access.read_limiter import Throttleable
 from bridge.server.access.rules import Rule
 from bridge.server.connection.client_connection import ClientConnection
 from bridge.server.http.request import Request
-from bridge.server.router import Answer, Refused
+from bridge.server.router import Answer, OpenEventStream, Poll, Refused
 from bridge.server.websocket.upgrade import Upgrade
 
 LOGGER = "bridge.server"
@@ -95,6 +95,10 @@ class ClientLog:
         match decision:
             case Upgrade(subscribe=subscribe):
                 fields |= {"outcome": "101", **_subscription_fields(subscribe)}
+            case OpenEventStream(subscribe=subscribe):
+                fields |= {"outcome": "event-stream", **_subscription_fields(subscribe)}
+            case Poll(subscribe, limit, wait_s):
+                fields |= {"outcome": "poll", "limit": limit, "wait_s": wait_s, **_subscription_fields(subscribe)}
             case Refused(response, refusal):
                 fields |= {"outcome": "refused", "status": response.status.value, "rule": refusal.rule.value}
             case Rule():
@@ -116,14 +120,15 @@ class ClientLog:
                 "connection (ws, Node, Bun, websocket-client)",
             )
         after = subscribe.after
-        if after is None or after.id is not None or after == FROM_NOW_ON:
+        if after is None or after.id is not None or after in {FROM_NOW_ON, EARLIEST}:
             return
         if (suppressed := self._limiter.allow("after")) is not None:
             _log.warning(
                 "client requested a malformed id",
                 peer=peer,
                 after=printable(after.text.strip(), 40),
-                hint="pass an id from the bridge, or an empty `after`; any other value causes a full replay",
+                hint="pass an id from the bridge, `earliest`, or an empty `after`; the bridge can't resume after any "
+                "other value",
                 **suppressed,
             )
 
@@ -166,12 +171,14 @@ class ClientLog:
 
 
 def _subscription_fields(subscribe: SubscribeRequest) -> dict[str, object]:
-    """Returns the types, the members and the id in a client's query, as log fields."""
+    """Returns the filter in a client's query, and where the updates start, as log fields."""
     fields: dict[str, object] = {}
     if (wanted := subscribe.filter) is not None:
         fields |= _filter_fields(wanted)
     if subscribe.after is not None:
         fields["after"] = printable(subscribe.after.text, _TRACED_CHARACTERS)
+    if subscribe.last is not None:
+        fields["last"] = subscribe.last
     return fields
 
 

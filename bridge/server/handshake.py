@@ -18,9 +18,9 @@ from bridge.contract.text import printable
 from bridge.server.access.read_limiter import READ_BUFFER
 from bridge.server.access.rules import Refusal, Rule
 from bridge.server.http.request import BadRequest, Request, RequestReader
-from bridge.server.http.response import Response, refusal_response, serialize
+from bridge.server.http.response import Response, refusal_response, serialize, text_response
 from bridge.server.http.response_writer import ResponseWriter
-from bridge.server.router import Answer, Refused, Router
+from bridge.server.router import Answer, OpenEventStream, Poll, Refused, Router
 from bridge.server.transport import tcp
 from bridge.server.transport.socket_transport import SocketTransport
 from bridge.server.transport.tcp import PeerName
@@ -197,6 +197,9 @@ class Handshake(asyncio.BufferedProtocol):
         if isinstance(answer, Refused):
             self._context.log.refused(answer.refusal.rule, self.address, answer.refusal.detail)
             answer = answer.response
+        if isinstance(answer, OpenEventStream | Poll):
+            text = "This version of the bridge sends updates only over WebSocket."
+            answer = text_response(HTTPStatus.SERVICE_UNAVAILABLE, text, *answer.headers)
         self._respond(answer, has_body=request is None or request.method != "HEAD")
 
     def _refuse_unread(self, rule: Rule, detail: str) -> None:

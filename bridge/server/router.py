@@ -1,4 +1,4 @@
-"""Decides whether the response to a request is an upgrade, a page, or a refusal.
+"""Decides whether the response to a request is an upgrade, an event stream, updates as JSON, a page, or a refusal.
 
 The module has no sockets and no timers. The module is pure, except that the pages read readiness and metrics.
 """
@@ -8,11 +8,12 @@ from http import HTTPStatus
 from typing import TypeAlias
 
 from bridge.config.paths import PROBED
-from bridge.contract.filters import BadQuery, QueryParser
+from bridge.contract.filters import BadQuery, Format, Query, QueryParser, SubscribeRequest
 from bridge.server.access.rules import Access, Refusal, Rule
+from bridge.server.http.negotiation import preferred
 from bridge.server.http.pages import Pages, allows_cross_origin
 from bridge.server.http.request import BadRequest, Request
-from bridge.server.http.response import Header, Response, refusal_response, revalidated, text_response
+from bridge.server.http.response import JSON, Header, Response, refusal_response, revalidated, text_response
 from bridge.server.websocket import upgrade
 from bridge.server.websocket.upgrade import Upgrade
 
@@ -26,6 +27,14 @@ PREFLIGHT = (
 """The CORS headers that say what a page of another origin is allowed to send to the endpoint. Chromium remembers CORS
 headers for at most two hours."""
 
+EVENT_STREAM = "text/event-stream"
+"""The media type of Server-Sent Events."""
+
+DEFAULT_LIMIT = 100
+"""The maximum number of updates in a JSON response if the query names no limit."""
+
+_FORMATS = {EVENT_STREAM: Format.SSE, JSON: Format.JSON}
+
 _WITH_OPTIONS, _WITHOUT_OPTIONS = "GET, HEAD, OPTIONS", "GET, HEAD"
 
 
@@ -37,7 +46,29 @@ class Refused:
     refusal: Refusal
 
 
-Answer: TypeAlias = Upgrade | Response | Refused
+@dataclass(frozen=True, slots=True)
+class OpenEventStream:
+    """The request is answered with a stream of Server-Sent Events."""
+
+    subscribe: SubscribeRequest
+    headers: tuple[Header, ...]
+    """The additional headers of the response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """The request is answered with updates as JSON."""
+
+    subscribe: SubscribeRequest
+    limit: int
+    """The maximum number of updates in the response."""
+    wait_s: int
+    """How long the response waits for the first update, in seconds."""
+    headers: tuple[Header, ...]
+    """The additional headers of the response."""
+
+
+Answer: TypeAlias = Upgrade | OpenEventStream | Poll | Response | Refused
 
 
 class Router:
@@ -76,17 +107,25 @@ class Router:
             return _no_content(_WITH_OPTIONS, *PREFLIGHT, *cors)
         if request.method not in READ_METHODS:
             return _method_not_allowed(_WITH_OPTIONS).with_headers(*cors)
+        is_upgrade = upgrade.is_upgrade(request)
         try:
-            subscribe = self._queries.parse(request.query)
+            query = self._queries.parse(request.query)
+            wanted = None if is_upgrade else query.format or _negotiated(request)
+            _check_parameters(query, wanted, is_upgrade=is_upgrade)
         except BadQuery as error:
             # If an error text ends with a hint that is a question, no period is added.
             end = "" if str(error).endswith("?") else "."
             text = f"This query can't be answered: {error}{end}"
             return _refused(Refusal(HTTPStatus.BAD_REQUEST, text, Rule.QUERY, text), cors)
+        if wanted is Format.SSE:
+            return OpenEventStream(query.resume_after(request.last_event_id), cors)
+        if wanted is Format.JSON:
+            limit = DEFAULT_LIMIT if query.limit is None else query.limit
+            return Poll(query.resume_after(request.last_event_id), limit, query.wait_s or 0, cors)
         if (refusal := upgrade.check(request, self._endpoint)) is not None:
             return _refused(refusal, cors)
         [key] = request.headers["sec-websocket-key"]
-        return Upgrade(upgrade.switching_protocols(key, cors), subscribe, cors)
+        return Upgrade(upgrade.switching_protocols(key, cors), query.subscribe, cors)
 
     def _route_page(self, request: Request, path: str) -> Response:
         if request.method in READ_METHODS:
@@ -114,6 +153,25 @@ class Router:
         if origin is None:
             return (vary,)
         return vary, ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "ETag")
+
+
+def _negotiated(request: Request) -> Format | None:
+    """Returns the format that the header `Accept` names, if any."""
+    media_type = preferred(request.lists("accept"), _FORMATS)
+    return None if media_type is None else _FORMATS[media_type]
+
+
+def _check_parameters(query: Query, wanted: Format | None, *, is_upgrade: bool) -> None:
+    """Raises BadQuery if the query has a parameter that does not fit the way in which the client gets its updates."""
+    if is_upgrade and query.format is not None:
+        raise BadQuery("format is not for WebSocket; omit it, or send the request without an upgrade")
+    if is_upgrade or wanted is Format.SSE:
+        for name, value, hint in (
+            ("limit", query.limit, "last begins with the newest updates"),
+            ("wait", query.wait_s, "omit it"),
+        ):
+            if value is not None:
+                raise BadQuery(f"{name} is only for JSON (format=json); {hint}")
 
 
 def _refused(refusal: Refusal, cors: tuple[Header, ...]) -> Refused:

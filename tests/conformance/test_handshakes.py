@@ -14,7 +14,7 @@ import pytest
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import QueryParser, SubscribeRequest
+from bridge.contract.filters import Query, QueryParser, SubscribeRequest
 from bridge.server.access.rules import Access
 from bridge.server.http.request import RequestReader, parse
 from bridge.server.websocket import upgrade
@@ -34,7 +34,7 @@ def assert_is_upgraded(request: Request) -> None:
     assert ACCESS.check_request(request.headers, request.target) is None
     assert ACCESS.check_origin(request.headers) is None
     assert request.path == "/updates"
-    assert QUERIES.parse(request.query) == SubscribeRequest(None, None)
+    assert QUERIES.parse(request.query) == Query(SubscribeRequest(None, None))
     assert upgrade.check(request, "/updates") is None
 
 

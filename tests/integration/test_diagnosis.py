@@ -15,7 +15,7 @@ NO_BROKER = "amqp://127.0.0.1:1/"
 @pytest.mark.parametrize(
     ("old", "new", "status", "words"),
     [
-        ("?type=killmail", "?type=killmail", b"HTTP/1.1 426 ", b"/updates is a WebSocket endpoint"),
+        ("?type=killmail", "?type=killmail", b"HTTP/1.1 426 ", b"/updates sends updates in three ways"),
         ("?type=killmail", "?typ=killmail", b"HTTP/1.1 400 ", b"did you mean"),
         ("http://localhost:5173", "https://kills.example.org", b"HTTP/1.1 403 ", b"BRIDGE_ALLOWED_ORIGINS"),
     ],

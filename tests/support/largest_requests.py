@@ -83,6 +83,25 @@ REQUESTS: Mapping[str, bytes] = {
     "query: empty fields": _handshake(target="/updates?" + "&" * MAX_FIELDS),
     "query: thousands of fields (refused)": _handshake(target="/updates?" + "&" * (_TARGET - 9)),
     "query: thousands of ids (refused)": _handshake(target=_query(*["after=1"] * 1500)),
+    "query: all parameters (JSON)": _get(
+        _query(
+            "after=1-00000000",
+            "last=1000",
+            "limit=1000",
+            "wait=30",
+            "format=json",
+            *(f"data.systemId={number}" for number in range(MAX_VALUES)),
+        )
+    ),
+    "accept: thousands of media types (JSON)": _get("/updates?format=json").replace(
+        b"\r\n\r\n", f"\r\n{_header('Accept', 'a/b;q=0.5;c')}\r\n\r\n".encode()
+    ),
+    "accept: thousands of parameters (426)": _get("/updates").replace(
+        b"\r\n\r\n", f"\r\nAccept: application/json{';a=b' * 4000};q=0\r\n\r\n".encode()
+    ),
+    "last event id (SSE)": _get("/updates?format=sse").replace(
+        b"\r\n\r\n", f"\r\nLast-Event-ID: {'1' * MAX_HEADER_BYTES}\r\n\r\n".encode()
+    ),
     "query: an unknown name (refused)": _handshake(target="/updates?sistemld=1"),
     "query: an unknown name, long (refused)": _handshake(target=f"/updates?{'sistem' * 1300}=1"),
     "query: an unknown type (refused)": _handshake(target="/updates?type=" + "kilmial" * 10),

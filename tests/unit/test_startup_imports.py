@@ -37,7 +37,7 @@ bridge.contract: body_format catalog deduplication envelope filterable filters k
 bridge.contract.documents: asyncapi draft07 messages
 bridge.server: client_log handshake memory pending_handshakes router server tls
 bridge.server.access: address_limit log_limiter read_limiter rules
-bridge.server.http: pages request response response_writer
+bridge.server.http: negotiation pages request response response_writer
 bridge.server.listeners: acceptor descriptors sockets
 bridge.server.transport: compat poller socket_transport tcp tcp_transport tls_transport
 bridge.server.websocket: connection keepalive reader upgrade upgrade_cache

@@ -12,6 +12,7 @@ import orjson
 
 from bridge.contract.documents import messages
 from bridge.contract.documents.messages import AMQP_BINDING, Object, at, key
+from bridge.contract.filters import parameter
 
 MEDIA_TYPE = "application/vnd.aai.asyncapi+json;version=3.0.0"
 
@@ -156,7 +157,7 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
                 "type": "string",
             },
             **{
-                name: {
+                parameter(name): {
                     "description": f"Only updates whose data has one of these values as its {name}.",
                     "type": "array",
                     "items": {"type": min(kinds) if len(kinds) == 1 else sorted(kinds)},

@@ -106,15 +106,22 @@ class Request:
         values = self.headers.get(name)
         return values is not None and (values[0].lower() == member or member in self.lists(name))
 
+    @property
+    def last_event_id(self) -> str:
+        """The value of the header `Last-Event-ID`, or an empty text. The value can be any text."""
+        return ", ".join(self.headers.get("last-event-id", ()))
+
 
 INTERPRETED = {
     name.encode(): name
     for name in (
+        "accept",
         "connection",
         "content-length",
         "forwarded",
         "host",
         "if-none-match",
+        "last-event-id",
         "origin",
         "sec-fetch-site",
         "sec-websocket-key",
@@ -130,6 +137,9 @@ INTERPRETED = {
 
 Maps each header's name, in bytes as llhttp passes it, to its name in the bridge.
 """
+
+NOT_FOR_UPGRADES = frozenset({"accept", "if-none-match", "last-event-id"})
+"""The headers of `INTERPRETED` that make no difference to a request for an upgrade."""
 
 
 class _HeaderCollector:

@@ -56,7 +56,8 @@ def check(request: Request, path: str) -> Refusal | None:
     """Returns why a request can't be upgraded, or None for a valid handshake."""
     if not is_upgrade(request):
         return _upgrade_required(
-            f"{path} is a WebSocket endpoint: connect to it with a WebSocket client.{_hint(request)}"
+            f"{path} sends updates in three ways: connect with a WebSocket client, add format=sse to the query for "
+            f"Server-Sent Events, or add format=json for JSON.{_hint(request)}"
         )
     keys = request.headers.get("sec-websocket-key", ())
     versions = request.headers.get("sec-websocket-version", ())

@@ -9,8 +9,9 @@ The module is pure.
 """
 
 import re
+from dataclasses import replace
 
-from bridge.server.http.request import INTERPRETED, MAX_HEADERS, Request
+from bridge.server.http.request import INTERPRETED, MAX_HEADERS, NOT_FOR_UPGRADES, Request
 from bridge.server.websocket.upgrade import KEY_CHARACTERS, Upgrade, is_key, switching_protocols
 
 MAX_REQUESTS = 256
@@ -18,12 +19,14 @@ MAX_REQUESTS = 256
 MAX_REQUEST_BYTES = 2048
 """Requests that exceed this size are not remembered. The cache therefore takes less than 1 MiB."""
 
+_RELEVANT = [re.escape(name) for name, known in INTERPRETED.items() if known not in NOT_FOR_UPGRADES]
+
 _IGNORED = re.compile(
     rb"\r\n(?!(?:%s):)[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*(?=\r\n)"
-    % b"|".join([b"proxy-connection", *map(re.escape, INTERPRETED)]),
+    % b"|".join([b"proxy-connection", *_RELEVANT]),
     re.IGNORECASE,
 )
-"""Matches a valid header that neither the bridge nor llhttp interprets.
+"""Matches a valid header that llhttp does not interpret, and that makes no difference to an upgrade.
 
 An invalid header does not match. It stays a part of the request, so the request is never equal to a valid one.
 """
@@ -41,8 +44,8 @@ class UpgradeCache:
     def get(self, data: bytes) -> tuple[Request, Upgrade] | None:
         """Returns the request and the upgrade for `data` if an equal request was added.
 
-        Equal requests differ at most in their keys and in ignored headers. The header `Sec-WebSocket-Key` of the
-        returned request is that of the earlier request.
+        Equal requests differ at most in their keys and in ignored headers. The returned request has the header
+        `Sec-WebSocket-Key` of the earlier request, and no headers that make no difference to an upgrade.
         """
         if len(data) > MAX_REQUEST_BYTES or data.count(b"\n") - 2 > MAX_HEADERS:
             return None
@@ -60,7 +63,8 @@ class UpgradeCache:
             return
         if len(self._known) >= MAX_REQUESTS:
             del self._known[next(iter(self._known))]
-        self._known[before + after] = request, upgrade
+        headers = {name: values for name, values in request.headers.items() if name not in NOT_FOR_UPGRADES}
+        self._known[before + after] = replace(request, headers=headers), upgrade
 
 
 def _split(data: bytes) -> tuple[bytes, str, bytes]:

@@ -20,12 +20,19 @@ from hypothesis import strategies as st
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog
 from bridge.contract.filters import (
+    EARLIEST,
     FROM_NOW_ON,
     MAX_ESCAPES,
     MAX_FIELDS,
+    MAX_LAST,
+    MAX_LIMIT,
     MAX_VALUES,
+    MAX_WAIT_S,
+    PARAMETERS,
     After,
     BadQuery,
+    Format,
+    Query,
     QueryParser,
     SimilarNames,
     SubscribeRequest,
@@ -52,6 +59,9 @@ MEMBERS: dict[str, frozenset[str]] = {
     "any": frozenset({"integer", "string", "boolean", "null"}),
     "flag": frozenset({"boolean", "number"}),
     "größe &=+%": frozenset({"integer", "null"}),
+    "data.integer": frozenset({"string"}),
+    "last": frozenset({"integer"}),
+    "type": frozenset({"string"}),
 }
 TYPES = dict.fromkeys(["killmail", "event", "a b"], catalog.load([catalog.PACKAGED]).types["event"])
 OWN = QueryParser(Catalog(TYPES, {}, {}, {}, MEMBERS))
@@ -76,17 +86,21 @@ TEXTS = {
 PAIRS: st.SearchStrategy[Pairs] = st.lists(
     st.sampled_from(
         [("type", name) for name in TYPES]
-        + [(name, text) for name, kinds in MEMBERS.items() for kind in sorted(kinds) for text in TEXTS[kind]]
+        + [(f"data.{name}", text) for name, kinds in MEMBERS.items() for kind in sorted(kinds) for text in TEXTS[kind]]
     ),
     max_size=5,
 )
-"""Generates the fields of a query."""
+"""Generates the fields of a query. The name of each member has the prefix `data.`."""
+
+
+def filter_of(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter | None:
+    return filters.parse(query).subscribe.filter
 
 
 def parsed(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
-    request = filters.parse(query)
-    assert request.filter is not None
-    return request.filter
+    found = filter_of(query, filters)
+    assert found is not None
+    return found
 
 
 # The second, simple definition of filters
@@ -119,43 +133,58 @@ def matches(pairs: Pairs, update_type: str, data: object) -> bool:
     types = [value for name, value in pairs if name == "type"]
     if types and update_type not in types:
         return False
+    members = [(name.removeprefix("data."), value) for name, value in pairs if name != "type"]
     return all(
         isinstance(data, dict)
         and name in data
-        and any(selects(text, data[name], MEMBERS[name]) for other, text in pairs if other == name)
-        for name in {name for name, _ in pairs if name != "type"}
+        and any(selects(text, data[name], MEMBERS[name]) for other, text in members if other == name)
+        for name in {name for name, _ in members}
     )
 
 
 @given(PAIRS, st.sampled_from([*TYPES, "gone"]), DATA)
-@example([("flag", "1")], "event", {"flag": True})
-@example([("flag", "true")], "event", {"flag": 1})
-@example([("flag", "true"), ("flag", "1")], "event", {"flag": 1.0})
-@example([("integer", "1")], "event", {"integer": [1]})
-@example([("any", "null")], "event", {"any": None})
-@example([("any", "null")], "event", {"any": "null"})
-@example([("any", "null")], "event", {})
-@example([("integer", "9007199254740993")], "event", {"integer": 2.0**53})
+@example([("data.flag", "1")], "event", {"flag": True})
+@example([("data.flag", "true")], "event", {"flag": 1})
+@example([("data.flag", "true"), ("data.flag", "1")], "event", {"flag": 1.0})
+@example([("data.integer", "1")], "event", {"integer": [1]})
+@example([("data.any", "null")], "event", {"any": None})
+@example([("data.any", "null")], "event", {"any": "null"})
+@example([("data.any", "null")], "event", {})
+@example([("data.integer", "9007199254740993")], "event", {"integer": 2.0**53})
+@example([("data.type", "x"), ("type", "event")], "event", {"type": "x"})
+@example([("data.data.integer", "1")], "event", {"data.integer": "1"})
 def test_filter_agrees_with_the_simple_definition(pairs: Pairs, update_type: str, data: object) -> None:
-    request = OWN.parse(urlencode(pairs))
-    assert (request.filter is None) == (pairs == [])
-    assert request.filter is None or request.filter.matches(update_type, data) == matches(pairs, update_type, data)
+    found = filter_of(urlencode(pairs), OWN)
+    assert (found is None) == (pairs == [])
+    assert found is None or found.matches(update_type, data) == matches(pairs, update_type, data)
 
 
 @given(PAIRS.flatmap(lambda pairs: st.tuples(st.just(pairs), st.permutations(pairs + pairs[:2]))))
 def test_order_and_repetition_make_no_difference(both: tuple[Pairs, Sequence[tuple[str, str]]]) -> None:
-    one, other = (OWN.parse(urlencode(list(pairs))).filter for pairs in both)
+    one, other = (filter_of(urlencode(list(pairs)), OWN) for pairs in both)
     assert one == other
     assert hash(one) == hash(other)
 
 
 @given(PAIRS, PAIRS)
-@example([("flag", "true")], [("flag", "1")])
-@example([("flag", "1")], [("flag", "1.0")])
-@example([("any", "1")], [("integer", "1")])
+@example([("data.flag", "true")], [("data.flag", "1")])
+@example([("data.flag", "1")], [("data.flag", "1.0")])
+@example([("data.any", "1")], [("data.integer", "1")])
 def test_filters_are_equal_only_if_they_select_the_same_values(one: Pairs, other: Pairs) -> None:
-    same_filter = OWN.parse(urlencode(one)).filter == OWN.parse(urlencode(other)).filter
+    same_filter = filter_of(urlencode(one), OWN) == filter_of(urlencode(other), OWN)
     assert same_filter == (selected_values(one) == selected_values(other))
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name not in PARAMETERS and not name.startswith("data.")])
+def test_prefix_makes_no_difference_to_other_members(name: str) -> None:
+    value = TEXTS[min(MEMBERS[name])][0]
+    assert filter_of(urlencode({name: value}), OWN) == filter_of(urlencode({f"data.{name}": value}), OWN)
+
+
+def test_both_names_of_a_member_give_values_of_the_same_member() -> None:
+    both = parsed("systemId=1&data.systemId=2")
+    assert both.matches("killmail", {"systemId": 1})
+    assert both.matches("killmail", {"systemId": 2})
 
 
 def selected_values(pairs: Pairs) -> set[tuple[str, str, object]]:
@@ -173,7 +202,7 @@ def readings_of(name: str, text: str) -> set[tuple[str, object]]:
     return {
         ("boolean" if isinstance(value, bool) else "other", value)
         for value in values
-        if selects(text, value, MEMBERS[name])
+        if selects(text, value, MEMBERS[name.removeprefix("data.")])
     }
 
 
@@ -235,11 +264,34 @@ def test_member_without_a_value_selects_the_empty_string() -> None:
         ("after=", SubscribeRequest(None, FROM_NOW_ON)),
         ("after=1234-9f86d081", SubscribeRequest(None, After("1234-9f86d081", UpdateId(1234, 0x9F86D081)))),
         ("after=no+id+at+all", SubscribeRequest(None, After("no id at all", None))),
+        ("after=earliest", SubscribeRequest(None, EARLIEST)),
+        ("after=Earliest", SubscribeRequest(None, After("Earliest", None))),
         ("after=&type=event", SubscribeRequest(UpdateFilter(frozenset({"event"}), ()), FROM_NOW_ON)),
+        ("last=1", SubscribeRequest(None, None, 1)),
+        (f"last={MAX_LAST}", SubscribeRequest(None, None, MAX_LAST)),
+        ("last=5&after=", SubscribeRequest(None, FROM_NOW_ON, 5)),
+        ("after=1-00000000&last=5", SubscribeRequest(None, After("1-00000000", UpdateId(1, 0)), 5)),
     ],
 )
-def test_after_asks_for_ids(query: str, expected: SubscribeRequest) -> None:
-    assert PACKAGED.parse(query) == expected
+def test_query_says_where_the_updates_start(query: str, expected: SubscribeRequest) -> None:
+    assert PACKAGED.parse(query) == Query(expected, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "limit", "wait_s", "chosen"),
+    [
+        ("limit=1", 1, None, None),
+        (f"limit={MAX_LIMIT}", MAX_LIMIT, None, None),
+        ("wait=0", None, 0, None),
+        (f"wait={MAX_WAIT_S}", None, MAX_WAIT_S, None),
+        ("format=sse", None, None, Format.SSE),
+        ("f%6Frmat=json&wait=1&limit=2", 2, 1, Format.JSON),
+    ],
+)
+def test_query_says_how_the_updates_are_sent(
+    query: str, limit: int | None, wait_s: int | None, chosen: Format | None
+) -> None:
+    assert PACKAGED.parse(query) == Query(SubscribeRequest(None, None), limit, wait_s, chosen)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +301,28 @@ def test_after_asks_for_ids(query: str, expected: SubscribeRequest) -> None:
 def test_after_is_empty_an_id_or_malformed(text: str, *, is_from_now_on: bool, is_malformed: bool) -> None:
     after = After.parse(text)
     assert (after == FROM_NOW_ON, after != FROM_NOW_ON and after.id is None) == (is_from_now_on, is_malformed)
+
+
+@pytest.mark.parametrize("query", ["", "after=", "after=5-00000001&last=3", "last=3", "after=earliest"])
+@pytest.mark.parametrize(
+    ("last_event_id", "after"),
+    [
+        ("7-0000000a", After("7-0000000a", UpdateId(7, 10))),
+        ("\xe9 not an id", After("\xe9 not an id", None)),
+        ("earliest", EARLIEST),
+    ],
+)
+def test_last_event_id_replaces_after_and_last(query: str, last_event_id: str, after: After) -> None:
+    asked = PACKAGED.parse(f"{query}&type=event")
+    assert asked.resume_after(last_event_id) == SubscribeRequest(UpdateFilter(frozenset({"event"}), ()), after, None)
+    assert asked.resume_after("") == asked.subscribe
+
+
+def test_no_parameter_has_the_name_of_a_member_of_a_packaged_schema() -> None:
+    loaded = catalog.load([catalog.PACKAGED])
+    members = {member for name in loaded.types for member in loaded.declared[f"urn:edk-bridge:schema:{name}"]}
+    assert members.isdisjoint(PARAMETERS)
+    assert "systemId" in members
 
 
 def test_all_types_at_once_match_everything() -> None:
@@ -306,7 +380,17 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
             (f"{name}=x", "did you mean after?")
             for name in ("sinceId", "since_id", "startFrom", "resumeFrom", "cursor")
         ),
-        ("data.systemId=1", "did you mean systemId?"),
+        ("data.systemid=1", "there is no member 'systemid' to filter by; did you mean systemId?"),
+        ("data.type=killmail", "there is no member 'type' to filter by; for the parameter, omit data."),
+        ("data.data.systemId=1", "there is no member 'data.systemId' to filter by; did you mean systemId?"),
+        ("data.systemId=x", "systemId must be an integer (30000142) or null; got 'x'"),
+        ("data.systemId[]=1", "for several values, repeat the parameter: systemId=a&systemId=b"),
+        ("last[]=5", "did you mean last?"),
+        ("tail=5", "did you mean last?"),
+        ("pageSize=5", "did you mean limit?"),
+        ("limits=5", "did you mean limit?"),
+        ("timeout=5", "did you mean wait?"),
+        ("formats=sse", "did you mean format?"),
         ("?type=killmail", "did you mean type?"),
         ("killmail", "did you mean type=killmail?"),
         ("Last-Event-ID=5", "did you mean after?"),
@@ -339,8 +423,26 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
         ("systemId=NaN", "got 'NaN'"),
         ("killmailId=null", "killmailId must be an integer (30000142); got 'null'"),
         ("price=Infinity", "price must be a number (0.5); got 'Infinity'"),
-        ("after=1&after=1", "after is given more than once"),
+        ("after=1&after=1", "after is given more than once; give it once"),
         ("after&after", "after is given more than once"),
+        ("last=1&last=1", "last is given more than once"),
+        ("limit=1&limit=1", "limit is given more than once"),
+        ("wait=1&wait=1", "wait is given more than once"),
+        ("format=sse&format=json", "format is given more than once"),
+        ("after=earliest&last=5", "after=earliest begins with the oldest updates, and last with the newest ones; give"),
+        *(
+            (f"{name}={value}", f"{name} must be a whole number from 1 to 1000; got '{value}'")
+            for name in ("last", "limit")
+            for value in ("0", "1001", "-1", "5.0", "05", "1e2", "x", "", "\u0665", "9" * 30)
+        ),
+        ("limit", "limit must be a whole number from 1 to 1000; got ''"),
+        *(
+            (f"wait={value}", f"wait must be a whole number of seconds from 0 to 30; got '{value}'")
+            for value in ("31", "-1", "0.5", "30s", "")
+        ),
+        ("format=xml", "format must be sse or json; got 'xml'"),
+        ("format=JSON", "format must be sse or json; got 'JSON'"),
+        ("format=", "format must be sse or json; got ''"),
         ("type=%E9vent", "percent-encoding must be UTF-8"),
         ("%FF=1", "percent-encoding must be UTF-8"),
         ("after=%C3", "percent-encoding must be UTF-8"),
@@ -365,9 +467,25 @@ def test_every_type_is_named(query: str, words: str) -> None:
         OWN.parse(query)
 
 
-def test_query_can_have_as_many_values_as_the_limit_and_an_id() -> None:
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("last=2000", "got '2000'; data.last= filters by the member"),
+        ("data.last=x", "data.last must be an integer (30000142); got 'x'"),
+        ("data.last=1,2", "for several values, repeat the parameter: data.last=1&data.last=2"),
+        ("last[]=1", "for several values, repeat the parameter: data.last=a&data.last=b"),
+        ("type[]=1", "for several values, repeat the parameter: type=a&type=b"),
+    ],
+)
+def test_member_with_the_name_of_a_parameter_has_its_prefix_in_an_error(query: str, words: str) -> None:
+    with pytest.raises(BadQuery, match=re.escape(words)):
+        OWN.parse(query)
+
+
+def test_query_can_have_as_many_values_as_the_limit_and_all_parameters() -> None:
     systems = [f"systemId={number}" for number in range(MAX_VALUES - 1)]
-    most = parsed("&".join(["type=killmail", *systems, "after=1234-9f86d081", ""]))
+    others = ["after=1234-9f86d081", "last=5", "limit=5", "wait=5", "format=json"]
+    most = parsed("&".join(["type=killmail", *systems, *others, ""]))
     assert most.matches("killmail", {"systemId": MAX_VALUES - 2})
     assert not most.matches("killmail", {"systemId": MAX_VALUES - 1})
     assert not most.matches("event", {"systemId": 0})
@@ -383,7 +501,7 @@ def test_one_value_more_than_the_limit_is_refused(more: str) -> None:
 
 @pytest.mark.parametrize("field", ["", "after=", "x"])
 def test_query_with_too_many_fields_is_refused(field: str) -> None:
-    assert PACKAGED.parse("&" * MAX_FIELDS) == SubscribeRequest(None, None)
+    assert PACKAGED.parse("&" * MAX_FIELDS) == Query(SubscribeRequest(None, None))
     words = f"the query has more than {MAX_FIELDS} fields; give at most {MAX_VALUES} values"
     with pytest.raises(BadQuery, match=f"^{words}$"):
         PACKAGED.parse("&".join([field] * (MAX_FIELDS + 2)))
@@ -398,7 +516,7 @@ def test_query_with_too_many_percent_encoded_bytes_is_refused(excess: int) -> No
         ):
             PACKAGED.parse(query)
     else:
-        assert PACKAGED.parse(query).after == After(" " * MAX_ESCAPES, None)
+        assert PACKAGED.parse(query).subscribe.after == After(" " * MAX_ESCAPES, None)
 
 
 def test_longest_query_takes_bounded_memory() -> None:
@@ -422,14 +540,14 @@ def test_longest_query_takes_bounded_memory() -> None:
     assert taken < 80_000
 
 
-NAMES = st.sampled_from(["type", "after", *MEMBERS, "systemId", "systemid"]) | st.text(max_size=10)
+NAMES = st.sampled_from([*PARAMETERS, *MEMBERS, "systemId", "systemid", "data.", "data.type"]) | st.text(max_size=10)
 QUERIES = (
     st.text()
     | st.binary().map(quote)
     | st.lists(st.tuples(NAMES, st.text() | st.sampled_from(TEXTS["integer"]))).map(
         lambda pairs: urlencode(pairs, errors="surrogatepass")
     )
-    | st.lists(st.sampled_from([*"&=+%;\0\ud800é", "type", "after", "systemId", "%ff", "%C3%A9"])).map("".join)
+    | st.lists(st.sampled_from([*"&=+%;\0\ud800é", *PARAMETERS, "systemId", "%ff", "%C3%A9"])).map("".join)
 )
 
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.contract.filters import After, SubscribeRequest, UpdateFilter
+from bridge.contract.filters import EARLIEST, After, SubscribeRequest, UpdateFilter
 from bridge.metrics import Metrics, Transport
 from bridge.server.access.rules import Refusal, Rule
 from bridge.server.client_log import LOGGER, ClientLog, Decision
 from bridge.server.http.request import parse
 from bridge.server.http.response import refusal_response, text_response
-from bridge.server.router import Refused
+from bridge.server.router import OpenEventStream, Poll, Refused
 from bridge.server.websocket.upgrade import Upgrade
 from tests.support.clients import request
 
@@ -77,11 +77,26 @@ CONNECTION = cast("ClientConnection", StubConnection())
             Upgrade(b"", SubscribeRequest(UpdateFilter(frozenset({"a"}), ()), None), ()),
             {"outcome": "101", "types": ["a"]},
         ),
+        (
+            OpenEventStream(SubscribeRequest(None, After.parse(""), 5), ()),
+            {"outcome": "event-stream", "after": "", "last": 5},
+        ),
+        (
+            Poll(SubscribeRequest(FILTER, EARLIEST), 7, 30, ()),
+            {
+                "outcome": "poll",
+                "types": ["a", "killmail"],
+                "filter": "systemId=1,2",
+                "after": "earliest",
+                "limit": 7,
+                "wait_s": 30,
+            },
+        ),
         (text_response(HTTPStatus.NOT_FOUND, "Nothing."), {"outcome": "response", "status": 404}),
         (Refused(refusal_response(REFUSAL), REFUSAL), {"outcome": "refused", "status": 403, "rule": "host"}),
         (Rule.ADDRESS_LIMIT, {"outcome": "refused", "rule": "address-limit"}),
     ],
-    ids=["all", "everything", "members", "types", "response", "refused", "refused unread"],
+    ids=["all", "everything", "members", "types", "event stream", "poll", "response", "refused", "refused unread"],
 )
 @pytest.mark.usefixtures("debug")
 def test_decision_of_a_handshake_is_one_debug_line(decision: Decision, fields: dict[str, object]) -> None:

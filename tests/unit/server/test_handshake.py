@@ -252,7 +252,14 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
 ) -> None:
     client = await harness.ask(request(3000, target + query))
     assert client.status == 101
-    assert [wanted for _, _, wanted, _ in harness.server.upgrades] == [QUERIES.parse(query.removeprefix("?"))]
+    assert [wanted for _, _, wanted, _ in harness.server.upgrades] == [QUERIES.parse(query.removeprefix("?")).subscribe]
+
+
+@pytest.mark.parametrize("name", ["sse", "json"])
+async def test_request_for_another_way_than_websocket_is_not_served_yet(harness: Harness, name: str) -> None:
+    client = await harness.ask(get(f"/updates?format={name}"))
+    assert client.status == 503
+    assert client.headers["Vary"] == "Accept, Origin"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, RequestReader
 from bridge.server.http.response import serialize
-from bridge.server.router import Refused, Router
+from bridge.server.router import OpenEventStream, Poll, Refused, Router
 from bridge.server.websocket.upgrade import Upgrade
 from tests.support.largest_requests import REQUESTS
 
@@ -50,7 +50,7 @@ def work(head: bytes) -> None:
     assert read is not None
     request, _ = read
     answer = ROUTER.route(request)
-    if isinstance(answer, Upgrade):
+    if isinstance(answer, Upgrade | OpenEventStream | Poll):
         return
     serialize(answer.response if isinstance(answer, Refused) else answer)
 

@@ -371,7 +371,7 @@ async def test_client_that_requests_a_subprotocol_is_served_and_logged_once(serv
 async def test_malformed_id_is_logged_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
     harness = serve()
     with capture_logs() as logged:
-        for after in ("", "1-0000000a"):
+        for after in ("", "1-0000000a", "earliest"):
             await connected_with(harness, target=f"/updates?after={after}")
         assert logged == []
         for _ in range(MAX_LINES + 3):

@@ -127,6 +127,14 @@ def test_member_that_tools_would_resolve_is_not_in_the_query() -> None:
     assert list(query["properties"]) == ["type", "after", "a b"]
 
 
+def test_member_with_the_name_of_a_parameter_has_its_prefix_in_the_query() -> None:
+    names = ("type", "last", "data.x", "x")
+    made = document(filterable=dict.fromkeys(names, frozenset({"string"})))
+    query = made["channels"]["updates"]["bindings"]["ws"]["query"]["properties"]
+    assert list(query) == ["type", "after", "data.type", "data.last", "data.data.x", "x"]
+    assert query["type"]["items"]["enum"] == sorted(PACKAGED.types)
+
+
 def test_example_is_that_of_the_specification() -> None:
     made = document()
     [example] = made["components"]["messages"]["update.killmail"]["examples"]

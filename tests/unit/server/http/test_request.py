@@ -21,6 +21,7 @@ from bridge.server.http.request import (
     MAX_HEADERS,
     MAX_MEMBERS,
     MAX_REQUEST_LINE_BYTES,
+    NOT_FOR_UPGRADES,
     BadRequest,
     Request,
     RequestReader,
@@ -108,6 +109,24 @@ def test_lists_are_divided_at_commas_over_all_headers() -> None:
     request = parse(get(b"Upgrade: h2c, WebSocket", b"upgrade:", b"Upgrade: ,a\t,"))
     assert request.lists("upgrade") == ["h2c", "websocket", "a"]
     assert request.lists("connection") == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ((), ""),
+        ((b"Last-Event-ID:",), ""),
+        ((b"Last-Event-ID:  1-0000000a \t",), "1-0000000a"),
+        ((b"last-event-id: \xc3\xa9",), "\xc3\xa9"),
+        ((b"Last-Event-ID: 1", b"Last-Event-ID: 2"), "1, 2"),
+    ],
+)
+def test_last_event_id_is_the_text_of_all_its_headers(lines: tuple[bytes, ...], text: str) -> None:
+    assert parse(get(*lines)).last_event_id == text
+
+
+def test_headers_that_make_no_difference_to_an_upgrade_are_interpreted() -> None:
+    assert set(INTERPRETED.values()) > NOT_FOR_UPGRADES
 
 
 def test_members_of_a_list_beyond_the_limit_are_ignored() -> None:

@@ -89,10 +89,13 @@ def test_handshake_that_a_proxy_changed_is_refused_with_a_hint(old: bytes, new: 
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_plain_request_is_refused_with_the_kind_of_endpoint(version: bytes) -> None:
+def test_plain_request_is_refused_with_all_three_ways(version: bytes) -> None:
     found = refused(parse(b"GET /updates HTTP/%b\r\nHost: localhost\r\n\r\n" % version))
     assert found.status == HTTPStatus.UPGRADE_REQUIRED
-    assert found.text == "/updates is a WebSocket endpoint: connect to it with a WebSocket client."
+    assert found.text == (
+        "/updates sends updates in three ways: connect with a WebSocket client, add format=sse to the query for "
+        "Server-Sent Events, or add format=json for JSON."
+    )
 
 
 @pytest.mark.parametrize("version", [b"12", b"8", b"0", b"13, 8", b"13\r\nSec-WebSocket-Version: 8", b""])

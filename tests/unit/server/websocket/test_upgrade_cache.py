@@ -15,7 +15,7 @@ from bridge.contract.filters import QueryParser, SubscribeRequest, UpdateFilter
 from bridge.metrics import Metrics
 from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
-from bridge.server.http.request import MAX_HEADERS, BadRequest, Request, RequestReader, parse
+from bridge.server.http.request import MAX_HEADERS, NOT_FOR_UPGRADES, BadRequest, Request, RequestReader, parse
 from bridge.server.router import Router
 from bridge.server.websocket import upgrade as upgrade_module
 from bridge.server.websocket.upgrade import Upgrade
@@ -83,8 +83,10 @@ def add(cache: UpgradeCache, data: bytes, by: Router = ROUTER) -> None:
     cache.add(data, asked, answer)
 
 
-def without_key(asked: Request) -> Request:
-    return replace(asked, headers={**asked.headers, "sec-websocket-key": [""]})
+def for_upgrade(asked: Request) -> Request:
+    """Returns the request with only the headers that make a difference to an upgrade, and without its key."""
+    headers = {name: values for name, values in asked.headers.items() if name not in NOT_FOR_UPGRADES}
+    return replace(asked, headers={**headers, "sec-websocket-key": [""]})
 
 
 def check(cache: UpgradeCache, data: bytes, by: Router = ROUTER) -> bool:
@@ -95,7 +97,7 @@ def check(cache: UpgradeCache, data: bytes, by: Router = ROUTER) -> bool:
     decided = decide(data, by)
     assert decided is not None, "the cache upgrades a request that the router refuses"
     asked, answer, rest = decided
-    assert (without_key(known[0]), known[1], b"") == (without_key(asked), answer, rest)
+    assert (for_upgrade(known[0]), known[1], b"") == (for_upgrade(asked), answer, rest)
     return True
 
 
@@ -122,6 +124,13 @@ def test_request_that_differs_only_in_its_key_is_known(cache: UpgradeCache, *, f
     assert b"\r\nAccess-Control-Allow-Origin: https://kills.example\r\n" in answer.response
     assert answer.response.endswith(b"\r\n\r\n")
     assert answer.subscribe == SubscribeRequest(UpdateFilter(frozenset({"killmail"}), ()), None)
+
+
+def test_known_request_has_no_headers_of_another_client_that_do_not_matter(cache: UpgradeCache) -> None:
+    add(cache, request(KEY, "Accept: application/json", "Last-Event-ID: 1-00000000"))
+    known = cache.get(request(OTHER_KEY))
+    assert known is not None
+    assert known[0].headers.keys() == parse(request()).headers.keys()
 
 
 def test_equal_request_is_known_repeatedly(cache: UpgradeCache) -> None:
@@ -153,6 +162,8 @@ def test_request_that_is_added_again_is_stored_once(cache: UpgradeCache) -> None
         ("X-Name: \xe4\xf6\xfc",),
         ("Hosts: evil.example", "X-Host: evil.example", "Originator: a", "Upgrade-Insecure-Requests: 1"),
         ("Sec-WebSocket-Keys: " + OTHER_KEY,),
+        ("Accept: application/json", "accept: text/event-stream;q=0.5", "Last-Event-ID: 1-00000000"),
+        ("If-None-Match: *",),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -208,6 +219,8 @@ def test_second_key_is_unknown(cache: UpgradeCache, lines: tuple[str, ...], *, f
         request(target="/updatez"),
         request(target="/updates?"),
         request(target="/updates?type=killmail"),
+        request(target="/updates?format=json"),
+        request(KEY, "Accept : application/json"),
         request(KEY, "Origin: https://evil.example"),
         request(KEY, "X-Real-IP: 8.8.8.8"),
         request(KEY, "x-forwarded-for: 8.8.8.8"),
@@ -349,10 +362,19 @@ keys = st.one_of(
 requests = st.builds(
     lambda lines, target, name, first: request("KEY", *lines, target=target, name=name, first=first),
     st.lists(
-        st.sampled_from(["X: y", f"Sec-WebSocket-Key: {KEY}", "Origin: https://evil.example", "User-Agent: a, b"]),
+        st.sampled_from(
+            [
+                "X: y",
+                f"Sec-WebSocket-Key: {KEY}",
+                "Origin: https://evil.example",
+                "User-Agent: a, b",
+                "Accept: application/json",
+                "Last-Event-ID: 1-00000000",
+            ]
+        ),
         max_size=2,
     ),
-    st.sampled_from(["/ws"] * 3 + ["/ws?type=killmail", "/ws?type=", "/", "http://localhost/ws"]),
+    st.sampled_from(["/ws"] * 3 + ["/ws?type=killmail", "/ws?type=", "/ws?format=json", "/", "http://localhost/ws"]),
     st.sampled_from(["Sec-WebSocket-Key"] * 5 + ["sec-websocket-key", "X"]),
     st.booleans(),
 )
