@@ -2,9 +2,9 @@
 
 Each update type has one file: for example, `statistics.json` describes the data of updates of the type `statistics`. A
 schema file that does not describe an update type has an `x-role`. The role `form` describes a source format that the
-bridge converts to updates, `envelope` describes the envelope of updates, and `message` describes one of the bridge's
-own messages. A file with the role `definitions` contains definitions that other files use. The validators are compiled
-only once, when the catalog is loaded.
+bridge converts to updates. The role `envelope` describes the envelope of updates, and `message` describes one of the
+bridge's own messages. The role `response` describes the body of a response. A file with the role `definitions` contains
+definitions that other files use. The validators are compiled only once, when the catalog is loaded.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ The folder is inside the package if the package is installed, or next to the pac
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
-PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
+PACKAGED_ROLES = (*ROLES, "form", "envelope", "message", "response")
 """The roles that packaged schema files can have.
 
 An operator's file can only have a role from ROLES, because all other roles need code in the bridge.

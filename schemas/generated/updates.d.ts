@@ -19,7 +19,9 @@ export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[Update
 
 /** The bridge's own messages to clients that asked for ids, each with its data. */
 export interface MessageData {
+  close: Close;
   gap: Gap;
+  heartbeat: Heartbeat;
   resume: Resume;
 }
 
@@ -29,7 +31,7 @@ export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof Mes
 export type Received = UpdateWithId | Message;
 
 /**
- * The envelope of every WebSocket text message. Updates to clients that asked for ids have another envelope: update-with-id.
+ * The envelope of every WebSocket text message. Updates to clients with ids have another envelope: update-with-id. Over Server-Sent Events, only the bridge's own messages have this envelope.
  */
 export interface UpdateOf<Type extends UpdateType> {
   /**
@@ -47,7 +49,7 @@ export interface UpdateOf<Type extends UpdateType> {
 }
 
 /**
- * The envelope of updates to clients that asked for ids (?after=). The id is the fourth and last member.
+ * The envelope of updates to clients with ids (?after=, Server-Sent Events, or JSON). The id is the fourth and last member.
  */
 export interface UpdateWithIdOf<Type extends UpdateType> extends UpdateOf<Type> {
   /**
@@ -57,7 +59,7 @@ export interface UpdateWithIdOf<Type extends UpdateType> extends UpdateOf<Type> 
 }
 
 /**
- * The envelope of every WebSocket text message. Updates to clients that asked for ids have another envelope: update-with-id.
+ * The envelope of every WebSocket text message. Updates to clients with ids have another envelope: update-with-id. Over Server-Sent Events, only the bridge's own messages have this envelope.
  */
 export interface MessageOf<Type extends keyof MessageData> {
   /**
@@ -75,6 +77,20 @@ export interface MessageOf<Type extends keyof MessageData> {
 }
 
 /**
+ * The data of the only message to a client of Server-Sent Events that the bridge can't serve: the body of the response ends after the message, and EventSource reconnects later. Over WebSocket, a close frame has the code and the reason.
+ */
+export interface Close {
+  /**
+   * The close code, as over WebSocket: 1001 (the bridge is stopping) or 1013 (the bridge is full). More codes may be added.
+   */
+  code: number;
+  /**
+   * The reason as a sentence for people.
+   */
+  reason: string;
+}
+
+/**
  * The data of an update of the type entity-activity: the kills and losses of one character, corporation, alliance or place in a period. An update replaces the previous one for the same entity and period.
  */
 export interface EntityActivity {
@@ -83,9 +99,9 @@ export interface EntityActivity {
    */
   timestamp: string;
   /**
-   * The kind of entity that entityId identifies.
+   * The kind of entity that entityId identifies, in camelCase: character, corporation, alliance, faction, shipType, system, constellation or region. New kinds may be added at any time: ignore unknown kinds.
    */
-  entityType: "character" | "corporation" | "alliance" | "faction" | "shipType" | "system" | "constellation" | "region";
+  entityType: string;
   /**
    * The entity's id in ESI.
    */
@@ -297,7 +313,7 @@ export interface KillboardEvent {
 }
 
 /**
- * The data of a message to clients that asked for ids (?after=): the bridge itself may have missed events in this period. Clients can't get these events by resuming.
+ * The data of a message to clients with ids (?after=, or Server-Sent Events): the bridge itself may have missed events in this period. Filters do not hide a gap. Clients can't get these events by resuming.
  */
 export interface Gap {
   /**
@@ -312,6 +328,24 @@ export interface Gap {
    * The reason: broker-away (the bridge had no broker), stream-truncated (RabbitMQ dropped events before the bridge read them) or stream-recreated (the stream was deleted and declared again). More reasons may be added.
    */
   reason: string;
+  /**
+   * The id to pass as after, until another message has an id. A client that resumes after this id does not receive the gap again. The id is opaque: its order and its parts have no meaning for clients.
+   */
+  id: string;
+}
+
+/**
+ * The data of a message to clients with ids (?after=, or Server-Sent Events): the connection works. A heartbeat follows a replay, and then each BRIDGE_HEARTBEAT_INTERVAL (30 s) in which the client received no update and no other message.
+ */
+export interface Heartbeat {
+  /**
+   * The id to pass as after, until another message has an id. Everything up to this id was delivered to the client, or does not match its filter. The id is opaque: its order and its parts have no meaning for clients.
+   */
+  id: string;
+  /**
+   * Whether the bridge has a working broker at this moment.
+   */
+  consuming: boolean;
 }
 
 /**
@@ -433,11 +467,11 @@ export interface RedisqPackage {
 }
 
 /**
- * The data of the first message to a client that asked for ids (?after=). The message says where the updates start: the updates after data.id follow.
+ * The data of the first message to a client with ids (?after=, or Server-Sent Events). The message says where the updates start: the updates after data.id follow.
  */
 export interface Resume {
   /**
-   * Whether all updates after the client's id follow. False if the client's id is unknown, or older than the update log. If the id is unknown or too old, the update log follows, except a margin of the oldest updates. The client misses the earlier updates.
+   * Whether all updates after the client's id follow. False if the client's id is unknown, or older than the update log. The update log then follows, except a margin of the oldest updates. If the request has last, only the newest matching updates follow. The client misses the earlier updates. True if the request has no id.
    */
   complete: boolean;
   /**
@@ -445,7 +479,7 @@ export interface Resume {
    */
   replayed: number;
   /**
-   * The id to pass as after, until the client receives an update, which has its own id.
+   * The id to pass as after, until another message has an id. No update from before this id follows. The id is opaque: its order and its parts have no meaning for clients.
    */
   id: string;
 }
@@ -595,4 +629,72 @@ export interface Statistics {
      */
     iskDestroyed?: number;
   }[];
+}
+
+/**
+ * The body of the response to a request for JSON (?format=json).
+ */
+export interface UpdatesResponse {
+  /**
+   * The updates between the id in the request and the id in the response, oldest first.
+   *
+   * Items: An update with its id: see update-with-id.
+   */
+  updates: {
+    /**
+     * The update type: the name of the schema file that describes data.
+     */
+    type: string;
+    /**
+     * The data of the update. The schema of the update's type describes it.
+     */
+    data: unknown;
+    /**
+     * The time when the bridge sent the update, in milliseconds since 1970-01-01T00:00:00Z.
+     */
+    timestamp: number;
+    /**
+     * The id of the update, to pass as after. The id is opaque: its order and its parts have no meaning for clients.
+     */
+    id: string;
+  }[];
+  /**
+   * The gaps between the id in the request and the id in the response, oldest first.
+   *
+   * Items: The data of a gap: see gap.
+   */
+  gaps: {
+    /**
+     * The start of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event before this time.
+     */
+    since: string;
+    /**
+     * The end of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event after this time.
+     */
+    until: string;
+    /**
+     * The reason: broker-away (the bridge had no broker), stream-truncated (RabbitMQ dropped events before the bridge read them) or stream-recreated (the stream was deleted and declared again). More reasons may be added.
+     */
+    reason: string;
+    /**
+     * The id to pass as after, until another message has an id. A client that resumes after this id does not receive the gap again. The id is opaque: its order and its parts have no meaning for clients.
+     */
+    id: string;
+  }[];
+  /**
+   * The id to pass as after in the next request. Everything up to this id is in a response, or does not match the filter. The id is opaque: its order and its parts have no meaning for clients.
+   */
+  id: string;
+  /**
+   * Whether the response begins with the first matching update after the id in the request. False if the id is unknown, or older than the update log: the client misses updates. True if the request has no id.
+   */
+  complete: boolean;
+  /**
+   * Whether more updates may follow at once: repeat the request with the new id now, even if updates is empty.
+   */
+  more: boolean;
+  /**
+   * Whether the bridge has a working broker at this moment.
+   */
+  consuming: boolean;
 }

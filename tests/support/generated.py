@@ -1,9 +1,9 @@
 """`python -m tests.support.generated contract|readme`: writes the committed files and tables that are made from code.
 
 `contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics, the
-states of a connection, and the models of the benchmark's curves into the README files of their folders. It also writes
-the costs on the front page. In a README
-file, each generated table is between two markers. The text around a table is written by hand.
+states of a connection, the schema files, and the models of the benchmark's curves into the README files of their
+folders. It also writes the costs on the front page. In a README file, each generated table is between two markers. The
+text around a table is written by hand.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import orjson
 
 from bridge import __version__
 from bridge.app import Bridge
@@ -35,6 +37,16 @@ SETTINGS_README = ROOT / "bridge/config/README.md"
 BROADCAST_README = ROOT / "bridge/broadcast/README.md"
 MONITORING_README = ROOT / "docker/monitoring/README.md"
 BENCH_README = ROOT / "tests/bench/README.md"
+SCHEMAS_README = ROOT / "schemas/README.md"
+
+ROLES = {
+    None: "update type",
+    "message": "own message",
+    "envelope": "envelope",
+    "response": "response",
+    "form": "source format",
+}
+"""The words for the role of each schema file, in the order of the table."""
 
 
 class MetricRow(NamedTuple):
@@ -144,11 +156,24 @@ def costs_table() -> str:
     return summary.table(BENCH_README.read_text())
 
 
+def schema_files_table() -> str:
+    """Returns the table of the packaged schema files, with the role and the first sentence of each description."""
+    files = {file.name: orjson.loads(file.read_bytes()) for file in sorted(catalog.PACKAGED.glob("*.json"))}
+    rows = [
+        (f"`{name}`", words, schema["description"].split(". ")[0].removesuffix(".").replace("<", "\\<"))
+        for role, words in ROLES.items()
+        for name, schema in files.items()
+        if schema.get("x-role") == role
+    ]
+    return _table(("schema file", "role", "content"), rows)
+
+
 Parts = Mapping[str, Callable[[], str]]
 
 DOCUMENTS: Mapping[Path, Parts] = {
     FRONT_PAGE: {"costs": costs_table},
     SETTINGS_README: {"settings": settings_table},
+    SCHEMAS_README: {"files": schema_files_table},
     MONITORING_README: {"metrics": metrics_table},
     BENCH_README: {
         **{f"curve {curve.name}": partial(texts.section, curve) for curve in CURVES},

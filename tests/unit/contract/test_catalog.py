@@ -20,8 +20,9 @@ PACKAGED = catalog.load([catalog.PACKAGED])
 KILLMAIL = PACKAGED.types["killmail"]
 TYPES = {"killmail", "statistics", "entity-activity", "price-update", "event"}
 FORMS = {"esi-killmail", "redisq-package", "r2z2-document"}
-MESSAGES = {"resume", "gap"}
+MESSAGES = {"resume", "gap", "heartbeat", "close"}
 ENVELOPES = {"update", "update-with-id"}
+RESPONSES = {"updates-response"}
 
 
 def folder_of(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Path:
@@ -55,7 +56,7 @@ def test_packaged_messages_are_the_own_messages() -> None:
 
 
 def test_packaged_files_are_served_byte_for_byte() -> None:
-    assert set(PACKAGED.documents) == {f"{name}.json" for name in TYPES | FORMS | MESSAGES | ENVELOPES}
+    assert set(PACKAGED.documents) == {f"{name}.json" for name in TYPES | FORMS | MESSAGES | ENVELOPES | RESPONSES}
     for name, content in PACKAGED.documents.items():
         assert content == (catalog.PACKAGED / name).read_bytes()
 
@@ -341,7 +342,7 @@ def test_file_of_definitions_is_not_a_type_but_can_be_referred_to(tmp_path: Path
     assert catalog_.types["own"].violation({"id": "x"}) is not None
 
 
-@pytest.mark.parametrize("role", ["form", "envelope", "message", "Form", "types", "", 5])
+@pytest.mark.parametrize("role", ["form", "envelope", "message", "response", "Form", "types", "", 5])
 def test_role_that_an_operators_file_can_not_have_is_refused(tmp_path: Path, role: object) -> None:
     with pytest.raises(SchemaError, match=r"own.json: x-role must be definitions or absent; got "):
         load(tmp_path, own={"x-role": role})
