@@ -11,13 +11,7 @@ export interface UpdateData {
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update. A switch on the type narrows the data. Updates of other types may arrive: ignore them. */
-export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
-
-/** Any update for clients that asked for ids. */
-export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[UpdateType];
-
-/** The bridge's own messages to clients that asked for ids, each with its data. */
+/** The bridge's own messages to clients with ids, each with its data. */
 export interface MessageData {
   close: Close;
   gap: Gap;
@@ -25,15 +19,45 @@ export interface MessageData {
   resume: Resume;
 }
 
-export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof MessageData];
+export type MessageType = keyof MessageData;
 
-/** Any message to clients that asked for ids. A switch on the type narrows the data. */
+/** A type that is not declared here: a string, but none of the declared types. This enumeration exists only as a type. */
+declare enum UnknownType {
+  UNKNOWN = "a type that is not declared here",
+}
+
+export type UpdateOf<Type extends UpdateType> = Envelope<Type, UpdateData[Type]>;
+export type UpdateWithIdOf<Type extends UpdateType> = EnvelopeWithId<Type, UpdateData[Type]>;
+export type MessageOf<Type extends MessageType> = MessageEnvelope<Type, MessageData[Type]>;
+
+/** An update of a type that is not declared here. Ignore it. */
+export type UnknownUpdate = Envelope<UnknownType, unknown>;
+export type UnknownUpdateWithId = EnvelopeWithId<UnknownType, unknown>;
+
+/** An own message of a type that is not declared here. If its data has an id, adopt this id. Otherwise, ignore it. */
+export type UnknownMessage = MessageEnvelope<UnknownType, { id?: string; [member: string]: unknown }>;
+
+/** Any update. In a switch on the type, each case narrows the data, and the default is an unknown update. */
+export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType] | UnknownUpdate;
+
+/** Any update for clients with ids. */
+export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[UpdateType] | UnknownUpdateWithId;
+
+/** Any own message. */
+export type Message = { [Type in MessageType]: MessageOf<Type> }[MessageType] | UnknownMessage;
+
+/** Any message to clients with ids. The member id tells an update from an own message, which has none. */
 export type Received = UpdateWithId | Message;
+
+/** The envelope of the bridge's own messages. */
+export interface MessageEnvelope<Type, Data> extends Envelope<Type, Data> {
+  id?: undefined;
+}
 
 /**
  * The envelope of every WebSocket text message. Updates to clients with ids have another envelope: update-with-id. Over Server-Sent Events, only the bridge's own messages have this envelope.
  */
-export interface UpdateOf<Type extends UpdateType> {
+export interface Envelope<Type, Data> {
   /**
    * The update type: the name of the schema file that describes data.
    */
@@ -41,7 +65,7 @@ export interface UpdateOf<Type extends UpdateType> {
   /**
    * The data of the update. The schema of the update's type describes it.
    */
-  data: UpdateData[Type];
+  data: Data;
   /**
    * The time when the bridge sent the update, in milliseconds since 1970-01-01T00:00:00Z.
    */
@@ -51,29 +75,11 @@ export interface UpdateOf<Type extends UpdateType> {
 /**
  * The envelope of updates to clients with ids (?after=, Server-Sent Events, or JSON). The id is the fourth and last member.
  */
-export interface UpdateWithIdOf<Type extends UpdateType> extends UpdateOf<Type> {
+export interface EnvelopeWithId<Type, Data> extends Envelope<Type, Data> {
   /**
    * The id of the update, to pass as after. The id is opaque: its order and its parts have no meaning for clients.
    */
   id: string;
-}
-
-/**
- * The envelope of every WebSocket text message. Updates to clients with ids have another envelope: update-with-id. Over Server-Sent Events, only the bridge's own messages have this envelope.
- */
-export interface MessageOf<Type extends keyof MessageData> {
-  /**
-   * The update type: the name of the schema file that describes data.
-   */
-  type: Type;
-  /**
-   * The data of the update. The schema of the update's type describes it.
-   */
-  data: MessageData[Type];
-  /**
-   * The time when the bridge sent the update, in milliseconds since 1970-01-01T00:00:00Z.
-   */
-  timestamp: number;
 }
 
 /**
@@ -142,120 +148,6 @@ export interface EntityActivity {
    * The time of the newest counted killmail, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00.
    */
   lastActivityTime?: string;
-}
-
-/**
- * A raw killmail from EVE's ESI (GET /killmails/{killmail_id}/{killmail_hash}/). The bridge converts the killmail to an update of the type killmail. Members that the update does not need are optional.
- */
-export interface EsiKillmail {
-  /**
-   * The killmail's id, which becomes killmailId.
-   */
-  killmail_id: number;
-  /**
-   * The time when the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T, and Z or an offset such as +02:00. The time becomes killmailTime. ESI always includes this member.
-   */
-  killmail_time?: string;
-  /**
-   * The killmail's hash. ESI does not include this member, but some fetchers add it.
-   */
-  killmail_hash?: string | null;
-  /**
-   * The id of the solar system, which becomes systemId.
-   */
-  solar_system_id: number;
-  /**
-   * The id of the moon, if the ship was lost at a moon.
-   */
-  moon_id?: number | null;
-  /**
-   * The id of the war, if the kill belongs to a war.
-   */
-  war_id?: number | null;
-  /**
-   * The victim and the lost ship.
-   */
-  victim: {
-    /**
-     * The victim's character id. A structure has no character id. The id becomes victimId, unchanged.
-     */
-    character_id?: number | null;
-    /**
-     * The victim's corporation id, which becomes victimCorporationId, unchanged.
-     */
-    corporation_id?: number | null;
-    /**
-     * The victim's alliance id, which becomes victimAllianceId, unchanged.
-     */
-    alliance_id?: number | null;
-    /**
-     * The victim's faction id.
-     */
-    faction_id?: number | null;
-    /**
-     * The type id of the lost ship, which becomes shipTypeId.
-     */
-    ship_type_id: number;
-    /**
-     * The damage that the victim took, in hit points.
-     */
-    damage_taken?: number | null;
-    /**
-     * The items in the ship, which the bridge ignores.
-     */
-    items?: unknown;
-    /**
-     * The position in the solar system, in metres from its star. The bridge ignores the position.
-     */
-    position?: unknown;
-  };
-  /**
-   * All attackers. The number of attackers becomes attackerCount.
-   *
-   * Items: One attacker: a character, or an NPC.
-   */
-  attackers: {
-    /**
-     * The attacker's character id. An NPC has no character id.
-     */
-    character_id?: number | null;
-    /**
-     * The attacker's corporation id.
-     */
-    corporation_id?: number | null;
-    /**
-     * The attacker's alliance id.
-     */
-    alliance_id?: number | null;
-    /**
-     * The attacker's faction id.
-     */
-    faction_id?: number | null;
-    /**
-     * The damage that this attacker did, in hit points.
-     */
-    damage_done?: number | null;
-    /**
-     * Whether this attacker did the final damage.
-     */
-    final_blow?: boolean | null;
-    /**
-     * The attacker's security status, -10 to 10.
-     */
-    security_status?: number | null;
-    /**
-     * The type id of the attacker's ship.
-     */
-    ship_type_id?: number | null;
-    /**
-     * The type id of the attacker's weapon.
-     */
-    weapon_type_id?: number | null;
-  }[];
-  /**
-   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores these additions, so they may have any shape.
-   */
-  zkb?: unknown;
 }
 
 /**
@@ -422,48 +314,6 @@ export interface PriceUpdate {
    * The source of the price, such as esi-average or jita-sell.
    */
   source?: string;
-}
-
-/**
- * A document of zKillboard's R2Z2 (ephemeral/<sequence>.json). The bridge converts the document to an update of the type killmail. A document with a null or empty esi is rejected as a placeholder.
- */
-export interface R2Z2Document {
-  /**
-   * The killmail's id from R2Z2. The bridge uses the id in esi instead.
-   */
-  killmail_id?: unknown;
-  /**
-   * The killmail's hash.
-   */
-  hash?: unknown;
-  esi: EsiKillmail;
-  /**
-   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores these additions, so they may have any shape.
-   */
-  zkb?: unknown;
-  /**
-   * The time when zKillboard created the document, in Unix seconds.
-   */
-  uploaded_at?: unknown;
-  /**
-   * The document's position in the sequence of all documents.
-   */
-  sequence_id?: unknown;
-}
-
-/**
- * A package of zKillboard's RedisQ: the content of {"package": ...}. The bridge accepts a package with or without this wrapper, and converts the package to an update of the type killmail. A package without its killmail is rejected as a placeholder.
- */
-export interface RedisqPackage {
-  /**
-   * The killmail's id from RedisQ. The bridge uses the id in killmail instead.
-   */
-  killID?: unknown;
-  killmail: EsiKillmail;
-  /**
-   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores these additions, so they may have any shape.
-   */
-  zkb?: unknown;
 }
 
 /**
@@ -637,50 +487,12 @@ export interface Statistics {
 export interface UpdatesResponse {
   /**
    * The updates between the id in the request and the id in the response, oldest first.
-   *
-   * Items: An update with its id: see update-with-id.
    */
-  updates: {
-    /**
-     * The update type: the name of the schema file that describes data.
-     */
-    type: string;
-    /**
-     * The data of the update. The schema of the update's type describes it.
-     */
-    data: unknown;
-    /**
-     * The time when the bridge sent the update, in milliseconds since 1970-01-01T00:00:00Z.
-     */
-    timestamp: number;
-    /**
-     * The id of the update, to pass as after. The id is opaque: its order and its parts have no meaning for clients.
-     */
-    id: string;
-  }[];
+  updates: UpdateWithId[];
   /**
    * The gaps between the id in the request and the id in the response, oldest first.
-   *
-   * Items: The data of a gap: see gap.
    */
-  gaps: {
-    /**
-     * The start of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event before this time.
-     */
-    since: string;
-    /**
-     * The end of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event after this time.
-     */
-    until: string;
-    /**
-     * The reason: broker-away (the bridge had no broker), stream-truncated (RabbitMQ dropped events before the bridge read them) or stream-recreated (the stream was deleted and declared again). More reasons may be added.
-     */
-    reason: string;
-    /**
-     * The id to pass as after, until another message has an id. A client that resumes after this id does not receive the gap again. The id is opaque: its order and its parts have no meaning for clients.
-     */
-    id: string;
-  }[];
+  gaps: Gap[];
   /**
    * The id to pass as after in the next request. Everything up to this id is in a response, or does not match the filter. The id is opaque: its order and its parts have no meaning for clients.
    */

@@ -11,7 +11,7 @@ from bridge.contract import catalog
 from tests.support.broker.find import Broker
 from tests.support.documentation import adapted, code_block
 from tests.support.followers import CLIENTS, node_line, node_program
-from tests.support.generated import DECLARATIONS, declarations
+from tests.support.generated import DECLARATIONS, SOURCE_FORMATS, declarations
 from tests.support.killmail import EXAMPLE
 from tests.support.prepare import NODE
 from tests.support.publishing import publish
@@ -54,26 +54,64 @@ def compiled(project: Path, *files: str) -> list[str]:
 
 def test_committed_declarations_are_up_to_date(node: str) -> None:
     assert DECLARATIONS.read_bytes() == declarations(node), "run `make contract` to update the declarations"
+    assert SOURCE_FORMATS.read_bytes() == declarations(node, "source-formats"), "run `make contract`"
 
 
 WITH_IDS = """
-import type { Received, Update } from "../../schemas/generated/updates";
+import type {
+  Gap, Received, UnknownMessage, Update, UpdatesResponse, UpdateWithId
+} from "../../schemas/generated/updates";
 
 export function after(message: Received): string {
   switch (message.type) {
     case "resume":
       return message.data.complete ? message.data.id : message.data.replayed.toFixed();
     case "gap":
-      return `${message.data.since} ${message.data.until} ${message.data.reason.trim()}`;
+      return `${message.data.since} ${message.data.until} ${message.data.reason.trim()} ${message.data.id}`;
+    case "heartbeat":
+      return message.data.consuming ? message.data.id : "";
+    case "close":
+      return message.data.code.toFixed() + message.data.reason.trim();
     case "killmail":
       return message.id + message.data.killmailId.toFixed();
     default:
-      return message.id;
+      return message.id ?? "";
   }
 }
 
-export const plain = (message: Received): Update | null =>
-  message.type === "resume" || message.type === "gap" ? null : message;
+export function adopt(message: Received): string | undefined {
+  if (message.id !== undefined) {
+    return message.id;
+  }
+  return message.type === "close" ? undefined : message.data.id;
+}
+
+export function other(message: Received): UnknownMessage | null {
+  if (message.id !== undefined) return null;
+  switch (message.type) {
+    case "resume":
+    case "gap":
+    case "heartbeat":
+    case "close":
+      return null;
+    default:
+      return message;
+  }
+}
+
+export const plain = (message: Received): Update | null => (message.id === undefined ? null : message);
+
+export function poll(response: UpdatesResponse): [UpdateWithId[], Gap[], string] {
+  const again: boolean = response.more || !response.complete || !response.consuming;
+  return [response.updates, response.gaps, again ? response.id : ""];
+}
+"""
+
+SOURCES = """
+import type { EsiKillmail, R2Z2Document, RedisqPackage } from "../../schemas/generated/source-formats";
+
+const esi: EsiKillmail = { killmail_id: 1, solar_system_id: 30000142, victim: { ship_type_id: 587 }, attackers: [] };
+export const formats: [RedisqPackage, R2Z2Document] = [{ killmail: esi }, { esi }];
 """
 
 WRONG = {
@@ -90,18 +128,40 @@ WRONG = {
         CLIENT,
         'case "event":\n      return `${update.data.kind.toUpperCase()}: ${update.data.title}`;',
         "",
-        "'never'",
+        "not assignable",
     ),
-    "misspelled-message": (WITH_IDS, '    case "gap":', '    case "hole":', "not comparable"),
-    "no-id": (WITH_IDS, 'case "resume":\n', 'case "resume": return message.id;\n', "'id' does not exist"),
-    "wrong-type-of-message": (WITH_IDS, "data.reason.trim", "data.reason.toFixed", "does not exist"),
-    "update-without-id-has-no-resume": (
+    "data-of-an-unknown-type": (
+        CLIENT,
+        "unknown.type.toLowerCase()",
+        "unknown.data.title",
+        "'unknown.data' is of type",
+    ),
+    "misspelled-message": (
         WITH_IDS,
-        "(message: Received): string",
-        "(message: Update): string",
+        '    case "gap":\n      return `',
+        '    case "hole":\n      return `',
         "not comparable",
     ),
-    "message-is-not-an-update": (WITH_IDS, ' || message.type === "gap"', "", "not assignable"),
+    "no-id": (
+        WITH_IDS,
+        'case "resume":\n      return message.data.complete',
+        'case "resume": return message.id; return message.data.complete',
+        "'undefined' is not assignable",
+    ),
+    "default-may-have-no-id": (WITH_IDS, 'message.id ?? ""', "message.id", "'string | undefined' is not assignable"),
+    "wrong-type-of-message": (WITH_IDS, "data.reason.trim()} ", "data.reason.toFixed()} ", "does not exist"),
+    "close-has-no-id": (WITH_IDS, 'message.type === "close" ? undefined : ', "", "'id' does not exist"),
+    "missing-message": (WITH_IDS, '    case "gap":\n    case', "    case", "not assignable"),
+    "update-without-id-has-no-resume": (
+        WITH_IDS,
+        "after(message: Received): string",
+        "after(message: Update): string",
+        "not comparable",
+    ),
+    "message-is-not-an-update": (WITH_IDS, "(message.id === undefined ? null : message)", "message", "not assignable"),
+    "misspelled-member-of-the-response": (WITH_IDS, "response.more", "response.hasMore", "does not exist"),
+    "source-format-without-a-member": (SOURCES, " solar_system_id: 30000142,", "", "'solar_system_id' is missing"),
+    "wrong-type-in-a-source-format": (SOURCES, "killmail_id: 1", 'killmail_id: "1"', "not assignable"),
 }
 """For each error: a client that compiles, a text in it, a wrong replacement, and a part of the compiler's message."""
 
@@ -115,7 +175,7 @@ def messages(project: Path) -> list[str]:
     own_type = adapted(
         code_block("schemas/README.md", "Adding a type", 4), ('"./updates"', '"../../schemas/generated/updates"')
     )
-    clients = {"with-ids": WITH_IDS, "own-type": own_type}
+    clients = {"with-ids": WITH_IDS, "own-type": own_type, "sources": SOURCES}
     clients |= {name: client.replace(old, new) for name, (client, old, new, _) in WRONG.items()}
     for name, client in clients.items():
         (project / f"{name}.ts").write_text(client)
@@ -133,6 +193,10 @@ def test_client_that_asks_for_ids_compiles(messages: list[str]) -> None:
 
 def test_client_that_declares_its_own_type_compiles(messages: list[str]) -> None:
     assert about("own-type", messages) == []
+
+
+def test_publisher_of_source_formats_compiles(messages: list[str]) -> None:
+    assert about("sources", messages) == []
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -161,11 +225,12 @@ def test_copied_clients_compile_with_the_declarations_of_the_readme(node: str, t
 
 
 async def test_typed_client_reads_updates(
-    project: Path, node: str, broker: Broker, amqp: AbstractConnection, exchange: str
+    project: Path, node: str, broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "sighting.json").write_text("{}")
     (project / "listen.ts").write_text(CLIENT)
     assert compiled(project, "listen.ts") == []
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", schemas=tmp_path) as bridge:
         url = f"ws://127.0.0.1:{port_of(bridge)}/updates"
         async with node_program(node, project / "listen.js", url) as client:
             assert await node_line(client) == b"open"
@@ -173,3 +238,5 @@ async def test_typed_client_reads_updates(
             await publish(amqp, exchange, PRICE, type="price-update")
             assert await node_line(client) == b"killmail 123456789 in 30000142 of alliance 99999999"
             assert await node_line(client) == b"price of 587: 512000.25 ISK"
+            await publish(amqp, exchange, {"pilot": "Chribba"}, type="sighting")
+            assert await node_line(client) == b"unknown type sighting"

@@ -1,5 +1,8 @@
-// Prints TypeScript declarations for the schema files in the given folder: an interface for each file, a map of the
-// update types, and unions of all updates and of all messages that a client can receive.
+// Prints TypeScript declarations for the schema files in the given folder: of what clients receive, or, with the second
+// argument `source-formats`, of the source formats that publishers can send.
+//
+// For clients, there is an interface for each file, maps of the update types and of the bridge's own messages, and unions
+// of all updates and of all messages that a client can receive.
 
 import { readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
@@ -18,21 +21,45 @@ export interface UpdateData {
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update. A switch on the type narrows the data. Updates of other types may arrive: ignore them. */
-export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
-
-/** Any update for clients that asked for ids. */
-export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[UpdateType];
-
-/** The bridge's own messages to clients that asked for ids, each with its data. */
+/** The bridge's own messages to clients with ids, each with its data. */
 export interface MessageData {
   MESSAGES
 }
 
-export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof MessageData];
+export type MessageType = keyof MessageData;
 
-/** Any message to clients that asked for ids. A switch on the type narrows the data. */
+/** A type that is not declared here: a string, but none of the declared types. This enumeration exists only as a type. */
+declare enum UnknownType {
+  UNKNOWN = "a type that is not declared here",
+}
+
+export type UpdateOf<Type extends UpdateType> = Envelope<Type, UpdateData[Type]>;
+export type UpdateWithIdOf<Type extends UpdateType> = EnvelopeWithId<Type, UpdateData[Type]>;
+export type MessageOf<Type extends MessageType> = MessageEnvelope<Type, MessageData[Type]>;
+
+/** An update of a type that is not declared here. Ignore it. */
+export type UnknownUpdate = Envelope<UnknownType, unknown>;
+export type UnknownUpdateWithId = EnvelopeWithId<UnknownType, unknown>;
+
+/** An own message of a type that is not declared here. If its data has an id, adopt this id. Otherwise, ignore it. */
+export type UnknownMessage = MessageEnvelope<UnknownType, { id?: string; [member: string]: unknown }>;
+
+/** Any update. In a switch on the type, each case narrows the data, and the default is an unknown update. */
+export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType] | UnknownUpdate;
+
+/** Any update for clients with ids. */
+export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[UpdateType] | UnknownUpdateWithId;
+
+/** Any own message. */
+export type Message = { [Type in MessageType]: MessageOf<Type> }[MessageType] | UnknownMessage;
+
+/** Any message to clients with ids. The member id tells an update from an own message, which has none. */
 export type Received = UpdateWithId | Message;
+
+/** The envelope of the bridge's own messages. */
+export interface MessageEnvelope<Type, Data> extends Envelope<Type, Data> {
+  id?: undefined;
+}
 `;
 
 const folder = process.argv[2];
@@ -69,39 +96,41 @@ function withUnknown(schema) {
 
 const declared = (schema) => compile(withUnknown(schema), schema.title, OPTIONS);
 
-// The envelope is generic, so that the type determines the data.
-async function enveloped(name, types, data) {
-  const envelope = structuredClone(schemas.get("update"));
-  envelope.title = name;
-  envelope.properties.type.tsType = "Type";
-  envelope.properties.data.tsType = `${data}[Type]`;
-  return generic(await declared(envelope), name, `<Type extends ${types}>`);
-}
+const print = async (...parts) =>
+  process.stdout.write(await format([HEADER, ...parts].join("\n"), { parser: "typescript", printWidth: 120 }));
+
+const withRole = (...roles) => [...schemas].filter(([, schema]) => roles.includes(schema["x-role"]));
+const interfaces = (...roles) => Promise.all(withRole(...roles).map(([, schema]) => declared(schema)));
+const members = (role) => withRole(role).map(([name, { title }]) => `${JSON.stringify(name)}: ${title};`).join("\n");
 
 const generic = (declaration, name, rest) => declaration.replace(`interface ${name}`, () => `interface ${name}${rest}`);
 
-// The interface of an update with an id declares only the id, and extends the envelope without an id.
-const { title, description, properties } = schemas.get("update-with-id");
-const withId = { title: `${title}Of`, description, type: "object", required: ["id"], properties: { id: properties.id } };
-
-const envelopes = [
-  await enveloped("UpdateOf", "UpdateType", "UpdateData"),
-  generic(await declared(withId), withId.title, "<Type extends UpdateType> extends UpdateOf<Type>"),
-  await enveloped("MessageOf", "keyof MessageData", "MessageData"),
-];
-const interfaces = [];
-for (const schema of schemas.values()) {
-  if (schema["x-role"] !== "envelope") {
-    interfaces.push(await declared(schema));
-  }
+/** The envelopes are generic, so that the type determines the data. */
+async function envelopes() {
+  const envelope = structuredClone(schemas.get("update"));
+  envelope.title = "Envelope";
+  envelope.properties.type.tsType = "Type";
+  envelope.properties.data.tsType = "Data";
+  // The interface of an envelope with an id declares only the id.
+  const { description, properties } = schemas.get("update-with-id");
+  const withId = { title: "EnvelopeWithId", description, type: "object", required: ["id"], properties: { id: properties.id } };
+  return [
+    generic(await declared(envelope), envelope.title, "<Type, Data>"),
+    generic(await declared(withId), withId.title, "<Type, Data> extends Envelope<Type, Data>"),
+  ];
 }
-const members = (role) =>
-  [...schemas]
-    .filter(([, schema]) => schema["x-role"] === role)
-    .map(([name, { title }]) => `${JSON.stringify(name)}: ${title};`)
-    .join("\n");
-const updates = UPDATES.replace("TYPES", () => members(undefined)).replace("MESSAGES", () => members("message"));
 
-process.stdout.write(
-  await format([HEADER, updates, ...envelopes, ...interfaces].join("\n"), { parser: "typescript", printWidth: 120 }),
-);
+/** The parts of a response are the messages that clients receive in other ways. */
+function response() {
+  const { properties } = schemas.get("updates-response");
+  properties.updates.tsType = "UpdateWithId[]";
+  properties.gaps.tsType = "Gap[]";
+}
+
+if (process.argv[3] === "source-formats") {
+  await print(...(await interfaces("form")));
+} else {
+  response();
+  const updates = UPDATES.replace("TYPES", () => members(undefined)).replace("MESSAGES", () => members("message"));
+  await print(updates, ...(await envelopes()), ...(await interfaces(undefined, "message", "response")));
+}

@@ -5,7 +5,7 @@ import process from "node:process";
 
 import { WebSocket } from "ws";
 
-import type { Update } from "../../schemas/generated/updates";
+import type { UnknownUpdate, Update } from "../../schemas/generated/updates";
 
 function line(update: Update): string {
   switch (update.type) {
@@ -25,8 +25,8 @@ function line(update: Update): string {
     case "event":
       return `${update.data.kind.toUpperCase()}: ${update.data.title}`;
     default: {
-      const nothing: never = update;
-      return nothing;
+      const unknown: UnknownUpdate = update;
+      return `unknown type ${unknown.type.toLowerCase()}`;
     }
   }
 }

@@ -216,6 +216,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 GENERATED = catalog.PACKAGED / "generated"
 ASYNCAPI = GENERATED / "asyncapi.json"
 DECLARATIONS = GENERATED / "updates.d.ts"
+SOURCE_FORMATS = GENERATED / "source-formats.d.ts"
 
 
 def asyncapi_document() -> bytes:
@@ -236,11 +237,13 @@ def asyncapi_document() -> bytes:
     )
 
 
-def declarations(node: str) -> bytes:
-    """Returns TypeScript declarations for the schema files. `node` is the command that starts Node."""
-    done = subprocess.run(
-        [node, "declarations.mjs", str(catalog.PACKAGED)], cwd=NODE, stdout=subprocess.PIPE, check=True
-    )
+def declarations(node: str, *what: str) -> bytes:
+    """Returns TypeScript declarations for the schema files: of what clients receive, or of `source-formats`.
+
+    `node` is the command that starts Node.
+    """
+    command = [node, "declarations.mjs", str(catalog.PACKAGED), *what]
+    done = subprocess.run(command, cwd=NODE, stdout=subprocess.PIPE, check=True)
     return done.stdout
 
 
@@ -250,6 +253,7 @@ def write_contract() -> None:
     GENERATED.mkdir(exist_ok=True)
     ASYNCAPI.write_bytes(asyncapi_document())
     DECLARATIONS.write_bytes(declarations("node"))
+    SOURCE_FORMATS.write_bytes(declarations("node", "source-formats"))
 
 
 def write_readme() -> None:

@@ -142,6 +142,7 @@ def needed_files() -> set[str]:
         *(f"bridge/page/{name}" for name in page),
         "bridge/py.typed",
         "schemas/clients/browser.js",
+        "schemas/generated/source-formats.d.ts",
         "schemas/generated/updates.d.ts",
     }
 
