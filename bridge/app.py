@@ -88,11 +88,13 @@ class Bridge:
             metrics,
             asyncio.get_running_loop().call_soon,
             asyncio.get_running_loop().call_later,
+            asyncio.get_running_loop().time,
             now_ms,
             flush_listener=unflushed,
             source=self,
             turn=turn,
             flow_control=flow_control,
+            heartbeat_s=settings.heartbeat_interval_s,
             flush_bytes=FLUSH_BYTES if self._tls is None else TLS_FLUSH_BYTES,
             replaying=reads_stream,
             trace=HubLog() if logs.traces(HUB_LOGGER) else None,
@@ -150,7 +152,13 @@ class Bridge:
     @property
     def is_live(self) -> bool:
         """True if updates arrive as soon as they are published."""
-        return self._source.is_live
+        return self._source.is_live and self.is_consuming
+
+    @property
+    def is_consuming(self) -> bool:
+        """True if the bridge has a working broker."""
+        status = self._source.status
+        return status.state is State.WORKING and status.is_fresh
 
     async def start(self) -> None:
         """Starts to listen, and then starts to consume.

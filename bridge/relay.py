@@ -220,10 +220,14 @@ class Relay:
                 events=self._invalid_before,
             )
 
-    def on_gap(self, gap: Gap) -> None:
-        """Sends the bridge's message `gap` to clients that receive ids."""
+    def on_gap(self, gap: Gap, update_id: UpdateId | None) -> None:
+        """Sends the bridge's message `gap` to clients that receive ids.
+
+        `update_id` is the id in the message, or None without a stream.
+        """
         report = gap.report()
-        self._hub.send_own_message(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
+        since, until = str(report["since"]), str(report["until"])
+        self._hub.send_own_message(lambda gap_id: envelope.gap(since, until, gap.slug, gap_id, now_ms()), update_id)
 
     def on_session_end(self) -> None:
         """Reports the end of a session with the broker to the publisher of rejects.

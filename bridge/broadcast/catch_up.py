@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.heartbeat import Heartbeats
 from bridge.broadcast.join_storm import JoinStorm
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.resume import Resume
@@ -70,6 +71,8 @@ _CAUGHT_UP = ConnectionEvent.CAUGHT_UP
 _READING = frozenset({State.LAGGING, State.CATCHING_UP})
 """The states in which a connection reads the log. Any write to a connection can move it to another state."""
 
+_SENDING = _READING | {State.LIVE}
+
 
 class CatchUp:
     """Manages the connections that read the log from their cursors, and decides when each of them gets its next piece.
@@ -83,13 +86,17 @@ class CatchUp:
         resume: Resume,
         schedule: Callable[..., object],
         call_later: Callable[[float, Callable[[], None]], object],
+        time: Callable[[], float],
         dispatch: Dispatch,
         turn: LoopTurn,
+        heartbeats: Heartbeats,
     ) -> None:
-        """`schedule` and `call_later` are the methods `call_soon` and `call_later` of the event loop."""
+        """`schedule`, `call_later` and `time` are methods of the event loop: `call_soon`, `call_later` and `time`."""
         self._index = index
         self._update_log = index.update_log
         self._resume = resume
+        self._time = time
+        self._heartbeats = heartbeats
         self._schedule = schedule
         self._dispatch = dispatch
         self._turn_clock = turn
@@ -268,6 +275,9 @@ class CatchUp:
                 self.schedule(connection)
                 return
             self._dispatch(connection, ConnectionEvent.RESUME_SENT)
+            if connection.cursor >= log.flushed:
+                self._reach_head(connection, message)
+                return
             self._send_message(connection, message)
         elif connection.cursor < log.tail:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
@@ -284,12 +294,37 @@ class CatchUp:
             # Each connection gets only one piece in a turn, so that a connection that lags far behind does not delay
             # the others.
             self.schedule(connection)
-        elif connection.state is _CATCHING_UP and self.join_storm.is_on:
-            self._dispatch(connection, ConnectionEvent.HOLD)
         else:
-            self._dispatch(connection, _CAUGHT_UP)
+            self._reach_head(connection)
+
+    def _reach_head(self, connection: Subscriber, message: bytes = b"") -> None:
+        """Makes a connection live, or holds it during a storm. Sends a message before, and a heartbeat after a replay.
+
+        The connection must have everything that is flushed, except the message.
+        """
+        if connection.state is _CATCHING_UP:
+            form = connection.subscription.form
+            if form.has_ids:
+                # Two frames in one write take half the time of two writes.
+                message += self._heartbeats.frame(form)
+                self._heartbeats.watch()
+                self._send_message(connection, message)
+            if connection.state is not _CATCHING_UP:
+                return
+            if connection.congested:
+                self._dispatch(connection, ConnectionEvent.REACHED_HEAD)
+                return
+            if self.join_storm.is_on:
+                self._dispatch(connection, ConnectionEvent.HOLD)
+                return
+        self._dispatch(connection, _CAUGHT_UP)
+
+    def send_heartbeat(self, connection: Subscriber) -> None:
+        """Sends a heartbeat to a LIVE connection that has received everything that is flushed."""
+        self._send_message(connection, self._heartbeats.frame(connection.subscription.form))
 
     def _send_message(self, connection: Subscriber, frame: bytes) -> None:
+        connection.sent_at = self._time()
         descriptor = connection.descriptor
         if descriptor is not None:
             taken = try_write(descriptor, frame)
@@ -307,6 +342,7 @@ class CatchUp:
         descriptor = connection.descriptor
         if not frames:
             return
+        connection.sent_at = self._time()
         if descriptor is None:
             # The frames are counted twice, because encrypting them takes as much time as writing them.
             self._index.work_bytes += len(frames)
@@ -357,7 +393,7 @@ class CatchUp:
         try:
             if connection.send(*frames):
                 self.sent_bytes += sum(map(len, frames))
-            elif connection.state in _READING:
+            elif connection.state in _SENDING:
                 # Without this event, each flush would write to a connection whose transport has failed.
                 self._dispatch(connection, ConnectionEvent.LEAVE)
         except Exception as error:  # a transport may raise any error

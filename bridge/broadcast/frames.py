@@ -1,6 +1,7 @@
-"""Builds WebSocket frames as a server sends them (RFC 6455, section 5): unmasked and unfragmented.
+"""Builds WebSocket frames (RFC 6455, section 5) and blocks of Server-Sent Events (HTML standard, section 9.2).
 
-A server frame has no mask, and the bridge negotiates no extension. All clients can therefore receive the same bytes.
+A frame from a server has no mask and is not fragmented, and the bridge negotiates no extension. All clients can
+therefore receive the same bytes.
 """
 
 import struct
@@ -10,6 +11,10 @@ _LONG = struct.Struct("!BBQ")
 
 PING = b"\x89\x00"
 """A ping frame without a payload: the bridge need not know which of its pings a pong answers."""
+
+
+EVENT_END = b"\n\n"
+"""The end of the last line of a block, and the empty line after the block."""
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -48,3 +53,13 @@ def _header(first: int, length: int) -> bytes:
     if length < 65536:
         return _MEDIUM.pack(first, 126, length)
     return _LONG.pack(first, 127, length)
+
+
+def event_start(id: str) -> bytes:  # noqa: A002 - the field's own name
+    """Returns the start of a block: its `id` line, and the name of its `data` line."""
+    return f"id: {id}\ndata: ".encode("ascii")
+
+
+def event_block(payload: bytes, id: str) -> bytes:  # noqa: A002 - the field's own name
+    """Returns a whole block. `payload` is compact JSON, which has no line breaks."""
+    return event_start(id) + payload + EVENT_END

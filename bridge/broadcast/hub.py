@@ -21,14 +21,16 @@ import structlog
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, CatchUp
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
+from bridge.broadcast.framing import Form
+from bridge.broadcast.heartbeat import Heartbeats
 from bridge.broadcast.hub_log import LOGGER
 from bridge.broadcast.live_set import BroadcastWriter, LiveSet
-from bridge.broadcast.replay import FilterInput, ReplayIndex, UpdateFilter
+from bridge.broadcast.replay import FilterInput, ReplayIndex
 from bridge.broadcast.resume import Resume
 from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State, Subscriber, Transition
 from bridge.broadcast.subscriptions import Batch, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES
-from bridge.contract.filters import After
+from bridge.contract.filters import EVERYTHING, SubscribeRequest
 from bridge.contract.update_id import UpdateId
 from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
@@ -48,6 +50,16 @@ TLS_FLUSH_BYTES = CATCH_UP_BYTES - 2048
 The transport holds all records that the socket does not take, so these records must not be larger than one piece. 2 KiB
 are reserved for ids, because a connection with ids gets the same updates in larger frames.
 """
+
+
+OWN_MESSAGE_BYTES = 512
+"""More than the size of an own message in the log, in bytes."""
+
+HEARTBEATS_PER_ROUND = 64
+"""The number of heartbeats that are sent before the updates that wait. Sending these heartbeats takes less than 1 ms.
+
+Without a minimum, connections with a rare filter would get no heartbeat while each flush begins before the last one has
+ended."""
 
 
 class FlushListener(Protocol):
@@ -74,6 +86,10 @@ class Source(Protocol):
     @property
     def is_live(self) -> bool:
         """True if new updates arrive as soon as they are published."""
+
+    @property
+    def is_consuming(self) -> bool:
+        """True if the source has a working broker."""
 
 
 _Call = Callable[[Subscriber], None]
@@ -107,20 +123,22 @@ class Hub:
         metrics: Metrics,
         schedule: Callable[..., object],
         call_later: Callable[[float, Callable[[], None]], object],
+        time: Callable[[], float],
         now_ms: Callable[[], int],
         flush_listener: FlushListener,
         source: Source,
         turn: LoopTurn,
         flow_control: FlowControl,
         *,
+        heartbeat_s: float,
         flush_bytes: int = FLUSH_BYTES,
         replaying: bool = False,
         trace: Trace | None = None,
     ) -> None:
         """`flush_bytes` is the maximum size of one write to a connection, except that a single frame may be larger.
 
-        `schedule` and `call_later` are the event loop's `call_soon` and `call_later`. `now_ms` returns the time in Unix
-        milliseconds.
+        `schedule`, `call_later` and `time` are the event loop's `call_soon`, `call_later` and `time`. `now_ms` returns
+        the time in Unix milliseconds. `heartbeat_s` is the interval of heartbeats in seconds, or 0 for none.
 
         If `replaying` is True, all updates that arrive before `end_replay` is called are older than the bridge's start.
         These replayed updates fill the log, and only clients that resume get them.
@@ -155,7 +173,20 @@ class Hub:
         self._resume = Resume(
             index, now_ms, schedule, self._dispatch, self.flush, self._on_resumed, replaying=replaying
         )
-        self._catch_up = catch_up = CatchUp(index, self._resume, schedule, call_later, self._dispatch, turn)
+        self._time = time
+        self._heartbeats = heartbeats = Heartbeats(
+            index,
+            self._subscriptions,
+            heartbeat_s,
+            lambda: source.is_consuming,
+            now_ms,
+            time,
+            call_later,
+            self.flush,
+        )
+        self._catch_up = catch_up = CatchUp(
+            index, self._resume, schedule, call_later, time, self._dispatch, turn, heartbeats
+        )
         self._stopping = False
         self._sent_bytes = 0
         """The number of bytes sent to live connections."""
@@ -213,15 +244,16 @@ class Hub:
 
     # Connections
 
-    def join(
-        self, connection: Subscriber, update_filter: UpdateFilter | None = None, after: After | None = None
-    ) -> None:
-        """Adds a connection. If `after` is None, the connection gets only the updates from now on, without ids."""
+    def join(self, connection: Subscriber, request: SubscribeRequest = EVERYTHING, form: Form = Form.TEXT) -> None:
+        """Adds a connection that asks for updates in a form.
+
+        If the form has ids, `request.after` may also be None, which means from now on.
+        """
         if connection.state is State.NEW:
-            connection.subscription = self._subscriptions.join(update_filter, ids=after is not None)
+            connection.subscription = self._subscriptions.join(request.filter, form)
             must_hold = self._catch_up.join_storm.on_join()
-            if after is not None:
-                self._resume.start(connection, after)
+            if form.has_ids or request.last is not None:
+                self._resume.start(connection, request)
                 return
             if must_hold:
                 connection.cursor = self._update_log.flushed
@@ -325,16 +357,15 @@ class Hub:
             self._behind = behind
             self._flow_control.set_behind(behind)
 
-    def send_own_message(self, payload: bytes) -> None:
+    def send_own_message(self, encode: Callable[[str], bytes], update_id: UpdateId | None = None) -> None:
         """Sends one of the bridge's own messages to the connections that get ids.
 
-        The message keeps its place among the updates.
+        `encode` returns the message (UTF-8 JSON) with a given id. The message keeps its place among the updates.
+        `update_id` has the same meaning as in `ReplayIndex.append_own_message`.
         """
-        frame = text_frame(payload)
-        self._make_room(len(frame))
+        self._make_room(OWN_MESSAGE_BYTES)
         self.flush()
-        self._index.append_own_message(frame)
-        self._unflushed_bytes += len(frame)
+        self._unflushed_bytes += self._index.append_own_message(encode, update_id)
         self.flush()
 
     def end_replay(self) -> None:
@@ -383,6 +414,7 @@ class Hub:
                 catch_up.evict_too_slow()
                 self._resume.release()
                 self._after_flush(log.flushed)
+                yield from self._send_heartbeats()
                 if log.flushed < log.head:
                     yield
                     continue
@@ -411,8 +443,10 @@ class Hub:
         self._round_bytes = len(frames) or len(self._index.own_message_at(log.flush_start))
         self._unflushed_bytes -= self._round_bytes
         batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
+        now_s = self._time()
         for batch in batches:
             for subscription in batch.subscriptions:
+                subscription.sent_at = now_s
                 subscription.live.begin_round(batch.updates)
                 metrics.enqueued += subscription.lagging_count * batch.updates
         for subscription in later:
@@ -427,6 +461,16 @@ class Hub:
                     self._dispatch(connection, ConnectionEvent.POSTPONED)
                     catch_up.schedule(connection)
                     yield
+
+    def _send_heartbeats(self) -> Iterator[None]:
+        """Sends the heartbeats that are due, or only some of them if updates wait for the next round."""
+        log, sent = self._update_log, 0
+        while (connection := self._heartbeats.next_due()) is not None:
+            self._catch_up.send_heartbeat(connection)
+            sent += 1
+            yield
+            if sent >= HEARTBEATS_PER_ROUND and log.flushed < log.head:
+                return
 
     def _trace_flush(self, trace: Trace, flush_listener: FlushListener, flushed: int) -> None:
         live = sum(len(subscription.live) for subscription in self._subscriptions)
@@ -600,8 +644,9 @@ class Hub:
     def _unsubscribe(self, connection: Subscriber) -> None:
         self._subscriptions.leave(connection.subscription)
 
-    def _on_resumed(self, complete: bool, updates: int) -> None:
-        self._metrics.resumes.labels(str(complete).lower()).inc()
+    def _on_resumed(self, connection: Subscriber, complete: bool, updates: int) -> None:
+        if connection.subscription.form.has_ids:
+            self._metrics.resumes.labels(str(complete).lower()).inc()
         self._metrics.replayed += updates
 
 

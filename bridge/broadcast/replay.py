@@ -3,15 +3,15 @@
 The positions are divided into segments, which have some hundreds of positions each. The index drops a segment when the
 log has dropped all positions of the segment. Each segment caches the matches of a filter, so that the filter is applied
 to the segment only once, even if many clients resume with this filter. Some positions hold no update: they hold one of
-the bridge's own messages to clients with ids, or only an id after which a client can resume.
+the bridge's own messages to clients with ids, or only an id after which a client can resume. Each position has an id.
 
 The module is pure: it has no connections and no clock.
 """
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress, pairwise
 from typing import Generic, Protocol, TypeVar
 
@@ -51,6 +51,9 @@ CACHED_COST_BYTES = 1024
 CACHE_BYTES = 2**19
 """The maximum size, in bytes, of the cache for filter inputs, and also of the cache for frames with ids."""
 
+START = UpdateId(0, 0, before=True)
+"""The id that clients get before the first entry, if the index does not assign the ids."""
+
 FilterInput = tuple[str, object]
 """The type and the data of an update."""
 
@@ -68,6 +71,7 @@ class Segment:
     """A part of the index, for the consecutive positions from `start` up to the start of the next segment."""
 
     __slots__ = (
+        "before",
         "match_cache",
         "non_updates",
         "non_updates_before",
@@ -90,7 +94,9 @@ class Segment:
         self.non_updates: set[int] = set()
         """The positions that hold no update."""
         self.own_messages: dict[int, bytes] = {}
-        """The frames of the bridge's own messages, by position."""
+        """The bridge's own messages (UTF-8 JSON), by position."""
+        self.before: set[int] = set()
+        """The positions of own messages whose ids are from before the update at the next position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
         """For each filter, a byte for each position.
 
@@ -172,15 +178,18 @@ class ReplayIndex:
         log = self.update_log
         if filter_input is not None:
             self._filter_inputs.put(log.head, filter_input, len(frame))
-        # Within a segment, the sequence numbers of the ids never decrease. Each of the bridge's own messages has the
-        # same id as the entry before it.
-        restarts = update_id is not None and update_id.sequence <= self._newest.sequence and update_id != self._newest
+        # Within a segment, the sequence numbers of the ids never decrease.
+        restarts = update_id is not None and update_id.sequence <= self._newest.sequence
         if log.head >= self._full_at or self._room_bytes <= 0 or restarts:
             self._begin(log.head)
         if update_id is not None:
-            self._newest = update_id
-            self._segments[-1].sequences.append(update_id.sequence)
-            self._segments[-1].tags.append(update_id.tag)
+            segment = self._segments[-1]
+            segment.sequences.append(update_id.sequence)
+            segment.tags.append(update_id.tag)
+            if update_id.before:
+                segment.before.add(log.head)
+            else:
+                self._newest = update_id
         self._room_bytes -= len(frame) + extra_bytes
         log.append(frame, extra_bytes)
         if log.tail > self._second_start:
@@ -192,16 +201,23 @@ class ReplayIndex:
         self.append(b"", update_id)
         self._segments[-1].non_updates.add(position)
 
-    def append_own_message(self, frame: bytes) -> None:
-        """Adds the frame of one of the bridge's own messages for clients with ids.
+    def append_own_message(self, encode: Callable[[str], bytes], update_id: UpdateId | None = None) -> int:
+        """Adds one of the bridge's own messages, for clients with ids. Returns the size of the message in bytes.
 
-        Clients receive no id with such a message. If such a message was the last message that a client received, the
-        client gets the message again after a resume.
+        `encode` returns the message (UTF-8 JSON) with a given id. `update_id` is this id, unless the index assigns the
+        ids itself. If no update has this id, it may be the id from before the next update.
         """
         position = self._last_non_update = self.update_log.head
-        self.append(b"", None if self._tag is not None else self._newest, extra_bytes=len(frame))
+        if self._tag is not None:
+            payload = encode(str(UpdateId(position + 1, self._tag)))
+            self.append(b"", extra_bytes=len(payload))
+        else:
+            assert update_id is not None, "an id is necessary to resume after the message"
+            payload = encode(str(update_id))
+            self.append(b"", update_id, extra_bytes=len(payload))
         self._segments[-1].non_updates.add(position)
-        self._segments[-1].own_messages[position] = frame
+        self._segments[-1].own_messages[position] = payload
+        return len(payload)
 
     def _begin(self, position: int) -> None:
         last = self._segments[-1]
@@ -233,16 +249,22 @@ class ReplayIndex:
     def _find(self, sought: UpdateId) -> int | None:
         if self._tag is not None:
             # The id before the first update is known too: a client with this id has missed nothing.
-            return sought.sequence - 1 if sought.tag == self._tag and sought.sequence <= self.update_log.head else None
+            known = sought.tag == self._tag and sought.sequence <= self.update_log.head and not sought.before
+            return sought.sequence - 1 if known else None
+        if sought == START and not self.update_log.tail:
+            return -1
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
-            # If several entries have this id, `at` is the first of them. The bridge's own messages that follow an
-            # update have the same id as the update, and may be in a later segment.
-            at = bisect_left(segment.sequences, sought.sequence)
-            known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
-            if known and segment.start + at not in segment.own_messages:
-                return segment.start + at
+            # An own message before an update may have the same sequence and tag as the update.
+            at = bisect_right(segment.sequences, sought.sequence) - 1
+            if (segment.sequences[at], segment.tags[at]) != sought[:2]:
+                continue
+            position = segment.start + at
+            if position in segment.before:
+                # The update itself has not arrived yet.
+                return position if sought.before else None
+            return position - 1 if sought.before else position
         return None
 
     @property
@@ -269,18 +291,21 @@ class ReplayIndex:
         return position
 
     def before(self, position: int) -> UpdateId:
-        """Returns the id of the entry before a position. The position may be the head of the log."""
-        return self.id_of(position - 1) if position or self._tag is not None else UpdateId(0, 0)
+        """Returns the id after which a client resumes at a position. The position may be the head of the log."""
+        if position or self._tag is not None:
+            return self.id_of(position - 1)
+        return self.id_of(0)._replace(before=True) if self.update_log.head else START
 
     def id_of(self, position: int) -> UpdateId:
         """Returns the id of a position."""
         if self._tag is not None:
             return UpdateId(position + 1, self._tag)
         segment = self._segment(position)
-        return UpdateId(segment.sequences[position - segment.start], segment.tags[position - segment.start])
+        at = position - segment.start
+        return UpdateId(segment.sequences[at], segment.tags[at], position in segment.before)
 
     def own_message_at(self, position: int) -> bytes:
-        """Returns the frame of the bridge's own message at a position, or empty bytes if there is no such message."""
+        """Returns the bridge's own message at a position (UTF-8 JSON), or empty bytes if there is no such message."""
         return self._segment(position).own_messages.get(position, b"")
 
     def filter_input(self, position: int) -> FilterInput:
@@ -336,6 +361,14 @@ class ReplayIndex:
         if own_messages and segment.own_messages:
             found = sorted({*found, *(position for position in segment.own_messages if start <= position < end)})
         return found, end
+
+    def matching_before(self, update_filter: UpdateFilter | None, end: int) -> tuple[Sequence[int], int]:
+        """Searches the last segment before `end`, which must be above the tail of the log.
+
+        Returns the positions of the updates that match the filter, and the position where the search began.
+        """
+        start = max(self._segment(end - 1).start, self.update_log.tail)
+        return self.matching(update_filter, start, end, own_messages=False)[0], start
 
     def count(self, update_filter: UpdateFilter | None, start: int, end: int) -> tuple[int, int]:
         """Returns how many updates at or after `start` match the filter, and the position where counting stopped.

@@ -1,4 +1,4 @@
-"""Starts connections with ids: finds their positions, sends their `resume` messages, and makes the connections LIVE.
+"""Starts connections that ask for ids or for a backlog: finds their positions, and makes their `resume` messages.
 
 1. `Resume.start` decides whether the client must wait. If a client's last update came from another instance, the
    client waits until this update arrives here too (`PendingResumes`). While the bridge itself is reading back the
@@ -6,20 +6,23 @@
 2. `Resume._begin` finds the position at which the replay starts. The replay starts after the client's last update, or
    at the head of the log if the client wants only new updates. If the client's id is unknown, the replay starts at the
    oldest update that will not be dropped soon.
-3. `Resume.next_message` counts the updates to replay. Counting takes many turns of the event loop if a filter must be
-   applied to each update. When all updates are counted, `next_message` returns the `resume` message.
+3. `Resume.next_message` first searches for the newest updates if the client asked for their number (`last`). It then
+   counts the updates to replay. Both take many turns of the event loop if a filter must be applied to each update. At
+   the end, `next_message` returns the `resume` message.
 4. `CatchUp` sends the `resume` message, and then the frames of the log from the start of the replay to the log's head.
-   After these frames, the connection is live.
+   After these frames, it sends a heartbeat, and the connection is live.
+
+Clients without ids get neither a `resume` message nor a heartbeat.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bridge.broadcast.frames import text_frame
+from bridge.broadcast.newest_search import NewestSearch
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.subscriber import ConnectionEvent, Dispatch, Subscriber
 from bridge.contract.envelope import resume
-from bridge.contract.filters import FROM_NOW_ON, After
+from bridge.contract.filters import EARLIEST, FROM_NOW_ON, SubscribeRequest
 from bridge.contract.update_id import UpdateId
 
 MAX_RELEASES_PER_TURN = 64
@@ -30,8 +33,12 @@ MAX_RELEASES_PER_TURN = 64
 class _Count:
     """The number of updates to replay to one connection, as counted so far."""
 
+    after_id: bool
+    """Whether the client asked for the updates after an id."""
     complete: bool
-    """Whether the replay is complete: False if the client will miss updates."""
+    """False if the client asked for the updates after an id, and will miss some of these updates."""
+    search: NewestSearch | None
+    """The search for the first update to replay, or None if this update is known."""
     counted: int
     """The position up to which updates are counted."""
     updates: int = 0
@@ -40,7 +47,7 @@ class _Count:
 
 
 class Resume:
-    """The connections that have asked for ids, until their `resume` message is sent."""
+    """The connections that have asked for ids or for a backlog, until the position of their first update is known."""
 
     def __init__(
         self,
@@ -49,14 +56,14 @@ class Resume:
         schedule: Callable[..., object],
         dispatch: Dispatch,
         flush: Callable[[], None],
-        on_resumed: Callable[[bool, int], None],
+        on_resumed: Callable[[Subscriber, bool, int], None],
         *,
         replaying: bool = False,
     ) -> None:
         """`schedule` is the event loop's `call_soon`, and `now_ms` is a clock in Unix milliseconds.
 
-        `flush` flushes the hub's log. `on_resumed` is called for each `resume` message. `on_resumed` has two arguments:
-        whether the replay is complete, and the number of updates to replay.
+        `flush` flushes the hub's log. `on_resumed` is called with each connection whose updates are counted, with
+        whether its replay is complete, and with the number of updates to replay.
         """
         self._index = index
         self._update_log = index.update_log
@@ -78,13 +85,13 @@ class Resume:
         """Iterates over a copy of the connections."""
         return iter(tuple(self._resuming))
 
-    def start(self, connection: Subscriber, after: After) -> None:
+    def start(self, connection: Subscriber, request: SubscribeRequest) -> None:
         """Finds the position of a new connection, or makes the connection wait."""
         self._flush_all()
-        if self.pending.defer(connection, after):
+        if self.pending.defer(connection, request):
             self._dispatch(connection, ConnectionEvent.DEFER)
         else:
-            self._begin(connection, after)
+            self._begin(connection, request)
 
     def forget(self, connection: Subscriber) -> None:
         """Removes a connection that is no longer RESUMING."""
@@ -121,8 +128,8 @@ class Resume:
         self._releasing = bool(ready)
         if ready:
             self._schedule(self._release_some)
-        for connection, after in ready:
-            self._begin(connection, after)
+        for connection, request in ready:
+            self._begin(connection, request)
 
     def _flush_all(self) -> None:
         # Updates are counted from the cursor to the flushed position. The cursor may be the head of the log, so the log
@@ -132,17 +139,22 @@ class Resume:
 
     # The position
 
-    def _begin(self, connection: Subscriber, after: After) -> None:
-        log = self._update_log
-        if after == FROM_NOW_ON:
-            position: int | None = log.flushed
-        else:
-            position = None if after.id is None else self._index.after(after.id)
+    def _begin(self, connection: Subscriber, request: SubscribeRequest) -> None:
+        flushed, after = self._update_log.flushed, request.after
+        after_id = after is not None and after not in (FROM_NOW_ON, EARLIEST)
+        position = self._index.after(after.id) if after is not None and after.id is not None else None
+        known = position is not None
+        search = None
+        if position is None:
+            if request.last is not None:
+                search = NewestSearch(self._index, request.filter, request.last, flushed)
+            position = self._oldest() if search is None and (after_id or after == EARLIEST) else flushed
         # The cursor must not be after the flushed position, because the client would then miss the next updates.
-        connection.cursor = self._oldest() if position is None else min(position, log.flushed)
+        connection.cursor = min(position, flushed)
         connection.offset = 0
-        self._resuming[connection] = _Count(position is not None, connection.cursor)
-        self._dispatch(connection, ConnectionEvent.START if after == FROM_NOW_ON else ConnectionEvent.RESUME)
+        self._resuming[connection] = _Count(after_id, known or not after_id, search, connection.cursor)
+        from_now_on = not after_id and search is None and after != EARLIEST
+        self._dispatch(connection, ConnectionEvent.START if from_now_on else ConnectionEvent.RESUME)
 
     def _oldest(self) -> int:
         # If the position were after the flushed position, the number of replayed updates would be negative.
@@ -151,18 +163,27 @@ class Resume:
     # The resume message
 
     def next_message(self, connection: Subscriber) -> bytes | None:
-        """Continues counting the updates. Returns the frame of the `resume` message when all updates are counted.
+        """Continues to search and to count updates. Returns None if this is not complete yet.
 
-        If a filter must be applied, one call counts the updates of at most one segment.
+        At the end, returns the frame of the `resume` message, or empty bytes if the client gets no ids.
+
+        If a filter must be applied, one call applies it to the updates of at most two segments.
         """
-        count, index, flushed = self._resuming[connection], self._index, self._update_log.flushed
-        if connection.cursor < self._update_log.tail:
+        count, index, log = self._resuming[connection], self._index, self._update_log
+        flushed = log.flushed
+        if (search := count.search) is not None:
+            if not search.step():
+                return None
+            count.search = None
+            connection.cursor = count.counted = search.position
+        if connection.cursor < log.tail:
             # If the log drops uncounted updates a second time, the client gets only updates from now on, because
             # counting might otherwise never end.
-            count.complete, count.updates = False, 0
+            count.complete, count.updates = not count.after_id, 0
             connection.cursor = count.counted = flushed if count.overtaken else self._oldest()
             count.overtaken = True
-        updates, count.counted = index.count(connection.subscription.filter, count.counted, flushed)
+        subscription = connection.subscription
+        updates, count.counted = index.count(subscription.filter, count.counted, flushed)
         count.updates += updates
         if count.counted < flushed:
             return None
@@ -170,16 +191,18 @@ class Resume:
             # There is nothing to replay. The client gets a newer id, so that fewer updates must be counted at its next
             # resume.
             connection.cursor = flushed
-        self._on_resumed(count.complete, count.updates)
+        self._on_resumed(connection, count.complete, count.updates)
+        if not subscription.form.has_ids:
+            return b""
         after = str(index.before(connection.cursor))
-        return text_frame(resume(count.complete, count.updates, after, self._now_ms()))
+        return subscription.form.own_message(resume(count.complete, count.updates, after, self._now_ms()), after)
 
 
 @dataclass(slots=True)
 class _Wait:
     """The reason why a connection waits."""
 
-    after: After
+    request: SubscribeRequest
     awaited: UpdateId | None
     """The update for which the connection waits, or None if it only waits until the bridge has read back the stream."""
     ticked: bool = False
@@ -222,16 +245,16 @@ class PendingResumes:
         """
         self.replaying = False
 
-    def defer(self, connection: Subscriber, after: After) -> bool:
+    def defer(self, connection: Subscriber, request: SubscribeRequest) -> bool:
         """Adds a connection if it must wait. Returns whether the connection must wait."""
-        awaited = after.id
+        awaited = None if request.after is None else request.after.id
         sequence = None if awaited is None else self._awaited_sequence(awaited)
         if sequence is None:
             if not self.replaying:
                 return False
             sequence = 0
         self._next_sequence = min(self._next_sequence, sequence) if self.waits else sequence
-        self.waits[connection] = _Wait(after, awaited)
+        self.waits[connection] = _Wait(request, awaited)
         return True
 
     def _awaited_sequence(self, awaited: UpdateId) -> int | None:
@@ -247,11 +270,11 @@ class PendingResumes:
         """Removes a connection if it is waiting."""
         self.waits.pop(connection, None)
 
-    def ready(self) -> list[tuple[Subscriber, After]]:
-        """Removes and returns some of the connections that no longer need to wait, each with its requested start."""
+    def ready(self) -> list[tuple[Subscriber, SubscribeRequest]]:
+        """Removes and returns some of the connections that no longer need to wait, each with its request."""
         if not self.waits or self.replaying or self._index.newest_sequence < self._next_sequence:
             return []
-        ready: list[tuple[Subscriber, After]] = []
+        ready: list[tuple[Subscriber, SubscribeRequest]] = []
         next_sequence: int | None = None
         for connection, wait in self.waits.items():
             waits = wait.awaited is not None and not (wait.expired and self._index.is_ahead(wait.awaited))
@@ -259,7 +282,7 @@ class PendingResumes:
             if sequence is not None:
                 next_sequence = sequence if next_sequence is None else min(next_sequence, sequence)
                 continue
-            ready.append((connection, wait.after))
+            ready.append((connection, wait.request))
             if len(ready) == MAX_RELEASES_PER_TURN:
                 # More connections may be ready, so the next call searches again.
                 break

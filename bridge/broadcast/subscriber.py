@@ -9,6 +9,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.framing import Form
 from bridge.broadcast.live_set import LiveSet, Slot
 from bridge.broadcast.replay import UpdateFilter
 
@@ -29,9 +30,9 @@ class State(_Choice):
         "replay"
     )
     RESUMING = (
-        "the position in the log is known; the bridge counts the updates to replay, and has not sent `resume` yet"
+        "the bridge searches for the first update to replay, or counts the updates, and has not sent `resume` yet"
     )
-    CATCHING_UP = "the client has received `resume`, and gets the log from its cursor; it was never live"
+    CATCHING_UP = "the client has received `resume` if it gets ids, and gets the log from its cursor; it was never live"
     LIVE = "at the head of the log, with an empty socket; each flush writes to it"
     LAGGING = (
         "was live until its socket was full or a flush was postponed, or joined in a storm; reads the log from there"
@@ -46,9 +47,10 @@ class ConnectionEvent(_Choice):
     JOIN = "the connection joins without ids"
     HOLD = "during a storm (many connections join at once), the connection joins without ids, or has caught up"
     START = "the connection joins with ids from now on, at once or after its wait"
-    RESUME = "the connection joins after an id, at once or after its wait"
-    DEFER = "the connection joins with ids, and must wait"
-    RESUME_SENT = "the updates to replay are counted; the hub sends `resume` next"
+    RESUME = "the connection joins after an id or with a backlog, at once or after its wait"
+    DEFER = "the connection joins with ids or with a backlog, and must wait"
+    RESUME_SENT = "the updates to replay are counted; the hub sends `resume` next, if the client gets ids"
+    REACHED_HEAD = "the replay has reached the head of the log, but the socket is full"
     CAUGHT_UP = "the connection was sent everything that is flushed, and its socket is empty"
     PARTIAL_WRITE = "the socket took only a part of a flush"
     POSTPONED = "the connection must read the updates of a flush from the log: they are large, or many filters are due"
@@ -117,6 +119,8 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
     State.CATCHING_UP: {
         ConnectionEvent.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
         ConnectionEvent.HOLD: Transition(State.LAGGING, (Action.HOLD, Action.CLOSE_IF_STOPPING)),
+        # A connection whose socket took only a part of the heartbeat must not get another heartbeat.
+        ConnectionEvent.REACHED_HEAD: Transition(State.LAGGING),
         ConnectionEvent.CONGESTED: Transition(State.CATCHING_UP),
         ConnectionEvent.DRAINED: Transition(State.CATCHING_UP, (Action.SCHEDULE,)),
         ConnectionEvent.OVERTAKEN: Transition(State.CATCHING_UP, (Action.CLOSE_TOO_SLOW,)),
@@ -180,9 +184,9 @@ class Piece(NamedTuple):
 
 
 class Subscription(Protocol):
-    """What connections subscribe to: a filter, and whether updates are sent with ids.
+    """What connections subscribe to: a filter, and the form in which updates are sent.
 
-    All connections with the same filter and the same choice of ids share one subscription.
+    All connections with the same filter and the same form share one subscription.
     """
 
     @property
@@ -190,8 +194,8 @@ class Subscription(Protocol):
         """The filter that selects updates, or None for all updates."""
 
     @property
-    def ids(self) -> bool:
-        """Whether each update is sent with its id."""
+    def form(self) -> Form:
+        """The form in which updates are sent."""
 
     @property
     def live(self) -> "LiveSet[Subscriber]":
@@ -201,6 +205,10 @@ class Subscription(Protocol):
     """The number of the subscription's connections."""
     lagging_count: int
     """The number of the subscription's connections in the state LAGGING."""
+    sent_at: float
+    """The time of the last flush that the live connections got, in monotonic seconds."""
+    heartbeat_at: float
+    """The time until which no live connection needs a heartbeat, in monotonic seconds. Only `Heartbeats` changes it."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
         """Returns at most `max_bytes` of frames, beginning at byte `offset` of the frame at `position`."""
@@ -221,6 +229,10 @@ class Subscriber(Slot, Protocol):
     in parts."""
     congested: bool
     """Whether the transport holds bytes that the socket has not taken yet."""
+    sent_at: float
+    """The time when the hub last sent something to this connection alone, in monotonic seconds.
+
+    While the connection is LIVE, the subscription's `sent_at` may be later."""
     subscription: Subscription
     """The subscription of the connection, which is set when the connection joins."""
 

@@ -1,6 +1,6 @@
-"""The subscriptions of clients: for each filter, one subscription with ids and one without ids.
+"""The subscriptions of clients: for each filter, one subscription for each form in which clients receive updates.
 
-Connections with the same filter and the same choice of ids share a subscription. Subscriptions that send the same bytes
+Connections with the same filter and the same form share a subscription. Subscriptions that send the same bytes
 share one write. Each filter is applied to an update only once, even if many clients use it.
 
 This module does not use sockets.
@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from bridge.broadcast.framing import FrameEncoder
+from bridge.broadcast.framing import Form, FrameEncoder
 from bridge.broadcast.live_set import LiveSet
 from bridge.broadcast.replay import ReplayIndex, UpdateFilter
 from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
@@ -26,19 +26,30 @@ the updates from the log in the next turns of the event loop, like lagging conne
 class SharedSubscription:
     """Reads the log for the connections of one subscription, and knows which of the connections are live."""
 
-    __slots__ = ("_encoder", "_index", "connections", "filter", "ids", "lagging_count", "live")
+    __slots__ = (
+        "_encoder",
+        "_index",
+        "connections",
+        "filter",
+        "form",
+        "heartbeat_at",
+        "lagging_count",
+        "live",
+        "sent_at",
+    )
 
     def __init__(
-        self, index: ReplayIndex, encoder: FrameEncoder, update_filter: UpdateFilter | None, ids: bool
+        self, index: ReplayIndex, encoder: FrameEncoder, update_filter: UpdateFilter | None, form: Form
     ) -> None:
         """`encoder` encodes the frames of `index`. If `update_filter` is None, the subscription sends all updates."""
         self._index = index
         self._encoder = encoder
         self.filter = update_filter
-        self.ids = ids
+        self.form = form
         self.live: LiveSet[Subscriber] = LiveSet()
         self.connections = 0
         self.lagging_count = 0
+        self.sent_at = self.heartbeat_at = 0.0
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
         """Returns at most `max_bytes` of frames, beginning at byte `offset` of the frame at `position`.
@@ -49,25 +60,25 @@ class SharedSubscription:
         if offset:
             return self._part(position, offset, max_bytes)
         log = self._index.update_log
-        if self.filter is None and not self.ids:
+        if self.filter is None and self.form is Form.TEXT:
             frames, reached = log.read(position, end, max_bytes)
             if len(frames) > max_bytes:
                 return self._part(position, 0, max_bytes)
             return Piece(frames, range(position, reached), reached, 0)
         run: list[bytes] = []
         size = 0
-        positions, reached = self._index.matching(self.filter, position, end, own_messages=self.ids)
+        positions, reached = self._index.matching(self.filter, position, end, own_messages=self.form.has_ids)
         for at in positions:
             size += len(log.frame(at))
             if run and size > max_bytes:
                 return Piece(b"".join(run), positions[: len(run)], at, 0)
             if size > max_bytes:
                 return self._part(at, 0, max_bytes)
-            run.append(self._encoder.frame(at, ids=self.ids))
+            run.append(self._encoder.frame(at, self.form))
         return Piece(b"".join(run), positions, reached, 0)
 
     def _part(self, position: int, offset: int, max_bytes: int) -> Piece:
-        part, is_last = self._encoder.part(position, offset, max_bytes, ids=self.ids)
+        part, is_last = self._encoder.part(position, offset, max_bytes, self.form)
         end, reached = (position + 1, 0) if is_last else (position, offset + len(part))
         return Piece(part, (position,), end, reached)
 
@@ -80,7 +91,7 @@ class SharedSubscription:
         taken += offset
         if len(positions) == 1:
             return positions[0], taken
-        ends = self._encoder.ends(positions, ids=self.ids)
+        ends = self._encoder.ends(positions, self.form)
         at = bisect_right(ends, taken)
         return positions[at], taken - (ends[at - 1] if at else 0)
 
@@ -102,9 +113,9 @@ class Subscriptions:
     def __init__(self, index: ReplayIndex) -> None:
         self._index = index
         self._encoder = FrameEncoder(index)
-        self.unfiltered = SharedSubscription(index, self._encoder, None, ids=False)
+        self.unfiltered = SharedSubscription(index, self._encoder, None, Form.TEXT)
         self._only_unfiltered = (self.unfiltered,)
-        self._others: dict[tuple[UpdateFilter | None, bool], SharedSubscription] = {}
+        self._others: dict[tuple[UpdateFilter | None, Form], SharedSubscription] = {}
 
     def __len__(self) -> int:
         """The number of subscriptions, not counting the default subscription."""
@@ -114,9 +125,9 @@ class Subscriptions:
         """Iterates over a copy, because a subscription is removed if the caller removes its last connection."""
         return iter((self.unfiltered, *self._others.values()))
 
-    def join(self, update_filter: UpdateFilter | None, *, ids: bool) -> SharedSubscription:
+    def join(self, update_filter: UpdateFilter | None, form: Form) -> SharedSubscription:
         """Returns the subscription for a new connection. The connection must leave this subscription later."""
-        subscription = self._find(update_filter, ids)
+        subscription = self._find(update_filter, form)
         subscription.connections += 1
         return subscription
 
@@ -125,22 +136,26 @@ class Subscriptions:
         subscription.connections -= 1
         if subscription.connections:
             return
-        self._others.pop((subscription.filter, subscription.ids), None)
-        if subscription.filter is not None and (subscription.filter, not subscription.ids) not in self._others:
+        self._others.pop((subscription.filter, subscription.form), None)
+        if subscription.filter is not None and self._twin(subscription.filter) is None:
             self._index.forget(subscription.filter)
 
-    def _find(self, update_filter: UpdateFilter | None, ids: bool) -> SharedSubscription:
-        if update_filter is None and not ids:
+    def _find(self, update_filter: UpdateFilter | None, form: Form) -> SharedSubscription:
+        if update_filter is None and form is Form.TEXT:
             return self.unfiltered
-        subscription = self._others.get((update_filter, ids))
+        subscription = self._others.get((update_filter, form))
         if subscription is None:
-            # The subscription with ids and the one without ids must share one filter object, because `_grouped` applies
-            # each filter object only once.
-            twin = self._others.get((update_filter, not ids))
+            # All subscriptions with equal filters must share one filter object, because `_grouped` applies each filter
+            # object only once.
+            twin = self._twin(update_filter)
             shared = twin.filter if twin else update_filter
-            subscription = SharedSubscription(self._index, self._encoder, shared, ids)
-            self._others[update_filter, ids] = subscription
+            subscription = SharedSubscription(self._index, self._encoder, shared, form)
+            self._others[update_filter, form] = subscription
         return subscription
+
+    def _twin(self, update_filter: UpdateFilter | None) -> SharedSubscription | None:
+        """Returns a subscription with this filter, in any form."""
+        return next((twin for form in Form if (twin := self._others.get((update_filter, form)))), None)
 
     def batches(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Batch], Sequence[SharedSubscription]]:
         """Returns the batches to write in this flush, and the subscriptions to serve in later turns of the event loop.
@@ -154,15 +169,22 @@ class Subscriptions:
             return self._grouped(frames, positions)
         # If one of the bridge's own messages is flushed, nothing else is flushed with it (see `Hub.send_own_message`).
         # All subscriptions with ids get this message.
-        message = self._index.own_message_at(start)
-        with_ids = [subscription for subscription in self._others.values() if subscription.ids]
-        return ((Batch(with_ids, message, (start,), 0),) if message and with_ids else ()), ()
+        if not self._index.own_message_at(start):
+            return (), ()
+        with_ids = [subscription for subscription in self._others.values() if subscription.form.has_ids]
+        return [
+            Batch(subscriptions, self._encoder.frame(start, form), (start,), 0)
+            for form in Form
+            if (subscriptions := [each for each in with_ids if each.form is form])
+        ], ()
 
     def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Batch], list[SharedSubscription]]:
         inputs = [self._index.filter_input(position) for position in positions]
         everything = (True,) * len(inputs)
         matches_by_filter: dict[int, tuple[bool, ...]] = {}
-        alike: dict[tuple[bool, tuple[bool, ...]], list[SharedSubscription]] = {(False, everything): [self.unfiltered]}
+        alike: dict[tuple[Form, tuple[bool, ...]], list[SharedSubscription]] = {
+            (Form.TEXT, everything): [self.unfiltered]
+        }
         later = []
         for subscription in self._others.values():
             update_filter = subscription.filter
@@ -176,12 +198,12 @@ class Subscriptions:
             else:
                 later.append(subscription)
                 continue
-            alike.setdefault((subscription.ids, matches), []).append(subscription)
+            alike.setdefault((subscription.form, matches), []).append(subscription)
         batches = []
-        for (ids, matches), subscriptions in alike.items():
+        for (form, matches), subscriptions in alike.items():
             shown = [position for position, match in zip(positions, matches, strict=True) if match]
-            if shown and (ids or len(shown) < len(positions)):
-                run = b"".join(self._encoder.frame(position, ids=ids) for position in shown)
+            if shown and (form is not Form.TEXT or len(shown) < len(positions)):
+                run = b"".join([self._encoder.frame(position, form) for position in shown])
                 batches.append(Batch(subscriptions, run, shown, len(shown)))
             elif shown:
                 batches.append(Batch(subscriptions, frames, positions, len(shown)))

@@ -114,6 +114,21 @@ def duration(low_s: float, high_s: float) -> Callable[[str], float]:
     return parse
 
 
+def duration_or_zero(low_s: float, high_s: float) -> Callable[[str], float]:
+    """Returns a parser for a duration, as `duration` does, or for `0`, which switches something off."""
+    parse_duration = duration(low_s, high_s)
+
+    def parse(text: str) -> float:
+        if text == "0":
+            return 0.0
+        try:
+            return parse_duration(text)
+        except ValueError as error:
+            raise ValueError(f"0 or {error}") from None
+
+    return parse
+
+
 _BINARY = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 _TIMES = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
 

@@ -329,6 +329,13 @@ class Settings:
         "DURATION",
         "How long a client may be silent before the bridge closes the connection with 4009.",
     )
+    heartbeat_interval_s: float = _setting(
+        Group.CLIENTS,
+        "30s",
+        parsers.duration_or_zero(0.05, 86400),
+        "DURATION",
+        "How long a client with ids may get no message before the bridge sends it a heartbeat. 0: no heartbeats.",
+    )
     shutdown_timeout_s: float = _setting(
         Group.CLIENTS,
         "8s",

@@ -36,12 +36,21 @@ def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes: 
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 
 
-def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
+def gap(since: str, until: str, reason: str, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
     """Returns the message about a period in which the bridge may have missed events, for clients that asked for ids.
 
-    `reason` is a fixed word such as `broker-away`, because clients must not receive text from the broker.
+    `reason` is a fixed word such as `broker-away`, because clients must not receive text from the broker. A client that
+    resumes after `id` does not get this message again.
     """
-    return wrap("gap", {"since": since, "until": until, "reason": reason}, timestamp_ms)
+    return wrap("gap", {"since": since, "until": until, "reason": reason, "id": id}, timestamp_ms)
+
+
+def heartbeat(id: str, consuming: bool, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
+    """Returns the message that a client with ids has received everything up to `id`.
+
+    `consuming` says whether the bridge has a working broker.
+    """
+    return wrap("heartbeat", {"id": id, "consuming": consuming}, timestamp_ms)
 
 
 def close(code: int, reason: str, timestamp_ms: int) -> bytes:

@@ -198,6 +198,10 @@ class SubscribeRequest:
     """
 
 
+EVERYTHING = SubscribeRequest(None, None)
+"""The request of a client that gives no query: all updates from now on, without ids."""
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """The parsed query of a request."""

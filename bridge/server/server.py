@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.framing import Form
 from bridge.broadcast.hub import Hub
 from bridge.contract.filters import SubscribeRequest
 from bridge.loop_turn import LoopTurn
@@ -248,7 +249,7 @@ class Server:
         self._heap_trimmer.grown_to(len(self._connections))
         self._client_log.opened(connection)
         over_address_limit = self._address_limit.over_limit(address)
-        self._hub.join(connection, subscribe.filter, subscribe.after)
+        self._hub.join(connection, subscribe, Form.TEXT if subscribe.after is None else Form.TEXT_WITH_ID)
         limits = self._limits
         if self._aborting:
             connection.abort()

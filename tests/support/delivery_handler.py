@@ -43,6 +43,8 @@ class Recorder:
     def __init__(self) -> None:
         self.log: list[Delivered | IdOnly | Gap | str] = []
         self.deliveries: list[Delivery] = []
+        self.gap_ids: list[UpdateId | None] = []
+        """The id of each reported gap."""
         self.holds = False
         """If true, no delivery is settled."""
         self.settleable_at_session_end: list[list[bool]] = []
@@ -61,8 +63,12 @@ class Recorder:
     def on_caught_up(self) -> None:
         self.log.append(CAUGHT_UP)
 
-    def on_gap(self, gap: Gap) -> None:
+    def on_gap(self, gap: Gap, update_id: UpdateId | None) -> None:
         self.log.append(gap)
+        self.gap_ids.append(update_id)
+        if update_id is not None and not update_id.before:
+            # The gap has the id of a message that is not an event.
+            self.log.append(IdOnly(update_id))
 
     def on_session_end(self) -> None:
         self.settleable_at_session_end.append([delivery.current for delivery in self.deliveries])

@@ -20,12 +20,13 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
+from bridge.broadcast.framing import Form
 from bridge.broadcast.hub import FLUSH_BYTES, Hub
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import UpdateLog
 from bridge.contract import envelope
-from bridge.contract.filters import After
+from bridge.contract.filters import After, SubscribeRequest
 from bridge.loop_turn import TURN_S, LoopTurn
 from bridge.metrics import Metrics
 from bridge.server.transport.tcp import PeerName
@@ -158,6 +159,7 @@ class FakeSubscriber:
         self.peer = "a client"
         self.cursor = self.offset = 0
         self.congested = False
+        self.sent_at = 0.0
         self.full = False
         """True if the next write does not fit."""
         self.leaves = False
@@ -205,7 +207,10 @@ class FakeSubscriber:
             self.hub.leave(self)
             return 0
         self.writes.append(b"".join(frames))
-        self.congested = self.congested or self.full
+        if self.full and not self.congested:
+            self.congested = True
+            if self.state is State.LIVE:
+                self.hub.congested(self)
         return -1 if self.congested else len(self.writes[-1])
 
     def close(self, reason: CloseReason, **details: object) -> None:
@@ -580,6 +585,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.is_live = True
+        self.is_consuming = True
 
 
 class Scene:
@@ -597,12 +603,16 @@ class Scene:
         flush_bytes: int = FLUSH_BYTES,
         now_ms: Callable[[], int] = lambda: NOW_MS,
         storms: bool = False,
+        heartbeat_s: float = 0.0,
     ) -> None:
         """If `shared` is true, each update already has its id, as updates from a stream do.
 
-        With `storms`, many connections that join are a storm until `turns.end_timers` is called.
+        With `storms`, many connections that join are a storm until `turns.end_timers` is called. With `heartbeat_s`,
+        each call of `turns.end_timers` looks for due heartbeats.
         """
         self.turns = Turns()
+        self.now_s = 1000.0
+        """The time of the hub's clock, in seconds."""
         self.log = UpdateLog(log_bytes)
         self.index = ReplayIndex(self.log, None if shared else TAG)
         self.metrics = Metrics() if metrics is None else metrics
@@ -614,12 +624,14 @@ class Scene:
             self.index,
             self.metrics,
             self.turns.call_soon,
-            self.turns.call_later if storms else call_now,
+            self.turns.call_later if storms or heartbeat_s else call_now,
+            lambda: self.now_s,
             now_ms,
             self.flushes if flush_listener is None else flush_listener,
             self.source,
             self.turn,
             self.flow_control,
+            heartbeat_s=heartbeat_s,
             flush_bytes=flush_bytes,
             replaying=replaying,
             trace=trace,
@@ -650,21 +662,35 @@ class Scene:
             self.hub.publish(update(each.sequence), ("a", {}), each)
         self.hub.flush()
 
-    def join(self, after: str | None = None, wanted: Any = None, *, full: bool = False) -> FakeSubscriber:
+    def join(
+        self, after: str | None = None, wanted: Any = None, *, last: int | None = None, full: bool = False
+    ) -> FakeSubscriber:
         """Adds a client without a descriptor. With `full`, the client takes only a part of the next write."""
         subscriber = FakeSubscriber(self.hub)
         subscriber.full = full
-        self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
+        self._join(subscriber, after, wanted, last)
         return subscriber
 
     def join_with_socket(
-        self, room_bytes: int | None = None, *, after: str | None = None, wanted: Any = None
+        self,
+        room_bytes: int | None = None,
+        *,
+        after: str | None = None,
+        wanted: Any = None,
+        last: int | None = None,
+        form: Form | None = None,
     ) -> SocketSubscriber:
         """Adds a client with a descriptor. `room_bytes` is the buffer size that its socket requests."""
         subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
         self._sockets.append(subscriber)
-        self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
+        self._join(subscriber, after, wanted, last, form)
         return subscriber
+
+    def _join(
+        self, subscriber: FakeSubscriber, after: str | None, wanted: Any, last: int | None, form: Form | None = None
+    ) -> None:
+        request = SubscribeRequest(wanted, None if after is None else After.parse(after), last)
+        self.hub.join(subscriber, request, form or (Form.TEXT if after is None else Form.TEXT_WITH_ID))
 
     def lagging(self, *payloads: bytes) -> FakeSubscriber:
         """Adds a client that has taken only a part of one update, and then publishes these updates."""

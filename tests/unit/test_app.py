@@ -367,7 +367,7 @@ async def test_update_log_counts_updates_and_not_its_other_entries(build: Callab
     bridge = build()
     assert value(bridge.metrics, "bridge_update_log_updates") == 0
     bridge._hub.publish(b"update")
-    bridge._hub.send_own_message(b"gap")
+    bridge._hub.send_own_message(lambda _: b"gap")
     assert value(bridge.metrics, "bridge_update_log_updates") == 1
     assert value(bridge.metrics, "bridge_update_log_bytes") == bridge._hub._update_log.size_bytes > len(b"update")
 

@@ -142,7 +142,7 @@ def test_time_of_the_newest_update_stays_when_nothing_is_broadcast(
     scene.deliver(killmail(1))
     monkeypatch.setattr(relay_module, "now_ms", lambda: 1_700_000_009_000)
     scene.deliver(body)
-    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, "broker away"))
+    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, "broker away"), None)
     assert scene.count("bridge_last_update_timestamp_seconds") == 1_700_000_000.5
 
 
@@ -346,8 +346,8 @@ def test_gap_names_nothing_of_the_broker_to_clients(tmp_path: Path) -> None:
     with_ids = scene.join(after="")
     scene.turns.settle()
     words = "user 'edk' at broker.internal:5672 was refused: Connection.Close(reply_code=403)"
-    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, words))
-    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, words, GapSlug.STREAM_TRUNCATED))
+    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, words), None)
+    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, words, GapSlug.STREAM_TRUNCATED), None)
     scene.turns.settle()
     gaps = [message["data"] for message in messages(with_ids.received) if message["type"] == "gap"]
     assert [gap["reason"] for gap in gaps] == ["broker-away", "stream-truncated"]

@@ -96,8 +96,11 @@ class DeliveryHandler(Protocol):
     def on_caught_up(self) -> None:
         """Called once, when all messages that were in the stream before the bridge started have been delivered."""
 
-    def on_gap(self, gap: Gap) -> None:
-        """Called when events may have been missed, before the first delivery after this gap."""
+    def on_gap(self, gap: Gap, update_id: UpdateId | None) -> None:
+        """Called when events may have been missed, before the first delivery after this gap.
+
+        With a stream, `update_id` is an id after which clients of all bridges resume without this gap.
+        """
 
     def on_session_end(self) -> None:
         """Called when a session has ended. Unsettled deliveries of an ended session can't be acknowledged any more."""

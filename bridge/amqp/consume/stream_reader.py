@@ -25,6 +25,7 @@ from bridge.amqp.consume.stream_end_probe import StreamEndProbe, not_a_stream_er
 from bridge.amqp.consume.stream_position import RECREATED, TRUNCATED, StreamPosition
 from bridge.amqp.status import GapSlug, Status
 from bridge.amqp.topology import Queue
+from bridge.contract.update_id import UpdateId
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
@@ -171,24 +172,30 @@ class StreamReader:
 
     # Messages of the stream
 
-    def on_marker(self, body: bytes) -> None:
-        """Passes the gap in a marker on to the handler, unless the handler already has this gap."""
+    def on_marker(self, body: bytes, update_id: UpdateId) -> bool:
+        """Passes the gap in a marker on to the handler, with the marker's id, unless the handler already has this gap.
+
+        Returns whether the gap was passed on.
+        """
         marker = stream_markers.decode(body)
         if marker is None or marker.gap is None or marker.token in self._reported_tokens:
-            return
+            return False
         self._reported_tokens.append(marker.token)
         if marker.token.startswith(self._instance):
-            self._gaps.report(marker.gap)
+            self._gaps.report(marker.gap, update_id)
         else:
-            self._gaps.forward(marker.gap)
+            self._gaps.forward(marker.gap, update_id)
+        return True
 
     def report_loss(self) -> None:
         """Called before the first delivery after a loss that `self.position` has found.
 
-        Reports the loss to the handler.
+        Reports the loss to the handler. The id of the gap is from before the delivery, because all bridges that have
+        the delivery can resume there.
         """
-        reason = self.position.take_loss()
-        self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
+        reason, delivery_id = self.position.take_loss(), self.position.last
+        assert delivery_id is not None
+        self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY), delivery_id._replace(before=True))
 
     def expect_end(self, offset: int, at_s: float) -> None:
         """Records that all messages published before `at_s` (monotonic seconds) have offsets up to `offset`."""

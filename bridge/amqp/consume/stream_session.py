@@ -64,10 +64,9 @@ class StreamSession(ConsumerSession):
         assert update_id is not None
         if properties.type == MARKER_TYPE and not exchange:
             self._forward_deliveries()
-            # The gap is reported before the marker's id is recorded, because a client that has got this id and resumes
-            # after it must not get the gap again.
-            self._reader.on_marker(body)
-            self._handler.record_id(update_id)
+            # The gap has the id of its marker: a client that resumes after this id must not get the gap again.
+            if not self._reader.on_marker(body, update_id):
+                self._handler.record_id(update_id)
             self.settle(tag)
             self._catch_up(offset)
             return

@@ -28,7 +28,7 @@ from bridge.broadcast.catch_up import (
 )
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
-from bridge.broadcast.framing import FrameEncoder
+from bridge.broadcast.framing import Form, FrameEncoder
 from bridge.broadcast.hub import FLUSH_BYTES, TLS_FLUSH_BYTES
 from bridge.broadcast.join_storm import MAX_JOINS
 from bridge.broadcast.subscriber import State
@@ -403,7 +403,7 @@ def test_own_message_during_a_flush_keeps_its_place(scene: Scene, small_groups: 
     scene.turns.settle()
     scene.turn.steps = 1
     scene.publish("a")
-    scene.hub.send_own_message(b'{"type":"gap"}')
+    scene.hub.send_own_message(lambda _: b'{"type":"gap"}')
     scene.publish("b")
     scene.turns.settle()
     expected = text_frame(b'{"type":"gap"}')
@@ -503,7 +503,7 @@ def test_log_drops_no_update_of_a_suspended_round(small_groups: None, *, own_mes
         assert scene.flushes.positions[-1] == 1
         for number in range(3, 40_000 // 2 // ENTRY_BYTES):
             if own_messages:
-                scene.hub.send_own_message(b"{}")
+                scene.hub.send_own_message(lambda _: b"{}", UpdateId(number, TAG))
             else:
                 scene.hub.record_id(UpdateId(number, TAG))
             assert scene.log.tail <= scene.flushes.positions[-1], "the log drops only flushed frames"
@@ -515,8 +515,8 @@ def test_log_drops_no_update_of_a_suspended_round(small_groups: None, *, own_mes
 def test_log_drops_no_update_while_own_messages_wait(small_groups: None) -> None:
     with closing(Scene(log_bytes=40_000, shared=True)) as scene:
         crowd = suspended_round(scene, 10_000)
-        for _ in range(100):
-            scene.hub.send_own_message(b"x" * 500)
+        for number in range(3, 103):
+            scene.hub.send_own_message(lambda _: b"x" * 500, UpdateId(number, TAG))
             assert scene.log.tail <= scene.flushes.positions[-1], "the log drops only flushed frames"
         assert scene.log.tail > 1
         assert scene.flow_control.behind == [True]
@@ -530,7 +530,7 @@ def test_own_messages_that_are_sent_no_longer_wait(scene: Scene, small_groups: N
         scene.join(after="")
     scene.turns.settle()
     for _ in range(1000):
-        scene.hub.send_own_message(b"x" * 500)
+        scene.hub.send_own_message(lambda _: b"x" * 500)
     scene.turn.steps = 1
     scene.publish("a")
     scene.publish("b")
@@ -707,9 +707,9 @@ def test_update_larger_than_a_piece_is_sent_in_pieces(scene: Scene, after: str |
     pieces = subscriber.writes[before:]
     assert [len(piece) for piece in pieces[:-2]] == [CATCH_UP_BYTES] * (MAX_PARTS_PER_TURN + 2)
     assert written == [MAX_PARTS_PER_TURN, MAX_PARTS_PER_TURN + 3, MAX_PARTS_PER_TURN + 4]
-    framing, ids = FrameEncoder(scene.index), after is not None
-    assert b"".join(pieces[:-1]) == framing.frame(1, ids=ids)
-    assert pieces[-1] == framing.frame(2, ids=ids)
+    framing, form = FrameEncoder(scene.index), Form.TEXT if after is None else Form.TEXT_WITH_ID
+    assert b"".join(pieces[:-1]) == framing.frame(1, form)
+    assert pieces[-1] == framing.frame(2, form)
     assert subscriber.ended_frames == 1
 
 
@@ -1151,7 +1151,7 @@ def test_resumed_connection_gets_its_resume_message_at_once_and_the_updates_afte
         assert [client.state for client in clients] == [State.LAGGING] * 2
         end_storm(scene)
         framing = FrameEncoder(scene.index)
-        frames = [framing.frame(position, ids=True) for position in range(3)]
+        frames = [framing.frame(position, Form.TEXT_WITH_ID) for position in range(3)]
         assert [client.read() for client in clients] == [frames[2]] * 2
         assert scene.sends() == (MAX_JOINS, 2 + 3, 0)
 
@@ -1167,8 +1167,9 @@ def test_replay_is_sent_at_once_during_a_storm() -> None:
         scene.turns.settle()
         client.read()
         framing = FrameEncoder(scene.index)
-        replay = b"".join(framing.frame(at, ids=True) for at in range(scene.log.tail + 1, scene.log.head))
-        assert client.received.endswith(replay)
+        replay = b"".join(framing.frame(at, Form.TEXT_WITH_ID) for at in range(scene.log.tail + 1, scene.log.head))
+        _, heartbeat = client.received.split(replay)
+        assert heartbeat[2:].startswith(b'{"type":"heartbeat"')
         assert client.state is State.LAGGING
 
 
@@ -1633,10 +1634,10 @@ def test_next_connection_may_get_the_descriptor_of_one_that_left(scene: Scene) -
 def test_logged_updates_are_counted_without_other_entries_and_without_dropped_ones() -> None:
     with closing(Scene(log_bytes=100_000, shared=True)) as scene:
         assert scene.hub.logged_updates == 0
-        for number in range(1, 601, 2):
+        for number in range(1, 901, 3):
             scene.hub.record_id(UpdateId(number, 1))
             scene.publish_with_ids(UpdateId(number + 1, 1))
-            scene.hub.send_own_message(b"gap")
+            scene.hub.send_own_message(lambda _: b"gap", UpdateId(number + 2, 1))
         kept = range(scene.log.tail, scene.log.head)
         assert kept.start > 0
         assert scene.hub.logged_updates == sum(position % 3 == 1 for position in kept)
@@ -1703,7 +1704,7 @@ def test_bytes_of_large_updates_are_counted_with_and_without_a_descriptor(size: 
 def test_bytes_of_own_messages_are_counted(scene: Scene) -> None:
     resumed, live_one = scene.join_with_socket(after=""), scene.join(after="")
     scene.turns.settle()
-    scene.hub.send_own_message(b'{"type":"gap","data":{},"timestamp":1700000000000}')
+    scene.hub.send_own_message(lambda _: b'{"type":"gap","data":{},"timestamp":1700000000000}')
     received = [resumed.read(), live_one.received]
     assert all(b"resume" in each and b"gap" in each for each in received)
     assert scene.hub.sent_bytes == sum(map(len, received))

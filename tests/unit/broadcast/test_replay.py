@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.framing import FrameEncoder
+from bridge.broadcast.framing import Form, FrameEncoder
 from bridge.broadcast.replay import (
     CACHED_COST_BYTES,
     MATCH_COST_BYTES,
@@ -23,6 +23,10 @@ from bridge.contract.update_id import UpdateId
 
 TAG = 7
 FRAME = b"x"
+
+
+def own_message(_: str) -> bytes:
+    return b"own message"
 
 
 @dataclass(slots=True)
@@ -65,7 +69,7 @@ def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
         if position % 10 == 3:
             index.record_id(id_at(position))
         elif position % 10 == 7:
-            index.append_own_message(text_frame(b"own message"))
+            index.append_own_message(own_message, id_at(position))
         else:
             index.append(text_frame(envelope.wrap("a", position, 0)), id_at(position))
             positions.append(position)
@@ -132,7 +136,7 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
     index = shared(holding(100), 5)
     index.record_id(id_at(5))
     assert [*index.updates(5, 6)] == []
-    index.append_own_message(text_frame(b"own message"))
+    index.append_own_message(own_message, id_at(6))
     assert [*index.updates(4, 7)] == [4]
     assert index.has_own_message(6, 7)
     assert not index.has_own_message(4, 6)
@@ -141,8 +145,8 @@ def test_last_position_that_holds_no_update_is_left_out() -> None:
 def test_flush_ends_before_an_own_message_and_after_it() -> None:
     index = shared(holding(100), 5)
     assert index.run_end(0) == 5
-    index.append_own_message(text_frame(b"one"))
-    index.append_own_message(text_frame(b"two"))
+    index.append_own_message(own_message, id_at(5))
+    index.append_own_message(own_message, id_at(6))
     index.append(b"frame", id_at(7))
     assert [index.run_end(start) for start in range(8)] == [5, 5, 5, 5, 5, 6, 7, 8]
 
@@ -182,13 +186,89 @@ def test_update_that_evicts_everything_leaves_the_id_before_it(before: int) -> N
     index.append(bytes(index.update_log.max_bytes), id_at(before))
     assert len(index.update_log) == 1
     assert index.after(id_at(before)) == before + 1
-    assert index.before(before) == (id_at(before - 1) if before else UpdateId(0, 0))
+    assert index.before(before) == (id_at(before - 1) if before else id_at(0)._replace(before=True))
     index.append(FRAME, id_at(before + 1))
     assert index.before(index.update_log.head) == id_at(before + 1)
 
 
-def test_stream_without_an_update_yet_begins_before_the_first_id() -> None:
-    assert shared(holding(1)).before(0) == UpdateId(0, 0)
+def test_id_of_a_stream_without_an_entry_is_known_until_an_entry_is_dropped() -> None:
+    index = shared(holding(2))
+    start = index.before(0)
+    for position in range(2):
+        assert index.after(start) == 0
+        index.append(FRAME, id_at(position))
+    index.append(FRAME, id_at(2))
+    assert index.after(start) is None
+
+
+# Ids from before an update
+
+
+def test_id_from_before_the_first_entry_is_the_first_position() -> None:
+    index = shared(holding(10), 3)
+    before = index.before(0)
+    assert before == UpdateId(1, TAG, before=True)
+    assert index.after(before) == 0
+    assert index.after(id_at(2)._replace(before=True)) == 2
+    assert index.after(UpdateId(1, TAG + 1, before=True)) is None
+
+
+def test_id_from_before_an_update_that_the_log_dropped_is_unknown() -> None:
+    index = shared(holding(3), 5)
+    assert [index.after(id_at(position)._replace(before=True)) for position in range(5)] == [None, None, 2, 3, 4]
+
+
+def test_id_from_before_an_update_that_may_still_arrive_is_ahead() -> None:
+    index = shared(holding(10), 3)
+    ahead = id_at(3)._replace(before=True)
+    assert index.is_ahead(ahead)
+    index.append(FRAME, id_at(3))
+    assert not index.is_ahead(ahead)
+    assert index.after(ahead) == 3
+
+
+@pytest.mark.parametrize("before", [0, 1, SEGMENT_UPDATES - 1, SEGMENT_UPDATES])
+@pytest.mark.parametrize("recreated", [False, True])
+def test_own_message_before_an_update_has_its_id_from_before_it(before: int, *, recreated: bool) -> None:
+    """If `recreated` is True, the update comes from another stream, in which sequences begin again."""
+    index = shared(holding(2**10), before)
+    following = UpdateId(0, TAG + 1) if recreated else id_at(before)
+    gap = following._replace(before=True)
+    index.append_own_message(own_message, gap)
+    assert index.id_of(before) == gap
+    assert index.after(gap) == before + 1
+    assert index.after(following) is None, "the update itself has not arrived"
+    index.append(FRAME, following)
+    assert index.id_of(before) == gap
+    assert index.id_of(before + 1) == following
+    assert index.after(gap) == before + 1
+    assert index.after(following) == before + 2
+    if before:
+        assert index.after(id_at(before - 1)) == before, "a client with this id gets the own message"
+
+
+@pytest.mark.parametrize("before", [1, SEGMENT_UPDATES])
+def test_own_message_with_an_id_of_its_own_is_found_by_this_id(before: int) -> None:
+    index = shared(holding(2**10), before)
+    index.append_own_message(own_message, id_at(before))
+    index.append(FRAME, id_at(before + 1))
+    assert index.after(id_at(before)) == before + 1
+    assert index.after(id_at(before - 1)) == before
+    assert index.after(id_at(before)._replace(before=True)) == before
+
+
+def test_index_that_assigns_ids_knows_no_id_from_before_an_update() -> None:
+    index = ReplayIndex(UpdateLog(1000), TAG)
+    index.append(FRAME)
+    assert index.after(UpdateId(1, TAG, before=True)) is None
+
+
+def test_index_that_assigns_ids_gives_an_own_message_the_id_of_its_position() -> None:
+    index = ReplayIndex(UpdateLog(1000), TAG)
+    index.append(FRAME)
+    index.append_own_message(str.encode)
+    assert index.own_message_at(1) == str(id_at(1)).encode()
+    assert index.after(id_at(1)) == 2
 
 
 def test_other_id_with_the_newest_sequence_is_not_ahead() -> None:
@@ -204,9 +284,9 @@ def test_other_id_with_the_newest_sequence_is_not_ahead() -> None:
 def test_segments_are_few_and_are_dropped_with_their_positions(size: int) -> None:
     index = ReplayIndex(UpdateLog(20 * SEGMENT_BYTES))
     for position in range(5 * SEGMENT_UPDATES):
-        index.append(bytes(size), id_at(position))
+        index.append(bytes(size), id_at(2 * position))
         if position % 7 == 0:
-            index.append_own_message(text_frame(b""))
+            index.append_own_message(own_message, id_at(2 * position + 1))
         segments, log = index._segments, index.update_log
         assert len(segments) == 1 or segments[1].start >= log.tail
         lengths = [following.start - segment.start for segment, following in pairwise(segments)]
@@ -218,7 +298,7 @@ def test_segment_of_large_frames_ends_at_its_byte_limit(*, own_messages: bool) -
     index, frame = ReplayIndex(UpdateLog(2**24), TAG), text_frame(bytes(1000))
     for _ in range(200):
         if own_messages:
-            index.append_own_message(frame)
+            assert index.append_own_message(lambda _: frame) == len(frame)
         else:
             index.append(frame)
     length = -(-SEGMENT_BYTES // len(frame))
@@ -255,10 +335,12 @@ def test_frame_with_an_id_counts_as_work_the_first_time() -> None:
     index = ReplayIndex(UpdateLog(2**20), TAG)
     index.append(text_frame(envelope.wrap("a", 1, 0)))
     framing = FrameEncoder(index)
-    framing.frame(0, ids=False)
+    framing.frame(0, Form.TEXT)
     assert index.work_bytes == 0
-    for _ in range(2):
-        assert len(framing.frame(0, ids=True)) == index.work_bytes > 0
+    for form in (Form.TEXT_WITH_ID, Form.EVENT):
+        before = index.work_bytes
+        for _ in range(2):
+            assert len(framing.frame(0, form)) == index.work_bytes - before > 0
 
 
 def test_cache_is_bounded_and_keeps_the_newest_value() -> None:

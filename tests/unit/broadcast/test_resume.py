@@ -8,6 +8,8 @@ from __future__ import annotations
 import weakref
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import floor
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -20,20 +22,21 @@ from bridge.broadcast import join_storm, live_set, replay
 from bridge.broadcast import resume as resume_module
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, MIN_COST_BYTES, RETURNING, TURN_BUDGETS_BYTES
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.replay import REPLAY_MARGIN, SEGMENT_UPDATES, ReplayIndex, UpdateFilter
+from bridge.broadcast.framing import Form
+from bridge.broadcast.replay import REPLAY_MARGIN, SEGMENT_BYTES, SEGMENT_UPDATES, ReplayIndex, UpdateFilter
 from bridge.broadcast.resume import MAX_RELEASES_PER_TURN, PendingResumes, Resume
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.subscriptions import MAX_MATCHES_PER_FLUSH, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
-from bridge.contract.filters import After
+from bridge.contract.filters import After, SubscribeRequest
 from bridge.contract.update_id import UpdateId
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
 from tests.support.fakes import NOW_MS, TAG, FakeSubscriber, Scene, SocketSubscriber, ignore, update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,26 @@ class Counting:
         return id(self)
 
 
-def messages(stream: bytes) -> list[dict[str, Any]]:
+def all_messages(stream: bytes) -> list[dict[str, Any]]:
     return [orjson.loads(payload) for opcode, payload in server_frames(stream) if opcode != CLOSE]
+
+
+def messages(stream: bytes) -> list[dict[str, Any]]:
+    """Returns the messages except heartbeats, which have a test file of their own."""
+    return [message for message in all_messages(stream) if message["type"] != "heartbeat"]
+
+
+def asking(after: str | None, wanted: Any = None) -> SubscribeRequest:
+    return SubscribeRequest(wanted, None if after is None else After.parse(after))
+
+
+def gap(reason: str = "so it is") -> Callable[[str], bytes]:
+    return lambda gap_id: envelope.gap("then", "now", reason, gap_id, NOW_MS)
+
+
+def gap_message(gap_id: str) -> dict[str, Any]:
+    message: dict[str, Any] = orjson.loads(gap()(gap_id))
+    return message
 
 
 @pytest.fixture
@@ -117,7 +138,7 @@ def test_client_that_joins_before_the_first_update_can_resume_from_there(scene: 
 def test_plain_clients_see_no_difference(scene: Scene) -> None:
     plain, _ = scene.join(), scene.join("")
     scene.publish("a")
-    scene.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
+    scene.hub.send_own_message(gap())
     scene.publish("b")
     assert messages(plain.received) == [orjson.loads(update(1)), orjson.loads(update(2, "b"))]
     assert len(plain.writes) == 2
@@ -211,7 +232,7 @@ def test_full_replay_starts_after_a_margin_of_the_oldest_updates() -> None:
 
 def test_full_replay_starts_at_the_tail_if_the_log_has_room_left() -> None:
     scene = Scene(2**20)
-    scene.publish(*"a" * 2000)
+    scene.publish(*"a" * 3000)
     assert scene.index.oldest == scene.index.update_log.tail == 0
 
 
@@ -229,7 +250,7 @@ def test_client_that_was_congested_when_it_joined_gets_its_resume_message_after_
     scene.publish("a", "a")
     client = FakeSubscriber(scene.hub)
     client.congested = True
-    scene.hub.join(client, None, After.parse(""))
+    scene.hub.join(client, asking(""), Form.TEXT_WITH_ID)
     scene.publish("a")
     scene.turns.settle()
     assert client.writes == []
@@ -250,7 +271,7 @@ def test_client_that_leaves_before_its_resume_message_is_forgotten(scene: Scene)
 def test_client_that_fails_at_its_resume_message_is_closed(scene: Scene) -> None:
     client = FakeSubscriber(scene.hub)
     client.fault = RuntimeError("gone")
-    scene.hub.join(client, None, After.parse(""))
+    scene.hub.join(client, asking(""), Form.TEXT_WITH_ID)
     assert client.closed is CloseReason.INTERNAL
     assert len(scene.hub) == 0
 
@@ -305,7 +326,7 @@ def test_matches_of_few_filters_are_cached_and_all_are_right(scene: Scene) -> No
 
 
 def test_filter_with_many_updates_to_search_takes_many_turns(scene: Scene) -> None:
-    scene.publish(*"a" * 2000)
+    scene.publish(*"a" * 3000)
     wanted = Counting()
     scene.join("1-0000abcd", wanted)
     most, before = 0, 0
@@ -386,7 +407,7 @@ def test_client_without_matches_gets_a_newer_id_and_a_shorter_search_later(scene
     client = scene.join("1-0000abcd", Only("b"))
     scene.turns.settle()
     assert messages(client.received) == [resumed(True, 0, "9-0000abcd")]
-    scene.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
+    scene.hub.send_own_message(gap())
     client = scene.join("5-0000abcd", Only("b"))
     scene.turns.settle()
     assert [message["type"] for message in messages(client.received)] == ["resume", "gap"]
@@ -469,46 +490,199 @@ def test_client_that_stops_in_a_later_segment_continues_there(room_bytes: int) -
         assert [message["data"]["n"] for message in messages(client.received)[1:]] == list(range(1, 901))
 
 
+# A backlog
+
+
+def test_client_that_asks_for_the_earliest_updates_gets_all_that_is_kept(scene: Scene) -> None:
+    scene.publish("a", "b")
+    client = scene.join("earliest")
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 2, "0-0000abcd"), with_id(1), with_id(2, "b")]
+
+
+def test_earliest_updates_leave_out_the_margin_that_the_next_updates_evict() -> None:
+    scene = Scene(1000 * (ENTRY_BYTES + len(update(1)) + 4))
+    scene.publish(*"a" * 3000)
+    client = scene.join("earliest")
+    scene.turns.settle()
+    resume, *updates = messages(client.received)
+    first = scene.index.oldest
+    assert first > scene.log.tail
+    assert resume == resumed(True, scene.log.head - first, f"{first}-0000abcd")
+    assert len(updates) == scene.log.head - first
+
+
+@pytest.mark.parametrize("after", [None, ""], ids=["without ids", "with ids"])
+@pytest.mark.parametrize("wanted", [None, Only("a")], ids=["all", "filtered"])
+@pytest.mark.parametrize("last", [1, 3, 1000])
+def test_client_that_asks_for_the_last_updates_begins_with_the_newest_that_match(
+    scene: Scene, after: str | None, wanted: Only | None, last: int
+) -> None:
+    kinds = "abaabbbab" * 90 + "bbb"
+    scene.publish(*kinds)
+    client = scene.join(after, wanted, last=last)
+    scene.turns.settle()
+    scene.publish("a")
+    scene.turns.settle()
+    matching = [number for number, kind in enumerate(kinds, 1) if wanted is None or kind == "a"]
+    expected = matching[-last:]
+    received = messages(client.received)
+    if after is not None:
+        # The id is the one before the first update that is sent.
+        assert received.pop(0) == resumed(True, len(expected), f"{expected[0] - 1}-0000abcd")
+        assert received == [with_id(number, kinds[number - 1]) for number in expected] + [with_id(len(kinds) + 1)]
+    else:
+        assert [message["data"]["n"] for message in received] == [*expected, len(kinds) + 1]
+        assert all(set(message) == {"type", "data", "timestamp"} for message in received)
+
+
+def test_client_that_asks_for_the_last_updates_without_a_match_gets_the_newest_id(scene: Scene) -> None:
+    scene.publish(*"a" * 600)
+    client = scene.join("", Only("b"), last=5)
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 0, "600-0000abcd")]
+
+
+def test_client_that_asks_for_the_last_updates_of_an_empty_log_gets_none(scene: Scene) -> None:
+    client, plain = scene.join("", last=5), scene.join(last=5)
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 0, "0-0000abcd")]
+    scene.publish("a")
+    assert [message["data"]["n"] for message in messages(plain.received)] == [1]
+
+
+@pytest.mark.parametrize(("after", "complete"), [("2-0000abcd", True), ("unknown", False), ("9-00000001", False)])
+def test_number_of_last_updates_applies_only_to_an_unknown_id(scene: Scene, after: str, *, complete: bool) -> None:
+    scene.publish(*"a" * 6)
+    client = scene.join(after, last=1)
+    scene.turns.settle()
+    count = 4 if complete else 1
+    assert messages(client.received)[0] == resumed(complete, count, f"{6 - count}-0000abcd")
+    assert len(messages(client.received)) == 1 + count
+
+
+def test_number_of_last_updates_applies_to_an_evicted_id() -> None:
+    scene = Scene(log_bytes=2000)
+    scene.publish(*"a" * 50)
+    client = scene.join("1-0000abcd", last=2)
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(False, 2, "48-0000abcd"), with_id(49), with_id(50)]
+
+
+def test_gap_among_the_last_updates_is_sent_and_an_earlier_one_is_not(scene: Scene) -> None:
+    scene.hub.send_own_message(gap())
+    scene.publish("a", "a")
+    scene.hub.send_own_message(gap())
+    scene.publish("a")
+    client, plain = scene.join("", last=2), scene.join(last=2)
+    scene.turns.settle()
+    assert messages(client.received) == [
+        resumed(True, 2, "2-0000abcd"),
+        with_id(2, own_messages=1),
+        gap_message("4-0000abcd"),
+        with_id(3, own_messages=2),
+    ]
+    assert [message["data"]["n"] for message in messages(plain.received)] == [2, 3]
+
+
+def test_search_for_the_last_updates_takes_one_segment_in_a_turn(scene: Scene) -> None:
+    scene.publish("b", *"a" * (3 * SEGMENT_UPDATES))
+    wanted = Counting()
+    client = scene.join("", wanted, last=1000)
+    asked = []
+    while not client.writes:
+        asked.append(wanted.asked)
+        assert scene.turns.turn()
+    steps = [after - before for before, after in pairwise([*asked, wanted.asked])]
+    assert max(steps) <= SEGMENT_UPDATES
+    assert len(steps) >= 4
+
+
+def test_update_that_arrives_during_the_search_is_sent_in_addition(scene: Scene) -> None:
+    scene.publish(*"a" * (3 * SEGMENT_UPDATES))
+    client = scene.join(None, Only("b"), last=1)
+    scene.turns.turn()
+    scene.publish("b")
+    scene.turns.settle()
+    assert [message["type"] for message in messages(client.received)] == ["b"]
+
+
+@pytest.mark.parametrize("after", [None, ""], ids=["without ids", "with ids"])
+def test_client_whose_last_updates_are_dropped_during_the_search_begins_later(after: str | None) -> None:
+    with closing(Scene(log_bytes=400_000)) as scene:
+        scene.publish(*"a" * 1000)
+        client = scene.join(after, Only("a"), last=1000)
+        scene.turns.turn()
+        while scene.log.tail < 1000:
+            scene.publish("a")
+        scene.turns.settle()
+        received = messages(client.received)
+        if after is not None:
+            assert received.pop(0)["data"]["complete"] is True, "the client has not asked for updates after an id"
+        numbers = [message["data"]["n"] for message in received]
+        assert numbers == [*range(numbers[0], scene.published + 1)]
+
+
+def test_client_with_a_backlog_waits_until_the_stream_is_read_back() -> None:
+    with closing(Scene(shared=True, replaying=True)) as scene:
+        scene.publish_with_ids(*(UpdateId(number, TAG) for number in range(1, 4)))
+        clients = [scene.join(last=2), scene.join("", last=2), scene.join("earliest")]
+        scene.turns.settle()
+        assert [client.received for client in clients] == [b"", b"", b""]
+        scene.hub.end_replay()
+        scene.turns.settle()
+        numbers = [[message["data"].get("n") for message in messages(client.received)] for client in clients]
+        assert numbers == [[2, 3], [None, 2, 3], [None, 1, 2, 3]]
+        assert messages(clients[2].received)[0] == resumed(True, 3, "before-1-0000abcd")
+        again = scene.join("before-1-0000abcd")
+        scene.turns.settle()
+        assert messages(again.received)[0] == resumed(True, 3, "before-1-0000abcd")
+
+
+def test_replayed_updates_of_a_backlog_are_counted(scene: Scene) -> None:
+    scene.publish("a", "a", "a")
+    scene.join(last=2)
+    scene.turns.settle()
+    assert scene.metrics.replayed == 2
+    assert scene.metrics.registry.get_sample_value("bridge_resumes_total", {"complete": "true"}) is None
+
+
 # Own messages
 
 
 def test_gap_is_sent_in_order_to_all_clients_with_ids_and_no_filter_hides_it(scene: Scene) -> None:
-    gap = envelope.gap("then", "now", "so it is", NOW_MS)
     filtered, everything = scene.join("", Only("b")), scene.join("")
     with_socket = scene.join_with_socket(after="", wanted=Only("x"))
     scene.publish("a", "b")
-    scene.hub.send_own_message(gap)
+    scene.hub.send_own_message(gap())
     scene.publish("b")
     with_socket.read()
-    last = with_id(3, "b", own_messages=1)
-    assert messages(filtered.received)[1:] == [with_id(2, "b"), orjson.loads(gap), last]
-    assert messages(everything.received)[1:] == [with_id(1), with_id(2, "b"), orjson.loads(gap), last]
-    assert messages(with_socket.received)[1:] == [orjson.loads(gap)]
+    reported, last = gap_message("3-0000abcd"), with_id(3, "b", own_messages=1)
+    assert messages(filtered.received)[1:] == [with_id(2, "b"), reported, last]
+    assert messages(everything.received)[1:] == [with_id(1), with_id(2, "b"), reported, last]
+    assert messages(with_socket.received)[1:] == [reported]
     late = scene.join("1-0000abcd")
     scene.turns.settle()
     assert messages(late.received) == [
         resumed(True, 2, "1-0000abcd"),
         with_id(2, "b"),
-        orjson.loads(gap),
+        reported,
         last,
     ]
 
 
-def test_gap_after_the_last_update_is_sent_again_to_a_client_that_resumes_there(scene: Scene) -> None:
-    gap = envelope.gap("then", "now", "so it is", NOW_MS)
-    scene.hub.send_own_message(gap)
-    first = scene.join("0-0000abcd")
-    scene.publish("a")
-    scene.hub.send_own_message(gap)
-    second = scene.join("2-0000abcd")
+@pytest.mark.parametrize("wanted", [None, Only("x")], ids=["all", "filtered"])
+def test_client_that_resumes_before_a_gap_gets_it_and_after_its_id_does_not(scene: Scene, wanted: Only | None) -> None:
+    scene.hub.send_own_message(gap())
+    scene.publish("x")
+    scene.hub.send_own_message(gap())
+    clients = [scene.join(f"{number}-0000abcd", wanted) for number in range(4)]
     scene.turns.settle()
-    assert messages(first.received) == [
-        resumed(True, 1, "0-0000abcd"),
-        orjson.loads(gap),
-        with_id(1, own_messages=1),
-        orjson.loads(gap),
-    ]
-    assert messages(second.received) == [resumed(True, 0, "2-0000abcd"), orjson.loads(gap)]
+    first, number, second = gap_message("1-0000abcd"), with_id(1, "x", own_messages=1), gap_message("3-0000abcd")
+    expected = [first, number, second]
+    for after, client in enumerate(clients):
+        replayed = sum(message is number for message in expected[after:])
+        assert messages(client.received) == [resumed(True, replayed, f"{after}-0000abcd"), *expected[after:]]
 
 
 def test_resumes_are_counted_by_completeness(scene: Scene) -> None:
@@ -522,11 +696,10 @@ def test_resumes_are_counted_by_completeness(scene: Scene) -> None:
 
 
 def test_gap_is_sent_in_order_to_a_slow_client_too() -> None:
-    gap = envelope.gap("then", "now", "so it is", NOW_MS)
     with closing(Scene()) as scene:
         slow = scene.join_with_socket(1, after="")
         scene.publish("a", size=9000)
-        scene.hub.send_own_message(gap)
+        scene.hub.send_own_message(gap())
         scene.publish("a")
         while slow.read() or slow.held:
             slow.drain()
@@ -683,7 +856,7 @@ def test_gap_that_begins_a_segment_is_sent_to_a_client_that_resumes_before_it(be
     with closing(Scene(shared=True)) as scene:
         for number in range(before):
             scene.hub.publish(update(number, size=size), ("a", {}), ids(number)[0])
-        scene.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
+        scene.hub.send_own_message(gap(), ids(before)[0]._replace(before=True))
         scene.publish_with_ids(*ids(before))
         client = scene.join(str(ids(before - 1)[0]))
         scene.turns.settle()
@@ -755,9 +928,9 @@ def test_ids_without_an_update_evict_nothing_that_is_not_flushed() -> None:
 def test_own_messages_count_for_the_bound_of_the_log() -> None:
     scene = Scene(log_bytes=40_000)
     for _ in range(1000):
-        scene.hub.send_own_message(envelope.gap("then", "now", "." * 500, NOW_MS))
+        scene.hub.send_own_message(gap("." * 500))
     kept = sum(len(frame) for segment in scene.index._segments for frame in segment.own_messages.values())
-    assert kept < 2 * 40_000
+    assert kept < 40_000 + SEGMENT_BYTES
     assert scene.index.update_log.size_bytes <= 40_000
     scene.publish(*"a" * 300)
     assert scene.index.update_log._extra_bytes == {}
@@ -854,7 +1027,7 @@ class ResumeScene:
             # A real hub would flush at this point. Even without this flush, no client's cursor may be after the flushed
             # position.
             lambda: None,
-            lambda *resumed: self.resumed.append(resumed),
+            lambda _, *resumed: self.resumed.append(resumed),
         )
 
     @property
@@ -862,8 +1035,8 @@ class ResumeScene:
         return self.index.update_log.flushed
 
     def begin(self, client: FakeSubscriber, update_filter: UpdateFilter | None, after: str) -> None:
-        client.subscription = Subscriptions(self.index).join(update_filter, ids=True)
-        self.resume._begin(client, After.parse(after))
+        client.subscription = Subscriptions(self.index).join(update_filter, Form.TEXT_WITH_ID)
+        self.resume._begin(client, asking(after, update_filter))
 
     def publish(self, count: int) -> None:
         for _ in range(count):
@@ -944,7 +1117,7 @@ def test_clients_that_resume_without_new_updates_count_as_work_too() -> None:
     bridge.publish(1)
     clients = [FakeSubscriber(bridge.hub) for _ in range(2 * TURN_BUDGETS_BYTES[RETURNING] // MIN_COST_BYTES)]
     for client in clients:
-        bridge.hub.join(client, None, After.parse(str(UpdateId(1, TAG))))
+        bridge.hub.join(client, asking(str(UpdateId(1, TAG))), Form.TEXT_WITH_ID)
     bridge.turns.turn()
     assert sum(bool(client.writes) for client in clients) == TURN_BUDGETS_BYTES[RETURNING] // MIN_COST_BYTES
     bridge.turns.settle()
@@ -961,7 +1134,11 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
     client.full = state == "lagging"
     old, ahead = str(UpdateId(1, TAG)), str(UpdateId(10**6, TAG))
     after = {"live with ids": "", "counting": old, "due": old, "pending": ahead}.get(state)
-    bridge.hub.join(client, Everything() if filtered else None, None if after is None else After.parse(after))
+    bridge.hub.join(
+        client,
+        asking(after, Everything() if filtered else None),
+        Form.TEXT if after is None else Form.TEXT_WITH_ID,
+    )
     bridge.publish(1)
     if state == "counting":
         bridge.turns.turn()
@@ -1008,7 +1185,7 @@ def test_clients_that_begin_in_a_later_turn_get_unflushed_updates_as_new() -> No
     bridge = ResumeScene(tag=None, replaying=True)
     clients = [FakeSubscriber(bridge.hub) for _ in range(3 * resume_module.MAX_RELEASES_PER_TURN)]
     for client in clients:
-        bridge.hub.join(client, None, After.parse(""))
+        bridge.hub.join(client, asking(""), Form.TEXT_WITH_ID)
     bridge.hub.end_replay()
     bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, TAG))
     bridge.turns.settle()
@@ -1016,13 +1193,13 @@ def test_clients_that_begin_in_a_later_turn_get_unflushed_updates_as_new() -> No
     for client in clients:
         resume, *updates = messages(client.received)
         assert resume["data"]["replayed"] == 0
-        assert len(updates) == (resume["data"]["id"] == str(UpdateId(0, 0)))
+        assert len(updates) == (resume["data"]["id"].startswith("before-"))
 
 
 def test_client_with_an_unflushed_update_does_not_get_it_again() -> None:
     bridge = ResumeScene(tag=None)
     client = FakeSubscriber(bridge.hub)
-    bridge.hub.join(client, None, After.parse(str(UpdateId(2, TAG))))
+    bridge.hub.join(client, asking(str(UpdateId(2, TAG))), Form.TEXT_WITH_ID)
     for number in (1, 2, 3):
         bridge.hub.publish(PAYLOAD, update_id=UpdateId(number, TAG))
     bridge.hub.tick()
@@ -1036,7 +1213,7 @@ def test_client_with_an_unflushed_update_does_not_get_it_again() -> None:
 # Clients that wait for an update that arrives later
 
 
-AHEAD = After.parse("99-00000001")
+AHEAD = asking("99-00000001")
 
 
 def client() -> Subscriber:
@@ -1090,7 +1267,7 @@ def test_client_waits_after_the_ticks_for_the_flush_of_an_update_that_has_arrive
     one = client()
     assert pending.defer(one, AHEAD)
     pending.tick(source_is_live=True)
-    index.append(b"frame", AHEAD.id)
+    index.append(b"frame", UpdateId(99, 1))
     pending.tick(source_is_live=True)
     assert pending.ready() == []
     index.update_log.skip()
@@ -1124,26 +1301,26 @@ def test_client_that_is_forgotten_is_never_ready(pending: PendingResumes) -> Non
 
 @pytest.mark.parametrize("after", ["nonsense", ""])
 def test_client_with_a_malformed_or_empty_id_does_not_wait(pending: PendingResumes, after: str) -> None:
-    assert not pending.defer(client(), After.parse(after))
+    assert not pending.defer(client(), asking(after))
 
 
 def test_each_client_is_ready_as_soon_as_its_own_update_arrives(pending: PendingResumes, index: CountingIndex) -> None:
     index.append_sequences(1)
     clients = {number: client() for number in (9, 3, 6)}
     for number, each in clients.items():
-        assert pending.defer(each, After.parse(f"{number}-00000001"))
+        assert pending.defer(each, asking(f"{number}-00000001"))
     for number in (3, 6, 9):
         index.append_sequences(number - 1)
         assert pending.ready() == []
         index.append_sequences(number)
-        assert pending.ready() == [(clients[number], After.parse(f"{number}-00000001"))]
+        assert pending.ready() == [(clients[number], asking(f"{number}-00000001"))]
 
 
 def test_clients_are_not_searched_before_an_awaited_update_may_have_arrived(
     pending: PendingResumes, index: CountingIndex
 ) -> None:
     for number in (50, 60):
-        assert pending.defer(client(), After.parse(f"{number}-00000001"))
+        assert pending.defer(client(), asking(f"{number}-00000001"))
     index.asked = 0
     for number in range(1, 50):
         index.append_sequences(number)
@@ -1173,7 +1350,7 @@ class ModelClient:
         self.last = ""
         self.numbers: list[int] = []
         """The updates that the client has received since its last incomplete `resume`."""
-        self.begin: int | None = None
+        self.begin: float | None = None
         """The client must receive all updates after this place in the stream.
 
         `begin` is None if no id determines where the client's updates begin.
@@ -1181,8 +1358,11 @@ class ModelClient:
         self.connection: FakeSubscriber | SocketSubscriber | None = None
         self.bridge = 0
         self.seen = 0
-        self.place: int | None = None
-        """The place in the stream at which the client's current connection began."""
+        self.place: float | None = None
+        """The place in the stream of the last id that the client has received on its current connection.
+
+        An id from before an entry has the place of this entry, minus a half. `place` is None if no id determines it.
+        """
         self.gaps: list[str] = []
         """The reasons for the gaps that the client has received since its last update or `resume`."""
         self.before = 0
@@ -1191,11 +1371,11 @@ class ModelClient:
         A client does not receive gaps that the bridge sent before the client joined.
         """
 
-    def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[UpdateId, str]]) -> None:
+    def look(self, bridge: Bridge, index: dict[str, float], stream: list[tuple[UpdateId, str]]) -> None:
         """Reads the messages that the client has received from a bridge."""
         if self.connection is None:
             return
-        received = messages(self.connection.received)
+        received = all_messages(self.connection.received)
         for message in received[self.seen :]:
             if message["type"] == "resume":
                 assert self.seen == 0
@@ -1209,29 +1389,40 @@ class ModelClient:
                     # If the id in `resume` is newer than the client's id, no update between the two ids may match the
                     # client's filter.
                     assert self.place is not None
-                    assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
+                    assert self.wants(between(stream, index[asked], self.place)) == []
             elif message["type"] == "gap":
                 self.gaps.append(message["data"]["reason"])
+                self.last = message["data"]["id"]
+                self.advance(index[self.last], bridge, stream)
+            elif message["type"] == "heartbeat":
+                self.last = message["data"]["id"]
+                self.advance(index[self.last], bridge, stream)
             else:
                 assert self.seen > 0, "the resume message comes first"
                 self.last = message["id"]
                 number = message["data"]["n"]
                 self.numbers.append(number)
-                if self.place is not None:
-                    expected = [reason for after, reason in bridge.gaps[self.before :] if self.place <= after < number]
-                    assert self.gaps == expected, "a gap is sent in order with the updates"
-                self.place, self.gaps = number, []
+                self.advance(number, bridge, stream)
             self.seen += 1
 
+    def advance(self, place: float, bridge: Bridge, stream: list[tuple[UpdateId, str]]) -> None:
+        """Checks that the client has got everything up to a place."""
+        if self.place is not None:
+            expected = [reason for at, reason in bridge.gaps[self.before :] if self.place < at <= place]
+            assert self.gaps == expected, "a gap is sent in order with the updates"
+            missed = self.wants(between(stream, self.place, place))
+            assert missed in ([], [stream[int(place)][0]]), "an id is not sent before the updates up to it"
+        self.place, self.gaps = place, []
+
     def wants(self, part: list[tuple[UpdateId, str]]) -> list[UpdateId]:
-        return [each for each, kind in part if kind in "ab" and self.wanted in (None, Only(kind))]
+        return [each for each, kind in part if kind in ("a", "b") and self.wanted in (None, Only(kind))]
 
     def check(self, stream: list[tuple[UpdateId, str]]) -> list[int]:
         """Checks that the client has received the updates after `begin` in order, and none of them twice.
 
         Returns the updates that the client must still receive.
         """
-        wanted = [place for place, (_, kind) in enumerate(stream) if kind in "ab" and self.wanted in (None, Only(kind))]
+        wanted = [place for place, (each, kind) in enumerate(stream) if self.wants([(each, kind)])]
         begin = self.begin
         if begin is None:
             if not self.numbers:
@@ -1242,6 +1433,11 @@ class ModelClient:
         return wanted[len(self.numbers) :]
 
 
+def between(stream: list[tuple[UpdateId, str]], start: float, end: float) -> list[tuple[UpdateId, str]]:
+    """Returns the entries after the place `start`, up to and including the place `end`."""
+    return stream[floor(start) + 1 : floor(end) + 1]
+
+
 @dataclass(slots=True)
 class Bridge:
     """One of the bridges, which all read the same stream."""
@@ -1249,7 +1445,7 @@ class Bridge:
     scene: Scene
     fed: int
     """The place in the stream up to which the bridge has read."""
-    gaps: list[tuple[int, str]] = field(default_factory=list)
+    gaps: list[tuple[float, str]] = field(default_factory=list)
     """For each gap, its place in the stream and its reason."""
     gap_positions: list[int] = field(default_factory=list)
     """The position of each gap in the log."""
@@ -1267,7 +1463,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stream: list[tuple[UpdateId, str]] = [(UpdateId(0, 0), "marker")]
-        self.index = {"0-00000000": 0}
+        self.index = {"0-00000000": 0.0, "before-0-00000000": -0.5}
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
         self.clients: list[ModelClient] = []
@@ -1283,9 +1479,14 @@ class AnyOrder(RuleBasedStateMachine):
     def feed_to(self, bridge: Bridge, end: int) -> None:
         for place in range(bridge.fed, end):
             each, kind = self.stream[place]
-            if kind == "marker":
+            if kind == "gap marker":
+                reason = f"gap marker {place}"
+                bridge.gaps.append((place, reason))
+                bridge.gap_positions.append(bridge.scene.log.head)
+                bridge.scene.hub.send_own_message(gap(reason), each)
+            elif kind in ("marker", "gap marker"):
                 bridge.scene.hub.record_id(each)
-            elif kind in "ab":
+            elif kind in ("a", "b"):
                 bridge.scene.hub.publish(self.payloads[place], (kind, {}), each)
         bridge.fed = max(bridge.fed, end)
 
@@ -1303,13 +1504,17 @@ class AnyOrder(RuleBasedStateMachine):
     def end_turns_after(self, which: int, steps: int | None) -> None:
         self.bridges[which].scene.turn.steps = steps
 
-    @rule(kind=st.sampled_from(["a", "b", "marker", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
+    @rule(
+        kind=st.sampled_from(["a", "b", "marker", "gap marker", "rejected"]),
+        times=st.integers(1, 12),
+        size=st.integers(0, 5000),
+    )
     def publish(self, kind: str, times: int, size: int) -> None:
         for _ in range(times):
             place = len(self.stream)
             each = UpdateId(2 * place, place * 7919 % 2**32)
             self.stream.append((each, kind))
-            self.index[str(each)] = place
+            self.index[str(each)], self.index[str(each._replace(before=True))] = place, place - 0.5
             self.payloads[place] = update(place, kind, size)
 
     @rule(which=st.integers(0, 1), count=st.integers(1, 30), flush=st.booleans())
@@ -1385,11 +1590,14 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def gap(self, which: int) -> None:
+        # A bridge reports a gap before the next entry that it reads.
         bridge = self.bridges[which]
-        reason = f"gap {len(bridge.gaps)}"
-        bridge.gaps.append((bridge.fed - 1, reason))
-        bridge.gap_positions.append(bridge.scene.log.head)
-        bridge.scene.hub.send_own_message(envelope.gap("then", "now", reason, NOW_MS))
+        if bridge.fed < len(self.stream):
+            reason = f"gap {len(bridge.gaps)}"
+            bridge.gaps.append((bridge.fed - 0.5, reason))
+            bridge.gap_positions.append(bridge.scene.log.head)
+            bridge.scene.hub.send_own_message(gap(reason), self.stream[bridge.fed][0]._replace(before=True))
+            self.feed_to(bridge, bridge.fed + 1)
 
     @invariant()
     def no_client_misses_an_update(self) -> None:
@@ -1483,7 +1691,7 @@ class AnyTurn(RuleBasedStateMachine):
             elif kind == "marker":
                 self.hub.record_id(UpdateId(position + 1, TAG))
             else:
-                self.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
+                self.hub.send_own_message(gap(), UpdateId(position + 1, TAG))
 
     @rule(name=st.sampled_from(["flush", "end_replay"]))
     def hand_out(self, name: str) -> None:
@@ -1516,7 +1724,8 @@ class AnyTurn(RuleBasedStateMachine):
             client = FakeSubscriber(self.hub)
             client.congested = full
             self.clients.append((client, position))
-            self.hub.join(client, wanted, After.parse("" if back is None else str(UpdateId(position, TAG))))
+            after = "" if back is None else str(UpdateId(position, TAG))
+            self.hub.join(client, asking(after, wanted), Form.TEXT_WITH_ID)
 
     @rule(which=st.integers(0, 7))
     def leave(self, which: int) -> None:

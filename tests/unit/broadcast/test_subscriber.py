@@ -15,10 +15,11 @@ from structlog.testing import capture_logs
 from bridge.broadcast import join_storm, live_set
 from bridge.broadcast.catch_up import CATCH_UP_BYTES
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.framing import Form
 from bridge.broadcast.join_storm import MAX_JOINS
 from bridge.broadcast.replay import SEGMENT_UPDATES
 from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State
-from bridge.contract.filters import After
+from bridge.contract.filters import After, SubscribeRequest
 from bridge.contract.update_id import UpdateId
 from tests.support.clients import server_frames
 from tests.support.examples import examples
@@ -61,6 +62,14 @@ def record(scene: Scene) -> list[tuple[State, ConnectionEvent]]:
     return events
 
 
+class FullAtHeartbeat(FakeSubscriber):
+    """A connection whose socket takes everything until a heartbeat, of which it takes only a part."""
+
+    def send(self, *frames: bytes | memoryview) -> int:
+        self.full = b'"heartbeat"' in b"".join(frames)
+        return super().send(*frames)
+
+
 class Stage(Scene):
     """A scene with one client, which a test puts into a state."""
 
@@ -95,6 +104,11 @@ class Stage(Scene):
                 return self.join(str(UpdateId(self.next + 1, TAG)))
             case State.RESUMING:
                 return self.join(str(UpdateId(1, TAG)))
+            case State.CATCHING_UP if event is ConnectionEvent.REACHED_HEAD:
+                reaching = FullAtHeartbeat(self.hub)
+                self.join_after(reaching, str(UpdateId(1, TAG)))
+                self.turns.turn()
+                return reaching
             case State.CATCHING_UP:
                 client = self.join(
                     str(UpdateId(1, TAG)), full=event in {ConnectionEvent.DRAINED, ConnectionEvent.OVERTAKEN}
@@ -121,6 +135,10 @@ class Stage(Scene):
                 self.hub.leave(client)
                 return client
 
+    def join_after(self, client: FakeSubscriber, after: str | None) -> None:
+        request = SubscribeRequest(None, None if after is None else After.parse(after))
+        self.hub.join(client, request, Form.TEXT if after is None else Form.TEXT_WITH_ID)
+
     def join_in_storm(self, client: FakeSubscriber) -> None:
         for _ in range(MAX_JOINS):
             self.join()
@@ -136,8 +154,9 @@ class Stage(Scene):
         triggers: dict[ConnectionEvent, Callable[[], object]] = {
             ConnectionEvent.JOIN: lambda: self.hub.join(client),
             ConnectionEvent.HOLD: lambda: self.join_in_storm(client),
-            ConnectionEvent.DEFER: lambda: self.hub.join(client, None, After.parse(ahead)),
+            ConnectionEvent.DEFER: lambda: self.join_after(client, ahead),
             ConnectionEvent.RESUME_SENT: self.turns.turn,
+            ConnectionEvent.REACHED_HEAD: self.turns.settle,
             ConnectionEvent.CAUGHT_UP: self.turns.settle,
             ConnectionEvent.PARTIAL_WRITE: lambda: self.send(1, size=50_000),
             ConnectionEvent.POSTPONED: lambda: self.send(1, size=CATCH_UP_BYTES),
@@ -152,12 +171,12 @@ class Stage(Scene):
             client.drain()
         if event is ConnectionEvent.START:
             if client.state is State.NEW:
-                self.hub.join(client, None, After.parse(""))
+                self.join_after(client, "")
             else:
                 self.start()
         elif event is ConnectionEvent.RESUME:
             if client.state is State.NEW:
-                self.hub.join(client, None, After.parse(known))
+                self.join_after(client, known)
             else:
                 self.send(2)
         else:
@@ -245,7 +264,7 @@ def test_connection_that_joins_twice_is_reset(stage: Stage, monkeypatch: pytest.
     monkeypatch.setattr(FakeSubscriber, "reset", ResettableSubscriber.reset)
     stage.start()
     client = stage.join(after)
-    stage.hub.join(client, None, None if after is None else After.parse(after))
+    stage.join_after(client, after)
     assert (client.was_reset, client.state, len(stage.hub)) == (True, State.CLOSED, 0)
     stage.turns.settle()
     assert (stage.hub.lagging, stage.hub.pending) == (0, 0)
@@ -314,7 +333,9 @@ class Client:
             if not resumed:
                 return []
             assert resumed[0]["type"] == "resume"
-            self.first = int(resumed[0]["data"]["id"].partition("-")[0]) + 1
+            after = UpdateId.parse(resumed[0]["data"]["id"])
+            assert after is not None
+            self.first = max(1, after.sequence + (not after.before))
         return list(range(self.first, flushed + 1))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract.envelope import close, ending, gap, resume, unwrap, wrap
+from bridge.contract.envelope import close, ending, gap, heartbeat, resume, unwrap, wrap
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -85,7 +85,13 @@ def test_close_has_its_members_and_no_id() -> None:
 
 
 def test_gap_has_its_members() -> None:
-    assert gap("2024-10-22T10:30:00.000Z", "2024-10-22T10:31:00.000Z", "why", 1697962000000) == (
+    assert gap("2024-10-22T10:30:00.000Z", "2024-10-22T10:31:00.000Z", "why", "7-00000001", 1697962000000) == (
         b'{"type":"gap","data":{"since":"2024-10-22T10:30:00.000Z","until":"2024-10-22T10:31:00.000Z",'
-        b'"reason":"why"},"timestamp":1697962000000}'
+        b'"reason":"why","id":"7-00000001"},"timestamp":1697962000000}'
+    )
+
+
+def test_heartbeat_has_its_members() -> None:
+    assert heartbeat("7-00000001", False, 7) == (
+        b'{"type":"heartbeat","data":{"id":"7-00000001","consuming":false},"timestamp":7}'
     )

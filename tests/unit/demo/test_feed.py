@@ -58,7 +58,8 @@ class Handler:
     def on_caught_up(self) -> None:
         raise AssertionError("a feed has no history")
 
-    def on_gap(self, gap: Gap) -> None:
+    def on_gap(self, gap: Gap, update_id: UpdateId | None) -> None:
+        assert update_id is None, "a feed has no ids"
         self.results.append(gap)
 
     def on_session_end(self) -> None:

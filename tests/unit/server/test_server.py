@@ -142,11 +142,13 @@ class Harness:
             self.metrics,
             loop.call_soon,
             loop.call_later,
+            loop.time,
             lambda: 0,
             FakeFlushListener(),
             FakeSource(),
             turn,
             FakeFlowControl(),
+            heartbeat_s=0.0,
         )
         register_hub_metrics(self.metrics, self.hub, log)
         access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
@@ -424,7 +426,7 @@ async def test_client_gets_the_updates_that_match_its_query(serve: Callable[...,
     harness.hub.flush()
     await harness.clock.settle()
     types = [orjson.loads(payload)["type"] for _, payload in client.frames]
-    assert types == ["resume", "event"]
+    assert types == ["resume", "heartbeat", "event"]
 
 
 async def test_close_frame_of_a_client_whose_connection_failed_at_once_is_no_fault(
@@ -774,11 +776,8 @@ async def test_client_with_an_id_that_never_arrives_gets_an_incomplete_resume(
     await harness.tick(1)
     assert client.frames == []
     await harness.tick(1)
-    [(opcode, payload)] = client.frames
-    assert opcode == TEXT
-    message = orjson.loads(payload)
-    assert message["type"] == "resume"
-    assert message["data"]["complete"] is False
+    message, heartbeat = (orjson.loads(payload) for _, payload in client.frames)
+    assert (message["type"], message["data"]["complete"], heartbeat["type"]) == ("resume", False, "heartbeat")
     assert harness.metric("bridge_resumes_pending") == 0
 
 
@@ -795,7 +794,7 @@ async def test_pending_client_waits_on_after_the_bridge_did_not_run(
     harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), UpdateId(99, 1))
     harness.hub.flush()
     await harness.clock.settle()
-    [payload] = [payload for opcode, payload in client.frames if opcode == TEXT]
+    payload, _ = [payload for opcode, payload in client.frames if opcode == TEXT]
     assert orjson.loads(payload)["data"]["complete"] is True
 
 

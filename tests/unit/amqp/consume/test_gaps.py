@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from bridge.amqp.consume import gaps as module
 from bridge.amqp.consume.gaps import GapReporter, gap_until_now
 from bridge.amqp.status import Gap
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder
 from tests.support.virtual_time import VirtualTime
@@ -20,12 +21,12 @@ def test_own_gap_is_reported_counted_and_kept_and_that_of_another_bridge_is_only
     gaps, own, others = GapReporter(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
     with capture_logs() as logged:
         gaps.report(own)
-        gaps.forward(others)
+        gaps.forward(others, UpdateId(1, 2))
     assert logged == [
         {"log_level": "warning", "event": "events may have been missed", **own.report()},
         {"log_level": "warning", "event": "events may have been missed, according to the stream", **others.report()},
     ]
-    assert recorder.gaps == [own, others]
+    assert (recorder.gaps, recorder.gap_ids) == ([own, others], [None, UpdateId(1, 2)])
     assert gaps.last == own
     assert metrics.registry.get_sample_value("bridge_gaps_total") == 1
 

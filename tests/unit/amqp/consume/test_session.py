@@ -60,7 +60,7 @@ class Handler:
     def on_caught_up(self) -> None:
         raise AssertionError("only a stream has a history")
 
-    def on_gap(self, gap: Gap) -> None:
+    def on_gap(self, gap: Gap, update_id: UpdateId | None) -> None:
         raise AssertionError("a session reports no gaps")
 
     def on_session_end(self) -> None:

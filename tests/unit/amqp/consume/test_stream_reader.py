@@ -302,6 +302,7 @@ async def test_tokens_of_two_sessions_differ_and_begin_alike(stage: Reader) -> N
 
 
 GAP = Gap(1.0, 2.0, "away")
+MARKER_ID = UpdateId(41, 0xABCD)
 
 
 def marker(token: str, gap: Gap | None = GAP) -> bytes:
@@ -310,16 +311,16 @@ def marker(token: str, gap: Gap | None = GAP) -> bytes:
 
 async def test_gap_of_an_own_marker_is_logged_counted_and_kept(stage: Reader) -> None:
     with capture_logs() as logged:
-        stage.reader.on_marker(marker(f"{stage.reader._instance}1"))
-    assert stage.recorder.gaps == [GAP]
+        stage.reader.on_marker(marker(f"{stage.reader._instance}1"), MARKER_ID)
+    assert (stage.recorder.gaps, stage.recorder.gap_ids) == ([GAP], [MARKER_ID])
     assert (stage.gaps.last, stage.counted) == (GAP, 1)
     assert [(line["log_level"], line["reason"]) for line in logged] == [("warning", "away")]
 
 
 async def test_gap_of_marker_of_another_bridge_is_only_forwarded(stage: Reader) -> None:
     with capture_logs() as logged:
-        stage.reader.on_marker(marker("theirs"))
-    assert stage.recorder.gaps == [GAP]
+        stage.reader.on_marker(marker("theirs"), MARKER_ID)
+    assert (stage.recorder.gaps, stage.recorder.gap_ids) == ([GAP], [MARKER_ID])
     assert (stage.gaps.last, stage.counted) == (None, 0)
     assert [line["event"] for line in logged] == ["events may have been missed, according to the stream"]
 
@@ -328,25 +329,25 @@ async def test_gap_of_marker_of_another_bridge_is_only_forwarded(stage: Reader) 
 async def test_marker_that_was_published_twice_is_reported_once(stage: Reader, *, own: bool) -> None:
     token = f"{stage.reader._instance if own else 'theirs'}1"
     for _ in range(3):
-        stage.reader.on_marker(marker(token))
+        stage.reader.on_marker(marker(token), MARKER_ID)
     assert stage.recorder.gaps == [GAP]
 
 
 async def test_markers_of_many_bridges_that_reconnect_together_are_reported_separately(stage: Reader) -> None:
     for _ in range(2):
         for number in range(TOKENS):
-            stage.reader.on_marker(marker(f"bridge {number}"))
+            stage.reader.on_marker(marker(f"bridge {number}"), MARKER_ID)
     assert len(stage.recorder.gaps) == TOKENS
-    stage.reader.on_marker(marker("one more"))
-    stage.reader.on_marker(marker("bridge 0"))
+    stage.reader.on_marker(marker("one more"), MARKER_ID)
+    stage.reader.on_marker(marker("bridge 0"), MARKER_ID)
     assert len(stage.recorder.gaps) == TOKENS + 2, "more tokens than that are not remembered"
 
 
 @pytest.mark.parametrize("body", [b"no mark", marker("theirs", None)])
 async def test_marker_without_a_gap_reports_none(stage: Reader, body: bytes) -> None:
-    stage.reader.on_marker(body)
+    assert not stage.reader.on_marker(body, MARKER_ID)
     assert stage.recorder.gaps == []
-    stage.reader.on_marker(marker("theirs"))
+    assert stage.reader.on_marker(marker("theirs"), MARKER_ID)
     assert stage.recorder.gaps == [GAP], "only markers with a gap are remembered"
 
 
