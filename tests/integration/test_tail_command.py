@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.certificates import certificate
 from tests.support.commands import tailing
-from tests.support.followers import TAG, UNKNOWN, ScriptedBridge, scripted_bridge
+from tests.support.followers import TAG, UNKNOWN, ScriptedBridge, message, scripted_bridge
 from tests.support.killmail import EXAMPLE
 from tests.support.waiting import LIMIT_S, eventually
 
@@ -86,6 +86,53 @@ async def test_gap_is_reported_and_unknown_messages_are_ignored(bridge: Scripted
             "updates may be missing: the bridge may have missed events from 2024-10-22T10:30:00Z until "
             "2024-10-22T10:31:00Z: it had no broker",
         ]
+
+
+async def test_id_of_every_own_message_is_adopted(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.reports("connected to")
+        bridge.emit(1)
+        bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="broker-away")
+        bridge.drop()
+        await tail.reports("reconnected after")
+        assert bridge.asked[-1] == f"after=2-{TAG}"
+        bridge.pass_by()
+        bridge.beat()
+        bridge.drop()
+        await tail.reports("reconnected after", times=2)
+        assert bridge.asked[-1] == f"after=3-{TAG}"
+        bridge.pass_by()
+        bridge.say(message("news", {"id": bridge.last_id}))
+        bridge.say(message("news", "without an id"))
+        bridge.drop()
+        await tail.reports("reconnected after", times=3)
+        assert bridge.asked[-1] == f"after=4-{TAG}"
+        assert [line for line in tail.errors if "missing" in line] == tail.errors[1:2]
+
+
+async def test_bridge_without_a_broker_is_reported_until_it_has_one(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.reports("connected to")
+        for consuming in (True, False, False, True, True):
+            bridge.beat(consuming=consuming)
+        bridge.say(message("heartbeat", {"consuming": "of a newer bridge"}))
+        await tail.prints(bridge.emit(1))
+        assert tail.errors[1:] == [
+            "the bridge has no broker: updates stop until it has one",
+            "the bridge has its broker again",
+        ]
+
+
+async def test_backlog_begins_with_the_newest_updates(bridge: ScriptedBridge) -> None:
+    texts = [bridge.emit(number) for number in range(5)]
+    async with tailing(bridge.url, "--last", "3") as tail:
+        await tail.prints(*texts[2:])
+        bridge.drop()
+        await tail.prints(bridge.emit(5))
+        assert bridge.asked == ["after=&last=3", f"after=5-{TAG}&last=3"]
+    async with tailing(bridge.url, "--after", UNKNOWN, "--last", "1") as tail:
+        await tail.prints(bridge.emit(6))
+        assert tail.errors[1:] == [f"updates are missing: the bridge no longer has all updates after {UNKNOWN}"]
 
 
 async def test_options_become_the_request(bridge: ScriptedBridge) -> None:

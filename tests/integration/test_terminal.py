@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
 """Matches the output of a spinner that the command has erased."""
-START = ("-c", TAIL_SCRIPT.format(pauses=IMPATIENT))
+START = ("-c", TAIL_SCRIPT.format(pauses=IMPATIENT, more=""))
 
 
 @pytest.fixture

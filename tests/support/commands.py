@@ -134,12 +134,13 @@ async def on_terminal(
 
 TAIL_SCRIPT = """
 from bridge.cli import tail
-tail.FIRST_PAUSE_S, tail.LONGEST_PAUSE_S, tail.STABLE_S, tail.PING_S = {pauses}
-tail.PAUSE_WHEN_FULL_S = 8 * tail.FIRST_PAUSE_S
+from bridge.cli.follow.transport import FollowTiming
+names = "first_pause_s", "longest_pause_s", "stable_s", "ping_s"
+tail.TIMING = FollowTiming(**dict(zip(names, [{pauses}])), pause_when_full_s=8 * [{pauses}][0], {more})
 from bridge.cli import main
 main()
 """
-"""A program that runs `edk-bridge tail` with pauses that the test chooses."""
+"""A program that runs `edk-bridge tail` with times that the test chooses."""
 IMPATIENT = "0.02, 0.1, 0.0, 60.0"
 
 
@@ -187,17 +188,19 @@ class Tailing:
 async def tailing(
     *arguments: str,
     pauses: str = IMPATIENT,
+    timing: str = "",
     stdout: int = asyncio.subprocess.PIPE,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[Tailing]:
-    """Runs `edk-bridge tail`.
+    """Runs `edk-bridge tail`. `timing` has more arguments of `FollowTiming`.
 
     Kills the command at the end if it still runs. If `stderr` is not a pipe, `errors` stays empty.
     """
+    script = TAIL_SCRIPT.format(pauses=pauses, more=timing)
     process = await asyncio.create_subprocess_exec(
         # SIGINT has its default effect, as on a terminal. A program in the background ignores Ctrl-C, and so do the
         # programs that it starts.
-        *("env", "--default-signal=INT", sys.executable, "-c", TAIL_SCRIPT.format(pauses=pauses), "tail", *arguments),
+        *("env", "--default-signal=INT", sys.executable, "-c", script, "tail", *arguments),
         env=environment(),
         stdout=stdout,
         stderr=stderr,

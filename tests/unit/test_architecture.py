@@ -23,7 +23,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 AMQP = {"aio_pika", "aiormq", "pamqp"}
 CLOCKS = {"now", "today", "utcnow"}
 COMMANDS = tuple(f"bridge.cli.{name}" for name in COMMAND_NAMES)
-TAIL = "bridge.cli.tail"
+CLIENT = "bridge.cli.follow.websocket"
 
 
 class Import(NamedTuple):
@@ -266,11 +266,15 @@ def test_only_amqp_and_the_demo_import_an_amqp_library() -> None:
     assert breaches(without("bridge.amqp", "bridge.demo"), *AMQP) == []
 
 
-def test_only_the_server_imports_websockets_and_tail_which_is_a_client() -> None:
-    [tail] = [path for path in MODULES if name_of(path) == TAIL]
-    assert breaches([path for path in without("bridge.server") if path != tail], "websockets") == []
-    client = ("websockets.asyncio.client", "websockets.exceptions")
-    assert breaches([tail], "websockets", "bridge.server", "bridge.broadcast", but=client) == []
+def test_only_the_server_and_the_client_of_tail_import_websockets() -> None:
+    [client] = [path for path in MODULES if name_of(path) == CLIENT]
+    assert breaches([path for path in without("bridge.server") if path != client], "websockets") == []
+    library = ("websockets.asyncio.client", "websockets.exceptions")
+    assert breaches([client], "websockets", but=library) == []
+
+
+def test_client_of_tail_imports_nothing_of_the_server() -> None:
+    assert breaches([*under("bridge.cli.follow"), ROOT / "cli/tail.py"], "bridge.server", "bridge.broadcast") == []
 
 
 def loaded_with(name: str) -> set[str]:

@@ -461,6 +461,8 @@ def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
                 "--type",
                 "--where",
                 "--after",
+                "--last",
+                "--sse",
                 "--format",
                 "--cafile",
                 "Can be repeated",
@@ -904,6 +906,23 @@ def test_url_in_a_wrong_place_shows_no_password(arguments: list[str], url: str) 
     assert result.exit_code == 2
     assert "edk-bridge: " in result.stderr
     assert "S3CRET" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--last", "0"], "0 is not in the range 1<=x<=1000"),
+        (["--last", "1001"], "1001 is not in the range 1<=x<=1000"),
+        (["--last", "x"], "'x' is not a valid integer range"),
+        (["--last", "5", "--after", "earliest"], "can't be combined with --after earliest; give one of them"),
+        (["--sse", "ftp://localhost/"], "this is not a URL such as http://localhost:3000/updates or ws://"),
+    ],
+)
+def test_tail_reports_options_that_can_not_be_used(arguments: list[str], words: str) -> None:
+    result = invoke("tail", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_tail_reports_all_problems_of_its_options() -> None:

@@ -26,6 +26,7 @@ URL = "ws://localhost:3000/updates"
         (URL, [], ["systemId=1", "systemId=2", "shipTypeId=587"], f"{URL}?systemId=1&systemId=2&shipTypeId=587"),
         (f"{URL}?type=event", ["killmail"], ["kind=a b"], f"{URL}?type=event&type=killmail&kind=a%20b"),
         (URL, [], ["kind=a=b&c+d", "title="], f"{URL}?kind=a%3Db%26c%2Bd&title="),
+        (URL, [], ["limit=1", "data.type=a", "data.x=b"], f"{URL}?data.limit=1&data.type=a&data.x=b"),
         (URL, [], ["größe=ß"], f"{URL}?gr%C3%B6%C3%9Fe=%C3%9F"),
     ],
 )
@@ -66,7 +67,7 @@ NOT_WEBSOCKET = "this is not a WebSocket URL such as ws://localhost:3000/updates
         ("ws://u:S3C#RET@h/", f"***@h/: {NOT_WEBSOCKET}"),
         ("ws://u:%FF@h/", f"***@h/: {NOT_WEBSOCKET}"),
         ("ws://S3CRET@h/", "***@h/: give a password after the user name, or no user name"),
-        ("ws://u:S3CRET@h/?after=1", "***@h/?after=1: remove the parameter `after`, and give the id with --after"),
+        ("ws://u:S3CRET@h/?after=1", "***@h/?after=1: remove the parameter `after`, and give its value with --after"),
         ("ws://h/\udcff", f"ws://h/\\udcff: {NOT_WEBSOCKET}"),
         ("ws://a..b/", f"ws://a..b/: {NOT_WEBSOCKET}"),
         (f"ws://{'a' * 70}/", f"ws://{'a' * 70}/: {NOT_WEBSOCKET}"),
@@ -108,20 +109,49 @@ def test_misplaced_url_is_redacted(tmp_path: Path) -> None:
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as refused:
-        endpoint(f"{URL}?after=1-0", ["killmail"], ["systemId", "=1", "after=1-0", "type=event", "shipTypeId=587"])
+        endpoint(
+            f"{URL}?last=1&after=1-0",
+            ["killmail"],
+            ["systemId", "=1", "after=1-0", "type=event", "last=5", "shipTypeId=587"],
+        )
     assert refused.value.problems == (
-        f"{URL}?after=1-0: remove the parameter `after`, and give the id with --after",
+        f"{URL}?last=1&after=1-0: remove the parameter `after`, and give its value with --after",
+        f"{URL}?last=1&after=1-0: remove the parameter `last`, and give its value with --last",
         "--where systemId: write MEMBER=VALUE, such as systemId=30000142",
         "--where =1: write MEMBER=VALUE, such as systemId=30000142",
         "--where after=1-0: give this value with --after",
         "--where type=event: give this value with --type",
+        "--where last=5: give this value with --last",
     )
 
 
-def test_cafile_without_tls_is_an_error() -> None:
-    assert tls_context(URL, None) is None
-    with pytest.raises(ConfigurationError, match="--cafile: this option needs a URL with wss://"):
-        tls_context(URL, "ca.pem")
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        (URL, "http://localhost:3000/updates"),
+        ("wss://u:p@[::1]/x?type=event", "https://u:p@[::1]/x?type=event"),
+        ("http://localhost/updates", "http://localhost/updates"),
+        ("https://localhost/updates", "https://localhost/updates"),
+    ],
+)
+def test_url_for_server_sent_events_is_http(url: str, asked: str) -> None:
+    assert endpoint(url, [], [], sse=True) == asked
+
+
+@pytest.mark.parametrize("url", ["ftp://localhost/", "http:///updates", "localhost:3000"])
+def test_url_that_can_not_be_used_for_server_sent_events_is_an_error(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        endpoint(url, [], [], sse=True)
+    assert refused.value.problems == (
+        f"{url}: this is not a URL such as http://localhost:3000/updates or ws://localhost:3000/updates",
+    )
+
+
+@pytest.mark.parametrize("url", [URL, "http://localhost:3000/updates"])
+def test_cafile_without_tls_is_an_error(url: str) -> None:
+    assert tls_context(url, None) is None
+    with pytest.raises(ConfigurationError, match="--cafile: this option needs a URL with wss:// or https://"):
+        tls_context(url, "ca.pem")
 
 
 def test_authorities_are_those_of_the_system_or_of_a_file(tmp_path: Path) -> None:
@@ -129,7 +159,7 @@ def test_authorities_are_those_of_the_system_or_of_a_file(tmp_path: Path) -> Non
     assert context is not None
     assert context.verify_mode is ssl.CERT_REQUIRED
     own, _ = certificate(tmp_path, "bridge")
-    context = tls_context("wss://localhost/updates", str(own))
+    context = tls_context("https://localhost/updates", str(own))
     assert context is not None
     [authority] = context.get_ca_certs()
     assert authority["subject"] == ((("commonName", "bridge"),),)
