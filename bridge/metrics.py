@@ -40,6 +40,7 @@ class Transport(StrEnum):
     """The way in which a client gets updates. Each member of this enum is a value of the label `transport`."""
 
     WEBSOCKET = "websocket"
+    SSE = "sse"
 
 
 class Durations:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.framing import Form
 from bridge.broadcast.heartbeat import Heartbeats
 from bridge.broadcast.join_storm import JoinStorm
 from bridge.broadcast.replay import ReplayIndex
@@ -123,8 +124,8 @@ class CatchUp:
         """
         self._evicting = False
         """True if some of the connections that are too slow are left for a later turn to evict."""
-        self.sent_bytes = 0
-        """The number of bytes written to sockets and handed to transports."""
+        self.sent_bytes = dict.fromkeys(Form, 0)
+        """The number of bytes written to sockets and handed to transports, by form."""
 
     # Methods that the hub calls when connections enter and leave states
 
@@ -328,7 +329,7 @@ class CatchUp:
         descriptor = connection.descriptor
         if descriptor is not None:
             taken = try_write(descriptor, frame)
-            self.sent_bytes += taken
+            self.sent_bytes[connection.subscription.form] += taken
             frame = frame[taken:]
         if frame:
             self.send(connection, frame)
@@ -349,7 +350,7 @@ class CatchUp:
             self.send(connection, frames)
         else:
             taken = try_write(descriptor, frames)
-            self.sent_bytes += taken
+            self.sent_bytes[connection.subscription.form] += taken
             if taken < len(frames):
                 self.on_partial_write(connection, piece.positions, offset, taken)
         if offset and not connection.offset:
@@ -392,7 +393,7 @@ class CatchUp:
         """Sends frames through the connection's transport. Closes the connection if the transport fails."""
         try:
             if connection.send(*frames):
-                self.sent_bytes += sum(map(len, frames))
+                self.sent_bytes[connection.subscription.form] += sum(map(len, frames))
             elif connection.state in _SENDING:
                 # Without this event, each flush would write to a connection whose transport has failed.
                 self._dispatch(connection, ConnectionEvent.LEAVE)

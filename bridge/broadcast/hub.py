@@ -188,8 +188,8 @@ class Hub:
             index, self._resume, schedule, call_later, time, self._dispatch, turn, heartbeats
         )
         self._stopping = False
-        self._sent_bytes = 0
-        """The number of bytes sent to live connections."""
+        self._sent_bytes = dict.fromkeys(Form, 0)
+        """The number of bytes sent to live connections, by form."""
         self._leave: Mapping[State, _Call] = {
             State.PENDING: self._resume.pending.forget,
             State.RESUMING: catch_up.discard_resuming,
@@ -207,10 +207,20 @@ class Hub:
     def __len__(self) -> int:
         return sum(subscription.connections for subscription in self._subscriptions)
 
+    def connections_in(self, form: Form) -> int:
+        """Returns the number of connections that receive updates in a form."""
+        return sum(subscription.connections for subscription in self._subscriptions if subscription.form is form)
+
     @property
     def lagging(self) -> int:
         """The number of connections that still lack some updates (in the states RESUMING, CATCHING_UP and LAGGING)."""
         return len(self._resume) + len(self._catch_up.catching_up) + len(self._catch_up.lagging)
+
+    def lagging_in(self, form: Form) -> int:
+        """Returns the number of connections that still lack some updates, of those that receive updates in a form."""
+        catch_up = self._catch_up
+        lagging = chain(self._resume, catch_up.catching_up, catch_up.lagging)
+        return sum(connection.subscription.form is form for connection in lagging)
 
     @property
     def pending(self) -> int:
@@ -225,7 +235,11 @@ class Hub:
     @property
     def sent_bytes(self) -> int:
         """The number of bytes (updates and own messages) that were written to sockets or handed to transports."""
-        return self._sent_bytes + self._catch_up.sent_bytes
+        return sum(map(self.sent_bytes_in, Form))
+
+    def sent_bytes_in(self, form: Form) -> int:
+        """Returns the number of bytes in a form that were written to sockets or handed to transports."""
+        return self._sent_bytes[form] + self._catch_up.sent_bytes[form]
 
     @property
     def newest_id(self) -> UpdateId:
@@ -481,14 +495,15 @@ class Hub:
         subscriptions, frames, positions, updates = batch
         metrics = self._metrics
         lives = [subscription.live for subscription in subscriptions]
+        form = subscriptions[0].form
         for sockets, short, more in self._writer.write(lives, frames):
             complete = sockets - len(short)
-            self._sent_bytes += len(frames) * complete
+            self._sent_bytes[form] += len(frames) * complete
             metrics.written += complete * updates
             metrics.enqueued += len(short) * updates
             for connection, taken in short:
                 self._dispatch(connection, _PARTIAL_WRITE)
-                self._sent_bytes += taken
+                self._sent_bytes[form] += taken
                 try:
                     self._catch_up.on_partial_write(connection, positions, 0, taken)
                 except Exception:  # an error of one connection must not affect other connections
@@ -498,7 +513,7 @@ class Hub:
                 yield
         for live in lives:
             if live.tls_sockets.connections:
-                yield from self._encrypt(live, frames, updates)
+                yield from self._encrypt(live, frames, updates, form)
 
     def _reset_unserved(self) -> None:
         """Resets the connections that have not been sent the frames of the current round. Their clients resume."""
@@ -513,7 +528,7 @@ class Hub:
         with suppress(Exception):
             connection.reset()
 
-    def _encrypt(self, live: LiveSet[Subscriber], frames: bytes, updates: int) -> Iterator[None]:
+    def _encrypt(self, live: LiveSet[Subscriber], frames: bytes, updates: int, form: Form) -> Iterator[None]:
         catch_up, members, metrics = self._catch_up, live.tls_sockets, self._metrics
         if len(frames) > CATCH_UP_BYTES:
             # A transport must not hold more than one piece, so these frames are sent in pieces.
@@ -528,7 +543,7 @@ class Hub:
         while members.next_unserved is not None:
             already = members.served
             connections, failed = self._writer.encrypt(live, frames)
-            self._sent_bytes += len(frames) * (connections - len(failed))
+            self._sent_bytes[form] += len(frames) * (connections - len(failed))
             for connection, error in failed:
                 catch_up.fail(connection, error)
             # Only connections whose transports sent all frames are still in the set.

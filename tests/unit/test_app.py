@@ -344,15 +344,15 @@ async def test_every_label_value_has_a_series_from_the_start(
     bridge = build()
     labelled = {
         "bridge_clients_refused_total": {("rule", rule.value) for rule in Rule},
-        "bridge_connections": {("transport", "websocket")},
-        "bridge_connections_lagging": {("transport", "websocket")},
-        "bridge_connections_opened_total": {("transport", "websocket")},
+        "bridge_connections": {("transport", "websocket"), ("transport", "sse")},
+        "bridge_connections_lagging": {("transport", "websocket"), ("transport", "sse")},
+        "bridge_connections_opened_total": {("transport", "websocket"), ("transport", "sse")},
         "bridge_duplicates_total": {("type", each) for each in bridge._schemas.types},
         "bridge_evictions_total": {("reason", each.slug) for each in CloseReason if each is not CloseReason.STOPPING},
         "bridge_rejects_total": {("reason", reason.value) for reason in Reason},
         "bridge_resumes_total": {("complete", "true"), ("complete", "false")},
         "bridge_sends_total": {("outcome", each) for each in ("written", "enqueued", "dropped")},
-        "bridge_sent_bytes_total": {("transport", "websocket")},
+        "bridge_sent_bytes_total": {("transport", "websocket"), ("transport", "sse")},
         "bridge_updates_total": {("type", each) for each in bridge._schemas.types},
     }
     found: dict[str, set[tuple[str, str]]] = {}

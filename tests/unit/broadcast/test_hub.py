@@ -1710,6 +1710,33 @@ def test_bytes_of_own_messages_are_counted(scene: Scene) -> None:
     assert scene.hub.sent_bytes == sum(map(len, received))
 
 
+def test_connections_and_their_bytes_are_counted_by_form(scene: Scene) -> None:
+    congested = scene.join_with_socket(LITTLE_ROOM)
+    clients: dict[Form, list[FakeSubscriber]] = {
+        Form.TEXT: [congested, scene.join()],
+        Form.TEXT_WITH_ID: [scene.join(after="", full=True)],
+        Form.EVENT: [scene.join_with_socket(after="", form=Form.EVENT)],
+    }
+    scene.turns.settle()
+    scene.publish("a", size=10_000)
+    scene.turns.settle()
+    assert {form: scene.hub.connections_in(form) for form in Form} == {form: len(clients[form]) for form in Form}
+    assert {form: scene.hub.lagging_in(form) for form in Form} == {
+        Form.TEXT: 1,
+        Form.TEXT_WITH_ID: 1,
+        Form.EVENT: 0,
+    }
+    while congested.congested:
+        congested.read()
+        congested.drain()
+        scene.turns.settle()
+    for each in (*clients[Form.TEXT], *clients[Form.EVENT]):
+        if isinstance(each, SocketSubscriber):
+            each.read()
+    for form, members in clients.items():
+        assert scene.hub.sent_bytes_in(form) == sum(len(each.received) for each in members)
+
+
 def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene: Scene) -> None:
     broken, congested, left, ready = scene.join(), scene.join(full=True), scene.join(), scene.join_with_socket()
     broken.fault = RuntimeError("gone")
