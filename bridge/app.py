@@ -140,7 +140,7 @@ class Bridge:
         self._pages = Pages(self.readiness.report, metrics, self._schemas.documents, settings.path)
         access = Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins)
         router = Router(access, QueryParser(self._schemas), self._pages, settings.path)
-        self._server = Server(self._hub, access, router, _limits(settings), metrics, turn, self._tls, timing)
+        self._server = Server(self._hub, access, router, _limits(settings), metrics, turn, now_ms, self._tls, timing)
 
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         self.addresses: list[tuple[str, int]] = []

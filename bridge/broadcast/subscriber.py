@@ -96,6 +96,8 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.START: Transition(State.RESUMING, (Action.SEND,)),
         ConnectionEvent.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
         ConnectionEvent.DEFER: Transition(State.PENDING),
+        # A connection that the limits do not allow, or that opens while the bridge stops, closes at once.
+        ConnectionEvent.CLOSE: Transition(State.CLOSING),
         ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
     State.PENDING: {

@@ -1,7 +1,8 @@
 """Handles a client's first request, from the accepted socket to a connection, a page or a refusal.
 
 The bytes and the time of a handshake are limited, including those of TLS. `http/request.py` parses the request, and
-`router.py` decides the answer. After an upgrade, a `Connection` takes over the transport.
+`router.py` decides the answer. If the answer is a WebSocket or an event stream, a `ClientConnection` takes over the
+transport.
 """
 
 import asyncio
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
-from bridge.contract.filters import SubscribeRequest
 from bridge.contract.text import printable
 from bridge.server.access.read_limiter import READ_BUFFER
 from bridge.server.access.rules import Refusal, Rule
+from bridge.server.http.event_stream import COMMENT, event_stream_head
 from bridge.server.http.request import BadRequest, Request, RequestReader
-from bridge.server.http.response import Response, refusal_response, serialize, text_response
+from bridge.server.http.response import refusal_response, serialize, text_response
 from bridge.server.http.response_writer import ResponseWriter
 from bridge.server.router import Answer, OpenEventStream, Poll, Refused, Router
 from bridge.server.transport import tcp
@@ -86,11 +87,10 @@ class HandshakeContext:
 
     The timeout is also the period in which a client must read enough of its response.
     """
-    on_upgraded: "Callable[[Handshake, asyncio.Transport, Request, SubscribeRequest, bytes], None]"
-    """Called when a client's request is upgraded to a connection, with the bytes that the client sent after the
-    request."""
+    on_opened: "Callable[[Handshake, asyncio.Transport, Request, Upgrade | OpenEventStream, bytes], None]"
+    """Called when a client's request opens a connection, with the bytes that the client sent after the request."""
     on_closed: "Callable[[Handshake], None]"
-    """Called when a handshake has ended without an upgrade, and its socket is closed."""
+    """Called when a handshake has ended without a connection, and its socket is closed."""
 
 
 class Handshake(asyncio.BufferedProtocol):
@@ -192,15 +192,23 @@ class Handshake(asyncio.BufferedProtocol):
         self._trace(request, answer)
         if isinstance(answer, Upgrade):
             assert request is not None
-            self._upgrade(request, answer, rest)
+            self._open(request, answer, answer.response, rest)
+            return
+        if isinstance(answer, OpenEventStream):
+            assert request is not None
+            head = event_stream_head(answer.headers)
+            if request.method == "HEAD":
+                self._write(head)
+            else:
+                self._open(request, answer, head + COMMENT, rest)
             return
         if isinstance(answer, Refused):
             self._context.log.refused(answer.refusal.rule, self.address, answer.refusal.detail)
             answer = answer.response
-        if isinstance(answer, OpenEventStream | Poll):
-            text = "This version of the bridge sends updates only over WebSocket."
+        if isinstance(answer, Poll):
+            text = "This version of the bridge sends no updates as JSON."
             answer = text_response(HTTPStatus.SERVICE_UNAVAILABLE, text, *answer.headers)
-        self._respond(answer, has_body=request is None or request.method != "HEAD")
+        self._write(serialize(answer, has_body=request is None or request.method != "HEAD"))
 
     def _refuse_unread(self, rule: Rule, detail: str) -> None:
         """Reports that the client is refused before its request is read. The client gets no response."""
@@ -212,16 +220,17 @@ class Handshake(asyncio.BufferedProtocol):
         if log.tracing:
             log.handshake(self._peer, request, decision, asyncio.get_running_loop().time() - self._began_at)
 
-    def _upgrade(self, request: Request, upgrade: Upgrade, rest: bytes) -> None:
+    def _open(self, request: Request, answer: Upgrade | OpenEventStream, begin: bytes, rest: bytes) -> None:
+        """Writes the begin of the response. A connection then takes over the transport."""
         assert self._transport is not None
         self._end_reading()
-        self._transport.write(upgrade.response)
-        self._context.on_upgraded(self, self._transport, request, upgrade.subscribe, rest)
+        self._transport.write(begin)
+        self._context.on_opened(self, self._transport, request, answer, rest)
 
-    def _respond(self, response: Response, *, has_body: bool = True) -> None:
+    def _write(self, data: bytes) -> None:
+        """Writes a whole response."""
         assert self._transport is not None
         self._end_reading()
-        data = serialize(response, has_body=has_body)
         self._writer = ResponseWriter(self._transport, data, self._context.timeout_s, self.abort)
 
     def _end_reading(self) -> None:

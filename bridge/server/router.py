@@ -13,7 +13,15 @@ from bridge.server.access.rules import Access, Refusal, Rule
 from bridge.server.http.negotiation import preferred
 from bridge.server.http.pages import Pages, allows_cross_origin
 from bridge.server.http.request import BadRequest, Request
-from bridge.server.http.response import JSON, Header, Response, refusal_response, revalidated, text_response
+from bridge.server.http.response import (
+    EVENT_STREAM,
+    JSON,
+    Header,
+    Response,
+    refusal_response,
+    revalidated,
+    text_response,
+)
 from bridge.server.websocket import upgrade
 from bridge.server.websocket.upgrade import Upgrade
 
@@ -26,9 +34,6 @@ PREFLIGHT = (
 )
 """The CORS headers that say what a page of another origin is allowed to send to the endpoint. Chromium remembers CORS
 headers for at most two hours."""
-
-EVENT_STREAM = "text/event-stream"
-"""The media type of Server-Sent Events."""
 
 DEFAULT_LIMIT = 100
 """The maximum number of updates in a JSON response if the query names no limit."""

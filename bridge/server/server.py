@@ -1,7 +1,7 @@
 """The server accepts clients, admits or refuses them, and keeps their connections until they close.
 
-A client is first accepted, and then admitted or refused. An admitted client goes through its handshake, is upgraded,
-and is closed at the end.
+A client is first accepted, and then admitted or refused. An admitted client goes through its handshake. If its request
+asks for updates, a connection follows, which is closed at the end.
 """
 
 import asyncio
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.framing import Form
 from bridge.broadcast.hub import Hub
-from bridge.contract.filters import SubscribeRequest
 from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 from bridge.server.access.address_limit import AddressLimit
@@ -25,13 +23,14 @@ from bridge.server.client_log import ClientLog, Decision
 from bridge.server.connection.client_connection import ClientConnection, Clock, ConnectionContext
 from bridge.server.connection.keepalive import Keepalive
 from bridge.server.handshake import Handshake, HandshakeContext
+from bridge.server.http.event_stream import EventStream
 from bridge.server.http.request import Request
 from bridge.server.http.response import refusal_response, serialize
 from bridge.server.listeners.acceptor import Acceptor
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.memory import HeapTrimmer
 from bridge.server.pending_handshakes import PendingHandshakes
-from bridge.server.router import Refused, Router
+from bridge.server.router import OpenEventStream, Refused, Router
 from bridge.server.tls import Tls
 from bridge.server.transport.poller import make_poller
 from bridge.server.transport.socket_transport import SocketTransport
@@ -39,6 +38,7 @@ from bridge.server.transport.tcp import PeerName
 from bridge.server.transport.tcp_transport import TcpTransport
 from bridge.server.transport.tls_transport import TlsTransport
 from bridge.server.websocket.connection import WebSocketConnection
+from bridge.server.websocket.upgrade import Upgrade
 from bridge.server.websocket.upgrade_cache import UpgradeCache
 from bridge.timing import DEFAULT, Timing
 
@@ -82,9 +82,11 @@ class Server:
         limits: Limits,
         metrics: Metrics,
         turn: LoopTurn,
+        now_ms: Callable[[], int],
         tls: Tls | None = None,
         timing: Timing = DEFAULT,
     ) -> None:
+        """`now_ms` returns the time in Unix milliseconds."""
         self._hub = hub
         self._access = access
         self._limits = limits
@@ -106,13 +108,19 @@ class Server:
             self._client_log,
             self._make_transport,
             limits.handshake_timeout_s,
-            self._on_upgraded,
+            self._on_opened,
             self._on_handshake_closed,
         )
         # The connections are in a dict, because a dict with 5000 entries takes a third of the memory of a set.
         self._connections: dict[ClientConnection, None] = {}
         self._connection_context = ConnectionContext(
-            hub, self._clock, self._read_limiter, self._client_log.evicted, self._on_connection_lost
+            hub,
+            self._clock,
+            self._read_limiter,
+            now_ms,
+            limits.idle_timeout_s,
+            self._client_log.evicted,
+            self._on_connection_lost,
         )
         self._keepalive = Keepalive(
             self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._on_tick, turn, timing
@@ -222,7 +230,7 @@ class Server:
         oldest.evict(rule)
         return True
 
-    # The end of a handshake, by an upgrade or by closing
+    # The end of a handshake, with a connection or without one
 
     def _on_handshake_closed(self, handshake: Handshake) -> None:
         # An evicted handshake is removed from the dict before its socket closes.
@@ -230,26 +238,25 @@ class Server:
             self._handshakes.remove(handshake)
             self._on_left(handshake.address)
 
-    def _on_upgraded(
+    def _on_opened(
         self,
         handshake: Handshake,
         transport: asyncio.Transport,
         request: Request,
-        subscribe: SubscribeRequest,
+        answer: Upgrade | OpenEventStream,
         rest: bytes,
     ) -> None:
         self._handshakes.remove(handshake)
         address = handshake.address
-        self._client_log.advise(request, subscribe, address)
+        self._client_log.advise(request, answer.subscribe, address)
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_RESOLUTION_S:
             self._clock.now_s = now_s
-        connection = WebSocketConnection(transport, address, self._connection_context)
+        make_connection = WebSocketConnection if isinstance(answer, Upgrade) else EventStream
+        connection = make_connection(transport, address, self._connection_context)
         self._connections[connection] = None
         self._heap_trimmer.grown_to(len(self._connections))
         self._client_log.opened(connection)
-        over_address_limit = self._address_limit.over_limit(address)
-        self._hub.join(connection, subscribe, Form.TEXT if subscribe.after is None else Form.TEXT_WITH_ID)
         limits = self._limits
         if self._aborting:
             connection.abort()
@@ -258,12 +265,14 @@ class Server:
         # Closing connections count toward the limit too, because each of them still has a descriptor.
         elif len(self._connections) > limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=limits.max_connections)
-        elif over_address_limit:
+        elif self._address_limit.over_limit(address):
             connection.close(CloseReason.ADDRESS_LIMIT, max_connections_per_address=limits.max_connections_per_address)
+        else:
+            connection.join(answer.subscribe)
         if rest:
             connection.received(rest)
 
-    # Clients after the upgrade, until their connection is lost
+    # Clients with a connection, until it is lost
 
     def _on_tick(self, late: bool) -> None:
         # While the bridge was paused, it received no updates. After a late pass, the update that a pending client waits

@@ -275,7 +275,14 @@ async def _encrypted_and_plain(broker: Broker, exchange: str, folder: Path) -> N
             ping_interval_s=30,
         )
         secure = Server(
-            bridge._hub, plain._access, plain._handshake_context.router, limits, Metrics(), plain._turn, Tls(chain, key)
+            bridge._hub,
+            plain._access,
+            plain._handshake_context.router,
+            limits,
+            Metrics(),
+            plain._turn,
+            lambda: 0,
+            Tls(chain, key),
         )
         [(_, secure_port)] = secure.listen(("127.0.0.1",), 0, reuse_port=False)
         with Crowd(port_of(bridge)) as crowd:

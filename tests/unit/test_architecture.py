@@ -165,8 +165,16 @@ ALLOWED = {
         "server.websocket",
     ),
     "server.access": ("config", "contract"),
-    "server.connection": ("broadcast", "server.access", "server.listeners", "server.transport"),
-    "server.http": ("config", "contract", "contract.documents", "server.access", "server.transport"),
+    "server.connection": ("broadcast", "contract", "server.access", "server.listeners", "server.transport"),
+    "server.http": (
+        "broadcast",
+        "config",
+        "contract",
+        "contract.documents",
+        "server.access",
+        "server.connection",
+        "server.transport",
+    ),
     "server.listeners": ("config", "server.transport"),
     "server.transport": (),
     "server.websocket": (

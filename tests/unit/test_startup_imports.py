@@ -38,7 +38,7 @@ bridge.contract.documents: asyncapi draft07 messages
 bridge.server: client_log handshake memory pending_handshakes router server tls
 bridge.server.access: address_limit log_limiter read_limiter rules
 bridge.server.connection: client_connection keepalive
-bridge.server.http: negotiation pages request response response_writer
+bridge.server.http: event_stream negotiation pages request response response_writer
 bridge.server.listeners: acceptor descriptors sockets
 bridge.server.transport: compat poller socket_transport tcp tcp_transport tls_transport
 bridge.server.websocket: connection reader upgrade upgrade_cache

@@ -19,6 +19,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.live_set import TlsSocket
 from bridge.broadcast.subscriber import State, Subscription
+from bridge.contract.filters import SubscribeRequest
 from bridge.metrics import Transport
 from bridge.server.access.read_limiter import READ_BUFFER, ReadLimiter
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
@@ -52,6 +53,9 @@ class ConnectionContext:
     hub: Hub
     clock: Clock
     read_limiter: ReadLimiter
+    now_ms: Callable[[], int]
+    """Returns the time in Unix milliseconds."""
+    idle_timeout_s: float
     on_close: "Callable[[ClientConnection, CloseReason, dict[str, object]], None]"
     """Called when the bridge closes a connection, with the reason and with details for the log."""
     on_lost: "Callable[[ClientConnection], None]"
@@ -132,6 +136,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         with suppress(OSError):
             return None if stream is None else tcp.acknowledged_bytes(stream)
         return None
+
+    @abstractmethod
+    def join(self, request: SubscribeRequest) -> None:
+        """Joins the hub. A connection that closes at once need not join."""
 
     # Sending
 

@@ -14,6 +14,9 @@ from http import HTTPStatus
 from bridge.server.access.rules import Refusal
 
 JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+"""The media type of Server-Sent Events, without the parameter `charset`: the body is always UTF-8 (HTML standard,
+section 9.2.5)."""
 TEXT = "text/plain; charset=utf-8"
 
 NOT_IN_A_FRAME = "frame-ancestors 'none'"

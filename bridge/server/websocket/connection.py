@@ -7,6 +7,8 @@ import asyncio
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame
+from bridge.broadcast.framing import Form
+from bridge.contract.filters import SubscribeRequest
 from bridge.metrics import Transport
 from bridge.server.connection.client_connection import ClientConnection, ConnectionContext
 from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolViolation
@@ -45,6 +47,10 @@ class WebSocketConnection(ClientConnection):
         """
         self.last_received_at = context.clock.now_s
         super().__init__(transport, address, context)
+
+    def join(self, request: SubscribeRequest) -> None:
+        """Joins the hub. Updates have ids if the client asked for them."""
+        self._context.hub.join(self, request, Form.TEXT if request.after is None else Form.TEXT_WITH_ID)
 
     @property
     def last_active_at(self) -> float:

@@ -13,17 +13,18 @@ import pytest
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import QueryParser, SubscribeRequest
+from bridge.contract.filters import After, QueryParser, SubscribeRequest
 from bridge.metrics import Metrics
 from bridge.server.access.rules import Access, Rule
 from bridge.server.handshake import MAX_DISCARDED_BYTES, Handshake, HandshakeContext
+from bridge.server.http.event_stream import event_stream_head
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request, parse
 from bridge.server.http.response import Response, text_response
 from bridge.server.http.response_writer import MIN_READ_BYTES_PER_S
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.pending_handshakes import PERIODS, PendingHandshakes
-from bridge.server.router import Answer, Refused, Router
+from bridge.server.router import Answer, OpenEventStream, Refused, Router
 from bridge.server.tls import Tls
 from bridge.server.transport import tcp
 from bridge.server.transport.poller import Poller, make_poller
@@ -67,7 +68,7 @@ class RecordingServer:
         self.tracing = False
         self.upgrades: list[tuple[Handshake, asyncio.Transport, SubscribeRequest, bytes]] = []
         self.requests: list[Request] = []
-        """The requests that led to an upgrade."""
+        """The requests that opened a connection."""
         self.refusals: list[tuple[str, str, str]] = []
         """The rule, address and detail of each refusal."""
         self.left: list[str] = []
@@ -79,7 +80,7 @@ class RecordingServer:
     def context(self) -> HandshakeContext:
         router = Router(self.access, QUERIES, PAGES, "/updates")
         return HandshakeContext(
-            router, self.upgrade_cache, self, self._make_transport, TIMEOUT_S, self._on_upgraded, self._on_closed
+            router, self.upgrade_cache, self, self._make_transport, TIMEOUT_S, self._on_opened, self._on_closed
         )
 
     def accept(self, client: socket.socket) -> Handshake:
@@ -112,16 +113,16 @@ class RecordingServer:
             self.pending.remove(handshake)
         self.ended.append(handshake)
 
-    def _on_upgraded(
+    def _on_opened(
         self,
         handshake: Handshake,
         transport: asyncio.Transport,
         request: Request,
-        subscribe: SubscribeRequest,
+        answer: Upgrade | OpenEventStream,
         rest: bytes,
     ) -> None:
         self.pending.remove(handshake)
-        self.upgrades.append((handshake, transport, subscribe, rest))
+        self.upgrades.append((handshake, transport, answer.subscribe, rest))
         self.requests.append(request)
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
@@ -255,11 +256,66 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
     assert [wanted for _, _, wanted, _ in harness.server.upgrades] == [QUERIES.parse(query.removeprefix("?")).subscribe]
 
 
-@pytest.mark.parametrize("name", ["sse", "json"])
-async def test_request_for_another_way_than_websocket_is_not_served_yet(harness: Harness, name: str) -> None:
-    client = await harness.ask(get(f"/updates?format={name}"))
+async def test_request_for_json_is_not_served_yet(harness: Harness) -> None:
+    client = await harness.ask(get("/updates?format=json"))
     assert client.status == 503
     assert client.headers["Vary"] == "Accept, Origin"
+
+
+# Event streams
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+@pytest.mark.parametrize(("query", "lines"), [("?format=sse", []), ("", ["Accept: text/event-stream"])])
+async def test_event_stream_begins_with_its_head_and_a_comment(
+    harness: Harness, version: bytes, query: str, lines: list[str]
+) -> None:
+    origin = "http://localhost:8080"
+    sent = get(f"/updates{query}", f"Origin: {origin}", *lines).replace(b"HTTP/1.1", version)
+    client = await harness.ask(sent)
+    cors = ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "ETag")
+    assert client.answer == event_stream_head((("Vary", "Accept, Origin"), *cors)) + b":\n"
+    assert client.transport.ended == []
+    assert [(each, rest) for each, _, _, rest in harness.server.upgrades] == [(client.handshake, b"")]
+    assert harness.server.refusals == []
+
+
+async def test_event_stream_starts_after_the_last_event_id(harness: Harness) -> None:
+    await harness.ask(get("/updates?format=sse&after=7-0000000a", "Last-Event-ID: 8-0000000a") + b"more")
+    [(_, _, subscribe, rest)] = harness.server.upgrades
+    assert (subscribe.after, rest) == (After.parse("8-0000000a"), b"more")
+
+
+async def test_opened_event_stream_is_not_aborted_at_the_timeout(harness: Harness) -> None:
+    client = await harness.ask(get("/updates?format=sse"))
+    await harness.clock.advance(3 * TIMEOUT_S)
+    assert client.transport.ended == []
+    assert not harness.server.refusals
+    assert not harness.server.ended
+
+
+async def test_head_of_an_event_stream_is_sent_alone(harness: Harness) -> None:
+    found = await harness.ask(get("/updates?format=sse"))
+    client = await harness.ask(get("/updates?format=sse").replace(b"GET", b"HEAD"))
+    assert client.answer + b":\n" == found.answer
+    assert client.transport.ended == ["eof"]
+    assert len(harness.server.upgrades) == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (get("/updates?format=sse", "Origin: http://evil.example"), 403),
+        (get("/updates?format=sse", "Sec-Fetch-Site: cross-site"), 403),
+        (get("/updates?format=sse&limit=5"), 400),
+        (get("/updates?format=sse").replace(b"GET", b"POST"), 405),
+    ],
+)
+async def test_event_stream_is_refused_with_a_final_status(harness: Harness, sent: bytes, status: int) -> None:
+    client = await harness.ask(sent)
+    assert client.status == status
+    assert client.headers["Vary"] == "Accept, Origin"
+    assert harness.server.upgrades == []
 
 
 @pytest.mark.parametrize(

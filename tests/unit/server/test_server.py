@@ -38,6 +38,8 @@ from bridge.server.server import CLOCK_RESOLUTION_S, Limits, Server
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import (
+    NOW_MS,
+    TAG,
     FakeFlowControl,
     FakeFlushListener,
     FakeSource,
@@ -45,6 +47,7 @@ from tests.support.fakes import (
     FakeTurn,
     ManualClock,
     deliver,
+    update,
 )
 from tests.support.metrics import series, value
 
@@ -105,6 +108,12 @@ class Client:
         assert len(codes) <= 1
         return codes[0] if codes else None
 
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages of an event stream."""
+        lines = b"".join(self.transport.written).partition(b"\r\n\r\n")[2].split(b"\n")
+        return [orjson.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: ")]
+
     async def leave(self) -> None:
         """Ends the connection from the client's side."""
         self.transport.close()
@@ -159,6 +168,7 @@ class Harness:
             Limits(max_connections, overflow, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
             self.metrics,
             turn,
+            lambda: NOW_MS,
             tls,
         )
         self._series = series(self.metrics)
@@ -186,6 +196,19 @@ class Harness:
         assert client.status == 101
         await self.clock.settle()
         return client
+
+    async def stream(self, address: str = A, query: str = "", *, rest: bytes = b"") -> Client:
+        """Connects a client of Server-Sent Events. The server reads `rest` together with the client's request."""
+        client = await self.connect(address)
+        client.send(b"GET /updates?format=sse%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % query.encode() + rest)
+        assert client.status == 200
+        await self.clock.settle()
+        return client
+
+    def publish(self, number: int) -> None:
+        """Publishes the update with this number, and flushes."""
+        self.hub.publish(update(number), ("a", {}), UpdateId(number, TAG))
+        self.hub.flush()
 
     def listen(self) -> tuple[str, int]:
         """Listens on a real socket. Returns the address and the port."""
@@ -669,6 +692,128 @@ async def test_limit_of_the_bridge_is_checked_before_the_limit_of_an_address(ser
     with capture_logs() as logged:
         await harness.upgrade()
     assert [line["reason"] for line in logged] == ["full"]
+
+
+# Event streams
+
+
+async def test_event_stream_is_a_connection_with_its_own_transport_label(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    await harness.upgrade()
+    client = await harness.stream()
+    body = b"".join(client.transport.written).partition(b"\r\n\r\n")[2]
+    assert body.startswith(b":\nretry: ")
+    assert [message["type"] for message in client.messages] == ["resume", "heartbeat"]
+    for name in ("bridge_connections", "bridge_connections_opened_total"):
+        assert [harness.metric(name, transport=each) for each in ("websocket", "sse")] == [1, 1]
+    sent = harness.metric("bridge_sent_bytes_total", transport="sse")
+    assert sent == len(body) - len(b":\nretry: 1000\n")
+    await client.leave()
+    assert harness.metric("bridge_connections", transport="sse") == 0
+
+
+async def test_lagging_event_stream_has_its_own_transport_label(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.stream()
+    client.transport.full = True
+    harness.publish(1)
+    await harness.clock.settle()
+    name = "bridge_connections_lagging"
+    assert [harness.metric(name, transport=each) for each in ("websocket", "sse")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "phrase"),
+    [({"max_connections": 1}, CloseReason.FULL.phrase), ({"max_per_address": 1}, CloseReason.ADDRESS_LIMIT.phrase)],
+)
+async def test_event_stream_beyond_a_limit_gets_only_a_close_message_and_reconnects_late(
+    serve: Callable[..., Harness], limits: dict[str, int], phrase: str
+) -> None:
+    harness = serve(**limits)
+    await harness.upgrade()
+    with capture_logs() as logged:
+        client = await harness.stream(query="&after=7-00000007")
+    body = b"".join(client.transport.written).partition(b"\r\n\r\n")[2]
+    data = b'{"type":"close","data":{"code":1013,"reason":"%b"},"timestamp":%d}' % (phrase.encode(), NOW_MS)
+    assert body == b":\nretry: 30000\ndata: " + data + b"\n\n"
+    assert client.ended == ["eof"]
+    assert [line["event"] for line in logged] == ["connection limit exceeded"]
+    assert harness.metric("bridge_resumes_total", complete="false") == 0
+
+
+async def test_event_stream_that_opens_while_the_server_drains_is_told_to_reconnect(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve()
+    harness.listen()
+    client = await harness.connect()
+    harness.server.stop_listening()
+    draining = asyncio.create_task(harness.server.drain(5.0))
+    await harness.clock.settle()
+    client.send(b"GET /updates?format=sse HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert client.status == 200
+    body = b"".join(client.transport.written).partition(b"\r\n\r\n")[2]
+    assert body.startswith(b':\ndata: {"type":"close","data":{"code":1001,')
+    assert client.ended == ["eof"]
+    await client.leave()
+    assert draining.done()
+    await draining
+
+
+async def test_drain_ends_each_event_stream_with_a_close_message(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    clients = [await harness.stream(), await harness.stream(B)]
+    draining = asyncio.create_task(harness.server.drain(5.0))
+    await harness.clock.settle()
+    for client in clients:
+        assert client.messages[-1]["data"] == {"code": 1001, "reason": CloseReason.STOPPING.phrase}
+        assert client.ended == ["eof"]
+        assert not draining.done()
+        await client.leave()
+    assert draining.done()
+    await draining
+
+
+async def test_event_stream_whose_client_does_not_end_is_aborted_after_the_close_timeout(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve(max_connections=0)
+    harness.listen()
+    client = await harness.stream()
+    while len(client.ended) == 1:
+        await harness.tick()
+    assert client.ended == ["eof", "abort"]
+
+
+async def test_silent_event_stream_gets_a_comment_and_is_never_idle(serve: Callable[..., Harness]) -> None:
+    harness = serve(idle_timeout_s=40.0, ping_interval_s=8.0)
+    harness.listen()
+    client = await harness.stream()
+    client.transport.written.clear()
+    await harness.tick(100)
+    assert set(client.transport.written) == {b":\n"}
+    assert client.ended == []
+
+
+async def test_event_stream_that_gets_updates_gets_no_comments(serve: Callable[..., Harness]) -> None:
+    harness = serve(idle_timeout_s=40.0, ping_interval_s=8.0)
+    harness.listen()
+    client = await harness.stream()
+    for number in range(1, 50):
+        harness.publish(number)
+        await harness.tick()
+    assert b":\n" not in client.transport.written
+
+
+@pytest.mark.usefixtures("released")
+async def test_event_stream_that_sends_too_much_is_throttled(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.stream(rest=b"x" * 1000)
+    while client.transport.reading:
+        client.send(b"x" * MAX_READ_BYTES)
+    assert harness.metric("bridge_client_throttles_total") == 1
+    await harness.clock.advance(PERIOD_S)
+    assert client.transport.reading
 
 
 # Connections that the bridge closes

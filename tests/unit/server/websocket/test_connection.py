@@ -58,6 +58,8 @@ class OneClient(Scene):
                 self.hub,
                 self.clock,
                 self.read_limiter,
+                lambda: 0,
+                120.0,
                 lambda _, reason, details: self.closed.append((reason, details)),
                 self.lost.append,
             ),
