@@ -19,6 +19,9 @@ const REASONS = {
   4009: "the bridge received nothing from this page",
 };
 
+// The page begins with the newest updates, so that it is not empty until the next update.
+const FIRST_UPDATES = "last=50";
+
 // The maximum length of a broker's error text on the page.
 const LONGEST_WHY = 300;
 
@@ -48,18 +51,21 @@ function open() {
   filter.refuse("");
   say("connecting", "Connecting");
   const query = filter.query();
+  let isReplay = true; // Whether the bridge is sending updates from before this connection.
   // The endpoint is in the same folder as the page, whose path a proxy may have changed. The endpoint's URL is
   // concatenated instead of resolved, because a path that begins with // would name another host.
   const folder = location.pathname.slice(0, location.pathname.lastIndexOf("/"));
-  const place = `${location.host}${folder}${document.body.dataset.updatesPath}${query && `?${query}`}`;
+  const place = `${location.host}${folder}${document.body.dataset.updatesPath}?${query && `${query}&`}${FIRST_UPDATES}`;
   const opened = connect(`${location.protocol === "https:" ? "wss:" : "ws:"}//${place}`, {
     onUpdate: (update) => {
-      countUpdate();
+      if (!isReplay) countUpdate();
       list.add(update);
     },
+    onHeartbeat: () => (isReplay = false), // The first heartbeat of a connection is the end of the replay.
     onMissed: (data) => list.add({ missed: data, timestamp: Date.now() }),
     onState: (name, detail) => {
       if (name === "connected") {
+        isReplay = true;
         mayNotConnect = false;
         say("connected", "Connected");
         askHealth();

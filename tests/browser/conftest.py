@@ -65,8 +65,8 @@ def live(page: Page) -> Live:
     return Live(page)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
+@pytest_asyncio.fixture(loop_scope="session")
 async def watched(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
-    """A bridge with default settings."""
+    """A bridge with default settings, for one test: the page would show the updates of earlier tests."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
         yield bridge

@@ -183,6 +183,27 @@ async def test_page_behind_a_proxy_that_rewrites_host_loads_and_shows_which_orig
             await live.shows_state(CONNECTED)
 
 
+async def test_page_begins_with_the_newest_updates_that_match_and_counts_only_later_ones(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    client = await RawClient.open(port_of(watched))
+    await publish(amqp, exchange, *(killmail(number, systemId=30000142 + number % 2) for number in range(1, 131)))
+    while orjson.loads(await client.text())["data"]["killmailId"] < 130:
+        pass
+    await client.close()
+    await live.open(port_of(watched))
+    await live.has(50)
+    assert await live.kills() == list(range(130, 80, -1))
+    await expect(live.page.locator("#rate-words")).to_contain_text("Now 0 a second")
+    await live.open(port_of(watched), query="?systemId=30000143")
+    await live.has(50)
+    assert await live.kills() == list(range(129, 29, -2))
+    await publish(amqp, exchange, killmail(131, systemId=30000143))
+    await live.has(51)
+    await expect(live.page.locator("#rate-words")).not_to_contain_text("Now 0 a second", timeout=LIMIT_MS)
+    assert live.messages == []
+
+
 async def test_page_keeps_the_newest_hundred_updates_newest_first(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
