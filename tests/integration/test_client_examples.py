@@ -6,7 +6,7 @@ All three examples follow a scripted bridge, which fails in the way and at the t
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from tests.support.followers import (
     in_browser,
     in_node,
     in_python,
+    python_client,
     scripted_bridge,
     updates_of,
 )
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 # All tests run in one event loop, so that one browser serves all of them.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -418,3 +419,19 @@ async def test_updates_for_a_slow_program_in_node_wait_in_the_bridge(
         assert len(bridge.asked) == 1
         await follower.stop()
         await has(follower, *texts)
+
+
+async def test_updates_for_a_slow_program_in_python_wait_in_the_bridge(bridge: ScriptedBridge) -> None:
+    async with aclosing(python_client({}).updates(bridge.url, silence_s=SHORT_S)) as updates:
+        first = asyncio.create_task(anext(updates))
+        await connected(bridge)
+        texts = [bridge.emit("x" * 2**16) for _ in range(500)]
+        received = [await first]
+        until = asyncio.get_running_loop().time() + 3 * SHORT_S
+        # The program is slower than the silence limit. This time does not count as silence.
+        await eventually("the silence limit has passed", lambda: asyncio.get_running_loop().time() > until)
+        assert bridge.connections[0].transport.get_write_buffer_size() > 2**20
+        async with asyncio.timeout(LIMIT_S):
+            received += [await anext(updates) for _ in texts[1:]]
+        assert received == [orjson.loads(text) for text in texts]
+        assert len(bridge.asked) == 1

@@ -279,15 +279,7 @@ async def in_python(
     url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InPython]:
     """Runs the example as a task in the loop of the test."""
-    spec = importlib.util.spec_from_file_location("python_client", CLIENTS / "python_client.py")
-    assert spec is not None
-    assert spec.loader is not None
-    client = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(client)
-    pauses = PAUSES_S | dict(pauses_s)
-    for name, pause_s in (pauses | {"PAUSE_WHEN_FULL": 8 * pauses["FIRST_PAUSE"]}).items():
-        assert hasattr(client, f"{name}_S")
-        setattr(client, f"{name}_S", pause_s)
+    client = python_client(pauses_s)
     follower = InPython(client, url, silence_s, after)
     client.log.setLevel(logging.INFO)
     client.log.addHandler(follower)
@@ -298,6 +290,20 @@ async def in_python(
         follower.task.cancel()
         with suppress(asyncio.CancelledError):
             await follower.task
+
+
+def python_client(pauses_s: Mapping[str, float]) -> ModuleType:
+    """Returns the example as a new module with changed pauses."""
+    spec = importlib.util.spec_from_file_location("python_client", CLIENTS / "python_client.py")
+    assert spec is not None
+    assert spec.loader is not None
+    client = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(client)
+    pauses = PAUSES_S | dict(pauses_s)
+    for name, pause_s in (pauses | {"PAUSE_WHEN_FULL": 8 * pauses["FIRST_PAUSE"]}).items():
+        assert hasattr(client, f"{name}_S")
+        setattr(client, f"{name}_S", pause_s)
+    return client
 
 
 class InTail:
