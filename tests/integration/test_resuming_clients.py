@@ -1,10 +1,12 @@
 """With a real bridge and a real broker, followers get each update exactly once, even if connections break.
 
-The followers are the examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`.
+The followers are the examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`. In a
+browser and in Node, one example uses WebSocket, and one Server-Sent Events.
 """
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +16,15 @@ from aio_pika.abc import AbstractConnection
 from bridge.app import Bridge
 from tests.support.broker.find import Broker
 from tests.support.browser import chromium
-from tests.support.followers import Follower, in_browser, in_node, in_python, in_tail, updates_of
+from tests.support.followers import (
+    Follower,
+    in_browser,
+    in_node,
+    in_node_with_events,
+    in_python,
+    in_tail,
+    updates_of,
+)
 from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import publish
@@ -30,7 +40,10 @@ JITA, AMARR = 30000142, 30002187
 Following = Callable[..., AbstractAsyncContextManager[Follower]]
 
 
-@pytest.fixture(params=["browser", "node", "python", "tail"])
+FOLLOWERS = "browser", "node", "python", "tail", "events in browser", "events in node"
+
+
+@pytest.fixture(params=FOLLOWERS)
 def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
     """Returns a function that runs a follower with a URL and a silence limit."""
     if request.param == "tail":
@@ -40,13 +53,23 @@ def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
     if request.param == "node":
         node = request.getfixturevalue("node")
         return lambda url, silence_s=LONG_S: in_node(node, tmp_path, url, silence_s, {})
-    return _in_own_browser
+    if request.param == "events in node":
+        node = request.getfixturevalue("node")
+        return lambda url, silence_s=LONG_S: in_node_with_events(node, tmp_path, http(url), silence_s, {})
+    if request.param == "events in browser":
+        return lambda url, silence_s=LONG_S: _in_own_browser(http(url), silence_s, "sse.js")
+    return lambda url, silence_s=LONG_S: _in_own_browser(url, silence_s, "browser.js")
 
 
 @asynccontextmanager
-async def _in_own_browser(url: str, silence_s: float = LONG_S) -> AsyncIterator[Follower]:
-    async with chromium() as browser, in_browser(browser, url, silence_s, {}) as follower:
+async def _in_own_browser(url: str, silence_s: float, example: str) -> AsyncIterator[Follower]:
+    async with chromium() as browser, in_browser(browser, url, silence_s, {}, example=example) as follower:
         yield follower
+
+
+def http(url: str) -> str:
+    """Returns the URL for Server-Sent Events."""
+    return url.replace("ws://", "http://")
 
 
 def url_of(bridge: Bridge, query: str = "") -> str:
@@ -63,9 +86,10 @@ async def proxy_to(bridge: Bridge) -> AsyncIterator[tuple[Proxy, str]]:
 
 
 async def connected(bridge: Bridge) -> None:
-    await eventually(
-        "the client is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
-    )
+    def count() -> float:
+        return sum(sample(bridge, "bridge_connections", transport=transport) for transport in ("websocket", "sse"))
+
+    await eventually("the client is connected", lambda: count() == 1)
 
 
 async def has(follower: Follower, *killmail_ids: int) -> None:
@@ -81,11 +105,13 @@ async def has(follower: Follower, *killmail_ids: int) -> None:
     assert {tuple(update) for update in updates} == {("type", "data", "timestamp", "id")}
 
 
-async def reported(follower: Follower, word: str) -> None:
-    async def is_reported() -> bool:
-        return word in [words[0] for words in await follower.reports()]
+async def reported(follower: Follower, *words: str) -> None:
+    """Waits until the follower has made a report that begins with one of the words."""
 
-    await eventually(f"the client reports {word}", is_reported)
+    async def is_reported() -> bool:
+        return any(report[0] in words for report in await follower.reports())
+
+    await eventually(f"the client reports {words}", is_reported)
 
 
 async def test_no_update_is_missed_when_connections_are_cut(
@@ -109,7 +135,7 @@ async def test_no_update_is_missed_when_connections_are_cut(
 async def test_no_update_is_missed_while_a_connection_is_dead(
     broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
 ) -> None:
-    flags = {"exchanges": f"{exchange}=killmail", "ping_interval": "100ms"}
+    flags = {"exchanges": f"{exchange}=killmail", "ping_interval": "100ms", "heartbeat_interval": "100ms"}
     async with (
         running(broker.url, **flags) as bridge,
         proxy_to(bridge) as (proxy, url),
@@ -209,4 +235,63 @@ async def test_filter_with_an_unknown_member_is_refused(broker: Broker, exchange
         following(url_of(bridge, "?systemID=1")) as follower,
     ):
         # A script in a browser can't see a refusal, only a lost connection.
-        await reported(follower, "disconnected" if following is _in_own_browser else "refused")
+        await reported(follower, "disconnected", "refused")
+
+
+# The command `tail` has an option instead, and does not report heartbeats.
+EXAMPLES = [name for name in FOLLOWERS if name != "tail"]
+
+
+@pytest.mark.parametrize("following", EXAMPLES, indirect=True)
+async def test_client_begins_with_the_newest_updates(
+    broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        await publish(amqp, exchange, *(killmail(number) for number in range(1, 6)))
+        await eventually("the bridge has the updates", lambda: sample(bridge, "bridge_update_log_updates") == 5)
+        async with proxy_to(bridge) as (proxy, url), following(f"{url}?last=2") as follower:
+            await has(follower, 4, 5)
+            proxy.cut()
+            await publish(amqp, exchange, killmail(6))
+            await has(follower, 4, 5, 6)
+            assert "missed" not in [words[0] for words in await follower.reports()]
+
+
+@pytest.mark.parametrize("following", EXAMPLES, indirect=True)
+async def test_client_with_a_rare_filter_keeps_a_recent_id(
+    broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
+) -> None:
+    """The log of this bridge keeps about 300 updates."""
+    flags = {"exchanges": f"{exchange}=killmail", "log_bytes": "64KiB", "max_message_bytes": "4KiB"}
+    async with (
+        running(broker.url, **flags, heartbeat_interval="100ms") as bridge,
+        proxy_to(bridge) as (proxy, url),
+        following(f"{url}?systemId={JITA}") as follower,
+    ):
+        await connected(bridge)
+        for first in (0, 250, 500):
+            await publish(amqp, exchange, *(killmail(first + number, systemId=AMARR) for number in range(250)))
+            await eventually("the bridge has the updates", partial(_has_sent, bridge, first + 250))
+            # The id of the second heartbeat is read after these updates.
+            await heartbeats(follower, 2)
+        proxy.cut()
+        await publish(amqp, exchange, killmail(1000, systemId=JITA))
+        await has(follower, 1000)
+        assert "missed" not in [words[0] for words in await follower.reports()]
+
+
+def _has_sent(bridge: Bridge, count: int) -> bool:
+    return sample(bridge, "bridge_updates_total", type="killmail") == count
+
+
+async def heartbeats(follower: Follower, more: int) -> None:
+    """Waits until the follower has received `more` heartbeats."""
+
+    async def count() -> int:
+        return [words[0] for words in await follower.reports()].count("heartbeat")
+
+    async def is_reached() -> bool:
+        return await count() >= enough
+
+    enough = await count() + more
+    await eventually("heartbeats have come", is_reached)
