@@ -209,15 +209,25 @@ def test_wrong_use_does_not_compile(messages: list[str], name: str) -> None:
 def test_copied_clients_compile_with_the_declarations_of_the_readme(node: str, tmp_path: Path) -> None:
     """The examples for JavaScript are compiled as TypeScript, first without declarations."""
     (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
-    for file in (DECLARATIONS, CLIENTS / "browser.js", CLIENTS / "node.mjs"):
+    for file in (DECLARATIONS, CLIENTS / "browser.js", CLIENTS / "node.mjs", CLIENTS / "sse.js"):
         shutil.copy(file, tmp_path)
+    shutil.copy(CLIENTS / "sse.js", tmp_path / "sse.mjs")
     (tmp_path / "page.ts").write_text(code_block("schemas/clients/README.md", "Examples to copy", 0))
     (tmp_path / "program.mts").write_text(code_block("schemas/clients/README.md", "Examples to copy", 1))
-    untyped = compiled(tmp_path, "--noEmit", "page.ts", "program.mts")
-    assert [line.split(":")[0] for line in untyped if "TS7016" in line] == ["page.ts(1,25)", "program.mts(1,25)"]
-    (tmp_path / "browser.d.ts").write_text(code_block("schemas/clients/README.md", "TypeScript", 0))
+    (tmp_path / "events.ts").write_text(code_block("schemas/clients/README.md", "Examples to copy", 3))
+    (tmp_path / "events.mts").write_text(code_block("schemas/clients/README.md", "Examples to copy", 4))
+    programs = "page.ts", "program.mts", "events.ts", "events.mts"
+    untyped = compiled(tmp_path, "--noEmit", *programs)
+    assert {line.split("(")[0] for line in untyped if "TS7016" in line} == set(programs)
+    browser_types = code_block("schemas/clients/README.md", "TypeScript", 0)
+    option = "EventSource?: new (url: string) => object"
+    assert f"`{option}`" in (CLIENTS / "README.md").read_text()
+    (tmp_path / "browser.d.ts").write_text(browser_types)
+    event_types = adapted(browser_types, ("    silenceMs?: number;\n", f"    silenceMs?: number;\n    {option};\n"))
+    for name in ("sse.d.ts", "sse.d.mts"):
+        (tmp_path / name).write_text(event_types)
     (tmp_path / "node.d.mts").write_text(code_block("schemas/clients/README.md", "TypeScript", 1))
-    assert compiled(tmp_path, "--noEmit", "page.ts", "program.mts") == []
+    assert compiled(tmp_path, "--noEmit", *programs) == []
     (tmp_path / "page.ts").write_text(
         code_block("schemas/clients/README.md", "Examples to copy", 0).replace("id, data", "ids, data")
     )

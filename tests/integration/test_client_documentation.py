@@ -1,11 +1,9 @@
 """The examples in the README of the clients, run as they stand against a real bridge."""
 
 import asyncio
-import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from bridge.app import Bridge
 from tests.support.broker.find import Broker
 from tests.support.browser import File, chromium, foreign_site
 from tests.support.clients import RawClient
-from tests.support.documentation import BIN, adapted, code_block, shell
+from tests.support.documentation import BIN, adapted, code_block, printed_line, program, shell
 from tests.support.followers import CLIENTS, page_files
 from tests.support.killmail import killmail
 from tests.support.prepare import NODE, ROOT
@@ -38,53 +36,29 @@ def local(text: str, bridge: Bridge) -> str:
     return adapted(text, ("localhost:3000", f"127.0.0.1:{port_of(bridge)}"))
 
 
-async def connected(bridge: Bridge) -> None:
-    await eventually(
-        "the client is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
-    )
-
-
-@asynccontextmanager
-async def program(*command: str | Path, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
-    """Runs a program, yields its output, and ends the program if it has not ended."""
-    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        yield process.stdout
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def prints(output: asyncio.StreamReader, pattern: str) -> str:
-    """Returns the first output line that matches `pattern`."""
-    async with asyncio.timeout(LIMIT_S):
-        while line := await output.readline():
-            if re.search(pattern, line.decode()):
-                return line.decode()
-    raise AssertionError(f"the program has ended without {pattern!r}")
+async def connected(bridge: Bridge, transport: str = "websocket") -> None:
+    await eventually("the client is connected", lambda: sample(bridge, "bridge_connections", transport=transport) == 1)
 
 
 async def test_example_in_javascript_prints_updates(
     node: str, bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "main.js").write_text(local(code_block("schemas/clients/README.md", "Connect", 1), bridge))
+    (tmp_path / "main.js").write_text(local(code_block("schemas/clients/README.md", "WebSocket", 1), bridge))
     # Node 20 has WebSocket only with a flag, which later versions of Node accept too.
     async with program(node, "--experimental-websocket", "main.js", folder=tmp_path) as output:
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
-        await prints(output, "killmailId: 1,")
+        await printed_line(output, "killmailId: 1,")
 
 
 async def test_example_in_python_prints_updates(
     bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "main.py").write_text(local(code_block("schemas/clients/README.md", "Connect", 2), bridge))
+    (tmp_path / "main.py").write_text(local(code_block("schemas/clients/README.md", "WebSocket", 2), bridge))
     async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
-        await prints(output, "'killmailId': 1,")
+        await printed_line(output, "'killmailId': 1,")
 
 
 RECORD_PAUSE = """
@@ -100,7 +74,7 @@ async def test_example_in_python_pauses_after_a_full_bridge(broker: Broker, exch
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as full:
         client = await RawClient.open(port_of(full))
         await connected(full)
-        example = local(code_block("schemas/clients/README.md", "Connect", 2), full)
+        example = local(code_block("schemas/clients/README.md", "WebSocket", 2), full)
         # The library also calls `asyncio.sleep`, so only the call in the example is replaced.
         (tmp_path / "main.py").write_text(RECORD_PAUSE + example.replace("asyncio.sleep(", "record("))
         async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
@@ -112,12 +86,13 @@ async def test_example_in_python_pauses_after_a_full_bridge(broker: Broker, exch
     assert 4 <= float(printed[1].removeprefix("pause ")) <= 8
 
 
-async def test_example_with_the_copied_browser_client_prints_updates(
-    bridge: Bridge, amqp: AbstractConnection, exchange: str
-) -> None:
-    script = local(code_block("schemas/clients/README.md", "Examples to copy", 0), bridge)
+async def print_in_page(
+    script: str, bridge: Bridge, amqp: AbstractConnection, exchange: str, transport: str
+) -> list[str]:
+    """Runs a script in a page, and returns the lines of the console once the script has printed an update."""
     page_html = '<!doctype html><link rel="icon" href="data:,"><script type="module" src="/main.js"></script>'
-    files = page_files({}) | {"/": File("text/html", page_html), "/main.js": File("text/javascript", script)}
+    files = page_files({}) | page_files({}, "sse.js")
+    files |= {"/": File("text/html", page_html), "/main.js": File("text/javascript", local(script, bridge))}
     lines: list[str] = []
 
     def on_console(message: ConsoleMessage) -> None:
@@ -127,10 +102,58 @@ async def test_example_with_the_copied_browser_client_prints_updates(
         page = await browser.new_page()
         page.on("console", on_console)
         await page.goto(f"http://localhost:{site.port}/")
-        await connected(bridge)
+        await connected(bridge, transport)
         await publish(amqp, exchange, killmail(1))
         await eventually("the page prints the update", lambda: any("killmailId: 1," in line for line in lines))
+    return lines
+
+
+async def test_example_with_the_copied_browser_client_prints_updates(
+    bridge: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    script = code_block("schemas/clients/README.md", "Examples to copy", 0)
+    lines = await print_in_page(script, bridge, amqp, exchange, "websocket")
     assert lines[0].startswith("connected ")
+
+
+async def test_example_with_the_copied_client_for_events_prints_updates(
+    bridge: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    script = code_block("schemas/clients/README.md", "Examples to copy", 3)
+    lines = await print_in_page(script, bridge, amqp, exchange, "sse")
+    assert lines[0].startswith("connected ")
+
+
+async def test_example_with_eventsource_prints_updates(bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
+    script = code_block("schemas/clients/README.md", "Server-Sent Events", 0)
+    [line] = await print_in_page(script, bridge, amqp, exchange, "sse")
+    assert "killmailId: 1," in line
+
+
+async def test_example_with_the_copied_client_for_events_prints_updates_in_node(
+    node: str, bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
+    shutil.copy(CLIENTS / "sse.js", tmp_path / "sse.mjs")
+    (tmp_path / "main.mjs").write_text(local(code_block("schemas/clients/README.md", "Examples to copy", 4), bridge))
+    async with program(node, "main.mjs", folder=tmp_path) as output:
+        await connected(bridge, "sse")
+        await publish(amqp, exchange, killmail(1))
+        await printed_line(output, "killmailId: 1,")
+
+
+async def test_curl_prints_events(bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
+    await publish(amqp, exchange, killmail(1), killmail(2))
+    await eventually("the bridge has the updates", lambda: sample(bridge, "bridge_update_log_updates") == 2)
+    command = local(code_block("schemas/clients/README.md", "Server-Sent Events", 1), bridge)
+    async with program("bash", "-c", f"exec {command}", folder=ROOT) as output, asyncio.timeout(LIMIT_S):
+        assert await output.readline() == b":\n"
+        assert (await output.readline()).startswith(b"retry: ")
+        assert (await output.readline()).startswith(b"id: ")
+        assert b'"complete":true,"replayed":1,' in await output.readline()
+        await printed_line(output, 'data: .*"killmailId":2,')
+        await publish(amqp, exchange, killmail(3))
+        await printed_line(output, 'data: .*"killmailId":3,')
 
 
 async def test_example_with_the_copied_client_for_node_prints_updates(
@@ -142,7 +165,7 @@ async def test_example_with_the_copied_client_for_node_prints_updates(
     async with program(node, "main.mjs", folder=tmp_path) as output:
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
-        await prints(output, "killmailId: 1,")
+        await printed_line(output, "killmailId: 1,")
 
 
 async def test_example_with_the_copied_client_for_python_prints_updates(
@@ -153,7 +176,7 @@ async def test_example_with_the_copied_client_for_python_prints_updates(
     async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
         await connected(bridge)
         await publish(amqp, exchange, killmail(1))
-        await prints(output, "'killmailId': 1,")
+        await printed_line(output, "'killmailId': 1,")
 
 
 async def test_example_that_stores_the_last_id_continues_after_a_restart(
@@ -166,12 +189,12 @@ async def test_example_that_stores_the_last_id_continues_after_a_restart(
         await connected(bridge)
         await eventually("the id of the connection is stored", stored.exists)
         await publish(amqp, exchange, killmail(1))
-        last_id = (await prints(output, "'killmailId': 1,")).split()[0]
+        last_id = (await printed_line(output, "'killmailId': 1,")).split()[0]
         await eventually("the id of the update is stored", lambda: stored.read_text() == last_id)
     await eventually("the client is gone", lambda: sample(bridge, "bridge_connections", transport="websocket") == 0)
     await publish(amqp, exchange, killmail(2))
     async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
-        first = await prints(output, "killmailId")
+        first = await printed_line(output, "killmailId")
         assert "'killmailId': 2," in first
         await eventually("the new id is stored", lambda: stored.read_text() == first.split()[0])
 
@@ -190,7 +213,7 @@ try {
 """
     (tmp_path / "main.mjs").write_text(local(script, bridge))
     async with program(node, "main.mjs", folder=tmp_path) as output:
-        assert await prints(output, ".") == "AbortError\n"
+        assert await printed_line(output, ".") == "AbortError\n"
         async with asyncio.timeout(LIMIT_S):
             assert await output.read() == b"", "the program has not ended"
 

@@ -8,7 +8,10 @@ test runs.
 import asyncio
 import os
 import re
+import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
@@ -92,3 +95,28 @@ async def shell(command: str, folder: Path, limit_s: float = LIMIT_S, /, **varia
         output, _ = await process.communicate()
     assert process.returncode == 0, output
     return output
+
+
+@asynccontextmanager
+async def program(*command: str | Path, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
+    """Runs a program, yields its output, and ends the program and its children if it has not ended."""
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, process_group=0
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def printed_line(output: asyncio.StreamReader, pattern: str) -> str:
+    """Waits for the first output line that matches `pattern`, and returns this line."""
+    async with asyncio.timeout(LIMIT_S):
+        while line := await output.readline():
+            if re.search(pattern, line.decode()):
+                return line.decode()
+    raise AssertionError(f"the program has ended without {pattern!r}")
