@@ -320,14 +320,16 @@ class Settings:
         "30s",
         parsers.duration(0.05, 86400),
         "DURATION",
-        "How long a client may be silent before the bridge pings it. Less than BRIDGE_IDLE_TIMEOUT.",
+        "How long a connection may be silent before the bridge pings its client. An event stream gets a comment "
+        "instead. Less than BRIDGE_IDLE_TIMEOUT.",
     )
     idle_timeout_s: float = _setting(
         Group.CLIENTS,
         "120s",
         parsers.duration(0.1, 86400),
         "DURATION",
-        "How long a client may be silent before the bridge closes the connection with 4009.",
+        "How long a client may be silent before the bridge closes the connection with 4009. For an event stream: how "
+        "long the client's kernel may acknowledge nothing.",
     )
     heartbeat_interval_s: float = _setting(
         Group.CLIENTS,

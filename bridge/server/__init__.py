@@ -1,4 +1,4 @@
-"""Serves clients with sockets, HTTP and WebSocket.
+"""Serves clients with sockets, HTTP, WebSocket and Server-Sent Events.
 
 This is the only package of the command `serve` that imports the library websockets.
 """
