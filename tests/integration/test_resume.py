@@ -92,6 +92,49 @@ async def test_id_from_before_a_restart_is_unknown(broker: Broker, exchange: str
             await each.close()
 
 
+async def test_heartbeats_move_the_id_of_a_client_whose_filter_matches_nothing(
+    broker: Broker, exchange: str, amqp: AbstractConnection
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "heartbeat_interval": "200ms"}
+    async with running(broker.url, **flags) as bridge:
+        port = port_of(bridge)
+        client = await RawClient.open(port, path="/updates?type=event&after=")
+        resume, first = [orjson.loads(await client.text(heartbeats=True)) for _ in range(2)]
+        assert (resume["type"], first["type"]) == ("resume", "heartbeat")
+        assert first["data"] == {"id": resume["data"]["id"], "consuming": True}
+        stayed = await RawClient.open(port, path="/updates?after=")
+        await publish(amqp, exchange, *map(event, range(3)))
+        newest = [orjson.loads(await stayed.text()) for _ in range(4)][-1]["id"]
+        while (message := orjson.loads(await client.text(heartbeats=True)))["data"]["id"] != newest:
+            assert message["type"] == "heartbeat"
+        back = await RawClient.open(port, path=f"/updates?after={newest}")
+        assert orjson.loads(await back.text())["data"] == {"complete": True, "replayed": 0, "id": newest}
+        for each in (client, stayed, back):
+            await each.close()
+
+
+async def test_client_begins_with_the_last_updates_of_its_filter(
+    bridge: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    port = port_of(bridge)
+    plain = await RawClient.open(port)
+    await publish(amqp, exchange, *(event(number, 5 if number % 3 else 6) for number in range(300)))
+    assert await numbers(plain, 300) == list(range(300))
+    last = await RawClient.open(port, path="/updates?last=2")
+    assert await numbers(last, 2) == [298, 299]
+    filtered = await RawClient.open(port, path="/updates?last=3&after=&systemId=6")
+    resume = orjson.loads(await filtered.text())["data"]
+    assert (resume["complete"], resume["replayed"]) == (True, 3)
+    assert await numbers(filtered, 3) == [291, 294, 297]
+    earliest = await RawClient.open(port, path="/updates?after=earliest")
+    assert orjson.loads(await earliest.text())["data"]["replayed"] == 300
+    assert await numbers(earliest, 300) == list(range(300))
+    await publish(amqp, exchange, event(300, 6))
+    for client in (plain, last, filtered, earliest):
+        assert await numbers(client, 1) == [300]
+        await client.close()
+
+
 @pytest.mark.parametrize(
     ("way", "complete", "replayed"),
     [("exclusive", False, 0), ("queue", False, 10), ("stream", True, 10)],

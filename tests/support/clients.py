@@ -78,6 +78,9 @@ def close_code(payload: bytes) -> int:
     return int.from_bytes(payload[:2], "big")
 
 
+HEARTBEAT = b'{"type":"heartbeat",'
+
+
 class RawClient:
     """A client that reads one frame with each call."""
 
@@ -130,13 +133,16 @@ class RawClient:
             length = int.from_bytes(await self._reader.readexactly(8), "big")
         return first & 15, await self._reader.readexactly(length)
 
-    async def text(self, limit_s: float | None = READ_LIMIT_S) -> bytes:
-        """Returns the next text message. Skips pings, and does not answer them. Raises TimeoutError."""
+    async def text(self, limit_s: float | None = READ_LIMIT_S, *, heartbeats: bool = False) -> bytes:
+        """Returns the next text message, and skips heartbeats unless `heartbeats` is True. Raises TimeoutError.
+
+        Skips pings, and does not answer them.
+        """
         while True:
             opcode, payload = await self.frame(limit_s)
-            if opcode == TEXT:
+            if opcode == TEXT and (heartbeats or not payload.startswith(HEARTBEAT)):
                 return payload
-            assert opcode == PING, (opcode, payload)
+            assert opcode in (TEXT, PING), (opcode, payload)
 
     async def closed(self) -> int:
         """Reads until the server's close frame, answers it, and returns its code."""
