@@ -422,16 +422,15 @@ async def test_updates_for_a_slow_program_in_node_wait_in_the_bridge(
 
 
 async def test_updates_for_a_slow_program_in_python_wait_in_the_bridge(bridge: ScriptedBridge) -> None:
-    async with aclosing(python_client({}).updates(bridge.url, silence_s=SHORT_S)) as updates:
-        first = asyncio.create_task(anext(updates))
-        await connected(bridge)
-        texts = [bridge.emit("x" * 2**16) for _ in range(500)]
-        received = [await first]
+    # The bridge has the updates before the client connects, because their encoding blocks the loop of the client too.
+    texts = [bridge.emit("x" * 2**16) for _ in range(500)]
+    client = python_client({}).updates(bridge.url, after="earliest", silence_s=SHORT_S)
+    async with aclosing(client) as updates, asyncio.timeout(LIMIT_S):
+        received = [await anext(updates)]
         until = asyncio.get_running_loop().time() + 3 * SHORT_S
         # The program is slower than the silence limit. This time does not count as silence.
         await eventually("the silence limit has passed", lambda: asyncio.get_running_loop().time() > until)
         assert bridge.connections[0].transport.get_write_buffer_size() > 2**20
-        async with asyncio.timeout(LIMIT_S):
-            received += [await anext(updates) for _ in texts[1:]]
+        received += [await anext(updates) for _ in texts[1:]]
         assert received == [orjson.loads(text) for text in texts]
         assert len(bridge.asked) == 1
