@@ -40,10 +40,11 @@ JITA, AMARR = 30000142, 30002187
 Following = Callable[..., AbstractAsyncContextManager[Follower]]
 
 
-FOLLOWERS = "browser", "node", "python", "tail", "events in browser", "events in node"
+EXAMPLES = "browser", "node", "python", "events in browser", "events in node"
+"""The followers other than the command, which does not report heartbeats and has an option instead of `?last=`."""
 
 
-@pytest.fixture(params=FOLLOWERS)
+@pytest.fixture(params=[*EXAMPLES, "tail"])
 def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
     """Returns a function that runs a follower with a URL and a silence limit."""
     if request.param == "tail":
@@ -229,6 +230,29 @@ async def test_client_continues_with_another_bridge_on_the_same_history(
         assert "missed" not in [words[0] for words in await follower.reports()]
 
 
+@pytest.mark.parametrize("following", EXAMPLES, indirect=True)
+async def test_gap_is_reported_once(
+    broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
+) -> None:
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with (
+            running(tunnel.url, exchanges=f"{exchange}=killmail") as bridge,
+            proxy_to(bridge) as (line, url),
+            following(url) as follower,
+        ):
+            await connected(bridge)
+            tunnel.cut()
+            await reported(follower, "missed")
+            # No update follows the gap, so the client reconnects with the id of the gap.
+            line.cut()
+            await eventually("the bridge consumes again", lambda: bridge.readiness.report()[0])
+            await publish(amqp, exchange, killmail(1))
+            await has(follower, 1)
+            [[_, gap]] = [words for words in await follower.reports() if words[0] == "missed"]
+            assert gap["reason"] == "broker-away"
+
+
 async def test_filter_with_an_unknown_member_is_refused(broker: Broker, exchange: str, following: Following) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
@@ -236,10 +260,6 @@ async def test_filter_with_an_unknown_member_is_refused(broker: Broker, exchange
     ):
         # A script in a browser can't see a refusal, only a lost connection.
         await reported(follower, "disconnected", "refused")
-
-
-# The command `tail` has an option instead, and does not report heartbeats.
-EXAMPLES = [name for name in FOLLOWERS if name != "tail"]
 
 
 @pytest.mark.parametrize("following", EXAMPLES, indirect=True)
