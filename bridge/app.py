@@ -33,6 +33,7 @@ from bridge.config.warnings import setting_warnings
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.documents import asyncapi
+from bridge.contract.documents.deployment import Deployment
 from bridge.contract.filters import QueryParser
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import ConfigurationError, redact
@@ -209,8 +210,7 @@ class Bridge:
         return asyncapi.document(
             self._schemas.documents,
             self._schemas.filterable,
-            asyncapi.Deployment(
-                version=__version__,
+            Deployment(
                 host=format_authority(host, port),
                 secure=self._tls is not None,
                 path=settings.path,

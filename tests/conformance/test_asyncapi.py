@@ -81,8 +81,10 @@ async def test_bridge_serves_a_valid_document_with_its_address(
     assert served["servers"]["websocket"]["host"] == f"localhost:{port}"
     assert served["channels"]["updates"]["address"] == "/kills"
     packaged = catalog.load([catalog.PACKAGED])
-    sent = {*packaged.types, *packaged.messages, "fleet_20_move"}
-    assert set(served["channels"]["updates"]["messages"]) == sent
+    types = {*packaged.types, "fleet_20_move"}
+    assert {name for name in served["channels"]["updates"]["messages"] if name.startswith("update.")} == {
+        f"update.{name}" for name in types
+    }
     query = served["channels"]["updates"]["bindings"]["ws"]["query"]["properties"]
     assert "fleet move" in query["type"]["items"]["enum"]
     assert query["size"]["items"] == {"type": "number"}

@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import orjson
 
-from bridge import __version__
 from bridge.app import Bridge
 from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State
 from bridge.config import settings
 from bridge.config.settings import PREFIX, SETTINGS, Group, Settings, shown_default
 from bridge.contract import catalog
 from bridge.contract.documents import asyncapi
+from bridge.contract.documents.deployment import Deployment
 from tests.bench import summary
 from tests.bench.curves import capacity, texts
 from tests.bench.curves.points import CURVES, read
@@ -226,8 +226,7 @@ def asyncapi_document() -> bytes:
     return asyncapi.document(
         schemas.documents,
         schemas.filterable,
-        asyncapi.Deployment(
-            version=__version__,
+        Deployment(
             host=f"localhost:{settings.port}",
             secure=False,
             path=settings.path,

@@ -2,37 +2,27 @@
 
 This document tells tools which messages clients receive, and which messages fetchers can publish. The document is
 written from the bridge's point of view: the bridge receives events from the broker's exchanges, and sends updates to
-WebSocket clients. Both events and updates are described by the schema files.
+clients. Both events and updates are described by the schema files.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import orjson
 
-from bridge.contract.documents import messages
+from bridge.contract.documents import messages, query
+from bridge.contract.documents.deployment import CONTRACT_VERSION, Deployment
 from bridge.contract.documents.messages import AMQP_BINDING, Object, at, key
-from bridge.contract.filters import parameter
+from bridge.contract.documents.query import Parameter
+from bridge.contract.filters import Format
 
 MEDIA_TYPE = "application/vnd.aai.asyncapi+json;version=3.0.0"
 
 _WEBSOCKETS_BINDING = "0.1.0"
-"""The version of AsyncAPI's WebSockets binding."""
+_HTTP_BINDING = "0.3.0"
+"""The versions of AsyncAPI's bindings."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """The parts of the document that differ between bridges with the same schemas."""
-
-    version: str
-    host: str
-    """The address that clients connect to, with the port: `localhost:3000`."""
-    secure: bool
-    """Whether clients use wss:// instead of ws://."""
-    path: str
-    exchanges: Mapping[str, str]
-    """Maps each exchange to the default update type of its events."""
-    reject_exchange: str | None
+_SSE_ONLY = frozenset({"close"})
+"""The bridge's own messages that are sent only over Server-Sent Events."""
 
 
 def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[str]], deployment: Deployment) -> bytes:
@@ -43,15 +33,21 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
     other readers do not need it.
     """
     files = messages.read(documents)
-    envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}
-    envelope, with_id = (envelopes.get(name, {}) for name in ("update", "update-with-id"))
+    envelope = next((file.schema for file in files if file.name == "update"), {})
+    with_id = next((file.schema for file in files if file.name == "update-with-id"), {})
     types = [file for file in files if "x-role" not in file.schema]
     sources = [file for file in files if file.schema.get("x-role") == "form"]
     own = [file for file in files if file.schema.get("x-role") == "message"]
 
-    sent = {file.key: f"update.{file.key}" for file in types} | {file.key: f"message.{file.key}" for file in own}
-    updates = {sent[file.key]: messages.update(file, envelope, with_id) for file in types}
-    updates |= {sent[file.key]: messages.own_message(file, envelope) for file in own}
+    updates = {f"update.{file.key}": messages.update(file, envelope) for file in types}
+    updates_with_id = {f"update-with-id.{file.key}": messages.update_with_id(file, with_id) for file in types}
+    own_messages = {f"message.{file.key}": messages.own_message(file, envelope) for file in own}
+    websocket = [
+        *updates,
+        *updates_with_id,
+        *(f"message.{file.key}" for file in own if file.name not in _SSE_ONLY),
+    ]
+    event_stream = [*updates_with_id, *own_messages]
     events: Object = {}
     for file in types:
         of_type = [source for source in sources if source.schema.get("x-form-of") == file.name]
@@ -59,9 +55,18 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
         events[f"wrapped.{file.key}"] = messages.wrapped(file, of_type)
         events |= {f"form.{source.key}": messages.source_event(source, file) for source in of_type}
 
-    channels = {"updates": _updates_channel(deployment.path, sent, _query([file.name for file in types], filterable))}
+    selection = [query.types(file.name for file in types), *query.members(filterable)]
+    channels = {
+        "updates": _websocket_channel(deployment.path, websocket, [*selection, *query.start(always_has_ids=False)]),
+        "eventStream": _event_stream_channel(deployment.path, event_stream),
+    }
+    summary = "Sends each update to every client whose filter matches it."
     operations = {
-        "sendUpdates": _operation("send", "updates", sent, "Sends each update to every client whose filter matches it.")
+        "sendUpdates": _operation("send", "updates", websocket, summary),
+        "sendEventStream": {
+            **_operation("send", "eventStream", event_stream, summary),
+            "bindings": _http_binding([_SSE, *selection, *query.start(always_has_ids=True)]),
+        },
     }
     for exchange, default in deployment.exchanges.items():
         channel = f"exchange.{key(exchange)}"
@@ -85,9 +90,11 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
             "asyncapi": "3.0.0",
             "info": {
                 "title": "edk-bridge",
-                "version": deployment.version,
+                "version": CONTRACT_VERSION,
                 "description": "Receives events of a killboard from RabbitMQ, and broadcasts them as updates to "
-                "WebSocket clients.",
+                "clients, over WebSocket and Server-Sent Events. Clients can also request updates as JSON: the OpenAPI "
+                "document at /openapi.json describes all HTTP requests. The version is that of this contract. Clients "
+                "ignore unknown members and messages of unknown types, because both may be added at any time.",
             },
             "defaultContentType": "application/json",
             "servers": _servers(deployment),
@@ -96,6 +103,8 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
             "components": {
                 "messages": {
                     **updates,
+                    **updates_with_id,
+                    **own_messages,
                     **events,
                     **({} if deployment.reject_exchange is None else {"rejected": messages.rejected()}),
                 },
@@ -107,11 +116,17 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
 
 
 def _servers(deployment: Deployment) -> Object:
+    description = "The bridge. Only localhost and internal addresses may connect."
     return {
         "websocket": {
             "host": deployment.host,
             "protocol": "wss" if deployment.secure else "ws",
-            "description": "The bridge. Only localhost and internal addresses may connect.",
+            "description": description,
+        },
+        "http": {
+            "host": deployment.host,
+            "protocol": "https" if deployment.secure else "http",
+            "description": description,
         },
         "rabbitmq": {
             "host": "{broker}",
@@ -123,51 +138,56 @@ def _servers(deployment: Deployment) -> Object:
     }
 
 
-def _updates_channel(path: str, sent: Mapping[str, str], query: Object) -> Object:
+_SSE = Parameter("format", "Asks for Server-Sent Events.", {"type": "string", "const": Format.SSE.value})
+
+
+def _websocket_channel(path: str, sent: Iterable[str], parameters: Iterable[Parameter]) -> Object:
+    description = (
+        "WebSocket: each text message is one update. Without `after` in the query, a client receives every update as "
+        "{type, data, timestamp}. With `after`, updates have an id, and the client also receives the bridge's own "
+        "messages, the first of which is a resume. The bridge ignores messages from clients: a client sets its filter "
+        "in the query of its handshake."
+    )
+    binding = {"method": "GET", "query": _query(parameters), "bindingVersion": _WEBSOCKETS_BINDING}
+    return {**_channel(path, "Updates", description, "websocket", sent), "bindings": {"ws": binding}}
+
+
+def _event_stream_channel(path: str, sent: Iterable[str]) -> Object:
+    description = (
+        "Server-Sent Events: the `data` of each event is one message. Updates always have an id, which is also the id "
+        "of the event. An own message with an id in its data gives this id to its event. The first message is a "
+        "resume, or a close if the bridge can't serve the client now. Events have no `event` field."
+    )
+    return _channel(path, "Updates as Server-Sent Events", description, "http", sent)
+
+
+def _channel(path: str, title: str, description: str, server: str, sent: Iterable[str]) -> Object:
     return {
         "address": path,
-        "title": "Updates",
-        "description": "Each text message is one update. Clients that asked for ids also receive the bridge's own "
-        "messages. The bridge ignores messages from clients: a client sets its filter in the query of its handshake.",
-        "servers": [at("servers", "websocket")],
-        "messages": {name: at("components", "messages", message) for name, message in sent.items()},
-        "bindings": {"ws": {"method": "GET", "query": query, "bindingVersion": _WEBSOCKETS_BINDING}},
+        "title": title,
+        "description": description,
+        "servers": [at("servers", server)],
+        "messages": {name: at("components", "messages", name) for name in sent},
     }
 
 
-def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object:
-    """Returns the schema of a request's query.
+def _http_binding(parameters: Iterable[Parameter]) -> Object:
+    return {"http": {"method": "GET", "query": _query(parameters), "bindingVersion": _HTTP_BINDING}}
 
-    In this schema, an array stands for a parameter that can occur several times.
-    """
+
+def _query(parameters: Iterable[Parameter]) -> Object:
+    """Returns the schema of a request's query."""
     return {
         "type": "object",
-        "description": "Without a query, a client receives every update as {type, data, timestamp}. If a parameter "
-        "occurs several times, one of its values must match: ?systemId=30000142&systemId=30002187. Different "
-        "parameters must all match.",
+        "description": f"Without a query, a client receives every update. {query.ABOUT}",
         "properties": {
-            "type": {
-                "description": "Only updates of these types.",
-                "type": "array",
-                "items": {"type": "string", "enum": types},
-            },
-            "after": {
-                "description": "Asks for ids. If the value is empty, updates start now. If it is an id, they start "
-                "after this id. The first message is then a resume, and a gap may follow.",
-                "type": "string",
-            },
-            **{
-                parameter(name): {
-                    "description": f"Only updates whose data has one of these values as its {name}.",
-                    "type": "array",
-                    "items": {"type": min(kinds) if len(kinds) == 1 else sorted(kinds)},
-                }
-                for name, kinds in filterable.items()
-                # A member that has the name `$ref` is omitted, because tools would treat the member as a reference and
-                # resolve it.
-                if name != "$ref"
-            },
+            each.name: {"description": each.description, **each.schema}
+            for each in parameters
+            # A member that has the name `$ref` is omitted, because tools would treat the member as a reference and
+            # resolve it.
+            if each.name != "$ref"
         },
+        "patternProperties": {query.OTHER_MEMBERS: {"type": "array"}},
         "additionalProperties": False,
     }
 

@@ -22,6 +22,9 @@ AMQP_BINDING = "0.3.0"
 _SENT_MS = 1729593000123
 """The timestamp of example messages, which is 123 ms after the `timestamp` in the data of the examples."""
 
+_ID = "1234-9f86d081"
+"""The id of example messages."""
+
 _TYPE = "The message's `type` property must name this type, unless it is the exchange's default."
 
 _REJECT_HEADERS = {
@@ -77,39 +80,44 @@ def read(documents: Mapping[str, bytes]) -> list[File]:
     return [File(name, each, converted[each]) for each, name in names.items()]
 
 
-def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) -> Object:
-    """Describes an update as clients receive it. `with_id` is the envelope's schema for clients that asked for ids."""
-    members = envelope.get("properties", {})
-    ids = {"id": member} if (member := with_id.get("properties", {}).get("id")) is not None else {}
-    payload = _enveloped(file, members, ids)
-    examples = [_example(file, example) for example in file.examples]
-    return _message(f"update.{file.name}", file.title, f"An update of the type {file.name}.", payload, examples)
+def update(file: File, envelope: Mapping[str, Any]) -> Object:
+    """Describes an update for clients without ids. `envelope` is the envelope's schema."""
+    summary = f"An update of the type {file.name}, for clients without ids."
+    return _enveloped(f"update.{file.name}", file.title, summary, file, envelope)
+
+
+def update_with_id(file: File, envelope: Mapping[str, Any]) -> Object:
+    """Describes an update for clients with ids. `envelope` is the schema of the envelope with an id."""
+    title, summary = f"{file.title} (with an id)", f"An update of the type {file.name}, for clients with ids."
+    return _enveloped(f"update-with-id.{file.name}", title, summary, file, envelope, has_id=True)
 
 
 def own_message(file: File, envelope: Mapping[str, Any]) -> Object:
-    """Describes one of the bridge's own messages, which clients that asked for ids receive."""
-    payload = _enveloped(file, envelope.get("properties", {}), {})
-    examples = [_example(file, example) for example in file.examples]
-    summary = f"A message of the type {file.name}, for clients that asked for ids. The message itself has no id."
-    return _message(f"message.{file.name}", file.title, summary, payload, examples)
+    """Describes one of the bridge's own messages, which clients with ids receive."""
+    has_id = "id" in file.schema.get("properties", {})
+    note = "Its data has the id to resume after." if has_id else "It has no id: the client keeps the id that it has."
+    summary = f"A message of the type {file.name}, for clients with ids. The message itself has no id. {note}"
+    return _enveloped(f"message.{file.name}", file.title, summary, file, envelope)
 
 
-def _enveloped(file: File, members: Mapping[str, Any], ids: Mapping[str, Any]) -> Object:
-    return {
+def _enveloped(
+    name: str, title: str, summary: str, file: File, envelope: Mapping[str, Any], *, has_id: bool = False
+) -> Object:
+    members = envelope.get("properties", {})
+    payload: Object = {
         "type": "object",
-        "required": ["type", "data", "timestamp"],
+        "required": ["type", "data", "timestamp", *(["id"] if has_id else [])],
         "properties": {
             "type": {**members.get("type", {}), "const": file.name},
             "data": file.reference,
             "timestamp": members.get("timestamp", {"type": "integer"}),
-            **ids,
+            **({"id": members.get("id", {"type": "string"})} if has_id else {}),
         },
         "additionalProperties": False,
     }
-
-
-def _example(file: File, data: object) -> Object:
-    return {"type": file.name, "data": data, "timestamp": _SENT_MS}
+    ids = {"id": _ID} if has_id else {}
+    examples = [{"type": file.name, "data": data, "timestamp": _SENT_MS, **ids} for data in file.examples]
+    return _message(name, title, summary, payload, examples)
 
 
 def event(file: File) -> Object:

@@ -9,7 +9,7 @@ import orjson
 
 from bridge.contract import catalog
 from bridge.contract.documents import asyncapi
-from bridge.contract.documents.asyncapi import Deployment
+from bridge.contract.documents.deployment import Deployment
 from bridge.contract.pipeline import Reason
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ def document(
         documents,
         filterable,
         Deployment(
-            version="1.2.3",
             host="localhost:3001",
             secure=secure,
             path="/kills",
@@ -70,7 +69,7 @@ def test_every_reference_has_its_target() -> None:
 
 def test_document_names_the_endpoint() -> None:
     made = document()
-    assert (made["asyncapi"], made["info"]["version"]) == ("3.0.0", "1.2.3")
+    assert (made["asyncapi"], made["info"]["version"]) == ("3.0.0", "1")
     server = made["servers"]["websocket"]
     assert (server["host"], server["protocol"]) == ("localhost:3001", "ws")
     channel = made["channels"]["updates"]
@@ -84,38 +83,73 @@ def test_secure_bridge_is_wss() -> None:
     assert document(secure=True)["servers"]["websocket"]["protocol"] == "wss"
 
 
-def test_every_update_type_is_a_message_to_clients() -> None:
+def test_every_update_type_has_a_message_without_and_a_message_with_an_id() -> None:
     made = document()
     messages = made["channels"]["updates"]["messages"]
-    assert set(messages) == set(PACKAGED.types) | set(PACKAGED.messages)
     for name in PACKAGED.types:
-        message = resolve(made, messages[name]["$ref"])
-        members = message["payload"]["properties"]
-        assert members["type"]["const"] == name
-        assert members["data"] == {"$ref": f"#/components/schemas/{name}"}
-        assert list(message["payload"]["required"]) == ["type", "data", "timestamp"]
-        assert list(members) == ["type", "data", "timestamp", "id"]
-        for example in message["examples"]:
-            assert PACKAGED.types[name].violation(example["payload"]["data"]) is None
+        for key, names in (
+            (f"update.{name}", ["type", "data", "timestamp"]),
+            (f"update-with-id.{name}", ["type", "data", "timestamp", "id"]),
+        ):
+            assert messages[key] == {"$ref": f"#/components/messages/{key}"}
+            message = made["components"]["messages"][key]
+            members = message["payload"]["properties"]
+            assert message["name"] == key
+            assert members["type"]["const"] == name
+            assert members["data"] == {"$ref": f"#/components/schemas/{name}"}
+            assert list(message["payload"]["required"]) == list(members) == names
+            assert message["payload"]["additionalProperties"] is False
+            assert message["examples"]
+            for example in message["examples"]:
+                assert list(example["payload"]) == names
+                assert PACKAGED.types[name].violation(example["payload"]["data"]) is None
 
 
 def test_own_message_is_a_message_to_clients_and_not_an_event() -> None:
     made = document()
     for name, schema in PACKAGED.messages.items():
-        message = resolve(made, made["channels"]["updates"]["messages"][name]["$ref"])
+        message = resolve(made, made["channels"]["eventStream"]["messages"][f"message.{name}"]["$ref"])
         members = message["payload"]["properties"]
         assert list(members) == list(message["payload"]["required"]) == ["type", "data", "timestamp"]
         assert members["type"]["const"] == name
         assert members["data"] == {"$ref": f"#/components/schemas/{name}"}
         [example] = message["examples"]
         assert schema.violation(example["payload"]["data"]) is None
+        assert ("id" in example["payload"]["data"]) == (name != "close")
         assert not any(name in key for key in made["channels"]["exchange.killmails"]["messages"])
+
+
+def test_channel_has_what_its_clients_receive() -> None:
+    channels = document()["channels"]
+    with_id = {f"update-with-id.{name}" for name in PACKAGED.types}
+    own = {f"message.{name}" for name in PACKAGED.messages}
+    without_id = {f"update.{name}" for name in PACKAGED.types}
+    assert set(channels["updates"]["messages"]) == without_id | with_id | own - {"message.close"}
+    assert set(channels["eventStream"]["messages"]) == with_id | own
+
+
+def test_event_stream_is_a_channel_over_http() -> None:
+    made = document(secure=True)
+    channel, operation = made["channels"]["eventStream"], made["operations"]["sendEventStream"]
+    assert (channel["address"], channel["servers"]) == ("/kills", [{"$ref": "#/servers/http"}])
+    assert made["servers"]["http"]["protocol"] == "https"
+    assert operation["channel"] == {"$ref": "#/channels/eventStream"}
+    assert operation["messages"] == [
+        {"$ref": f"#/channels/eventStream/messages/{name}"} for name in channel["messages"]
+    ]
+    binding = operation["bindings"]["http"]
+    assert binding["method"] == "GET"
+    assert list(binding["query"]["properties"]) == ["format", "type", *PACKAGED.filterable, "after", "last"]
+    assert binding["query"]["properties"]["format"]["const"] == "sse"
 
 
 def test_query_has_all_parameters() -> None:
     query = document()["channels"]["updates"]["bindings"]["ws"]["query"]
     asked = query["properties"]
-    assert list(asked) == ["type", "after", *PACKAGED.filterable]
+    assert list(asked) == ["type", *PACKAGED.filterable, "after", "last"]
+    assert (asked["last"]["minimum"], asked["last"]["maximum"]) == (1, 1000)
+    assert "earliest" in asked["after"]["description"]
+    assert list(query["patternProperties"]) == [r"^data\."]
     assert asked["type"]["items"]["enum"] == sorted(PACKAGED.types)
     assert asked["systemId"]["items"] == {"type": ["integer", "null"]}
     assert asked["killmailId"]["items"] == {"type": "integer"}
@@ -124,14 +158,14 @@ def test_query_has_all_parameters() -> None:
 def test_member_that_tools_would_resolve_is_not_in_the_query() -> None:
     kinds = frozenset({"string"})
     query = document(filterable={"$ref": kinds, "a b": kinds})["channels"]["updates"]["bindings"]["ws"]["query"]
-    assert list(query["properties"]) == ["type", "after", "a b"]
+    assert list(query["properties"]) == ["type", "a b", "after", "last"]
 
 
 def test_member_with_the_name_of_a_parameter_has_its_prefix_in_the_query() -> None:
     names = ("type", "last", "data.x", "x")
     made = document(filterable=dict.fromkeys(names, frozenset({"string"})))
     query = made["channels"]["updates"]["bindings"]["ws"]["query"]["properties"]
-    assert list(query) == ["type", "after", "data.type", "data.last", "data.data.x", "x"]
+    assert list(query) == ["type", "data.type", "data.last", "data.data.x", "x", "after", "last"]
     assert query["type"]["items"]["enum"] == sorted(PACKAGED.types)
 
 
@@ -149,7 +183,13 @@ def test_broker_is_not_named() -> None:
 
 def test_document_has_an_operation_for_every_exchange() -> None:
     made = document(exchanges={"kills": "killmail", "böard/news": "event"})
-    assert list(made["channels"]) == ["updates", "exchange.kills", "exchange.b_f6_ard_2f_news", "rejected"]
+    assert list(made["channels"]) == [
+        "updates",
+        "eventStream",
+        "exchange.kills",
+        "exchange.b_f6_ard_2f_news",
+        "rejected",
+    ]
     for key, name, default in [("kills", "kills", "killmail"), ("b_f6_ard_2f_news", "böard/news", "event")]:
         channel = made["channels"][f"exchange.{key}"]
         assert channel["bindings"]["amqp"]["exchange"] == {
@@ -218,11 +258,12 @@ def test_operators_type_is_described_like_a_packaged_type() -> None:
     }
 
 
-def test_update_without_an_envelope_schema_has_three_members() -> None:
-    members = document({"fleet.json": b"{}"}, filterable={})["components"]["messages"]["update.fleet"]["payload"][
-        "properties"
-    ]
-    assert members == {
+def test_update_without_an_envelope_schema_has_the_same_members() -> None:
+    messages = document({"fleet.json": b"{}"}, filterable={})["components"]["messages"]
+    with_id = messages["update-with-id.fleet"]["payload"]["properties"]
+    assert with_id.pop("id") == {"type": "string"}
+    assert messages["update.fleet"]["payload"]["properties"] == with_id
+    assert with_id == {
         "type": {"const": "fleet"},
         "data": {"$ref": "#/components/schemas/fleet"},
         "timestamp": {"type": "integer"},
