@@ -11,6 +11,7 @@ import orjson
 
 from bridge.contract.documents import messages, query
 from bridge.contract.documents.deployment import CONTRACT_VERSION, Deployment
+from bridge.contract.documents.embedding import Dialect
 from bridge.contract.documents.messages import AMQP_BINDING, Object, at, key
 from bridge.contract.documents.query import Parameter
 from bridge.contract.filters import Format
@@ -32,7 +33,7 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
     filter by to the member's types. The document never contains the broker's address: publishers know this address, and
     other readers do not need it.
     """
-    files = messages.read(documents)
+    files = messages.read(documents, Dialect.DRAFT_07)
     envelope = next((file.schema for file in files if file.name == "update"), {})
     with_id = next((file.schema for file in files if file.name == "update-with-id"), {})
     types = [file for file in files if "x-role" not in file.schema]

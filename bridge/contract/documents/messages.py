@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from bridge.contract.catalog import schema_id
-from bridge.contract.documents.draft07 import convert
+from bridge.contract.documents.embedding import Dialect, embed
 from bridge.contract.killmail_formats import SourceFormat
 from bridge.contract.pipeline import Reason
 
@@ -22,7 +22,7 @@ AMQP_BINDING = "0.3.0"
 _SENT_MS = 1729593000123
 """The timestamp of example messages, which is 123 ms after the `timestamp` in the data of the examples."""
 
-_ID = "1234-9f86d081"
+ID = "1235-9f86d081"
 """The id of example messages."""
 
 _TYPE = "The message's `type` property must name this type, unless it is the exchange's default."
@@ -49,12 +49,12 @@ class File:
 
     name: str
     key: str
-    """The file's name, with only characters that AsyncAPI allows in a key."""
+    """The file's name, with only characters that AsyncAPI and OpenAPI allow in a key."""
     schema: Mapping[str, Any]
 
     @property
     def reference(self) -> Object:
-        """A reference to the file's schema in the AsyncAPI document."""
+        """A reference to the file's schema in the document."""
         return at("components", "schemas", self.key)
 
     @property
@@ -70,14 +70,14 @@ class File:
         return examples
 
 
-def read(documents: Mapping[str, bytes]) -> list[File]:
-    """Returns the schema files, converted for AsyncAPI. `documents` maps the name of each file to its content."""
+def read(documents: Mapping[str, bytes], dialect: Dialect) -> list[File]:
+    """Returns the schema files for a document. `documents` maps the name of each file to its content."""
     names = {key(name): name for name in (file.removesuffix(".json") for file in documents)}
     schemas = {
         each: {"$id": schema_id(name), **orjson.loads(documents[f"{name}.json"])} for each, name in names.items()
     }
-    converted = convert(schemas, "#/components/schemas")
-    return [File(name, each, converted[each]) for each, name in names.items()]
+    embedded = embed(schemas, "#/components/schemas", dialect)
+    return [File(name, each, embedded[each]) for each, name in names.items()]
 
 
 def update(file: File, envelope: Mapping[str, Any]) -> Object:
@@ -115,9 +115,13 @@ def _enveloped(
         },
         "additionalProperties": False,
     }
-    ids = {"id": _ID} if has_id else {}
-    examples = [{"type": file.name, "data": data, "timestamp": _SENT_MS, **ids} for data in file.examples]
+    examples = [example(file, data, has_id=has_id) for data in file.examples]
     return _message(name, title, summary, payload, examples)
+
+
+def example(file: File, data: object, *, has_id: bool) -> Object:
+    """Returns an example of a message to clients."""
+    return {"type": file.name, "data": data, "timestamp": _SENT_MS, **({"id": ID} if has_id else {})}
 
 
 def event(file: File) -> Object:
@@ -186,12 +190,12 @@ def _typed(file: File) -> Object:
 
 
 def at(*steps: str) -> Object:
-    """Returns a reference to another part of the AsyncAPI document."""
+    """Returns a reference to another part of the document."""
     return {"$ref": "/".join(("#", *steps))}
 
 
 def key(name: str) -> str:
-    """Replaces each character that AsyncAPI does not allow in a key with the code point of the character.
+    """Replaces each character that AsyncAPI and OpenAPI do not allow in a key with the code point of the character.
 
     Different names always have different results.
     """

@@ -1,4 +1,4 @@
-"""Schemas of draft 2020-12 are converted to draft 7, in one document."""
+"""Schemas of draft 2020-12 are embedded in one document, in draft 7 or unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bridge.contract.documents.draft07 import convert
+from bridge.contract.documents.embedding import Dialect, embed
 
 PLACE = "#/components/schemas"
 OTHER: dict[str, Any] = {
@@ -17,9 +17,9 @@ OTHER: dict[str, Any] = {
 }
 
 
-def converted(schema: dict[str, Any]) -> Any:
+def converted(schema: dict[str, Any], dialect: Dialect = Dialect.DRAFT_07) -> Any:
     """Converts a schema, which can refer to the schema OTHER."""
-    return convert({"mine": {"$id": "urn:example:mine", **schema}, "other": OTHER}, PLACE)["mine"]
+    return embed({"mine": {"$id": "urn:example:mine", **schema}, "other": OTHER}, PLACE, dialect)["mine"]
 
 
 def test_keywords_of_both_drafts_are_unchanged() -> None:
@@ -146,9 +146,63 @@ def test_schema_whose_own_name_has_a_tilde_is_found() -> None:
         "a~/b": {"$id": "urn:a"},
         "other": {"$id": "urn:other", "items": {"$ref": "urn:a"}},
     }
-    assert convert(schemas, PLACE)["other"]["items"] == {"$ref": f"{PLACE}/a~0~1b"}
+    assert embed(schemas, PLACE, Dialect.DRAFT_07)["other"]["items"] == {"$ref": f"{PLACE}/a~0~1b"}
 
 
 def test_other_keywords_next_to_a_tuple_keep_their_names() -> None:
     schema = {"prefixItems": [{}], "contains": {"type": "string"}, "not": {"maxItems": 0}}
     assert converted(schema) == {"items": [{}], "contains": {"type": "string"}, "not": {"maxItems": 0}}
+
+
+# Draft 2020-12
+
+
+def unchanged(schema: dict[str, Any]) -> Any:
+    return converted(schema, Dialect.DRAFT_2020_12)
+
+
+def test_keywords_of_draft_2020_12_keep_their_names() -> None:
+    schema = {
+        "$defs": {"a": {"type": "string"}},
+        "x-identity": "/id",
+        "properties": {
+            "pair": {"prefixItems": [{"type": "string"}], "items": {"type": "integer"}},
+            "b": {"const": 1, "unevaluatedProperties": False, "dependentSchemas": {"c": {"minProperties": 2}}},
+        },
+    }
+    assert unchanged(schema) == schema
+
+
+def test_only_keywords_of_draft_2020_12_are_kept() -> None:
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$anchor": "top",
+        "discriminator": {"propertyName": "kind"},
+        "example": 1,
+        "title": "T",
+    }
+    assert unchanged(schema) == {"title": "T"}
+
+
+def test_reference_keeps_the_keywords_next_to_it() -> None:
+    schema = {"$defs": {"a": {}}, "items": {"description": "D", "$ref": "#/$defs/a", "minimum": 1}}
+    assert unchanged(schema)["items"] == {"description": "D", "minimum": 1, "$ref": f"{PLACE}/mine/$defs/a"}
+
+
+def test_reference_to_a_part_of_a_tuple_names_its_place() -> None:
+    schema = {"properties": {"pair": {"prefixItems": [{}, {}], "items": {}}, "it": {"$ref": "#/properties/pair/items"}}}
+    assert unchanged(schema)["properties"]["it"] == {"$ref": f"{PLACE}/mine/properties/pair/items"}
+
+
+def test_two_references_must_both_match() -> None:
+    references = {"$ref": "#", "$dynamicRef": "urn:nowhere"}
+    assert unchanged({"items": references})["items"] == {
+        "allOf": [{"$ref": f"{PLACE}/mine"}, {"$comment": "see urn:nowhere"}]
+    }
+
+
+def test_comment_is_kept_next_to_a_reference_to_an_unknown_schema() -> None:
+    assert unchanged({"items": {"$comment": "C", "$ref": "urn:nowhere"}})["items"] == {
+        "$comment": "C",
+        "allOf": [{"$comment": "see urn:nowhere"}],
+    }
