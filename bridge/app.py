@@ -32,7 +32,7 @@ from bridge.config.settings import HistoryMode, Settings
 from bridge.config.warnings import setting_warnings
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
-from bridge.contract.documents import asyncapi
+from bridge.contract.documents import asyncapi, openapi
 from bridge.contract.documents.deployment import Deployment
 from bridge.contract.filters import QueryParser
 from bridge.contract.pipeline import Pipeline, Reason
@@ -175,7 +175,7 @@ class Bridge:
         hosts = [address for address, _ in self.addresses]
         port = self.addresses[0][1]
         host = announced_host(hosts, networks, source_address)
-        self._pages.describe(self._described(host, port))
+        self._describe(host, port)
         has_clients = any(
             out_of_reach(each, networks) is None and client_host(each, networks, source_address) is not None
             for each in hosts
@@ -205,18 +205,18 @@ class Bridge:
         secure = "s" if self._tls else ""
         return {"page": f"http{secure}://{authority}/", "url": f"ws{secure}://{authority}{self._settings.path}"}
 
-    def _described(self, host: str, port: int) -> bytes:
-        settings = self._settings
-        return asyncapi.document(
-            self._schemas.documents,
-            self._schemas.filterable,
-            Deployment(
-                host=format_authority(host, port),
-                secure=self._tls is not None,
-                path=settings.path,
-                exchanges=settings.exchanges,
-                reject_exchange=settings.reject_exchange,
-            ),
+    def _describe(self, host: str, port: int) -> None:
+        settings, schemas = self._settings, self._schemas
+        deployment = Deployment(
+            host=format_authority(host, port),
+            secure=self._tls is not None,
+            path=settings.path,
+            exchanges=settings.exchanges,
+            reject_exchange=settings.reject_exchange,
+        )
+        self._pages.describe(
+            asyncapi.document(schemas.documents, schemas.filterable, deployment),
+            openapi.document(schemas.documents, schemas.filterable, deployment),
         )
 
     async def wait_for_refusal(self) -> None:

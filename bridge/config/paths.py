@@ -4,6 +4,7 @@ SCHEMAS = "/schemas/"
 """The path of the schema files. Every path below this path is reserved too."""
 
 ASYNCAPI = "/asyncapi.json"
+OPENAPI = "/openapi.json"
 
 PROBED = ("/healthz", "/readyz", "/metrics")
 """The paths for monitoring programs.
@@ -11,21 +12,15 @@ PROBED = ("/healthz", "/readyz", "/metrics")
 Some monitoring programs send HTTP/1.0 requests without a Host header, as HAProxy's default check does.
 """
 
-NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
+NAMED = (*PROBED, SCHEMAS, ASYNCAPI, OPENAPI)
 """The paths that the bridge lists, besides `/`, in its response to a request for an unknown path."""
-
-FUTURE = ("/openapi.json",)
-"""The paths that later versions may use.
-
-These paths are reserved now, so that no operator has to move an endpoint to another path later.
-"""
 
 PAGE_FILES = ("page.js", "filter.js", "health.js", "list.js", "rate.js", "row.js", "page.css", "icon.svg")
 """The files that the live page at `/` loads, besides the schema files. Each file has the path `/NAME`."""
 
-_RESERVED = frozenset({"/", *NAMED, *FUTURE, *(f"/{name}" for name in PAGE_FILES)})
+_RESERVED = frozenset({"/", *NAMED, *(f"/{name}" for name in PAGE_FILES)})
 
 
 def is_reserved(path: str) -> bool:
-    """Whether the bridge serves this path besides its endpoint, or may do so in a later version."""
+    """Whether the bridge serves this path besides its endpoint."""
     return path in _RESERVED or path.startswith(SCHEMAS)

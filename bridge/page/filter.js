@@ -124,9 +124,11 @@ export function filterOf(page, onChange) {
   async function suggest() {
     try {
       const description = await (await fetch(DESCRIPTION)).json();
-      const { type, after, ...members } = description.channels.updates.bindings.ws.query.properties;
+      const { type, ...others } = description.channels.updates.bindings.ws.query.properties;
       known = type.items.enum;
-      kinds = new Map(Object.entries(members).map(([name, { items }]) => [name, [items.type].flat()]));
+      // A parameter that can occur only once, such as `after`, is not a member.
+      const members = Object.entries(others).filter(([, { items }]) => items);
+      kinds = new Map(members.map(([name, { items }]) => [name, [items.type].flat()]));
       page.getElementById("description").hidden = false;
       page.getElementById("members").replaceChildren(
         ...[...kinds].map(([name, fitting]) => {

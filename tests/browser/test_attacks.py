@@ -87,6 +87,7 @@ CASES = [
             ("/readyz", None),
             ("/schemas/killmail.json", None),
             ("/asyncapi.json", None),
+            ("/openapi.json", None),
             ("/updates", "origin"),
             ("/nothing", None),
         )
@@ -305,7 +306,7 @@ async def test_page_of_an_allowed_origin_gets_only_the_socket_and_the_documents(
         watch = Watch(bridge)
         port = port_of(bridge)
         assert await attack(page, "socket", SOCKET.format(port=port)) == "open"
-        for path in ("schemas/killmail.json", "asyncapi.json"):
+        for path in ("schemas/killmail.json", "asyncapi.json", "openapi.json"):
             assert (await attack(page, "fetch", f"http://localhost:{port}/{path}")).startswith("cors 200 {"), path
         assert (await attack(page, "fetch", f"http://localhost:{port}/updates")).startswith("cors 426 ")
         assert await attack(page, "fetch", METRICS.format(port=port)) == "TypeError"

@@ -74,7 +74,7 @@ async def test_page_shows_what_a_proxy_passes_and_stops_requesting_the_rest(
     await expect(panel).to_be_visible(visible=bool(shown))
     terms = live.page.locator("#figures dt:visible")
     await expect(terms).to_have_text(shown)
-    links = ["readyz", "metrics", "schemas", "asyncapi.json"]
+    links = ["readyz", "metrics", "schemas", "asyncapi.json", "openapi.json"]
     await expect(live.page.locator("footer a:visible")).to_have_text([link for link in links if link not in withheld])
     for times in range(2, 6):
         await live.page.clock.run_for(3_500)
@@ -108,7 +108,7 @@ async def test_page_names_the_bridge_and_links_to_its_pages(live: Live, broker: 
         await live.open(port_of(bridge))
         footer = live.page.get_by_role("contentinfo")
         await expect(footer).to_contain_text(f"edk-bridge {__version__}, instance kills-2", timeout=LIMIT_MS)
-        await expect(footer.get_by_role("link")).to_have_count(4)
+        await expect(footer.get_by_role("link")).to_have_count(5)
         for link in await footer.get_by_role("link").evaluate_all("links => links.map((link) => link.href)"):
             assert (await live.page.request.get(link)).ok
 

@@ -47,7 +47,7 @@ async def test_every_page_answers(broker: Broker, exchange: str) -> None:
 @pytest.mark.parametrize(
     ("path", "headers", "method", "status", "reason"),
     [
-        pytest.param("/nothing", (), "GET", 404, b"/updates is the WebSocket endpoint", id="unknown-path"),
+        pytest.param("/nothing", (), "GET", 404, b"/updates is the endpoint for updates", id="unknown-path"),
         pytest.param("/schemas/../settings.py", (), "GET", 404, b"nothing here", id="path-outside-the-schemas"),
         pytest.param("/healthz", (), "POST", 405, b"Only GET, HEAD", id="other-method"),
         pytest.param("/healthz", (), "BREW", 405, b"Only GET, HEAD", id="unknown-method"),
@@ -83,7 +83,7 @@ async def test_refused_request_gets_a_reason(
             (path, (), 200)
             for path in ("/", "/page.js", "/list.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/metrics")
         ),
-        *((path, (), 200) for path in ("/schemas/", "/schemas/killmail.json", "/asyncapi.json")),
+        *((path, (), 200) for path in ("/schemas/", "/schemas/killmail.json", "/asyncapi.json", "/openapi.json")),
         ("/nothing", (), 404),
         ("/updates", (), 426),
         ("/updates?after=", (), 426),

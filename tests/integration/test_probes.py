@@ -23,7 +23,10 @@ from tests.support.waiting import LIMIT_S, eventually
 
 pytestmark = module_loop.MARK
 
-PAGES = ("/", "/healthz", "/readyz", "/metrics", "/schemas/", "/schemas/killmail.json", "/asyncapi.json")
+PAGES = (
+    *("/", "/healthz", "/readyz", "/metrics", "/schemas/", "/schemas/killmail.json"),
+    *("/asyncapi.json", "/openapi.json"),
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -20,7 +20,7 @@ async def test_bridge_that_serves_clients_loads_no_other_modules(
     async with bridge_process(broker.url, command=recording_command(), **settings) as bridge:
         await bridge.consuming()
         port = await bridge.port()
-        for path in ("/", "/metrics", "/readyz", "/asyncapi.json"):
+        for path in ("/", "/metrics", "/readyz", "/asyncapi.json", "/openapi.json"):
             assert (await get(port, path))[0] == 200
         client = await RawClient.open(port, path="/updates?systemId=30000142&after=")
         await publish(amqp, exchange, killmail(7, systemId=30000142))

@@ -105,7 +105,7 @@ async def test_installed_bridge_serves_page_schemas_and_updates(
     async with bridge_process(broker.url, command=command, BRIDGE_EXCHANGES=f"{exchange}=event") as process:
         await process.consuming()
         port = await process.port()
-        for page in ("/", "/page.js", "/schemas/killmail.json", "/asyncapi.json", "/metrics"):
+        for page in ("/", "/page.js", "/schemas/killmail.json", "/asyncapi.json", "/openapi.json", "/metrics"):
             assert (await get(port, page))[0] == 200, page
         client = await RawClient.open(port)
         event = {"eventId": "1", "kind": "battle", "title": "title", "timestamp": "2024-10-22T10:30:00.000Z"}

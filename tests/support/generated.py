@@ -23,7 +23,7 @@ from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, St
 from bridge.config import settings
 from bridge.config.settings import PREFIX, SETTINGS, Group, Settings, shown_default
 from bridge.contract import catalog
-from bridge.contract.documents import asyncapi
+from bridge.contract.documents import asyncapi, openapi
 from bridge.contract.documents.deployment import Deployment
 from tests.bench import summary
 from tests.bench.curves import capacity, texts
@@ -215,24 +215,31 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 GENERATED = catalog.PACKAGED / "generated"
 ASYNCAPI = GENERATED / "asyncapi.json"
+OPENAPI = GENERATED / "openapi.json"
 DECLARATIONS = GENERATED / "updates.d.ts"
 SOURCE_FORMATS = GENERATED / "source-formats.d.ts"
 
 
 def asyncapi_document() -> bytes:
     """Returns the AsyncAPI document of a bridge with the default settings."""
-    settings = Settings()
     schemas = catalog.load([catalog.PACKAGED])
-    return asyncapi.document(
-        schemas.documents,
-        schemas.filterable,
-        Deployment(
-            host=f"localhost:{settings.port}",
-            secure=False,
-            path=settings.path,
-            exchanges=settings.exchanges,
-            reject_exchange=settings.reject_exchange,
-        ),
+    return asyncapi.document(schemas.documents, schemas.filterable, _deployment())
+
+
+def openapi_document() -> bytes:
+    """Returns the OpenAPI document of a bridge with the default settings."""
+    schemas = catalog.load([catalog.PACKAGED])
+    return openapi.document(schemas.documents, schemas.filterable, _deployment())
+
+
+def _deployment() -> Deployment:
+    settings = Settings()
+    return Deployment(
+        host=f"localhost:{settings.port}",
+        secure=False,
+        path=settings.path,
+        exchanges=settings.exchanges,
+        reject_exchange=settings.reject_exchange,
     )
 
 
@@ -251,6 +258,7 @@ def write_contract() -> None:
     prepare_node()
     GENERATED.mkdir(exist_ok=True)
     ASYNCAPI.write_bytes(asyncapi_document())
+    OPENAPI.write_bytes(openapi_document())
     DECLARATIONS.write_bytes(declarations("node"))
     SOURCE_FORMATS.write_bytes(declarations("node", "source-formats"))
 

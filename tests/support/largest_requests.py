@@ -111,6 +111,7 @@ REQUESTS: Mapping[str, bytes] = {
     ),
     "page: /": _get("/"),
     "page: /asyncapi.json": _get("/asyncapi.json"),
+    "page: /openapi.json": _get("/openapi.json"),
     "page: /schemas/": _get("/schemas/"),
     "page: /readyz": _get("/readyz"),
 }

@@ -487,7 +487,8 @@ async def test_bridge_listens_before_it_consumes_and_connects_the_rejects_first(
             "version": __version__,
         }
     ]
-    assert b"localhost:4321" in bridge._pages.get("/asyncapi.json").body
+    for path in ("/asyncapi.json", "/openapi.json"):
+        assert b"localhost:4321" in bridge._pages.get(path).body
     await bridge.stop()
 
 
@@ -517,7 +518,8 @@ async def test_wildcard_without_an_address_that_clients_can_use_is_logged_withou
     [line] = logged
     assert (line["event"], line["addresses"], line["port"]) == ("listening", "0.0.0.0", 4321)
     assert not {"page", "url"} & line.keys()
-    assert b"localhost:4321" in bridge._pages.get("/asyncapi.json").body
+    for path in ("/asyncapi.json", "/openapi.json"):
+        assert b"localhost:4321" in bridge._pages.get(path).body
     await bridge.stop()
 
 
@@ -542,7 +544,8 @@ async def test_address_that_no_client_can_reach_is_logged_as_a_warning(
         await bridge.start()
     [warning] = [line for line in logged if line["log_level"] == "warning"]
     assert (warning["address"], warning["reason"]) == ("::1", "BRIDGE_ALLOWED_NETWORKS has no IPv6 network")
-    assert b"127.0.0.1:4321" in bridge._pages.get("/asyncapi.json").body
+    for path in ("/asyncapi.json", "/openapi.json"):
+        assert b"127.0.0.1:4321" in bridge._pages.get(path).body
     await bridge.stop()
 
 

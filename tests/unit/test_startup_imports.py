@@ -34,7 +34,7 @@ bridge.cli.common: colors errors options output
 bridge.config: amqp_urls kubernetes listen_addresses networks parsers paths settings sources text_files tls warnings
 bridge.contract: body_format catalog deduplication envelope filterable filters keywords killmail_formats pipeline
   schema_errors schema_lint similar text update_id violations wrappers
-bridge.contract.documents: asyncapi draft07 messages
+bridge.contract.documents: asyncapi deployment embedding messages openapi query
 bridge.server: client_log handshake memory pending_handshakes router server tls
 bridge.server.access: address_limit log_limiter read_limiter rules
 bridge.server.connection: client_connection keepalive

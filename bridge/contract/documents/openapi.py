@@ -149,7 +149,7 @@ def _endpoint(files: Sequence[File], parameters: Iterable[Parameter], path: str)
         ),
         _LAST_EVENT_ID,
     ]
-    refused = {
+    refused: dict[str, Object] = {
         "400": _text_response("The request or its query is malformed. The body is one sentence that says why."),
         "403": at("components", "responses", "Forbidden"),
         "405": at("components", "responses", "MethodNotAllowed"),
@@ -256,7 +256,7 @@ def _without_body(responses: Mapping[str, Object]) -> Object:
 
 
 def _contract_paths(names: Sequence[str]) -> Object:
-    strings = {"type": "array", "items": {"type": "string"}}
+    strings: Object = {"type": "array", "items": {"type": "string"}}
     name = {
         "name": "name",
         "in": "path",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import orjson
 
-from bridge.config.paths import ASYNCAPI, PAGE_FILES, SCHEMAS
+from bridge.config.paths import ASYNCAPI, OPENAPI, PAGE_FILES, SCHEMAS
 from bridge.contract.catalog import PACKAGED
-from bridge.contract.documents import asyncapi
+from bridge.contract.documents import asyncapi, openapi
 from bridge.metrics import CONTENT_TYPE, Metrics
 from bridge.server.http.response import JSON, NOT_IN_A_FRAME, Response, document_response, text_response
 
@@ -61,7 +61,7 @@ def allows_cross_origin(path: str) -> bool:
 
     Pages of other origins may read only the documents of the contract.
     """
-    return path == ASYNCAPI or path.startswith(SCHEMAS)
+    return path in {ASYNCAPI, OPENAPI} or path.startswith(SCHEMAS)
 
 
 def _live(updates_path: str) -> dict[str, Response]:
@@ -96,16 +96,17 @@ class Pages:
         self._live = _live(updates_path)
         self._not_found = text_response(
             HTTPStatus.NOT_FOUND,
-            f"There is nothing here. {updates_path} is the WebSocket endpoint; "
-            "the pages are / (live), /healthz, /readyz, /metrics, /schemas/ and /asyncapi.json.",
+            f"There is nothing here. {updates_path} is the endpoint for updates; "
+            "the pages are / (live), /healthz, /readyz, /metrics, /schemas/, /asyncapi.json and /openapi.json.",
         )
 
-    def describe(self, asyncapi_document: bytes) -> None:
-        """Sets the AsyncAPI document that is served.
+    def describe(self, asyncapi_document: bytes, openapi_document: bytes) -> None:
+        """Sets the documents that are served.
 
-        The AsyncAPI document contains the port, which is known only after `listen`.
+        The documents contain the port, which is known only after `listen`.
         """
         self._documents[ASYNCAPI] = document_response(asyncapi_document, asyncapi.MEDIA_TYPE)
+        self._documents[OPENAPI] = document_response(openapi_document, openapi.MEDIA_TYPE)
 
     def get(self, path: str) -> Response:
         """Returns the response to a GET of `path`, which has no query."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.config.paths import FUTURE, NAMED, PAGE_FILES, is_reserved
+from bridge.config.paths import NAMED, PAGE_FILES, is_reserved
 
 
-@pytest.mark.parametrize(
-    "path", ["/", *NAMED, *FUTURE, *(f"/{name}" for name in PAGE_FILES), "/schemas/of-a-type-to-come.json"]
-)
+@pytest.mark.parametrize("path", ["/", *NAMED, *(f"/{name}" for name in PAGE_FILES), "/schemas/of-a-type-to-come.json"])
 def test_path_of_a_page_is_reserved(path: str) -> None:
     assert is_reserved(path)
 

@@ -503,6 +503,7 @@ async def test_page_is_served_to_any_origin_and_readable_for_an_allowed_one(
         ("/schemas/nothing.json", 404, "Origin"),
         ("/schemas/clients/browser.js", 200, "Origin"),
         ("/asyncapi.json", 404, "Origin"),
+        ("/openapi.json", 404, "Origin"),
         ("/updates", 426, "Accept, Origin"),
         ("/updates?nothing=1", 400, "Accept, Origin"),
     ],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from bridge.config.paths import FUTURE, NAMED, PROBED, is_reserved
+from bridge.config.paths import NAMED, PROBED, is_reserved
 from bridge.contract.catalog import PACKAGED
 from bridge.metrics import CONTENT_TYPE, Metrics
 from bridge.server.http.pages import FOLDER, PARTS, UPDATES_PATH, Pages, allows_cross_origin
@@ -59,12 +59,18 @@ def test_schema_is_served_byte_for_byte(name: str) -> None:
     assert page.body == SCHEMAS[name]
 
 
-def test_asyncapi_document_is_served_once_it_is_there() -> None:
+@pytest.mark.parametrize(
+    ("path", "body", "media_type"),
+    [
+        ("/asyncapi.json", b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0"),
+        ("/openapi.json", b'{"openapi": "3.1.1"}', "application/vnd.oai.openapi+json;version=3.1"),
+    ],
+)
+def test_document_is_served_once_it_is_there(path: str, body: bytes, media_type: str) -> None:
     all_pages = pages()
-    assert all_pages.get("/asyncapi.json").status == HTTPStatus.NOT_FOUND
-    all_pages.describe(b'{"asyncapi": "3.0.0"}')
-    page = all_pages.get("/asyncapi.json")
-    assert page == document_response(b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
+    assert all_pages.get(path).status == HTTPStatus.NOT_FOUND
+    all_pages.describe(b'{"asyncapi": "3.0.0"}', b'{"openapi": "3.1.1"}')
+    assert all_pages.get(path) == document_response(body, media_type)
 
 
 def test_live_page_contains_the_path_of_the_endpoint() -> None:
@@ -134,23 +140,23 @@ def test_scripts_of_the_live_page_import_nothing_but_its_own_parts() -> None:
     assert {*imported, "/page.js"} == {path for path in PARTS if path.endswith(".js")}
 
 
-@pytest.mark.parametrize("path", [*PARTS, *NAMED, *FUTURE, "/schemas/update.json", "/schemas/of-a-type-to-come.json"])
+@pytest.mark.parametrize("path", [*PARTS, *NAMED, "/schemas/update.json", "/schemas/of-a-type-to-come.json"])
 def test_path_of_a_page_is_the_bridges_own(path: str) -> None:
     assert is_reserved(path)
 
 
 def test_all_pages_are_named() -> None:
     all_pages = pages()
-    all_pages.describe(b"{}")
+    all_pages.describe(b"{}", b"{}")
     assert {path for path in (*NAMED, *PARTS) if all_pages.get(path).status != HTTPStatus.OK} == set()
     listed = all_pages.get("/nothing").body.partition(b"the pages are ")[2].decode()
     assert sorted(re.findall(r"/[\w/.]*(?=[ ,]|\.\n)", listed)) == sorted(["/", *NAMED])
 
 
-@pytest.mark.parametrize("path", ["/schemas/", "/schemas/update.json", "/asyncapi.json"])
+@pytest.mark.parametrize("path", ["/schemas/", "/schemas/update.json", "/asyncapi.json", "/openapi.json"])
 def test_document_has_a_tag_and_may_be_read_by_other_pages(path: str) -> None:
     all_pages = pages()
-    all_pages.describe(b"{}")
+    all_pages.describe(b"{}", b"{}")
     assert all_pages.get(path).etag is not None
     assert allows_cross_origin(path)
 
@@ -196,4 +202,4 @@ def test_response_that_is_not_a_page_for_people_is_shown_in_no_frame(path: str) 
 def test_other_path_is_not_found_and_lists_the_pages(path: str) -> None:
     page = pages().get(path)
     assert page.status == HTTPStatus.NOT_FOUND
-    assert b"/kills is the WebSocket endpoint; the pages are / (live), /healthz," in page.body
+    assert b"/kills is the endpoint for updates; the pages are / (live), /healthz," in page.body
