@@ -17,6 +17,7 @@ from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get, request
 from tests.support.documentation import adapted, code_block, shell
+from tests.support.event_streams import StreamClient, stream_request
 from tests.support.killmail import killmail
 from tests.support.namespaces import NEAR, Island, island
 from tests.support.prepare import program
@@ -183,6 +184,46 @@ async def test_client_of_an_internal_network_gets_updates_through_a_proxy(
             await publish(amqp, exchange, killmail(1))
         assert orjson.loads(await RawClient(reader, writer).text())["data"] == killmail(1)
         writer.transport.abort()
+
+
+@pytest.mark.parametrize("kind", FILES)
+async def test_event_stream_gets_each_update_at_once_through_a_proxy(
+    kind: str, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    """The client is a page whose origin is the proxy's host."""
+    async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
+        line = stream_request(PORT, headers=[f"Origin: https://{NAME}"], host=NAME).replace(b":443\r\n", b"\r\n", 1)
+        client = await StreamClient.over(*await connect(net, INTERNAL), line)
+        assert (client.status, client.header("Access-Control-Allow-Origin")) == (200, f"https://{NAME}")
+        await gets_each_update_at_once(client, net.broker_url, exchange)
+
+
+NGINX_DEFAULTS = "server {{ listen {address}:{port}; location / {{ proxy_pass http://{address}:{bridge_port}; }} }}"
+
+
+async def test_event_stream_gets_each_update_at_once_through_nginx_with_its_defaults(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        (tmp_path / "nginx.conf").write_text(
+            NGINX_DEFAULTS.format(address=LOOPBACK, port=port, bridge_port=port_of(bridge))
+        )
+        async with program_running(_command("nginx", tmp_path), tmp_path, port):
+            client = await StreamClient.open(port)
+            assert (client.status, client.header("Content-Type")) == (200, "text/event-stream")
+            await gets_each_update_at_once(client, broker.url, exchange)
+
+
+async def gets_each_update_at_once(client: StreamClient, broker_url: str, exchange: str) -> None:
+    """Checks that nothing collects the body: each part arrives before the next one is sent."""
+    assert await client.line() == b":"
+    assert (await client.event()).message["type"] == "resume"
+    async with observer(broker_url) as amqp:
+        for number in range(3):
+            await publish(amqp, exchange, killmail(number))
+            assert (await client.update()).message["data"] == killmail(number)
+    client.abort()
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -45,6 +45,10 @@ class StreamClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._is_chunked = False
+        """Whether a proxy has divided the body into chunks (RFC 9112, section 7.1)."""
+        self._unread = bytearray()
+        """The bytes of chunks that no call has returned yet."""
         self.status = 0
         self.headers: list[tuple[str, str]] = []
 
@@ -87,7 +91,12 @@ class StreamClient:
         first, *lines = head.decode().removesuffix("\r\n\r\n").split("\r\n")
         client.status = int(first.split(" ")[1])
         client.headers = [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
+        client._is_chunked = client.header("Transfer-Encoding") == "chunked"
         return client
+
+    def header(self, name: str) -> str | None:
+        """Returns the value of a header, or None."""
+        return next((value for each, value in self.headers if each.lower() == name.lower()), None)
 
     def send(self, data: bytes) -> None:
         """Writes bytes after the request."""
@@ -96,8 +105,19 @@ class StreamClient:
     async def line(self) -> bytes:
         """Returns the next line without its LF. Raises TimeoutError, or EOFError at the end of the body."""
         async with asyncio.timeout(READ_LIMIT_S):
-            line = await self._reader.readuntil(b"\n")
-        return line[:-1]
+            if not self._is_chunked:
+                return (await self._reader.readuntil(b"\n"))[:-1]
+            while b"\n" not in self._unread:
+                self._unread += await self._chunk()
+        line, _, self._unread = self._unread.partition(b"\n")
+        return bytes(line)
+
+    async def _chunk(self) -> bytes:
+        size = int(await self._reader.readuntil(b"\r\n"), 16)
+        chunk = await self._reader.readexactly(size + 2)
+        if not size:
+            raise EOFError
+        return chunk[:-2]
 
     async def event(self) -> Event:
         """Returns the next block, and skips comments."""
@@ -142,6 +162,10 @@ class StreamClient:
     def end(self) -> None:
         """Ends the client's side."""
         self._writer.write_eof()
+
+    def abort(self) -> None:
+        """Ends the TCP connection at once, without the end of TLS."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         """Ends the TCP connection."""
