@@ -94,10 +94,17 @@ class EventStream(ClientConnection):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.closed_at is None and tcp.is_timeout(exc):
+        try:
+            self._report_timeout(exc)
+        finally:
+            super().connection_lost(exc)
+
+    def _report_timeout(self, error: Exception | None) -> None:
+        if self.closed_at is not None or self._transport is None:
+            return
+        if tcp.has_timed_out(self._transport.get_extra_info("socket"), error):
             self.close_code = CloseReason.IDLE.code
             self._context.on_close(self, CloseReason.IDLE, {})
-        super().connection_lost(exc)
 
 
 def _retry_line(milliseconds: int) -> bytes:

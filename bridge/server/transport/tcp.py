@@ -6,8 +6,10 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple
 
-_ENDED = frozenset({7, 8})
-"""The kernel's states TCP_CLOSE, which follows a reset, and TCP_CLOSE_WAIT (tcp_states.h)."""
+_CLOSED, _CLOSE_WAIT = 7, 8
+"""The kernel's states TCP_CLOSE, which follows a reset or a timeout, and TCP_CLOSE_WAIT (tcp_states.h)."""
+
+_ENDED = frozenset({_CLOSED, _CLOSE_WAIT})
 
 _BYTES_ACKED = struct.Struct("=Q")
 _BYTES_ACKED_AT = 120
@@ -18,6 +20,11 @@ _HAS_TCP_INFO = hasattr(socket, "TCP_INFO")
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 _TIMEOUTS = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""The errors with which the kernel ends a connection whose client acknowledges nothing.
+
+If a router or the bridge's own kernel has reported meanwhile that it can't reach the client, the error is this report
+instead of ETIMEDOUT (`sk_err_soft` in the kernel).
+"""
 
 RESET = struct.pack("ii", 1, 0)
 """The value of the socket option SO_LINGER with which `close` resets the connection."""
@@ -68,13 +75,20 @@ def set_user_timeout(client: socket.socket, timeout_s: float) -> None:
             client.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, max(1, round(timeout_s * 1000)))
 
 
-def is_timeout(error: Exception | None) -> bool:
+def has_timed_out(client: socket.socket, error: Exception | None) -> bool:
     """Whether the kernel ended a connection because its client acknowledged nothing for too long.
 
-    If a router or the bridge's own kernel has reported meanwhile that it can't reach the client, the kernel ends the
-    connection with that error instead of ETIMEDOUT (tcp(7), `sk_err_soft` in the kernel).
+    `error` is the error with which the connection was lost, or None.
     """
-    return isinstance(error, OSError) and error.errno in _TIMEOUTS
+    if isinstance(error, OSError) and error.errno in _TIMEOUTS:
+        return True
+    # The kernel reports its error only once. A flush writes to many sockets at once, and ignores their errors.
+    if not _HAS_TCP_INFO or not (error is None or isinstance(error, BrokenPipeError)):
+        return False
+    with suppress(OSError):
+        state, _, retransmissions = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)
+        return state == _CLOSED and retransmissions > 0
+    return False
 
 
 def reset_on_close(client: socket.socket | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,9 +116,64 @@ def test_kernel_without_user_timeout_keeps_its_own(
         (OSError(errno.EHOSTUNREACH, "no route to host"), True),
         (OSError(errno.ENETUNREACH, "network is unreachable"), True),
         (ConnectionResetError(errno.ECONNRESET, "reset"), False),
+        (BrokenPipeError(errno.EPIPE, "broken pipe"), False),
         (RuntimeError("a fault of the bridge"), False),
         (None, False),
     ],
 )
-def test_timeout_of_the_kernel_is_told_from_other_ends(error: Exception | None, expected: bool) -> None:
-    assert tcp.is_timeout(error) is expected
+def test_timeout_of_the_kernel_is_told_from_other_ends(
+    pair: tuple[socket.socket, socket.socket], error: Exception | None, *, expected: bool
+) -> None:
+    ours, client = pair
+    client.shutdown(socket.SHUT_WR)
+    ours.recv(1)
+    assert tcp.has_timed_out(ours, error) is expected
+
+
+@pytest.mark.parametrize("error", [None, BrokenPipeError(errno.EPIPE, "broken pipe")])
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [(b"\x07\x00\x02", True), (b"\x07\x00\x00", False), (b"\x01\x00\x02", False), (b"\x08\x00\x02", False)],
+    ids=["closed after retransmissions", "closed", "established", "ended by the client"],
+)
+def test_timeout_that_a_flush_has_ignored_is_found_in_the_state_of_the_connection(
+    error: Exception | None, info: bytes, *, expected: bool
+) -> None:
+    """`test_vanished.py` has the real states."""
+
+    class Client(socket.socket):
+        def getsockopt(self, *_: int) -> bytes:  # type: ignore[override]  # with a size, the real method returns bytes
+            return info
+
+    with Client() as client:
+        assert tcp.has_timed_out(client, error) is expected
+
+
+@pytest.mark.parametrize("has_info", [True, False])
+def test_timeout_of_a_closed_socket_is_unknown(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, *, has_info: bool
+) -> None:
+    monkeypatch.setattr(tcp, "_HAS_TCP_INFO", has_info)
+    ours, _ = pair
+    ours.close()
+    assert not tcp.has_timed_out(ours, None)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this kernel has no TCP_USER_TIMEOUT")
+def test_kernel_ends_the_connection_of_a_client_that_acknowledges_nothing_new(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """The client reads nothing, so that it can't acknowledge more than its kernel holds."""
+    ours, client = pair
+    ours.setblocking(False)
+    tcp.set_user_timeout(ours, 0.05)
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(b"x" * 2**16)
+    poll = select.poll()
+    poll.register(ours, 0)
+    assert poll.poll(20_000)
+    with pytest.raises(TimeoutError) as raised:
+        ours.recv(1)
+    assert tcp.has_timed_out(ours, raised.value)
+    client.close()
