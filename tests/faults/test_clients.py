@@ -12,6 +12,7 @@ from bridge.server.access.log_limiter import MAX_LINES
 from tests.support import figures
 from tests.support.broker.find import Broker
 from tests.support.clients import CLOSE, RawClient, client_frame, request
+from tests.support.event_streams import StreamClient
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.process_stats import MB, Memory, metric, sockets
 from tests.support.running import bridge_process
@@ -76,6 +77,37 @@ async def test_clients_that_never_read_are_evicted_and_take_no_more_memory_than_
             f"closes them with 4008; grows by {memory.look() / MB:.0f} MB, with a log of {LOG_BYTES // MB} MB",
             f"0 of {stream.published}, for the other clients",
         )
+        for client in stalled:
+            await client.close()
+
+
+async def test_event_streams_that_are_never_read_are_evicted_and_take_no_more_memory_than_the_log(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """The body of an evicted event stream ends after a whole block, and other clients lose nothing."""
+    variables = {"BRIDGE_LOG_BYTES": str(LOG_BYTES), "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
+        await process.consuming()
+        port, pid = await process.port(), process.process.pid
+        memory = Memory(pid)
+        stalled = [await StreamClient.open(port, receive_bytes=4096) for _ in range(STALLED)]
+        for client in stalled:
+            client.pause()
+        async with healthy_clients(amqp, exchange, port, padding="x" * 10_000) as stream:
+
+            async def all_are_evicted() -> bool:
+                memory.look()
+                return await metric(port, 'bridge_evictions_total{reason="too-slow"}') == STALLED
+
+            await eventually("all clients are evicted", all_are_evicted)
+            assert await metric(port, 'bridge_connections{transport="sse"}') == 0
+            for client in stalled:
+                client.resume()
+            bodies = await asyncio.gather(*(client.rest() for client in stalled))
+            assert all(body.endswith(b"}\n\n") for body in bodies)
+            assert not any(b'"type":"close"' in body for body in bodies)
+            await stream.verify()
+        assert memory.look() <= LOG_BYTES + MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
         for client in stalled:
             await client.close()
 
