@@ -73,6 +73,18 @@ class FlushListener(Protocol):
         """
 
 
+class FlushListeners:
+    """Calls several listeners, in order."""
+
+    def __init__(self, *listeners: FlushListener) -> None:
+        self._listeners = listeners
+
+    def on_flush(self, flushed: int) -> None:
+        """Called after each flush."""
+        for listener in self._listeners:
+            listener.on_flush(flushed)
+
+
 class FlowControl(Protocol):
     """Controls how fast updates arrive."""
 
@@ -226,6 +238,11 @@ class Hub:
     def pending(self) -> int:
         """The number of connections that wait for an update before they resume."""
         return len(self._resume.pending)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the bridge is still reading back the stream."""
+        return self._resume.pending.replaying
 
     @property
     def subscriptions(self) -> int:
