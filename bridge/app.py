@@ -21,10 +21,11 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
 from bridge.authority import format_authority
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.hub import FLUSH_BYTES, TLS_FLUSH_BYTES, Hub
+from bridge.broadcast.hub import FLUSH_BYTES, TLS_FLUSH_BYTES, FlushListeners, Hub
 from bridge.broadcast.hub_log import LOGGER as HUB_LOGGER
 from bridge.broadcast.hub_log import HubLog
-from bridge.broadcast.hub_metrics import register_hub_metrics
+from bridge.broadcast.hub_metrics import register_hub_metrics, register_poll_metrics
+from bridge.broadcast.polls import Polls
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
 from bridge.config.listen_addresses import announced_host, client_host, out_of_reach
@@ -84,6 +85,15 @@ class Bridge:
         turn = LoopTurn(asyncio.get_running_loop().call_soon)
         register_turn_metrics(metrics, turn)
         flow_control = FlowControl(settings.prefetch)
+        polls = Polls(
+            index,
+            metrics,
+            turn,
+            asyncio.get_running_loop().call_later,
+            asyncio.get_running_loop().time,
+            lambda: self.is_consuming,
+            lambda: self._hub.replaying,
+        )
         self._hub = Hub(
             index,
             metrics,
@@ -91,7 +101,7 @@ class Bridge:
             asyncio.get_running_loop().call_later,
             asyncio.get_running_loop().time,
             now_ms,
-            flush_listener=unflushed,
+            flush_listener=FlushListeners(unflushed, polls),
             source=self,
             turn=turn,
             flow_control=flow_control,
@@ -101,6 +111,7 @@ class Bridge:
             trace=HubLog() if logs.traces(HUB_LOGGER) else None,
         )
         register_hub_metrics(metrics, self._hub, update_log)
+        register_poll_metrics(metrics, polls)
         nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)
         self._rejects = RejectPublisher(
             nodes,
@@ -141,7 +152,9 @@ class Bridge:
         self._pages = Pages(self.readiness.report, metrics, self._schemas.documents, settings.path)
         access = Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins)
         router = Router(access, QueryParser(self._schemas), self._pages, settings.path)
-        self._server = Server(self._hub, access, router, _limits(settings), metrics, turn, now_ms, self._tls, timing)
+        self._server = Server(
+            self._hub, polls, access, router, _limits(settings), metrics, turn, now_ms, self._tls, timing
+        )
 
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         self.addresses: list[tuple[str, int]] = []

@@ -41,6 +41,7 @@ class Transport(StrEnum):
 
     WEBSOCKET = "websocket"
     SSE = "sse"
+    POLL = "poll"
 
 
 class Durations:

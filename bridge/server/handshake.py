@@ -19,9 +19,9 @@ from bridge.server.access.read_limiter import READ_BUFFER
 from bridge.server.access.rules import Refusal, Rule
 from bridge.server.http.event_stream import COMMENT, event_stream_head
 from bridge.server.http.request import BadRequest, Request, RequestReader
-from bridge.server.http.response import refusal_response, serialize, text_response
+from bridge.server.http.response import refusal_response, serialize
 from bridge.server.http.response_writer import ResponseWriter
-from bridge.server.router import Answer, OpenEventStream, Poll, Refused, Router
+from bridge.server.router import Answer, OpenEventStream, Opening, Poll, Refused, Router
 from bridge.server.transport import tcp
 from bridge.server.transport.socket_transport import SocketTransport
 from bridge.server.transport.tcp import PeerName
@@ -87,7 +87,7 @@ class HandshakeContext:
 
     The timeout is also the period in which a client must read enough of its response.
     """
-    on_opened: "Callable[[Handshake, asyncio.Transport, Request, Upgrade | OpenEventStream, bytes], None]"
+    on_opened: "Callable[[Handshake, asyncio.Transport, Request, Opening, bytes], None]"
     """Called when a client's request opens a connection, with the bytes that the client sent after the request."""
     on_closed: "Callable[[Handshake], None]"
     """Called when a handshake has ended without a connection, and its socket is closed."""
@@ -202,12 +202,13 @@ class Handshake(asyncio.BufferedProtocol):
             else:
                 self._open(request, answer, head + COMMENT, rest)
             return
+        if isinstance(answer, Poll):
+            assert request is not None
+            self._open(request, answer, b"", rest)
+            return
         if isinstance(answer, Refused):
             self._context.log.refused(answer.refusal.rule, self.address, answer.refusal.detail)
             answer = answer.response
-        if isinstance(answer, Poll):
-            text = "This version of the bridge sends no updates as JSON."
-            answer = text_response(HTTPStatus.SERVICE_UNAVAILABLE, text, *answer.headers)
         self._write(serialize(answer, has_body=request is None or request.method != "HEAD"))
 
     def _refuse_unread(self, rule: Rule, detail: str) -> None:
@@ -220,11 +221,12 @@ class Handshake(asyncio.BufferedProtocol):
         if log.tracing:
             log.handshake(self._peer, request, decision, asyncio.get_running_loop().time() - self._began_at)
 
-    def _open(self, request: Request, answer: Upgrade | OpenEventStream, begin: bytes, rest: bytes) -> None:
+    def _open(self, request: Request, answer: Opening, begin: bytes, rest: bytes) -> None:
         """Writes the begin of the response. A connection then takes over the transport."""
         assert self._transport is not None
         self._end_reading()
-        self._transport.write(begin)
+        if begin:
+            self._transport.write(begin)
         self._context.on_opened(self, self._transport, request, answer, rest)
 
     def _write(self, data: bytes) -> None:

@@ -38,6 +38,10 @@ headers for at most two hours."""
 DEFAULT_LIMIT = 100
 """The maximum number of updates in a JSON response if the query names no limit."""
 
+# Requests that wait for their response share these headers.
+_VARY_OF_ENDPOINT: tuple[Header, ...] = (("Vary", "Accept, Origin"),)
+_VARY_OF_DOCUMENTS: tuple[Header, ...] = (("Vary", "Origin"),)
+
 _FORMATS = {EVENT_STREAM: Format.SSE, JSON: Format.JSON}
 
 _WITH_OPTIONS, _WITHOUT_OPTIONS = "GET, HEAD, OPTIONS", "GET, HEAD"
@@ -73,7 +77,10 @@ class Poll:
     """The additional headers of the response."""
 
 
-Answer: TypeAlias = Upgrade | OpenEventStream | Poll | Response | Refused
+Opening: TypeAlias = Upgrade | OpenEventStream | Poll
+"""An answer that begins a connection, which gets updates."""
+
+Answer: TypeAlias = Opening | Response | Refused
 
 
 class Router:
@@ -153,11 +160,12 @@ class Router:
         is_endpoint = path == self._endpoint
         if not (is_endpoint or allows_cross_origin(path)):
             return ()
-        vary: Header = ("Vary", "Accept, Origin" if is_endpoint else "Origin")
+        vary = _VARY_OF_ENDPOINT if is_endpoint else _VARY_OF_DOCUMENTS
         origin = self._access.allowed_origin(request.headers, trusts_host=trusts_host)
         if origin is None:
-            return (vary,)
-        return vary, ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "ETag")
+            return vary
+        exposed = "Retry-After" if is_endpoint else "ETag"
+        return *vary, ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", exposed)
 
 
 def _negotiated(request: Request) -> Format | None:

@@ -14,6 +14,7 @@ import structlog
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
+from bridge.broadcast.polls import Polls
 from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 from bridge.server.access.address_limit import AddressLimit
@@ -24,13 +25,14 @@ from bridge.server.connection.client_connection import ClientConnection, Clock, 
 from bridge.server.connection.keepalive import Keepalive
 from bridge.server.handshake import Handshake, HandshakeContext
 from bridge.server.http.event_stream import EventStream
+from bridge.server.http.polling import PollConnection
 from bridge.server.http.request import Request
 from bridge.server.http.response import refusal_response, serialize
 from bridge.server.listeners.acceptor import Acceptor
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.memory import HeapTrimmer
 from bridge.server.pending_handshakes import PendingHandshakes
-from bridge.server.router import OpenEventStream, Refused, Router
+from bridge.server.router import OpenEventStream, Opening, Poll, Refused, Router
 from bridge.server.tls import Tls
 from bridge.server.transport.poller import make_poller
 from bridge.server.transport.socket_transport import SocketTransport
@@ -77,6 +79,7 @@ class Server:
     def __init__(
         self,
         hub: Hub,
+        polls: Polls,
         access: Access,
         router: Router,
         limits: Limits,
@@ -88,6 +91,7 @@ class Server:
     ) -> None:
         """`now_ms` returns the time in Unix milliseconds."""
         self._hub = hub
+        self._polls = polls
         self._access = access
         self._limits = limits
         self._metrics = metrics
@@ -243,7 +247,7 @@ class Server:
         handshake: Handshake,
         transport: asyncio.Transport,
         request: Request,
-        answer: Upgrade | OpenEventStream,
+        answer: Opening,
         rest: bytes,
     ) -> None:
         self._handshakes.remove(handshake)
@@ -252,8 +256,7 @@ class Server:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_RESOLUTION_S:
             self._clock.now_s = now_s
-        make_connection = WebSocketConnection if isinstance(answer, Upgrade) else EventStream
-        connection = make_connection(transport, address, self._connection_context)
+        connection = self._make_connection(transport, address, request, answer)
         self._connections[connection] = None
         self._heap_trimmer.grown_to(len(self._connections))
         self._client_log.opened(connection)
@@ -272,6 +275,27 @@ class Server:
         if rest:
             connection.received(rest)
 
+    def _make_connection(
+        self, transport: asyncio.Transport, address: str, request: Request, answer: Opening
+    ) -> ClientConnection:
+        context = self._connection_context
+        match answer:
+            case Upgrade():
+                return WebSocketConnection(transport, address, context)
+            case OpenEventStream():
+                return EventStream(transport, address, context)
+            case Poll():
+                return PollConnection(
+                    transport,
+                    address,
+                    context,
+                    self._polls,
+                    limit=answer.limit,
+                    wait_s=answer.wait_s,
+                    headers=answer.headers,
+                    is_head=request.method == "HEAD",
+                )
+
     # Clients with a connection, until it is lost
 
     def _on_tick(self, late: bool) -> None:
@@ -279,6 +303,7 @@ class Server:
         # for may still arrive.
         if not late:
             self._hub.tick()
+            self._polls.tick()
         # A throttled connection is not notified of EOF, so its socket is polled.
         for client in self._read_limiter:
             client.close_if_eof()
@@ -323,7 +348,13 @@ class Server:
         Aborts the clients that remain after `timeout_s`.
         """
         stopped = asyncio.Event()
-        self._hub.drain(stopped.set)
+
+        def on_stopped() -> None:
+            # At this time, the polls get all updates.
+            self._polls.stop()
+            stopped.set()
+
+        self._hub.drain(on_stopped)
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):

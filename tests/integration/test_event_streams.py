@@ -70,7 +70,7 @@ async def test_stream_begins_with_its_head_a_comment_and_the_resume_message(shar
         "Connection": "close",
         "Vary": "Accept, Origin",
         "Access-Control-Allow-Origin": ORIGIN,
-        "Access-Control-Expose-Headers": "ETag",
+        "Access-Control-Expose-Headers": "Retry-After",
         "X-Content-Type-Options": "nosniff",
         "Cross-Origin-Resource-Policy": "same-origin",
     }

@@ -276,6 +276,7 @@ async def _encrypted_and_plain(broker: Broker, exchange: str, folder: Path) -> N
         )
         secure = Server(
             bridge._hub,
+            plain._polls,
             plain._access,
             plain._handshake_context.router,
             limits,

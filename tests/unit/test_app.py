@@ -22,6 +22,7 @@ from bridge.config import settings
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.contract.update_id import UpdateId
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
+from bridge.metrics import Transport
 from bridge.server.access.rules import Rule
 from bridge.server.listeners import descriptors
 from bridge.timing import DEFAULT
@@ -344,15 +345,15 @@ async def test_every_label_value_has_a_series_from_the_start(
     bridge = build()
     labelled = {
         "bridge_clients_refused_total": {("rule", rule.value) for rule in Rule},
-        "bridge_connections": {("transport", "websocket"), ("transport", "sse")},
+        "bridge_connections": {("transport", each.value) for each in Transport},
         "bridge_connections_lagging": {("transport", "websocket"), ("transport", "sse")},
-        "bridge_connections_opened_total": {("transport", "websocket"), ("transport", "sse")},
+        "bridge_connections_opened_total": {("transport", each.value) for each in Transport},
         "bridge_duplicates_total": {("type", each) for each in bridge._schemas.types},
         "bridge_evictions_total": {("reason", each.slug) for each in CloseReason if each is not CloseReason.STOPPING},
         "bridge_rejects_total": {("reason", reason.value) for reason in Reason},
         "bridge_resumes_total": {("complete", "true"), ("complete", "false")},
         "bridge_sends_total": {("outcome", each) for each in ("written", "enqueued", "dropped")},
-        "bridge_sent_bytes_total": {("transport", "websocket"), ("transport", "sse")},
+        "bridge_sent_bytes_total": {("transport", each.value) for each in Transport},
         "bridge_updates_total": {("type", each) for each in bridge._schemas.types},
     }
     found: dict[str, set[tuple[str, str]]] = {}

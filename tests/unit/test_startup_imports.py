@@ -27,8 +27,8 @@ bridge.amqp.consume: consumed_queue consumer delivery_counts flow_control gaps r
 bridge.amqp.publish: confirm_channel message_id_locks
 bridge.amqp.rejects: properties publisher retry_queue
 bridge.amqp.wire: compat fast_channel properties settlement trace
-bridge.broadcast: catch_up close_reasons frames framing heartbeat hub hub_log hub_metrics join_storm live_set
-  newest_search replay resume socket_writes subscriber subscriptions update_log
+bridge.broadcast: catch_up close_reasons deadlines frames framing heartbeat hub hub_log hub_metrics join_storm live_set
+  newest_search polls replay resume socket_writes subscriber subscriptions update_log
 bridge.cli: serve
 bridge.cli.common: colors errors options output
 bridge.config: amqp_urls kubernetes listen_addresses networks parsers paths settings sources text_files tls warnings
@@ -38,7 +38,7 @@ bridge.contract.documents: asyncapi deployment embedding messages openapi query
 bridge.server: client_log handshake memory pending_handshakes router server tls
 bridge.server.access: address_limit log_limiter read_limiter rules
 bridge.server.connection: client_connection keepalive
-bridge.server.http: event_stream negotiation pages request response response_writer
+bridge.server.http: event_stream negotiation pages polling request response response_writer
 bridge.server.listeners: acceptor descriptors sockets
 bridge.server.transport: compat poller socket_transport tcp tcp_transport tls_transport
 bridge.server.websocket: connection reader upgrade upgrade_cache

@@ -98,6 +98,26 @@ def serialize(response: Response, *, has_body: bool = True) -> bytes:
     return head + response.body if has_body and has_content else head
 
 
+def body_head(content_type: str, size_bytes: int | None, *headers: Header) -> bytes:
+    """Returns the head of a response with status 200 whose body the caller writes, with additional headers.
+
+    `size_bytes` is the size of the body, or None if there is no body because the request has the method HEAD.
+    """
+    return _head(
+        HTTPStatus.OK,
+        (
+            ("Content-Type", content_type),
+            *((("Content-Length", str(size_bytes)),) if size_bytes is not None else ()),
+            ("Date", date_header()),
+            ("Cache-Control", "no-store"),
+            *_FOR_BROWSERS,
+            ("Content-Security-Policy", NOT_IN_A_FRAME),
+            ("Connection", "close"),
+            *headers,
+        ),
+    )
+
+
 def stream_head(content_type: str, *headers: Header) -> bytes:
     """Returns the head of a response with status 200 whose body ends with the connection, so that it has no length.
 

@@ -24,7 +24,7 @@ from bridge.server.http.response import Response, text_response
 from bridge.server.http.response_writer import MIN_READ_BYTES_PER_S
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.pending_handshakes import PERIODS, PendingHandshakes
-from bridge.server.router import Answer, OpenEventStream, Refused, Router
+from bridge.server.router import Answer, Opening, Poll, Refused, Router
 from bridge.server.tls import Tls
 from bridge.server.transport import tcp
 from bridge.server.transport.poller import Poller, make_poller
@@ -118,7 +118,7 @@ class RecordingServer:
         handshake: Handshake,
         transport: asyncio.Transport,
         request: Request,
-        answer: Upgrade | OpenEventStream,
+        answer: Opening,
         rest: bytes,
     ) -> None:
         self.pending.remove(handshake)
@@ -256,10 +256,30 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
     assert [wanted for _, _, wanted, _ in harness.server.upgrades] == [QUERIES.parse(query.removeprefix("?")).subscribe]
 
 
-async def test_request_for_json_is_not_served_yet(harness: Harness) -> None:
-    client = await harness.ask(get("/updates?format=json"))
-    assert client.status == 503
-    assert client.headers["Vary"] == "Accept, Origin"
+# Polls
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+@pytest.mark.parametrize(("query", "lines"), [("?format=json", []), ("", ["Accept: application/json"])])
+async def test_poll_is_handed_on_before_anything_is_written(
+    harness: Harness, method: bytes, version: bytes, query: str, lines: list[str]
+) -> None:
+    sent = get(f"/updates{query}", *lines).replace(b"GET", method).replace(b"HTTP/1.1", version)
+    client = await harness.ask(sent + b"more")
+    assert client.answer == b""
+    assert [(each, rest) for each, _, _, rest in harness.server.upgrades] == [(client.handshake, b"more")]
+    assert harness.server.requests[0].method.encode() == method
+    await harness.clock.advance(3 * TIMEOUT_S)
+    assert (client.transport.ended, harness.server.refusals, harness.server.ended) == ([], [], [])
+
+
+async def test_poll_is_traced(harness: Harness) -> None:
+    harness.server.tracing = True
+    await harness.ask(get("/updates?format=json&wait=3"))
+    [(_, _, answer, _)] = harness.server.traced
+    assert isinstance(answer, Poll)
+    assert answer.wait_s == 3
 
 
 # Event streams
@@ -273,7 +293,7 @@ async def test_event_stream_begins_with_its_head_and_a_comment(
     origin = "http://localhost:8080"
     sent = get(f"/updates{query}", f"Origin: {origin}", *lines).replace(b"HTTP/1.1", version)
     client = await harness.ask(sent)
-    cors = ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "ETag")
+    cors = ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "Retry-After")
     assert client.answer == event_stream_head((("Vary", "Accept, Origin"), *cors)) + b":\n"
     assert client.transport.ended == []
     assert [(each, rest) for each, _, _, rest in harness.server.upgrades] == [(client.handshake, b"")]

@@ -174,6 +174,7 @@ def test_every_response_of_the_endpoint_varies_and_can_be_read_by_an_allowed_ori
     headers = answer.response.headers if isinstance(answer, Refused) else answer.headers
     assert ("Vary", "Accept, Origin") in headers
     assert ("Access-Control-Allow-Origin", "https://kills.example") in headers
+    assert ("Access-Control-Expose-Headers", "Retry-After") in headers
 
 
 @pytest.mark.parametrize(
@@ -228,6 +229,7 @@ def test_allowed_origin_is_echoed(lines: tuple[str, ...], host: str, *, echoed: 
     answer = ROUTER.route(asked)
     assert isinstance(answer, Response)
     assert ("Access-Control-Allow-Origin" in dict(answer.headers)) is echoed
+    assert dict(answer.headers).get("Access-Control-Expose-Headers") == ("ETag" if echoed else None)
     assert ("Vary", "Origin") in answer.headers
 
 

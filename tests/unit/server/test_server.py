@@ -17,7 +17,8 @@ from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.hub_metrics import register_hub_metrics
+from bridge.broadcast.hub_metrics import register_hub_metrics, register_poll_metrics
+from bridge.broadcast.polls import Polls
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
 from bridge.config.networks import DEFAULT_NETWORKS
@@ -41,7 +42,6 @@ from tests.support.fakes import (
     NOW_MS,
     TAG,
     FakeFlowControl,
-    FakeFlushListener,
     FakeSource,
     FakeTransport,
     FakeTurn,
@@ -109,6 +109,19 @@ class Client:
         return codes[0] if codes else None
 
     @property
+    def body(self) -> dict[str, Any]:
+        """The body of a JSON response."""
+        head, _, body = b"".join(self.transport.written).partition(b"\r\n\r\n")
+        assert b"\r\nContent-Length: %d\r\n" % len(body) in head
+        parsed: dict[str, Any] = orjson.loads(body)
+        return parsed
+
+    def header(self, name: str) -> str | None:
+        """The value of a header of the response, or None."""
+        lines = b"".join(self.transport.written).partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+        return dict(line.split(": ", 1) for line in lines).get(name)
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages of an event stream."""
         lines = b"".join(self.transport.written).partition(b"\r\n\r\n")[2].split(b"\n")
@@ -146,6 +159,10 @@ class Harness:
         log = UpdateLog(LOG_BYTES)
         index = ReplayIndex(log, None)
         self.turn = turn = FakeTurn(loop.call_soon)
+        self.source = FakeSource()
+        self.polls = Polls(
+            index, self.metrics, turn, loop.call_later, loop.time, lambda: self.source.is_consuming, lambda: False
+        )
         self.hub = Hub(
             index,
             self.metrics,
@@ -153,16 +170,18 @@ class Harness:
             loop.call_later,
             loop.time,
             lambda: 0,
-            FakeFlushListener(),
-            FakeSource(),
+            self.polls,
+            self.source,
             turn,
             FakeFlowControl(),
             heartbeat_s=0.0,
         )
         register_hub_metrics(self.metrics, self.hub, log)
+        register_poll_metrics(self.metrics, self.polls)
         access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
         self.server = Server(
             self.hub,
+            self.polls,
             access,
             Router(access, QUERIES, PAGES, "/updates"),
             Limits(max_connections, overflow, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
@@ -202,6 +221,13 @@ class Harness:
         client = await self.connect(address)
         client.send(b"GET /updates?format=sse%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % query.encode() + rest)
         assert client.status == 200
+        await self.clock.settle()
+        return client
+
+    async def poll(self, address: str = A, query: str = "", *, method: str = "GET") -> Client:
+        """Connects a client that asks for updates as JSON."""
+        client = await self.connect(address)
+        client.send(f"{method} /updates?format=json{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await self.clock.settle()
         return client
 
@@ -692,6 +718,147 @@ async def test_limit_of_the_bridge_is_checked_before_the_limit_of_an_address(ser
     with capture_logs() as logged:
         await harness.upgrade()
     assert [line["reason"] for line in logged] == ["full"]
+
+
+# Polls
+
+
+async def test_poll_is_a_connection_until_its_client_has_left(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    harness.publish(1)
+    client = await harness.poll()
+    assert (client.status, [each["data"]["n"] for each in client.body["updates"]]) == (200, [1])
+    assert client.ended == ["eof"]
+    assert harness.metric("bridge_connections_opened_total", transport="poll") == 1
+    sent = harness.metric("bridge_sent_bytes_total", transport="poll")
+    assert sent == len(b"".join(client.transport.written).partition(b"\r\n\r\n")[2])
+    assert len(harness.server._connections) == 1
+    await client.leave()
+    assert len(harness.server._connections) == 0
+
+
+async def test_waiting_poll_counts_as_an_open_connection(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.poll(query="&after=&wait=30")
+    assert client.status == 0
+    assert harness.metric("bridge_connections", transport="poll") == 1
+    assert harness.gauges() == (0, 0)
+    harness.publish(1)
+    assert client.status == 200
+    assert harness.metric("bridge_connections", transport="poll") == 0
+
+
+async def test_client_that_leaves_while_it_waits_is_forgotten(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.poll(query="&after=&wait=30")
+    await client.leave()
+    assert len(harness.polls) == len(harness.server._connections) == 0
+    harness.publish(1)
+    assert client.status == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "reason"),
+    [
+        ({"max_connections": 1}, 503, CloseReason.FULL),
+        ({"max_per_address": 1}, 429, CloseReason.ADDRESS_LIMIT),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_poll_beyond_a_limit_is_refused_with_a_time_to_retry(
+    serve: Callable[..., Harness], limits: dict[str, int], status: int, reason: CloseReason, method: str
+) -> None:
+    harness = serve(**limits)
+    await harness.poll(query="&after=&wait=30")
+    with capture_logs() as logged:
+        client = await harness.poll(query="&wait=30", method=method)
+    assert (client.status, client.header("Retry-After")) == (status, "30")
+    assert client.header("Vary") == "Accept, Origin"
+    assert client.ended == ["eof"]
+    body = b"".join(client.transport.written).partition(b"\r\n\r\n")[2]
+    assert body == (b"" if method == "HEAD" else f"{reason.phrase.capitalize()}.\n".encode())
+    assert [(line["event"], line["reason"]) for line in logged] == [("connection limit exceeded", reason.slug)]
+    assert harness.metric("bridge_evictions_total", reason=reason.slug) == 1
+
+
+async def test_waiting_polls_count_towards_the_limit_of_other_connections(serve: Callable[..., Harness]) -> None:
+    harness = serve(max_connections=1)
+    await harness.poll(query="&after=&wait=30")
+    assert (await harness.upgrade()).close_code == 1013
+
+
+async def test_head_gets_its_head_at_once_and_does_not_wait(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.poll(query="&after=&wait=30", method="HEAD")
+    assert client.status == 200
+    assert b"".join(client.transport.written).endswith(b"\r\n\r\n")
+    assert client.header("Content-Type") == "application/json"
+    assert client.ended == ["eof"]
+    assert len(harness.polls) == 0
+
+
+async def test_drain_answers_waiting_polls_and_refuses_new_ones(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    harness.listen()
+    waiting, late = await harness.poll(query="&after=&wait=30"), await harness.connect()
+    harness.server.stop_listening()
+    draining = asyncio.create_task(harness.server.drain(5.0))
+    await harness.clock.settle()
+    assert (waiting.status, waiting.body["updates"]) == (200, [])
+    late.send(b"GET /updates?format=json&after=&wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert (late.status, late.header("Retry-After")) == (503, "5")
+    for client in (waiting, late):
+        assert client.ended == ["eof"]
+        assert not draining.done()
+        await client.leave()
+    assert draining.done()
+    await draining
+
+
+async def test_waiting_poll_is_neither_pinged_nor_idle(serve: Callable[..., Harness]) -> None:
+    harness = serve(idle_timeout_s=4.0, ping_interval_s=1.0)
+    harness.listen()
+    client = await harness.poll(query="&after=&wait=30")
+    await harness.clock.advance(29)
+    assert client.transport.written == []
+    await harness.clock.advance(2)
+    assert client.status == 200
+
+
+async def test_client_that_does_not_read_its_response_is_reset_after_the_close_timeout(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve()
+    harness.listen()
+    client = await harness.poll()
+    while len(client.ended) == 1:
+        await harness.tick()
+    assert client.ended == ["eof", "abort"]
+
+
+async def test_tick_refuses_a_poll_with_an_id_ahead_once_the_bridge_does_not_consume(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve(idle_timeout_s=8.0, ping_interval_s=4.0)
+    harness.listen()
+    client = await harness.poll(query="&after=7-00000007")
+    await harness.tick()
+    assert client.status == 0
+    harness.source.is_consuming = False
+    await harness.tick()
+    assert (client.status, client.header("Retry-After")) == (503, "5")
+
+
+@pytest.mark.usefixtures("released")
+async def test_poll_that_sends_too_much_is_throttled(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.poll(query="&after=&wait=30")
+    while client.transport.reading:
+        client.send(b"x" * MAX_READ_BYTES)
+    assert harness.metric("bridge_client_throttles_total") == 1
+    harness.publish(1)
+    assert client.status == 200
+    await harness.clock.advance(PERIOD_S)
 
 
 # Event streams

@@ -7,7 +7,15 @@ from http import HTTPStatus
 
 import pytest
 
-from bridge.server.http.response import Response, document_response, revalidated, serialize, stream_head, text_response
+from bridge.server.http.response import (
+    Response,
+    body_head,
+    document_response,
+    revalidated,
+    serialize,
+    stream_head,
+    text_response,
+)
 
 DOCUMENT = document_response(b"{}", "application/json")
 
@@ -50,6 +58,25 @@ def test_response_without_content_has_no_length() -> None:
     assert written.startswith(b"HTTP/1.1 204 No Content\r\nDate")
     assert b"Content-Length" not in written
     assert b"\r\nAllow: GET\r\n" in written
+
+
+def test_head_of_a_body_has_its_length_unless_there_is_no_body() -> None:
+    head = body_head("application/json", 5, ("Vary", "Accept, Origin"))
+    assert head == (
+        b"HTTP/1.1 200 OK\r\n"
+        b"Content-Type: application/json\r\n"
+        b"Content-Length: 5\r\n"
+        b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+        b"Cache-Control: no-store\r\n"
+        b"X-Content-Type-Options: nosniff\r\n"
+        b"Cross-Origin-Resource-Policy: same-origin\r\n"
+        b"Content-Security-Policy: frame-ancestors 'none'\r\n"
+        b"Connection: close\r\n"
+        b"Vary: Accept, Origin\r\n"
+        b"\r\n"
+    )
+    without = body_head("application/json", None, ("Vary", "Accept, Origin"))
+    assert without == head.replace(b"Content-Length: 5\r\n", b"")
 
 
 def test_stream_has_no_length_and_is_neither_stored_nor_changed_nor_collected() -> None:
