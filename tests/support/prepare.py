@@ -43,8 +43,11 @@ PROGRAMS = {
     "promtool": "prometheus",
     "systemd-analyze": "systemd",
     "docker-compose": "docker-compose",
+    "jq": "jq",
+    "php": "php-cli",
 }
-"""The programs for the tests of the folder `docker`: each command, and the Debian package that contains it."""
+"""The programs for the tests of the folder `docker` and of the examples over plain HTTP: each command, and the Debian
+package that contains it."""
 
 LIBRARIES = (
     "amqp-tools",
@@ -108,14 +111,14 @@ def program(command: str) -> str:
 
 
 def prepare_programs() -> None:
-    """Installs load balancers, proxies, monitoring, and the other programs that run next to the bridge."""
+    """Installs load balancers, proxies, monitoring, and the other programs that run next to the bridge, jq and PHP."""
     missing = [package for command, package in PROGRAMS.items() if found(command) is None]
     if not missing:
         return
     try:
         apt.install(missing, say)
     except RuntimeError as error:
-        say(f"tests with proxies, monitoring or systemd can't run: {error}")
+        say(f"tests with proxies, monitoring, systemd, jq or PHP can't run: {error}")
 
 
 def prepare_browser() -> None:
