@@ -40,7 +40,7 @@ help:
 	@echo '                 FLAGS=guard compares ratios with the committed ones, in three minutes'
 	@echo 'make curves      draw the pictures of the benchmark anew, from their committed points'
 	@echo 'make mutants     mutation testing of changed modules: list surviving mutants (FLAGS="bridge/broadcast/resume.py")'
-	@echo 'make lint        style, spelling and types only'
+	@echo 'make lint        style, spelling, types, and changes of the schema files that break users'
 	@echo 'make format      fix the style of the code'
 	@echo 'make contract    regenerate schemas/generated from the schema files'
 	@echo 'make readme      regenerate the tables in the README files'
@@ -165,6 +165,7 @@ style: $(READY)
 	  .github/ISSUE_TEMPLATE/feature.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/python -m tests.support.released_contract
 
 types: $(READY)
 	$(BIN)/mypy

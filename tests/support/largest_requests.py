@@ -111,7 +111,6 @@ REQUESTS: Mapping[str, bytes] = {
     ),
     "page: /": _get("/"),
     "page: /asyncapi.json": _get("/asyncapi.json"),
-    "page: /openapi.json": _get("/openapi.json"),
     "page: /schemas/": _get("/schemas/"),
     "page: /readyz": _get("/readyz"),
 }
