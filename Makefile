@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 # The environment of pip-audit.
 AUDIT := .venv/audit/.ready
-# WebSocket libraries for the tests.
+# Client libraries for the tests.
 LIBRARIES := .venv/libraries/.ready
 # matplotlib for the pictures of the benchmark.
 PLOTS := .venv/plots/.ready

@@ -142,8 +142,8 @@ def prepare_proton() -> None:
 
 
 def prepare_environments() -> None:
-    """Makes two separate Python environments, for pip-audit and for the WebSocket libraries of clients."""
-    for name, what in (("audit", "of the audit"), ("libraries", "with WebSocket libraries")):
+    """Makes two separate Python environments, for pip-audit and for the libraries of clients."""
+    for name, what in (("audit", "of the audit"), ("libraries", "with client libraries")):
         done = subprocess.run(["make", f".venv/{name}/.ready"], cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             say(f"tests {what} can't run: {' | '.join(done.stderr.splitlines()[-5:])}")
