@@ -1,7 +1,7 @@
 """With a real bridge and a real broker, followers get each update exactly once, even if connections break.
 
 The followers are the examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`. In a
-browser and in Node, one example uses WebSocket, and one Server-Sent Events.
+browser and in Node, one example uses WebSocket, and one Server-Sent Events. The command uses either.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -44,11 +44,13 @@ EXAMPLES = "browser", "node", "python", "events in browser", "events in node"
 """The followers other than the command, which does not report heartbeats and has an option instead of `?last=`."""
 
 
-@pytest.fixture(params=[*EXAMPLES, "tail"])
+@pytest.fixture(params=[*EXAMPLES, "tail", "tail --sse"])
 def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
     """Returns a function that runs a follower with a URL and a silence limit."""
     if request.param == "tail":
         return lambda url, silence_s=LONG_S: in_tail(url, pauses=f"0.02, 0.1, 0.0, {silence_s}")
+    if request.param == "tail --sse":
+        return lambda url, silence_s=LONG_S: in_tail("--sse", url, timing=f"silence_s={silence_s}")
     if request.param == "python":
         return lambda url, silence_s=LONG_S: in_python(url, silence_s, {})
     if request.param == "node":
@@ -275,6 +277,21 @@ async def test_client_begins_with_the_newest_updates(
             await publish(amqp, exchange, killmail(6))
             await has(follower, 4, 5, 6)
             assert "missed" not in [words[0] for words in await follower.reports()]
+
+
+@pytest.mark.parametrize("flags", [[], ["--sse"]], ids=["websocket", "sse"])
+async def test_tail_begins_with_the_newest_updates(
+    broker: Broker, amqp: AbstractConnection, exchange: str, flags: list[str]
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        await publish(amqp, exchange, *(killmail(number) for number in range(1, 6)))
+        await eventually("the bridge has the updates", lambda: sample(bridge, "bridge_update_log_updates") == 5)
+        async with proxy_to(bridge) as (proxy, url), in_tail(*flags, "--last", "2", url) as follower:
+            await has(follower, 4, 5)
+            proxy.cut()
+            await publish(amqp, exchange, killmail(6))
+            await has(follower, 4, 5, 6)
+            assert [words for words in await follower.reports() if words[0] != "update"] == []
 
 
 @pytest.mark.parametrize("following", EXAMPLES, indirect=True)

@@ -16,11 +16,14 @@ from bridge.cli.common.endpoint import tls_context
 from bridge.cli.follow.event_stream import EventStreamTransport
 from bridge.cli.follow.transport import Disconnected, FollowTiming, Refused
 from bridge.errors import BridgeError, ConfigurationError
+from tests.integration.test_proxies import NGINX, program_running
+from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
 from tests.support.commands import tailing
 from tests.support.documentation import adapted, code_block, shell
 from tests.support.followers import TAG, message
 from tests.support.played import End, playing
+from tests.support.prepare import program
 from tests.support.scripted_events import scripted_events
 from tests.support.waiting import LIMIT_S, eventually
 
@@ -180,6 +183,26 @@ async def test_response_that_a_proxy_holds_back_is_reported(held_after: int, not
         await eventually("the notice is printed", lambda: notice.format(server.url) in said)
         server.released.set()
         assert await opening == ["resume", "killmail"]
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+async def test_nginx_that_buffers_is_reported(buffering: str, tmp_path: Path) -> None:
+    """The scripted bridge does not send the header with which a bridge turns buffering off."""
+    port = free_port()
+    async with scripted_events() as bridge:
+        location = f"proxy_pass http://127.0.0.1:{bridge.port}; proxy_buffering {buffering};"
+        server = f"server {{ listen 127.0.0.1:{port}; location / {{ {location} }} }}"
+        (tmp_path / "nginx.conf").write_text(server)
+        (tmp_path / "main.conf").write_text(NGINX.format(folder=tmp_path))
+        nginx = [program("nginx"), "-c", f"{tmp_path}/main.conf"]
+        url = f"http://127.0.0.1:{port}/updates"
+        async with program_running(nginx, tmp_path, port), tailing("--sse", url, timing="notice_s=1") as tail:
+            if buffering == "on":
+                await tail.reports(f"no response from {url} yet: ")
+            else:
+                await tail.reports(f"connected to {url}")
+                await tail.reports(f"response of {url}: HTTP/1.1 200; Server: nginx/")
+                await tail.prints(bridge.emit(1))
 
 
 async def test_response_that_never_comes_is_a_failure() -> None:

@@ -330,9 +330,9 @@ class InTail:
 
 
 @asynccontextmanager
-async def in_tail(*arguments: str, pauses: str = IMPATIENT) -> AsyncIterator[InTail]:
+async def in_tail(*arguments: str, pauses: str = IMPATIENT, timing: str = "") -> AsyncIterator[InTail]:
     """Runs the command as a follower."""
-    async with tailing(*arguments, pauses=pauses) as tail:
+    async with tailing(*arguments, pauses=pauses, timing=timing) as tail:
         follower = InTail(tail)
         yield follower
     await follower.reading
