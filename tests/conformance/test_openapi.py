@@ -74,6 +74,11 @@ async def check(port: int, method: str, target: str, operation: Any, document: A
         ("GET", "/updates", ("Origin: https://evil.example",), "403"),
         ("POST", "/updates", (), "405"),
         ("GET", "/updates", (), "426"),
+        ("GET", "/updates?format=json", (), "200"),
+        ("GET", "/updates", ("Accept: application/json",), "200"),
+        ("HEAD", "/updates?format=sse", (), "200"),
+        ("HEAD", "/updates?format=json", (), "200"),
+        ("HEAD", "/updates?limit=0", (), "400"),
         ("OPTIONS", "/updates", ("Origin: http://localhost",), "204"),
         ("GET", "/schemas/nothing.json", (), "404"),
         ("GET", "/schemas/killmail.json", ("If-None-Match: *",), "304"),
@@ -86,4 +91,4 @@ async def test_status_is_described(
         assert (await ask(port_of(bridge), method, target, *headers))[0] == status
     paths = orjson.loads(openapi_document())["paths"]
     item = paths["/updates" if target.startswith("/updates") else "/schemas/{name}"]
-    assert status in item["options" if method == "OPTIONS" else "get"]["responses"]
+    assert status in item["get" if method == "POST" else method.lower()]["responses"]
