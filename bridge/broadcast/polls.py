@@ -25,6 +25,7 @@ import structlog
 
 from bridge.broadcast.deadlines import Deadlines
 from bridge.broadcast.frames import payload_of
+from bridge.broadcast.hub_log import LOGGER
 from bridge.broadcast.newest_search import NewestSearch
 from bridge.broadcast.replay import SEGMENT_UPDATES, ReplayIndex, UpdateFilter
 from bridge.contract.envelope import ending
@@ -32,7 +33,7 @@ from bridge.contract.filters import EARLIEST, FROM_NOW_ON, SubscribeRequest
 from bridge.loop_turn import LoopTurn
 from bridge.metrics import Metrics
 
-_log = structlog.get_logger("bridge.polls")
+_log = structlog.get_logger(LOGGER)
 
 MAX_RESPONSE_BYTES = 2**20
 """The maximum size of the updates and gaps in a response, except that a single update may be larger."""

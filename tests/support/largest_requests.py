@@ -83,6 +83,24 @@ REQUESTS: Mapping[str, bytes] = {
     "query: empty fields": _handshake(target="/updates?" + "&" * MAX_FIELDS),
     "query: thousands of fields (refused)": _handshake(target="/updates?" + "&" * (_TARGET - 9)),
     "query: thousands of ids (refused)": _handshake(target=_query(*["after=1"] * 1500)),
+    "query: an unknown name (refused)": _handshake(target="/updates?sistemld=1"),
+    "query: an unknown name, long (refused)": _handshake(target=f"/updates?{'sistem' * 1300}=1"),
+    "query: an unknown type (refused)": _handshake(target="/updates?type=" + "kilmial" * 10),
+    "query: a list as a value (refused)": _handshake(target=f"/updates?systemId={'1,' * ((_TARGET - 18) // 2)}1"),
+    "document in the client's cache": _get("/asyncapi.json").replace(
+        b"\r\n\r\n", f"\r\n{_header('If-None-Match', 'a')}\r\n\r\n".encode()
+    ),
+    "page: /": _get("/"),
+    "page: /asyncapi.json": _get("/asyncapi.json"),
+    "page: /schemas/": _get("/schemas/"),
+    "page: /readyz": _get("/readyz"),
+}
+"""The largest requests, by their descriptions.
+
+The bridge answers each request with an upgrade or a page, unless the request's description names another answer.
+"""
+
+PLAIN_REQUESTS: Mapping[str, bytes] = {
     "query: all parameters (JSON)": _get(
         _query(
             "after=1-00000000",
@@ -102,21 +120,7 @@ REQUESTS: Mapping[str, bytes] = {
     "last event id (SSE)": _get("/updates?format=sse").replace(
         b"\r\n\r\n", f"\r\nLast-Event-ID: {'1' * MAX_HEADER_BYTES}\r\n\r\n".encode()
     ),
-    "query: an unknown name (refused)": _handshake(target="/updates?sistemld=1"),
-    "query: an unknown name, long (refused)": _handshake(target=f"/updates?{'sistem' * 1300}=1"),
-    "query: an unknown type (refused)": _handshake(target="/updates?type=" + "kilmial" * 10),
-    "query: a list as a value (refused)": _handshake(target=f"/updates?systemId={'1,' * ((_TARGET - 18) // 2)}1"),
-    "document in the client's cache": _get("/asyncapi.json").replace(
-        b"\r\n\r\n", f"\r\n{_header('If-None-Match', 'a')}\r\n\r\n".encode()
-    ),
-    "page: /": _get("/"),
-    "page: /asyncapi.json": _get("/asyncapi.json"),
-    "page: /schemas/": _get("/schemas/"),
-    "page: /readyz": _get("/readyz"),
 }
-"""The largest requests, by their descriptions.
-
-The bridge answers each request with an upgrade or a page, unless the request's description names another answer.
-"""
+"""The largest requests for updates without a WebSocket, like `REQUESTS`."""
 
 METRICS = _get("/metrics")
