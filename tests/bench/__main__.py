@@ -19,7 +19,19 @@ from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, misses
 from tests.bench.curves import run as curves
 from tests.bench.process import Failed
-from tests.bench.scenarios import connect, filters, idle, memory, requests, resume, sends, slow, stalled, turns
+from tests.bench.scenarios import (
+    connect,
+    filters,
+    idle,
+    memory,
+    requests,
+    resume,
+    sends,
+    slow,
+    stalled,
+    transports,
+    turns,
+)
 from tests.bench.table import README, columns, document, filled, has_targets, head, lines
 from tests.support.broker.find import Broker
 from tests.support.broker.node import PrivateNode
@@ -37,6 +49,7 @@ SCENARIOS = {
     "idle": idle.cases,
     "filters": filters.cases,
     "resume": resume.cases,
+    "transports": transports.cases,
     "requests": requests.cases,
     "stalled": stalled.cases,
     "turns": turns.cases,

@@ -1,4 +1,4 @@
-// Opens and ends the connections of the WebSocket clients, and counts what arrives.
+// Opens and ends the connections of the clients, and counts what arrives.
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -18,6 +18,7 @@
 #define MARK_WITHIN 64
 #define STALLED_BUFFER 4096
 #define RESUME "{\"type\":\"resume\","
+#define HEARTBEAT "{\"type\":\"heartbeat\","
 #define REPLAYED "\"replayed\":"
 #define INCOMPLETE "\"complete\":false"
 #define PATH_LIMIT 1024 // bytes of a path with its query
@@ -33,12 +34,12 @@ struct client {
   uint64_t updates, last;
   uint64_t promised; // the number of updates that the resume message announced
   struct frames frames;
-  char answer[512];
+  char answer[1024];
 };
 
 static struct {
   int port, epoll;
-  unsigned clients, stalled, inflight, reconnect, hold, caught_up, reset, distinct;
+  unsigned clients, stalled, inflight, reconnect, hold, caught_up, reset, distinct, sse;
   uint64_t frames, quiet_us;
   const char *ready, *paths;
 // The default of `quiet_us` is longer than the maximum time that the server gets to settle (SETTLE_LIMIT_S in
@@ -96,8 +97,9 @@ static void on_complete_client(void) {
   complete_us = arrived_us;
 }
 
-static int is_resume(const struct frames *frame) {
-  return frame->kept > sizeof RESUME - 1 && !memcmp(frame->payload, RESUME, sizeof RESUME - 1);
+static int begins(const struct frames *frame, const char *text) {
+  size_t length = strlen(text);
+  return frame->kept > length && !memcmp(frame->payload, text, length);
 }
 
 // Reads the message `resume`. This message is the first one to a client that resumes, and is not an update.
@@ -140,8 +142,10 @@ static void reply(struct client *client, uint8_t opcode, const struct frames *fr
 
 static void on_complete(void *owner, const struct frames *frame) {
   struct client *client = owner;
-  if (frame->opcode == TEXT && is_resume(frame)) {
+  if (frame->opcode == TEXT && begins(frame, RESUME)) {
     on_resume(client, frame);
+  } else if (frame->opcode == TEXT && begins(frame, HEARTBEAT)) {
+    return; // a heartbeat is not an update
   } else if (frame->opcode == TEXT && !client->stalled) {
     on_update(client, frame);
   } else if (frame->opcode == PING) {
@@ -151,6 +155,10 @@ static void on_complete(void *owner, const struct frames *frame) {
     client->code = frame->kept < 2 ? 1005 : (uint16_t)(frame->payload[0] << 8 | frame->payload[1]);
     reply(client, CLOSE, frame);
   }
+}
+
+static void feed(struct client *client, const uint8_t *bytes, size_t size) {
+  (ask.sse ? events_feed : frames_feed)(&client->frames, bytes, size, on_complete, client);
 }
 
 static void watch(struct client *client, int how, uint32_t events) {
@@ -210,10 +218,10 @@ static void on_connected(struct client *client) {
   const char *path = paths_count ? paths[(unsigned)(client - all) % paths_count] : "/updates";
   if (ask.distinct)
     snprintf(header, sizeof header, "Sec-WebSocket-Protocol: load-%u\r\n", (unsigned)(client - all));
-  int length = snprintf(request, sizeof request,
-                        "GET %s HTTP/1.1\r\nHost: localhost:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
-                        path, ask.port, header);
+  const char *upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+                        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+  int length = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: localhost:%d\r\n%s%s\r\n", path, ask.port,
+                        ask.sse ? "Accept: text/event-stream\r\n" : upgrade, header);
   if (error || send(client->fd, request, (size_t)length, MSG_NOSIGNAL) != length) {
     end(client, error);
     return;
@@ -232,7 +240,7 @@ static void on_answer(struct client *client) {
   }
   client->answered += (unsigned)got;
   char *blank = memmem(client->answer, client->answered, "\r\n\r\n", 4);
-  int wrong = client->answered >= 12 && memcmp(client->answer, "HTTP/1.1 101", 12);
+  int wrong = client->answered >= 12 && memcmp(client->answer, ask.sse ? "HTTP/1.1 200" : "HTTP/1.1 101", 12);
   if (wrong || (!blank && client->answered == sizeof client->answer)) {
     end(client, 0);
     return;
@@ -245,7 +253,7 @@ static void on_answer(struct client *client) {
     watch(client, EPOLL_CTL_DEL, 0);
   size_t size = (size_t)(blank + 4 - client->answer);
   arrived_us = now_us();
-  frames_feed(&client->frames, (uint8_t *)client->answer + size, client->answered - size, on_complete, client);
+  feed(client, (uint8_t *)client->answer + size, client->answered - size);
 }
 
 // Reads only once: if less arrives than was asked for, the socket is empty, and a second read would double the system
@@ -256,7 +264,7 @@ static void on_bytes(struct client *client) {
     arrived_us = now_us();
     if (client->stalled)
       stalled_us = arrived_us;
-    frames_feed(&client->frames, buffer, (size_t)got, on_complete, client);
+    feed(client, buffer, (size_t)got);
   } else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
     end(client, got ? errno : 0);
   }

@@ -1,4 +1,4 @@
-// Parses a server's WebSocket frames (RFC 6455, section 5.2) from bytes that can be split anywhere.
+// Parses a server's WebSocket frames (RFC 6455, section 5.2) or Server-Sent Events from bytes that can be split anywhere.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -55,5 +55,28 @@ static void frames_feed(struct frames *at, const uint8_t *bytes, size_t size, on
       return;
     at->in_payload = 0;
     complete(owner, at);
+  }
+}
+
+#define DATA "data: "
+
+// Calls `complete` at the end of each `data` line, with the line's value as the payload of a text frame.
+static void events_feed(struct frames *at, const uint8_t *bytes, size_t size, on_frame *complete, void *owner) {
+  const uint8_t *end = bytes + size;
+  size_t prefix = sizeof DATA - 1;
+  while (bytes < end) {
+    const uint8_t *line_end = memchr(bytes, '\n', (size_t)(end - bytes)), *until = line_end ? line_end : end;
+    while (bytes < until && at->have < prefix)
+      at->head[at->have++] = *bytes++;
+    size_t part = (size_t)(until - bytes), keep = part < (size_t)(KEPT - at->kept) ? part : (size_t)(KEPT - at->kept);
+    memcpy(at->payload + at->kept, bytes, keep);
+    at->kept += (uint8_t)keep;
+    if (!line_end)
+      return;
+    bytes = line_end + 1;
+    at->opcode = TEXT;
+    if (at->have == prefix && !memcmp(at->head, DATA, prefix))
+      complete(owner, at);
+    at->have = at->kept = 0;
   }
 }

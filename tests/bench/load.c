@@ -1,4 +1,4 @@
-// load PORT CLIENTS [OPTION ...]: many WebSocket clients of ws://127.0.0.1:PORT/updates, in one thread.
+// load PORT CLIENTS [OPTION ...]: many clients of ws://127.0.0.1:PORT/updates, in one thread.
 //
 // The program opens the connections, reads all updates, prints one line of JSON (number, delay and order of updates)
 // and stays connected until SIGTERM. In each update, the killmailId, which is near the start, is the time of
@@ -13,6 +13,7 @@
 //   --reset        reset each connection when it is closed
 //   --paths FILE   the paths to request instead of /updates, one per line, by the clients in turn
 //   --distinct     each client sends another Sec-WebSocket-Protocol; without it, the requests for a path are equal
+//   --sse          Server-Sent Events instead of WebSocket
 //   --caught-up    print when each client has the number of updates that its `resume` message announced
 //   --ready FILE   create FILE when all are open, and again when all are open again
 //
@@ -157,6 +158,10 @@ static void parse(int count, char **words) {
     }
     if (!strcmp(words[i], "--distinct")) {
       ask.distinct = 1;
+      continue;
+    }
+    if (!strcmp(words[i], "--sse")) {
+      ask.sse = 1;
       continue;
     }
     if (!strcmp(words[i], "--reset")) {
