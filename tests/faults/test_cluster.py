@@ -18,18 +18,19 @@ from bridge.amqp.consume.stream_markers import MARKER_TYPE
 from bridge.app import Bridge
 from bridge.demo.child import die_with_parent
 from bridge.timing import Timing
-from tests.faults.test_several_bridges import BETWEEN, CLIENTS, on_stream, settled
+from tests.faults.test_several_bridges import BETWEEN, CLIENTS, SOME, on_stream, settled
 from tests.support import figures
 from tests.support.broker.find import NoBroker, find_server
 from tests.support.broker.node import PrivateNode
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.broker.session import say, unavailable
 from tests.support.clients import RawClient
-from tests.support.exactly_once import SYSTEMS, ConfirmingFetcher, confirming_fetcher, resuming_clients
+from tests.support.exactly_once import SYSTEMS, ConfirmingFetcher, confirming_fetcher
 from tests.support.fleet import fleet
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish
 from tests.support.releases_marker import version_of
+from tests.support.resuming import KINDS, resuming_clients
 from tests.support.running import consumer_of, port_of, running, sample, unique
 from tests.support.waiting import eventually
 
@@ -245,8 +246,8 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
     async with (
         names(cluster) as (exchange, stream),
         fleet(cluster.url, **on_stream(exchange, stream)) as bridges,
-        resuming_clients(bridges.port, CLIENTS) as everyone,
-        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        resuming_clients(bridges.port, CLIENTS, *KINDS.values()) as everyone,
+        resuming_clients(bridges.port, SOME, *KINDS.values(), systemId=str(SYSTEMS[0])) as some,
         confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)

@@ -11,25 +11,25 @@ from tests.support.clients import close_all, collectors
 from tests.support.exactly_once import (
     SYSTEMS,
     ConfirmingFetcher,
-    ResumingClient,
     assert_exactly_once,
     confirming_fetcher,
-    have_all,
-    resuming_clients,
 )
 from tests.support.fleet import SIZE, Fleet, fleet
 from tests.support.healthy import Healthy
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
+from tests.support.resuming import KINDS, ResumingClient, have_all, resuming_clients
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-CLIENTS = 20
-"""The number of clients that get every update.
+CLIENTS = 5
+"""The number of clients of each kind that get every update.
 
-In addition, half as many clients ask for the updates of only one solar system.
+In addition, SOME clients of each kind ask for the updates of only one solar system.
 """
+
+SOME = 3
 
 BETWEEN = 50
 """Between two steps of a test, this many updates are published, in about one second."""
@@ -130,8 +130,8 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
-        resuming_clients(bridges.port, CLIENTS) as everyone,
-        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        resuming_clients(bridges.port, CLIENTS, *KINDS.values()) as everyone,
+        resuming_clients(bridges.port, SOME, *KINDS.values(), systemId=str(SYSTEMS[0])) as some,
         confirming_fetcher(broker.url, exchange) as fetcher,
     ):
         await ended_in_turn(bridges, fetcher, by)
@@ -158,8 +158,8 @@ async def test_clients_that_resume_miss_nothing_while_a_bridge_hangs(broker: Bro
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
-        resuming_clients(bridges.port, CLIENTS) as everyone,
-        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        resuming_clients(bridges.port, CLIENTS, *KINDS.values()) as everyone,
+        resuming_clients(bridges.port, SOME, *KINDS.values(), systemId=str(SYSTEMS[0])) as some,
         confirming_fetcher(broker.url, exchange) as fetcher,
     ):
         await fetcher.further(BETWEEN)
@@ -182,8 +182,8 @@ async def test_clients_that_resume_miss_nothing_when_all_bridges_are_killed_at_o
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
-        resuming_clients(bridges.port, CLIENTS) as everyone,
-        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        resuming_clients(bridges.port, CLIENTS, *KINDS.values()) as everyone,
+        resuming_clients(bridges.port, SOME, *KINDS.values(), systemId=str(SYSTEMS[0])) as some,
         confirming_fetcher(broker.url, exchange) as fetcher,
     ):
         for _ in range(2):

@@ -12,9 +12,10 @@ from aio_pika.abc import AbstractConnection
 from bridge.app import Bridge
 from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
-from tests.support.exactly_once import confirming_fetcher, have_all, resuming_clients
+from tests.support.exactly_once import confirming_fetcher
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish
+from tests.support.resuming import have_all, resuming_clients
 from tests.support.running import consumer_of, port_of, running, sample, started, unique
 from tests.support.waiting import eventually
 

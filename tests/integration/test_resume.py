@@ -13,9 +13,9 @@ from aio_pika.abc import AbstractConnection
 from bridge.app import Bridge
 from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
-from tests.support.exactly_once import have_all, resuming_clients
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
+from tests.support.resuming import have_all, resuming_clients
 from tests.support.running import bridge_process, port_of, running, sample, unique
 from tests.support.waiting import eventually
 

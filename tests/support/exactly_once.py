@@ -1,32 +1,26 @@
-"""A fetcher and clients that lose no event, whatever fault occurs between them. Each event must arrive exactly once.
+"""A fetcher that loses no event, and a judgement of what clients got. Each event must arrive exactly once.
 
 The fetcher publishes an event again, on any node that answers, until the broker has confirmed it. A stream may contain
-an event that was published twice, and the bridge detects the duplicate by the killmail's identity. The clients
-reconnect at once, and ask for everything after their last id.
+an event that was published twice, and the bridge detects the duplicate by the killmail's identity. `resuming` has the
+clients.
 """
 
 import asyncio
 import itertools
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-from urllib.parse import urlencode
 
 import aio_pika
 import aiormq
 import orjson
 from aio_pika.abc import AbstractExchange
 
-from bridge.contract.update_id import UpdateId
-from tests.support.broker.ports import LOOPBACK
-from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, request
 from tests.support.killmail import killmail
 from tests.support.publishing import connect
-from tests.support.waiting import LIMIT_S, eventually
+from tests.support.resuming import ResumingClient
+from tests.support.waiting import eventually
 
 PUBLISH_PAUSE_S = 0.02
 """The pause between two events, which gives fifty events a second."""
@@ -169,159 +163,14 @@ async def confirming_fetcher(url: str, exchange: str) -> AsyncIterator[Confirmin
         await fetcher.abandon()
 
 
-RECONNECT_PAUSE_S = 0.2
-"""The longest pause between two attempts to connect. Each pause is random."""
-
-ANSWER_LIMIT_S = 10.0
-"""The maximum time until the first message.
-
-While a load balancer looks for a server, it keeps the client's connection open.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The part of an update that is needed to check that all updates have arrived in order."""
-
-    id: str
-    number: int
-    """The number of the update's killmail."""
-
-
-class ResumingClient:
-    """A client that reconnects at once. `query` is the filter in the client's handshake.
-
-    The client records each update with its id, each `resume` message, and each gap.
-    """
-
-    def __init__(self, port: int, **query: str) -> None:
-        self.updates: list[Update] = []
-        self.resumes: list[dict[str, Any]] = []
-        """The data of the first message of each connection."""
-        self.gaps: list[dict[str, Any]] = []
-        self.refusals: Counter[str] = Counter()
-        """The number of failed attempts to connect, for each status line or type of error."""
-        self._port = port
-        self._query = query
-        self._after = ""
-        self._writer: asyncio.StreamWriter | None = None
-        self._running = asyncio.create_task(self._run())
-
-    @property
-    def numbers(self) -> list[int]:
-        """The numbers of the received killmails, in order."""
-        return [update.number for update in self.updates]
-
-    @property
-    def places(self) -> list[int]:
-        """The sequence number in the id of each update. Real clients must not parse ids."""
-        found = [UpdateId.parse(update.id) for update in self.updates]
-        assert None not in found, self.updates
-        return [each.sequence for each in found if each is not None]
-
-    async def has(self, numbers: set[int], limit_s: float = LIMIT_S) -> None:
-        """Waits until all these killmails have arrived. Raises the error that ended the client, if there is one."""
-        await eventually(
-            f"a client has received all {len(numbers)} updates",
-            lambda: (len(self.updates) >= len(numbers) and numbers <= set(self.numbers)) or self._running.done(),
-            limit_s,
-        )
-        self.verify()
-
-    async def resumed(self, times: int = 1) -> None:
-        """Waits until the client has received `times` messages of the type `resume`.
-
-        Raises the error that ended the client, if there is one.
-        """
-        await eventually(
-            f"the client has resumed {times} times", lambda: len(self.resumes) >= times or self._running.done()
-        )
-        self.verify()
-
-    def drop(self) -> None:
-        """Aborts the connection, if there is one. Data in flight is lost."""
-        if self._writer is not None:
-            self._writer.transport.abort()
-
-    def verify(self) -> None:
-        """Raises the error that ended the client, if there is one.
-
-        A message that no client should get ends the client with an error.
-        """
-        if self._running.done():
-            self._running.result()
-
-    async def abandon(self) -> None:
-        """Ends the client at once."""
-        self._running.cancel()
-        await asyncio.wait([self._running])
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._connection()
-            except (OSError, EOFError, TimeoutError) as error:
-                self.refusals[type(error).__name__] += 1
-            await asyncio.sleep(random.uniform(0, RECONNECT_PAUSE_S))
-
-    async def _connection(self) -> None:
-        """Runs one connection, from its handshake to its end."""
-        reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
-        self._writer = writer
-        try:
-            path = f"/updates?{urlencode({**self._query, 'after': self._after})}"
-            writer.write(request(self._port, path))
-            async with asyncio.timeout(ANSWER_LIMIT_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 101 "):
-                self.refusals[head.partition(b"\r\n")[0].decode()] += 1
-                return
-            await self._read(RawClient(reader, writer))
-        finally:
-            self._writer = None
-            writer.transport.abort()
-
-    async def _read(self, client: RawClient) -> None:
-        first = True
-        while True:
-            opcode, payload = await client.frame()
-            if opcode == TEXT:
-                self._take(orjson.loads(payload), first)
-                first = False
-            elif opcode == PING:
-                client.send(client_frame(PONG, payload))
-            else:
-                assert opcode == CLOSE, (opcode, payload)
-                client.send(client_frame(CLOSE, payload))
-                return
-
-    def _take(self, message: dict[str, Any], first: bool) -> None:
-        kind, data = message["type"], message["data"]
-        assert first == (kind == "resume"), f"{message} is {'the first' if first else 'not the first'} message"
-        if kind == "resume":
-            assert list(message) == ["type", "data", "timestamp"], message
-            self.resumes.append(data)
-            self._after = data["id"]
-        elif kind == "gap":
-            assert list(message) == ["type", "data", "timestamp"], message
-            self.gaps.append(data)
-        else:
-            assert list(message) == ["type", "data", "timestamp", "id"], message
-            self.updates.append(Update(message["id"], data["killmailId"]))
-            self._after = message["id"]
-
-
-async def have_all(clients: Iterable[ResumingClient], numbers: set[int], limit_s: float = LIMIT_S) -> None:
-    """Waits until every client has received all these killmails."""
-    for client in clients:
-        await client.has(numbers, limit_s)
-
-
 def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) -> None:
-    """Checks that each client received exactly these killmails, in the order of their ids, and no gaps."""
+    """Checks that each client received exactly these killmails, in the order of their ids, and no gaps.
+
+    No message has an id that is older than the id of an earlier message.
+    """
     for client in clients:
         client.verify()
-        numbers, places = client.numbers, client.places
+        numbers, places = client.numbers, client.update_places
         twice = [number for number, times in Counter(numbers).items() if times > 1]
         assert twice == [], f"{len(twice)} updates arrived twice: {twice[:20]}"
         missing = sorted(confirmed.difference(numbers))
@@ -329,20 +178,6 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
         assert set(numbers) == confirmed, "the client received updates that it has not requested"
         back = [(one, next_one) for one, next_one in pairwise(places) if next_one <= one]
         assert back == [], f"ids do not grow: {back[:20]}"
+        assert client.places == sorted(client.places), f"an adopted id is older than the id before it: {client.ids}"
         assert [answer for answer in client.resumes if not answer["complete"]] == []
         assert client.gaps == []
-
-
-@asynccontextmanager
-async def resuming_clients(port: int, count: int, **query: str) -> AsyncIterator[list[ResumingClient]]:
-    """Starts clients, and waits until each has received its first `resume`.
-
-    At the end, the test must call the method `verify` of each client.
-    """
-    clients = [ResumingClient(port, **query) for _ in range(count)]
-    try:
-        for client in clients:
-            await client.resumed()
-        yield clients
-    finally:
-        await asyncio.gather(*(client.abandon() for client in clients))

@@ -1,0 +1,386 @@
+"""Clients of each transport that reconnect at once, ask for everything after their last id, and record what they get.
+
+A client follows the contract to the letter, and fails if the bridge does not: a message of an unknown form ends the
+client with an error, which `verify` raises. `exactly_once` judges what the clients have recorded.
+"""
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+
+from bridge.contract.update_id import UpdateId
+from tests.support.broker.ports import LOOPBACK
+from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, close_code, request
+from tests.support.waiting import LIMIT_S, eventually
+
+RECONNECT_PAUSE_S = 0.2
+"""The longest pause between two attempts to connect. Each pause is random."""
+
+ANSWER_LIMIT_S = 10.0
+"""The maximum time until the head of the response, in addition to the time that the client asked the bridge to wait.
+
+While a load balancer looks for a server, it keeps the client's connection open.
+"""
+
+SILENCE_LIMIT_S = 60.0
+"""The maximum time without a byte from the bridge. It is above the interval of pings, comments and heartbeats."""
+
+WAIT_S = 2
+"""How long the response to a poll waits for the first update, in seconds.
+
+A short wait lets a test see polls that find nothing.
+"""
+
+LIMIT = 100
+"""The maximum number of updates in the response to a poll."""
+
+_MEMBERS = {
+    "resume": {"complete", "replayed", "id"},
+    "gap": {"since", "until", "reason", "id"},
+    "heartbeat": {"id", "consuming"},
+    "close": {"code", "reason"},
+}
+"""The members of the data of each own message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The part of an update that is needed to check that all updates have arrived in order."""
+
+    id: str
+    number: int
+    """The number of the update's killmail."""
+
+
+def _place(text: str) -> float:
+    """Returns the sequence number of an id, less a half if the id is from before the update."""
+    update_id = UpdateId.parse(text)
+    assert update_id is not None, text
+    return update_id.sequence - update_id.before / 2
+
+
+class ResumingClient(ABC):
+    """A client with ids. It adopts the id of each message, and resumes after the last one on its next connection."""
+
+    def __init__(self, port: int, *, after: str = "", **query: str) -> None:
+        """`after` is where the client begins, and `query` is its filter."""
+        self.updates: list[Update] = []
+        self.resumes: list[dict[str, Any]] = []
+        """For each connection, the data of its `resume`. A response to a poll is a connection of its own."""
+        self.gaps: list[dict[str, Any]] = []
+        self.heartbeats: list[dict[str, Any]] = []
+        """The data of each heartbeat. A response to a poll without updates and gaps is the heartbeat of a poll."""
+        self.closes: Counter[int] = Counter()
+        """The number of connections that the bridge closed, for each code."""
+        self.refusals: Counter[str] = Counter()
+        """The number of failed attempts to connect, for each status line or type of error."""
+        self.ids: list[str] = []
+        """All adopted ids in order: those of updates, and those of own messages and of responses to polls."""
+        self._port = port
+        self._query = query
+        self._first_after = self._after = after
+        self._writer: asyncio.StreamWriter | None = None
+        self._may_connect = asyncio.Event()
+        self._may_connect.set()
+        self._running = asyncio.create_task(self._run())
+
+    # What the client has received
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the received killmails, in order."""
+        return [update.number for update in self.updates]
+
+    @property
+    def places(self) -> list[float]:
+        """The place of each adopted id in the log. Real clients must not parse ids."""
+        return [_place(each) for each in self.ids]
+
+    @property
+    def update_places(self) -> list[float]:
+        """The place of each update in the log."""
+        return [_place(update.id) for update in self.updates]
+
+    @property
+    def last_id(self) -> str:
+        """The id after which the client resumes."""
+        return self._after
+
+    async def has(self, numbers: set[int], limit_s: float = LIMIT_S) -> None:
+        """Waits until all these killmails have arrived. Raises the error that ended the client, if there is one."""
+        await eventually(
+            f"a client has received all {len(numbers)} updates",
+            lambda: (len(self.updates) >= len(numbers) and numbers <= set(self.numbers)) or self._running.done(),
+            limit_s,
+        )
+        self.verify()
+
+    async def resumed(self, times: int = 1) -> None:
+        """Waits until the client has resumed `times` times. Raises the error that ended the client, if there is one."""
+        await eventually(
+            f"the client has resumed {times} times", lambda: len(self.resumes) >= times or self._running.done()
+        )
+        self.verify()
+
+    def verify(self) -> None:
+        """Raises the error that ended the client, if there is one.
+
+        A message that no client should get ends the client with an error.
+        """
+        if self._running.done():
+            self._running.result()
+
+    # What a test does with the client
+
+    def drop(self) -> None:
+        """Aborts the connection, if there is one. Data in flight is lost."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+    def leave(self) -> None:
+        """Aborts the connection, and connects again only after `come_back`."""
+        self._may_connect.clear()
+        self.drop()
+
+    def come_back(self) -> None:
+        """Connects again."""
+        self._may_connect.set()
+
+    async def abandon(self) -> None:
+        """Ends the client at once."""
+        self._running.cancel()
+        await asyncio.wait([self._running])
+
+    # The connections
+
+    async def _run(self) -> None:
+        while True:
+            await self._may_connect.wait()
+            has_ended_well = False
+            try:
+                has_ended_well = await self._connection()
+            except (OSError, EOFError, TimeoutError) as error:
+                self.refusals[type(error).__name__] += 1
+            if not has_ended_well:
+                await asyncio.sleep(random.uniform(0, RECONNECT_PAUSE_S))
+
+    async def _connection(self) -> bool:
+        """Runs one connection, from its request to its end. Returns whether the next one begins without a pause."""
+        reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
+        self._writer = writer
+        try:
+            return await self._follow(reader, writer)
+        finally:
+            self._writer = None
+            writer.transport.abort()
+
+    @abstractmethod
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Sends the request of a connection, and reads the response. Returns the same value as `_connection`."""
+
+    def _path(self, **parameters: str) -> str:
+        return f"/updates?{urlencode({**self._query, **parameters})}"
+
+    async def _head(self, reader: asyncio.StreamReader, wait_s: float = 0.0) -> list[str]:
+        """Returns the lines of the response's head."""
+        async with asyncio.timeout(ANSWER_LIMIT_S + wait_s):
+            head = await reader.readuntil(b"\r\n\r\n")
+        return head.decode().removesuffix("\r\n\r\n").split("\r\n")
+
+    # The messages
+
+    def _adopt(self, update_id: str) -> None:
+        self._after = update_id
+        self.ids.append(update_id)
+
+    def _take(self, message: dict[str, Any], *, first: bool) -> str:
+        """Records a message. `first` is whether it is the first one of its connection. Returns the adopted id."""
+        kind, data = message["type"], message["data"]
+        if kind not in _MEMBERS:
+            assert not first, f"{message} comes before `resume`"
+            return self._take_update(message)
+        assert list(message) == ["type", "data", "timestamp"], message
+        assert set(data) == _MEMBERS[kind], message
+        if kind == "close":
+            self.closes[data["code"]] += 1
+            return ""
+        assert first == (kind == "resume"), f"{message} is {'the first' if first else 'not the first'} message"
+        {"resume": self.resumes, "gap": self.gaps, "heartbeat": self.heartbeats}[kind].append(data)
+        self._adopt(data["id"])
+        return str(data["id"])
+
+    def _take_update(self, message: dict[str, Any]) -> str:
+        assert list(message) == ["type", "data", "timestamp", "id"], message
+        self.updates.append(Update(message["id"], message["data"]["killmailId"]))
+        self._adopt(message["id"])
+        return str(message["id"])
+
+
+class WebSocketClient(ResumingClient):
+    """A client that upgrades to WebSocket."""
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(request(self._port, self._path(after=self._after)))
+        status = (await self._head(reader))[0]
+        if not status.startswith("HTTP/1.1 101 "):
+            self.refusals[status] += 1
+            return False
+        client, first = RawClient(reader, writer), True
+        while True:
+            opcode, payload = await client.frame(SILENCE_LIMIT_S)
+            if opcode == TEXT:
+                message = orjson.loads(payload)
+                assert message["type"] != "close", "only an event stream has a message of the type `close`"
+                self._take(message, first=first)
+                first = False
+            elif opcode == PING:
+                client.send(client_frame(PONG, payload))
+            else:
+                assert opcode == CLOSE, (opcode, payload)
+                self.closes[close_code(payload)] += 1
+                client.send(client_frame(CLOSE, payload))
+                return False
+
+
+class EventStreamClient(ResumingClient):
+    """A client of Server-Sent Events that puts its last id into the URL, as a program does."""
+
+    _remembers_id_in_header = False
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(self._request())
+        status, *headers = await self._head(reader)
+        if not status.startswith("HTTP/1.1 200 "):
+            self.refusals[status] += 1
+            # `EventSource` gives up for good, so the bridge must never send such a status to a client that it can
+            # serve later.
+            assert not self._remembers_id_in_header, f"the client gives up: {status}"
+            return False
+        assert "Content-Type: text/event-stream" in headers, headers
+        first, fields = True, dict[str, str]()
+        while True:
+            line = await self._line(reader)
+            if line == ":":
+                continue
+            if line:
+                name, separator, value = line.partition(": ")
+                assert separator, line
+                assert name in {"id", "data", "retry"}, line
+                assert name not in fields, (line, fields)
+                fields[name] = value
+                continue
+            # A block that the end of the body cuts off is dropped, with its id.
+            self._take_block(fields, first=first)
+            first = False
+            fields.clear()
+
+    def _request(self) -> bytes:
+        headers = [f"Host: localhost:{self._port}", "Accept: text/event-stream", "Cache-Control: no-cache"]
+        after = self._after
+        if self._remembers_id_in_header:
+            after = self._first_after
+            if self.ids:
+                headers.append(f"Last-Event-ID: {self._after}")
+        return "\r\n".join([f"GET {self._path(after=after)} HTTP/1.1", *headers, "", ""]).encode()
+
+    async def _line(self, reader: asyncio.StreamReader) -> str:
+        async with asyncio.timeout(SILENCE_LIMIT_S):
+            line = await reader.readuntil(b"\n")
+        assert not line.endswith(b"\r\n"), line
+        return line[:-1].decode()
+
+    def _take_block(self, fields: Mapping[str, str], *, first: bool) -> None:
+        assert "data" in fields, "a block without data"
+        message = orjson.loads(fields["data"])
+        closes = message["type"] == "close"
+        assert ("retry" in fields) == first or closes, fields
+        adopted = self._take(message, first=first)
+        assert fields.get("id", "") == adopted, fields
+
+
+class EventSourceClient(EventStreamClient):
+    """A client that reconnects as `EventSource` does: with its original URL, and its last id in `Last-Event-ID`.
+
+    Any status but 200 ends the client with an error, because `EventSource` never connects again after such a status.
+    """
+
+    _remembers_id_in_header = True
+
+
+class PollingClient(ResumingClient):
+    """A client that asks for JSON again and again, each time after the id of the last response."""
+
+    wait_s = WAIT_S
+    limit = LIMIT
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        # The first response must not wait, because it tells the client where it begins.
+        wait_s = self.wait_s if self.ids else 0
+        path = self._path(format="json", after=self._after, wait=str(wait_s), limit=str(self.limit))
+        lines = [f"GET {path} HTTP/1.1", f"Host: localhost:{self._port}", "Connection: close", "", ""]
+        writer.write("\r\n".join(lines).encode())
+        status, *headers = await self._head(reader, wait_s)
+        length = next(int(line.split(": ")[1]) for line in headers if line.lower().startswith("content-length: "))
+        async with asyncio.timeout(SILENCE_LIMIT_S):
+            body = await reader.readexactly(length)
+        if not status.startswith("HTTP/1.1 200 "):
+            self.refusals[status] += 1
+            assert any(line.startswith("Retry-After: ") for line in headers), (status, headers)
+            return False
+        assert "Content-Type: application/json" in headers, headers
+        self._take_response(orjson.loads(body))
+        return True
+
+    def _take_response(self, response: dict[str, Any]) -> None:
+        updates, gaps = response["updates"], response["gaps"]
+        assert list(response) == ["updates", "gaps", "id", "complete", "more", "consuming"], response
+        assert len(updates) <= self.limit, len(updates)
+        self.resumes.append({"complete": response["complete"], "replayed": len(updates), "id": response["id"]})
+        for update in updates:
+            self._take_update(update)
+        for gap in gaps:
+            assert set(gap) == _MEMBERS["gap"], gap
+            self.gaps.append(gap)
+        if not updates and not gaps:
+            self.heartbeats.append({"id": response["id"], "consuming": response["consuming"]})
+        self._adopt(response["id"])
+
+
+KINDS: Mapping[str, type[ResumingClient]] = {
+    "websocket": WebSocketClient,
+    "sse": EventStreamClient,
+    "eventsource": EventSourceClient,
+    "json": PollingClient,
+}
+"""The kinds of clients, by the names that tests show."""
+
+
+@asynccontextmanager
+async def resuming_clients(
+    port: int, count: int, *kinds: type[ResumingClient], **query: str
+) -> AsyncIterator[list[ResumingClient]]:
+    """Starts `count` clients of each kind, and waits until each has resumed for the first time.
+
+    Without `kinds`, the clients use WebSocket. At the end, the test must call the method `verify` of each client.
+    """
+    clients = [kind(port, **query) for kind in kinds or (WebSocketClient,) for _ in range(count)]
+    try:
+        for client in clients:
+            await client.resumed()
+        yield clients
+    finally:
+        await asyncio.gather(*(client.abandon() for client in clients))
+
+
+async def have_all(clients: Iterable[ResumingClient], numbers: set[int], limit_s: float = LIMIT_S) -> None:
+    """Waits until every client has received all these killmails."""
+    for client in clients:
+        await client.has(numbers, limit_s)
