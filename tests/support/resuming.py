@@ -82,12 +82,18 @@ class ResumingClient(ABC):
         """The number of connections that the bridge closed, for each code."""
         self.refusals: Counter[str] = Counter()
         """The number of failed attempts to connect, for each status line or type of error."""
+        self.reconnects = 0
+        """How often the client got an answer again after it had lost its connection or was refused."""
+        self.replayed = 0
+        """The number of updates in these answers."""
         self.ids: list[str] = []
         """All adopted ids in order: those of updates, and those of own messages and of responses to polls."""
         self._port = port
         self._query = query
         self._first_after = self._after = after
         self._writer: asyncio.StreamWriter | None = None
+        self._is_cut_off = False
+        """Whether the last connection was lost or refused."""
         self._may_connect = asyncio.Event()
         self._may_connect.set()
         self._running = asyncio.create_task(self._run())
@@ -170,6 +176,7 @@ class ResumingClient(ABC):
             except (OSError, EOFError, TimeoutError) as error:
                 self.refusals[type(error).__name__] += 1
             if not has_ended_well:
+                self._is_cut_off = True
                 await asyncio.sleep(random.uniform(0, RECONNECT_PAUSE_S))
 
     async def _connection(self) -> bool:
@@ -197,6 +204,13 @@ class ResumingClient(ABC):
 
     # The messages
 
+    def _resumed(self, data: dict[str, Any]) -> None:
+        self.resumes.append(data)
+        if self._is_cut_off:
+            self._is_cut_off = False
+            self.reconnects += 1
+            self.replayed += data["replayed"]
+
     def _adopt(self, update_id: str) -> None:
         self._after = update_id
         self.ids.append(update_id)
@@ -213,7 +227,10 @@ class ResumingClient(ABC):
             self.closes[data["code"]] += 1
             return ""
         assert first == (kind == "resume"), f"{message} is {'the first' if first else 'not the first'} message"
-        {"resume": self.resumes, "gap": self.gaps, "heartbeat": self.heartbeats}[kind].append(data)
+        if kind == "resume":
+            self._resumed(data)
+        else:
+            {"gap": self.gaps, "heartbeat": self.heartbeats}[kind].append(data)
         self._adopt(data["id"])
         return str(data["id"])
 
@@ -343,7 +360,7 @@ class PollingClient(ResumingClient):
         updates, gaps = response["updates"], response["gaps"]
         assert list(response) == ["updates", "gaps", "id", "complete", "more", "consuming"], response
         assert len(updates) <= self.limit, len(updates)
-        self.resumes.append({"complete": response["complete"], "replayed": len(updates), "id": response["id"]})
+        self._resumed({"complete": response["complete"], "replayed": len(updates), "id": response["id"]})
         for update in updates:
             self._take_update(update)
         for gap in gaps:
