@@ -5,7 +5,7 @@ The bridge acknowledges an invalid event only when the event is in the queue of 
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import orjson
@@ -14,14 +14,13 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from bridge.amqp.wire.fast_channel import METHOD
-from tests.bench.amqp import Channel, Publication
 from tests.support import figures
 from tests.support.broker.find import Broker
 from tests.support.clients import TEXT, close_all, collectors, get, server_frames
 from tests.support.fake_amqp import payload_of, split_frames
 from tests.support.killmail import killmail
 from tests.support.proxy import proxy
-from tests.support.publishing import bind, depth, publish, take
+from tests.support.publishing import bind, depth, pour, publish, take
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
@@ -50,14 +49,6 @@ def invalid_events(count: int) -> dict[bytes, str]:
     """Returns invalid events of all kinds in turn, each with its reason."""
     kinds = tuple(INVALID_EVENTS.items())
     return {invalid(number): reason for number in range(count) for reason, invalid in [kinds[number % len(kinds)]]}
-
-
-def pour(url: str, exchange: str, bodies: Sequence[bytes]) -> None:
-    """Publishes as fast as the broker accepts messages."""
-    publication = Publication(exchange)
-    with Channel(url) as channel:
-        channel.write(b"".join(map(publication.of, bodies)))
-        channel.close()
 
 
 async def metrics(process: BridgeProcess) -> dict[str, float]:

@@ -12,6 +12,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from yarl import URL
 
 from bridge.amqp.rejects.publisher import QUEUE_ARGUMENTS
+from tests.bench.amqp import Channel, Publication
 from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 
@@ -55,6 +56,17 @@ async def publish(connection: AbstractConnection, exchange: str, *events: object
             )
     finally:
         await channel.close()
+
+
+def pour(url: str, exchange: str, bodies: Sequence[bytes]) -> None:
+    """Publishes as fast as the broker accepts messages, without confirms.
+
+    Returns when the broker has read all of them.
+    """
+    publication = Publication(exchange)
+    with Channel(url) as channel:
+        channel.write(b"".join(map(publication.of, bodies)))
+        channel.close()
 
 
 async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.ExchangeType) -> None:

@@ -33,7 +33,7 @@ While a load balancer looks for a server, it keeps the client's connection open.
 SILENCE_LIMIT_S = 60.0
 """The maximum time without a byte from the bridge. It is above the interval of pings, comments and heartbeats."""
 
-WAIT_S = 2
+WAIT_S = 1
 """How long the response to a poll waits for the first update, in seconds.
 
 A short wait lets a test see polls that find nothing.
@@ -156,8 +156,9 @@ class ResumingClient(ABC):
         self._may_connect.clear()
         self.drop()
 
-    def come_back(self) -> None:
-        """Connects again."""
+    def come_back(self, port: int) -> None:
+        """Connects again, maybe to another bridge."""
+        self._port = port
         self._may_connect.set()
 
     async def abandon(self) -> None:
