@@ -19,6 +19,7 @@ import orjson
 from bridge.contract.update_id import UpdateId
 from tests.support.broker.ports import LOOPBACK
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, close_code, request
+from tests.support.event_streams import StreamClient, stream_request
 from tests.support.waiting import LIMIT_S, eventually
 
 RECONNECT_PAUSE_S = 0.2
@@ -81,7 +82,7 @@ class ResumingClient(ABC):
         self.closes: Counter[int] = Counter()
         """The number of connections that the bridge closed, for each code."""
         self.refusals: Counter[str] = Counter()
-        """The number of failed attempts to connect, for each status line or type of error."""
+        """The number of failed attempts to connect, for each status or type of error."""
         self.reconnects = 0
         """How often the client got an answer again after it had lost its connection or was refused."""
         self.replayed = 0
@@ -197,12 +198,6 @@ class ResumingClient(ABC):
     def _path(self, **parameters: str) -> str:
         return f"/updates?{urlencode({**self._query, **parameters})}"
 
-    async def _head(self, reader: asyncio.StreamReader, wait_s: float = 0.0) -> list[str]:
-        """Returns the lines of the response's head."""
-        async with asyncio.timeout(ANSWER_LIMIT_S + wait_s):
-            head = await reader.readuntil(b"\r\n\r\n")
-        return head.decode().removesuffix("\r\n\r\n").split("\r\n")
-
     # The messages
 
     def _resumed(self, data: dict[str, Any]) -> None:
@@ -247,9 +242,10 @@ class WebSocketClient(ResumingClient):
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(request(self._port, self._path(after=self._after)))
-        status = (await self._head(reader))[0]
-        if not status.startswith("HTTP/1.1 101 "):
-            self.refusals[status] += 1
+        async with asyncio.timeout(ANSWER_LIMIT_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 101 "):
+            self.refusals[head.split(b" ", 2)[1].decode()] += 1
             return False
         client, first = RawClient(reader, writer), True
         while True:
@@ -274,54 +270,32 @@ class EventStreamClient(ResumingClient):
     _remembers_id_in_header = False
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        writer.write(self._request())
-        status, *headers = await self._head(reader)
-        if not status.startswith("HTTP/1.1 200 "):
-            self.refusals[status] += 1
+        async with asyncio.timeout(ANSWER_LIMIT_S):
+            client = await StreamClient.over(reader, writer, self._request())
+        if client.status != 200:
+            self.refusals[str(client.status)] += 1
             # `EventSource` gives up for good, so the bridge must never send such a status to a client that it can
             # serve later.
-            assert not self._remembers_id_in_header, f"the client gives up: {status}"
+            assert not self._remembers_id_in_header, f"the client gives up after the status {client.status}"
             return False
-        assert "Content-Type: text/event-stream" in headers, headers
-        first, fields = True, dict[str, str]()
+        assert client.header("Content-Type") == "text/event-stream", client.headers
+        first = True
         while True:
-            line = await self._line(reader)
-            if line == ":":
-                continue
-            if line:
-                name, separator, value = line.partition(": ")
-                assert separator, line
-                assert name in {"id", "data", "retry"}, line
-                assert name not in fields, (line, fields)
-                fields[name] = value
-                continue
             # A block that the end of the body cuts off is dropped, with its id.
-            self._take_block(fields, first=first)
+            event = await client.event()
+            is_last = event.message["type"] == "close"
+            assert (event.retry is not None) == first or is_last, event
+            assert self._take(event.message, first=first) == (event.id or ""), event
             first = False
-            fields.clear()
 
     def _request(self) -> bytes:
-        headers = [f"Host: localhost:{self._port}", "Accept: text/event-stream", "Cache-Control: no-cache"]
+        headers = ["Accept: text/event-stream", "Cache-Control: no-cache"]
         after = self._after
         if self._remembers_id_in_header:
             after = self._first_after
             if self.ids:
                 headers.append(f"Last-Event-ID: {self._after}")
-        return "\r\n".join([f"GET {self._path(after=after)} HTTP/1.1", *headers, "", ""]).encode()
-
-    async def _line(self, reader: asyncio.StreamReader) -> str:
-        async with asyncio.timeout(SILENCE_LIMIT_S):
-            line = await reader.readuntil(b"\n")
-        assert not line.endswith(b"\r\n"), line
-        return line[:-1].decode()
-
-    def _take_block(self, fields: Mapping[str, str], *, first: bool) -> None:
-        assert "data" in fields, "a block without data"
-        message = orjson.loads(fields["data"])
-        closes = message["type"] == "close"
-        assert ("retry" in fields) == first or closes, fields
-        adopted = self._take(message, first=first)
-        assert fields.get("id", "") == adopted, fields
+        return stream_request(self._port, self._path(after=after), headers)
 
 
 class EventSourceClient(EventStreamClient):
@@ -343,17 +317,18 @@ class PollingClient(ResumingClient):
         # The first response must not wait, because it tells the client where it begins.
         wait_s = self.wait_s if self.ids else 0
         path = self._path(format="json", after=self._after, wait=str(wait_s), limit=str(self.limit))
-        lines = [f"GET {path} HTTP/1.1", f"Host: localhost:{self._port}", "Connection: close", "", ""]
-        writer.write("\r\n".join(lines).encode())
-        status, *headers = await self._head(reader, wait_s)
-        length = next(int(line.split(": ")[1]) for line in headers if line.lower().startswith("content-length: "))
-        async with asyncio.timeout(SILENCE_LIMIT_S):
-            body = await reader.readexactly(length)
-        if not status.startswith("HTTP/1.1 200 "):
-            self.refusals[status] += 1
-            assert any(line.startswith("Retry-After: ") for line in headers), (status, headers)
+        async with asyncio.timeout(ANSWER_LIMIT_S + wait_s):
+            response = await StreamClient.over(reader, writer, stream_request(self._port, path, ["Connection: close"]))
+        body = await response.rest()
+        if len(body) != int(response.header("Content-Length") or 0):
+            raise EOFError("the end of the response is missing")
+        if response.status != 200:
+            self.refusals[str(response.status)] += 1
+            # Only the bridge itself, and no proxy, sends this header `Vary`.
+            is_from_bridge = response.header("Vary") == "Accept, Origin"
+            assert response.header("Retry-After") or not is_from_bridge, (response.status, response.headers)
             return False
-        assert "Content-Type: application/json" in headers, headers
+        assert response.header("Content-Type") == "application/json", response.headers
         self._take_response(orjson.loads(body))
         return True
 
