@@ -152,7 +152,7 @@ async def test_stream_has_the_same_messages_as_a_websocket_connection_with_ids(
     for client in (websocket, stream):
         # The first two messages are `resume` and a heartbeat.
         for _ in range(2):
-            await (client.text() if isinstance(client, RawClient) else client.event())
+            await (client.text(heartbeats=True) if isinstance(client, RawClient) else client.event())
     await publish(amqp, shared_exchange, *(killmail(number) for number in range(1000, 1010)))
     for number in range(1000, 1010):
         event = await stream.event()
