@@ -8,17 +8,22 @@ import time
 import pytest
 from aio_pika.abc import AbstractConnection
 
+from bridge.broadcast.polls import PIECE_BYTES
 from bridge.server.access.log_limiter import MAX_LINES
+from bridge.timing import Timing
 from tests.support import figures
 from tests.support.broker.find import Broker
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.event_streams import StreamClient
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.process_stats import MB, Memory, metric, sockets
-from tests.support.running import bridge_process
+from tests.support.running import bridge_process, timed_command
 from tests.support.waiting import eventually
 
 STALLED = 500
+
+UNREAD = 200
+"""The number of responses with JSON, of 1 MB each, that are not read."""
 
 LOG_BYTES = 2 * MB
 
@@ -108,6 +113,48 @@ async def test_event_streams_that_are_never_read_are_evicted_and_take_no_more_me
             assert not any(b'"type":"close"' in body for body in bodies)
             await stream.verify()
         assert memory.look() <= LOG_BYTES + MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
+        figures.record(
+            f"{STALLED} event streams are not read",
+            f"ends them; grows by {memory.look() / MB:.0f} MB, with a log of {LOG_BYTES // MB} MB",
+            f"0 of {stream.published}, for the other clients",
+        )
+        for client in stalled:
+            await client.close()
+
+
+async def test_responses_that_are_never_read_take_one_piece_each_and_are_reset(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """A response as large as the log is made while the client reads it, not before."""
+    variables = {"BRIDGE_LOG_BYTES": str(LOG_BYTES), "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
+    command = timed_command(Timing(close_timeout_s=2, keepalive_tick_s=0.5))
+    async with bridge_process(
+        broker.url, command=command, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables
+    ) as process:
+        await process.consuming()
+        port, pid = await process.port(), process.process.pid
+        async with healthy_clients(amqp, exchange, port, padding="x" * 10_000) as stream:
+            await stream.further(LOG_BYTES // 10_000)
+            memory, before = Memory(pid), sockets(pid)
+            path = "/updates?format=json&after=earliest&limit=1000"
+            stalled = [await StreamClient.open(port, path, receive_bytes=4096) for _ in range(UNREAD)]
+            for client in stalled:
+                client.pause()
+            sizes = [int(client.header("Content-Length") or 0) for client in stalled]
+            assert min(sizes) > LOG_BYTES // 4
+
+            def all_are_gone() -> bool:
+                memory.look()
+                return sockets(pid) == before
+
+            await eventually("all responses are reset", all_are_gone)
+            await stream.verify()
+        assert memory.look() <= UNREAD * PIECE_BYTES + MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
+        figures.record(
+            f"{UNREAD} responses with JSON are not read",
+            f"resets them; grows by {memory.look() / MB:.0f} MB, for {sum(sizes) // MB} MB of responses",
+            f"0 of {stream.published}, for the other clients",
+        )
         for client in stalled:
             await client.close()
 
