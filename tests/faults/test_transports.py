@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import orjson
 from aio_pika.abc import AbstractConnection
 
-from bridge.contract.filters import MAX_WAIT_S
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.clients import get
@@ -14,7 +13,15 @@ from tests.support.killmail import killmail
 from tests.support.process_stats import metric
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
-from tests.support.resuming import KINDS, EventStreamClient, PollingClient, ResumingClient, have_all, resuming_clients
+from tests.support.resuming import (
+    KINDS,
+    EventStreamClient,
+    PatientPollingClient,
+    PollingClient,
+    ResumingClient,
+    have_all,
+    resuming_clients,
+)
 from tests.support.running import bridge_process, port_of, running
 from tests.support.waiting import eventually
 
@@ -107,12 +114,6 @@ async def test_bridge_that_is_killed_does_not_know_the_ids_of_its_predecessor_an
                     assert client.numbers == list(range(10))
                     assert sum(not answer["complete"] for answer in client.resumes) == 1
                     assert client.gaps == []
-
-
-class PatientPollingClient(PollingClient):
-    """A client that waits for its response for as long as it may."""
-
-    wait_s = MAX_WAIT_S
 
 
 async def test_bridge_that_stops_tells_clients_of_each_transport_and_answers_waiting_requests_at_once(

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 import orjson
 
+from bridge.contract.filters import MAX_WAIT_S
 from bridge.contract.update_id import UpdateId
 from tests.support.broker.ports import LOOPBACK
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, close_code, request
@@ -345,6 +346,12 @@ class PollingClient(ResumingClient):
         if not updates and not gaps:
             self.heartbeats.append({"id": response["id"], "consuming": response["consuming"]})
         self._adopt(response["id"])
+
+
+class PatientPollingClient(PollingClient):
+    """A client that waits for its response for as long as it may."""
+
+    wait_s = MAX_WAIT_S
 
 
 KINDS: Mapping[str, type[ResumingClient]] = {
