@@ -69,12 +69,14 @@ class SharedSubscription:
         size = 0
         positions, reached = self._index.matching(self.filter, position, end, own_messages=self.form.has_ids)
         for at in positions:
-            size += len(log.frame(at))
-            if run and size > max_bytes:
-                return Piece(b"".join(run), positions[: len(run)], at, 0)
-            if size > max_bytes:
+            # A frame that is large in the log is never encoded as a whole.
+            frame = b"" if len(log.frame(at)) > max_bytes else self._encoder.frame(at, self.form)
+            size += len(frame)
+            if not frame or size > max_bytes:
+                if run:
+                    return Piece(b"".join(run), positions[: len(run)], at, 0)
                 return self._part(at, 0, max_bytes)
-            run.append(self._encoder.frame(at, self.form))
+            run.append(frame)
         return Piece(b"".join(run), positions, reached, 0)
 
     def _part(self, position: int, offset: int, max_bytes: int) -> Piece:

@@ -65,8 +65,7 @@ def test_pieces_are_bounded_and_add_up_to_the_frames_after_any_partial_write(
     max_bytes = max(max_bytes, sum(sizes) // 200)
     while position < len(sizes):
         piece = subscription.read(position, offset, len(sizes), max_bytes)
-        # The limit applies to the frame in the log, which is a little smaller than the same frame with an id.
-        assert len(piece.frames) <= max_bytes + 100
+        assert len(piece.frames) <= max_bytes
         stops_at = taken.pop() if taken else len(piece.frames)
         if stops_at < len(piece.frames):
             read += piece.frames[:stops_at]
