@@ -15,7 +15,7 @@ from tests.support.clients import RawClient
 from tests.support.exactly_once import confirming_fetcher
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish
-from tests.support.resuming import have_all, resuming_clients
+from tests.support.resuming import KINDS, have_all, resuming_clients
 from tests.support.running import consumer_of, port_of, running, sample, started, unique
 from tests.support.waiting import eventually
 
@@ -63,30 +63,33 @@ async def test_restart_of_the_broker_loses_only_what_is_in_the_gap(mortal_broker
     async with (
         _removed(mortal_broker, exchange, stream),
         running(mortal_broker.url, **flags(exchange, stream)) as bridge,
-        resuming_clients(port_of(bridge), 5) as clients,
+        resuming_clients(port_of(bridge), 3, *KINDS.values()) as clients,
         confirming_fetcher(mortal_broker.url, exchange) as fetcher,
     ):
         await asyncio.sleep(SETTLED_S)
         await fetcher.further(50)
         mortal_broker.kill()
-        clients[0].drop()
+        for client in clients[::3]:
+            client.drop()
         mortal_broker.start()
         await fetcher.further(100)
-        for client in clients[1:3]:
+        for client in clients[1::3]:
             client.drop()
         await fetcher.stop()
         await have_all(clients, {max(fetcher.confirmed)})
-        lost = fetcher.confirmed.difference(clients[-1].numbers)
+        steady = clients[2]
+        lost = fetcher.confirmed.difference(steady.numbers)
         for client in clients:
             client.verify()
-            assert client.numbers == [number for number in clients[-1].numbers if number in set(client.numbers)]
+            assert client.numbers == [number for number in steady.numbers if number in set(client.numbers)]
             assert fetcher.confirmed.difference(client.numbers) == lost
             assert len(client.numbers) == len(set(client.numbers))
             assert all(answer["complete"] for answer in client.resumes)
+            assert client.places == sorted(client.places)
             assert not lost or client.gaps
         if lost:
             # While a broker starts, it may close a second connection after the first gap was reported.
-            for gap in clients[-1].gaps:
+            for gap in steady.gaps:
                 assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
 
 
@@ -125,24 +128,31 @@ async def test_stream_that_is_deleted_and_declared_again_is_another_stream(
     channel = await amqp.channel()
     async with (
         running(broker.url, **flags(exchange, stream)) as bridge,
-        resuming_clients(port_of(bridge), 1) as [client],
+        resuming_clients(port_of(bridge), 1, *KINDS.values()) as clients,
     ):
+        client = clients[0]
         await publish(amqp, exchange, *map(killmail, range(10)))
-        await have_all([client], set(range(10)))
+        await have_all(clients, set(range(10)))
         old = client.updates[4].id
         await channel.queue_delete(stream)
         await eventually("the stream is declared again", lambda: sample(bridge, "bridge_gaps_total") == 1)
         # The new stream is longer than the old stream, so the sequence number of the old id now belongs to another
         # update.
         await publish(amqp, exchange, *map(killmail, range(100, 150)))
-        await have_all([client], {*range(10), *range(100, 150)})
+        await have_all(clients, {*range(10), *range(100, 150)})
+        for each in clients:
+            each.drop()
+        await eventually("each client is back", lambda: all(each.reconnects for each in clients))
         [gap] = client.gaps
         assert gap["reason"] == "stream-recreated"
-        assert client.numbers == [*range(10), *range(100, 150)]
+        for each in clients:
+            each.verify()
+            assert each.gaps == [gap]
+            assert each.numbers == [*range(10), *range(100, 150)]
+            assert all(answer["complete"] for answer in each.resumes)
         resumed, again = await resume(bridge, old)
         assert (resumed["complete"], again) == (True, [*range(5, 10), *range(100, 150)])
         new = client.updates[-10].id
-        client.verify()
     async with running(broker.url, **flags(exchange, stream)) as bridge:
         resumed, again = await resume(bridge, old)
         assert (resumed["complete"], again) == (False, list(range(100, 150)))

@@ -1,8 +1,6 @@
 """The access rules hold behind each proxy of `docker/proxies`, for real clients with real addresses."""
 
 import asyncio
-import os
-import signal
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,7 +9,6 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.certificates import certificate
@@ -24,6 +21,7 @@ from tests.support.prepare import program
 from tests.support.publishing import observer, publish
 from tests.support.running import bridge_process, port_of, running, sample, unique
 from tests.support.waiting import eventually
+from tests.support.web_proxies import NGINX, output_of, program_running
 
 pytestmark = pytest.mark.slow
 
@@ -32,22 +30,6 @@ NAME = "kills.example.org"
 """The host name in the proxies' configurations."""
 
 PORT, BRIDGE_PORT = 443, 3000
-NGINX = """
-daemon off;
-user root;
-pid {folder}/pid;
-error_log {folder}/nginx.log;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  include {folder}/nginx.conf;
-}}
-"""
 
 
 def _command(kind: str, folder: Path) -> list[str]:
@@ -78,46 +60,6 @@ async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIt
     (folder / FILES[kind]).write_text(text.replace("maxconn 10000", "maxconn 400"))
     async with program_running(_command(kind, folder), folder, PORT):
         yield
-
-
-@asynccontextmanager
-async def program_running(command: list[str], folder: Path, port: int) -> AsyncIterator[None]:
-    """Runs a program, and yields as soon as the program listens on `port`."""
-    with (folder / "output.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *die_with_parent(*command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=folder,
-            env={**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)},
-        )
-    try:
-
-        async def listens() -> bool:
-            if process.returncode is not None:
-                raise RuntimeError(f"{command[0]} ended with {process.returncode}: {output_of(folder)}")
-            try:
-                _, writer = await asyncio.open_connection(LOOPBACK, port)
-            except OSError:
-                return False
-            writer.close()
-            return True
-
-        await eventually(f"{command[0]} listens", listens)
-        yield
-    finally:
-        assert process.stdin is not None
-        signal_group(process.pid, signal.SIGTERM)
-        # Closing the pipe kills the process group.
-        process.stdin.close()
-        await process.wait()
-
-
-def output_of(folder: Path) -> str:
-    """Returns the output of the proxy."""
-    return (folder / "output.log").read_text()
 
 
 INTERNAL, EXTERNAL = "10.1.2.3", "203.0.113.7"

@@ -16,7 +16,6 @@ from bridge.cli.common.endpoint import tls_context
 from bridge.cli.follow.event_stream import EventStreamTransport
 from bridge.cli.follow.transport import Disconnected, FollowTiming, Refused
 from bridge.errors import BridgeError, ConfigurationError
-from tests.integration.test_proxies import NGINX, program_running
 from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
 from tests.support.commands import tailing
@@ -26,6 +25,7 @@ from tests.support.played import End, playing
 from tests.support.prepare import program
 from tests.support.scripted_events import scripted_events
 from tests.support.waiting import LIMIT_S, eventually
+from tests.support.web_proxies import NGINX, program_running
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 RESUME = message("resume", {"complete": True, "replayed": 0, "id": f"0-{TAG}"})

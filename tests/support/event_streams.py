@@ -49,6 +49,8 @@ class StreamClient:
         """Whether a proxy has divided the body into chunks (RFC 9112, section 7.1)."""
         self._unread = bytearray()
         """The bytes of chunks that no call has returned yet."""
+        self.comments = 0
+        """The number of comments that `event` has skipped."""
         self.status = 0
         self.headers: list[tuple[str, str]] = []
 
@@ -124,9 +126,11 @@ class StreamClient:
         fields: dict[str, bytes] = {}
         while line := await self.line():
             name, _, value = line.partition(b":")
-            if name:
-                assert name.decode() not in fields, line
-                fields[name.decode()] = value.removeprefix(b" ")
+            if not name:
+                self.comments += 1
+                continue
+            assert name.decode() not in fields, line
+            fields[name.decode()] = value.removeprefix(b" ")
         assert set(fields) <= {"id", "data", "retry"}, fields
         texts = {name: fields[name].decode() if name in fields else None for name in ("id", "retry")}
         return Event(texts["id"], fields["data"], texts["retry"])

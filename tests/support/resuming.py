@@ -122,6 +122,11 @@ class ResumingClient(ABC):
         """The id after which the client resumes."""
         return self._after
 
+    @property
+    def keepalives(self) -> int:
+        """The number of pings, or of comments in an event stream, on the current connection. A poll has none."""
+        return 0
+
     async def has(self, numbers: set[int], limit_s: float = LIMIT_S) -> None:
         """Waits until all these killmails have arrived. Raises the error that ended the client, if there is one."""
         await eventually(
@@ -150,6 +155,7 @@ class ResumingClient(ABC):
 
     def drop(self) -> None:
         """Aborts the connection, if there is one. Data in flight is lost."""
+        self._is_cut_off = True
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -241,6 +247,12 @@ class ResumingClient(ABC):
 class WebSocketClient(ResumingClient):
     """A client that upgrades to WebSocket."""
 
+    _pings = 0
+
+    @property
+    def keepalives(self) -> int:
+        return self._pings
+
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(request(self._port, self._path(after=self._after)))
         async with asyncio.timeout(ANSWER_LIMIT_S):
@@ -249,6 +261,7 @@ class WebSocketClient(ResumingClient):
             self.refusals[head.split(b" ", 2)[1].decode()] += 1
             return False
         client, first = RawClient(reader, writer), True
+        self._pings = 0
         while True:
             opcode, payload = await client.frame(SILENCE_LIMIT_S)
             if opcode == TEXT:
@@ -257,6 +270,7 @@ class WebSocketClient(ResumingClient):
                 self._take(message, first=first)
                 first = False
             elif opcode == PING:
+                self._pings += 1
                 client.send(client_frame(PONG, payload))
             else:
                 assert opcode == CLOSE, (opcode, payload)
@@ -269,10 +283,15 @@ class EventStreamClient(ResumingClient):
     """A client of Server-Sent Events that puts its last id into the URL, as a program does."""
 
     _remembers_id_in_header = False
+    _stream: StreamClient | None = None
+
+    @property
+    def keepalives(self) -> int:
+        return 0 if self._stream is None else self._stream.comments
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         async with asyncio.timeout(ANSWER_LIMIT_S):
-            client = await StreamClient.over(reader, writer, self._request())
+            self._stream = client = await StreamClient.over(reader, writer, self._request())
         if client.status != 200:
             self.refusals[str(client.status)] += 1
             # `EventSource` gives up for good, so the bridge must never send such a status to a client that it can
