@@ -349,7 +349,7 @@ class QueryParser:
         if name in self._types:
             return f"{said}; did you mean type={printable(name, 40)}?"
         if name in PARAMETERS:
-            return f"{said}; for the parameter, omit {MEMBER_PREFIX}"
+            return f"{said}; for the parameter, omit the prefix {MEMBER_PREFIX!r}"
         meant = name[:_TYPED].removeprefix("?").removeprefix(MEMBER_PREFIX)
         bare = _BRACKETS.sub("", meant)
         if bare != meant and (bare == "type" or bare in self._members):

@@ -381,7 +381,7 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
             for name in ("sinceId", "since_id", "startFrom", "resumeFrom", "cursor")
         ),
         ("data.systemid=1", "there is no member 'systemid' to filter by; did you mean systemId?"),
-        ("data.type=killmail", "there is no member 'type' to filter by; for the parameter, omit data."),
+        ("data.type=killmail", "there is no member 'type' to filter by; for the parameter, omit the prefix 'data.'"),
         ("data.data.systemId=1", "there is no member 'data.systemId' to filter by; did you mean systemId?"),
         ("data.systemId=x", "systemId must be an integer (30000142) or null; got 'x'"),
         ("data.systemId[]=1", "for several values, repeat the parameter: systemId=a&systemId=b"),
