@@ -15,7 +15,7 @@ This module has no sockets.
 """
 
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -49,6 +49,11 @@ MAX_CALLS_PER_STEP = 1024
 
 MAX_WAKES_PER_STEP = 256
 """The maximum number of waiting polls that are queued in one step. This takes less than half a millisecond."""
+
+MAX_RECENT_FILTERS = 32
+"""The number of filters of ended polls whose matches stay cached, so that clients can ask again and again.
+
+Without a maximum, each segment of the log could keep other filters in memory, of up to 72 KB each."""
 
 MAX_AHEAD_S = 10.0
 """How long a poll waits for an id that this instance has not read yet, in seconds."""
@@ -183,6 +188,8 @@ class Polls:
         self._queue: deque[_Poll] = deque()
         """The polls that search. Those that are answered already are skipped."""
         self._watches: dict[UpdateFilter | None, _Watch] = {}
+        self._recent_filters: OrderedDict[UpdateFilter, None] = OrderedDict()
+        """The filters of the polls that ended last, the newest last."""
         self._checks: Iterator[None] | None = None
         """The rest of the check whether new updates wake polls, or None if there is no check."""
         self._is_running = False
@@ -262,6 +269,17 @@ class Polls:
         self._waits.discard(poll, poll.wait_s)
         self._ahead.discard(poll, self._max_ahead_s)
         self._leave_watch(poll)
+        if poll.filter is not None:
+            self._forget_old_filters(poll.filter)
+
+    def _forget_old_filters(self, newest: UpdateFilter) -> None:
+        recent = self._recent_filters
+        recent[newest] = None
+        recent.move_to_end(newest)
+        if len(recent) > MAX_RECENT_FILTERS:
+            oldest, _ = recent.popitem(last=False)
+            # If a connection still uses the filter, its next resume applies the filter again.
+            self._index.forget(oldest)
 
     # The wait
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from bridge.broadcast import polls as polls_module
 from bridge.broadcast.hub import FlushListeners
-from bridge.broadcast.polls import MAX_RESPONSE_BYTES, PIECE_BYTES, Overtaken, PollResult, Polls
+from bridge.broadcast.polls import MAX_RECENT_FILTERS, MAX_RESPONSE_BYTES, PIECE_BYTES, Overtaken, PollResult, Polls
 from bridge.broadcast.replay import SEGMENT_UPDATES, UpdateFilter
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract import envelope
@@ -794,3 +794,15 @@ def test_metrics_count_the_updates_bytes_and_resumes_of_polls(scene: PollScene) 
         if sample.name == "bridge_resumes_total"
     }
     assert samples == {"true": 1.0, "false": 1.0}
+
+
+def test_filters_of_ended_polls_are_forgotten_except_the_newest() -> None:
+    with closing(PollScene()) as scene:
+        scene.publish(*"a" * (3 * SEGMENT_UPDATES))
+        for number in range(2 * MAX_RECENT_FILTERS):
+            # Each poll searches another segment.
+            scene.ask(str(UpdateId(number % 3 * SEGMENT_UPDATES, TAG)), Only(f"kind {number}"))
+            scene.turns.settle()
+        kept = {wanted for segment in scene.index._segments for wanted in segment.match_cache}
+        newest = {Only(f"kind {number}") for number in range(MAX_RECENT_FILTERS, 2 * MAX_RECENT_FILTERS)}
+        assert kept == newest
