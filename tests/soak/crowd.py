@@ -9,15 +9,35 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 
+from bridge.contract.filters import MAX_WAIT_S
 from tests.soak.plan import Plan
-from tests.soak.readers import Healthy, Reader, Slow, Stalled, connect
+from tests.soak.readers import (
+    EventReader,
+    Reader,
+    Slow,
+    SlowStream,
+    Stalled,
+    StalledStream,
+    Tally,
+    connect,
+    numbers_in,
+    poll,
+)
 from tests.support.clients import CLOSE, PING, TEXT, client_frame, request
+from tests.support.event_streams import StreamClient
 from tests.support.running import BridgeProcess
 
 STAY_S = 2.0
 """The longest stay of a client that comes and goes."""
+
+NEVER_KILLED = 1
+"""The id of a character that is the victim of no killmail."""
+
+UNREAD_PATH = "/updates?format=json&after=earliest&limit=1000"
+"""The path of a response of 1 MiB."""
 
 READ_ON_S = 4.0
 """The longest time for which an evicted client continues to read nothing. The bridge resets the connection of an
@@ -33,6 +53,10 @@ DOSE_S = 0.25
 """The pause between two clients that misbehave."""
 
 TOO_SLOW = 4008
+
+NO_CODE = 0
+"""An event stream of an evicted client ends without a message."""
+
 EVICTED = "client evicted"
 
 MISBEHAVIOUR: Sequence[tuple[bytes, int | None]] = (
@@ -68,7 +92,7 @@ class Half(Reader):
 class Stretches:
     """Checks that each client got a contiguous part of the updates that a healthy client got."""
 
-    def __init__(self, reference: Healthy) -> None:
+    def __init__(self, reference: Tally) -> None:
         self._reference = reference
         self._positions: dict[int, int] = {}
         self._read = 0
@@ -135,8 +159,11 @@ class Crowd:
         plan = self._plan
         players = [
             *(self._come_and_go() for _ in range(plan.coming)),
-            *(self._stall() for _ in range(plan.stalled)),
-            *(self._read_slowly() for _ in range(plan.slow)),
+            *(self._stall(Stalled, "stalled", TOO_SLOW) for _ in range(plan.stalled)),
+            *(self._stall(StalledStream, "stalled SSE", NO_CODE) for _ in range(plan.stalled)),
+            *(self._leave_a_response_unread() for _ in range(plan.stalled)),
+            *(self._read_slowly(Slow, "slow", TOO_SLOW) for _ in range(plan.slow)),
+            *(self._read_slowly(SlowStream, "slow SSE", NO_CODE) for _ in range(plan.slow)),
             self._misbehave(),
         ]
         self._tasks = [asyncio.create_task(player) for player in players]
@@ -163,22 +190,50 @@ class Crowd:
     async def _come_and_go(self) -> None:
         await asyncio.sleep(random.uniform(0, STAY_S))
         while True:
-            going = random.choice(tuple(Going))
-            client = await connect(Half if going is Going.HALF else Reader, self._port)
+            await random.choice((self._visit, self._visit, self._visit_stream, self._ask))()
+
+    async def _visit(self) -> None:
+        going = random.choice(tuple(Going))
+        await self._stay(Half if going is Going.HALF else Reader, going)
+        self.seen[going.value] += 1
+
+    async def _visit_stream(self) -> None:
+        going = random.choice((Going.RESET, Going.END))
+        await self._stay(EventReader, going)
+        self.seen[f"SSE, {going.value}"] += 1
+
+    async def _stay(self, kind: type[Reader], going: Going) -> None:
+        client = await connect(kind, self._port)
+        try:
+            if going is not Going.HALF:
+                await self._open(client)
+            await asyncio.sleep(random.uniform(0, STAY_S))
+            if client.ended.done():
+                self.wrong[f"the bridge closed a client that came and went, {client.ended.result()}"] += 1
+            elif going is Going.CLOSING:
+                await self._close(client)
+            elif going is Going.RESET or random.getrandbits(1):
+                client.reset()
+        finally:
+            await client.leave()
+        self._stretches.add("a client that came and went", client.numbers)
+
+    async def _ask(self) -> None:
+        """Asks for the newest updates as JSON, or leaves while the request waits for an update that never comes."""
+        if random.getrandbits(1):
             try:
-                if going is not Going.HALF:
-                    await self._open(client)
-                await asyncio.sleep(random.uniform(0, STAY_S))
-                if client.ended.done():
-                    self.wrong[f"the bridge closed a client that came and went, {client.ended.result()}"] += 1
-                elif going is Going.CLOSING:
-                    await self._close(client)
-                elif going is Going.RESET or random.getrandbits(1):
-                    client.reset()
-            finally:
-                await client.leave()
-            self._stretches.add("a client that came and went", client.numbers)
-            self.seen[going.value] += 1
+                response = await poll(self._port, f"last={random.randint(1, 100)}")
+            except (OSError, EOFError, TimeoutError) as error:
+                self.wrong[f"a request for JSON failed: {error or type(error).__name__}"] += 1
+            else:
+                self._stretches.add("a client that asked for JSON", numbers_in(response))
+                self.seen["JSON, answered"] += 1
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(0, STAY_S)):
+                    await poll(self._port, f"after=&wait={MAX_WAIT_S}&victimId={NEVER_KILLED}")
+            self.seen["JSON, left before the response"] += 1
+        await asyncio.sleep(random.uniform(0, STAY_S))
 
     async def _close(self, client: Reader) -> None:
         assert client.transport is not None
@@ -194,10 +249,10 @@ class Crowd:
         except (ConnectionError, TimeoutError) as error:
             self.wrong[f"a client could not connect: {error or 'no answer'}"] += 1
 
-    async def _stall(self) -> None:
+    async def _stall(self, kind: type[Stalled], name: str, code: int) -> None:
         await asyncio.sleep(random.uniform(0, STAY_S))
         while True:
-            client = await connect(Stalled, self._port, STALLED_BYTES)
+            client = await connect(kind, self._port, STALLED_BYTES)
             port = client.own_port
             evicted = self._evicted[port] = asyncio.get_running_loop().create_future()
             try:
@@ -206,22 +261,30 @@ class Crowd:
                 await asyncio.sleep(random.uniform(0, READ_ON_S))
                 client.read_on()
                 await asyncio.wait([client.ended], timeout=CLOSE_FRAME_LIMIT_S)
-                self._ended(client, "stalled", TOO_SLOW)
+                self._ended(client, name, code)
             finally:
                 del self._evicted[port]
                 await client.leave()
-            self._stretches.add("a stalled client", client.numbers)
+            self._stretches.add(f"a {name} client", client.numbers)
 
-    async def _read_slowly(self) -> None:
+    async def _leave_a_response_unread(self) -> None:
         while True:
-            client = await connect(Slow, self._port, SLOW_BYTES)
+            client = await StreamClient.open(self._port, UNREAD_PATH, receive_bytes=STALLED_BYTES)
+            client.pause()
+            await asyncio.sleep(random.uniform(0, READ_ON_S))
+            client.abort()
+            self.seen["JSON, not read"] += 1
+
+    async def _read_slowly(self, kind: type[Slow], name: str, code: int) -> None:
+        while True:
+            client = await connect(kind, self._port, SLOW_BYTES)
             try:
                 await self._open(client)
                 await client.ended
-                self._ended(client, "slow", TOO_SLOW)
+                self._ended(client, name, code)
             finally:
                 await client.leave()
-                self._stretches.add("a slow client", client.numbers)
+                self._stretches.add(f"a {name} client", client.numbers)
 
     async def _misbehave(self) -> None:
         while True:

@@ -46,10 +46,17 @@ class Plan:
     """The heartbeat interval of the bridge's connections. A broker notices a half-open connection after two or three
     heartbeats."""
     healthy: int = 20
+    """The number of WebSocket connections that last for the whole run."""
+    streams: int = 10
+    """The number of event streams that last for the whole run."""
+    polling: int = 10
+    """The number of clients that ask for JSON during the whole run."""
     coming: int = 100
     """How many of the clients that come and go are connected at the same time."""
-    stalled: int = 20
-    slow: int = 5
+    stalled: int = 10
+    """The number of WebSocket connections that are not read. As many event streams and responses are not read."""
+    slow: int = 3
+    """The number of WebSocket connections that are read slowly, and of event streams."""
     rate: int = 50
     """The steady rate, in events per second."""
     burst: int = 2000

@@ -4,17 +4,18 @@ import asyncio
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aio_pika.abc import AbstractConnection
 
+from bridge.metrics import Transport
 from tests.soak.breaking import Breaking
 from tests.soak.crowd import Crowd, Stretches
 from tests.soak.fetcher import INVALID_NUMBER, Fetcher
 from tests.soak.plan import DUPLICATE_WINDOW, LOG_BYTES, Fault, Plan, rotation
-from tests.soak.readers import Healthy, connect
+from tests.soak.readers import Healthy, HealthyStream, Poller, Tally, connect
 from tests.soak.verdict import Counted, Evidence, Received
 from tests.soak.watch import Watch
 from tests.support.broker.find import Broker, NamedBroker
@@ -67,22 +68,61 @@ class Names:
 class Stage:
     """All participants."""
 
-    def __init__(self, process: BridgeProcess, port: int, fetcher: Fetcher, healthy: list[Healthy], plan: Plan) -> None:
+    def __init__(
+        self,
+        process: BridgeProcess,
+        port: int,
+        fetcher: Fetcher,
+        healthy: list[Healthy],
+        streams: list[HealthyStream],
+        plan: Plan,
+    ) -> None:
         self.process = process
         self.port = port
         self.fetcher = fetcher
         self.healthy = healthy
-        self.stretches = Stretches(healthy[0])
+        self.streams = streams
+        self.pollers: list[Poller] = []
+        self.stretches = Stretches(healthy[0].tally)
         self.crowd = Crowd(process, port, plan, self.stretches)
         self.watch = Watch(process.process.pid, port)
 
+    @property
+    def tallies(self) -> dict[str, Tally]:
+        """The updates of each client that follows the bridge for the whole run, by the client's name."""
+        kinds: dict[str, Sequence[Healthy | HealthyStream | Poller]] = {
+            "healthy client": self.healthy,
+            "healthy stream": self.streams,
+            "healthy poller": self.pollers,
+        }
+        return {f"{name} {at}": each.tally for name, clients in kinds.items() for at, each in enumerate(clients, 1)}
+
+    @property
+    def connected(self) -> list[Healthy | HealthyStream]:
+        """The clients whose connections last for the whole run."""
+        return [*self.healthy, *self.streams]
+
     def have_all(self) -> bool:
-        """Whether each healthy client has all confirmed events."""
+        """Whether each healthy client has all confirmed events that it must get."""
         newest = max(self.fetcher.confirmed)
         return all(
-            len(client.counts) > newest and all(client.counts[number] for number in self.fetcher.confirmed)
-            for client in self.healthy
+            len(tally.counts) > newest
+            and all(tally.counts[number] for number in self.fetcher.confirmed if number >= tally.first)
+            for tally in self.tallies.values()
         )
+
+    async def begin_polling(self, count: int) -> None:
+        """Starts clients that poll, and waits until each has its first response. No event may be published meanwhile.
+
+        The clients start late, because none of them could follow the events that fill the caches.
+        """
+        await eventually("all clients have all events", self.have_all)
+        self.pollers += [Poller(self.port, max(self.fetcher.published) + 1) for _ in range(count)]
+        await asyncio.gather(*(poller.started.wait() for poller in self.pollers))
+
+    async def end_polling(self) -> None:
+        """Ends the clients that poll."""
+        await asyncio.gather(*(poller.leave() for poller in self.pollers))
 
 
 async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcome:
@@ -102,9 +142,15 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
         for client in healthy:
             stack.push_async_callback(client.leave)
             await client.opened
-        stage = Stage(process, port, fetcher, healthy, plan)
+        streams = [await connect(HealthyStream, port) for _ in range(plan.streams)]
+        for stream in streams:
+            stack.push_async_callback(stream.leave)
+            await stream.opened
+        stage = Stage(process, port, fetcher, healthy, streams, plan)
         say(f"priming: {plan.prime:,} updates fill caches, which must not count as growth")
         await fetcher.prime()
+        stack.push_async_callback(stage.end_polling)
+        await stage.begin_polling(plan.polling)
         say("primed; waiting until the numbers of tasks and descriptors are stable")
         before = await stage.watch.settled()
         say("the run begins")
@@ -115,7 +161,8 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
             drain_failures = await _drain(stage, amqp, names)
             after = await stage.watch.back_at(before)
             figures = await _figures(stage, breaking)
-            received = [_received(number, client) for number, client in enumerate(healthy, 1)]
+            received = _received(stage)
+            await stage.end_polling()
             ends = await _stop(stage)
             rejected = await _rejected(amqp, names.rejects)
         figures["invalid events found in the queue of rejected events"] = (
@@ -131,7 +178,10 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
             seconds=plan.seconds,
             samples=stage.watch.samples,
             counted=[Counted("tasks", before[0], after[0]), Counted("descriptors", before[1], after[1])],
-            noticed=Counter(stage.stretches.wrong) + stage.crowd.wrong + _log_failures(process) + drain_failures + ends,
+            noticed=sum(
+                (poller.wrong for poller in stage.pollers),
+                Counter(stage.stretches.wrong) + stage.crowd.wrong + _log_failures(process) + drain_failures + ends,
+            ),
             expected=_expected(stage, breaking, set(rotation(plan.faults, mortal=mortal))),
         )
         return Outcome(evidence, figures)
@@ -187,15 +237,19 @@ async def _stop(stage: Stage) -> Counter[str]:
     stage.process.process.send_signal(signal.SIGTERM)
     code = await stage.process.ended()
     wrong = Counter({f"the bridge ended with exit code {code}": 1} if code else {})
-    for client in stage.healthy:
+    for client in stage.connected:
         if (end := await client.ended) != GOING_AWAY:
             wrong[f"a healthy client was closed with {end} when the bridge stopped, not {GOING_AWAY}"] += 1
     return wrong
 
 
-def _received(number: int, client: Healthy) -> Received:
-    end = f"code {client.ended.result()}" if client.ended.done() else ""
-    return Received(f"healthy client {number}", client.counts, end)
+def _received(stage: Stage) -> list[Received]:
+    """Returns what each healthy client has received, and whether the bridge has closed its connection."""
+    ends = {client.tally: client.ended for client in stage.connected if client.ended.done()}
+    return [
+        Received(name, tally.counts, f"code {ends[tally].result()}" if tally in ends else "", tally.first)
+        for name, tally in stage.tallies.items()
+    ]
 
 
 def _log_failures(process: BridgeProcess) -> Counter[str]:
@@ -214,8 +268,10 @@ def _expected(stage: Stage, breaking: Breaking, faults: set[Fault]) -> dict[str,
     seen = stage.crowd.seen
     return {
         "clients that stall are evicted": seen["stalled, closed with 4008"],
+        "event streams that stall are ended": seen["stalled SSE, closed with 0"],
+        "requests for JSON are answered": seen["JSON, answered"],
         "clients that come and go get updates": stage.stretches.right,
-        "updates arrive late and out of order": stage.healthy[0].late,
+        "updates arrive late and out of order": stage.healthy[0].tally.late,
         "invalid events": len(stage.fetcher.invalid),
         **{f"fault: {fault.value}": breaking.done[fault] for fault in faults},
     }
@@ -231,15 +287,18 @@ async def _figures(stage: Stage, breaking: Breaking) -> dict[str, str]:
     return {
         "confirmed events": f"{len(fetcher.confirmed):,}, with {fetcher.bursts} bursts",
         "unsure events": f"{len(fetcher.published - fetcher.confirmed):,}",
-        "updates at a healthy client": f"{len(stage.healthy[0].numbers):,}",
-        "of these after newer ones": f"{max(client.late for client in stage.healthy):,}",
+        "updates at a healthy client": f"{len(stage.healthy[0].tally.numbers):,}",
+        "of these after newer ones": f"{max(client.tally.late for client in stage.healthy):,}",
         **{f"fault: {fault.value}": str(times) for fault, times in breaking.done.items()},
         "times that the bridge lost its broker": await count("bridge_broker_losses_total"),
         "redeliveries": await count("bridge_redeliveries_total"),
         "duplicates not sent": await count('bridge_duplicates_total{type="killmail"}'),
         **{f"clients: {what}": f"{times:,}" for what, times in sorted(stage.crowd.seen.items())},
         "clients whose updates match those of a healthy client": f"{stage.stretches.right:,}",
-        "connections opened": await count('bridge_connections_opened_total{transport="websocket"}'),
+        **{
+            f"connections opened: {each}": await count(f'bridge_connections_opened_total{{transport="{each}"}}')
+            for each in Transport
+        },
         "processor: the bridge, of a core": f"{watch.bridge_cpu:.0%}",
         "processor: this program, of a core": f"{watch.own_cpu:.0%}, at most {watch.late_s:.2f} s late",
     }

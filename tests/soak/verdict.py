@@ -35,6 +35,8 @@ class Received:
     """
     end: str = ""
     """How the client's connection ended during the run, or an empty string."""
+    first: int = 0
+    """The number of the first update that the client must have received."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,13 @@ def wrong(evidence: Evidence) -> list[str]:
 
 def _updates(evidence: Evidence, received: Received) -> list[str]:
     counts, client = received.counts, received.client
-    lost = [number for number in evidence.confirmed if number >= len(counts) or not counts[number]]
+    owed = {number for number in evidence.confirmed if number >= received.first}
+    lost = [number for number in owed if number >= len(counts) or not counts[number]]
     doubled = [number for number, count in enumerate(counts) if count > 1]
     foreign = [number for number, count in enumerate(counts) if count and number not in evidence.published]
     lines = [f"{client} was disconnected: {received.end}"] if received.end else []
     if lost:
-        lines.append(f"{client} lost {len(lost)} of {len(evidence.confirmed)} updates: {_some(lost)}")
+        lines.append(f"{client} lost {len(lost)} of {len(owed)} updates: {_some(lost)}")
     if doubled:
         lines.append(f"{client} got {len(doubled)} updates more than once: {_some(doubled)}")
     if foreign:
