@@ -6,8 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+from aio_pika.abc import AbstractConnection
+
+from tests.support.broker.find import Broker
 from tests.support.clients import CLOSE, PING, PONG, Collector, RawClient, client_frame, collectors, server_frames
+from tests.support.exactly_once import assert_exactly_once
+from tests.support.killmail import killmail
 from tests.support.process_stats import metric
+from tests.support.publishing import publish
+from tests.support.resuming import KINDS, have_all, resuming_clients
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
@@ -111,3 +118,20 @@ async def test_clients_that_answer_the_pings_of_a_resumed_bridge_are_not_throttl
         for client in clients:
             assert client.transport is not None
             client.transport.abort()
+
+
+async def test_clients_of_each_transport_stay_and_get_what_was_published_while_the_bridge_was_frozen(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """The clients of a frozen bridge need no reconnect, and a request that waits gets its response late."""
+    variables = {"BRIDGE_IDLE_TIMEOUT": f"{IDLE_TIMEOUT_S}s", "BRIDGE_PING_INTERVAL": f"{PING_INTERVAL_S}s"}
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
+        await process.consuming()
+        async with resuming_clients(await process.port(), 3, *KINDS.values()) as clients:
+            await publish(amqp, exchange, *map(killmail, range(5)))
+            await have_all(clients, set(range(5)))
+            async with frozen(process):
+                await publish(amqp, exchange, *map(killmail, range(5, 10)))
+            await have_all(clients, set(range(10)))
+            assert_exactly_once(clients, set(range(10)))
+            assert [client.reconnects for client in clients] == [0] * len(clients)

@@ -18,7 +18,7 @@ from tests.support.fleet import SIZE, Fleet, fleet
 from tests.support.healthy import Healthy
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.resuming import KINDS, PollingClient, ResumingClient, have_all, resuming_clients
+from tests.support.resuming import KINDS, EventSourceClient, PollingClient, ResumingClient, have_all, resuming_clients
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -126,16 +126,20 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
 ) -> None:
     """With BRIDGE_HISTORY=stream, a client can resume on any bridge, with the last id that it got from another bridge.
 
-    The client gets every confirmed update exactly once, in order, and every resume is complete.
+    The client gets every confirmed update exactly once, in order, and every resume is complete. For a client that
+    reconnects as `EventSource` does, the header `Last-Event-ID` replaces the `after` and the `last` of its URL.
     """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
         resuming_clients(bridges.port, CLIENTS, *KINDS.values()) as everyone,
+        resuming_clients(bridges.port, 1, EventSourceClient, after="earliest") as from_earliest,
+        resuming_clients(bridges.port, 1, EventSourceClient, last="10") as from_newest,
         resuming_clients(bridges.port, SOME, *KINDS.values(), systemId=str(SYSTEMS[0])) as some,
         confirming_fetcher(broker.url, exchange) as fetcher,
     ):
         await ended_in_turn(bridges, fetcher, by)
         await fetcher.further(BETWEEN)
+        everyone += [*from_earliest, *from_newest]
         await settled(fetcher, everyone, some)
         reconnects = sum(client.reconnects for client in everyone)
         replayed = sum(client.replayed for client in everyone)
