@@ -307,3 +307,16 @@ def test_client_that_gets_an_update_while_heartbeats_are_sent_needs_none(scene: 
     scene.turns.settle()
     assert all(kinds(client).count("heartbeat") == 2 for client in silent)
     assert kinds(reader) == ["resume", "heartbeat", "a"]
+
+
+def test_client_that_leaves_while_heartbeats_are_sent_gets_none(scene: Scene) -> None:
+    silent = [scene.join("") for _ in range(3)]
+    scene.now_s += INTERVAL_S
+    scene.turn.steps = 1
+    scene.turns.end_timers()
+    assert sum(kinds(client).count("heartbeat") for client in silent) == 4
+    [left, _] = [client for client in silent if kinds(client).count("heartbeat") == 1]
+    scene.hub.leave(left)
+    scene.turns.settle()
+    assert sorted(kinds(client).count("heartbeat") for client in silent) == [1, 2, 2]
+    assert kinds(left).count("heartbeat") == 1

@@ -1656,6 +1656,13 @@ class OneType:
         return update_type == self.wanted
 
 
+def test_connections_with_different_filters_that_match_share_a_write(scene: Scene) -> None:
+    clients = [scene.join_with_socket(), *(scene.join_with_socket(wanted=OneType("a")) for _ in range(2))]
+    other = scene.join_with_socket(wanted=OneType("b"))
+    frames = scene.publish("a")
+    assert [client.read() for client in (*clients, other)] == [frames, frames, frames, b""]
+
+
 def test_bytes_written_to_live_connections_are_counted_once_for_each(scene: Scene) -> None:
     assert scene.hub.sent_bytes == 0
     frames = scene.publish(b"sent to no connection")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WHOLE = parsers.whole(1, 65535)
 SIZE = parsers.size(1024, 2**40)
 DURATION = parsers.duration(0.1, 86400)
+DURATION_OR_ZERO = parsers.duration_or_zero(0.1, 86400)
 LEVEL = parsers.one_of("info", "debug")
 MAYBE = parsers.unless_off(parsers.made_name)
 
@@ -51,6 +52,8 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (DURATION, "0.5 min", 30.0),
     (SIZE, "1024 GiB", 2**40),
     (DURATION, "120", 120.0),
+    (DURATION_OR_ZERO, "0", 0.0),
+    (DURATION_OR_ZERO, "120", 120.0),
     (DURATION, "120s", 120.0),
     (DURATION, "2m", 120.0),
     (DURATION, "2 min", 120.0),
@@ -145,6 +148,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     ),
     *((SIZE, text, "as in 4194304, 4 MiB or 4 MB") for text in ("4 4", "9" * 16, "\u0664k", "1 KKB", "1e6", "0.9 KiB")),
     *((DURATION, text, "a time from 100 ms to 1 d,") for text in ("", "0", "99ms", "25h", "-1s", "2d", "nan")),
+    *((DURATION_OR_ZERO, text, "0 or a time from 100 ms to 1 d,") for text in ("", "00", "0s", "99ms", "25h", "-1")),
     *((DURATION, text, "as in 120, 500ms, 2m, 3h or 7d") for text in ("inf", "1e3", ".5", "1.", "s", "1h30m")),
     *((parsers.boolean, text, "true or false") for text in ("", "2", "maybe")),
     (parsers.one_of("debug", "info", "error"), "trace", "debug, info or error"),
