@@ -14,6 +14,7 @@ from tests.support.process_stats import metric
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
 from tests.support.resuming import (
+    CONNECTED,
     KINDS,
     EventStreamClient,
     PatientPollingClient,
@@ -116,16 +117,55 @@ async def test_bridge_that_is_killed_does_not_know_the_ids_of_its_predecessor_an
                     assert client.gaps == []
 
 
+async def test_client_that_moves_to_an_instance_without_a_broker_waits_until_it_has_caught_up(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """The id is ahead of the instance. Connections wait for it, and requests for JSON get 503 and are repeated."""
+    settings = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
+    async with proxy(broker.url) as tunnel:
+        await tunnel.open()
+        async with (
+            running(broker.url, **settings) as first,
+            running(tunnel.url, **settings) as second,
+            resuming_clients(port_of(first), 2, *CONNECTED) as connected,
+            resuming_clients(port_of(first), 2, PollingClient) as polling,
+        ):
+            clients = [*connected, *polling]
+            await publish(amqp, exchange, *map(killmail, range(5)))
+            await have_all(clients, set(range(5)))
+            await tunnel.close()
+            await eventually("the second bridge has no broker", lambda: not second.is_consuming)
+            await publish(amqp, exchange, *map(killmail, range(5, 10)))
+            await have_all(clients, set(range(10)))
+            for client in clients:
+                client.leave()
+            await publish(amqp, exchange, *map(killmail, range(10, 15)))
+            for client in clients:
+                client.come_back(port_of(second))
+            await eventually("each connection waits", lambda: second._hub.pending == len(connected))
+            await eventually("each request gets 503", lambda: all(client.refusals["503"] for client in polling))
+            await tunnel.open()
+            await publish(amqp, exchange, killmail(15))
+            await have_all(clients, set(range(16)))
+            await eventually("each client gets a gap", lambda: all(client.gaps for client in clients))
+            for client in clients:
+                client.verify()
+                assert client.numbers == list(range(16))
+                gaps = [gap["id"] for gap in client.gaps]
+                assert len(gaps) == len(set(gaps)), "a gap came again"
+                assert all(answer["complete"] for answer in client.resumes)
+                assert client.places == sorted(client.places)
+
+
 async def test_bridge_that_stops_tells_clients_of_each_transport_and_answers_waiting_requests_at_once(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PORT": str(free_port())}
-    kinds = [kind for kind in KINDS.values() if not issubclass(kind, PollingClient)]
     async with bridge_process(broker.url, **settings) as process:
         await process.consuming()
         port = await process.port()
         async with (
-            resuming_clients(port, 3, *kinds) as connected,
+            resuming_clients(port, 3, *CONNECTED) as connected,
             resuming_clients(port, 3, PatientPollingClient) as polling,
         ):
             await publish(amqp, exchange, *map(killmail, range(5)))

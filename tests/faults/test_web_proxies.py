@@ -14,7 +14,7 @@ from tests.support.exactly_once import assert_exactly_once
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
 from tests.support.resuming import (
-    KINDS,
+    CONNECTED,
     EventSourceClient,
     EventStreamClient,
     PatientPollingClient,
@@ -38,8 +38,6 @@ LONG_TIMEOUT_MS = 60_000
 
 NO_HEARTBEATS = {"BRIDGE_HEARTBEAT_INTERVAL": "0"}
 """Settings with which a silent connection gets only keep-alives."""
-
-CONNECTED = [kind for kind in KINDS.values() if not issubclass(kind, PollingClient)]
 
 
 @pytest.mark.slow

@@ -381,6 +381,9 @@ KINDS: Mapping[str, type[ResumingClient]] = {
 }
 """The kinds of clients, by the names that tests show."""
 
+CONNECTED = [kind for kind in KINDS.values() if not issubclass(kind, PollingClient)]
+"""The kinds of clients whose connections last."""
+
 
 @asynccontextmanager
 async def resuming_clients(
