@@ -39,7 +39,7 @@ MEMORY_BYTES = 12 * MB
 RESPONSE_BYTES = 32 * 1024
 """The memory that a response may take while it is sent."""
 
-WAITING = 1500
+WAITING = 3000
 """The number of requests that wait at the same time."""
 
 WAITING_BYTES = 4096
