@@ -112,8 +112,15 @@ async def tcp_server(
     """
     serving: set[asyncio.Task[None]] = set()
 
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Browsers also open connections on which they send no request.
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.transport.abort()
+
     def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(serve(reader, writer))
+        task = asyncio.get_running_loop().create_task(handle(reader, writer))
         serving.add(task)
         task.add_done_callback(serving.discard)
 
@@ -125,6 +132,7 @@ async def tcp_server(
         for task in tuple(serving):
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next turn of the loop
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -158,9 +166,11 @@ async def renaming_proxy(port: int) -> AsyncIterator[int]:
         with suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
-            up_writer.write(HOST_LINE.sub(b"\r\nHost: 127.0.0.1:%d\r\n" % port, head))
-            await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
-        writer.transport.abort()
+            try:
+                up_writer.write(HOST_LINE.sub(b"\r\nHost: 127.0.0.1:%d\r\n" % port, head))
+                await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+            finally:
+                up_writer.transport.abort()
 
     async with tcp_server(serve) as proxy_port:
         yield proxy_port
