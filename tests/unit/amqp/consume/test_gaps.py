@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from bridge.amqp.consume import gaps as module
 from bridge.amqp.consume.gaps import GapReporter, gap_until_now
-from bridge.amqp.status import Gap
+from bridge.amqp.status import Gap, GapSlug
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder
@@ -42,11 +42,13 @@ async def test_loss_is_reported_since_the_last_complete_moment(
     gaps.confirm_complete(complete_s)
     gaps.confirm_complete(complete_s - 5)  # a proof for an earlier time has no effect
     await asyncio.sleep(20)
-    gaps.report_loss("away")
+    gaps.report_loss("dropped", GapSlug.STREAM_TRUNCATED, UpdateId(1, 2, before=True))
     assert [(gap.since_s, gap.until_s) for gap in recorder.gaps] == [
         pytest.approx((began_s, began_s + 10)),
         pytest.approx((complete_unix_s, complete_unix_s + 20)),
     ]
+    assert [gap.slug for gap in recorder.gaps] == ["broker-away", "stream-truncated"]
+    assert recorder.gap_ids == [None, UpdateId(1, 2, before=True)]
 
 
 async def test_gap_is_in_unix_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -374,6 +374,7 @@ async def test_lost_events_are_reported_once_since_the_last_proven_end(
     [gap] = stage.recorder.gaps
     assert_gap(gap, last_answered_s, clock.time(), lost)
     assert gap.slug == slug
+    assert stage.recorder.gap_ids == [UpdateId(FakeEndProbe.end_at, 7, before=True)]
     assert [line["reason"] for line in logged] == [lost]
     assert stage.reader.position.loss is None
     assert stage.counted == 1

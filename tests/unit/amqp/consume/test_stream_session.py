@@ -164,6 +164,7 @@ async def test_gap_is_reported_before_the_first_delivery_after_it(reader: FedRea
     reader.feed(5, 6)
     [gap] = reader.recorder.gaps
     assert gap.reason == TRUNCATED
+    assert reader.recorder.gap_ids == [id_of(5)._replace(before=True)]
     assert reader.recorder.log[2:] == [gap, Delivered(b"event", id_of(5)), Delivered(b"event", id_of(6))]
     assert reader.gaps.last == gap
     assert reader.counted == 1
@@ -190,6 +191,21 @@ async def test_gap_of_a_marker_is_reported_once_in_its_place(reader: FedReader) 
     ]
     assert reader.gaps.last is None
     assert reader.counted == 0
+
+
+async def test_loss_that_a_marker_shows_is_reported_before_the_gap_of_the_marker(reader: FedReader) -> None:
+    """The id of each gap resumes before all that follows this gap."""
+    away = Gap(1.0, 2.0, "away")
+    body = stream_markers.encode(StreamMarker("theirs", away))
+    reader.begin(1)
+    reader.marker(1)
+    log = [*reader.recorder.log]
+    reader.begin(9)
+    reader.marker(5, body)
+    lost, _ = reader.recorder.gaps
+    assert lost.reason == TRUNCATED
+    assert reader.recorder.log[len(log) :] == [lost, away, IdOnly(id_of(5, body))]
+    assert reader.recorder.gap_ids == [id_of(5, body)._replace(before=True), id_of(5, body)]
 
 
 async def test_gap_of_an_own_marker_is_kept_and_counted(reader: FedReader) -> None:
