@@ -468,9 +468,10 @@ class FakeDelivery(Delivery):
         redelivered: bool = False,
         message_type: str | None = None,
         content_encoding: str | None = None,
+        update_id: UpdateId | None = None,
     ) -> None:
         self.tag = 1
-        self.id = None
+        self.id = update_id
         self.body = body
         self.properties = MessageProperties(ContentHeader(body_size=len(body)).marshal())
         self.properties.type, self.properties.encoding = message_type, content_encoding

@@ -15,6 +15,7 @@ from bridge.broadcast import live_set
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from bridge.relay import Relay, UnflushedDeliveries
 from tests.support.fakes import FakeDelivery, FakeRejects, Scene
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
 class RelayScene(Scene):
     """A relay, and a hub with one client."""
 
-    def __init__(self, folder: Path, exchanges: Mapping[str, str], *, replaying: bool = False) -> None:
+    def __init__(
+        self, folder: Path, exchanges: Mapping[str, str], *, replaying: bool = False, shared: bool = False
+    ) -> None:
+        """`shared` has the same meaning as for a `Scene`."""
         metrics = Metrics()
         unflushed = UnflushedDeliveries(metrics)
-        super().__init__(replaying=replaying, metrics=metrics, flush_listener=unflushed)
+        super().__init__(shared=shared, replaying=replaying, metrics=metrics, flush_listener=unflushed)
         (folder / "weather.json").write_text('{"type": "object"}')
         self.pipeline = Pipeline(catalog.load([catalog.PACKAGED, folder]), 100_000)
         self.rejects = FakeRejects()
@@ -353,6 +357,33 @@ def test_gap_names_nothing_of_the_broker_to_clients(tmp_path: Path) -> None:
     assert [gap["reason"] for gap in gaps] == ["broker-away", "stream-truncated"]
     assert b"edk" not in with_ids.received
     assert b"5672" not in with_ids.received
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_client_that_resumes_after_the_id_of_a_gap_does_not_get_the_gap_again(tmp_path: Path, *, shared: bool) -> None:
+    """Without a stream, the hub assigns the id of the gap."""
+    scene = RelayScene(tmp_path, {"killmails": "killmail"}, shared=shared)
+    update_ids = [UpdateId(number, 5) if shared else None for number in range(3)]
+    scene.deliver(killmail(1), update_id=update_ids[0])
+    stayed = scene.join(after="")
+    scene.turns.settle()
+    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, "broker away"), update_ids[1])
+    scene.turns.settle()
+    [gap] = [message["data"] for message in messages(stayed.received) if message["type"] == "gap"]
+    assert gap == {
+        "since": "2024-10-22T10:30:00.000Z",
+        "until": "2024-10-22T10:30:12.250Z",
+        "reason": "broker-away",
+        "id": str(update_ids[1] or scene.hub.newest_id),
+    }
+    back = scene.join(after=gap["id"])
+    scene.turns.settle()
+    scene.deliver(killmail(2), update_id=update_ids[2])
+    scene.turns.settle()
+    resume, heartbeat, update = messages(back.received)
+    assert resume["data"] == {"complete": True, "replayed": 0, "id": gap["id"]}
+    assert (heartbeat["type"], heartbeat["data"]["id"]) == ("heartbeat", gap["id"])
+    assert update["data"]["killmailId"] == 2
 
 
 def test_debug_level_shows_the_outcome_of_each_delivery(tmp_path: Path) -> None:
