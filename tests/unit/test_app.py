@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import signal
@@ -232,6 +233,29 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
     assert bridge._hub._source.is_live
     consumer_of(bridge).status.enter(State.LOST, "gone")
     assert not bridge._hub._source.is_live
+
+
+async def test_bridge_consumes_while_the_broker_answers(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that works, but whose broker no longer answers, is not a working broker."""
+    bridge = build()
+    status = consumer_of(bridge).status
+    assert not bridge.is_consuming
+    status.enter(State.WORKING)
+    assert bridge.is_consuming
+    with monkeypatch.context() as patch:
+        patch.setattr(status, "last_answered_s", -math.inf)
+        assert status.state is State.WORKING
+        assert not bridge.is_consuming
+        assert not bridge.is_live, "the ids of clients would be unknown too early"
+    assert bridge.is_consuming
+    status.enter(State.LOST, "gone")
+    assert not bridge.is_consuming
+
+
+async def test_heartbeat_interval_is_configured_by_the_settings(build: Callable[..., Bridge]) -> None:
+    assert build(heartbeat_interval="200ms")._hub._heartbeats._interval_s == 0.2
 
 
 @pytest.mark.parametrize(("encrypted", "flush_bytes"), [(False, FLUSH_BYTES), (True, TLS_FLUSH_BYTES)])

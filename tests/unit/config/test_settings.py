@@ -82,6 +82,7 @@ def test_default_may_be_written_as_it_is_documented(sources: Sources, name: str)
         ("allowed_hosts", frozenset()),
         ("idle_timeout_s", 120.0),
         ("ping_interval_s", 30.0),
+        ("heartbeat_interval_s", 30.0),
         ("handshake_timeout_s", 5.0),
         ("max_connections", 10_000),
         ("log_bytes", 16 * 2**20),
@@ -391,6 +392,18 @@ def test_certificate_and_key_are_set_together(sources: Sources, name: str) -> No
 )
 def test_settings_at_the_limit_are_valid(sources: Sources, flags: dict[str, str]) -> None:
     sources.load(flags)
+
+
+@pytest.mark.parametrize(("text", "interval_s"), [("0", 0), ("50ms", 0.05), ("24h", 86400)])
+def test_heartbeat_interval_is_zero_or_within_its_bounds(sources: Sources, text: str, interval_s: float) -> None:
+    assert sources.load({"heartbeat_interval": text}).heartbeat_interval_s == interval_s
+
+
+@pytest.mark.parametrize("text", ["49ms", "25h", "0s"])
+def test_other_heartbeat_interval_is_a_problem(sources: Sources, text: str) -> None:
+    [problem] = sources.problems({"heartbeat_interval": text})
+    assert problem.startswith("BRIDGE_HEARTBEAT_INTERVAL ")
+    assert "0 or a time from 50 ms to 1 d" in problem
 
 
 @pytest.mark.parametrize(
