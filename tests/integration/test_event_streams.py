@@ -17,7 +17,7 @@ from bridge.contract.update_id import UpdateId
 from bridge.timing import Timing
 from tests.support import module_loop
 from tests.support.broker.find import Broker
-from tests.support.clients import RawClient, get
+from tests.support.clients import READ_LIMIT_S, RawClient, get
 from tests.support.event_streams import StreamClient, stream_request
 from tests.support.killmail import killmail
 from tests.support.namespaces import NEAR, island
@@ -254,6 +254,17 @@ async def test_silent_stream_gets_comments_between_blocks(
             assert await client.line() == b":"
             await publish(amqp, exchange, killmail(number))
             assert (await client.update()).message["data"]["killmailId"] == number
+        await client.close()
+
+
+async def test_comments_do_not_delay_heartbeats(broker: Broker, exchange: str) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "ping_interval": "100ms", "heartbeat_interval": "1s"}
+    async with running(broker.url, **flags) as bridge, asyncio.timeout(READ_LIMIT_S):
+        client = await StreamClient.open(port_of(bridge))
+        messages = [(await client.event()).message["type"] for _ in range(2)]
+        assert messages == ["resume", "heartbeat"]
+        while client.comments < 3:
+            assert (await client.event()).message["type"] == "heartbeat"
         await client.close()
 
 

@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
 from tests.support.broker.find import Broker
-from tests.support.clients import RawClient
+from tests.support.clients import HEARTBEAT, PING, READ_LIMIT_S, RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
 from tests.support.resuming import have_all, resuming_clients
@@ -111,6 +111,21 @@ async def test_heartbeats_move_the_id_of_a_client_whose_filter_matches_nothing(
         assert orjson.loads(await back.text())["data"] == {"complete": True, "replayed": 0, "id": newest}
         for each in (client, stayed, back):
             await each.close()
+
+
+async def test_pings_do_not_delay_heartbeats(broker: Broker, exchange: str) -> None:
+    """The client does not answer the pings, so the bridge sends ten pings in the interval of a heartbeat."""
+    flags = {"exchanges": f"{exchange}=killmail", "ping_interval": "100ms", "heartbeat_interval": "1s"}
+    async with running(broker.url, **flags) as bridge, asyncio.timeout(READ_LIMIT_S):
+        client = await RawClient.open(port_of(bridge), path="/updates?after=")
+        pings = 0
+        while True:
+            opcode, payload = await client.frame()
+            if opcode == PING:
+                pings += 1
+            elif pings > 2 and payload.startswith(HEARTBEAT):
+                break
+        await client.close()
 
 
 async def test_client_begins_with_the_last_updates_of_its_filter(
