@@ -44,7 +44,16 @@ EXAMPLES = "browser", "node", "python", "events in browser", "events in node"
 """The followers other than the command, which does not report heartbeats and has an option instead of `?last=`."""
 
 
-@pytest.fixture(params=[*EXAMPLES, "tail", "tail --sse"])
+WAITS_FOR_RETRY = ("events in browser", "tail --sse")
+"""The clients that reconnect after the bridge's `retry`: 1 to 5 seconds."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in WAITS_FOR_RETRY else [])
+        for name in (*EXAMPLES, "tail", "tail --sse")
+    ]
+)
 def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
     """Returns a function that runs a follower with a URL and a silence limit."""
     if request.param == "tail":

@@ -39,7 +39,7 @@ def cases(quick: bool) -> list[Case]:
         Figure("sse_kb", "Server-Sent Events: KB per connection", 2),
         Figure("kb_ratio", "ratio to WebSocket with ids", 2, at_most=AT_MOST),
     )
-    sizes = [(1000, 20, 60, 3), (100, 0, 4000, 2)] if quick else [(1000, 20, 200, 3), (100, 0, 20_000, 5)]
+    sizes = [(1000, 20, 60, 3), (100, 0, 4000, 2)] if quick else [(1000, 20, 200, 5), (100, 0, 20_000, 5)]
     waiting = 500 if quick else 5000
     return [
         *(
