@@ -178,8 +178,9 @@ class ReplayIndex:
         log = self.update_log
         if filter_input is not None:
             self._filter_inputs.put(log.head, filter_input, len(frame))
-        # Within a segment, the sequence numbers of the ids never decrease.
-        restarts = update_id is not None and update_id.sequence <= self._newest.sequence
+        # Within a segment, the sequence numbers of the ids never decrease. A segment without a position would have no
+        # share of the log, so the first entry of all begins no segment, although its sequence number may be 0.
+        restarts = update_id is not None and update_id.sequence <= self._newest.sequence and log.head > 0
         if log.head >= self._full_at or self._room_bytes <= 0 or restarts:
             self._begin(log.head)
         if update_id is not None:

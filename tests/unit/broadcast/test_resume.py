@@ -236,6 +236,20 @@ def test_full_replay_starts_at_the_tail_if_the_log_has_room_left() -> None:
     assert scene.index.oldest == scene.index.update_log.tail == 0
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_full_replay_of_a_new_stream_starts_at_the_tail_while_its_log_fills(first: int) -> None:
+    """The first message of a stream has the sequence number 0."""
+    with closing(Scene(log_bytes=10_000, shared=True)) as scene:
+        sequence = first
+        while not scene.log.tail:
+            scene.publish_with_ids(UpdateId(sequence, TAG))
+            client = scene.join("earliest")
+            scene.turns.settle()
+            received = messages(client.received)
+            assert [message["type"] for message in received] == ["resume", *"a" * len(scene.log)]
+            sequence += 1
+
+
 def test_client_that_falls_off_the_log_after_its_resume_message_is_too_slow() -> None:
     scene = Scene(log_bytes=4000)
     scene.publish("a", "a", "a")
