@@ -154,6 +154,9 @@ class ReplayIndex:
         """The first position of the second segment."""
         self._newest = UpdateId(0, 0)
         """The last id that a caller passed with an entry."""
+        self._highest_found = 0
+        """Above `newest_sequence`, only sequence numbers up to this one may belong to an entry: to those of an earlier
+        stream, and to an own message before the next update."""
         self._last_non_update = -1
         """The last position that holds no update."""
         self._filter_inputs: BoundedCache[FilterInput] = BoundedCache(CACHE_BYTES)
@@ -183,12 +186,15 @@ class ReplayIndex:
         restarts = update_id is not None and update_id.sequence <= self._newest.sequence and log.head > 0
         if log.head >= self._full_at or self._room_bytes <= 0 or restarts:
             self._begin(log.head)
+        if restarts:
+            self._highest_found = max(self._highest_found, self._newest.sequence)
         if update_id is not None:
             segment = self._segments[-1]
             segment.sequences.append(update_id.sequence)
             segment.tags.append(update_id.tag)
             if update_id.before:
                 segment.before.add(log.head)
+                self._highest_found = max(self._highest_found, update_id.sequence)
             else:
                 self._newest = update_id
         self._room_bytes -= len(frame) + extra_bytes
@@ -240,7 +246,11 @@ class ReplayIndex:
 
         The update may come from another instance that is further ahead in the same stream.
         """
-        return self._tag is None and sought.sequence > self._newest.sequence and self._find(sought) is None
+        sequence = sought.sequence
+        if self._tag is not None or sequence <= self._newest.sequence:
+            return False
+        # Thousands of clients may wait for an id. A search of all segments for each of them would block the loop.
+        return sequence > self._highest_found or self._find(sought) is None
 
     def after(self, sought: UpdateId) -> int | None:
         """Returns the position after the entry with this id, or None if the id is unknown or the entry was dropped."""

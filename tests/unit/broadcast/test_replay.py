@@ -277,6 +277,29 @@ def test_other_id_with_the_newest_sequence_is_not_ahead() -> None:
     assert index.is_ahead(UpdateId(4, TAG + 1))
 
 
+@pytest.mark.parametrize("recreated", [False, True])
+def test_id_that_may_still_arrive_is_searched_only_where_an_earlier_stream_had_it(
+    monkeypatch: pytest.MonkeyPatch, *, recreated: bool
+) -> None:
+    index = shared(holding(2**10), 2 * SEGMENT_UPDATES)
+    highest = 2 * SEGMENT_UPDATES
+    if recreated:
+        index.append(FRAME, UpdateId(0, TAG + 1))
+    searches: list[UpdateId] = []
+    find = index._find
+
+    def search(sought: UpdateId) -> int | None:
+        searches.append(sought)
+        return find(sought)
+
+    monkeypatch.setattr(index, "_find", search)
+    assert index.is_ahead(UpdateId(highest + 1, TAG))
+    assert not searches
+    assert not index.is_ahead(UpdateId(highest, TAG))
+    assert index.is_ahead(UpdateId(highest, TAG + 2)) is recreated
+    assert len(searches) == (2 if recreated else 0)
+
+
 # Bounds
 
 
