@@ -86,12 +86,15 @@ class Heartbeats:
             now_s = self._time()
             if not subscription.form.has_ids or now_s < subscription.heartbeat_at:
                 continue
-            # A connection that becomes live later is due later.
-            next_s = now_s + interval_s
+            # A lagging connection may be due as soon as it is live again. Any other connection is due an interval after
+            # the message with which it becomes live.
+            next_s = now_s if subscription.lagging_count else now_s + interval_s
             for connection in subscription.live:
                 due_s = max(connection.sent_at, subscription.sent_at) + interval_s
                 if due_s > now_s:
                     next_s = min(next_s, due_s)
                 elif connection.state is _LIVE:
                     yield connection
+                else:
+                    next_s = now_s
             subscription.heartbeat_at = next_s

@@ -61,6 +61,13 @@ def end_storm(scene: Scene) -> None:
         scene.turns.settle()
 
 
+def lag(client: FakeSubscriber) -> None:
+    """Fills the transport of a live client with bytes that are no message, such as a pong."""
+    client.congested = True
+    client.hub.congested(client)
+    assert client.state is State.LAGGING
+
+
 def pass_by(scene: Scene, seconds: float) -> None:
     """Moves the clock, and looks for due heartbeats."""
     scene.now_s += seconds
@@ -200,6 +207,29 @@ def test_each_client_of_a_subscription_has_its_own_interval(scene: Scene) -> Non
     assert (kinds(first).count("heartbeat"), kinds(second).count("heartbeat")) == (2, 1)
     pass_by(scene, 10)
     assert (kinds(first).count("heartbeat"), kinds(second).count("heartbeat")) == (2, 2)
+
+
+@pytest.mark.parametrize("searched", [False, True], ids=["lags before the search", "lags during the search"])
+def test_client_that_lags_when_it_is_due_gets_its_heartbeat_when_it_is_live_again(
+    scene: Scene, *, searched: bool
+) -> None:
+    first, client = scene.join(""), scene.join("")
+    scene.now_s += INTERVAL_S
+    if not searched:
+        lag(client)
+    scene.turn.steps = 1
+    scene.turns.end_timers()
+    if searched:
+        assert (kinds(first).count("heartbeat"), kinds(client).count("heartbeat")) == (2, 1)
+        lag(client)
+    scene.turns.settle()
+    client.drain()
+    scene.turns.settle()
+    assert kinds(client).count("heartbeat") == 1
+    pass_by(scene, MAX_CHECK_INTERVAL_S)
+    assert (kinds(first).count("heartbeat"), kinds(client).count("heartbeat")) == (2, 2)
+    pass_by(scene, INTERVAL_S - 1)
+    assert (kinds(first).count("heartbeat"), kinds(client).count("heartbeat")) == (3, 2)
 
 
 def test_heartbeat_says_whether_the_bridge_consumes(scene: Scene) -> None:
