@@ -76,8 +76,9 @@ class Heartbeats:
         self._is_watching = False
         if any(subscription.form.has_ids for subscription in self._subscriptions):
             self._due = self._search()
-            self._flush()
+            # A flush that fails must not end the checks.
             self.watch()
+            self._flush()
 
     def _search(self) -> Iterator[Subscriber]:
         """Yields the connections that are due. The search may take several turns of the event loop."""

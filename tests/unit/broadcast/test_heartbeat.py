@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -262,6 +263,16 @@ def test_only_live_clients_get_heartbeats(state: State) -> None:
         pass_by(scene, INTERVAL_S)
         assert kinds(live)[-1] == "heartbeat"
         assert kinds(client) == before
+
+
+def test_flush_that_fails_does_not_end_the_checks(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = scene.join("")
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.hub._heartbeats, "_flush", Mock(side_effect=RuntimeError("a fault")))
+        with pytest.raises(RuntimeError, match="a fault"):
+            pass_by(scene, INTERVAL_S)
+    pass_by(scene, 1)
+    assert kinds(client) == ["resume", "heartbeat", "heartbeat"]
 
 
 def test_checks_end_with_the_last_client_and_begin_with_the_next(scene: Scene) -> None:
