@@ -473,7 +473,13 @@ class Hub:
         # An own message is flushed alone, and its place among the frames is empty.
         self._round_bytes = len(frames) or len(self._index.own_message_at(log.flush_start))
         self._unflushed_bytes -= self._round_bytes
-        batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
+        try:
+            batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
+        except Exception:
+            # The frames count as flushed, but no live connection has been sent them.
+            for subscription in self._subscriptions:
+                subscription.live.begin_round(0)
+            raise
         now_s = self._time()
         for batch in batches:
             for subscription in batch.subscriptions:

@@ -195,7 +195,12 @@ class Subscriptions:
             elif id(update_filter) in matches_by_filter:
                 matches = matches_by_filter[id(update_filter)]
             elif len(matches_by_filter) * len(inputs) < MAX_MATCHES_PER_FLUSH:
-                matches = tuple([update_filter.matches(*filter_input) for filter_input in inputs])
+                try:
+                    matches = tuple([update_filter.matches(*filter_input) for filter_input in inputs])
+                except Exception:
+                    # Only the connections of this filter fail, when they read these updates from the log.
+                    later.append(subscription)
+                    continue
                 matches_by_filter[id(update_filter)] = matches
             else:
                 later.append(subscription)

@@ -580,6 +580,38 @@ def test_failed_round_resets_the_connections_without_its_frames_and_no_other(
     assert stopped == [True]
 
 
+def test_round_that_fails_before_its_first_write_resets_all_live_connections(
+    scene: Scene, crowd: list[SocketSubscriber], resets: list[FakeSubscriber], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames count as flushed, so a connection that is not reset would miss them silently."""
+    live = [*crowd, scene.join(), scene.join("", Only("b"))]
+    scene.turns.settle()
+    with monkeypatch.context() as patched, capture_logs() as logged:
+        patched.setattr(scene.hub._subscriptions, "batches", fail)
+        scene.publish("a")
+        scene.turns.settle()
+    assert [line["event"] for line in logged] == ["flush failed; resetting the unserved connections"]
+    assert set(resets) == set(live)
+    assert len(scene.hub) == 0
+
+
+@pytest.mark.parametrize("form", [Form.TEXT, Form.TEXT_WITH_ID, Form.EVENT])
+def test_filter_that_raises_closes_only_its_own_connections(scene: Scene, form: Form) -> None:
+    class Raising:
+        def matches(self, update_type: str, data: object) -> bool:
+            raise RuntimeError("a fault")
+
+    plain, filtered = scene.join(), scene.join(None, Only("a"))
+    broken = scene.join_with_socket(wanted=Raising(), form=form)
+    scene.turns.settle()
+    frames = scene.publish("a")
+    scene.turns.settle()
+    assert (plain.received, filtered.received) == (frames, frames)
+    assert broken.closed is CloseReason.INTERNAL
+    assert len(scene.hub) == 2
+    assert scene.publish("a") == plain.writes[-1] == filtered.writes[-1]
+
+
 def test_failed_round_resets_the_connections_with_tls_whose_group_failed(
     scene: Scene, small_groups: None, resets: list[FakeSubscriber], monkeypatch: pytest.MonkeyPatch
 ) -> None:
