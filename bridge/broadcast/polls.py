@@ -320,7 +320,11 @@ class Polls:
         update_filter, positions = watch.filter, index.updates(start, end)
         if update_filter is None:
             return bool(positions)
-        return any(update_filter.matches(*index.filter_input(position)) for position in positions)
+        try:
+            return any(update_filter.matches(*index.filter_input(position)) for position in positions)
+        except Exception:
+            # The search of these polls fails too, and ends them. Polls with other filters are not affected.
+            return True
 
     def _wake(self, watch: _Watch) -> Iterator[None]:
         for number, poll in enumerate(tuple(watch.polls), 1):

@@ -7,6 +7,7 @@ import weakref
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -766,9 +767,22 @@ def test_client_that_fails_while_it_is_answered_is_reset(scene: PollScene) -> No
     assert len(scene.polls) == 0
 
 
-def test_fault_in_the_check_of_waiting_polls_ends_only_this_check(scene: PollScene) -> None:
-    broken, other = scene.ask("", Raising(), wait_s=30), scene.ask("", wait_s=30)
+def test_filter_that_raises_ends_only_its_own_polls(scene: PollScene) -> None:
+    broken, other, silent = (scene.ask("", wanted, wait_s=30) for wanted in (Raising(), Only("a"), Only("b")))
     with capture_logs() as logged:
+        scene.publish("a")
+    assert [line["event"] for line in logged] == ["poll failed; connection reset"]
+    assert broken.resets == 1
+    assert other.numbers == [1]
+    assert silent.is_waiting
+
+
+def test_fault_in_the_check_of_waiting_polls_ends_only_this_check(
+    scene: PollScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, other = scene.ask("", Raising(), wait_s=30), scene.ask("", wait_s=30)
+    with monkeypatch.context() as patched, capture_logs() as logged:
+        patched.setattr(scene.polls, "_is_woken", Mock(side_effect=RuntimeError("a fault")))
         scene.publish("a")
     assert [line["event"] for line in logged] == ["check of waiting polls failed"]
     assert len(scene.poll_flushes.positions) == 1
