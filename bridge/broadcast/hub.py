@@ -183,7 +183,14 @@ class Hub:
         self._subscriptions = Subscriptions(index)
         self._writer = BroadcastWriter()
         self._resume = Resume(
-            index, now_ms, schedule, self._dispatch, self.flush, self._on_resumed, replaying=replaying
+            index,
+            now_ms,
+            schedule,
+            self._dispatch,
+            self.flush,
+            self._on_resumed,
+            self._fail,
+            replaying=replaying,
         )
         self._time = time
         self._heartbeats = heartbeats = Heartbeats(
@@ -681,6 +688,9 @@ class Hub:
 
     def _unsubscribe(self, connection: Subscriber) -> None:
         self._subscriptions.leave(connection.subscription)
+
+    def _fail(self, connection: Subscriber, error: Exception) -> None:
+        self._catch_up.fail(connection, error)
 
     def _on_resumed(self, connection: Subscriber, complete: bool, updates: int) -> None:
         if connection.subscription.form.has_ids:

@@ -57,13 +57,15 @@ class Resume:
         dispatch: Dispatch,
         flush: Callable[[], None],
         on_resumed: Callable[[Subscriber, bool, int], None],
+        fail: Callable[[Subscriber, Exception], None],
         *,
         replaying: bool = False,
     ) -> None:
         """`schedule` is the event loop's `call_soon`, and `now_ms` is a clock in Unix milliseconds.
 
         `flush` flushes the hub's log. `on_resumed` is called with each connection whose updates are counted, with
-        whether its replay is complete, and with the number of updates to replay.
+        whether its replay is complete, and with the number of updates to replay. `fail` closes a connection after an
+        error.
         """
         self._index = index
         self._update_log = index.update_log
@@ -72,6 +74,7 @@ class Resume:
         self._dispatch = dispatch
         self._flush = flush
         self._on_resumed = on_resumed
+        self._fail = fail
         self.pending = PendingResumes(index, replaying)
         self._resuming: dict[Subscriber, _Count] = {}
         self._releasing = False
@@ -129,7 +132,10 @@ class Resume:
         if ready:
             self._schedule(self._release_some)
         for connection, request in ready:
-            self._begin(connection, request)
+            try:
+                self._begin(connection, request)
+            except Exception as error:  # the others no longer wait, so nothing else would start them
+                self._fail(connection, error)
 
     def _flush_all(self) -> None:
         # Updates are counted from the cursor to the flushed position. The cursor may be the head of the log, so the log

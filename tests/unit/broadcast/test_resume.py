@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import floor
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -25,7 +26,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.framing import Form
 from bridge.broadcast.replay import REPLAY_MARGIN, SEGMENT_BYTES, SEGMENT_UPDATES, ReplayIndex, UpdateFilter
 from bridge.broadcast.resume import MAX_RELEASES_PER_TURN, PendingResumes, Resume
-from bridge.broadcast.subscriber import Subscriber
+from bridge.broadcast.subscriber import State, Subscriber
 from bridge.broadcast.subscriptions import MAX_MATCHES_PER_FLUSH, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
@@ -928,6 +929,20 @@ def test_many_clients_with_unknown_ids_begin_a_few_in_a_turn() -> None:
     assert all(messages(client.received)[0]["data"]["complete"] is False for client in clients)
 
 
+def test_client_that_fails_after_its_wait_is_closed_and_the_others_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(shared=True, replaying=True)
+    clients = [scene.join(""), scene.join("3-00000001"), scene.join("")]
+    scene.publish_with_ids(*ids(1, 2))
+    monkeypatch.setattr(scene.index, "after", Mock(side_effect=RuntimeError("a fault")))
+    scene.hub.end_replay()
+    scene.hub.tick()
+    scene.hub.tick()
+    scene.turns.settle()
+    assert [client.closed for client in clients] == [None, CloseReason.INTERNAL, None]
+    assert [client.state for client in clients] == [State.LIVE, State.CLOSED, State.LIVE]
+    assert len(scene.hub) == 2
+
+
 def test_ids_without_an_update_evict_nothing_that_is_not_flushed() -> None:
     scene = Scene(log_bytes=40_000, shared=True)
     client = scene.join()
@@ -1042,6 +1057,7 @@ class ResumeScene:
             # position.
             lambda: None,
             lambda _, *resumed: self.resumed.append(resumed),
+            ignore,
         )
 
     @property
