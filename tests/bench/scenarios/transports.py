@@ -67,7 +67,6 @@ def cases(quick: bool) -> list[Case]:
                 Figure("kb", "KB for each waiting request", 2),
                 Figure("cpu_us", "CPU µs for each answer, when one update answers all"),
                 Figure("all_ms", "ms until the last answer"),
-                Figure("request_us", "CPU µs for a request for the last 100 updates"),
             ),
             functools.partial(_polls, clients=waiting),
             waiting,
@@ -108,11 +107,7 @@ def _memory(place: Place, candidate: Candidate, *, clients: int) -> Row:
 
 def _polls(place: Place, candidate: Candidate, *, clients: int) -> Row:
     with serving(candidate, place) as server:
-        with publishing(place, 200, 0):
-            pass
-        server.settle()
-        row = {"request_us": _request_us(server, "/updates?format=json&last=100")}
-        server.settle()
+        row = {}
         ready_kb = server.rss_kb()
         with _waiting(server, clients) as sockets:
             server.settle()
@@ -127,17 +122,6 @@ def _polls(place: Place, candidate: Candidate, *, clients: int) -> Row:
 
 def _head(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-
-
-def _request_us(server: Server, path: str, count: int = 200) -> float:
-    """Returns the processor time of one request in microseconds, including its connection and its response."""
-    before_us = server.cpu_us()
-    for _ in range(count):
-        with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as client:
-            client.sendall(_head(path))
-            while client.recv(65536):
-                pass
-    return (server.cpu_us() - before_us) / count
 
 
 @contextlib.contextmanager
